@@ -1,0 +1,100 @@
+# What can be done here: make help.
+
+PYTHON ?= python3
+ENDPOINTS ?= http://127.0.0.1:4001,http://127.0.0.1:2379
+
+VENV := .venv
+# A second environment, in which the packet kernels are plain Python: both forms have to pass the same tests.
+INTERPRETED := .venv-interpreted
+KERNELS := $(wildcard flannelpy/packet/*.py flannelpy/packet/*.pxd)
+SOURCES := $(shell find flannelpy -name '*.py' -o -name '*.pxd')
+PACKAGING := pyproject.toml setup.py
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+export PYTHON
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+# python-etcd comes as a setup.py; old pips would build that in the old way, and complain about it.
+export PIP_USE_PEP517 := 1
+# An ordinary user of Debian has no sbin in PATH, where ip and iptables live.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+# Stands before a command that needs root.  For an ordinary user it is sudo, and no file of root's stays in the tree.
+ifneq ($(shell id -u),0)
+AS_ROOT = echo "make $@ works with network namespaces, which needs root: asking sudo."; \
+	$(VENV)/bin/python -m compileall -q flannelpy; \
+	sudo env PATH="$$PATH" CI="$${CI-}" PYTHONDONTWRITEBYTECODE=1 PYTEST_ADDOPTS="-p no:cacheprovider" \
+	HYPOTHESIS_STORAGE_DIRECTORY=/root/.cache/hypothesis
+endif
+
+# $(call unskipped,PYTEST): run pytest, and take a skipped test for a failed one.
+unskipped = log=$$(mktemp); trap 'rm -f "$$log"' EXIT; { $(1); } | tee "$$log"; \
+	if tail -n 1 "$$log" | grep -q skipped; then echo "A skipped test is not a passed test."; exit 1; fi
+
+.PHONY: help setup venv demo demo-down run lint unit test bench clean
+
+help: ## list what can be done here
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install the programs that are missing (Debian)
+	@sh scripts/setup.sh
+
+venv: $(VENV)/stamp ## build .venv, with the packet kernels compiled
+
+# What an earlier build has compiled goes first: a failed compilation must not leave the old code in use.
+$(VENV)/stamp: $(PACKAGING) $(KERNELS) | setup
+	@echo "Building $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@rm -f flannelpy/packet/*.so
+	@$(VENV)/bin/pip install --quiet --editable '.[dev]'
+	@ls flannelpy/packet/*.so >/dev/null 2>&1 || echo "Without a C compiler the packet kernels run interpreted, slower."
+	@touch $@
+
+# Installed from an sdist, which holds nothing compiled and shows that it is complete.
+# It is unpacked first, because of an archive pip would take the wheel that it built from an earlier one.
+$(INTERPRETED)/stamp: $(PACKAGING) $(SOURCES) $(VENV)/stamp
+	@echo "Building $(INTERPRETED)"
+	@rm -rf $(INTERPRETED)/sdist
+	@$(PYTHON) -m venv $(INTERPRETED)
+	@log=$(INTERPRETED)/sdist.log; $(VENV)/bin/python -m build --no-isolation --sdist --outdir $(INTERPRETED)/sdist >$$log 2>&1 \
+		|| { cat $$log; exit 1; }
+	@tar -xzf $(INTERPRETED)/sdist/*.tar.gz --strip-components=1 -C $(INTERPRETED)/sdist
+	@CC=/bin/false $(INTERPRETED)/bin/pip install --quiet '$(INTERPRETED)/sdist[dev]'
+	@cd $(INTERPRETED) && bin/python -c "import flannelpy.packet.ipv4 as kernel; file = kernel.__file__; \
+		assert '$(INTERPRETED)' in file and file.endswith('.py'), file"
+	@touch $@
+
+demo: $(VENV)/stamp ## three hosts, their containers ping each other (KEEP=1: leave them to look around)
+	@$(AS_ROOT) $(VENV)/bin/python scripts/demo.py $(if $(KEEP),--keep)
+
+demo-down: $(VENV)/stamp ## remove the hosts that make demo KEEP=1 left
+	@$(AS_ROOT) $(VENV)/bin/python scripts/demo.py down
+
+run: $(VENV)/stamp ## run flannelpy on this machine: make run IFACE=eth1 (ENDPOINTS=…: these etcds)
+	@[ -n "$(IFACE)" ] || { echo "On which interface? make run IFACE=eth1"; exit 2; }
+	@$(AS_ROOT) $(VENV)/bin/python scripts/run.py $(IFACE) $(ENDPOINTS)
+
+lint: $(VENV)/stamp ## style, import arrows, types
+	@$(VENV)/bin/ruff check --quiet
+	@$(VENV)/bin/ruff format --quiet --check
+	@$(VENV)/bin/lint-imports --no-logo
+	@$(VENV)/bin/mypy
+
+unit: $(VENV)/stamp ## the tests that need no root
+	@$(VENV)/bin/pytest -q tests/unit tests/fuzz
+
+test: lint $(INTERPRETED)/stamp ## everything
+	@ls flannelpy/packet/*.so >/dev/null 2>&1 || { echo "The packet kernels don't compile here."; exit 1; }
+	@echo "With interpreted packet kernels:"
+	@$(call unskipped,$(INTERPRETED)/bin/pytest -q tests/unit tests/fuzz tests/golden)
+	@echo "With compiled packet kernels, and everything else:"
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q)
+
+bench: $(VENV)/stamp ## measure throughput, latency and start-up
+	@$(AS_ROOT) $(VENV)/bin/python scripts/bench.py
+
+clean: ## remove what make has built here
+	@rm -rf $(VENV) $(INTERPRETED) build dist *.egg-info flannelpy/packet/*.so .*_cache .hypothesis
+	@find . -name __pycache__ -prune -exec rm -rf {} +

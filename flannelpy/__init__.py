@@ -1,0 +1,3 @@
+"""A faithful flanneld: a subnet for every host, containers connected across hosts over UDP."""
+
+__version__ = "0.1.0"

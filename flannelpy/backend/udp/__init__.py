@@ -1,0 +1,1 @@
+"""The udp backend: inner packets as they are, in UDP datagrams."""

@@ -1,0 +1,55 @@
+"""Destination subnet to next hop, longest prefix first.  Pure.
+
+One dictionary per prefix length in use, so a look-up costs the same at 1 and at 10,000 hosts.
+Counterpart: the original's array, scanned from the front and first match wins.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+from typing import NamedTuple
+
+
+class NextHop(NamedTuple):
+    """Where a subnet's packets are sent: public IP and port, usable as a socket address."""
+
+    public_ip: str
+    port: int
+
+
+class Routes:
+    """The routing table of the data path."""
+
+    def __init__(self) -> None:
+        self._by_length: dict[int, dict[int, NextHop]] = {}
+        self._longest_first: tuple[tuple[int, dict[int, NextHop]], ...] = ()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_length.values()))
+
+    def set(self, subnet: IPv4Network, next_hop: NextHop) -> None:
+        """Send what is for ``subnet`` to ``next_hop`` from now on."""
+        self._by_length.setdefault(subnet.prefixlen, {})[int(subnet.network_address)] = next_hop
+        self._reorder()
+
+    def remove(self, subnet: IPv4Network) -> None:
+        """Forget ``subnet``; nothing happens when it is not known."""
+        entries = self._by_length.get(subnet.prefixlen, {})
+        entries.pop(int(subnet.network_address), None)
+        if not entries:
+            self._by_length.pop(subnet.prefixlen, None)
+        self._reorder()
+
+    def lookup(self, destination: int) -> NextHop | None:
+        """The next hop for an address (0..2^32-1), or None when nobody leases it."""
+        for mask, entries in self._longest_first:
+            next_hop = entries.get(destination & mask)
+            if next_hop is not None:
+                return next_hop
+        return None
+
+    def _reorder(self) -> None:
+        self._longest_first = tuple(
+            ((0xFFFFFFFF << (32 - length)) & 0xFFFFFFFF, self._by_length[length])
+            for length in sorted(self._by_length, reverse=True)
+        )

@@ -1,0 +1,395 @@
+"""The command line: flags, ``FLANNELD_*`` variables, exit codes.  No logic.
+
+Go's spellings are rewritten to the one form that Go and click read alike, ``--name=value`` (``go_spelling``); click
+does the rest: variables, defaults, help.  A flag wins over its variable, an empty variable counts as unset.
+
+Exit codes: what the daemon returns, 2 for a wrong flag or variable, 130 for Ctrl-C before the daemon listens to it.
+Counterpart: the flag set of flanneld v0.5.5, names and defaults; -etcd-username and -etcd-password are those of v0.13.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from ipaddress import IPv4Address
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+from click.core import ParameterSource
+
+from flannelpy import __version__
+from flannelpy.errors import FlannelError, UsageError
+from flannelpy.options import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+PROGRAM = "flannelpy"
+
+ABOUT = """\
+Usage: flannelpy [flags]
+
+Leases a subnet of the network that etcd describes to this host, and carries
+packets between its containers and those of the other hosts over UDP.
+
+Write a flag as -name=value, -name value, --name=value or --name value, and a
+boolean as -name, -name=true or -name=false. A flag wins over its variable, and
+an empty variable counts as unset.
+"""
+
+EXAMPLES = """\
+Examples:
+  The interface by name, etcd on this host:
+    flannelpy -iface=eth1
+
+  Several etcd endpoints, over TLS:
+    flannelpy -iface=eth1 \\
+      -etcd-endpoints=https://10.0.0.1:2379,https://10.0.0.2:2379 \\
+      -etcd-cafile=/etc/etcd/ca.pem \\
+      -etcd-certfile=/etc/etcd/host.pem -etcd-keyfile=/etc/etcd/host-key.pem
+
+  Under systemd, by variables in /etc/default/flannelpy:
+    FLANNELD_IFACE=eth1
+    FLANNELD_ETCD_ENDPOINTS=http://10.0.0.1:2379
+"""
+
+# Flags of v0.5.5 that flannelpy does without, and what to do instead.
+LEFT_OUT = {
+    "networks": "run one flannelpy per network, each with its own -etcd-prefix, -subnet-file and backend port",
+    "subnet-dir": "it belongs to -networks; name the file of the one network with -subnet-file",
+    "listen": "there is no server mode; give every host -etcd-endpoints",
+    "remote": "there is no client mode; give every host -etcd-endpoints",
+    "remote-keyfile": "there is no client mode; use -etcd-keyfile",
+    "remote-certfile": "there is no client mode; use -etcd-certfile",
+    "remote-cafile": "there is no client mode; use -etcd-cafile",
+    "vmodule": "the log has one level for all modules; use -v",
+    "log_backtrace_at": "use -v=1 for more detail",
+    "logtostderr": "the log always goes to stderr; leave it out",
+    "alsologtostderr": "the log always goes to stderr; leave it out",
+    "stderrthreshold": "the whole log goes to stderr; filter its lines by their first letter (I, W, E)",
+    "log_dir": "the log goes to stderr; redirect that, or read it with journalctl",
+}
+
+# Flags that are of no use one without the other.
+PAIRS = (("etcd_keyfile", "etcd_certfile"), ("etcd_username", "etcd_password"))
+
+
+# How the text of a value is read.  Each raises ValueError, which says what would be right.
+
+
+def optional(text: str) -> str | None:
+    """Any text; none means not given."""
+    return text or None
+
+
+def required(text: str) -> str:
+    """Any text but none."""
+    if not text:
+        raise ValueError("must not be empty")
+    return text
+
+
+def boolean(text: str) -> bool:
+    """Source: strconv.ParseBool of Go."""
+    if text in {"1", "t", "T", "TRUE", "true", "True"}:
+        return True
+    if text in {"0", "f", "F", "FALSE", "false", "False"}:
+        return False
+    raise ValueError("must be true or false")
+
+
+def level(text: str) -> int:
+    """A whole number from 0 up."""
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError("must be a whole number from 0 up")
+    return int(text)
+
+
+def address(text: str) -> IPv4Address | None:
+    """An IPv4 address; no text means not given."""
+    try:
+        return IPv4Address(text) if text else None
+    except ValueError:
+        raise ValueError("must be an IPv4 address, such as 172.17.8.101") from None
+
+
+def endpoints(text: str) -> tuple[str, ...]:
+    """URLs between commas, each checked by the room that will speak to it.  Raises UsageError."""
+    from flannelpy.registry.etcd_v2 import parse_endpoint
+
+    urls = tuple(url.strip() for url in text.split(","))
+    for url in urls:
+        parse_endpoint(url)
+    return urls
+
+
+def path(text: str) -> Path:
+    """The path of a file."""
+    return Path(required(text))
+
+
+# The flags.
+
+
+def variable(name: str) -> str:
+    """The variable of a flag: -etcd-prefix is FLANNELD_ETCD_PREFIX."""
+    return "FLANNELD_" + name.upper().replace("-", "_")
+
+
+class Flag(click.Option):
+    """A flag of Go's: its place in -help, its variable, and ``read``, which makes a value of its text."""
+
+    def __init__(
+        self,
+        declared: str,
+        section: str,
+        read: Callable[[str], object],
+        says: str,
+        *,
+        value: str = "",
+        default: str = "",
+        unset: str = "none",
+    ) -> None:
+        self.flag, _, field = declared.partition(" ")
+        self.section = section
+        self.read = read
+        self.synopsis = f"-{self.flag}={value}" if value else f"-{self.flag}"
+        self.manual = f"  {self.synopsis:<28}{variable(self.flag)}\n      {says}\n      Default: {default or unset}.\n"
+        super().__init__(
+            [f"--{self.flag}", field or self.flag.replace("-", "_")],
+            envvar=variable(self.flag),
+            default=default,
+            callback=Flag.checked,
+        )
+
+    @property
+    def takes_value(self) -> bool:
+        """Whether the next word of the command line is its value, as for all but booleans."""
+        return self.read is not boolean
+
+    def spelled(self, context: click.Context) -> str:
+        """What the user wrote: the flag or the variable."""
+        assert self.name is not None
+        by_variable = context.get_parameter_source(self.name) is ParameterSource.ENVIRONMENT
+        return variable(self.flag) if by_variable else f"-{self.flag}"
+
+    @staticmethod
+    def checked(context: click.Context, flag: click.Parameter, text: str) -> object:
+        """The value that ``text`` stands for.  Raises UsageError, which names flag or variable."""
+        assert isinstance(flag, Flag)
+        try:
+            return flag.read(text)
+        except ValueError as error:
+            raise UsageError(f"bad value {text!r} for {flag.spelled(context)}: {error}") from None
+        except UsageError as error:  # from another room, which holds the value back if need be, and knows no variable
+            raise UsageError(f"{flag.spelled(context)}: {str(error).removeprefix(f'-{flag.flag}: ')}") from None
+
+
+class Answer(Flag):
+    """A flag that prints to stderr and ends, before anything else is looked at.  It has no variable."""
+
+    def __init__(self, flag: str, says: str, answer: Callable[[], str]) -> None:
+        super().__init__(flag, "About", boolean, says, default="false")
+        self.manual = f"  {self.synopsis}\n      {says}\n"
+        self.answer = answer
+        self.is_eager, self.expose_value = True, False
+        self.envvar, self.callback = None, Answer.given
+
+    @staticmethod
+    def given(context: click.Context, flag: click.Parameter, text: str) -> None:
+        """Ends the process with exit code 0, unless the flag is false."""
+        assert isinstance(flag, Answer)
+        if Flag.checked(context, flag, text):
+            click.echo(flag.answer(), err=True)
+            sys.exit(0)
+
+
+def version() -> str:
+    """The version, and whether the packet kernels are compiled."""
+    from flannelpy.packet import form
+
+    return f"{PROGRAM} {__version__} ({form()})"
+
+
+def usage() -> str:
+    """All flags by section, 80 columns wide."""
+    sections = [
+        f"{name}:\n" + "".join(flag.manual for flag in flags)
+        for name, flags in groupby(FLAGS, lambda flag: flag.section)
+    ]
+    return "\n".join([ABOUT, *sections, EXAMPLES.rstrip()])
+
+
+FLAGS = (
+    Flag(
+        "iface",
+        "Interface",
+        optional,
+        "The interface that the other hosts reach this one by.",
+        value="NAME|IP",
+        unset="that of the default route",
+    ),
+    Flag(
+        "public-ip",
+        "Interface",
+        address,
+        "The address that the other hosts send to.",
+        value="IP",
+        unset="that of the interface",
+    ),
+    Flag(
+        "etcd-endpoints",
+        "etcd",
+        endpoints,
+        "Where etcd answers; any of them will do.",
+        value="URL[,URL]",
+        default="http://127.0.0.1:4001,http://127.0.0.1:2379",
+    ),
+    Flag(
+        "etcd-prefix",
+        "etcd",
+        required,
+        "The key above the config and the leases.",
+        value="KEY",
+        default="/coreos.com/network",
+    ),
+    Flag("etcd-cafile", "etcd", optional, "The CA that etcd's certificate is checked against.", value="FILE"),
+    Flag("etcd-certfile", "etcd", optional, "The certificate we show to etcd; needs -etcd-keyfile.", value="FILE"),
+    Flag("etcd-keyfile", "etcd", optional, "The key of that certificate.", value="FILE"),
+    Flag("etcd-username", "etcd", optional, "Our user in etcd; needs -etcd-password.", value="NAME"),
+    Flag(
+        "etcd-password",
+        "etcd",
+        optional,
+        "Its password. Prefer the variable: everybody on this host can see flags.",
+        value="TEXT",
+    ),
+    Flag(
+        "subnet-file",
+        "Files",
+        path,
+        "The file that tells Docker our subnet and MTU.",
+        value="FILE",
+        default="/run/flannel/subnet.env",
+    ),
+    Flag(
+        "ip-masq",
+        "Packets",
+        boolean,
+        "Masquerade what containers send out of the network.",
+        default="false",
+    ),
+    Flag("v verbosity", "Log", level, "How much to log: 0 is normal, 1 more.", value="N", default="0"),
+    Answer("version", "Print the version.", version),
+    Answer("help", "Print this text; -h does, too.", usage),
+)
+BY_NAME = {flag.flag: flag for flag in FLAGS} | {"h": FLAGS[-1]}
+
+COMMAND = click.Command(PROGRAM, params=list(FLAGS), add_help_option=False)
+
+
+# Go's spellings.
+
+
+def go_spelling(argv: Sequence[str]) -> Iterator[str]:
+    """Every flag of ``argv`` as ``--name=value``.  Raises UsageError.
+
+    Source: package flag of Go: one dash or two, the value after ``=`` or in the next word, a boolean's only after
+    ``=``; the flags end at ``--`` or at the first word that is none.
+    """
+    words = iter(argv)
+    before = ""
+    for word in words:
+        if word == "--":
+            refuse_extra(next(words, None), before)
+        elif word == "-" or not word.startswith("-"):
+            refuse_extra(word, before)
+        else:
+            yield one_flag(word, words)
+        before = word
+
+
+def one_flag(word: str, following: Iterator[str]) -> str:
+    """The flag of ``word``, with its value from there or from the word that follows."""
+    name, equals, text = word.removeprefix("-").removeprefix("-").partition("=")
+    if not name or name.startswith("-"):
+        raise UsageError(f"bad flag {word!r}: write -name=value or --name=value")
+    flag = BY_NAME.get(name) or refuse_unknown(name)
+    if not equals:
+        text = value_of(flag, following)
+    return f"--{flag.flag}={text}"
+
+
+def value_of(flag: Flag, following: Iterator[str]) -> str:
+    """The value of a flag that was written without ``=``."""
+    if not flag.takes_value:
+        return "true"
+    text = next(following, None)
+    if text is None:
+        raise UsageError(f"-{flag.flag} needs a value: {flag.synopsis}")
+    return text
+
+
+def refuse_unknown(name: str) -> NoReturn:
+    """Says what to write in place of a flag that does not exist."""
+    if name in LEFT_OUT:
+        raise UsageError(f"-{name} is not supported: {LEFT_OUT[name]}")
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, BY_NAME, n=1)
+    raise UsageError(f"unknown flag -{name}: " + (f"did you mean -{close[0]}?" if close else "-help lists all flags"))
+
+
+def refuse_extra(word: str | None, before: str) -> None:
+    """Says what is wrong with a word that is neither flag nor value, if there is one."""
+    if word is None:
+        return
+    flag = BY_NAME.get(before.lstrip("-"))
+    if flag and not flag.takes_value:
+        raise UsageError(f"extra argument {word!r}: the value of a boolean follows '=', as in -{flag.flag}=true")
+    raise UsageError(f"extra argument {word!r}: only flags are expected, -help lists them")
+
+
+# From words to options.
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """What flags and variables ask for.  Raises UsageError.  -help and -version end the process."""
+    context = COMMAND.make_context(PROGRAM, list(go_spelling(argv)))
+    refuse_left_out_variables()
+    refuse_half_pairs(context)
+    return Options(**context.params)
+
+
+def refuse_left_out_variables() -> None:
+    """A variable of a flag that was left out would be obeyed by the original, so it is not passed over in silence."""
+    for name, instead in LEFT_OUT.items():
+        if os.environ.get(variable(name)):
+            raise UsageError(f"{variable(name)} is not supported: {instead}")
+
+
+def refuse_half_pairs(context: click.Context) -> None:
+    """A key needs its certificate, a user a password, and the other way round."""
+    by_field = {flag.name: flag for flag in FLAGS}
+    for pair in PAIRS:
+        given = [by_field[field] for field in pair if context.params[field]]
+        missing = [by_field[field] for field in pair if not context.params[field]]
+        if given and missing:
+            raise UsageError(f"{given[0].spelled(context)} needs -{missing[0].flag}, too")
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The console script: parses, runs the daemon, and ends the process."""
+    try:
+        options = parse(sys.argv[1:] if argv is None else argv)
+        # the daemon brings etcd and netlink along, which -help and a wrong flag need not wait for
+        from flannelpy.daemon import run
+
+        sys.exit(run(options))
+    except FlannelError as error:
+        click.echo(f"{PROGRAM}: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,59 @@
+"""Every error of the project: who is at fault, and what the caller does about it.
+
+The message of each is one line that a person can act on: it names the flag, key or device, the value, and what
+would be right.  ``exit_code`` is what the process returns when the error reaches the top.
+"""
+
+
+class FlannelError(Exception):
+    """Root of the tree."""
+
+    exit_code = 1
+
+
+class UsageError(FlannelError):
+    """The command line or a ``FLANNELD_*`` variable is wrong: the caller prints it and stops."""
+
+    exit_code = 2
+
+
+class HostError(FlannelError):
+    """The machine lacks something (interface, address, device, port, permission): the caller stops."""
+
+
+class ConfigError(FlannelError):
+    """The network config in the store is wrong: the caller says so and reads it again later."""
+
+
+class OutOfSubnets(FlannelError):
+    """Every subnet of the network is leased: the caller says so and tries again later."""
+
+
+class LeaseLost(FlannelError):
+    """Somebody else holds our subnet: the caller stops forwarding and leaves, so that Docker can follow."""
+
+    exit_code = 3
+
+
+class RegistryError(FlannelError):
+    """Root of what a registry raises."""
+
+
+class RegistryUnavailable(RegistryError):
+    """No endpoint gave an answer that can be used: the caller tries again later."""
+
+
+class KeyNotFound(RegistryError):
+    """The key does not exist."""
+
+
+class KeyExists(RegistryError):
+    """A create found the key taken by somebody else: the caller reads again."""
+
+
+class CompareFailed(RegistryError):
+    """The key is no longer at the version that was compared with: the caller reads again."""
+
+
+class HistoryGone(RegistryError):
+    """Changes after the cursor can no longer be told one by one: the caller takes a new snapshot."""

@@ -1,0 +1,87 @@
+"""Chooses the external interface: the NIC and the address that carry the overlay's datagrams.
+
+Counterpart: lookupIface in main.go, pkg/ip/iface.go.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from ipaddress import AddressValueError, IPv4Address
+from typing import NamedTuple
+
+from flannelpy.errors import HostError
+from flannelpy.linux.netlink import Address, Link, Netlink, Route
+
+log = logging.getLogger(__name__)
+
+
+class ExternalInterface(NamedTuple):
+    """The interface, the address of it that we use, and its MTU."""
+
+    name: str
+    address: IPv4Address
+    mtu: int
+
+
+async def find(netlink: Netlink, iface: str | None) -> ExternalInterface:
+    """The interface that ``iface`` (a name or an address) means, by default the default route's.  Raises HostError."""
+    links = {link.index: link for link in await netlink.links()}
+    addresses = await netlink.addresses()
+    for address in addresses:
+        log.debug("Candidate interface %s with address %s", links[address.link_index].name, address.address)
+    if iface is None:
+        log.info("Determining IP address of default interface")
+        index = _default_index(await netlink.routes(), links)
+        return _with_address(links[index], addresses)
+    wanted = _as_address(iface)
+    if wanted is None:
+        return _with_address(_named(links.values(), iface), addresses)
+    return _holding(wanted, addresses, links)
+
+
+def _default_index(routes: Sequence[Route], links: Mapping[int, Link]) -> int:
+    """The interface of the default route with the lowest metric."""
+    defaults = sorted((route for route in routes if route.destination.prefixlen == 0), key=lambda route: route.metric)
+    for route in defaults:
+        log.debug("Candidate default route by %s with metric %d", links[route.link_index].name, route.metric)
+    if not defaults:
+        raise HostError("Failed to get default interface: Unable to find default route; name the interface by -iface")
+    return defaults[0].link_index
+
+
+def _named(links: Collection[Link], name: str) -> Link:
+    for link in links:
+        if link.name == name:
+            return link
+    names = ", ".join(sorted(link.name for link in links))
+    raise HostError(f"Error looking up interface {name}: no such network interface; -iface may be one of {names}")
+
+
+def _holding(wanted: IPv4Address, addresses: Sequence[Address], links: Mapping[int, Link]) -> ExternalInterface:
+    for address in addresses:
+        if address.address == wanted:
+            return _external(links[address.link_index], wanted)
+    held = ", ".join(str(address.address) for address in addresses)
+    raise HostError(f"Error looking up interface {wanted}: No interface with given IP found; this machine has {held}")
+
+
+def _with_address(link: Link, addresses: Sequence[Address]) -> ExternalInterface:
+    """The first address that others can reach, else a link-local one; never a loopback address."""
+    own = [address.address for address in addresses if address.link_index == link.index]
+    usable = [address for address in own if not address.is_loopback and not address.is_multicast]
+    usable.sort(key=lambda address: address.is_link_local)
+    if not usable:
+        raise HostError(f"Failed to find IPv4 address for interface {link.name}; give it one, or choose another -iface")
+    return _external(link, usable[0])
+
+
+def _external(link: Link, address: IPv4Address) -> ExternalInterface:
+    return ExternalInterface(link.name, address, link.mtu)
+
+
+def _as_address(text: str) -> IPv4Address | None:
+    try:
+        return IPv4Address(text)
+    except AddressValueError:
+        return None

@@ -1,0 +1,74 @@
+"""The TUN device: opened by ioctl, gone when it is closed.
+
+Source: Documentation/networking/tuntap.rst and include/uapi/linux/if_tun.h of the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+from flannelpy.errors import HostError
+
+_DEVICE = "/dev/net/tun"
+# struct ifreq { char ifr_name[16]; short ifr_flags; ... } is 40 bytes.
+_IFREQ = struct.Struct("16sH22x")
+_TUNSETIFF = 0x400454CA
+_IFF_TUN = 0x0001
+_IFF_NO_PI = 0x1000
+
+
+class Tun:
+    """An open TUN device.  Reads and writes whole packets and never blocks."""
+
+    def __init__(self, pattern: str = "flannel%d") -> None:
+        """Open the first free device of that name.  Raises HostError."""
+        try:
+            self.fd = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(
+                f"cannot open {_DEVICE}: {error.strerror}; is the tun module there, and are we root?"
+            ) from error
+        try:
+            reply = fcntl.ioctl(self.fd, _TUNSETIFF, _IFREQ.pack(pattern.encode(), _IFF_TUN | _IFF_NO_PI))
+        except OSError as error:
+            os.close(self.fd)
+            raise HostError(f"cannot make a TUN device {pattern}: {error.strerror}; it needs CAP_NET_ADMIN") from error
+        self.name: str = _IFREQ.unpack(reply)[0].rstrip(b"\0").decode()
+
+    def accept_own_address(self) -> None:
+        """Let packets in whose source is the device's own address: our ICMP errors, which are martians otherwise.
+
+        Raises HostError.  Source: accept_local in Documentation/networking/ip-sysctl.rst.
+        """
+        path = Path(f"/proc/sys/net/ipv4/conf/{self.name}/accept_local")
+        try:
+            path.write_text("1")
+        except OSError as error:
+            raise HostError(f"cannot write {path}: {error.strerror}") from error
+
+    def read_into(self, view: memoryview) -> int:
+        """Length of the next packet, put at the start of ``view``; 0 when there is none.  Raises HostError."""
+        try:
+            return os.readv(self.fd, [view])
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise HostError(f"{self.name} cannot be read any more: {error.strerror}") from error
+
+    def write(self, packet: memoryview | bytes) -> bool:
+        """Hand a packet to the kernel; False when it does not take it.  Raises HostError when the device is gone."""
+        try:
+            os.write(self.fd, packet)
+        except OSError as error:
+            if error.errno == errno.EBADFD:
+                raise HostError(f"{self.name} is gone: {error.strerror}") from error
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the device, which removes it with its address and routes."""
+        os.close(self.fd)

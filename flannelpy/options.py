@@ -1,0 +1,28 @@
+"""What the command line settles for one run of the daemon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The checked values of all flags.  None: not given, the daemon decides or does without."""
+
+    iface: str | None
+    public_ip: IPv4Address | None
+    etcd_endpoints: tuple[str, ...]
+    etcd_prefix: str
+    etcd_keyfile: str | None
+    etcd_certfile: str | None
+    etcd_cafile: str | None
+    etcd_username: str | None
+    etcd_password: str | None = field(repr=False)
+    subnet_file: Path
+    ip_masq: bool
+    verbosity: int

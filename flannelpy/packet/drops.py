@@ -1,0 +1,18 @@
+"""Why a packet goes no further.  Per-packet trouble is never raised: it is one of these, and counted."""
+
+import enum
+
+
+class DropReason(enum.IntEnum):
+    """Numbered so that the compiled checks can return them; 0 is kept for "nothing wrong"."""
+
+    TRUNCATED = 1  # shorter than an IPv4 header, or than its own header length
+    NOT_IPV4 = 2  # another IP version
+    BAD_HEADER = 3  # a header length below 20 bytes
+    BAD_LENGTH = 4  # the total length differs from what arrived
+    NO_ROUTE = 5  # nobody leases the destination
+    TTL_EXPIRED = 6  # the last hop was used up here
+    SOCKET_FULL = 7  # the UDP socket takes no more
+    TOO_BIG = 8  # larger than the underlay carries
+    SEND_FAILED = 9  # the underlay refused it: no route, not permitted
+    TUN_REFUSED = 10  # the kernel did not take it from us

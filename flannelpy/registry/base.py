@@ -1,0 +1,82 @@
+"""Where leases are kept, seen from above: a small store with versions, lifetimes and a history.
+
+Speaks of create-if-absent, compare-and-swap, TTL and cursor, never of a product.  Names are relative: a lease is
+``11.0.101.0-24``, not ``/coreos.com/network/subnets/11.0.101.0-24``.
+
+A *snapshot* is the full state, *changes* are a delta; they are different types, so an empty delta can never be taken
+for an empty store.  A *cursor* says where the watch goes on: ``watch(snapshot.cursor)`` misses nothing that happened
+after the snapshot, ``watch(changes.cursor)`` nothing after the changes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+
+class Entry(NamedTuple):
+    """One key below ``subnets``: its relative name, value, remaining seconds (None: for ever) and version."""
+
+    name: str
+    value: str
+    lease_ttl: int | None
+    version: int
+
+
+class Snapshot(NamedTuple):
+    """Everything below ``subnets`` at one moment."""
+
+    entries: tuple[Entry, ...]
+    cursor: int
+
+
+class Put(NamedTuple):
+    """An entry was created or given a new value."""
+
+    entry: Entry
+
+
+class Removed(NamedTuple):
+    """An entry was deleted or expired."""
+
+    name: str
+
+
+class Changes(NamedTuple):
+    """What happened since a cursor, oldest first.
+
+    Empty when nothing did before the time-out; or earlier, with a cursor further on, when only other things happened.
+    """
+
+    changes: tuple[Put | Removed, ...]
+    cursor: int
+
+
+class Registry(Protocol):
+    """A store of one network's config and leases.
+
+    Raises, in every call: RegistryUnavailable when no endpoint gave an answer that can be used.
+    """
+
+    async def read_config(self) -> str:
+        """The network config as stored.  Raises KeyNotFound."""
+
+    async def snapshot(self) -> Snapshot:
+        """All leases, and the cursor from which a watch goes on.  No leases yet is an empty snapshot."""
+
+    async def create(self, name: str, value: str, lease_ttl: int) -> Entry:
+        """Create ``name`` if absent, for at least a second.
+
+        Raises: KeyExists when somebody else has it, never for our own lost reply.
+        """
+
+    async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> Entry:
+        """Replace value and lifetime (None: for ever) if still at ``version``.  Raises CompareFailed, KeyNotFound."""
+
+    async def compare_and_delete(self, name: str, version: int) -> None:
+        """Delete ``name`` if still at ``version``.  Raises CompareFailed, KeyNotFound."""
+
+    async def watch(self, cursor: int, timeout: float) -> Changes:
+        """What happens from ``cursor`` on, waiting up to ``timeout`` seconds for it.  Raises HistoryGone."""
+
+    async def close(self) -> None:
+        """End every pending call, which raises RegistryUnavailable; nothing may be called afterwards."""

@@ -1,0 +1,426 @@
+"""Leases in etcd, over its v2 API: the Registry protocol on top of python-etcd.
+
+How it works.  python-etcd is synchronous, so every call gets a daemon thread of its own: a long poll never holds up a
+renewal, a cancelled call is simply no longer listened to, and no thread keeps the process alive.  A cancelled write may
+still take effect.
+
+python-etcd's fail-over and urllib3's retries are off, because both would hide from us that a write was sent twice.
+``_Cluster`` rotates instead: each call tries every endpoint once, beginning with the one that worked last.  A write
+whose reply was lost is sent again; when etcd then refuses it, the key is read back, and if it holds what we wrote, the
+refusal came from our own first try and the write has succeeded.
+
+etcd's errors become ours in ``_errors_as_ours`` and are seen nowhere above.
+
+Counterpart: subnet/registry.go of flanneld v0.5.5.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import posixpath
+import ssl
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+
+from flannelpy.errors import (
+    CompareFailed,
+    HistoryGone,
+    HostError,
+    KeyExists,
+    KeyNotFound,
+    RegistryError,
+    RegistryUnavailable,
+    UsageError,
+)
+from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from etcd import Client, EtcdResult
+
+Answer = TypeVar("Answer")
+
+DEFAULT_PORT = 2379
+REPLY_TIMEOUT = 4.0  # seconds to connect, and again for the answer
+SHORTEST_POLL = 0.5  # seconds that a watch gives even the last endpoint in the rotation
+LONGEST_CAUSE = 200  # characters; a proxy may answer with a whole web page
+
+# Source: etcd Documentation/v2/errorcode.md
+REFUSALS: dict[int, type[RegistryError]] = {100: KeyNotFound, 101: CompareFailed, 105: KeyExists, 401: HistoryGone}
+
+REMOVALS = frozenset({"delete", "compareAndDelete", "expire"})
+
+
+class Endpoint(NamedTuple):
+    """One address of etcd; the host of an IPv6 address keeps its brackets."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.host}:{self.port}"
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """``http(s)://host[:port]`` as an Endpoint.  Raises UsageError."""
+    wrong = UsageError(f"-etcd-endpoints: {text!r} is not of the form http://host:port or https://host:port")
+    try:
+        parts = urlsplit(text.strip())
+        host, port = parts.hostname, DEFAULT_PORT if parts.port is None else parts.port
+    except ValueError:
+        raise wrong from None
+    if "@" in parts.netloc:  # the value is not repeated, it holds a password
+        raise UsageError("-etcd-endpoints: give the user by -etcd-username and -etcd-password, not inside the URL")
+    if parts.scheme not in ("http", "https") or not host or " " in host or not port:
+        raise wrong
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise wrong
+    return Endpoint(parts.scheme, f"[{host}]" if ":" in host else host, port)
+
+
+class EtcdV2Registry:
+    """The network kept below ``prefix`` in the etcd cluster reached at ``endpoints``.
+
+    Raises: UsageError and HostError from the constructor, for options that can never work.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        prefix: str,
+        *,
+        keyfile: str | None = None,
+        certfile: str | None = None,
+        cafile: str | None = None,
+        username: str | None = None,
+        password: str | None = None,
+    ) -> None:
+        _check_tls_files(keyfile, certfile, cafile)
+        options = {
+            "cert": (certfile, keyfile) if certfile else None,
+            "ca_cert": cafile,
+            "username": username and _as_latin1(username),
+            "password": password and _as_latin1(password),
+        }
+        self._cluster = _Cluster([_Endpoint(parse_endpoint(text), options) for text in endpoints])
+        root = posixpath.normpath("/" + prefix.strip("/")).rstrip("/")
+        self._config = quote(f"{root}/config")
+        self._subnets = f"{root}/subnets/"
+        self._pending: set[asyncio.Future[Any]] = set()
+        self._closed = False
+
+    async def read_config(self) -> str:
+        """See Registry."""
+        return await self._ask(lambda endpoint: endpoint.read(self._config, quorum=True).value or "")
+
+    async def snapshot(self) -> Snapshot:
+        """See Registry."""
+        return await self._ask(self._snapshot)
+
+    async def create(self, name: str, value: str, lease_ttl: int) -> Entry:
+        """See Registry."""
+        return await self._write(name, value, ttl=lease_ttl, prevExist=False)
+
+    async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> Entry:
+        """See Registry."""
+        return await self._write(name, value, ttl=lease_ttl, prevIndex=version)
+
+    async def compare_and_delete(self, name: str, version: int) -> None:
+        """See Registry."""
+
+        def send(endpoint: _Endpoint) -> None:
+            endpoint.delete(self._key(name), prevIndex=version)
+
+        def settle(endpoint: _Endpoint) -> None:
+            with contextlib.suppress(KeyNotFound):  # our own doing
+                send(endpoint)
+
+        await self._ask(send, settle)
+
+    async def watch(self, cursor: int, timeout: float) -> Changes:
+        """See Registry; one event at a time, which is what v2 gives."""
+        deadline = time.monotonic() + timeout
+        return await self._ask(lambda endpoint: self._watch(endpoint, cursor, deadline))
+
+    async def close(self) -> None:
+        """See Registry; connections in use end by their own time-outs."""
+        self._closed = True
+        for answer in self._pending:
+            _resolve(answer, None, RegistryUnavailable("the registry was closed"))
+
+    async def _ask(
+        self, request: Callable[[_Endpoint], Answer], settle: Callable[[_Endpoint], Answer] | None = None
+    ) -> Answer:
+        """``_Cluster.ask`` in a thread of its own."""
+        if self._closed:
+            raise RegistryUnavailable("the registry was closed")
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._pending.add(answer)
+        answer.add_done_callback(self._pending.discard)
+        work = functools.partial(self._cluster.ask, request, settle)
+        threading.Thread(target=_deliver, args=(work, answer), name="etcd", daemon=True).start()
+        return await answer
+
+    async def _write(self, name: str, value: str, ttl: int | None, **condition: int) -> Entry:
+        """Write under ``condition``, prevExist or prevIndex: python-etcd ignores what it does not know."""
+        if ttl is not None and ttl <= 0:
+            raise ValueError(f"lease_ttl is {ttl}, which etcd would take to mean for ever")
+        key = self._key(name)
+
+        def send(endpoint: _Endpoint) -> Entry:
+            return self._entry(endpoint.write(key, value, ttl=ttl, **condition))
+
+        def settle(endpoint: _Endpoint) -> Entry:
+            try:
+                return send(endpoint)
+            except (KeyExists, CompareFailed):
+                with contextlib.suppress(KeyNotFound):
+                    found = endpoint.read(key, quorum=True)
+                    if found.value == value:
+                        return self._entry(found)
+                raise
+
+        return await self._ask(send, settle)
+
+    def _key(self, name: str) -> str:
+        return quote(self._subnets + name)
+
+    def _entry(self, node: EtcdResult) -> Entry:
+        # Between running out and being swept a key has no "ttl" but still an "expiration".
+        lease_ttl = None if node.expiration is None else max(node.ttl or 0, 0)
+        return Entry(node.key.removeprefix(self._subnets), node.value or "", lease_ttl, node.modifiedIndex)
+
+    def _snapshot(self, endpoint: _Endpoint) -> Snapshot:
+        try:
+            directory = endpoint.read(self._key(""), recursive=True, quorum=True)
+        except KeyNotFound as missing:
+            return Snapshot((), _index_of(missing) + 1)
+        leaves = (node for node in directory.leaves if self._is_entry(node))
+        return Snapshot(tuple(map(self._entry, leaves)), directory.etcd_index + 1)
+
+    def _watch(self, endpoint: _Endpoint, cursor: int, deadline: float) -> Changes:
+        event = endpoint.watch(self._key(""), cursor, max(deadline - time.monotonic(), SHORTEST_POLL))
+        return self._changes(event) if event else Changes((), cursor)
+
+    def _changes(self, event: EtcdResult) -> Changes:
+        # modifiedIndex, not X-Etcd-Index: the latter is where the store stood when it accepted the watch.
+        cursor = event.modifiedIndex + 1
+        if event.action not in REMOVALS:
+            return Changes((Put(self._entry(event)),) if self._is_entry(event) else (), cursor)
+        if not self._is_entry(event):  # what was inside goes without events of its own
+            raise HistoryGone(f"{event.key}: the directory was removed")
+        return Changes((Removed(event.key.removeprefix(self._subnets)),), cursor)
+
+    def _is_entry(self, node: EtcdResult) -> bool:
+        return not node.dir and bool(node.key.startswith(self._subnets))
+
+
+def _as_latin1(text: str) -> str:
+    """``text`` so that urllib3, which sends credentials as Latin-1, sends its UTF-8 bytes."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def _check_tls_files(keyfile: str | None, certfile: str | None, cafile: str | None) -> None:
+    """Load what python-etcd would load much later.  Raises UsageError, HostError."""
+    if bool(keyfile) != bool(certfile):
+        raise UsageError("-etcd-keyfile and -etcd-certfile must be given together")
+    for flag, path in (("-etcd-keyfile", keyfile), ("-etcd-certfile", certfile), ("-etcd-cafile", cafile)):
+        if path:
+            _check_readable(flag, path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if cafile:
+        try:
+            context.load_verify_locations(cafile)
+        except ssl.SSLError as error:
+            raise HostError(f"-etcd-cafile: {cafile} holds no CA certificate in PEM form") from error
+    if certfile and keyfile:
+        try:
+            context.load_cert_chain(certfile, keyfile, password=lambda: "")  # or OpenSSL asks on the terminal
+        except ssl.SSLError as error:
+            raise HostError(
+                f"-etcd-certfile, -etcd-keyfile: {certfile} and {keyfile} are not a certificate and its "
+                "unencrypted key in PEM form"
+            ) from error
+
+
+def _check_readable(flag: str, path: str) -> None:
+    try:
+        with Path(path).open("rb"):
+            pass
+    except OSError as error:
+        raise HostError(f"{flag}: cannot read {path}: {error.strerror}") from error
+
+
+def _deliver(work: Callable[[], Answer], answer: asyncio.Future[Answer]) -> None:
+    """Do ``work`` in this thread and hand the outcome to the loop that waits for it."""
+    result: Answer | None = None
+    failure: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:
+        failure = error
+    with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits any more
+        answer.get_loop().call_soon_threadsafe(_resolve, answer, result, failure)
+
+
+def _resolve(answer: asyncio.Future[Any], result: object, failure: Exception | None) -> None:
+    if answer.done():  # cancelled or closed meanwhile
+        return
+    if failure is None:
+        answer.set_result(result)
+    else:
+        answer.set_exception(failure)
+
+
+class _NoAnswer(Exception):
+    """An endpoint gave no answer that can be used; ``sent``: what was asked may have happened all the same."""
+
+    def __init__(self, cause: str, sent: bool) -> None:
+        super().__init__(" ".join(cause.split())[:LONGEST_CAUSE])
+        self.sent = sent
+
+
+class _Cluster:
+    """Endpoints in rotation, of which the one that answered last comes first."""
+
+    def __init__(self, endpoints: Sequence[_Endpoint]) -> None:
+        if not endpoints:
+            raise UsageError("-etcd-endpoints: name at least one endpoint")
+        self._endpoints = endpoints
+        self._first = 0  # shared by all threads: each only ever stores a valid index
+
+    def ask(
+        self, request: Callable[[_Endpoint], Answer], settle: Callable[[_Endpoint], Answer] | None = None
+    ) -> Answer:
+        """The first usable answer; ``settle`` is asked for it once ``request`` may have happened without our knowing.
+
+        Raises: etcd's refusals, RegistryUnavailable.
+        """
+        causes = []
+        start, count = self._first, len(self._endpoints)
+        for turn in range(start, start + count):
+            endpoint = self._endpoints[turn % count]
+            try:
+                return request(endpoint)
+            except _NoAnswer as failure:
+                self._first = (turn + 1) % count
+                if settle and failure.sent:
+                    return self.ask(settle)
+                causes.append(f"{endpoint.url}: {failure}")
+        raise RegistryUnavailable("; ".join(causes))
+
+
+class _Endpoint:
+    """One endpoint and its client.
+
+    Raises, in every call: etcd's refusals as ours, _NoAnswer.
+    """
+
+    def __init__(self, url: Endpoint, options: dict[str, Any]) -> None:
+        self.url = url
+        self._options = options
+
+    def read(self, key: str, **options: bool) -> EtcdResult:
+        with _errors_as_ours(key):
+            return self._client.read(key, **options)
+
+    def write(self, key: str, value: str, ttl: int | None, **condition: int) -> EtcdResult:
+        with _errors_as_ours(key):
+            return self._client.write(key, value, ttl=ttl, **condition)
+
+    def delete(self, key: str, **condition: int) -> None:
+        with _errors_as_ours(key):
+            self._client.delete(key, **condition)
+
+    def watch(self, key: str, cursor: int, seconds: float) -> EtcdResult | None:
+        """The first event at or after ``cursor``; None when there was none in time.  Raises HistoryGone."""
+        import etcd
+        import urllib3
+
+        patience = urllib3.Timeout(connect=REPLY_TIMEOUT, read=seconds)
+        with _errors_as_ours(key):
+            try:
+                return self._client.read(key, recursive=True, wait=True, waitIndex=cursor, timeout=patience)
+            except etcd.EtcdWatchTimedOut:
+                return None
+            except etcd.EtcdClusterIdChanged as error:
+                raise HistoryGone("etcd was replaced by another cluster") from error
+
+    @functools.cached_property
+    def _client(self) -> Client:
+        import etcd
+        import urllib3
+
+        # Both log what our errors say in better words, python-etcd at ERROR and with a traceback.
+        for library in ("etcd", "urllib3"):
+            logging.getLogger(library).setLevel(logging.CRITICAL)
+        scheme, host, port = self.url
+        client = etcd.Client(
+            host, port, protocol=scheme, read_timeout=REPLY_TIMEOUT, allow_redirect=False, **self._options
+        )
+        # Not False: then a watch on a frozen endpoint would look like one on which nothing happens.
+        client.http.connection_pool_kw["retries"] = urllib3.Retry(0)
+        return client
+
+
+@contextlib.contextmanager
+def _errors_as_ours(key: str) -> Iterator[None]:
+    import etcd
+
+    try:
+        yield
+    except etcd.EtcdException as error:
+        payload = error.payload or {}
+        refusal = REFUSALS.get(payload.get("errorCode", 0))
+        if refusal is None:
+            raise _no_answer(error) from error
+        raise refusal(f"{unquote(key)}: {payload.get('message')} ({payload.get('cause')})") from error
+
+
+def _index_of(refusal: RegistryError) -> int:
+    """Where the store stood when it refused."""
+    error: Any = refusal.__cause__
+    return int(error.payload["index"])
+
+
+def _no_answer(error: Exception) -> _NoAnswer:
+    """python-etcd's ``error`` in words that a person can act on."""
+    import etcd
+    import urllib3
+
+    if isinstance(error, etcd.EtcdInsufficientPermissions):
+        return _NoAnswer("permission denied, see -etcd-username and -etcd-password", sent=False)
+    if "404 page not found" in str(error):
+        return _NoAnswer("the v2 API is switched off, start etcd with --enable-v2=true", sent=False)
+    causes = list(_causes(error))
+    # In urllib3 every failure before the connection stands is a ConnectTimeoutError.
+    sent = not any(isinstance(cause, urllib3.exceptions.ConnectTimeoutError) for cause in causes)
+    return _NoAnswer(_in_words(causes[-1]), sent)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """``error`` and what lies behind it, wherever python-etcd and urllib3 keep that."""
+    while error is not None:
+        yield error
+        kept = (getattr(error, "cause", None), getattr(error, "reason", None), *error.args, error.__cause__)
+        error = next((inner for inner in kept if isinstance(inner, BaseException)), None)
+
+
+def _in_words(cause: BaseException) -> str:
+    if isinstance(cause, TimeoutError) and not cause.strerror:
+        return "no answer in time"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"certificate refused: {cause.verify_message}"
+    if isinstance(cause, ssl.SSLError):
+        return f"TLS failed: {cause.reason or cause}"
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror.lower()
+    return str(cause) or type(cause).__name__

@@ -1,0 +1,1 @@
+"""What is leased, to whom, for how long."""

@@ -1,0 +1,51 @@
+"""Which subnet a new host takes.  Pure: randomness is an argument.
+
+Counterpart: allocateSubnet in subnet/etcd.go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from ipaddress import IPv4Network
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from flannelpy.errors import OutOfSubnets
+from flannelpy.subnet.config import NetworkConfig
+
+if TYPE_CHECKING:
+    import random
+
+# Hosts that start together pick from this many free subnets, so that few pick the same one.
+_CHOICES = 100
+
+
+def pick_subnet(
+    config: NetworkConfig, taken: Collection[IPv4Network], previous: IPv4Network | None, rng: random.Random
+) -> IPv4Network:
+    """``previous`` if it fits and is free, else a random one of the first free subnets.  Raises OutOfSubnets."""
+    if previous is not None and config.fits(previous) and not any(map(previous.overlaps, taken)):
+        return previous
+    choices = list(islice(free_subnets(config, taken), _CHOICES))
+    if not choices:
+        raise OutOfSubnets(
+            f"out of subnets: {len(taken)} leases fill the range {config.subnet_min} ... {config.subnet_max}"
+            f" of /{config.subnet_len} subnets"
+        )
+    return rng.choice(choices)
+
+
+def free_subnets(config: NetworkConfig, taken: Collection[IPv4Network]) -> Iterator[IPv4Network]:
+    """Subnets from SubnetMin to SubnetMax that overlap nothing in ``taken``, lowest first."""
+    size = 1 << (32 - config.subnet_len)
+    blocks = sorted(((int(net.network_address), int(net.broadcast_address)) for net in taken), reverse=True)
+    address, last = int(config.subnet_min), int(config.subnet_max)
+    blocked_up_to = -1
+    while address <= last:
+        while blocks and blocks[-1][0] < address + size:
+            blocked_up_to = max(blocked_up_to, blocks.pop()[1])
+        if blocked_up_to < address:
+            yield IPv4Network((address, config.subnet_len))
+            address += size
+        else:
+            address = (blocked_up_to // size + 1) * size

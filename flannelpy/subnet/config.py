@@ -1,0 +1,126 @@
+"""The network config that an operator puts into the store.  Pure.
+
+Keys and defaults are v0.5.5's; what is refused is what v0.13.0 refuses, and a SubnetMin above SubnetMax.
+Counterpart: subnet/config.go.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from flannelpy.errors import ConfigError
+from flannelpy.subnet import go_json
+
+_DEFAULT_SUBNET_LEN = 24
+_MAX_NETWORK_LEN = 28
+_MAX_SUBNET_LEN = 30
+
+
+@dataclass(frozen=True, slots=True)
+class BackendConfig:
+    """The ``Backend`` object: its type in lower case, and all of its keys."""
+
+    type: str
+    options: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """A validated config: subnets of ``subnet_len`` from ``subnet_min`` to ``subnet_max`` (first addresses)."""
+
+    network: IPv4Network
+    subnet_len: int
+    subnet_min: IPv4Address
+    subnet_max: IPv4Address
+    backend: BackendConfig
+
+    def fits(self, subnet: IPv4Network) -> bool:
+        """Whether a host may hold ``subnet`` under this config.  Counterpart: isSubnetConfigCompat."""
+        return subnet.prefixlen == self.subnet_len and self.subnet_min <= subnet.network_address <= self.subnet_max
+
+
+def parse(text: str) -> NetworkConfig:
+    """The config in ``text``.  Raises ConfigError naming key, value and rule."""
+    try:
+        document = go_json.parse_object(text)
+    except ValueError as error:
+        raise ConfigError(f"network config is {error}") from error
+    network = _network(go_json.get(document, "Network"))
+    subnet_len = _subnet_len(go_json.get(document, "SubnetLen"), network)
+    size = 1 << (32 - subnet_len)
+    # The first subnet is skipped: its address is the network's own, and a broadcast address to old kernels.
+    subnet_min = _boundary(document, "SubnetMin", network, subnet_len, default=network.network_address + size)
+    subnet_max = _boundary(document, "SubnetMax", network, subnet_len, default=network.broadcast_address - (size - 1))
+    if subnet_min > subnet_max:
+        raise ConfigError(f"SubnetMin {subnet_min} is above SubnetMax {subnet_max}")
+    return NetworkConfig(network, subnet_len, subnet_min, subnet_max, _backend(document))
+
+
+def _network(value: object) -> IPv4Network:
+    if value is None:
+        raise ConfigError('Network is missing: the config needs at least {"Network": "10.1.0.0/16"}')
+    # The standard library would also take a netmask or no length at all, which the original does not.
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9.]+/[0-9]{1,2}", value):
+        raise ConfigError(f"Network {_show(value)} is not an IPv4 network such as 10.1.0.0/16")
+    try:
+        network = IPv4Network(value, strict=False)
+    except ValueError as error:
+        raise ConfigError(f"Network {_show(value)} is not an IPv4 network such as 10.1.0.0/16") from error
+    if network.prefixlen > _MAX_NETWORK_LEN:
+        raise ConfigError(f"Network {network} is too small: minimum useful network prefix is /{_MAX_NETWORK_LEN}")
+    return network
+
+
+def _subnet_len(value: object, network: IPv4Network) -> int:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise ConfigError(f"SubnetLen {_show(value)} is not a prefix length such as 24")
+    subnet_len = value or max(_DEFAULT_SUBNET_LEN, network.prefixlen + 1)
+    if subnet_len > _MAX_SUBNET_LEN:
+        raise ConfigError(f"SubnetLen {subnet_len} must be less than /{_MAX_SUBNET_LEN + 1}")
+    if subnet_len < network.prefixlen + 2:
+        raise ConfigError(
+            f"SubnetLen {subnet_len}{'' if value else ' (the default)'} is too short: Network {network} must be able"
+            f" to accommodate at least four subnets, so it needs SubnetLen {network.prefixlen + 2} or more"
+        )
+    return subnet_len
+
+
+def _boundary(
+    document: Mapping[str, object], key: str, network: IPv4Network, subnet_len: int, *, default: IPv4Address
+) -> IPv4Address:
+    """SubnetMin or SubnetMax: the address of a subnet inside the network."""
+    value = go_json.get(document, key)
+    if value is None:
+        return default
+    try:
+        address = IPv4Address(value) if isinstance(value, str) else None
+    except ValueError:
+        address = None
+    if address is None:
+        raise ConfigError(f"{key} {_show(value)} is not an IPv4 address such as {default}")
+    if address not in network:
+        raise ConfigError(f"{key} {address} is not in the range of the Network {network}")
+    if int(address) % (1 << (32 - subnet_len)):
+        raise ConfigError(f"{key} {address} is not on a SubnetLen boundary: subnets are /{subnet_len}")
+    return address
+
+
+def _backend(document: Mapping[str, object]) -> BackendConfig:
+    options = go_json.get(document, "Backend")
+    if options is None:
+        return BackendConfig("udp", {})
+    if not isinstance(options, dict):
+        raise ConfigError(f'Backend {_show(options)} is not an object such as {{"Type": "udp"}}')
+    backend_type = go_json.get(options, "Type")
+    if backend_type is None:
+        raise ConfigError('Backend.Type is missing: name it, as in {"Type": "udp"}, or leave Backend out')
+    if not isinstance(backend_type, str):
+        raise ConfigError(f'Backend.Type {_show(backend_type)} is not a name such as "udp"')
+    return BackendConfig(backend_type.lower(), options)
+
+
+def _show(value: object) -> str:
+    return repr(value) if isinstance(value, str) else go_json.dump(value)

@@ -1,0 +1,77 @@
+"""A lease: who holds a subnet, under which key, with which value.  Pure.
+
+Counterpart: Lease and LeaseAttrs in subnet/subnet.go, parseSubnetKey and makeSubnetKey in subnet/etcd.go.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from flannelpy.registry.base import Entry
+from flannelpy.subnet import go_json
+
+_KEY = re.compile(r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})-(0|[1-9]\d?)")
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseAttrs:
+    """A lease's value.  ``backend_data`` is whatever JSON the backend put there."""
+
+    public_ip: IPv4Address
+    backend_type: str = ""
+    backend_data: object = None
+
+    def encode(self) -> str:
+        """The JSON that the original would write, byte for byte."""
+        document: dict[str, object] = {"PublicIP": str(self.public_ip)}
+        if self.backend_type:
+            document["BackendType"] = self.backend_type
+        if self.backend_data is not None:
+            document["BackendData"] = self.backend_data
+        return go_json.dump(document)
+
+    @classmethod
+    def decode(cls, text: str) -> LeaseAttrs:
+        """Read any version's value; unknown keys are ignored.  Raises ValueError."""
+        document = go_json.parse_object(text)
+        public_ip = go_json.get(document, "PublicIP")
+        backend_type = go_json.get(document, "BackendType") or ""
+        if not isinstance(public_ip, str):
+            raise ValueError("no PublicIP")
+        if not isinstance(backend_type, str):
+            raise ValueError("BackendType is not a string")
+        return cls(IPv4Address(public_ip), backend_type, go_json.get(document, "BackendData"))
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A subnet, its holder's attributes, the seconds left (None: a reservation) and the store's version of it."""
+
+    subnet: IPv4Network
+    attrs: LeaseAttrs
+    lease_ttl: int | None
+    version: int
+
+    @classmethod
+    def from_entry(cls, entry: Entry) -> Lease:
+        """Read an entry of the store.  Raises ValueError when key or value is malformed."""
+        return cls(parse_key(entry.name), LeaseAttrs.decode(entry.value), entry.lease_ttl, entry.version)
+
+
+def format_key(subnet: IPv4Network) -> str:
+    """``11.0.101.0-24`` for 11.0.101.0/24."""
+    return f"{subnet.network_address}-{subnet.prefixlen}"
+
+
+def parse_key(name: str) -> IPv4Network:
+    """The subnet of a key.  Raises ValueError.
+
+    Host bits are refused: the original never routes to such a key.  So is a length such as 08: two keys of one subnet
+    would take turns.
+    """
+    match = _KEY.fullmatch(name)
+    if match is None:
+        raise ValueError("no subnet key such as 10.1.7.0-24")
+    return IPv4Network(f"{match[1]}/{match[2]}")

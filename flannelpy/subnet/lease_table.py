@@ -1,0 +1,109 @@
+"""The leases of all hosts, kept up with the store.  Pure.
+
+The own lease is told apart here and nowhere else.  A snapshot is compared with the table by value, so a host that got
+another public IP while we were not looking is seen.  A malformed key or value is skipped and reported once.
+Counterpart: leaseWatcher in subnet/watch.go.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+
+from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
+from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A host holds this lease: a new one, or a known subnet with other attributes."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Nobody holds this subnet any more."""
+
+    subnet: IPv4Network
+
+
+LeaseEvent = Added | Gone
+
+
+@dataclass(slots=True)
+class Update:
+    """What a snapshot or changes mean: for other hosts, for the own lease (in order), and what made no sense."""
+
+    events: list[LeaseEvent] = field(default_factory=list)
+    own: list[LeaseEvent] = field(default_factory=list)
+    malformed: list[str] = field(default_factory=list)
+
+
+class LeaseTable:
+    """Who holds what, seen from the host that holds ``own_subnet``."""
+
+    def __init__(self, own_subnet: IPv4Network) -> None:
+        self._own_subnet = own_subnet
+        self._others: dict[IPv4Network, LeaseAttrs] = {}
+        self._malformed: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._others)
+
+    def replace(self, snapshot: Snapshot) -> Update:
+        """Make the table equal to the snapshot; the own lease is always told, as held or as gone."""
+        update = Update()
+        names = {entry.name for entry in snapshot.entries}
+        for name in [name for name in self._malformed if name not in names]:
+            del self._malformed[name]
+        # A known subnet whose value became malformed still has its key, so it is kept as it was.
+        for subnet in [subnet for subnet in self._others if format_key(subnet) not in names]:
+            self._remove(subnet, update)
+        for entry in snapshot.entries:
+            self._put(entry, update)
+        if format_key(self._own_subnet) not in names:
+            update.own.append(Gone(self._own_subnet))
+        return update
+
+    def apply(self, changes: Changes) -> Update:
+        """Carry the changes over into the table."""
+        update = Update()
+        for change in changes.changes:
+            match change:
+                case Put(entry):
+                    self._put(entry, update)
+                case Removed(name):
+                    self._malformed.pop(name, None)
+                    self._remove_key(name, update)
+        return update
+
+    def _put(self, entry: Entry, update: Update) -> None:
+        try:
+            lease = Lease.from_entry(entry)
+        except ValueError as error:
+            self._report(entry, error, update)
+            return
+        self._malformed.pop(entry.name, None)
+        if lease.subnet == self._own_subnet:
+            update.own.append(Added(lease))
+        elif self._others.get(lease.subnet) != lease.attrs:
+            self._others[lease.subnet] = lease.attrs
+            update.events.append(Added(lease))
+
+    def _remove_key(self, name: str, update: Update) -> None:
+        with suppress(ValueError):  # what was no lease while it existed is none when it goes
+            self._remove(parse_key(name), update)
+
+    def _remove(self, subnet: IPv4Network, update: Update) -> None:
+        if subnet == self._own_subnet:
+            update.own.append(Gone(subnet))
+        elif self._others.pop(subnet, None) is not None:
+            update.events.append(Gone(subnet))
+
+    def _report(self, entry: Entry, error: ValueError, update: Update) -> None:
+        """Say it once for each value that a key has."""
+        if self._malformed.get(entry.name) != entry.value:
+            self._malformed[entry.name] = entry.value
+            update.malformed.append(f"{entry.name}: {error}")

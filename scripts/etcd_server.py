@@ -1,0 +1,203 @@
+"""One etcd with the v2 API, for the tests, the lab and the demo."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from urllib.parse import quote, urlencode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+READY_LINE = b"ready to serve client requests"
+START_DEADLINE = 20.0  # seconds
+STOP_DEADLINE = 10.0
+REPLY_DEADLINE = 10.0
+
+
+class ServerTls(NamedTuple):
+    """Certificate files of the server; with ``client_ca`` clients must show a certificate signed by it."""
+
+    certfile: Path
+    keyfile: Path
+    client_ca: Path | None = None
+
+
+class Key(NamedTuple):
+    """What etcd stores at one path; ``ttl`` in seconds, None: for ever."""
+
+    key: str
+    value: str
+    ttl: int | None
+
+
+class EtcdServer:
+    """A one-member cluster that keeps its data and its log in ``directory``.
+
+    It listens on ``host`` inside the network namespace ``netns`` (None: ours), on a free port if none is given.  Ports
+    and data outlive ``stop`` and ``kill``, so ``start`` brings the same cluster back.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        netns: str | None = None,
+        v2: bool = True,
+        tls: ServerTls | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        self._data = directory / "data"
+        self.log = directory / "etcd.log"
+        client_port, peer_port = free_ports(2)
+        self._address = (host, port or client_port)
+        self._netns = netns
+        self.url = f"{'https' if tls else 'http'}://{host}:{port or client_port}"
+        self._command = [
+            *(["ip", "netns", "exec", netns] if netns else []),
+            *["etcd", f"--data-dir={self._data}", f"--enable-v2={str(v2).lower()}"],
+            *_addresses(self.url, f"http://127.0.0.1:{peer_port}"),
+            *_tls_arguments(tls),
+            *arguments,
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start and wait until requests are served.  Raises RuntimeError with the end of the log."""
+        assert self._process is None, "already started"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as undo:
+            with self.log.open("wb") as log:
+                self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            undo.callback(self.kill)
+            self._wait_until_ready(self._process)
+            undo.pop_all()
+
+    def stop(self) -> None:
+        """End it in an orderly way, by force after a while; nothing happens if it does not run."""
+        if self._process is None:
+            return
+        self.resume()
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_DEADLINE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._process = None
+
+    def kill(self) -> None:
+        """End it at once, as a power cut would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def pause(self) -> None:
+        """Freeze it: connections are still accepted, by the kernel, and nothing is answered."""
+        process = self._signal(signal.SIGSTOP)
+        # Its threads stop one after the other, and until then some still answer.
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def resume(self) -> None:
+        """Let it go on after ``pause``."""
+        self._signal(signal.SIGCONT)
+
+    def wipe(self) -> None:
+        """Forget everything that is stored; only while it is stopped."""
+        assert self._process is None, "still running"
+        shutil.rmtree(self._data)
+
+    def put(self, key: str, value: str, ttl: int | None = None) -> None:
+        """Store ``value`` whatever was there, as ``etcdctl set`` does."""
+        self.request("PUT", f"/v2/keys{quote(key)}", {"value": value} | ({} if ttl is None else {"ttl": str(ttl)}))
+
+    def delete(self, key: str) -> None:
+        """Remove a key, or a directory with everything in it."""
+        self.request("DELETE", f"/v2/keys{quote(key)}?recursive=true")
+
+    def list(self, directory: str) -> tuple[Key, ...]:
+        """The keys in ``directory``, by name."""
+        node = self.request("GET", f"/v2/keys{quote(directory)}?sorted=true&quorum=true")["node"]
+        return tuple(Key(each["key"], each.get("value", ""), each.get("ttl")) for each in node.get("nodes", ()))
+
+    def request(self, method: str, path: str, form: dict[str, str] | None = None, body: str = "") -> Any:
+        """One HTTP request without TLS, sent from inside ``netns``.  Raises RuntimeError unless it succeeds."""
+        headers = {"Content-Type": "application/x-www-form-urlencoded" if form else "application/json"}
+        # In a thread of its own, which ends with the request: only the thread that enters a network namespace is in it.
+        with ThreadPoolExecutor(1, initializer=self._enter_netns) as thread:
+            return thread.submit(self._request, method, path, urlencode(form) if form else body, headers).result()
+
+    def _enter_netns(self) -> None:
+        if self._netns:
+            from pyroute2 import netns  # not needed, and slow to import, without a namespace
+
+            netns.setns(self._netns)
+
+    def _request(self, method: str, path: str, body: str, headers: dict[str, str]) -> Any:
+        with closing(http.client.HTTPConnection(*self._address, timeout=REPLY_DEADLINE)) as connection:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            content = response.read()
+        if response.status not in (200, 201):
+            raise RuntimeError(f"etcd refused {method} {path}: {response.status} {content.decode(errors='replace')}")
+        return json.loads(content) if content else None
+
+    def _signal(self, number: signal.Signals) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "not started"
+        self._process.send_signal(number)
+        return self._process
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        # The log tells it without a connection, which another namespace or TLS would make hard to have.
+        deadline = time.monotonic() + START_DEADLINE
+        while READY_LINE not in (log := self.log.read_bytes()):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"etcd did not start:\n{log[-2000:].decode(errors='replace')}")
+            time.sleep(0.02)
+
+
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports on which nobody listens at 127.0.0.1 right now."""
+    with ExitStack() as open_sockets:
+        sockets = [open_sockets.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _addresses(client_url: str, peer_url: str) -> list[str]:
+    return [
+        f"--listen-client-urls={client_url}",
+        f"--advertise-client-urls={client_url}",
+        f"--listen-peer-urls={peer_url}",
+        f"--initial-advertise-peer-urls={peer_url}",
+        f"--initial-cluster=default={peer_url}",
+    ]
+
+
+def _tls_arguments(tls: ServerTls | None) -> list[str]:
+    if tls is None:
+        return []
+    arguments = [f"--cert-file={tls.certfile}", f"--key-file={tls.keyfile}"]
+    if tls.client_ca:
+        arguments += ["--client-cert-auth", f"--trusted-ca-file={tls.client_ca}"]
+    return arguments

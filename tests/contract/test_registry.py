@@ -1,0 +1,373 @@
+"""What every Registry promises, sentence by sentence of flannelpy/registry/base.py."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+from flannelpy.errors import CompareFailed, HistoryGone, KeyExists, KeyNotFound, RegistryUnavailable
+from flannelpy.registry.base import Changes, Entry, Put, Registry, Removed, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from contract.conftest import Store
+
+Result = TypeVar("Result")
+
+DAY = 86400
+DEADLINE = 20.0
+A, B, C = "11.0.1.0-24", "11.0.2.0-24", "11.0.3.0-24"
+
+
+def run(store: Store, test: Callable[[Registry], Awaitable[Result]]) -> Result:
+    """``test`` with a registry that is closed afterwards."""
+
+    async def body() -> Result:
+        registry = store.connect()
+        try:
+            async with asyncio.timeout(DEADLINE):
+                return await test(registry)
+        finally:
+            await registry.close()
+
+    return asyncio.run(body())
+
+
+async def follow(registry: Registry, cursor: int, count: int) -> tuple[list[Put | Removed], int]:
+    """The next ``count`` changes and the cursor after them."""
+    told: list[Put | Removed] = []
+    while len(told) < count:
+        changes, cursor = await registry.watch(cursor, DEADLINE)
+        told += changes
+    return told, cursor
+
+
+class TestConfig:
+    def test_is_returned_as_stored(self, store: Store) -> None:
+        config = '{ "Network": "11.0.0.0/16",\n\t"Häuser": "a=b&c d%20+" }\n'
+        store.set_config(config)
+        assert run(store, lambda registry: registry.read_config()) == config
+
+    def test_missing(self, store: Store) -> None:
+        with pytest.raises(KeyNotFound):
+            run(store, lambda registry: registry.read_config())
+
+
+class TestSnapshot:
+    def test_no_leases_yet_is_an_empty_one_to_watch_from(self, store: Store) -> None:
+        async def test(registry: Registry) -> None:
+            snapshot = await registry.snapshot()
+            assert snapshot.entries == ()
+            entry = await registry.create(A, "a", DAY)
+            assert await follow(registry, snapshot.cursor, 1) == ([Put(entry)], entry.version + 1)
+
+        run(store, test)
+
+    def test_a_directory_that_became_empty(self, store: Store) -> None:
+        store.put(A, "a", None)
+        store.delete(A)
+        assert run(store, lambda registry: registry.snapshot()).entries == ()
+
+    def test_all_leases_with_relative_names(self, store: Store) -> None:
+        store.put(A, "a", None)
+        store.put(B, "", DAY)
+
+        async def test(registry: Registry) -> tuple[Entry, Snapshot]:
+            return await registry.create(C, '{"PublicIP":"10.0.0.1"}', DAY), await registry.snapshot()
+
+        created, snapshot = run(store, test)
+        entries = {entry.name: entry for entry in snapshot.entries}
+        assert set(entries) == {A, B, C}
+        assert (entries[A].value, entries[A].lease_ttl) == ("a", None)
+        assert entries[B].value == ""
+        assert DAY - DEADLINE <= (entries[B].lease_ttl or 0) <= DAY
+        assert entries[C]._replace(lease_ttl=created.lease_ttl) == created
+        assert entries[A].version < entries[B].version < entries[C].version < snapshot.cursor
+
+
+class TestCreate:
+    def test_returns_what_is_stored(self, store: Store) -> None:
+        entry = run(store, lambda registry: registry.create(A, "a & b = ü", DAY))
+        assert entry[:3] == (A, "a & b = ü", DAY)
+
+    def test_taken(self, store: Store) -> None:
+        store.put(A, "a", None)
+
+        async def test(registry: Registry) -> Snapshot:
+            with pytest.raises(KeyExists):
+                await registry.create(A, "b", DAY)
+            return await registry.snapshot()
+
+        (entry,) = run(store, test).entries
+        assert (entry.value, entry.lease_ttl) == ("a", None)
+
+    def test_taken_with_the_same_value(self, store: Store) -> None:
+        store.put(A, "a", DAY)
+        with pytest.raises(KeyExists):
+            run(store, lambda registry: registry.create(A, "a", DAY))
+
+    def test_of_sixteen_at_once_one_wins(self, store: Store) -> None:
+        async def test(registry: Registry) -> tuple[list[Entry | BaseException], Snapshot]:
+            creators = (registry.create(A, f"creator {number}", DAY) for number in range(16))
+            return await asyncio.gather(*creators, return_exceptions=True), await registry.snapshot()
+
+        outcomes, snapshot = run(store, test)
+        winners = [outcome for outcome in outcomes if isinstance(outcome, Entry)]
+        assert [entry._replace(lease_ttl=DAY) for entry in snapshot.entries] == winners
+        assert sum(isinstance(outcome, KeyExists) for outcome in outcomes) == 15
+
+    @pytest.mark.parametrize("lease_ttl", [0, -1])
+    def test_never_makes_a_lifetime_of_none_into_for_ever(self, store: Store, lease_ttl: int) -> None:
+        with pytest.raises(ValueError, match="lease_ttl"):
+            run(store, lambda registry: registry.create(A, "a", lease_ttl))
+
+
+class TestCompareAndSwap:
+    def test_replaces_value_lifetime_and_version(self, store: Store) -> None:
+        async def test(registry: Registry) -> tuple[Entry, Entry, Snapshot]:
+            old = await registry.create(A, "old", 100)
+            return old, await registry.compare_and_swap(A, "new", DAY, old.version), await registry.snapshot()
+
+        old, new, snapshot = run(store, test)
+        assert new[:3] == (A, "new", DAY)
+        assert new.version > old.version
+        assert [entry._replace(lease_ttl=DAY) for entry in snapshot.entries] == [new]
+
+    def test_of_no_lifetime_is_for_ever(self, store: Store) -> None:
+        async def test(registry: Registry) -> tuple[Entry, Snapshot]:
+            old = await registry.create(A, "a", 1)
+            snapshot = await registry.snapshot()
+            new = await registry.compare_and_swap(A, "a", None, old.version)
+            # That B goes shows that A would have gone too.
+            await registry.create(B, "b", 1)
+            told, _ = await follow(registry, snapshot.cursor, 3)
+            assert told[2] == Removed(B)
+            return new, await registry.snapshot()
+
+        new, snapshot = run(store, test)
+        assert new.lease_ttl is None
+        assert snapshot.entries == (new,)
+
+    def test_at_another_version(self, store: Store) -> None:
+        async def test(registry: Registry) -> None:
+            old = await registry.create(A, "old", DAY)
+            new = await registry.compare_and_swap(A, "new", DAY, old.version)
+            with pytest.raises(CompareFailed):
+                await registry.compare_and_swap(A, "newest", DAY, old.version)
+            (entry,) = (await registry.snapshot()).entries
+            assert (entry.value, entry.version) == ("new", new.version)
+
+        run(store, test)
+
+    def test_of_nothing(self, store: Store) -> None:
+        with pytest.raises(KeyNotFound):
+            run(store, lambda registry: registry.compare_and_swap(A, "a", DAY, 1))
+
+
+class TestCompareAndDelete:
+    def test_deletes(self, store: Store) -> None:
+        async def test(registry: Registry) -> Snapshot:
+            entry = await registry.create(A, "a", DAY)
+            await registry.compare_and_delete(A, entry.version)
+            return await registry.snapshot()
+
+        assert run(store, test).entries == ()
+
+    def test_at_another_version(self, store: Store) -> None:
+        async def test(registry: Registry) -> Snapshot:
+            old = await registry.create(A, "old", DAY)
+            await registry.compare_and_swap(A, "new", DAY, old.version)
+            with pytest.raises(CompareFailed):
+                await registry.compare_and_delete(A, old.version)
+            return await registry.snapshot()
+
+        assert [entry.value for entry in run(store, test).entries] == ["new"]
+
+    def test_of_nothing(self, store: Store) -> None:
+        with pytest.raises(KeyNotFound):
+            run(store, lambda registry: registry.compare_and_delete(A, 1))
+
+
+class TestWatch:
+    def test_tells_everything_after_a_snapshot_in_order(self, store: Store) -> None:
+        store.put(C, "before", None)
+
+        async def test(registry: Registry) -> None:
+            snapshot = await registry.snapshot()
+            a = await registry.create(A, "1", DAY)
+            b = await registry.create(B, "2", DAY)
+            swapped = await registry.compare_and_swap(A, "3", None, a.version)
+            store.put(A, "4", None)
+            await registry.compare_and_delete(B, b.version)
+            store.delete(A)
+            told, _ = await follow(registry, snapshot.cursor, 6)
+            by_hand = told.pop(3)
+            assert told == [Put(a), Put(b), Put(swapped), Removed(B), Removed(A)]
+            assert isinstance(by_hand, Put)
+            assert by_hand.entry[:3] == (A, "4", None)
+
+        run(store, test)
+
+    def test_tells_nothing_twice(self, store: Store) -> None:
+        async def test(registry: Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            for value in "abc":
+                store.put(A, value, None)
+                (change,), cursor = await follow(registry, cursor, 1)
+                assert isinstance(change, Put)
+                assert change.entry.value == value
+
+        run(store, test)
+
+    def test_waits_for_what_is_to_come(self, store: Store) -> None:
+        async def test(registry: Registry) -> None:
+            snapshot = await registry.snapshot()
+            watching = asyncio.create_task(registry.watch(snapshot.cursor, DEADLINE))
+            entry = await registry.create(A, "a", DAY)
+            assert (await watching).changes == (Put(entry),)
+
+        run(store, test)
+
+    def test_tells_a_renewal(self, store: Store) -> None:
+        async def test(registry: Registry) -> None:
+            old = await registry.create(A, "same", 100)
+            snapshot = await registry.snapshot()
+            new = await registry.compare_and_swap(A, "same", DAY, old.version)
+            assert (await registry.watch(snapshot.cursor, DEADLINE)).changes == (Put(new),)
+
+        run(store, test)
+
+    def test_tells_an_expiry(self, store: Store) -> None:
+        async def test(registry: Registry) -> None:
+            snapshot = await registry.snapshot()
+            await registry.create(A, "a", 1)
+            told, _ = await follow(registry, snapshot.cursor, 2)
+            assert told[1] == Removed(A)
+            assert (await registry.snapshot()).entries == ()
+
+        run(store, test)
+
+    def test_in_vain_is_empty_and_leaves_the_cursor(self, store: Store) -> None:
+        store.put(A, "a", None)
+
+        async def test(registry: Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            begin = time.monotonic()
+            assert await registry.watch(cursor, 1.0) == Changes((), cursor)
+            assert 0.9 <= time.monotonic() - begin < 3
+
+        run(store, test)
+
+    def test_does_not_tell_the_config(self, store: Store) -> None:
+        async def test(registry: Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            store.set_config("{}")
+            store.put(A, "a", None)
+            (change,), _ = await follow(registry, cursor, 1)
+            assert isinstance(change, Put)
+            assert change.entry.name == A
+
+        run(store, test)
+
+    def test_beyond_the_history(self, store: Store) -> None:
+        async def test(registry: Registry) -> None:
+            old = (await registry.snapshot()).cursor
+            for number in range(1001):
+                store.put(A, str(number), None)
+            with pytest.raises(HistoryGone):
+                await registry.watch(old, DEADLINE)
+            snapshot = await registry.snapshot()
+            assert [entry.value for entry in snapshot.entries] == ["1000"]
+            entry = await registry.create(B, "b", DAY)
+            assert (await registry.watch(snapshot.cursor, DEADLINE)).changes == (Put(entry),)
+
+        run(store, test)
+
+    def test_of_a_directory_that_is_removed(self, store: Store) -> None:
+        store.put(A, "a", None)
+
+        async def test(registry: Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            watching = asyncio.create_task(registry.watch(cursor, DEADLINE))
+            store.remove_subnets()
+            with pytest.raises(HistoryGone):
+                await watching
+            snapshot = await registry.snapshot()
+            assert snapshot.entries == ()
+            entry = await registry.create(B, "b", DAY)
+            assert (await registry.watch(snapshot.cursor, DEADLINE)).changes == (Put(entry),)
+
+        run(store, test)
+
+    def test_that_is_cancelled_holds_nothing_up(self, store: Store) -> None:
+        async def test(registry: Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            begin = time.monotonic()
+            for _ in range(5):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(registry.watch(cursor, DEADLINE), 0.1)
+            entry = await registry.create(A, "a", DAY)
+            assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
+            assert time.monotonic() - begin < 3
+
+        run(store, test)
+
+
+class TestUnavailable:
+    def test_in_every_call_and_only_while_it_lasts(self, store: Store) -> None:
+        store.put(A, "a", DAY)
+
+        async def test(registry: Registry) -> None:
+            snapshot = await registry.snapshot()
+            (before,) = snapshot.entries
+            store.go_down()
+            try:
+                for call in (
+                    registry.read_config(),
+                    registry.snapshot(),
+                    registry.create(B, "b", DAY),
+                    registry.compare_and_swap(A, "a", DAY, before.version),
+                    registry.compare_and_delete(A, before.version),
+                    registry.watch(snapshot.cursor, DEADLINE),
+                ):
+                    with pytest.raises(RegistryUnavailable):
+                        await call
+            finally:
+                store.come_up()
+            (after,) = (await registry.snapshot()).entries
+            assert after._replace(lease_ttl=before.lease_ttl) == before
+
+        run(store, test)
+
+    def test_in_the_middle_of_a_watch(self, store: Store) -> None:
+        async def test(registry: Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            watching = asyncio.create_task(registry.watch(cursor, DEADLINE))
+            await asyncio.wait([watching], timeout=0.3)  # time to be accepted; the outcome is the same without
+            store.go_down()
+            try:
+                with pytest.raises(RegistryUnavailable):
+                    await watching
+            finally:
+                store.come_up()
+            entry = await registry.create(A, "a", DAY)
+            assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
+
+        run(store, test)
+
+
+class TestClose:
+    def test_ends_every_pending_call(self, store: Store) -> None:
+        async def test(registry: Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            watching = asyncio.create_task(registry.watch(cursor, DEADLINE))
+            await asyncio.wait([watching], timeout=0.1)
+            await registry.close()
+            with pytest.raises(RegistryUnavailable, match="closed"):
+                await watching
+
+        run(store, test)

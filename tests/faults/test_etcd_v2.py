@@ -1,0 +1,670 @@
+"""What goes wrong between python-etcd and a real etcd: lost replies, dead and frozen members, TLS, permissions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import select
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+from etcd_server import EtcdServer, ServerTls, free_ports
+
+import flannelpy
+from flannelpy.errors import (
+    CompareFailed,
+    HistoryGone,
+    HostError,
+    KeyExists,
+    KeyNotFound,
+    RegistryUnavailable,
+    UsageError,
+)
+from flannelpy.registry import etcd_v2
+from flannelpy.registry.base import Changes, Put, Removed
+from flannelpy.registry.etcd_v2 import EtcdV2Registry, parse_endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+Result = TypeVar("Result")
+
+DAY = 86400
+DEADLINE = 20.0
+A, B = "11.0.1.0-24", "11.0.2.0-24"
+KEY = f"/network/subnets/{A}"
+
+
+def use(registry: EtcdV2Registry, test: Callable[[EtcdV2Registry], Awaitable[Result]]) -> Result:
+    """``test`` with ``registry``, which is closed afterwards."""
+
+    async def body() -> Result:
+        try:
+            async with asyncio.timeout(DEADLINE):
+                return await test(registry)
+        finally:
+            await registry.close()
+
+    return asyncio.run(body())
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    with EtcdServer(tmp_path_factory.mktemp("etcd")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: EtcdServer) -> EtcdServer:
+    """A running etcd in which nothing is stored."""
+    for node in shared_server.list("/"):
+        shared_server.delete(node.key)
+    return shared_server
+
+
+@pytest.fixture
+def dead_url() -> str:
+    return f"http://127.0.0.1:{free_ports(1)[0]}"
+
+
+@pytest.fixture
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> float:
+    monkeypatch.setattr(etcd_v2, "REPLY_TIMEOUT", 0.5)
+    return 0.5
+
+
+class LossyProxy(socketserver.ThreadingTCPServer):
+    """Passes requests on to etcd, except that it loses the ``loss`` ("request" or "reply") of the next ``method``.
+
+    A connection on which something was lost is closed, after ``then`` was called.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, server: EtcdServer) -> None:
+        super().__init__(("127.0.0.1", 0), _Relay)
+        self.upstream = parse_endpoint(server.url)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self._losses: list[tuple[str, bytes, Callable[[], None]]] = []
+
+    def lose(self, loss: str, method: str, then: Callable[[], None] = lambda: None) -> None:
+        self._losses.append((loss, method.encode(), then))
+
+    def loses(self, what: str, method: bytes) -> bool:
+        if not self._losses or self._losses[0][:2] != (what, method):
+            return False
+        self._losses.pop(0)[2]()
+        return True
+
+
+class _Relay(socketserver.BaseRequestHandler):
+    server: LossyProxy
+
+    def handle(self) -> None:
+        client: socket.socket = self.request
+        method = b""
+        with socket.create_connection(self.server.upstream[1:]) as etcd:
+            while True:
+                source = select.select([client, etcd], [], [])[0][0]
+                data = source.recv(65536)
+                if source is client and data.startswith((b"GET ", b"PUT ", b"DELETE ")):
+                    method = data.split(b" ", 1)[0]
+                if not data or self.server.loses("request" if source is client else "reply", method):
+                    return
+                (etcd if source is client else client).sendall(data)
+
+
+@pytest.fixture
+def proxy(server: EtcdServer) -> Iterator[LossyProxy]:
+    with LossyProxy(server) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield proxy
+        proxy.shutdown()
+        thread.join()
+
+
+@pytest.fixture(params=["one endpoint", "two endpoints"])
+def registry(request: pytest.FixtureRequest, proxy: LossyProxy, server: EtcdServer) -> EtcdV2Registry:
+    """Its first endpoint is the proxy."""
+    return EtcdV2Registry([proxy.url, server.url][: 1 if request.param == "one endpoint" else 2], "/network")
+
+
+class TestLostWrite:
+    def test_create_that_happened_is_ours(
+        self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
+    ) -> None:
+        proxy.lose("reply", "PUT")
+        entry = use(registry, lambda registry: registry.create(A, "mine", DAY))
+        assert entry[:3] == (A, "mine", DAY)
+        (stored,) = server.list("/network/subnets")
+        assert stored.value == "mine"
+
+    def test_create_that_happened_is_not_repeated(self, proxy: LossyProxy, registry: EtcdV2Registry) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            proxy.lose("reply", "PUT")
+            entry = await registry.create(A, "mine", DAY)
+            assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
+            assert entry.version == (await registry.snapshot()).cursor - 1
+
+        use(registry, test)
+
+    def test_create_that_did_not_happen_is_sent_again(self, proxy: LossyProxy, registry: EtcdV2Registry) -> None:
+        proxy.lose("request", "PUT")
+        assert use(registry, lambda registry: registry.create(A, "mine", DAY))[:3] == (A, "mine", DAY)
+
+    def test_create_while_somebody_else_is_faster(
+        self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
+    ) -> None:
+        proxy.lose("request", "PUT", lambda: server.put(KEY, "theirs"))
+        with pytest.raises(KeyExists):
+            use(registry, lambda registry: registry.create(A, "mine", DAY))
+        assert server.list("/network/subnets")[0].value == "theirs"
+
+    def test_swap_that_happened_is_ours(self, proxy: LossyProxy, registry: EtcdV2Registry) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            old = await registry.create(A, "mine", 100)
+            proxy.lose("reply", "PUT")
+            new = await registry.compare_and_swap(A, "mine", DAY, old.version)
+            assert new[:3] == (A, "mine", DAY)
+            assert new.version > old.version
+            assert [entry._replace(lease_ttl=DAY) for entry in (await registry.snapshot()).entries] == [new]
+
+        use(registry, test)
+
+    def test_swap_while_somebody_else_is_faster(
+        self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
+    ) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            old = await registry.create(A, "mine", DAY)
+            proxy.lose("request", "PUT", lambda: server.put(KEY, "theirs"))
+            with pytest.raises(CompareFailed):
+                await registry.compare_and_swap(A, "mine", DAY, old.version)
+
+        use(registry, test)
+
+    def test_swap_of_what_is_gone_meanwhile(
+        self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
+    ) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            old = await registry.create(A, "mine", DAY)
+            proxy.lose("reply", "PUT", lambda: server.delete(KEY))
+            with pytest.raises(KeyNotFound):
+                await registry.compare_and_swap(A, "mine", DAY, old.version)
+
+        use(registry, test)
+
+    def test_delete_that_happened(self, proxy: LossyProxy, registry: EtcdV2Registry) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            entry = await registry.create(A, "mine", DAY)
+            proxy.lose("reply", "DELETE")
+            await registry.compare_and_delete(A, entry.version)
+            assert (await registry.snapshot()).entries == ()
+
+        use(registry, test)
+
+    def test_delete_that_did_not_happen_is_sent_again(self, proxy: LossyProxy, registry: EtcdV2Registry) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            entry = await registry.create(A, "mine", DAY)
+            proxy.lose("request", "DELETE")
+            await registry.compare_and_delete(A, entry.version)
+            assert (await registry.snapshot()).entries == ()
+
+        use(registry, test)
+
+    def test_delete_while_somebody_else_is_faster(
+        self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
+    ) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            entry = await registry.create(A, "mine", DAY)
+            proxy.lose("request", "DELETE", lambda: server.put(KEY, "theirs"))
+            with pytest.raises(CompareFailed):
+                await registry.compare_and_delete(A, entry.version)
+            assert server.list("/network/subnets")[0].value == "theirs"
+
+        use(registry, test)
+
+    def test_create_whose_every_reply_is_lost_ends(self, proxy: LossyProxy) -> None:
+        proxy.lose("reply", "PUT")
+        proxy.lose("reply", "PUT")
+        with pytest.raises(RegistryUnavailable):
+            use(EtcdV2Registry([proxy.url], "/network"), lambda registry: registry.create(A, "mine", DAY))
+
+    def test_create_whose_reading_back_is_lost_too_ends(self, proxy: LossyProxy) -> None:
+        proxy.lose("reply", "PUT")
+        proxy.lose("reply", "GET")
+        with pytest.raises(RegistryUnavailable):
+            use(EtcdV2Registry([proxy.url], "/network"), lambda registry: registry.create(A, "mine", DAY))
+
+
+class TestEndpoints:
+    def test_the_next_one_is_tried(self, server: EtcdServer, dead_url: str) -> None:
+        server.put("/network/config", "{}")
+        registry = EtcdV2Registry([dead_url, server.url], "/network")
+        assert use(registry, lambda registry: registry.read_config()) == "{}"
+
+    def test_a_create_refused_after_a_dead_endpoint_is_refused(self, server: EtcdServer, dead_url: str) -> None:
+        server.put(KEY, "mine")  # nothing was sent to the dead endpoint, so this is not from us
+        with pytest.raises(KeyExists):
+            use(EtcdV2Registry([dead_url, server.url], "/network"), lambda registry: registry.create(A, "mine", DAY))
+
+    def test_the_one_that_worked_comes_first_from_then_on(self, server: EtcdServer, short_timeout: float) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            begin = time.monotonic()
+            for _ in range(10):
+                await registry.snapshot()
+            assert time.monotonic() - begin < 3 * short_timeout
+
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            use(EtcdV2Registry([f"http://127.0.0.1:{silent.getsockname()[1]}", server.url], "/network"), test)
+
+    def test_all_dead_names_each_and_recovers(self, tmp_path: Path) -> None:
+        servers = [EtcdServer(tmp_path / "1"), EtcdServer(tmp_path / "2")]
+
+        async def test(registry: EtcdV2Registry) -> None:
+            with pytest.raises(RegistryUnavailable) as caught:
+                await registry.snapshot()
+            assert str(caught.value) == "; ".join(f"{server.url}: connection refused" for server in servers)
+            for server in servers:  # each of them alone is enough
+                with server:
+                    assert (await registry.snapshot()).entries == ()
+                with pytest.raises(RegistryUnavailable):
+                    await registry.snapshot()
+
+        use(EtcdV2Registry([server.url for server in servers], "/network"), test)
+
+    def test_an_unknown_name(self) -> None:
+        with pytest.raises(RegistryUnavailable, match=r"^http://nowhere\.invalid:2379: \S"):
+            use(EtcdV2Registry(["http://nowhere.invalid"], "/network"), lambda registry: registry.snapshot())
+
+
+# When python-etcd finds another cluster, it drops the connection with an unread answer, and the collector closes it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+class TestRestart:
+    @pytest.fixture(autouse=True)
+    def collected(self) -> Iterator[None]:
+        yield
+        gc.collect()
+
+    def test_during_a_watch_misses_nothing(self, tmp_path: Path) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            watching = asyncio.create_task(registry.watch(cursor, DEADLINE))
+            await asyncio.wait([watching], timeout=0.2)  # time to be accepted; the outcome is the same without
+            etcd.stop()
+            with pytest.raises(RegistryUnavailable):
+                await watching
+            etcd.start()
+            entry = await registry.create(A, "a", DAY)
+            assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
+
+        with EtcdServer(tmp_path) as etcd:
+            use(EtcdV2Registry([etcd.url], "/network"), test)
+
+    def test_as_another_cluster(self, tmp_path: Path) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            await registry.create(A, "a", DAY)
+            cursor = (await registry.snapshot()).cursor
+            old.stop()
+            with EtcdServer(tmp_path / "new", port=int(old.url.rpartition(":")[2])):
+                with pytest.raises(HistoryGone):
+                    await registry.watch(cursor, DEADLINE)
+                snapshot = await registry.snapshot()
+                assert snapshot.entries == ()
+                entry = await registry.create(A, "a", DAY)
+                assert (await registry.watch(snapshot.cursor, DEADLINE)).changes == (Put(entry),)
+
+        with EtcdServer(tmp_path / "old") as old:
+            use(EtcdV2Registry([old.url], "/network"), test)
+
+    def test_as_another_cluster_is_found_out_by_any_call(self, tmp_path: Path) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            await registry.snapshot()
+            old.stop()
+            with EtcdServer(tmp_path / "new", port=int(old.url.rpartition(":")[2])):
+                entry = await registry.create(A, "a", DAY)
+                assert [found.version for found in (await registry.snapshot()).entries] == [entry.version]
+
+        with EtcdServer(tmp_path / "old") as old:
+            use(EtcdV2Registry([old.url], "/network"), test)
+
+
+class TestFrozen:
+    @pytest.mark.parametrize("call", ["read_config", "snapshot", "create", "compare_and_delete", "watch"])
+    def test_is_unavailable_in_time(self, server: EtcdServer, short_timeout: float, call: str) -> None:
+        arguments: dict[str, tuple[Any, ...]] = {
+            "create": (A, "a", DAY), "compare_and_delete": (A, 1), "watch": (10, 1.0)
+        }  # fmt: skip
+        begin = time.monotonic()
+        server.pause()
+        try:
+            with pytest.raises(RegistryUnavailable, match="no answer in time"):
+                use(
+                    EtcdV2Registry([server.url], "/network"),
+                    lambda registry: getattr(registry, call)(*arguments.get(call, ())),
+                )
+        finally:
+            server.resume()
+        assert time.monotonic() - begin < 4 * short_timeout
+
+    def test_holds_up_neither_other_calls_nor_other_endpoints(
+        self, server: EtcdServer, short_timeout: float, tmp_path: Path
+    ) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            frozen.pause()
+            watching = asyncio.create_task(registry.watch(cursor, DEADLINE))
+            begin = time.monotonic()
+            await asyncio.gather(*(registry.snapshot() for _ in range(10)))
+            assert time.monotonic() - begin < 3 * short_timeout
+            watching.cancel()
+
+        with EtcdServer(tmp_path) as frozen:
+            use(EtcdV2Registry([frozen.url, server.url], "/network"), test)
+
+
+class TestEvents:
+    def test_of_directories_and_strange_names(self, server: EtcdServer) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            server.request("PUT", "/v2/keys/network/subnets/directory", {"dir": "true"})
+            skipped = await registry.watch(cursor, DEADLINE)
+            assert skipped == Changes((), skipped.cursor)
+            assert skipped.cursor > cursor
+            server.put("/network/subnets/a/b c?d=1%20", "x")
+            ((change,), _) = await registry.watch(skipped.cursor, DEADLINE)
+            assert isinstance(change, Put)
+            assert change.entry.name == "a/b c?d=1%20"
+            assert (await registry.snapshot()).entries == (change.entry,)
+            await registry.compare_and_delete(change.entry.name, change.entry.version)
+            assert (await registry.snapshot()).entries == ()
+
+        use(EtcdV2Registry([server.url], "/network"), test)
+
+    @pytest.mark.parametrize("removed", ["/network", "/network/subnets", "/network/subnets/inner"])
+    def test_removal_of_a_directory_ends_the_history(self, server: EtcdServer, removed: str) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            server.delete(removed)
+            with pytest.raises(HistoryGone, match=f"^{removed}: "):
+                await registry.watch(cursor, DEADLINE)
+
+        server.put("/network/subnets/inner/key", "x")
+        use(EtcdV2Registry([server.url], "/network"), test)
+
+    def test_expiry_of_the_directory_ends_the_history(self, server: EtcdServer) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            with pytest.raises(HistoryGone):
+                await registry.watch(cursor, DEADLINE)
+
+        server.request("PUT", "/v2/keys/network/subnets", {"dir": "true", "ttl": "1"})
+        use(EtcdV2Registry([server.url], "/network"), test)
+
+    def test_a_lease_about_to_expire_is_never_one_for_ever(self, server: EtcdServer) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            await registry.create(A, "a", 1)
+            while entries := (await registry.snapshot()).entries:
+                assert entries[0].lease_ttl in (0, 1)
+
+        use(EtcdV2Registry([server.url], "/network"), test)
+
+    @pytest.mark.parametrize("prefix", ["", "/", "network", "//a//b/", "/a b/ü"])
+    def test_any_prefix(self, server: EtcdServer, prefix: str) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            entry = await registry.create(A, "a", DAY)
+            assert entry.name == A
+            assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
+            await registry.compare_and_delete(A, entry.version)
+            assert (await registry.watch(entry.version + 1, DEADLINE)).changes == (Removed(A),)
+            with pytest.raises(KeyNotFound):
+                await registry.read_config()
+
+        use(EtcdV2Registry([server.url], prefix), test)
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("text", "url"),
+        [
+            ("http://127.0.0.1:4001", "http://127.0.0.1:4001"),
+            ("https://etcd.example/", "https://etcd.example:2379"),
+            (" http://[::1]:2380 ", "http://[::1]:2380"),
+        ],
+    )
+    def test_endpoint(self, text: str, url: str) -> None:
+        assert str(parse_endpoint(text)) == url
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "", "127.0.0.1:2379", "127.0.0.1", "ftp://a", "http://", "http://:2379", "http://a:port", "http://a:0",
+            "http://a:65536", "http://a/v2", "http://a?b", "http://a b", "http://[::1",
+        ],
+    )  # fmt: skip
+    def test_bad_endpoint(self, text: str) -> None:
+        with pytest.raises(UsageError) as caught:
+            EtcdV2Registry([text], "/network")
+        assert "-etcd-endpoints" in str(caught.value)
+        assert repr(text) in str(caught.value)
+
+    def test_user_in_an_endpoint(self) -> None:
+        with pytest.raises(UsageError, match="-etcd-username") as caught:
+            parse_endpoint("http://root:secret@127.0.0.1:2379")
+        assert "secret" not in str(caught.value)
+
+    def test_no_endpoint(self) -> None:
+        with pytest.raises(UsageError, match="-etcd-endpoints"):
+            EtcdV2Registry([], "/network")
+
+    def test_v2_switched_off(self, tmp_path: Path) -> None:
+        with EtcdServer(tmp_path, v2=False) as server:
+            with pytest.raises(RegistryUnavailable, match="start etcd with --enable-v2=true"):
+                use(EtcdV2Registry([server.url], "/network"), lambda registry: registry.snapshot())
+            with pytest.raises(RegistryUnavailable, match="start etcd with --enable-v2=true"):
+                use(EtcdV2Registry([server.url], "/network"), lambda registry: registry.watch(1, 1.0))
+
+
+USER, PASSWORD = "flannel", "pass: wörd €"
+
+
+@pytest.fixture(scope="module")
+def guarded_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An etcd that lets only USER in."""
+
+    def put(path: str, **content: object) -> None:
+        etcd.request("PUT", f"/v2/auth/{path}", body=json.dumps(content))
+
+    with EtcdServer(tmp_path_factory.mktemp("auth")) as etcd:
+        put("users/root", user="root", password="root")
+        put("roles/guest", role="guest", permissions={"kv": {"read": [], "write": []}})
+        put("roles/network", role="network", permissions={"kv": {"read": ["/network*"], "write": ["/network*"]}})
+        put(f"users/{USER}", user=USER, password=PASSWORD, roles=["network"])
+        put("enable")
+        yield etcd.url
+
+
+class TestAuth:
+    def test_right_password(self, guarded_url: str) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            entry = await registry.create(A, "a", DAY)
+            assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
+
+        use(EtcdV2Registry([guarded_url], "/network", username=USER, password=PASSWORD), test)
+
+    @pytest.mark.parametrize("options", [{}, {"username": USER, "password": "wrong"}, {"username": USER}])
+    @pytest.mark.parametrize("call", ["snapshot", "create", "watch"])
+    def test_wrong_password(self, guarded_url: str, options: dict[str, str], call: str) -> None:
+        arguments: dict[str, tuple[Any, ...]] = {"create": (B, "b", DAY), "watch": (1, 1.0)}
+        with pytest.raises(RegistryUnavailable, match="-etcd-username and -etcd-password") as caught:
+            use(
+                EtcdV2Registry([guarded_url], "/network", **options),
+                lambda registry: getattr(registry, call)(*arguments.get(call, ())),
+            )
+        assert "wrong" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ca, server (valid for 127.0.0.1 alone), client and stranger (of no CA): each a .crt and a .key."""
+    directory = tmp_path_factory.mktemp("pki")
+
+    def issue(name: str, *arguments: str) -> None:
+        new = f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN={name}"
+        files = f"-keyout {name}.key -out {name}.crt"
+        command = ["openssl", *new.split(), *files.split(), *arguments]
+        subprocess.run(command, cwd=directory, check=True, capture_output=True)
+
+    by_ca = ["-CA", "ca.crt", "-CAkey", "ca.key"]
+    issue("ca")
+    issue("server", *by_ca, "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE")
+    issue("client", *by_ca, "-addext", "extendedKeyUsage=clientAuth", "-addext", "basicConstraints=CA:FALSE")
+    issue("stranger")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def tls_url(pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    tls = ServerTls(pki / "server.crt", pki / "server.key", client_ca=pki / "ca.crt")
+    with EtcdServer(tmp_path_factory.mktemp("tls"), tls=tls) as etcd:
+        yield etcd.url
+
+
+class TestTls:
+    def connect(self, url: str, pki: Path, ca: str | None = "ca", client: str | None = "client") -> EtcdV2Registry:
+        return EtcdV2Registry(
+            [url],
+            "/network",
+            cafile=ca and str(pki / f"{ca}.crt"),
+            certfile=client and str(pki / f"{client}.crt"),
+            keyfile=client and str(pki / f"{client}.key"),
+        )
+
+    def test_ca_and_client_certificate(self, tls_url: str, pki: Path) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            entry = await registry.create(A, "a", DAY)
+            assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
+
+        use(self.connect(tls_url, pki), test)
+
+    @pytest.mark.parametrize("ca", [None, "stranger"])
+    def test_unknown_authority_is_refused(self, tls_url: str, pki: Path, ca: str | None) -> None:
+        with pytest.raises(RegistryUnavailable, match="certificate refused: "):
+            use(self.connect(tls_url, pki, ca=ca), lambda registry: registry.snapshot())
+
+    def test_wrong_name_is_refused(self, tls_url: str, pki: Path) -> None:
+        wrong = tls_url.replace("127.0.0.1", "localhost")
+        with pytest.raises(RegistryUnavailable, match=r"certificate refused: .*localhost"):
+            use(self.connect(wrong, pki), lambda registry: registry.snapshot())
+
+    @pytest.mark.parametrize("client", [None, "stranger"])
+    def test_server_refuses_us(self, tls_url: str, pki: Path, client: str | None) -> None:
+        with pytest.raises(RegistryUnavailable, match=tls_url):
+            use(self.connect(tls_url, pki, client=client), lambda registry: registry.create(A, "a", DAY))
+
+    @pytest.mark.parametrize("option", ["cafile", "certfile", "keyfile"])
+    def test_missing_file(self, pki: Path, option: str) -> None:
+        files = {"certfile": str(pki / "client.crt"), "keyfile": str(pki / "client.key"), option: str(pki / "missing")}
+        with pytest.raises(HostError, match=f"^-etcd-{option}: .*/missing: No such file"):
+            EtcdV2Registry(["https://127.0.0.1"], "/network", **files)
+
+    def test_ca_that_is_none(self, pki: Path) -> None:
+        with pytest.raises(HostError, match=r"^-etcd-cafile: .*/ca\.key"):
+            EtcdV2Registry(["https://127.0.0.1"], "/network", cafile=str(pki / "ca.key"))
+
+    def test_key_of_another_certificate(self, pki: Path) -> None:
+        with pytest.raises(HostError, match=r"^-etcd-certfile, -etcd-keyfile: .*/client\.crt and .*/server\.key"):
+            EtcdV2Registry(
+                ["https://127.0.0.1"], "/network", certfile=str(pki / "client.crt"), keyfile=str(pki / "server.key")
+            )
+
+    def test_encrypted_key_does_not_ask(self, pki: Path, tmp_path: Path) -> None:
+        key = tmp_path / "encrypted.key"
+        command = [
+            "openssl",
+            "ec",
+            "-in",
+            str(pki / "client.key"),
+            "-aes256",
+            "-passout",
+            "pass:secret",
+            "-out",
+            str(key),
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        with pytest.raises(HostError, match="unencrypted"):
+            EtcdV2Registry(["https://127.0.0.1"], "/network", certfile=str(pki / "client.crt"), keyfile=str(key))
+
+    @pytest.mark.parametrize("option", ["certfile", "keyfile"])
+    def test_half_a_pair(self, pki: Path, option: str) -> None:
+        with pytest.raises(UsageError, match="-etcd-keyfile and -etcd-certfile"):
+            EtcdV2Registry(["https://127.0.0.1"], "/network", **{option: str(pki / "client.crt")})
+
+
+PROGRAM = """
+import asyncio, signal, sys
+from flannelpy.registry.etcd_v2 import EtcdV2Registry
+
+async def main():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
+    registry = EtcdV2Registry(sys.argv[1:], "/network")
+    try:
+        await registry.watch(1, 600)
+    except asyncio.CancelledError:
+        await registry.close()
+
+asyncio.run(main())
+"""
+
+
+class TestProcess:
+    def start(self, *urls: str) -> subprocess.Popen[str]:
+        """A process that watches until SIGTERM."""
+        command = [sys.executable, "-c", PROGRAM, *urls]
+        root = Path(flannelpy.__file__).parents[1]
+        return subprocess.Popen(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    @pytest.mark.parametrize("headers", [b"", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"])
+    def test_leaves_while_a_watch_hangs(self, headers: bytes) -> None:
+        with contextlib.ExitStack() as cleanup:
+            listener = cleanup.enter_context(socket.create_server(("127.0.0.1", 0)))
+            listener.settimeout(DEADLINE)
+            process = cleanup.enter_context(self.start(f"http://127.0.0.1:{listener.getsockname()[1]}"))
+            cleanup.callback(process.kill)
+            connection = cleanup.enter_context(listener.accept()[0])
+            connection.settimeout(DEADLINE)
+            assert b"wait=true" in connection.recv(65536)
+            connection.sendall(headers)
+            begin = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.communicate(timeout=DEADLINE) == ("", "")
+            assert process.returncode == 0
+            assert time.monotonic() - begin < 2
+
+    def test_says_nothing_itself(self, dead_url: str) -> None:
+        with self.start(dead_url) as process:
+            out, err = process.communicate(timeout=DEADLINE)
+        assert out == ""
+        assert err.splitlines()[0].startswith("Traceback"), "something was logged before our own error"
+        assert err.splitlines()[-1] == f"flannelpy.errors.RegistryUnavailable: {dead_url}: connection refused"
+
+    def test_imports_etcd_only_when_needed(self) -> None:
+        program = "import sys, flannelpy.registry.etcd_v2; print({'etcd', 'urllib3', 'dns'} & set(sys.modules))"
+        root = Path(flannelpy.__file__).parents[1]
+        result = subprocess.run([sys.executable, "-c", program], cwd=root, check=True, capture_output=True, text=True)
+        assert result.stdout == "set()\n"

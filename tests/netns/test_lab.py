@@ -1,0 +1,86 @@
+"""The lab itself: its hosts are apart from each other and from this machine, and nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import lab as lab_module
+import pytest
+from lab import CommandError, Lab, LabExistsError, lab_exists, remove_lab
+
+
+def traces(prefix: str) -> list[str]:
+    """What of a lab is to be seen from outside: namespaces, directory, mounts, processes."""
+    found = [str(path) for where in ("/run", "/run/netns") for path in Path(where).glob(f"{prefix}*")]
+    found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if prefix in line]
+    for command_line in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            if prefix in command_line.read_text():
+                found.append(command_line.read_text())
+    return found
+
+
+def test_hosts_reach_each_other_and_have_a_run_directory_each(lab: Lab) -> None:
+    one, other = lab.hosts[:2]
+    one.run("ping", "-c1", "-W2", str(other.public_ip))
+    one.run("sh", "-c", "echo one > /run/whose")
+    other.run("sh", "-c", "echo other > /run/whose")
+    assert one.run("cat", "/run/whose").stdout == "one\n"
+    assert (other.run_dir / "whose").read_text() == "other\n"
+    assert not Path("/run/whose").exists()
+
+
+def test_a_failed_command_says_what_it_said(lab: Lab) -> None:
+    with pytest.raises(CommandError, match=r"exit status 3\.\nno such luck"):
+        lab.hosts[0].run("sh", "-c", "echo no such luck >&2; exit 3")
+
+
+def test_nothing_stays() -> None:
+    with Lab(hosts=2) as lab:
+        lab.put_config()
+        lab.start_daemons("-iface=eth1")
+        # A process that doesn't listen, and one that its parent has forgotten.
+        lab.hosts[0].add_container().popen("sh", "-c", "trap '' TERM; setsid sleep 1000 & sleep 1000")
+        assert traces(lab.prefix)
+    assert not traces(lab.prefix)
+
+
+def test_nothing_stays_when_the_lab_cannot_be_built() -> None:
+    lab = Lab(mtu=1)
+    with pytest.raises(CommandError, match="mtu less than device minimum"):
+        lab.__enter__()
+    assert not traces(lab.prefix)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_stays_after_a_signal(number: signal.Signals) -> None:
+    script = (
+        "from lab import Lab\nwith Lab() as lab:\n  print(lab.prefix, flush=True)\n  lab.hosts[0].run('sleep', '60')"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(lab_module.__file__).parent)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        prefix = process.stdout.readline().strip()
+        assert traces(prefix)
+        process.send_signal(number)
+        assert process.wait(10) != 0
+    assert not traces(prefix)
+
+
+def test_a_lab_that_is_kept_stays_until_it_is_removed_by_name() -> None:
+    with Lab(hosts=1) as lab:
+        lab.keep()
+    assert lab_exists(lab.prefix)
+    with pytest.raises(LabExistsError):
+        Lab(prefix=lab.prefix).__enter__()
+    remove_lab(lab.prefix)
+    assert not lab_exists(lab.prefix)
+    assert not traces(lab.prefix)
+    lab.remove()

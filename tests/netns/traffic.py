@@ -1,0 +1,105 @@
+"""Traffic between two namespaces: run as a script inside each of them.
+
+tcp-sink PORT           accept one connection, print "listening", then the SHA-256 and length of what came
+tcp-source IP PORT N    send N seeded random bytes, print their SHA-256 and length
+udp-echo PORT           print "listening", then send every datagram back until killed
+udp-lengths IP PORT N   send datagrams of 0..N bytes, print the lengths whose echo did not come back equal
+udp-error IP PORT       send one datagram to a port and print the error that comes back by its errno
+tcp-error IP PORT       connect to a port and print the error likewise
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import random
+import socket
+import sys
+from collections.abc import Callable
+
+SEED = 8285
+REPLY_DEADLINE = 2.0
+IP_RECVERR = 11
+
+
+def tcp_sink(port: str) -> None:
+    with socket.create_server(("0.0.0.0", int(port))) as server:
+        print("listening", flush=True)
+        connection, _ = server.accept()
+        digest, length = hashlib.sha256(), 0
+        with connection:
+            while block := connection.recv(1 << 20):
+                digest.update(block)
+                length += len(block)
+        print(digest.hexdigest(), length)
+
+
+def tcp_source(address: str, port: str, size: str) -> None:
+    rng = random.Random(SEED)
+    digest, left = hashlib.sha256(), int(size)
+    with socket.create_connection((address, int(port)), timeout=30) as connection:
+        while left:
+            block = rng.randbytes(min(left, 1 << 20))
+            digest.update(block)
+            connection.sendall(block)
+            left -= len(block)
+    print(digest.hexdigest(), size)
+
+
+def udp_echo(port: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("0.0.0.0", int(port)))
+        print("listening", flush=True)
+        while True:
+            datagram, sender = sock.recvfrom(65535)
+            sock.sendto(datagram, sender)
+
+
+def udp_lengths(address: str, port: str, longest: str) -> None:
+    rng = random.Random(SEED)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(REPLY_DEADLINE)
+        sock.connect((address, int(port)))
+        print([length for length in range(int(longest) + 1) if not _echoed(sock, rng.randbytes(length))])
+
+
+def _echoed(sock: socket.socket, payload: bytes) -> bool:
+    sock.send(payload)
+    try:
+        return sock.recv(65535) == payload
+    except TimeoutError:
+        return False
+
+
+def udp_error(address: str, port: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        # Net unreachable is a passing error, which a socket is only told if it asks (ip(7)).
+        sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        sock.connect((address, int(port)))
+        print(_errno_of(sock, lambda: sock.send(b"anybody there?") and sock.recv(1)))
+
+
+def tcp_error(address: str, port: str) -> None:
+    with socket.socket() as sock:
+        print(_errno_of(sock, lambda: sock.connect((address, int(port)))))
+
+
+def _errno_of(sock: socket.socket, attempt: Callable[[], object]) -> str:
+    sock.settimeout(REPLY_DEADLINE)
+    try:
+        attempt()
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, "no answer")
+    return "no error"
+
+
+if __name__ == "__main__":
+    commands: dict[str, Callable[..., None]] = {
+        "tcp-sink": tcp_sink,
+        "tcp-source": tcp_source,
+        "udp-echo": udp_echo,
+        "udp-lengths": udp_lengths,
+        "udp-error": udp_error,
+        "tcp-error": tcp_error,
+    }
+    commands[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,400 @@
+"""The command line, in this process: what flags and variables become, and what is said when they are wrong."""
+
+from __future__ import annotations
+
+import os
+import sys
+from ipaddress import IPv4Address
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flannelpy import __version__, cli, packet
+from flannelpy.errors import HostError, LeaseLost, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flannelpy.options import Options
+
+DEFAULTS = {
+    "iface": None,
+    "public_ip": None,
+    "etcd_endpoints": ("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
+    "etcd_prefix": "/coreos.com/network",
+    "etcd_keyfile": None,
+    "etcd_certfile": None,
+    "etcd_cafile": None,
+    "etcd_username": None,
+    "etcd_password": None,
+    "subnet_file": Path("/run/flannel/subnet.env"),
+    "ip_masq": False,
+    "verbosity": 0,
+}
+
+# The text of a good value for each flag, and the field and value that it becomes.
+GOOD = {
+    "iface": ("eth1", "iface", "eth1"),
+    "public-ip": ("172.17.8.101", "public_ip", IPv4Address("172.17.8.101")),
+    "etcd-endpoints": ("http://a:1,https://b:2", "etcd_endpoints", ("http://a:1", "https://b:2")),
+    "etcd-prefix": ("/other", "etcd_prefix", "/other"),
+    "etcd-cafile": ("ca.pem", "etcd_cafile", "ca.pem"),
+    "subnet-file": ("/tmp/subnet.env", "subnet_file", Path("/tmp/subnet.env")),
+    "ip-masq": ("true", "ip_masq", True),
+    "v": ("3", "verbosity", 3),
+}
+
+TRUE = ("1", "t", "T", "TRUE", "true", "True")
+FALSE = ("0", "f", "F", "FALSE", "false", "False")
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("FLANNELD_"):
+            monkeypatch.delenv(name)
+
+
+def differing(options: Options) -> dict[str, object]:
+    """The fields that differ from the defaults."""
+    fields = {name: getattr(options, name) for name in DEFAULTS}
+    return {name: value for name, value in fields.items() if value != DEFAULTS[name]}
+
+
+def refusal(argv: list[str]) -> str:
+    with pytest.raises(UsageError) as caught:
+        cli.parse(argv)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_defaults_are_those_of_flanneld() -> None:
+    assert differing(cli.parse([])) == {}
+
+
+@pytest.mark.parametrize("flag", GOOD)
+def test_every_spelling(flag: str) -> None:
+    text, field, value = GOOD[flag]
+    assert differing(cli.parse([f"-{flag}={text}"])) == {field: value}
+    assert differing(cli.parse([f"--{flag}={text}"])) == {field: value}
+    if flag != "ip-masq":  # a boolean's value comes only after '='
+        assert differing(cli.parse([f"-{flag}", text])) == {field: value}
+        assert differing(cli.parse([f"--{flag}", text])) == {field: value}
+
+
+@pytest.mark.parametrize("flag", GOOD)
+def test_variable(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, field, value = GOOD[flag]
+    monkeypatch.setenv(cli.variable(flag), text)
+    assert differing(cli.parse([])) == {field: value}
+
+
+@pytest.mark.parametrize("flag", GOOD)
+def test_empty_variable_is_unset(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cli.variable(flag), "")
+    assert differing(cli.parse([])) == {}
+
+
+def test_flag_wins_over_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLANNELD_IFACE", "eth0")
+    monkeypatch.setenv("FLANNELD_V", "not looked at")
+    assert differing(cli.parse(["-iface=eth1", "-v=1"])) == {"iface": "eth1", "verbosity": 1}
+
+
+def test_empty_flag_wins_over_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit's -iface=${SOMETHING} with nothing in it is a flag that was given."""
+    monkeypatch.setenv("FLANNELD_IFACE", "eth0")
+    assert differing(cli.parse(["-iface="])) == {}
+
+
+def test_variable_names() -> None:
+    assert {flag.flag: flag.envvar for flag in cli.FLAGS} == {
+        "iface": "FLANNELD_IFACE",
+        "public-ip": "FLANNELD_PUBLIC_IP",
+        "etcd-endpoints": "FLANNELD_ETCD_ENDPOINTS",
+        "etcd-prefix": "FLANNELD_ETCD_PREFIX",
+        "etcd-cafile": "FLANNELD_ETCD_CAFILE",
+        "etcd-certfile": "FLANNELD_ETCD_CERTFILE",
+        "etcd-keyfile": "FLANNELD_ETCD_KEYFILE",
+        "etcd-username": "FLANNELD_ETCD_USERNAME",
+        "etcd-password": "FLANNELD_ETCD_PASSWORD",
+        "subnet-file": "FLANNELD_SUBNET_FILE",
+        "ip-masq": "FLANNELD_IP_MASQ",
+        "v": "FLANNELD_V",
+        "version": None,
+        "help": None,
+    }
+
+
+@pytest.mark.parametrize(("text", "value"), [(text, True) for text in TRUE] + [(text, False) for text in FALSE])
+def test_boolean(text: str, value: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.parse([f"-ip-masq={text}"]).ip_masq is value
+    assert cli.parse([f"--ip-masq={text}"]).ip_masq is value
+    monkeypatch.setenv("FLANNELD_IP_MASQ", text)
+    assert cli.parse([]).ip_masq is value
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["-ip-masq"], {"ip_masq": True}),
+        (["--ip-masq", "-v", "1"], {"ip_masq": True, "verbosity": 1}),
+        (["-ip-masq", "-ip-masq=false"], {}),
+        (["-iface=eth0", "--iface", "eth1"], {"iface": "eth1"}),
+        (["-iface", "-v"], {"iface": "-v"}),
+        (["-iface", "--"], {"iface": "--"}),
+        (["-iface=a=b"], {"iface": "a=b"}),
+        (["-iface=--v=1"], {"iface": "--v=1"}),
+        (["-iface="], {}),
+        (["-public-ip="], {}),
+        (["-v=007"], {"verbosity": 7}),
+        (["-v=1", "--"], {"verbosity": 1}),
+        (["--"], {}),
+        (["-help=false", "--version=0"], {}),
+        (["-etcd-endpoints=http://a:1, http://b:2"], {"etcd_endpoints": ("http://a:1", "http://b:2")}),
+        (["-etcd-keyfile=k", "-etcd-certfile=c"], {"etcd_keyfile": "k", "etcd_certfile": "c"}),
+        (["-etcd-username=u", "-etcd-password=p"], {"etcd_username": "u", "etcd_password": "p"}),
+    ],
+)
+def test_as_go_reads_it(argv: list[str], expected: dict[str, object]) -> None:
+    assert differing(cli.parse(argv)) == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["-ifcae=eth1"], "unknown flag -ifcae: did you mean -iface?"),
+        (["--etcd-endpoint", "http://a:1"], "unknown flag -etcd-endpoint: did you mean -etcd-endpoints?"),
+        (["-ip_masq"], "unknown flag -ip_masq: did you mean -ip-masq?"),
+        (["-zzz"], "unknown flag -zzz: -help lists all flags"),
+        (["-i", "eth1"], "unknown flag -i: -help lists all flags"),
+        (["---v=1"], "bad flag '---v=1': write -name=value or --name=value"),
+        (["-=1"], "bad flag '-=1': write -name=value or --name=value"),
+        (["--=1"], "bad flag '--=1': write -name=value or --name=value"),
+        (["-iface"], "-iface needs a value: -iface=NAME|IP"),
+        (["-v=1", "--v"], "-v needs a value: -v=N"),
+        (["eth1"], "extra argument 'eth1': only flags are expected, -help lists them"),
+        (["eth1", "-zzz"], "extra argument 'eth1': only flags are expected, -help lists them"),
+        (["-"], "extra argument '-': only flags are expected, -help lists them"),
+        ([""], "extra argument '': only flags are expected, -help lists them"),
+        (["--", "-v=1"], "extra argument '-v=1': only flags are expected, -help lists them"),
+        (["-v=1", "a\nb"], "extra argument 'a\\nb': only flags are expected, -help lists them"),
+        (
+            ["-ip-masq", "true"],
+            "extra argument 'true': the value of a boolean follows '=', as in -ip-masq=true",
+        ),
+        (["-ip-masq=yes"], "bad value 'yes' for -ip-masq: must be true or false"),
+        (["-ip-masq="], "bad value '' for -ip-masq: must be true or false"),
+        (["-help=yes"], "bad value 'yes' for -help: must be true or false"),
+        *(
+            ([f"-v={text}"], f"bad value {text!r} for -v: must be a whole number from 0 up")
+            for text in ("", "x", "-1", "1.0", " 1", "1_0", "²", "٣")
+        ),
+        *(
+            (
+                [f"-public-ip={text}"],
+                f"bad value {text!r} for -public-ip: must be an IPv4 address, such as 172.17.8.101",
+            )
+            for text in ("1.2.3", "eth1", "::1", "1.2.3.4/24", "01.2.3.4")
+        ),
+        (["-subnet-file="], "bad value '' for -subnet-file: must not be empty"),
+        (["-etcd-prefix", ""], "bad value '' for -etcd-prefix: must not be empty"),
+        (["-etcd-keyfile=k"], "-etcd-keyfile needs -etcd-certfile, too"),
+        (["-etcd-certfile=c"], "-etcd-certfile needs -etcd-keyfile, too"),
+        (["-etcd-username=u"], "-etcd-username needs -etcd-password, too"),
+        (["-etcd-password=secret"], "-etcd-password needs -etcd-username, too"),
+    ],
+)
+def test_refusals(argv: list[str], message: str) -> None:
+    assert refusal(argv) == message
+
+
+@pytest.mark.parametrize("text", ["", "127.0.0.1:2379", "etcd", "ftp://a:1", "http://", "http://a:x", "http://a:1,"])
+def test_bad_endpoints(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_flag = refusal([f"-etcd-endpoints={text}"])
+    assert of_flag.startswith("-etcd-endpoints: ")
+    assert "http://host:port" in of_flag
+    if text:
+        monkeypatch.setenv("FLANNELD_ETCD_ENDPOINTS", text)
+        assert refusal([]) == of_flag.replace("-etcd-endpoints: ", "FLANNELD_ETCD_ENDPOINTS: ")
+
+
+def test_password_in_an_endpoint_is_not_repeated() -> None:
+    assert "secret" not in refusal(["-etcd-endpoints=http://user:secret@a:1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("FLANNELD_V", "x", "bad value 'x' for FLANNELD_V: must be a whole number from 0 up"),
+        ("FLANNELD_IP_MASQ", "yes", "bad value 'yes' for FLANNELD_IP_MASQ: must be true or false"),
+        (
+            "FLANNELD_PUBLIC_IP",
+            "eth1",
+            "bad value 'eth1' for FLANNELD_PUBLIC_IP: must be an IPv4 address, such as 172.17.8.101",
+        ),
+        ("FLANNELD_ETCD_USERNAME", "u", "FLANNELD_ETCD_USERNAME needs -etcd-password, too"),
+        ("FLANNELD_ETCD_CERTFILE", "c", "FLANNELD_ETCD_CERTFILE needs -etcd-keyfile, too"),
+    ],
+)
+def test_refused_variables(name: str, text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, text)
+    assert refusal([]) == message
+
+
+def test_pair_of_flag_and_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLANNELD_ETCD_PASSWORD", "secret")
+    options = cli.parse(["-etcd-username=u"])
+    assert (options.etcd_username, options.etcd_password) == ("u", "secret")
+
+
+@pytest.mark.parametrize("flag", cli.LEFT_OUT)
+def test_flags_left_out_say_what_to_do(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    instead = cli.LEFT_OUT[flag]
+    assert refusal([f"-{flag}=x"]) == f"-{flag} is not supported: {instead}"
+    assert refusal([f"--{flag}", "x"]) == f"-{flag} is not supported: {instead}"
+    monkeypatch.setenv(cli.variable(flag), "x")
+    assert refusal([]) == f"{cli.variable(flag)} is not supported: {instead}"
+    monkeypatch.setenv(cli.variable(flag), "")
+    assert differing(cli.parse([])) == {}
+
+
+def test_all_flags_of_flanneld_are_known() -> None:
+    """Source: the flag sets of flanneld v0.5.5 and of glog."""
+    original = """
+        etcd-endpoints etcd-prefix etcd-keyfile etcd-certfile etcd-cafile subnet-file subnet-dir iface public-ip listen
+        remote remote-keyfile remote-certfile remote-cafile ip-masq networks help version
+        v vmodule log_backtrace_at logtostderr alsologtostderr stderrthreshold log_dir
+    """
+    assert set(original.split()) <= cli.BY_NAME.keys() | cli.LEFT_OUT.keys()
+    assert not cli.BY_NAME.keys() & cli.LEFT_OUT.keys()
+
+
+def test_password_is_not_shown() -> None:
+    assert "secret" not in repr(cli.parse(["-etcd-username=u", "-etcd-password=secret"]))
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Options], int]], None]:
+    """Puts a function in the daemon's place."""
+
+    def stub(run: Callable[[Options], int]) -> None:
+        module: Any = ModuleType("flannelpy.daemon")
+        module.run = run
+        monkeypatch.setitem(sys.modules, "flannelpy.daemon", module)
+
+    return stub
+
+
+def exit_of(argv: list[str] | None) -> object:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    return caught.value.code
+
+
+def never(options: Options) -> int:
+    raise AssertionError("the daemon was started")
+
+
+@pytest.mark.parametrize("code", [0, 1, 3])
+def test_main_runs_the_daemon(
+    code: int, daemon: Callable[[Callable[[Options], int]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Options] = []
+    daemon(lambda options: seen.append(options) or code)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(sys, "argv", ["flannelpy", "-iface=eth1"])
+    assert exit_of(None) == code
+    assert [options.iface for options in seen] == ["eth1"]
+
+
+@pytest.mark.parametrize(("error", "code"), [(HostError, 1), (LeaseLost, 3), (UsageError, 2)])
+def test_main_reports_what_the_daemon_raises(
+    error: type[Exception],
+    code: int,
+    daemon: Callable[[Callable[[Options], int]], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(options: Options) -> int:
+        raise error("what is wrong")
+
+    daemon(fail)
+    assert exit_of([]) == code
+    assert capsys.readouterr() == ("", "flannelpy: what is wrong\n")
+
+
+def test_main_on_ctrl_c(daemon: Callable[[Callable[[Options], int]], None], capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(options: Options) -> int:
+        raise KeyboardInterrupt
+
+    daemon(interrupted)
+    assert exit_of([]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("argv", [["-zzz"], ["-v=x"], ["eth1"], ["-networks=a,b"], ["-help", "-zzz"]])
+def test_main_on_a_usage_error(
+    argv: list[str], daemon: Callable[[Callable[[Options], int]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon(never)
+    assert exit_of(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("flannelpy: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argv", [["-help"], ["--help"], ["-h"], ["-help=true"], ["-v=x", "-help"], ["-help", "-version"]]
+)
+def test_help(
+    argv: list[str],
+    daemon: Callable[[Callable[[Options], int]], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It comes before any value is looked at, on stderr as the original's."""
+    daemon(never)
+    monkeypatch.setenv("FLANNELD_V", "x")
+    assert exit_of(argv) == 0
+    assert capsys.readouterr() == ("", cli.usage() + "\n")
+
+
+def test_help_tells_all() -> None:
+    text = cli.usage()
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.isascii()
+    for flag in cli.FLAGS:
+        assert f"\n  -{flag.flag}" in text
+        assert flag.envvar is None or f" {flag.envvar}\n" in text
+        assert isinstance(flag, cli.Answer) or f"      Default: {flag.default or ''}" in text
+    assert text.index("Interface:") < text.index("etcd:") < text.index("Log:") < text.index("Examples:")
+
+
+def test_examples_of_the_help_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = cli.EXAMPLES.replace("\\\n", " ").splitlines()
+    commands = [line.split()[1:] for line in lines if line.startswith("    flannelpy ")]
+    variables = [line.strip().partition("=") for line in lines if line.startswith("    FLANNELD_")]
+    assert (len(commands), len(variables)) == (2, 2)
+    assert all(cli.parse(argv).iface == "eth1" for argv in commands)
+    for name, _, text in variables:
+        monkeypatch.setenv(name, text)
+    assert differing(cli.parse([])) == {"iface": "eth1", "etcd_endpoints": ("http://10.0.0.1:2379",)}
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_of(["-version"]) == 0
+    assert capsys.readouterr() == ("", f"flannelpy {__version__} ({packet.form()})\n")
+
+
+@pytest.mark.parametrize(
+    ("file", "form"),
+    [("/x/checksum.py", "interpreted"), ("/x/checksum.cpython-311-x86_64-linux-gnu.so", "compiled")],
+)
+def test_form(file: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flannelpy.packet import checksum
+
+    monkeypatch.setattr(checksum, "__file__", file)
+    assert packet.form() == form

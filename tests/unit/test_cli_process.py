@@ -1,0 +1,76 @@
+"""The command line as a process of its own: exit codes, and what is on which stream."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flannelpy
+
+# The package that this process tests, installed or not, compiled or not.
+SOURCE = {"PYTHONPATH": str(Path(flannelpy.__file__).parents[1])}
+
+
+def run(arguments: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    clean = {name: text for name, text in os.environ.items() if not name.startswith("FLANNELD_")}
+    return subprocess.run(
+        [sys.executable, "-m", "flannelpy", *arguments],
+        env=clean | SOURCE | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    [
+        (["--ifcae", "eth1"], {}, "unknown flag -ifcae: did you mean -iface?"),
+        (["-v=much"], {}, "bad value 'much' for -v: must be a whole number from 0 up"),
+        (["-ip-masq=yes"], {}, "bad value 'yes' for -ip-masq: must be true or false"),
+        ([], {"FLANNELD_V": "much"}, "bad value 'much' for FLANNELD_V: must be a whole number from 0 up"),
+        (
+            ["-public-ip=172.17.8"],
+            {},
+            "bad value '172.17.8' for -public-ip: must be an IPv4 address, such as 172.17.8.101",
+        ),
+        (["-iface"], {}, "-iface needs a value: -iface=NAME|IP"),
+        (["-iface=eth1", "eth2"], {}, "extra argument 'eth2': only flags are expected, -help lists them"),
+        (["-logtostderr"], {}, "-logtostderr is not supported: the log always goes to stderr; leave it out"),
+        (
+            ["-etcd-endpoints=127.0.0.1:2379"],
+            {},
+            "-etcd-endpoints: '127.0.0.1:2379' is not of the form http://host:port or https://host:port",
+        ),
+    ],
+)
+def test_wrong(arguments: list[str], variables: dict[str, str], message: str) -> None:
+    done = run(arguments, variables)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"flannelpy: {message}\n")
+
+
+def test_version() -> None:
+    done = run(["-version"], {})
+    assert (done.returncode, done.stdout) == (0, "")
+    assert re.fullmatch(r"flannelpy \d+\.\d+\.\d+ \((compiled|interpreted)\)\n", done.stderr)
+
+
+def test_help() -> None:
+    done = run(["--help"], {})
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("Usage: flannelpy [flags]\n")
+
+
+def test_what_is_loaded_before_the_daemon() -> None:
+    """Docker waits for us, and -help should not wait at all."""
+    code = "import sys, flannelpy.cli; print(*(m for m in ('asyncio', 'etcd', 'pyroute2', 'ssl') if m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | SOURCE, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []

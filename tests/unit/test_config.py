@@ -1,0 +1,154 @@
+"""The network config: what its keys become, and what is said about one that is wrong."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from flannelpy.errors import ConfigError
+from flannelpy.subnet.config import BackendConfig, NetworkConfig, parse
+
+UDP = BackendConfig("udp", {})
+
+
+def config(
+    network: str, subnet_len: int, subnet_min: str, subnet_max: str, backend: BackendConfig = UDP
+) -> NetworkConfig:
+    return NetworkConfig(IPv4Network(network), subnet_len, IPv4Address(subnet_min), IPv4Address(subnet_max), backend)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"Network":"11.0.0.0/16"}', config("11.0.0.0/16", 24, "11.0.1.0", "11.0.255.0")),
+        ('{"network":"11.0.0.0/16"}', config("11.0.0.0/16", 24, "11.0.1.0", "11.0.255.0")),
+        ('{"Network":"11.0.7.9/16"}', config("11.0.0.0/16", 24, "11.0.1.0", "11.0.255.0")),
+        ('{"Network":"11.0.0.0/16","Comment":"x"}', config("11.0.0.0/16", 24, "11.0.1.0", "11.0.255.0")),
+        ('{"Network":"11.0.0.0/16","SubnetLen":0}', config("11.0.0.0/16", 24, "11.0.1.0", "11.0.255.0")),
+        ('{"Network":"11.0.0.0/16","SubnetLen":null}', config("11.0.0.0/16", 24, "11.0.1.0", "11.0.255.0")),
+        ('{"Network":"11.0.0.0/22"}', config("11.0.0.0/22", 24, "11.0.1.0", "11.0.3.0")),
+        ('{"Network":"11.0.0.0/28","SubnetLen":30}', config("11.0.0.0/28", 30, "11.0.0.4", "11.0.0.12")),
+        ('{"Network":"11.0.0.0/24","SubnetLen":26}', config("11.0.0.0/24", 26, "11.0.0.64", "11.0.0.192")),
+        ('{"Network":"10.0.0.0/8","SubnetLen":20}', config("10.0.0.0/8", 20, "10.0.16.0", "10.255.240.0")),
+        ('{"Network":"255.255.0.0/16"}', config("255.255.0.0/16", 24, "255.255.1.0", "255.255.255.0")),
+        ('{"Network":"0.0.0.0/0"}', config("0.0.0.0/0", 24, "0.0.1.0", "255.255.255.0")),
+        (
+            '{"Network":"11.0.0.0/16","SubnetMin":"11.0.16.0","SubnetMax":"11.0.32.0"}',
+            config("11.0.0.0/16", 24, "11.0.16.0", "11.0.32.0"),
+        ),
+        (
+            '{"Network":"11.0.0.0/16","SubnetMin":"11.0.0.0","SubnetMax":"11.0.0.0"}',
+            config("11.0.0.0/16", 24, "11.0.0.0", "11.0.0.0"),
+        ),
+        (
+            '{"Network":"11.0.0.0/16","Backend":{"Type":"UDP","Port":7890}}',
+            config("11.0.0.0/16", 24, "11.0.1.0", "11.0.255.0", BackendConfig("udp", {"Type": "UDP", "Port": 7890})),
+        ),
+        (
+            '{"Network":"11.0.0.0/16","Backend":{"type":"vxlan"}}',
+            config("11.0.0.0/16", 24, "11.0.1.0", "11.0.255.0", BackendConfig("vxlan", {"type": "vxlan"})),
+        ),
+        ('{"Network":"11.0.0.0/16","Backend":null}', config("11.0.0.0/16", 24, "11.0.1.0", "11.0.255.0")),
+    ],
+)
+def test_keys_and_defaults(text: str, expected: NetworkConfig) -> None:
+    assert parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"Network": None}, 'Network is missing: the config needs at least {"Network": "10.1.0.0/16"}'),
+        ({"Network": 7}, "Network 7 is not an IPv4 network such as 10.1.0.0/16"),
+        ({"Network": "11.0.0.0"}, "Network '11.0.0.0' is not an IPv4 network such as 10.1.0.0/16"),
+        ({"Network": "11.0.0.0/33"}, "Network '11.0.0.0/33' is not an IPv4 network such as 10.1.0.0/16"),
+        ({"Network": "11.0.0/16"}, "Network '11.0.0/16' is not an IPv4 network such as 10.1.0.0/16"),
+        (
+            {"Network": "11.0.0.0/255.255.0.0"},
+            "Network '11.0.0.0/255.255.0.0' is not an IPv4 network such as 10.1.0.0/16",
+        ),
+        ({"Network": "fd00::/64"}, "Network 'fd00::/64' is not an IPv4 network such as 10.1.0.0/16"),
+        ({"Network": "11.0.0.0/29"}, "Network 11.0.0.0/29 is too small: minimum useful network prefix is /28"),
+        ({"SubnetLen": "24"}, "SubnetLen '24' is not a prefix length such as 24"),
+        ({"SubnetLen": -1}, "SubnetLen -1 is not a prefix length such as 24"),
+        ({"SubnetLen": 24.5}, "SubnetLen 24.5 is not a prefix length such as 24"),
+        ({"SubnetLen": True}, "SubnetLen true is not a prefix length such as 24"),
+        ({"SubnetLen": 31}, "SubnetLen 31 must be less than /31"),
+        ({"SubnetLen": 33}, "SubnetLen 33 must be less than /31"),
+        (
+            {"SubnetLen": 17},
+            "SubnetLen 17 is too short: Network 11.0.0.0/16 must be able to accommodate at least four subnets,"
+            " so it needs SubnetLen 18 or more",
+        ),
+        (
+            {"SubnetLen": 8},
+            "SubnetLen 8 is too short: Network 11.0.0.0/16 must be able to accommodate at least four subnets,"
+            " so it needs SubnetLen 18 or more",
+        ),
+        (
+            {"Network": "11.0.0.0/24"},
+            "SubnetLen 25 (the default) is too short: Network 11.0.0.0/24 must be able to accommodate at least four"
+            " subnets, so it needs SubnetLen 26 or more",
+        ),
+        (
+            {"Network": "11.0.0.0/23"},
+            "SubnetLen 24 (the default) is too short: Network 11.0.0.0/23 must be able to accommodate at least four"
+            " subnets, so it needs SubnetLen 25 or more",
+        ),
+        ({"SubnetMin": 5}, "SubnetMin 5 is not an IPv4 address such as 11.0.1.0"),
+        ({"SubnetMin": "11.0.1"}, "SubnetMin '11.0.1' is not an IPv4 address such as 11.0.1.0"),
+        ({"SubnetMin": "12.0.1.0"}, "SubnetMin 12.0.1.0 is not in the range of the Network 11.0.0.0/16"),
+        ({"SubnetMin": "11.0.1.5"}, "SubnetMin 11.0.1.5 is not on a SubnetLen boundary: subnets are /24"),
+        ({"SubnetMax": ""}, "SubnetMax '' is not an IPv4 address such as 11.0.255.0"),
+        ({"SubnetMax": "11.1.0.0"}, "SubnetMax 11.1.0.0 is not in the range of the Network 11.0.0.0/16"),
+        ({"SubnetMax": "11.0.1.255"}, "SubnetMax 11.0.1.255 is not on a SubnetLen boundary: subnets are /24"),
+        (
+            {"SubnetMin": "11.0.9.0", "SubnetMax": "11.0.8.0"},
+            "SubnetMin 11.0.9.0 is above SubnetMax 11.0.8.0",
+        ),
+        ({"Backend": "udp"}, 'Backend \'udp\' is not an object such as {"Type": "udp"}'),
+        (
+            {"Backend": {}},
+            'Backend.Type is missing: name it, as in {"Type": "udp"}, or leave Backend out',
+        ),
+        ({"Backend": {"Type": 1}}, 'Backend.Type 1 is not a name such as "udp"'),
+    ],
+)
+def test_a_wrong_value_is_refused_with_key_value_and_rule(keys: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(json.dumps({"Network": "11.0.0.0/16"} | keys))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "network config is not JSON: Expecting value at line 1 column 1"),
+        ('{"Network"}', "network config is not JSON: Expecting ':' delimiter at line 1 column 11"),
+        ('"11.0.0.0/16"', 'network config is not a JSON object: "11.0.0.0/16"'),
+        ("{}", 'Network is missing: the config needs at least {"Network": "10.1.0.0/16"}'),
+    ],
+)
+def test_a_text_without_a_config_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("subnet", "expected"),
+    [
+        ("11.0.16.0/24", True),
+        ("11.0.32.0/24", True),
+        ("11.0.20.0/24", True),
+        ("11.0.15.0/24", False),
+        ("11.0.33.0/24", False),
+        ("11.0.16.0/25", False),
+        ("11.0.16.0/20", False),
+        ("12.0.16.0/24", False),
+    ],
+)
+def test_a_subnet_fits_by_length_and_range(subnet: str, expected: bool) -> None:
+    assert config("11.0.0.0/16", 24, "11.0.16.0", "11.0.32.0").fits(IPv4Network(subnet)) is expected

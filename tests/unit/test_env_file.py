@@ -1,0 +1,135 @@
+"""The subnet file: four lines, written as a whole, read back at the next start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from flannelpy.errors import HostError
+from flannelpy.subnet import env_file
+
+NETWORK, SUBNET = IPv4Network("11.0.0.0/16"), IPv4Network("11.0.59.0/24")
+TEXT = "FLANNEL_NETWORK=11.0.0.0/16\nFLANNEL_SUBNET=11.0.59.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n"
+
+
+@pytest.mark.parametrize(
+    ("subnet", "mtu", "ip_masq", "expected"),
+    [
+        ("11.0.59.0/24", 1472, False, TEXT),
+        ("11.0.59.0/24", 1472, True, TEXT.replace("false", "true")),
+        ("11.0.0.16/28", 8972, False, TEXT.replace("11.0.59.1/24", "11.0.0.17/28").replace("1472", "8972")),
+    ],
+)
+def test_four_lines_in_their_order(subnet: str, mtu: int, ip_masq: bool, expected: str) -> None:
+    assert env_file.render(NETWORK, IPv4Network(subnet), mtu, ip_masq) == expected
+
+
+def test_the_directory_is_made_and_nothing_else_is_left_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "flannel" / "subnet.env"
+    env_file.write(path, TEXT)
+    assert path.read_bytes() == TEXT.encode()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_whoever_has_the_old_file_open_reads_the_old_text_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "subnet.env"
+    env_file.write(path, "old\n")
+    with path.open() as reader:
+        env_file.write(path, TEXT)
+        assert reader.read() == "old\n"
+    assert path.read_text() == TEXT
+
+
+def test_a_link_in_its_place_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    path, target = tmp_path / "subnet.env", tmp_path / "precious"
+    target.write_text("precious\n")
+    path.symlink_to(target)
+    env_file.write(path, TEXT)
+    assert (path.read_text(), target.read_text()) == (TEXT, "precious\n")
+
+
+def a_file_instead_of_the_directory(path: Path) -> str:
+    path.parent.write_text("")
+    return "File exists (EEXIST)"
+
+
+def a_file_instead_of_a_directory_above(path: Path) -> str:
+    path.parent.parent.rmdir()
+    path.parent.parent.write_text("")
+    return "Not a directory (ENOTDIR)"
+
+
+def a_directory_instead_of_the_file(path: Path) -> str:
+    path.mkdir(parents=True)
+    return "Is a directory (EISDIR)"
+
+
+def a_directory_instead_of_the_draft(path: Path) -> str:
+    (path.parent / ".subnet.env").mkdir(parents=True)
+    return "Is a directory (EISDIR)"
+
+
+@pytest.mark.parametrize(
+    "obstacle",
+    [
+        a_file_instead_of_the_directory,
+        a_file_instead_of_a_directory_above,
+        a_directory_instead_of_the_file,
+        a_directory_instead_of_the_draft,
+    ],
+)
+def test_a_file_that_cannot_be_written_is_an_error_with_path_and_errno(
+    tmp_path: Path, obstacle: Callable[[Path], str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / "flannel" / "subnet.env"
+    cause = obstacle(path)
+    with pytest.raises(HostError) as caught:
+        env_file.write(path, TEXT)
+    assert str(caught.value) == f"cannot write subnet file {path}: {cause}; see -subnet-file"
+
+
+def test_a_disk_without_room_leaves_the_old_file_and_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "subnet.env"
+    env_file.write(path, "old\n")
+
+    def full(_: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(HostError, match=r"No space left on device \(ENOSPC\)"):
+        env_file.write(path, TEXT)
+    assert [(file, file.read_text()) for file in tmp_path.iterdir()] == [(path, "old\n")]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (TEXT, SUBNET),
+        ("FLANNEL_SUBNET=11.0.59.1/24", SUBNET),
+        ("FLANNEL_MTU=1472\r\nFLANNEL_SUBNET=11.0.59.1/24\r\n", SUBNET),
+        ("FLANNEL_SUBNET=11.0.59.1/24\nFLANNEL_SUBNET=11.0.60.1/24\n", SUBNET),
+        ("", None),
+        ("FLANNEL_MTU=1472\n", None),
+        ("FLANNEL_SUBNET=\n", None),
+        ("FLANNEL_SUBNET=rubbish\n", None),
+        ("FLANNEL_SUBNET=11.0.59.1/99\n", None),
+        ("#FLANNEL_SUBNET=11.0.59.1/24\n", None),
+        ("FLANNEL_SUBNET=११.0.59.1/24\n", None),
+    ],
+)
+def test_the_subnet_of_the_last_run_is_read_if_the_file_says_it(
+    tmp_path: Path, content: str, expected: IPv4Network | None
+) -> None:
+    path = tmp_path / "subnet.env"
+    path.write_bytes(content.encode())
+    assert env_file.previous_subnet(path) == expected
+
+
+def test_without_a_file_there_is_no_last_run(tmp_path: Path) -> None:
+    assert env_file.previous_subnet(tmp_path / "subnet.env") is None
+    assert env_file.previous_subnet(tmp_path) is None

@@ -1,0 +1,51 @@
+"""How many ICMP errors go to one destination."""
+
+from __future__ import annotations
+
+import pytest
+
+from flannelpy.backend.udp.icmp_limit import BURST, MAX_DESTINATIONS, PER_SECOND, IcmpLimit
+
+A, B = 0x0B003B02, 0x0B003B03
+
+
+def allowed(limit: IcmpLimit, destination: int, now: float, attempts: int = 100) -> int:
+    return sum(limit.allow(destination, now) for _ in range(attempts))
+
+
+def test_a_burst_is_allowed_at_once_and_no_more() -> None:
+    limit = IcmpLimit()
+    assert [limit.allow(A, 5.0) for _ in range(BURST + 2)] == [True] * BURST + [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0.0, 0), (0.19, 0), (0.2, 1), (0.5, 2), (1.0, PER_SECOND), (1.2, BURST), (3600.0, BURST)]
+)
+def test_tokens_come_back_with_time_up_to_a_burst(seconds: float, expected: int) -> None:
+    limit = IcmpLimit()
+    allowed(limit, A, 0.0)
+    assert allowed(limit, A, seconds) == expected
+
+
+def test_a_flood_gets_the_rate_however_often_it_asks() -> None:
+    limit = IcmpLimit()
+    total = sum(limit.allow(A, step / 1000) for step in range(10_001))
+    assert total in range(BURST + 10 * int(PER_SECOND) - 1, BURST + 10 * int(PER_SECOND) + 1)
+
+
+def test_destinations_do_not_share_a_bucket() -> None:
+    limit = IcmpLimit()
+    allowed(limit, A, 0.0)
+    assert allowed(limit, B, 0.0) == BURST
+
+
+def test_the_destination_that_was_silent_for_longest_is_forgotten_first() -> None:
+    limit = IcmpLimit()
+    allowed(limit, A, 0.0)
+    allowed(limit, B, 0.0)
+    for other in range(MAX_DESTINATIONS - 2):
+        limit.allow(other, 0.0)
+    assert not limit.allow(A, 0.0)  # known still, and heard of again
+    limit.allow(MAX_DESTINATIONS, 0.0)  # makes B go
+    assert not limit.allow(A, 0.0)
+    assert limit.allow(B, 0.0)

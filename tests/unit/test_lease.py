@@ -1,0 +1,114 @@
+"""A lease's key and value, byte for byte."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from flannelpy.registry.base import Entry
+from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
+
+PUBLIC_IP = IPv4Address("172.17.8.101")
+
+
+@pytest.mark.parametrize(
+    ("attrs", "text"),
+    [
+        (LeaseAttrs(PUBLIC_IP), '{"PublicIP":"172.17.8.101"}'),
+        (LeaseAttrs(PUBLIC_IP, "host-gw"), '{"PublicIP":"172.17.8.101","BackendType":"host-gw"}'),
+        (
+            LeaseAttrs(PUBLIC_IP, "vxlan", {"VtepMAC": "82:4b:b6:2f:54:4e"}),
+            '{"PublicIP":"172.17.8.101","BackendType":"vxlan","BackendData":{"VtepMAC":"82:4b:b6:2f:54:4e"}}',
+        ),
+        (
+            LeaseAttrs(PUBLIC_IP, "extension", "output"),
+            '{"PublicIP":"172.17.8.101","BackendType":"extension","BackendData":"output"}',
+        ),
+    ],
+)
+def test_values_of_the_original_are_written_and_read(attrs: LeaseAttrs, text: str) -> None:
+    assert attrs.encode() == text
+    assert LeaseAttrs.decode(text) == attrs
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"PublicIP":"172.17.8.101","PublicIPv6":null}',
+        ' { "PublicIP" : "172.17.8.101" } \n',
+        '{"publicip":"172.17.8.101"}',
+        '{"PublicIP":"172.17.8.101","BackendType":"","BackendData":null}',
+        '{"PublicIP":"172.17.8.101","Future":{"a":[1]}}',
+    ],
+)
+def test_values_of_other_versions_are_read(text: str) -> None:
+    assert LeaseAttrs.decode(text) == LeaseAttrs(PUBLIC_IP)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        ("172.17.8.101", "not JSON"),
+        ("[]", "not a JSON object"),
+        ("{}", "no PublicIP"),
+        ('{"PublicIP":null}', "no PublicIP"),
+        ('{"PublicIP":2887845989}', "no PublicIP"),
+        ('{"PublicIP":""}', "Address cannot be empty"),
+        ('{"PublicIP":"172.17.8"}', "172.17.8"),
+        ('{"PublicIP":"fd00::1"}', "fd00::1"),
+        ('{"PublicIP":"172.17.8.101","BackendType":7}', "BackendType is not a string"),
+    ],
+)
+def test_a_malformed_value_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LeaseAttrs.decode(text)
+
+
+@pytest.mark.parametrize(
+    ("subnet", "key"),
+    [
+        ("11.0.101.0/24", "11.0.101.0-24"),
+        ("10.1.0.16/28", "10.1.0.16-28"),
+        ("0.0.0.0/0", "0.0.0.0-0"),
+        ("10.1.7.9/32", "10.1.7.9-32"),
+    ],
+)
+def test_keys_are_written_and_read(subnet: str, key: str) -> None:
+    assert format_key(IPv4Network(subnet)) == key
+    assert parse_key(key) == IPv4Network(subnet)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "config",
+        "11.0.101.0",
+        "11.0.101.0/24",
+        "11.0.101.0-",
+        "11.0.101.0-33",
+        "11.0.101.0-024",
+        "11.0.101.0-08",
+        "011.0.101.0-24",
+        "11.0.101.5-24",
+        "11.0.256.0-24",
+        "11.0.101-24",
+        "x11.0.101.0-24",
+        "11.0.101.0-24x",
+        "11.0.101.0-24\n",
+        "11.0.101.0-24&fd00::-64",
+        "\u0661\u0661.0.101.0-24",
+        "11.0.101.0-\u0662\u0664",
+    ],
+)
+def test_a_malformed_key_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_key(key)
+
+
+@pytest.mark.parametrize("lease_ttl", [86394, None])
+def test_an_entry_of_the_store_is_read_as_a_lease(lease_ttl: int | None) -> None:
+    entry = Entry("11.0.59.0-24", '{"PublicIP":"172.17.8.101"}', lease_ttl, 5)
+    assert Lease.from_entry(entry) == Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(PUBLIC_IP), lease_ttl, 5)

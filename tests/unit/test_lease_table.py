@@ -1,0 +1,141 @@
+"""Who holds what: snapshots and changes become events."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
+from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_table import Added, Gone, LeaseTable, Update
+
+OWN, B, C = (IPv4Network(f"11.0.{n}.0/24") for n in (59, 101, 55))
+NOT_JSON = "not JSON: Expecting value at line 1 column 1"
+
+
+def put(name: str, public_ip: int | str, version: int = 1) -> Entry:
+    """``public_ip`` is the last byte of a host's address, or a whole value."""
+    value = public_ip if isinstance(public_ip, str) else f'{{"PublicIP":"172.17.8.{public_ip}"}}'
+    return Entry(name, value, 86400, version)
+
+
+def added(subnet: IPv4Network, public_ip: int, version: int = 1) -> Added:
+    return Added(Lease(subnet, LeaseAttrs(IPv4Address(f"172.17.8.{public_ip}")), 86400, version))
+
+
+def table(*entries: Entry) -> LeaseTable:
+    """As after a first snapshot, in which there was the own lease."""
+    leases = LeaseTable(OWN)
+    leases.replace(snapshot(*entries))
+    return leases
+
+
+def snapshot(*entries: Entry, own: bool = True) -> Snapshot:
+    return Snapshot((*([put("11.0.59.0-24", 101)] if own else []), *entries), 10)
+
+
+OURS = added(OWN, 101)
+KNOWN = (put("11.0.101.0-24", 102), put("11.0.55.0-24", 103))
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        pytest.param(snapshot(*KNOWN), Update(own=[OURS]), id="nothing new"),
+        pytest.param(
+            snapshot(put("11.0.101.0-24", 102, version=7), KNOWN[1]), Update(own=[OURS]), id="renewed is nothing new"
+        ),
+        pytest.param(
+            snapshot(*KNOWN, put("11.0.7.0-24", 104)),
+            Update([added(IPv4Network("11.0.7.0/24"), 104)], [OURS]),
+            id="a host came",
+        ),
+        pytest.param(snapshot(KNOWN[1]), Update([Gone(B)], [OURS]), id="a host left"),
+        pytest.param(
+            snapshot(put("11.0.101.0-24", 105, 9), KNOWN[1]), Update([added(B, 105, 9)], [OURS]), id="a new public IP"
+        ),
+        pytest.param(
+            snapshot(put("11.0.101.0-24", 103), put("11.0.55.0-24", 102)),
+            Update([added(B, 103), added(C, 102)], [OURS]),
+            id="two hosts changed places",
+        ),
+        pytest.param(snapshot(), Update([Gone(B), Gone(C)], [OURS]), id="all left"),
+        pytest.param(snapshot(*KNOWN, own=False), Update(own=[Gone(OWN)]), id="the own lease is gone"),
+        pytest.param(Snapshot((), 10), Update([Gone(B), Gone(C)], [Gone(OWN)]), id="everything is gone"),
+        pytest.param(
+            snapshot(*KNOWN, put("11.0.59.0-24", 102), own=False), Update(own=[added(OWN, 102)]), id="the own was taken"
+        ),
+        pytest.param(
+            snapshot(put("11.0.101.0-24", "x"), KNOWN[1]),
+            Update(own=[OURS], malformed=[f"11.0.101.0-24: {NOT_JSON}"]),
+            id="a known one became malformed and stays",
+        ),
+        pytest.param(
+            snapshot(*KNOWN, put("rubbish", "x"), put("11.0.7.0-24", "{}")),
+            Update(
+                own=[OURS],
+                malformed=["rubbish: no subnet key such as 10.1.7.0-24", "11.0.7.0-24: no PublicIP"],
+            ),
+            id="malformed among the good",
+        ),
+    ],
+)
+def test_a_snapshot_is_compared_by_value(seen: Snapshot, expected: Update) -> None:
+    leases = table(*KNOWN)
+    assert leases.replace(seen) == expected
+    assert leases.replace(seen) == Update(own=expected.own)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param([], Update(), id="nothing"),
+        pytest.param([Put(KNOWN[0])], Update(), id="renewed"),
+        pytest.param([Put(put("11.0.101.0-24", 105, 9))], Update([added(B, 105, 9)]), id="a new public IP"),
+        pytest.param(
+            [Removed("11.0.101.0-24"), Put(put("11.0.101.0-24", 102))],
+            Update([Gone(B), added(B, 102)]),
+            id="left and came back",
+        ),
+        pytest.param([Removed("11.0.200.0-24"), Removed("rubbish")], Update(), id="unknown ones left"),
+        pytest.param(
+            [Removed("11.0.59.0-24"), Put(put("11.0.59.0-24", 102, 8))],
+            Update(own=[Gone(OWN), added(OWN, 102, 8)]),
+            id="the own lease in order",
+        ),
+        pytest.param(
+            [Put(put("rubbish", "x")), Put(put("11.0.7.0-24", 104)), Put(put("rubbish", "x"))],
+            Update([added(IPv4Network("11.0.7.0/24"), 104)], [], ["rubbish: no subnet key such as 10.1.7.0-24"]),
+            id="malformed is said once and the rest applied",
+        ),
+        pytest.param(
+            [Put(put("11.0.101.0-24", "x")), Put(put("11.0.101.0-24", "y"))],
+            Update(malformed=[f"11.0.101.0-24: {NOT_JSON}"] * 2),
+            id="another malformed value is said again",
+        ),
+        pytest.param(
+            [Put(put("11.0.101.0-24", "x")), Put(KNOWN[0]), Put(put("11.0.101.0-24", "x"))],
+            Update(malformed=[f"11.0.101.0-24: {NOT_JSON}"] * 2),
+            id="and so is one that was good meanwhile",
+        ),
+        pytest.param(
+            [Put(put("11.0.101.0-24", "x")), Removed("11.0.101.0-24")],
+            Update([Gone(B)], [], [f"11.0.101.0-24: {NOT_JSON}"]),
+            id="malformed, then gone",
+        ),
+    ],
+)
+def test_changes_are_applied_in_order(changes: list[Put | Removed], expected: Update) -> None:
+    assert table(*KNOWN).apply(Changes(tuple(changes), 11)) == expected
+
+
+def test_two_spellings_of_one_subnet_do_not_flap() -> None:
+    """When the second was a key of the same subnet, each snapshot gave it to the one and then to the other."""
+    entries = put("10.0.0.0-8", 102), put("10.0.0.0-08", 103)
+    assert table(*entries).replace(snapshot(*entries)) == Update(own=[OURS])
+
+
+def test_the_own_lease_is_not_counted_among_the_others() -> None:
+    assert len(table(*KNOWN)) == 2
+    assert len(table()) == 0

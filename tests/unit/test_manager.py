@@ -1,0 +1,767 @@
+"""The life of a lease against a fake registry, on a clock that jumps: a day takes milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from fakes import HISTORY_LENGTH, FakeRegistry
+from fakes_clock import LoopClock, run
+
+from flannelpy.errors import ConfigError, LeaseLost, RegistryUnavailable
+from flannelpy.registry.base import Changes, Entry, Snapshot
+from flannelpy.subnet.config import NetworkConfig, parse
+from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_table import Added, LeaseEvent
+from flannelpy.subnet.manager import QUIET_SECONDS, SubnetManager
+from flannelpy.subnet.renewal import LEASE_TTL, RENEW_MARGIN
+
+OUR_IP = IPv4Address("172.17.8.101")
+ATTRS = LeaseAttrs(OUR_IP)
+OURS, B, C, D = (f'{{"PublicIP":"172.17.8.{n}"}}' for n in (101, 102, 103, 104))
+TEXT = '{"Network":"11.0.0.0/16"}'
+CONFIG = parse(TEXT)
+# Three subnets: 11.0.0.64, .128 and .192.
+SMALL = parse('{"Network":"11.0.0.0/24","SubnetLen":26}')
+OWN_NAME, OWN = "11.0.59.0-24", IPv4Network("11.0.59.0/24")
+
+
+class World:
+    """A registry, and the manager of the host 172.17.8.101."""
+
+    def __init__(self, registry_class: type[FakeRegistry]) -> None:
+        clock = LoopClock()
+        self.now = clock.now
+        self.registry = registry_class(clock.now)
+        self.manager = SubnetManager(self.registry, clock, random.Random(1), OUR_IP)
+        self.told: list[LeaseEvent] = []
+
+    def apply(self, events: Sequence[LeaseEvent]) -> None:
+        self.told += events
+
+    async def acquire(self, previous: IPv4Network | None = None, config: NetworkConfig = CONFIG) -> Lease:
+        return await self.manager.acquire(config, ATTRS, previous)
+
+    async def entries(self) -> dict[str, Entry]:
+        return {entry.name: entry for entry in (await self.registry.snapshot()).entries}
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
+        """With the own lease 11.0.59.0/24, the watch (which is yielded) and the renewal going on."""
+        await self.acquire(OWN)
+        watch = asyncio.create_task(self.manager.watch(self.apply))
+        renewal = asyncio.create_task(self.manager.keep_lease())
+        await asyncio.sleep(0.001)
+        yield watch
+        for task in (watch, renewal):
+            task.cancel()
+        failures = await asyncio.gather(watch, renewal, return_exceptions=True)
+        assert {type(failure) for failure in failures} <= {asyncio.CancelledError, LeaseLost}
+
+
+def play(scenario: Callable[[World], Awaitable[None]], registry_class: type[FakeRegistry] = FakeRegistry) -> None:
+    async def whole() -> None:
+        await scenario(World(registry_class))
+
+    run(whole())
+
+
+def summary(events: Sequence[LeaseEvent]) -> list[tuple[str, str | None]]:
+    return [
+        (str(event.lease.subnet), str(event.lease.attrs.public_ip))
+        if isinstance(event, Added)
+        else (str(event.subnet), None)
+        for event in events
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="flannelpy")
+
+
+# The network config
+
+
+def test_a_config_that_is_there_is_read_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        world.registry.set_config(TEXT)
+        assert await world.manager.read_config(lambda config: config) == CONFIG
+        assert world.now() == 0
+
+    play(scenario)
+    assert caplog.messages == []
+
+
+def test_a_config_that_becomes_right_step_by_step_is_waited_for_with_a_line_for_each_cause(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def accept(config: NetworkConfig) -> str:
+        if config.backend.type != "udp":
+            raise ConfigError(f"unknown backend type: {config.backend.type}")
+        return f"accepted {config.network}"
+
+    async def scenario(world: World) -> None:
+        reading = asyncio.create_task(world.manager.read_config(accept))
+        for config in ("{", '{"Network":"11.0.0.0/16","SubnetLen":31}', TEXT[:-1] + ',"Backend":{"Type":"gre"}}', TEXT):
+            await asyncio.sleep(9.5)
+            assert not reading.done()
+            world.registry.set_config(config)
+        before = world.now()
+        assert await reading == "accepted 11.0.0.0/16"
+        assert world.now() - before <= 1
+
+    play(scenario)
+    assert caplog.messages == [
+        "Failed to retrieve network config: config: key not found",
+        "Failed to retrieve network config: network config is not JSON: Expecting property name enclosed in double"
+        " quotes at line 1 column 2",
+        "Failed to retrieve network config: SubnetLen 31 must be less than /31",
+        "Failed to retrieve network config: unknown backend type: gre",
+    ]
+
+
+def test_a_store_that_does_not_answer_at_start_is_waited_for_and_then_used(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        world.registry.set_config(TEXT)
+        world.registry.go_down()
+        reading = asyncio.create_task(world.manager.read_config(lambda config: config))
+        await asyncio.sleep(100)
+        world.registry.come_up()
+        config = await reading
+        world.registry.go_down()
+        acquiring = asyncio.create_task(world.acquire(OWN, config))
+        await asyncio.sleep(100)
+        world.registry.come_up()
+        assert (await acquiring).subnet == OWN
+
+    play(scenario)
+    assert caplog.messages == [
+        "Failed to retrieve network config: the fake registry is down",
+        "Failed to acquire subnet: the fake registry is down",
+        "Picking subnet in range 11.0.1.0 ... 11.0.255.0",
+        "Subnet lease acquired: 11.0.59.0/24",
+    ]
+
+
+# Acquiring
+
+
+def test_a_new_host_takes_a_free_subnet_for_a_day(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.1.0-24", B, 86400)
+        own = await world.acquire()
+        assert CONFIG.fits(own.subnet)
+        assert own.subnet != IPv4Network("11.0.1.0/24")
+        assert own.attrs == ATTRS
+        name = f"{own.subnet.network_address}-24"
+        assert (await world.entries())[name] == Entry(name, OURS, LEASE_TTL, own.version)
+        assert world.manager.own == own
+        assert caplog.messages == [
+            "Picking subnet in range 11.0.1.0 ... 11.0.255.0",
+            f"Subnet lease acquired: {own.subnet}",
+        ]
+
+    play(scenario)
+
+
+def test_a_lease_with_our_public_ip_is_ours_again_for_a_full_day(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.1.0-24", B, 86400)
+        old = world.registry.put_raw("11.0.77.0-24", OURS, 100)
+        own = await world.acquire(previous=OWN)
+        assert own == Lease(IPv4Network("11.0.77.0/24"), ATTRS, LEASE_TTL, old.version + 1)
+        assert set(await world.entries()) == {"11.0.1.0-24", "11.0.77.0-24"}
+
+    play(scenario)
+    assert caplog.messages == ["Found lease (11.0.77.0/24) for current IP (172.17.8.101), reusing"]
+
+
+def test_a_reused_lease_gets_our_value_also_when_another_backend_wrote_it() -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.77.0-24", OURS[:-1] + ',"BackendType":"vxlan","BackendData":{"VtepMAC":"x"}}', 9)
+        own = await world.acquire()
+        assert own.attrs == ATTRS
+        assert (await world.entries())["11.0.77.0-24"].value == OURS
+
+    play(scenario)
+
+
+def test_a_reservation_is_used_and_stays_one() -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw(OWN_NAME, OURS, None)
+        async with world.running():
+            assert world.manager.own.subnet == OWN
+            assert world.manager.seconds_left() is None
+            version = world.manager.own.version
+            await asyncio.sleep(10 * LEASE_TTL)
+            assert await world.entries() == {OWN_NAME: Entry(OWN_NAME, OURS, None, version)}
+
+    play(scenario)
+
+
+def test_a_lease_that_no_longer_fits_the_config_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("10.1.7.0-24", OURS, 86400)
+        await world.acquire(OWN)
+        assert set(await world.entries()) == {OWN_NAME}
+
+    play(scenario)
+    assert caplog.messages == [
+        "Found lease (10.1.7.0/24) for current IP (172.17.8.101) but not compatible with current config, deleting",
+        "Picking subnet in range 11.0.1.0 ... 11.0.255.0",
+        "Subnet lease acquired: 11.0.59.0/24",
+    ]
+
+
+def test_a_reservation_that_does_not_fit_the_config_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        reserved = world.registry.put_raw("10.1.7.0-24", OURS, None)
+        await world.acquire(OWN)
+        assert (await world.entries()).keys() == {"10.1.7.0-24", OWN_NAME}
+        assert (await world.entries())["10.1.7.0-24"] == reserved
+
+    play(scenario)
+    assert caplog.messages[0] == (
+        "Found lease (10.1.7.0/24) for current IP (172.17.8.101) but not compatible with current config,"
+        " leaving the reservation alone"
+    )
+
+
+def test_of_two_leases_with_our_public_ip_the_one_that_fits_is_used() -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("10.1.7.0-24", OURS, 86400)
+        world.registry.put_raw("11.0.77.0-24", OURS, 86400)
+        assert (await world.acquire()).subnet == IPv4Network("11.0.77.0/24")
+        assert set(await world.entries()) == {"11.0.77.0-24"}
+
+    play(scenario)
+
+
+def test_the_subnet_of_the_last_run_is_taken_if_nobody_has_it() -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.60.0-24", B, 86400)
+        assert (await world.acquire(OWN)).subnet == OWN
+
+    play(scenario)
+
+
+def test_the_subnet_of_the_last_run_is_left_to_whoever_has_it_now() -> None:
+    async def scenario(world: World) -> None:
+        theirs = world.registry.put_raw(OWN_NAME, B, 86400)
+        own = await world.acquire(OWN)
+        assert own.subnet != OWN
+        assert (await world.entries())[OWN_NAME] == theirs
+
+    play(scenario)
+
+
+def test_malformed_entries_hinder_nobody() -> None:
+    async def scenario(world: World) -> None:
+        for name, value in [("rubbish", "x"), ("11.0.1.0-24", "{}"), ("11.0.2.0-99", OURS), ("11.0.3.5-24", B)]:
+            world.registry.put_raw(name, value, 86400)
+        assert (await world.acquire(OWN)).subnet == OWN
+
+    play(scenario)
+
+
+class Racing(FakeRegistry):
+    """Somebody else is faster with each of the first fifteen creates."""
+
+    races = 15
+
+    async def create(self, name: str, value: str, lease_ttl: int) -> Entry:
+        if self.races:
+            self.races -= 1
+            self.put_raw(name, f'{{"PublicIP":"172.17.9.{self.races}"}}', lease_ttl)
+        return await super().create(name, value, lease_ttl)
+
+
+def test_losing_the_race_many_times_is_normal(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        own = await world.acquire(OWN)
+        entries = await world.entries()
+        assert len(entries) == 16
+        assert [entry.value for entry in entries.values()].count(OURS) == 1
+        assert entries[f"{own.subnet.network_address}-24"].value == OURS
+        assert 0 < world.now() <= 15
+
+    play(scenario, Racing)
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+    assert sum(message.startswith("Subnet lease acquired") for message in caplog.messages) == 1
+
+
+class Changing(FakeRegistry):
+    """The first three times that an entry is to be updated or deleted, somebody changes it just before."""
+
+    races = 3
+
+    def interfere(self, name: str) -> None:
+        self.put_raw(name, OURS, 500)
+
+    async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> Entry:
+        if self.races:
+            self.races -= 1
+            self.interfere(name)
+        return await super().compare_and_swap(name, value, lease_ttl, version)
+
+    async def compare_and_delete(self, name: str, version: int) -> None:
+        if self.races:
+            self.races -= 1
+            self.interfere(name)
+        await super().compare_and_delete(name, version)
+
+
+class Deleting(Changing):
+    races = 1
+
+    def interfere(self, name: str) -> None:
+        self.delete_raw(name)
+
+
+@pytest.mark.parametrize(("registry_class", "subnet"), [(Changing, "11.0.77.0/24"), (Deleting, "11.0.59.0/24")])
+def test_a_lease_that_changes_while_it_is_taken_over_is_read_again(
+    registry_class: type[FakeRegistry], subnet: str
+) -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.77.0-24", OURS, 500)
+        own = await world.acquire(OWN)
+        assert own.subnet == IPv4Network(subnet)
+        [entry] = (await world.entries()).values()
+        assert Lease.from_entry(entry) == own
+
+    play(scenario, registry_class)
+
+
+@pytest.mark.parametrize("registry_class", [Changing, Deleting])
+def test_a_lease_that_changes_while_it_is_given_up_is_read_again(registry_class: type[FakeRegistry]) -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("10.1.7.0-24", OURS, 500)
+        await world.acquire(OWN)
+        assert set(await world.entries()) == {OWN_NAME}
+
+    play(scenario, registry_class)
+
+
+def test_out_of_subnets_is_said_once_and_waited_out(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        for name, value in [("11.0.0.64-26", B), ("11.0.0.128-26", C), ("11.0.0.192-26", D)]:
+            world.registry.put_raw(name, value, 86400)
+        acquiring = asyncio.create_task(world.acquire(config=SMALL))
+        await asyncio.sleep(600)
+        world.registry.delete_raw("11.0.0.128-26")
+        assert (await acquiring).subnet == IPv4Network("11.0.0.128/26")
+        assert world.now() <= 601
+
+    play(scenario)
+    assert [message for message in caplog.messages if not message.startswith("Picking")] == [
+        "Failed to acquire subnet: out of subnets: 3 leases fill the range 11.0.0.64 ... 11.0.0.192 of /26 subnets",
+        "Subnet lease acquired: 11.0.0.128/26",
+    ]
+
+
+def test_a_lost_reply_to_our_create_leads_to_one_lease() -> None:
+    async def scenario(world: World) -> None:
+        world.registry.lose_reply_of_next_write()
+        own = await world.acquire()
+        assert set(await world.entries()) == {f"{own.subnet.network_address}-24"}
+
+    play(scenario)
+
+
+# Renewing
+
+
+def test_the_lease_is_renewed_an_hour_before_it_ends_again_and_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            for day in range(1, 4):
+                version = world.manager.own.version
+                await asyncio.sleep(LEASE_TTL - RENEW_MARGIN - 1)
+                assert world.manager.own.version == version
+                assert world.manager.seconds_left() == pytest.approx(RENEW_MARGIN + 1, abs=1)
+                await asyncio.sleep(1)
+                assert world.manager.own.version > version, f"day {day}"
+                assert world.manager.seconds_left() == pytest.approx(LEASE_TTL, abs=1)
+                [entry] = (await world.entries()).values()
+                assert (entry.value, entry.version) == (OURS, world.manager.own.version)
+
+    play(scenario)
+    assert [message for message in caplog.messages if "renew" in message] == [
+        f"Lease renewed, new expiration: 2026-11-{day} {time} +0000 UTC"
+        for day, time in [(24, "09:59:23.000000"), (25, "08:59:23.000000"), (26, "07:59:23.000000")]
+    ]
+
+
+def test_a_lease_whose_store_gave_it_less_time_is_renewed_accordingly() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            version = world.registry.put_raw(OWN_NAME, OURS, 600).version
+            await asyncio.sleep(299)
+            assert world.manager.own.version == version
+            assert world.manager.seconds_left() == pytest.approx(301, abs=1)
+            await asyncio.sleep(2)
+            assert world.manager.own.version == version + 1
+            assert (await world.entries())[OWN_NAME].lease_ttl == LEASE_TTL - 1
+
+    play(scenario)
+
+
+def test_renewal_never_overwrites_what_somebody_else_wrote(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a watch to tell us: the comparison alone has to stop it."""
+
+    async def scenario(world: World) -> None:
+        await world.acquire(OWN)
+        renewal = asyncio.create_task(world.manager.keep_lease())
+        theirs = world.registry.put_raw(OWN_NAME, B, None)
+        await asyncio.sleep(LEASE_TTL - RENEW_MARGIN + 150)
+        assert (await world.entries())[OWN_NAME] == theirs
+        renewal.cancel()
+
+    play(scenario)
+    assert caplog.messages[2:] == ["Error renewing lease (trying again in 1 min): 11.0.59.0-24: [1 != 2]"] * 3
+
+
+def test_a_renewal_that_fails_is_tried_again_each_minute_and_the_time_left_stays_true() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            await asyncio.sleep(LEASE_TTL - RENEW_MARGIN - 10)
+            world.registry.go_down()
+            await asyncio.sleep(10 + 1800)
+            assert world.manager.seconds_left() == pytest.approx(RENEW_MARGIN - 1800, abs=1)
+            world.registry.come_up()
+            await asyncio.sleep(61)
+            assert world.manager.seconds_left() == pytest.approx(LEASE_TTL, abs=61)
+
+    play(scenario)
+
+
+def test_after_the_lease_ran_out_there_is_no_time_left() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            world.registry.go_down()
+            await asyncio.sleep(2 * LEASE_TTL)
+            assert world.manager.seconds_left() == 0
+
+    play(scenario)
+
+
+# The own lease and others
+
+
+def test_a_deleted_lease_is_taken_back_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        async with world.running() as watch:
+            await asyncio.sleep(1000)
+            before = world.now()
+            world.registry.delete_raw(OWN_NAME)
+            await asyncio.sleep(1)
+            [entry] = (await world.entries()).values()
+            assert (entry.name, entry.value) == (OWN_NAME, OURS)
+            assert entry.version == world.manager.own.version
+            assert world.manager.seconds_left() == pytest.approx(LEASE_TTL - (world.now() - before), abs=1)
+            assert not watch.done()
+
+    play(scenario)
+    assert caplog.messages[2:] == ["Own lease 11.0.59.0/24 was deleted or has expired, taking it back"]
+
+
+def test_a_deleted_reservation_is_taken_back_as_a_lease() -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw(OWN_NAME, OURS, None)
+        async with world.running():
+            world.registry.delete_raw(OWN_NAME)
+            await asyncio.sleep(1)
+            assert (await world.entries())[OWN_NAME].lease_ttl is not None
+            assert world.manager.seconds_left() == pytest.approx(LEASE_TTL, abs=1)
+
+    play(scenario)
+
+
+def test_a_lease_that_expired_while_the_store_was_away_is_taken_back(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            world.registry.go_down()
+            await asyncio.sleep(2 * LEASE_TTL)
+            world.registry.come_up()
+            await asyncio.sleep(2)
+            assert (await world.entries())[OWN_NAME].version == world.manager.own.version
+
+    play(scenario)
+    assert "Own lease 11.0.59.0/24 was deleted or has expired, taking it back" in caplog.messages
+
+
+@pytest.mark.parametrize("holder_ttl", [86400, None])
+def test_a_lease_that_somebody_else_holds_makes_us_leave(holder_ttl: int | None) -> None:
+    async def scenario(world: World) -> None:
+        async with world.running() as watch:
+            theirs = world.registry.put_raw(OWN_NAME, B, holder_ttl)
+            await asyncio.sleep(1)
+            with pytest.raises(LeaseLost) as caught:
+                await watch
+            assert str(caught.value) == "subnet 11.0.59.0/24 is held by 172.17.8.102 now, not by us (172.17.8.101)"
+            assert await world.entries() == {
+                OWN_NAME: Entry(OWN_NAME, B, holder_ttl and holder_ttl - 1, theirs.version)
+            }
+
+    play(scenario)
+
+
+def test_a_lease_that_was_deleted_and_taken_by_somebody_else_makes_us_leave() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running() as watch:
+            world.registry.delete_raw(OWN_NAME)
+            theirs = world.registry.put_raw(OWN_NAME, B, 86400)
+            await asyncio.sleep(0.5)
+            with pytest.raises(LeaseLost, match=r"172\.17\.8\.102"):
+                await watch
+            assert (await world.entries())[OWN_NAME].version == theirs.version
+
+    play(scenario)
+
+
+def test_a_lease_that_somebody_else_took_while_the_store_was_away_makes_us_leave() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running() as watch:
+            world.registry.go_down()
+            await asyncio.sleep(5)
+            world.registry.put_raw(OWN_NAME, B, 86400)
+            world.registry.come_up()
+            await asyncio.sleep(2)
+            with pytest.raises(LeaseLost, match=r"172\.17\.8\.102"):
+                await watch
+
+    play(scenario)
+
+
+# Watching
+
+
+def test_other_hosts_are_told_as_they_come_change_and_go(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.101.0-24", B, 86400)
+        async with world.running():
+            world.registry.put_raw("11.0.55.0-24", C, 86400)
+            await asyncio.sleep(1)
+            world.registry.put_raw("11.0.55.0-24", C, 86400)
+            world.registry.put_raw("11.0.101.0-24", D, 86400)
+            await asyncio.sleep(1)
+            world.registry.delete_raw("11.0.55.0-24")
+            await asyncio.sleep(1)
+            assert summary(world.told) == [
+                ("11.0.101.0/24", "172.17.8.102"),
+                ("11.0.55.0/24", "172.17.8.103"),
+                ("11.0.101.0/24", "172.17.8.104"),
+                ("11.0.55.0/24", None),
+            ]
+
+    play(scenario)
+    assert caplog.messages[2:] == []
+
+
+def test_a_host_that_stays_away_for_a_day_is_gone() -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.101.0-24", B, 86400)
+        async with world.running():
+            await asyncio.sleep(86399)
+            assert len(world.told) == 1
+            await asyncio.sleep(3)
+            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102"), ("11.0.101.0/24", None)]
+
+    play(scenario)
+
+
+def test_after_the_history_is_gone_only_differences_of_value_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        for name, value in [("11.0.101.0-24", B), ("11.0.55.0-24", C), ("11.0.77.0-24", D)]:
+            world.registry.put_raw(name, value, None)
+        async with world.running():
+            world.told.clear()
+            # All within one moment, so that the watch is asked when it is too late.
+            world.registry.put_raw("11.0.101.0-24", '{"PublicIP":"172.17.8.105"}', None)
+            world.registry.delete_raw("11.0.77.0-24")
+            for _ in range(HISTORY_LENGTH):
+                world.registry.put_raw("11.0.55.0-24", C, None)
+            await asyncio.sleep(1)
+            assert summary(world.told) == [("11.0.77.0/24", None), ("11.0.101.0/24", "172.17.8.105")]
+            world.registry.put_raw("11.0.78.0-24", D, None)
+            await asyncio.sleep(1)
+            assert summary(world.told[2:]) == [("11.0.78.0/24", "172.17.8.104")]
+
+    play(scenario)
+    assert caplog.messages[2:] == ["Watch of subnet leases failed because etcd index outside history window"]
+
+
+def test_when_all_subnets_are_removed_the_own_one_comes_back() -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.101.0-24", B, None)
+        async with world.running():
+            world.registry.remove_subnets()
+            await asyncio.sleep(1)
+            assert set(await world.entries()) == {OWN_NAME}
+            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102"), ("11.0.101.0/24", None)]
+
+    play(scenario)
+
+
+def test_malformed_entries_are_said_once_and_the_watch_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("rubbish", "x", None)
+        async with world.running():
+            world.registry.put_raw("11.0.7.0-24", "{}", None)
+            world.registry.put_raw("11.0.101.0-24", B, None)
+            await asyncio.sleep(3 * QUIET_SECONDS)
+            world.registry.put_raw("11.0.7.0-24", "{}", None)
+            world.registry.put_raw("11.0.55.0-24", C, None)
+            await asyncio.sleep(1)
+            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102"), ("11.0.55.0/24", "172.17.8.103")]
+
+    play(scenario)
+    assert caplog.messages[2:] == [
+        "Ignoring malformed lease rubbish: no subnet key such as 10.1.7.0-24",
+        "Ignoring malformed lease 11.0.7.0-24: no PublicIP",
+    ]
+
+
+class Deaf(FakeRegistry):
+    """A watch of it hears nothing; snapshots are right."""
+
+    async def watch(self, cursor: int, timeout: float) -> Changes:
+        await asyncio.sleep(timeout)
+        return Changes((), cursor)
+
+
+def test_a_watch_that_hears_nothing_lists_again() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            world.registry.put_raw("11.0.101.0-24", B, None)
+            await asyncio.sleep(QUIET_SECONDS - 1)
+            assert world.told == []
+            await asyncio.sleep(2)
+            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102")]
+            world.registry.delete_raw("11.0.101.0-24")
+            await asyncio.sleep(QUIET_SECONDS + 1)
+            assert summary(world.told[1:]) == [("11.0.101.0/24", None)]
+
+    play(scenario, Deaf)
+
+
+class Counting(FakeRegistry):
+    snapshots = 0
+
+    async def snapshot(self) -> Snapshot:
+        self.snapshots += 1
+        return await super().snapshot()
+
+
+def test_a_busy_watch_does_not_list_again() -> None:
+    async def scenario(world: World) -> None:
+        assert isinstance(world.registry, Counting)
+        async with world.running():
+            before = world.registry.snapshots
+            for _ in range(20):
+                await asyncio.sleep(QUIET_SECONDS / 2)
+                world.registry.put_raw("11.0.101.0-24", B, None)
+            assert world.registry.snapshots == before
+
+    play(scenario, Counting)
+
+
+def test_an_outage_changes_no_route_and_each_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.101.0-24", B, 86400)
+        async with world.running():
+            for _ in range(2):
+                world.registry.go_down()
+                await asyncio.sleep(600)
+                world.registry.come_up()
+                await asyncio.sleep(2)
+                world.registry.put_raw("11.0.55.0-24", C, 86400)
+                await asyncio.sleep(2)
+            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102"), ("11.0.55.0/24", "172.17.8.103")]
+
+    play(scenario)
+    assert caplog.messages[2:] == ["Watch subnets: the fake registry is down"] * 2
+
+
+class Unwatchable(FakeRegistry):
+    """Lists, and refuses to be watched."""
+
+    async def watch(self, cursor: int, timeout: float) -> Changes:
+        raise RegistryUnavailable("no watching here")
+
+
+def test_a_store_that_can_only_be_listed_is_complained_about_once_and_followed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            await asyncio.sleep(60)
+            world.registry.put_raw("11.0.101.0-24", B, None)
+            await asyncio.sleep(2)
+            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102")]
+
+    play(scenario, Unwatchable)
+    assert caplog.messages[2:] == ["Watch subnets: no watching here"]
+
+
+class Leaderless(FakeRegistry):
+    """Refuses creates while ``creates`` is false."""
+
+    creates = True
+
+    async def create(self, name: str, value: str, lease_ttl: int) -> Entry:
+        if not self.creates:
+            raise RegistryUnavailable("no leader")
+        return await super().create(name, value, lease_ttl)
+
+
+def test_taking_the_lease_back_goes_on_until_it_works_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        assert isinstance(world.registry, Leaderless)
+        async with world.running():
+            world.registry.creates = False
+            world.registry.delete_raw(OWN_NAME)
+            await asyncio.sleep(100)
+            assert await world.entries() == {}
+            world.registry.creates = True
+            await asyncio.sleep(2)
+            assert (await world.entries())[OWN_NAME].version == world.manager.own.version
+
+    play(scenario, Leaderless)
+    assert caplog.messages[2:] == [
+        "Own lease 11.0.59.0/24 was deleted or has expired, taking it back",
+        "Failed to take own lease back: no leader",
+    ]
+
+
+def test_a_lost_reply_while_taking_the_lease_back_does_no_harm() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running() as watch:
+            world.registry.lose_reply_of_next_write()
+            world.registry.delete_raw(OWN_NAME)
+            await asyncio.sleep(3)
+            [entry] = (await world.entries()).values()
+            assert (entry.value, entry.version) == (OURS, world.manager.own.version)
+            assert not watch.done()
+
+    play(scenario)
+
+
+def test_a_lost_reply_to_a_renewal_does_no_harm() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running() as watch:
+            await asyncio.sleep(LEASE_TTL - RENEW_MARGIN - 10)
+            world.registry.lose_reply_of_next_write()
+            await asyncio.sleep(80)
+            [entry] = (await world.entries()).values()
+            assert entry.version == world.manager.own.version
+            assert world.manager.seconds_left() == pytest.approx(LEASE_TTL, abs=80)
+            assert not watch.done()
+
+    play(scenario)

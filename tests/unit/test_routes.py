@@ -1,0 +1,87 @@
+"""Destination subnet to next hop."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from flannelpy.backend.udp.routes import NextHop, Routes
+
+A, B, C = (NextHop(f"172.17.8.{n}", 8285) for n in (101, 102, 103))
+
+
+def routes(*entries: tuple[str, NextHop]) -> Routes:
+    table = Routes()
+    for subnet, next_hop in entries:
+        table.set(IPv4Network(subnet), next_hop)
+    return table
+
+
+def lookup(table: Routes, address: str) -> NextHop | None:
+    return table.lookup(int(IPv4Address(address)))
+
+
+NESTED = [("11.0.0.0/16", A), ("11.0.64.0/20", B), ("11.0.65.0/24", C)]
+
+
+@pytest.mark.parametrize("entries", [NESTED, NESTED[::-1]], ids=["short first", "long first"])
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("11.0.65.0", C),
+        ("11.0.65.255", C),
+        ("11.0.64.255", B),
+        ("11.0.66.0", B),
+        ("11.0.79.255", B),
+        ("11.0.63.255", A),
+        ("11.0.80.0", A),
+        ("11.0.0.0", A),
+        ("10.255.255.255", None),
+        ("11.1.0.0", None),
+        ("255.255.255.255", None),
+        ("0.0.0.0", None),
+    ],
+)
+def test_the_longest_prefix_wins_whatever_came_first(
+    entries: list[tuple[str, NextHop]], address: str, expected: NextHop | None
+) -> None:
+    assert lookup(routes(*entries), address) == expected
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "11.0.65.1", "255.255.255.255"])
+def test_shortest_and_longest_prefix(address: str) -> None:
+    table = routes(("0.0.0.0/0", A))
+    assert lookup(table, address) == A
+    table.set(IPv4Network(f"{address}/32"), B)
+    assert lookup(table, address) == B
+    assert lookup(table, "1.2.3.4") == A
+
+
+def test_a_host_with_a_new_public_ip_replaces_its_next_hop() -> None:
+    table = routes(("11.0.65.0/24", A), ("11.0.65.0/24", B))
+    assert lookup(table, "11.0.65.7") == B
+    assert len(table) == 1
+
+
+def test_after_a_removal_the_shorter_prefix_counts_again() -> None:
+    table = routes(*NESTED)
+    table.remove(IPv4Network("11.0.65.0/24"))
+    assert lookup(table, "11.0.65.7") == B
+    table.remove(IPv4Network("11.0.64.0/20"))
+    table.remove(IPv4Network("11.0.0.0/16"))
+    assert lookup(table, "11.0.65.7") is None
+    assert len(table) == 0
+
+
+@pytest.mark.parametrize("subnet", ["11.0.65.0/25", "11.0.66.0/24", "12.0.0.0/8"])
+def test_removing_what_is_not_there_changes_nothing(subnet: str) -> None:
+    table = routes(*NESTED)
+    table.remove(IPv4Network(subnet))
+    assert len(table) == 3
+    assert lookup(table, "11.0.65.7") == C
+
+
+def test_there_are_no_next_hops_at_first() -> None:
+    assert len(Routes()) == 0
+    assert lookup(Routes(), "11.0.65.7") is None
