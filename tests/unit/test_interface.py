@@ -1,0 +1,147 @@
+"""Which interface and address carry the overlay: by name, by address, by default route."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from flannelpy.errors import HostError
+from flannelpy.linux.interface import ExternalInterface, find
+from flannelpy.linux.netlink import Address, Link, Netlink, Route
+
+LO, ETH0, ETH1, ETH2 = Link(1, "lo", 65536), Link(2, "eth0", 1500), Link(3, "eth1", 9000), Link(7, "eth2", 1400)
+LINKS = (LO, ETH0, ETH1, ETH2)
+ADDRESSES = ((1, "127.0.0.1"), (2, "10.0.2.15"), (3, "172.17.8.101"), (3, "172.17.8.111"))
+
+
+class FakeNetlink(Netlink):
+    """A machine's interfaces without a kernel."""
+
+    def __init__(
+        self,
+        links: tuple[Link, ...] = LINKS,
+        addresses: tuple[tuple[int, str], ...] = ADDRESSES,
+        defaults: tuple[tuple[int, int], ...] = (),
+    ) -> None:
+        self._links = links
+        self._addresses = addresses
+        self._defaults = defaults
+
+    async def links(self) -> list[Link]:
+        return list(self._links)
+
+    async def addresses(self) -> list[Address]:
+        return [Address(index, IPv4Address(address)) for index, address in self._addresses]
+
+    async def routes(self) -> list[Route]:
+        """``defaults`` are pairs of index and metric; routes to networks are in front of them and behind."""
+        return [
+            Route(IPv4Network("10.0.2.0/24"), 2, 0),
+            *(Route(IPv4Network("0.0.0.0/0"), index, metric) for index, metric in self._defaults),
+            Route(IPv4Network("172.17.8.0/24"), 3, 0),
+        ]
+
+
+def found(iface: str | None, netlink: Netlink) -> tuple[str, str, int]:
+    chosen = asyncio.run(find(netlink, iface))
+    return chosen.name, str(chosen.address), chosen.mtu
+
+
+def failure(iface: str | None, netlink: Netlink) -> str:
+    with pytest.raises(HostError) as caught:
+        asyncio.run(find(netlink, iface))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("iface", "expected"),
+    [
+        ("eth0", ("eth0", "10.0.2.15", 1500)),
+        ("eth1", ("eth1", "172.17.8.101", 9000)),
+        ("10.0.2.15", ("eth0", "10.0.2.15", 1500)),
+        ("172.17.8.101", ("eth1", "172.17.8.101", 9000)),
+        ("172.17.8.111", ("eth1", "172.17.8.111", 9000)),
+    ],
+)
+def test_by_name_or_by_any_of_its_addresses(iface: str, expected: tuple[str, str, int]) -> None:
+    assert found(iface, FakeNetlink()) == expected
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"),
+    [
+        pytest.param(("172.17.8.101", "172.17.8.102"), "172.17.8.101", id="the kernel's order"),
+        pytest.param(("169.254.3.4", "172.17.8.101"), "172.17.8.101", id="link-local comes last"),
+        pytest.param(("169.254.3.4", "169.254.3.5"), "169.254.3.4", id="but is better than none"),
+        pytest.param(("127.0.0.5", "169.254.3.4"), "169.254.3.4", id="loopback never"),
+        pytest.param(("224.0.0.1", "172.17.8.101"), "172.17.8.101", id="multicast never"),
+        pytest.param(("8.8.8.8",), "8.8.8.8", id="a public one"),
+    ],
+)
+def test_the_address_of_an_interface_is_the_first_that_others_reach(addresses: tuple[str, ...], expected: str) -> None:
+    netlink = FakeNetlink(addresses=((2, "10.0.2.15"), *((3, address) for address in addresses)))
+    assert found("eth1", netlink) == ("eth1", expected, 9000)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "expected"),
+    [
+        pytest.param(((2, 0),), "eth0", id="one"),
+        pytest.param(((2, 100), (3, 50)), "eth1", id="the lower metric"),
+        pytest.param(((3, 50), (2, 100)), "eth1", id="whatever its place"),
+        pytest.param(((2, 1024), (3, 0)), "eth1", id="no metric is 0"),
+        pytest.param(((3, 100), (2, 100)), "eth1", id="equal metrics: the first"),
+    ],
+)
+def test_by_default_the_default_route_of_the_lowest_metric(
+    defaults: tuple[tuple[int, int], ...], expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="flannelpy")
+    assert found(None, FakeNetlink(defaults=defaults))[0] == expected
+    assert caplog.messages == ["Determining IP address of default interface"]
+
+
+def test_all_candidates_are_in_the_debug_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="flannelpy")
+    found(None, FakeNetlink(defaults=((2, 100), (3, 50))))
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG] == [
+        "Candidate interface lo with address 127.0.0.1",
+        "Candidate interface eth0 with address 10.0.2.15",
+        "Candidate interface eth1 with address 172.17.8.101",
+        "Candidate interface eth1 with address 172.17.8.111",
+        "Candidate default route by eth1 with metric 50",
+        "Candidate default route by eth0 with metric 100",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("iface", "message"),
+    [
+        (
+            "eth9",
+            "Error looking up interface eth9: no such network interface; -iface may be one of eth0, eth1, eth2, lo",
+        ),
+        (
+            "1.2.3.4",
+            "Error looking up interface 1.2.3.4: No interface with given IP found; this machine has 127.0.0.1,"
+            " 10.0.2.15, 172.17.8.101, 172.17.8.111",
+        ),
+        ("lo", "Failed to find IPv4 address for interface lo; give it one, or choose another -iface"),
+        ("eth2", "Failed to find IPv4 address for interface eth2; give it one, or choose another -iface"),
+        (None, "Failed to get default interface: Unable to find default route; name the interface by -iface"),
+    ],
+)
+def test_what_cannot_be_found_is_said_with_what_there_is(iface: str | None, message: str) -> None:
+    assert failure(iface, FakeNetlink()) == message
+
+
+def test_a_default_route_by_an_interface_without_an_address_is_an_error() -> None:
+    assert failure(None, FakeNetlink(defaults=((7, 0),))).startswith("Failed to find IPv4 address for interface eth2")
+
+
+def test_what_is_found_says_name_address_and_mtu() -> None:
+    expected = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 9000)
+    assert asyncio.run(find(FakeNetlink(), "eth1")) == expected

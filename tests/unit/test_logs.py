@@ -1,0 +1,126 @@
+"""The log's lines, byte for byte."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flannelpy import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# 22 November, 10:59:23 local time, whatever the machine's zone.
+MOMENT = datetime(2026, 11, 22, 10, 59, 23).astimezone().timestamp()
+
+
+def record(level: int = logging.INFO, text: str = "text", *args: object, created: float = MOMENT) -> logging.LogRecord:
+    made = logging.LogRecord("flannelpy.x", level, "/somewhere/udp.py", 222, text, args, None)
+    made.created = created
+    made.process = 11737
+    return made
+
+
+def formatted(made: logging.LogRecord) -> str:
+    return logs.GlogFormatter().format(made)
+
+
+@pytest.mark.parametrize(
+    ("level", "letter"),
+    [
+        (logging.DEBUG, "I"),
+        (logging.INFO, "I"),
+        (logging.WARNING, "W"),
+        (logging.ERROR, "E"),
+        (logging.CRITICAL, "F"),
+    ],
+)
+def test_a_line_is_glogs(level: int, letter: str) -> None:
+    line = formatted(record(level, "Subnet added: %s", "11.0.101.0/24", created=MOMENT + 0.645089))
+    assert re.fullmatch(rf"{letter}1122 10:59:23\.64508\d 11737 udp\.py:222\] Subnet added: 11\.0\.101\.0/24", line)
+
+
+@pytest.mark.parametrize(("fraction", "digits"), [(0.0, "000000"), (0.25, "250000"), (0.5, "500000")])
+def test_microseconds_have_six_digits(fraction: float, digits: str) -> None:
+    assert formatted(record(created=MOMENT + fraction)) == f"I1122 10:59:23.{digits} 11737 udp.py:222] text"
+
+
+def test_a_fraction_just_below_a_second_stays_below_it() -> None:
+    assert formatted(record(created=MOMENT + 0.99999994)).startswith("I1122 10:59:23.999999 ")
+
+
+@pytest.mark.parametrize(("process", "digits"), [(7, "00007"), (11737, "11737"), (4194304, "4194304")])
+def test_the_process_id_has_at_least_five_digits(process: int, digits: str) -> None:
+    made = record()
+    made.process = process
+    assert formatted(made) == f"I1122 10:59:23.000000 {digits} udp.py:222] text"
+
+
+def test_single_digits_of_a_date_are_padded() -> None:
+    moment = datetime(2026, 1, 2, 3, 4, 5).astimezone().timestamp()
+    assert formatted(record(created=moment)) == "I0102 03:04:05.000000 11737 udp.py:222] text"
+
+
+def test_the_time_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC-5:30")
+    time.tzset()
+    try:
+        assert formatted(record(created=0.0)).startswith("I0101 05:30:00.000000 ")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_traceback_follows_on_lines_of_its_own() -> None:
+    made = record(logging.ERROR)
+    try:
+        raise RuntimeError("boom")
+    except RuntimeError:
+        made.exc_info = sys.exc_info()
+    first, second, *_, last = formatted(made).splitlines()
+    assert first == "E1122 10:59:23.000000 11737 udp.py:222] text"
+    assert second == "Traceback (most recent call last):"
+    assert last == "RuntimeError: boom"
+
+
+@pytest.fixture
+def stderr(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What configure's handler writes, with the loggers as they were afterwards."""
+    root, ours = logging.getLogger(), logging.getLogger("flannelpy")
+    before = root.handlers[:], root.level, ours.level
+    root.handlers.clear()
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    yield stream
+    root.handlers[:], root.level, ours.level = before
+    root.setLevel(root.level)  # forgets what was enabled meanwhile
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "expected"),
+    [(0, ["info", "warning"]), (1, ["debug", "info", "warning"]), (5, ["debug", "info", "warning"])],
+)
+def test_verbosity_decides_what_is_said(stderr: io.StringIO, verbosity: int, expected: list[str]) -> None:
+    logs.configure(verbosity)
+    log = logging.getLogger("flannelpy.somewhere")
+    log.debug("debug")
+    log.info("info")
+    log.warning("warning")
+    lines = stderr.getvalue().splitlines()
+    assert [line.partition("] ")[2] for line in lines] == expected
+    assert all(re.match(r"[IW]\d{4} \d\d:\d\d:\d\d\.\d{6} \d{5,} test_logs\.py:\d+\] ", line) for line in lines)
+
+
+def test_libraries_are_heard_from_warnings_on(stderr: io.StringIO) -> None:
+    logs.configure(9)
+    log = logging.getLogger("some.library")
+    log.info("info")
+    log.warning("warning")
+    assert [line.partition("] ")[2] for line in stderr.getvalue().splitlines()] == ["warning"]

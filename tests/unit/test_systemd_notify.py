@@ -1,0 +1,56 @@
+"""What systemd is told, over a real socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flannelpy.linux import systemd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(params=["path", "abstract"])
+def supervisor(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[socket.socket]:
+    """The socket that NOTIFY_SOCKET names, as systemd would have made it."""
+    name = str(tmp_path / "notify") if request.param == "path" else f"@flannelpy-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(name.replace("@", "\0", 1))
+        sock.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+        yield sock
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (("READY=1",), b"READY=1"),
+        (("READY=1", "STATUS=subnet 11.0.59.0/24"), b"READY=1\nSTATUS=subnet 11.0.59.0/24"),
+        (("STATUS=\u2026",), b"STATUS=\xe2\x80\xa6"),
+    ],
+)
+def test_assignments_arrive_in_one_datagram(supervisor: socket.socket, lines: tuple[str, ...], expected: bytes) -> None:
+    systemd.notify(*lines)
+    assert supervisor.recv(4096) == expected
+
+
+def test_each_call_is_a_datagram(supervisor: socket.socket) -> None:
+    systemd.notify("READY=1")
+    systemd.notify("STOPPING=1")
+    assert [supervisor.recv(4096), supervisor.recv(4096)] == [b"READY=1", b"STOPPING=1"]
+
+
+@pytest.mark.parametrize("value", [None, "", "/nowhere/at/all", "@flannelpy-nobody", "/" + "x" * 200])
+def test_a_supervisor_that_is_not_there_is_no_trouble(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    if value is None:
+        monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    else:
+        monkeypatch.setenv("NOTIFY_SOCKET", value)
+    systemd.notify("READY=1")
