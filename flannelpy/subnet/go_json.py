@@ -34,4 +34,4 @@ def _refuse_constant(name: str) -> float:
 
 def dump(value: object) -> str:
     """``value`` as the original writes it: no blanks."""
-    return json.dumps(value, separators=(",", ":"))
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -103,7 +103,7 @@ def test_systemd_is_told_readiness_and_status(lab: Lab, host: Host) -> None:
     daemon = started(host, "-iface=eth1")
     put_lease(lab, "11.0.77.0-24", "172.17.8.102")
     daemon.wait_for_log("Subnet added: 11.0.77.0/24")
-    wait_for(lambda: any("1 next hops" in line for line in daemon.notified), 5, "a status with one next hop")
+    wait_for(lambda: any("next hops: 1" in line for line in daemon.notified), 5, "a status with one next hop")
     assert f"STATUS=subnet {host.subnet()} (" in daemon.notified[-1]
     assert daemon.notified.index("READY=1") > 0
 

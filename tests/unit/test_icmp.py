@@ -37,6 +37,9 @@ def icmp_packet(kind: int) -> bytes:
         pytest.param(ipv4_packet(CONTAINER, ELSEWHERE, bytes(8), fragment=0x2000), True, id="first fragment"),
         pytest.param(ipv4_packet(CONTAINER, ELSEWHERE, bytes(8), fragment=0x2001), False, id="later fragment"),
         pytest.param(ipv4_packet(CONTAINER, ELSEWHERE, bytes(8), fragment=0x1F00), False, id="last fragment"),
+        pytest.param(
+            ipv4_packet(CONTAINER, ELSEWHERE, bytes(8), fragment=0x1000), False, id="highest bit of the offset"
+        ),
         pytest.param(ipv4_packet(CONTAINER, ELSEWHERE, bytes(8), fragment=0x4000), True, id="don't fragment"),
         *(
             pytest.param(ipv4_packet(address, ELSEWHERE), False, id=f"from {address}")

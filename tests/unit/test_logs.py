@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import re
@@ -53,7 +54,7 @@ def test_microseconds_have_six_digits(fraction: float, digits: str) -> None:
 
 
 def test_a_fraction_just_below_a_second_stays_below_it() -> None:
-    assert formatted(record(created=MOMENT + 0.99999994)).startswith("I1122 10:59:23.999999 ")
+    assert formatted(record(created=MOMENT + 0.9999998)).startswith("I1122 10:59:23.999999 ")
 
 
 @pytest.mark.parametrize(("process", "digits"), [(7, "00007"), (11737, "11737"), (4194304, "4194304")])
@@ -90,37 +91,41 @@ def test_a_traceback_follows_on_lines_of_its_own() -> None:
     assert last == "RuntimeError: boom"
 
 
-@pytest.fixture
-def stderr(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """What configure's handler writes, with the loggers as they were afterwards."""
+@contextlib.contextmanager
+def configured(verbosity: int) -> Iterator[io.StringIO]:
+    """What the configured log writes to stderr; the loggers are as they were afterwards."""
     root, ours = logging.getLogger(), logging.getLogger("flannelpy")
     before = root.handlers[:], root.level, ours.level
     root.handlers.clear()
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    yield stream
-    root.handlers[:], root.level, ours.level = before
-    root.setLevel(root.level)  # forgets what was enabled meanwhile
+    written = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(written):
+            logs.configure(verbosity)
+        yield written
+    finally:
+        root.handlers[:] = before[0]
+        root.setLevel(before[1])
+        ours.setLevel(before[2])
 
 
 @pytest.mark.parametrize(
     ("verbosity", "expected"),
     [(0, ["info", "warning"]), (1, ["debug", "info", "warning"]), (5, ["debug", "info", "warning"])],
 )
-def test_verbosity_decides_what_is_said(stderr: io.StringIO, verbosity: int, expected: list[str]) -> None:
-    logs.configure(verbosity)
+def test_verbosity_decides_what_is_said(verbosity: int, expected: list[str]) -> None:
     log = logging.getLogger("flannelpy.somewhere")
-    log.debug("debug")
-    log.info("info")
-    log.warning("warning")
-    lines = stderr.getvalue().splitlines()
+    with configured(verbosity) as written:
+        log.debug("debug")
+        log.info("info")
+        log.warning("warning")
+    lines = written.getvalue().splitlines()
     assert [line.partition("] ")[2] for line in lines] == expected
     assert all(re.match(r"[IW]\d{4} \d\d:\d\d:\d\d\.\d{6} \d{5,} test_logs\.py:\d+\] ", line) for line in lines)
 
 
-def test_libraries_are_heard_from_warnings_on(stderr: io.StringIO) -> None:
-    logs.configure(9)
+def test_libraries_are_heard_from_warnings_on() -> None:
     log = logging.getLogger("some.library")
-    log.info("info")
-    log.warning("warning")
-    assert [line.partition("] ")[2] for line in stderr.getvalue().splitlines()] == ["warning"]
+    with configured(9) as written:
+        log.info("info")
+        log.warning("warning")
+    assert [line.partition("] ")[2] for line in written.getvalue().splitlines()] == ["warning"]

@@ -62,13 +62,13 @@ def test_other_hosts_learn_the_public_ip_and_nothing_else() -> None:
 def test_next_hops_follow_the_leases(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="flannelpy")
     backend = UdpBackend(config(), EXTERNAL)
-    assert backend.describe() == "0 next hops"
+    assert backend.describe() == "next hops: 0"
     backend.apply([added("172.17.8.102")])
-    assert backend.describe() == "1 next hops"
+    assert backend.describe() == "next hops: 1"
     backend.apply([added("172.17.8.103"), Gone(IPv4Network("11.0.7.0/24"))])
-    assert backend.describe() == "1 next hops"
+    assert backend.describe() == "next hops: 1"
     backend.apply([Gone(SUBNET)])
-    assert backend.describe() == "0 next hops"
+    assert backend.describe() == "next hops: 0"
     assert caplog.messages == [
         "Subnet added: 11.0.101.0/24",
         "Subnet added: 11.0.101.0/24",

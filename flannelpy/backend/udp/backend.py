@@ -77,7 +77,7 @@ class UdpBackend:
 
     def describe(self) -> str:
         """How many hosts we can send to."""
-        return f"{len(self._routes)} next hops"
+        return f"next hops: {len(self._routes)}"
 
     async def run(self) -> None:
         """Say once a minute what was dropped, until packets can no longer be carried."""

@@ -1,0 +1,350 @@
+"""The contracts with the world, against recordings of the original: see README.md beside this file."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Self
+
+import pytest
+from fakes import FakeRegistry
+from packets import checksum
+from pcap import RAW_IP, read, udp_datagrams
+
+from flannelpy import daemon, logs
+from flannelpy.backend.udp import backend as udp_backend
+from flannelpy.backend.udp.engine import Batch, Engine, Plan
+from flannelpy.backend.udp.routes import NextHop, Routes
+from flannelpy.linux import iptables, systemd
+from flannelpy.linux.netlink import Address, Link, Netlink, Route
+from flannelpy.linux.tun import Tun
+from flannelpy.linux.udp_socket import UdpSocket
+from flannelpy.options import Options
+from flannelpy.packet import ipv4
+from flannelpy.packet.drops import DropReason
+from flannelpy.registry.base import Entry
+from flannelpy.subnet import config, env_file
+from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
+from flannelpy.subnet.renewal import LEASE_TTL
+
+RECORDED = Path(__file__).parent / "flanneld-v0.5.5-udp"
+PREFIX = "/coreos.com/network"
+PORT = 8285
+HOST1, HOST2 = IPv4Address("172.17.8.101"), IPv4Address("172.17.8.102")
+CONTAINER1, CONTAINER2 = IPv4Address("11.0.59.2"), IPv4Address("11.0.101.2")
+SUBNET1 = IPv4Network("11.0.59.0/24")
+
+
+# The store
+
+
+def recorded_store() -> tuple[str, list[Entry]]:
+    """The config and the leases."""
+    root = json.loads((RECORDED / "etcd.json").read_text())["node"]
+    assert root["key"] == PREFIX
+    configs, leases = (node for node in root["nodes"])
+    assert (configs["key"], leases["key"]) == (f"{PREFIX}/config", f"{PREFIX}/subnets")
+    entries = [
+        Entry(node["key"].removeprefix(f"{PREFIX}/subnets/"), node["value"], node["ttl"], node["modifiedIndex"])
+        for node in leases["nodes"]
+    ]
+    return configs["value"], entries
+
+
+CONFIG, LEASES = recorded_store()
+
+
+@pytest.mark.parametrize("entry", LEASES, ids=lambda entry: entry.name)
+def test_keys_and_values_of_leases_are_read_and_written_to_the_same_bytes(entry: Entry) -> None:
+    assert format_key(parse_key(entry.name)) == entry.name
+    assert LeaseAttrs.decode(entry.value).encode() == entry.value
+
+
+def test_the_config_means_what_it_meant() -> None:
+    parsed = config.parse(CONFIG)
+    assert (
+        f"Picking subnet in range {parsed.subnet_min} ... {parsed.subnet_max}" in (RECORDED / "host1.log").read_text()
+    )
+    assert all(parsed.fits(Lease.from_entry(entry).subnet) for entry in LEASES)
+    assert parsed.backend.type == "udp"
+
+
+def test_the_subnet_file_is_the_same() -> None:
+    text = env_file.render(IPv4Network("11.0.0.0/16"), SUBNET1, 1472, True)
+    assert text.encode() == (RECORDED / "subnet.env").read_bytes()
+    assert env_file.previous_subnet(RECORDED / "subnet.env") == SUBNET1
+
+
+# The wire
+
+
+def host(address: IPv4Address) -> Engine:
+    """The engine of one of the recorded hosts, with the routes to the others."""
+    routes = Routes()
+    own = ""
+    for lease in map(Lease.from_entry, LEASES):
+        if lease.attrs.public_ip == address:
+            own = str(lease.subnet.network_address)
+        else:
+            routes.set(lease.subnet, NextHop(str(lease.attrs.public_ip), PORT))
+    return Engine(IPv4Address(own), routes)
+
+
+def batch(packets: list[bytes]) -> Batch:
+    return Batch(bytearray(b"".join(packets)), list(map(len, packets)))
+
+
+def sent(plan: Plan) -> list[tuple[NextHop, bytes]]:
+    """The datagrams of a plan's runs."""
+    return [
+        (run.next_hop, bytes(run.data[start : start + run.segment_size]))
+        for run in plan.runs
+        for start in range(0, len(run.data), run.segment_size)
+    ]
+
+
+DATAGRAMS = list(udp_datagrams(RECORDED / "eth1.pcap", PORT))
+ON_THE_TUN = list(read(RECORDED / "flannel0.pcap", RAW_IP))
+FROM_HOST1 = [datagram.payload for datagram in DATAGRAMS if datagram.is_from(HOST1)]
+FROM_HOST2 = [datagram.payload for datagram in DATAGRAMS if datagram.is_from(HOST2)]
+
+
+def source(packet: bytes) -> IPv4Address | None:
+    """None for what is not IPv4."""
+    return IPv4Address(packet[12:16]) if packet[0] >> 4 == 4 else None
+
+
+def test_the_recording_is_what_the_tests_below_take_it_for() -> None:
+    assert len(FROM_HOST1) + len(FROM_HOST2) == len(DATAGRAMS) == 256
+    assert len(ON_THE_TUN) == 261
+    assert Counter(map(source, ON_THE_TUN)) == {CONTAINER1: 153, CONTAINER2: 106, IPv4Address("11.0.59.0"): 1, None: 1}
+
+
+def test_every_datagram_is_exactly_one_packet_of_a_container_with_a_right_checksum() -> None:
+    for datagram in DATAGRAMS:
+        packet = bytearray(datagram.payload)
+        here, there = (CONTAINER1, CONTAINER2) if datagram.is_from(HOST1) else (CONTAINER2, CONTAINER1)
+        assert ipv4.check(packet, 0, len(packet)) == 0
+        assert (ipv4.source(packet, 0), ipv4.destination(packet, 0)) == (int(here), int(there))
+        assert checksum(packet[:20]) == 0
+
+
+def test_what_the_device_gave_is_sent_as_the_same_datagrams() -> None:
+    given = [packet for packet in ON_THE_TUN if source(packet) in (CONTAINER1, None)]
+    plan = host(HOST1).outbound(batch(given), 0.0)
+    assert sent(plan) == [(NextHop(str(HOST2), PORT), payload) for payload in FROM_HOST1]
+    assert plan.drops == Counter({DropReason.NO_ROUTE: 2, DropReason.TTL_EXPIRED: 1, DropReason.NOT_IPV4: 1})
+
+
+def test_what_arrived_is_given_to_the_device_as_the_same_packets() -> None:
+    plan = host(HOST1).inbound(batch(FROM_HOST2), 0.0)
+    assert list(map(bytes, plan.packets)) == [packet for packet in ON_THE_TUN if source(packet) == CONTAINER2]
+    assert plan == Plan(packets=plan.packets)
+
+
+def test_the_other_host_takes_every_datagram_but_the_one_without_a_hop_left() -> None:
+    plan = host(HOST2).inbound(batch(FROM_HOST1), 0.0)
+    assert [bytes(packet[20:]) for packet in plan.packets] == [data[20:] for data in FROM_HOST1 if data[8] > 1]
+    assert plan.drops == Counter({DropReason.TTL_EXPIRED: 1})
+
+
+def test_net_unreachable_is_the_same_byte_for_byte() -> None:
+    [recorded] = [packet for packet in ON_THE_TUN if source(packet) == IPv4Address("11.0.59.0")]
+    cause = ON_THE_TUN[ON_THE_TUN.index(recorded) - 1]
+    assert cause[16:20] == IPv4Address("11.0.254.2").packed
+    assert host(HOST1).outbound(batch([cause]), 0.0).packets == [recorded]
+
+
+# The whole daemon, with stand-ins for kernel and store
+
+GLOG = re.compile(r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d\d\.\d{6} \d{5,} (?P<place>\w+\.\w+:\d+)\] (?P<message>.+)")
+
+
+class Store(FakeRegistry):
+    """Can still be looked into when the daemon has closed it."""
+
+    async def close(self) -> None:
+        pass
+
+
+class Device(Tun):
+    """A socket pair in the device's place."""
+
+    open_devices = 0
+
+    def __init__(self) -> None:
+        self.kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        ours.setblocking(False)
+        self.fd = ours.detach()
+        self.name = "flannel0"
+        Device.open_devices += 1
+
+    def accept_own_address(self) -> None:
+        pass
+
+    def close(self) -> None:
+        super().close()
+        self.kernel.close()
+        Device.open_devices -= 1
+
+
+class Machine(Netlink):
+    """Host 1's interfaces; ``brought_up`` is what was done to its device."""
+
+    brought_up: ClassVar[list[str]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def links(self) -> list[Link]:
+        return [Link(2, "eth1", 1500), Link(3, "flannel0", 1472)]
+
+    async def addresses(self) -> list[Address]:
+        return [Address(2, HOST1)]
+
+    async def routes(self) -> list[Route]:
+        return [Route(IPv4Network("11.0.0.0/16"), 3, 0), Route(IPv4Network("172.17.8.0/24"), 2, 0)]
+
+    async def bring_up(self, name: str, address: IPv4Address, prefix_len: int, mtu: int) -> None:
+        self.brought_up.extend([f"inet {address}/{prefix_len} scope global {name}", f"mtu {mtu} "])
+
+
+class Life(NamedTuple):
+    """What there was to see of one daemon from its start to SIGTERM."""
+
+    exit_code: int
+    log: list[str]
+    told_to_systemd: list[str]
+    bound_to: list[tuple[IPv4Address, int]]
+    store: dict[str, Entry]
+    directory: dict[str, bytes]
+
+
+@pytest.fixture
+def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
+    """Host 1 again: it had its subnet before, the two others are there, and it ends once it knows both."""
+    store = Store(time.monotonic)
+    store.set_config(CONFIG)
+    for entry in LEASES[1:]:
+        store.put_raw(entry.name, entry.value, entry.lease_ttl)
+    subnet_file = tmp_path / "subnet.env"
+    subnet_file.write_text("FLANNEL_SUBNET=11.0.59.1/24\n")
+    told: list[str] = []
+    bound_to: list[tuple[IPv4Address, int]] = []
+
+    def notify(*lines: str) -> None:
+        told.extend(lines)
+        if lines[-1].endswith("next hops: 2"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def bind(address: IPv4Address, port: int) -> UdpSocket:
+        bound_to.append((address, port))
+        return UdpSocket(IPv4Address("127.0.0.1"), 0)
+
+    async def iptables_command(*command: str, stdin: str = "") -> tuple[int, str]:
+        return int("-C" in command), ""
+
+    Machine.brought_up.clear()
+    monkeypatch.setattr(daemon, "_registry", lambda _: store)
+    monkeypatch.setattr(daemon, "Netlink", Machine)
+    monkeypatch.setattr(udp_backend, "Netlink", Machine)
+    monkeypatch.setattr(udp_backend, "Tun", Device)
+    monkeypatch.setattr(udp_backend, "UdpSocket", bind)
+    monkeypatch.setattr(iptables, "_finish", iptables_command)
+    monkeypatch.setattr(systemd, "notify", notify)
+    options = Options("eth1", None, (), PREFIX, None, None, None, None, None, subnet_file, ip_masq=True, verbosity=0)
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
+    handler.setFormatter(logs.GlogFormatter())
+    ours = logging.getLogger("flannelpy")
+    level = ours.level
+    ours.addHandler(handler)
+    deadline = threading.Timer(20, os.kill, (os.getpid(), signal.SIGTERM))
+    deadline.start()
+    try:
+        exit_code = daemon.run(options)
+    finally:
+        deadline.cancel()
+        ours.removeHandler(handler)
+        ours.setLevel(level)
+    entries = {entry.name: entry for entry in asyncio.run(store.snapshot()).entries}
+    directory = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    return Life(exit_code, log.getvalue().splitlines(), told, bound_to, entries, directory)
+
+
+def messages(lines: list[str]) -> list[str]:
+    """Without the heads; all rules of iptables count as one, since ours differ on purpose."""
+    found: list[str] = []
+    for line in lines:
+        match = GLOG.fullmatch(line)
+        assert match, line
+        message = re.sub(r"(?<=Adding iptables rule: ).*", "...", match["message"])
+        if found[-1:] != [message] or "iptables" not in message:
+            found.append(message)
+    return found
+
+
+def recorded_log() -> list[str]:
+    """From start to end, but for what the C half printed."""
+    lines = (RECORDED / "host1.log").read_text().splitlines()
+    lines += re.findall(r".*Exiting\.\.\.", (RECORDED / "after-sigterm.txt").read_text())
+    return [line for line in lines if not line.startswith("Discarding IP fragment")]
+
+
+def test_the_log_says_the_same_in_the_same_order(life: Life) -> None:
+    assert len(recorded_log()) == 13
+    assert messages(life.log) == messages(recorded_log())
+
+
+def test_the_lease_is_the_same(life: Life) -> None:
+    recorded = LEASES[0]
+    ours = life.store[recorded.name]
+    assert (ours.name, ours.value) == (recorded.name, recorded.value)
+    assert ours.lease_ttl is not None
+    assert recorded.lease_ttl is not None
+    # Both were looked at some seconds after they had been made.
+    assert (
+        LEASE_TTL - 20 < min(ours.lease_ttl, recorded.lease_ttl) <= max(ours.lease_ttl, recorded.lease_ttl) <= LEASE_TTL
+    )
+
+
+def test_the_device_gets_the_same_address_and_mtu(life: Life) -> None:
+    net = (RECORDED / "host1-net.txt").read_text()
+    assert len(Machine.brought_up) == 2
+    assert all(fact in net for fact in Machine.brought_up)
+
+
+def test_datagrams_are_sent_from_the_same_port(life: Life) -> None:
+    assert life.bound_to == [(HOST1, PORT)]
+
+
+def test_what_sigterm_leaves_behind_is_the_same(life: Life) -> None:
+    left = (RECORDED / "after-sigterm.txt").read_text()
+    assert life.exit_code == 0
+    assert ("flannel0" in left, Device.open_devices) == (False, 0)
+    assert re.findall(r"\d\d:\d\d (\w\S*)$", left, re.MULTILINE) == list(life.directory) == ["subnet.env"]
+    assert life.directory["subnet.env"] == (RECORDED / "subnet.env").read_bytes()
+    keys = re.findall(rf'"key": "{PREFIX}/subnets/(.*)"', left)
+    assert sorted(keys) == sorted(life.store)
+
+
+def test_systemd_is_told_when_it_is_ready_and_when_it_stops(life: Life) -> None:
+    """The original says READY=1 and nothing else."""
+    assert life.told_to_systemd.count("READY=1") == 1
+    ready = life.told_to_systemd.index("READY=1")
+    assert life.told_to_systemd[ready + 1].startswith("STATUS=subnet 11.0.59.0/24 (")
+    assert life.told_to_systemd[-1] == "STOPPING=1"
