@@ -87,7 +87,10 @@ class EtcdServer:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as undo:
             with self.log.open("wb") as log:
-                self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                # In a session of its own: neither Ctrl-C nor the end of a terminal is meant for it.
+                self._process = subprocess.Popen(
+                    self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
             undo.callback(self.kill)
             self._wait_until_ready(self._process)
             undo.pop_all()

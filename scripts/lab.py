@@ -308,7 +308,7 @@ class Lab:
         try:
             self.dir.mkdir()  # whoever makes it owns the prefix
         except FileExistsError:
-            raise LabExistsError(self.prefix) from None
+            raise LabExistsError(f"{self.dir} exists") from None
         try:
             self._build()
         except BaseException:
@@ -332,8 +332,9 @@ class Lab:
         daemons = [host.start_daemon(*flags) for host in self.hosts]
         for daemon in daemons:
             daemon.wait_ready()
+        subnets = {daemon: daemon.host.subnet() for daemon in daemons}
         for daemon, other in itertools.permutations(daemons, 2):
-            daemon.wait_for_log(f"Subnet added: {re.escape(str(other.host.subnet()))}$")
+            daemon.wait_for_log(f"Subnet added: {re.escape(str(subnets[other]))}$")
         return daemons
 
     def etcd_request(self, method: str, key: str, **form: str) -> dict[str, Any]:

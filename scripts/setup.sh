@@ -23,6 +23,7 @@ need traceroute traceroute
 need iperf3 iperf3
 need tcpdump tcpdump
 need socat socat
+need openssl openssl
 need "$PYTHON" python3
 
 "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"

@@ -12,7 +12,8 @@ def notify(*lines: str) -> None:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    # Whoever watches us may have left; that is no reason to stop forwarding.
+    # Whoever watches us may have left, or read nothing for long; that is no reason to stop forwarding.
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
         sock.connect(address)
         sock.send("\n".join(lines).encode())

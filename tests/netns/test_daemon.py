@@ -325,7 +325,7 @@ def port_taken(host: Host) -> Callable[[], None]:
     script = (
         "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 8285)); print(); time.sleep(60)"
     )
-    process = host.popen("python3", "-c", script)
+    process = host.popen("python3", "-u", "-c", script)
     assert process.stdout is not None
     process.stdout.readline()
     return process.kill

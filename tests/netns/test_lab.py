@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,6 +34,12 @@ def test_hosts_reach_each_other_and_have_a_run_directory_each(lab: Lab) -> None:
     assert one.run("cat", "/run/whose").stdout == "one\n"
     assert (other.run_dir / "whose").read_text() == "other\n"
     assert not Path("/run/whose").exists()
+
+
+def test_a_rack_of_twenty_with_jumbo_frames(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(hosts=20, mtu=9000)
+    whole_frame = ["ping", "-c1", "-W2", "-M", "do", "-s", str(9000 - 28)]
+    lab.hosts[0].run(*whole_frame, str(lab.hosts[19].public_ip))
 
 
 def test_a_failed_command_says_what_it_said(lab: Lab) -> None:
