@@ -127,7 +127,10 @@ def endpoints(text: str) -> tuple[str, ...]:
 
 def path(text: str) -> Path:
     """The path of a file."""
-    return Path(required(text))
+    file = Path(required(text))
+    if not file.name:
+        raise ValueError("must name a file")
+    return file
 
 
 # The flags.

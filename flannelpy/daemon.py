@@ -1,6 +1,6 @@
 """The composition root: builds everything, start and stop order, signals, readiness.
 
-Start: external interface, network config, lease, device and socket, masquerading, packets flow, subnet file, READY.
+Start: external interface, network config, lease, socket and device, packets flow, masquerading, subnet file, READY.
 Stop: packets cease, device and route go with it; lease and subnet file stay, so a restart changes nothing for Docker.
 Counterpart: main.go, network/network.go.
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -59,7 +58,7 @@ class EtcdServer:
         tls: ServerTls | None = None,
         arguments: Sequence[str] = (),
     ) -> None:
-        self._data = directory / "data"
+        data = directory / "data"
         self.log = directory / "etcd.log"
         client_port, peer_port = free_ports(2)
         self._address = (host, port or client_port)
@@ -67,7 +66,7 @@ class EtcdServer:
         self.url = f"{'https' if tls else 'http'}://{host}:{port or client_port}"
         self._command = [
             *(["ip", "netns", "exec", netns] if netns else []),
-            *["etcd", f"--data-dir={self._data}", f"--enable-v2={str(v2).lower()}"],
+            *["etcd", f"--data-dir={data}", f"--enable-v2={str(v2).lower()}"],
             *_addresses(self.url, f"http://127.0.0.1:{peer_port}"),
             *_tls_arguments(tls),
             *arguments,
@@ -123,11 +122,6 @@ class EtcdServer:
     def resume(self) -> None:
         """Let it go on after ``pause``."""
         self._signal(signal.SIGCONT)
-
-    def wipe(self) -> None:
-        """Forget everything that is stored; only while it is stopped."""
-        assert self._process is None, "still running"
-        shutil.rmtree(self._data)
 
     def put(self, key: str, value: str, ttl: int | None = None) -> None:
         """Store ``value`` whatever was there, as ``etcdctl set`` does."""

@@ -9,24 +9,26 @@ import signal
 import subprocess
 import sys
 from contextlib import ExitStack
+from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from etcd_server import EtcdServer
+from lab import CONFIG, ETCD_PREFIX
 
-CONFIG_KEY = "/v2/keys/coreos.com/network/config"
-CONFIG = b"value=%7B%22Network%22%3A%2211.0.0.0%2F16%22%7D"  # {"Network":"11.0.0.0/16"}
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def answers(endpoint: str) -> bool:
-    """Whether an etcd, or at least somebody who speaks HTTP, is there."""
+    """Whether an etcd, or at least somebody who speaks HTTP, is there.  Raises ValueError when it is no URL."""
     try:
-        urlopen(f"{endpoint}/version", timeout=2).close()
+        # No proxy of the environment's answers in its place.
+        build_opener(ProxyHandler({})).open(f"{endpoint}/version", timeout=2).close()
     except HTTPError:
         return True
-    except OSError:
+    except (OSError, HTTPException):
         return False
     return True
 
@@ -34,22 +36,24 @@ def answers(endpoint: str) -> bool:
 def start_etcd(cleanup: ExitStack) -> str:
     """Start an etcd that holds a network config.  Returns its endpoint."""
     directory = cleanup.enter_context(TemporaryDirectory(prefix="flannelpy-etcd-"))
-    endpoint = cleanup.enter_context(EtcdServer(Path(directory), port=2379)).url
-    urlopen(Request(endpoint + CONFIG_KEY, CONFIG, method="PUT"), timeout=5).close()
-    print(f"No etcd answered, so one runs at {endpoint} for as long as flannelpy does.", flush=True)
-    return endpoint
+    etcd = cleanup.enter_context(EtcdServer(Path(directory), port=2379))
+    etcd.put(f"{ETCD_PREFIX}/config", CONFIG)
+    print(f"No etcd answered, so one runs at {etcd.url} for as long as flannelpy does.", flush=True)
+    return etcd.url
 
 
 def in_foreground(*argv: str) -> int:
     """Run a command as if it were us: a request to stop reaches it once, from the terminal or from elsewhere."""
     with subprocess.Popen(argv, start_new_session=True) as process:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             signal.signal(number, lambda *_: process.terminate())
         return process.wait()
 
 
 def main(iface: str, endpoints: str) -> int:
     """Returns flannelpy's exit code."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.default_int_handler)
     with ExitStack() as cleanup:
         if not any(answers(endpoint) for endpoint in endpoints.split(",")):
             endpoints = start_etcd(cleanup)
@@ -58,4 +62,9 @@ def main(iface: str, endpoints: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ValueError as error:
+        sys.exit(f"ENDPOINTS: {error}; write http://host:port")

@@ -27,12 +27,14 @@ class ExternalInterface(NamedTuple):
 async def find(netlink: Netlink, iface: str | None) -> ExternalInterface:
     """The interface that ``iface`` (a name or an address) means, by default the default route's.  Raises HostError."""
     links = {link.index: link for link in await netlink.links()}
-    addresses = await netlink.addresses()
+    # An interface that came in between is none that somebody chose.
+    addresses = [address for address in await netlink.addresses() if address.link_index in links]
     for address in addresses:
         log.debug("Candidate interface %s with address %s", links[address.link_index].name, address.address)
     if iface is None:
         log.info("Determining IP address of default interface")
-        index = _default_index(await netlink.routes(), links)
+        routes = [route for route in await netlink.routes() if route.link_index in links]
+        index = _default_index(routes, links)
         return _with_address(links[index], addresses)
     wanted = _as_address(iface)
     if wanted is None:

@@ -61,6 +61,8 @@ async def _finish(*command: str, stdin: str = "") -> tuple[int, str]:
         )
     except FileNotFoundError as error:
         raise HostError(f"-ip-masq needs the command {command[0]}: install iptables, or leave -ip-masq out") from error
+    except OSError as error:
+        raise HostError(f"-ip-masq: cannot run {command[0]}: {error.strerror}") from error
     _, stderr = await process.communicate(stdin.encode())
     lines = stderr.decode(errors="replace").strip().splitlines()
     return process.returncode or 0, lines[-1] if lines else "no message"

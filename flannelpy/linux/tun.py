@@ -21,6 +21,12 @@ _IFF_TUN = 0x0001
 _IFF_NO_PI = 0x1000
 
 
+def check_access() -> None:
+    """Say early what would fail late.  Raises HostError."""
+    if not os.access(_DEVICE, os.R_OK | os.W_OK):
+        raise HostError(f"cannot open {_DEVICE}; is the tun module there, and are we root?")
+
+
 class Tun:
     """An open TUN device.  Reads and writes whole packets and never blocks."""
 

@@ -309,13 +309,21 @@ class _Cluster:
         for turn in range(start, start + count):
             endpoint = self._endpoints[turn % count]
             try:
-                return request(endpoint)
+                return _understood(request, endpoint)
             except _NoAnswer as failure:
                 self._first = (turn + 1) % count
                 if settle and failure.sent:
                     return self.ask(settle)
                 causes.append(f"{endpoint.url}: {failure}")
         raise RegistryUnavailable("; ".join(causes))
+
+
+def _understood(request: Callable[[_Endpoint], Answer], endpoint: _Endpoint) -> Answer:
+    """The answer to ``request``.  Raises _NoAnswer too when somebody answers who is no etcd: python-etcd trusts it."""
+    try:
+        return request(endpoint)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _NoAnswer(f"not an answer of etcd's ({error})", sent=True) from error
 
 
 class _Endpoint:

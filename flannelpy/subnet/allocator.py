@@ -29,8 +29,8 @@ def pick_subnet(
     choices = list(islice(free_subnets(config, taken), _CHOICES))
     if not choices:
         raise OutOfSubnets(
-            f"out of subnets: {len(taken)} leases fill the range {config.subnet_min} ... {config.subnet_max}"
-            f" of /{config.subnet_len} subnets"
+            f"out of subnets: no /{config.subnet_len} is free in the range {config.subnet_min} ... {config.subnet_max},"
+            f" there are {len(taken)} leases"
         )
     return rng.choice(choices)
 

@@ -29,7 +29,16 @@ class Gone:
     subnet: IPv4Network
 
 
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """The key of this subnet is at ``version``, and its value is no lease."""
+
+    subnet: IPv4Network
+    version: int
+
+
 LeaseEvent = Added | Gone
+OwnEvent = Added | Gone | Damaged
 
 
 @dataclass(slots=True)
@@ -37,7 +46,7 @@ class Update:
     """What a snapshot or changes mean: for other hosts, for the own lease (in order), and what made no sense."""
 
     events: list[LeaseEvent] = field(default_factory=list)
-    own: list[LeaseEvent] = field(default_factory=list)
+    own: list[OwnEvent] = field(default_factory=list)
     malformed: list[str] = field(default_factory=list)
 
 
@@ -48,9 +57,6 @@ class LeaseTable:
         self._own_subnet = own_subnet
         self._others: dict[IPv4Network, LeaseAttrs] = {}
         self._malformed: dict[str, str] = {}
-
-    def __len__(self) -> int:
-        return len(self._others)
 
     def replace(self, snapshot: Snapshot) -> Update:
         """Make the table equal to the snapshot; the own lease is always told, as held or as gone."""
@@ -107,3 +113,5 @@ class LeaseTable:
         if self._malformed.get(entry.name) != entry.value:
             self._malformed[entry.name] = entry.value
             update.malformed.append(f"{entry.name}: {error}")
+        if entry.name == format_key(self._own_subnet):
+            update.own.append(Damaged(self._own_subnet, entry.version))

@@ -11,6 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol, TypeVar
 
@@ -29,8 +30,8 @@ from flannelpy.registry.base import Entry, Registry, Snapshot
 from flannelpy.subnet import config as network_config
 from flannelpy.subnet.allocator import pick_subnet
 from flannelpy.subnet.config import NetworkConfig
-from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key
-from flannelpy.subnet.lease_table import Added, LeaseEvent, LeaseTable, Update
+from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
+from flannelpy.subnet.lease_table import Added, Damaged, LeaseEvent, LeaseTable, OwnEvent, Update
 from flannelpy.subnet.renewal import LEASE_TTL, RETRY_SECONDS, Action, Happening, action, classify, renewal_delay
 
 log = logging.getLogger(__name__)
@@ -136,17 +137,17 @@ class SubnetManager:
     async def _acquire(self, config: NetworkConfig, attrs: LeaseAttrs, previous: IPv4Network | None) -> Lease:
         races_lost = 0
         while True:
-            leases = _well_formed(await self._registry.snapshot())
+            snapshot = await self._registry.snapshot()
             try:
-                entry = await self._reuse(config, attrs, leases)
+                entry = await self._reuse(config, attrs, _well_formed(snapshot))
                 if entry is None:
-                    entry = await self._create(config, attrs, leases, previous)
-                    log.info("Subnet lease acquired: %s", Lease.from_entry(entry).subnet)
+                    entry = await self._create(config, attrs, _taken(snapshot), previous)
+                log.info("Subnet lease acquired: %s", parse_key(entry.name))
                 return self._hold(entry)
             except (KeyExists, CompareFailed, KeyNotFound):
                 # Normal while many hosts start: look again, and spread out the more often it happens.
                 races_lost += 1
-                await self._clock.sleep(self._rng.uniform(0, min(0.01 * 2**races_lost, _MAX_RACE_PAUSE)))
+                await self._clock.sleep(self._rng.uniform(0, min(0.01 * 2 ** min(races_lost, 7), _MAX_RACE_PAUSE)))
 
     async def _reuse(self, config: NetworkConfig, attrs: LeaseAttrs, leases: Sequence[Lease]) -> Entry | None:
         """Renew the lease that has our public IP, if there is one; one that does not fit is given up."""
@@ -165,10 +166,10 @@ class SubnetManager:
         return None
 
     async def _create(
-        self, config: NetworkConfig, attrs: LeaseAttrs, leases: Sequence[Lease], previous: IPv4Network | None
+        self, config: NetworkConfig, attrs: LeaseAttrs, taken: Sequence[IPv4Network], previous: IPv4Network | None
     ) -> Entry:
         log.info("Picking subnet in range %s ... %s", config.subnet_min, config.subnet_max)
-        subnet = pick_subnet(config, [lease.subnet for lease in leases], previous, self._rng)
+        subnet = pick_subnet(config, taken, previous, self._rng)
         return await self._registry.create(format_key(subnet), attrs.encode(), LEASE_TTL)
 
     def _hold(self, entry: Entry) -> Lease:
@@ -220,11 +221,16 @@ class SubnetManager:
         for event in update.own:
             await self._own_lease_event(event)
 
-    async def _own_lease_event(self, event: LeaseEvent) -> None:
+    async def _own_lease_event(self, event: OwnEvent) -> None:
         match action(self.own, classify(event, self._public_ip)):
             case Action.ADOPT:
                 assert isinstance(event, Added)
                 self._adopt(event.lease)
+            case Action.REPAIR:
+                assert isinstance(event, Damaged)
+                await self._until_done(
+                    partial(self._repair, event.version), "Failed to repair own lease", RegistryError
+                )
             case Action.TAKE_BACK:
                 log.warning("Own lease %s was deleted or has expired, taking it back", self.own.subnet)
                 await self._until_done(self._take_back, "Failed to take own lease back", RegistryError)
@@ -233,9 +239,17 @@ class SubnetManager:
                 self._leave(event.lease)
 
     def _adopt(self, lease: Lease) -> None:
-        """Only what is newer than our own last write: the watch tells us about that one as well."""
-        if lease.version > self.own.version:
+        """What the store says, also when it went back in time; our own last write comes by here as well."""
+        if lease.version != self.own.version:
             self._hold(Entry(format_key(lease.subnet), lease.attrs.encode(), lease.lease_ttl, lease.version))
+
+    async def _repair(self, version: int) -> None:
+        own = self.own
+        lease_ttl = None if own.lease_ttl is None else LEASE_TTL
+        with suppress(CompareFailed, KeyNotFound):  # changed once more: the watch tells how
+            self._hold(
+                await self._registry.compare_and_swap(format_key(own.subnet), own.attrs.encode(), lease_ttl, version)
+            )
 
     async def _take_back(self) -> None:
         own = self.own
@@ -244,6 +258,15 @@ class SubnetManager:
 
     def _leave(self, lease: Lease) -> None:
         raise LeaseLost(f"subnet {lease.subnet} is held by {lease.attrs.public_ip} now, not by us ({self._public_ip})")
+
+
+def _taken(snapshot: Snapshot) -> list[IPv4Network]:
+    """The subnets that have a key, whatever its value: a create would fail."""
+    subnets = []
+    for entry in snapshot.entries:
+        with suppress(ValueError):
+            subnets.append(parse_key(entry.name))
+    return subnets
 
 
 class _Complaint:

@@ -5,6 +5,7 @@ what happened        a lease with a TTL             a reservation (no TTL)
 ===================  =============================  ==========================
 renewal is due       renew by compare-and-swap      nothing
 still ours, changed  adopt version and TTL          adopt version and TTL
+value damaged        write it by compare-and-swap   write it by compare-and-swap
 deleted or expired   take it back by atomic create  take it back by atomic create
 held by another      leave                          leave
 ===================  =============================  ==========================
@@ -20,7 +21,7 @@ import enum
 from ipaddress import IPv4Address
 
 from flannelpy.subnet.lease import Lease
-from flannelpy.subnet.lease_table import Added, LeaseEvent
+from flannelpy.subnet.lease_table import Added, Damaged, Gone, OwnEvent
 
 LEASE_TTL = 24 * 3600
 RENEW_MARGIN = 3600
@@ -32,6 +33,7 @@ class Happening(enum.Enum):
 
     RENEWAL_DUE = "renewal is due"
     CHANGED = "still ours, changed"
+    DAMAGED = "value damaged"
     GONE = "deleted or expired"
     TAKEN = "held by another"
 
@@ -42,6 +44,7 @@ class Action(enum.Enum):
     NOTHING = "nothing"
     RENEW = "renew by compare-and-swap"
     ADOPT = "adopt version and TTL"
+    REPAIR = "write it by compare-and-swap"
     TAKE_BACK = "take it back by atomic create"
     LEAVE = "leave"
 
@@ -49,6 +52,7 @@ class Action(enum.Enum):
 _LEASED: dict[Happening, Action] = {
     Happening.RENEWAL_DUE: Action.RENEW,
     Happening.CHANGED: Action.ADOPT,
+    Happening.DAMAGED: Action.REPAIR,
     Happening.GONE: Action.TAKE_BACK,
     Happening.TAKEN: Action.LEAVE,
 }
@@ -60,11 +64,15 @@ def action(own: Lease, happening: Happening) -> Action:
     return (_RESERVED if own.lease_ttl is None else _LEASED)[happening]
 
 
-def classify(event: LeaseEvent, public_ip: IPv4Address) -> Happening:
+def classify(event: OwnEvent, public_ip: IPv4Address) -> Happening:
     """What an event about the own subnet means for the host at ``public_ip``."""
-    if not isinstance(event, Added):
-        return Happening.GONE
-    return Happening.CHANGED if event.lease.attrs.public_ip == public_ip else Happening.TAKEN
+    match event:
+        case Added(lease):
+            return Happening.CHANGED if lease.attrs.public_ip == public_ip else Happening.TAKEN
+        case Damaged():
+            return Happening.DAMAGED
+        case Gone():
+            return Happening.GONE
 
 
 def renewal_delay(lease_ttl: int) -> float:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,6 +28,7 @@ from flannelpy.errors import (
     HostError,
     KeyExists,
     KeyNotFound,
+    RegistryError,
     RegistryUnavailable,
     UsageError,
 )
@@ -669,3 +671,50 @@ class TestProcess:
         root = Path(flannelpy.__file__).parents[1]
         result = subprocess.run([sys.executable, "-c", program], cwd=root, check=True, capture_output=True, text=True)
         assert result.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, "\xe9 caf\xe9"),
+        (200, "[]"),
+        (200, '{"action":"get","node":{}}'),
+        (404, '{"errorCode":[]}'),
+        (404, '{"errorCode":100}'),
+        (502, "\xfc <html>"),
+    ],
+)
+@pytest.mark.parametrize(
+    "call", ["read_config", "snapshot", "create", "compare_and_swap", "compare_and_delete", "watch"]
+)
+def test_somebody_who_is_no_etcd_is_passed_over(server: EtcdServer, call: str, status: int, body: str) -> None:
+    """A proxy's error page, or another service on 4001, was a traceback; and the next endpoint was not asked."""
+
+    class Stranger(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode("latin-1"))
+
+        do_GET = do_PUT = do_DELETE = answer  # noqa: N815 - the names that http.server calls
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    arguments: dict[str, tuple[object, ...]] = {
+        "create": ("11.0.1.0-24", "{}", 60),
+        "compare_and_swap": ("11.0.1.0-24", "{}", 60, 1),
+        "compare_and_delete": ("11.0.1.0-24", 1),
+        "watch": (1, 0.5),
+    }
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as stranger:
+        threading.Thread(target=stranger.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{stranger.server_address[1]}"
+        for endpoints in ([url], [url, server.url]):
+            with contextlib.suppress(RegistryError):
+                use(
+                    EtcdV2Registry(endpoints, "/network"),
+                    lambda registry: getattr(registry, call)(*arguments.get(call, ())),
+                )
+        stranger.shutdown()

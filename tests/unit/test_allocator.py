@@ -79,7 +79,9 @@ def test_the_subnet_of_the_last_run_is_left_when_it_cannot_be_ours(previous: str
 def test_running_out_is_said_with_leases_and_range() -> None:
     with pytest.raises(OutOfSubnets) as caught:
         pick_subnet(SMALL, nets("11.0.0.64/26", "11.0.0.128/25"), None, random.Random(0))
-    assert str(caught.value) == "out of subnets: 2 leases fill the range 11.0.0.64 ... 11.0.0.192 of /26 subnets"
+    assert str(caught.value) == (
+        "out of subnets: no /26 is free in the range 11.0.0.64 ... 11.0.0.192, there are 2 leases"
+    )
 
 
 def test_ten_thousand_leases_are_stepped_over() -> None:

@@ -201,6 +201,7 @@ def test_as_go_reads_it(argv: list[str], expected: dict[str, object]) -> None:
             for text in ("1.2.3", "eth1", "::1", "1.2.3.4/24", "01.2.3.4")
         ),
         (["-subnet-file="], "bad value '' for -subnet-file: must not be empty"),
+        (["-subnet-file=/"], "bad value '/' for -subnet-file: must name a file"),
         (["-etcd-prefix", ""], "bad value '' for -etcd-prefix: must not be empty"),
         (["-etcd-keyfile=k"], "-etcd-keyfile needs -etcd-certfile, too"),
         (["-etcd-certfile=c"], "-etcd-certfile needs -etcd-keyfile, too"),
@@ -382,6 +383,12 @@ def test_examples_of_the_help_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, _, text in variables:
         monkeypatch.setenv(name, text)
     assert differing(cli.parse([])) == {"iface": "eth1", "etcd_endpoints": ("http://10.0.0.1:2379",)}
+
+
+@pytest.mark.parametrize("name", ["FLANNELD_VERSION", "FLANNELD_HELP"])
+def test_no_variable_makes_it_print_and_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "true")
+    assert differing(cli.parse([])) == {}
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

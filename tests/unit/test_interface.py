@@ -56,6 +56,13 @@ def failure(iface: str | None, netlink: Netlink) -> str:
     return str(caught.value)
 
 
+def test_an_interface_that_comes_while_we_look_is_no_candidate() -> None:
+    """Containers come and go while the daemon starts: it ended with a traceback."""
+    came = FakeNetlink(addresses=(*ADDRESSES, (99, "192.0.2.99")), defaults=((99, 0), (2, 5)))
+    assert found(None, came) == ("eth0", "10.0.2.15", 1500)
+    assert found("eth1", came) == ("eth1", "172.17.8.101", 9000)
+
+
 @pytest.mark.parametrize(
     ("iface", "expected"),
     [

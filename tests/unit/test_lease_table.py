@@ -8,7 +8,7 @@ import pytest
 
 from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
 from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_table import Added, Gone, LeaseTable, Update
+from flannelpy.subnet.lease_table import Added, Damaged, Gone, LeaseTable, Update
 
 OWN, B, C = (IPv4Network(f"11.0.{n}.0/24") for n in (59, 101, 55))
 NOT_JSON = "not JSON: Expecting value at line 1 column 1"
@@ -136,6 +136,11 @@ def test_two_spellings_of_one_subnet_do_not_flap() -> None:
     assert table(*entries).replace(snapshot(*entries)) == Update(own=[OURS])
 
 
-def test_the_own_lease_is_not_counted_among_the_others() -> None:
-    assert len(table(*KNOWN)) == 2
-    assert len(table()) == 0
+def test_an_own_key_that_is_no_lease_is_told_each_time_and_said_once() -> None:
+    """It was only said, so the key stayed damaged and hosts that started later could not reach us."""
+    leases = table()
+    damaged = Put(Entry("11.0.59.0-24", "", 86400, 7))
+    assert leases.apply(Changes((damaged,), 11)) == Update(
+        own=[Damaged(OWN, 7)], malformed=[f"11.0.59.0-24: {NOT_JSON}"]
+    )
+    assert leases.replace(Snapshot((damaged.entry,), 12)) == Update(own=[Damaged(OWN, 7)])

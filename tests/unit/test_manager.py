@@ -179,7 +179,34 @@ def test_a_lease_with_our_public_ip_is_ours_again_for_a_full_day(caplog: pytest.
         assert set(await world.entries()) == {"11.0.1.0-24", "11.0.77.0-24"}
 
     play(scenario)
-    assert caplog.messages == ["Found lease (11.0.77.0/24) for current IP (172.17.8.101), reusing"]
+    assert caplog.messages == [
+        "Found lease (11.0.77.0/24) for current IP (172.17.8.101), reusing",
+        "Subnet lease acquired: 11.0.77.0/24",
+    ]
+
+
+def test_a_key_whose_value_is_damaged_is_not_picked() -> None:
+    """The previous subnet looked free, and its create failed for ever."""
+
+    async def scenario(world: World) -> None:
+        world.registry.put_raw(OWN_NAME, "", 86400)
+        own = await world.acquire(previous=OWN)
+        assert own.subnet != OWN
+
+    play(scenario)
+
+
+def test_an_own_lease_that_somebody_damages_is_put_right() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            damaged = world.registry.put_raw(OWN_NAME, "", None)
+            await asyncio.sleep(2)
+            entry = (await world.entries())[OWN_NAME]
+            assert (entry.value, entry.version) == (OURS, damaged.version + 1)
+            assert entry.lease_ttl is not None
+            assert world.manager.own.version == entry.version
+
+    play(scenario)
 
 
 def test_a_reused_lease_gets_our_value_also_when_another_backend_wrote_it() -> None:
@@ -360,7 +387,8 @@ def test_out_of_subnets_is_said_once_and_waited_out(caplog: pytest.LogCaptureFix
 
     play(scenario)
     assert [message for message in caplog.messages if not message.startswith("Picking")] == [
-        "Failed to acquire subnet: out of subnets: 3 leases fill the range 11.0.0.64 ... 11.0.0.192 of /26 subnets",
+        "Failed to acquire subnet: out of subnets: no /26 is free in the range 11.0.0.64 ... 11.0.0.192,"
+        " there are 3 leases",
         "Subnet lease acquired: 11.0.0.128/26",
     ]
 

@@ -8,7 +8,7 @@ import pytest
 
 from flannelpy.subnet import renewal
 from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_table import Added, Gone, LeaseEvent
+from flannelpy.subnet.lease_table import Added, Damaged, Gone, OwnEvent
 from flannelpy.subnet.renewal import LEASE_TTL, Action, Happening, action, classify, renewal_delay
 
 SUBNET = IPv4Network("11.0.59.0/24")
@@ -17,6 +17,7 @@ OURS, THEIRS = IPv4Address("172.17.8.101"), IPv4Address("172.17.8.102")
 ROWS = [
     (Happening.RENEWAL_DUE, Action.RENEW, Action.NOTHING),
     (Happening.CHANGED, Action.ADOPT, Action.ADOPT),
+    (Happening.DAMAGED, Action.REPAIR, Action.REPAIR),
     (Happening.GONE, Action.TAKE_BACK, Action.TAKE_BACK),
     (Happening.TAKEN, Action.LEAVE, Action.LEAVE),
 ]
@@ -44,11 +45,12 @@ def test_the_rows_are_all_there_are_and_the_documented_ones() -> None:
     ("event", "expected"),
     [
         (Gone(SUBNET), Happening.GONE),
+        (Damaged(SUBNET, 6), Happening.DAMAGED),
         *((Added(lease(OURS, ttl)), Happening.CHANGED) for ttl in (86400, None)),
         *((Added(lease(THEIRS, ttl)), Happening.TAKEN) for ttl in (86400, None)),
     ],
 )
-def test_an_event_about_the_own_subnet_is_one_of_the_rows(event: LeaseEvent, expected: Happening) -> None:
+def test_an_event_about_the_own_subnet_is_one_of_the_rows(event: OwnEvent, expected: Happening) -> None:
     assert classify(event, OURS) is expected
 
 

@@ -18,7 +18,7 @@ from flannelpy.backend.udp.routes import NextHop, Routes
 from flannelpy.errors import ConfigError, HostError
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Netlink
-from flannelpy.linux.tun import Tun
+from flannelpy.linux.tun import Tun, check_access
 from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.packet.drops import DropReason
 from flannelpy.subnet import go_json
@@ -38,7 +38,8 @@ class UdpBackend:
     """Inner packets as they are in UDP datagrams, one each; the same port on all hosts."""
 
     def __init__(self, config: NetworkConfig, external: ExternalInterface) -> None:
-        """Raises ConfigError when the port makes no sense."""
+        """Raises ConfigError when the port makes no sense, HostError when there can be no TUN."""
+        check_access()
         self._network = config.network
         self._port = _port(go_json.get(config.backend.options, "Port"))
         self._external = external
