@@ -18,11 +18,15 @@ from urllib.request import ProxyHandler, build_opener
 from etcd_server import EtcdServer
 from lab import CONFIG, ETCD_PREFIX
 
+from flannelpy.errors import UsageError
+from flannelpy.registry.etcd_v2 import parse_endpoint
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def answers(endpoint: str) -> bool:
-    """Whether an etcd, or at least somebody who speaks HTTP, is there.  Raises ValueError when it is no URL."""
+    """Whether an etcd, or at least somebody who speaks HTTP, is there.  Raises UsageError when it is no endpoint."""
+    parse_endpoint(endpoint)
     try:
         # No proxy of the environment's answers in its place.
         build_opener(ProxyHandler({})).open(f"{endpoint}/version", timeout=2).close()
@@ -66,5 +70,5 @@ if __name__ == "__main__":
         sys.exit(main(*sys.argv[1:]))
     except KeyboardInterrupt:
         sys.exit(130)
-    except ValueError as error:
-        sys.exit(f"ENDPOINTS: {error}; write http://host:port")
+    except UsageError as error:
+        sys.exit(str(error))
