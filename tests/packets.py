@@ -5,8 +5,17 @@ from __future__ import annotations
 import struct
 from ipaddress import IPv4Address
 
+from flannelpy.packet.drops import DropReason
+
 UDP = 17
+TCP = 6
 ICMP = 1
+
+# Flags of TCP, and those of the IPv4 header's fragment word.
+FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
+DONT_FRAGMENT, MORE_FRAGMENTS = 0x4000, 0x2000
+
+_CHECKSUM_AT = {TCP: 16, UDP: 6}
 
 
 def checksum(data: bytes | bytearray) -> int:
@@ -24,6 +33,8 @@ def ipv4_packet(
     protocol: int = UDP,
     fragment: int = 0,
     options: bytes = b"",
+    tos: int = 0,
+    identification: int = 0x1234,
 ) -> bytes:
     """``fragment`` is the 16-bit word of flags and offset; ``options`` must fill whole words."""
     words = 5 + len(options) // 4
@@ -31,9 +42,9 @@ def ipv4_packet(
         struct.pack(
             "!BBHHHBBH4s4s",
             0x40 | words,
-            0,
+            tos,
             words * 4 + len(payload),
-            0x1234,
+            identification,
             fragment,
             ttl,
             protocol,
@@ -45,6 +56,53 @@ def ipv4_packet(
     )
     struct.pack_into("!H", header, 10, checksum(header))
     return bytes(header) + payload
+
+
+def tcp_segment(
+    payload: bytes = b"",
+    *,
+    ports: tuple[int, int] = (40000, 5201),
+    sequence: int = 1000,
+    acknowledgement: int = 2000,
+    flags: int = ACK,
+    reserved: int = 0,
+    window: int = 500,
+    urgent: int = 0,
+    options: bytes = b"",
+) -> bytes:
+    """TCP header without checksum, and payload; ``options`` must fill whole words, ``reserved`` is of 4 bits."""
+    words = 5 + len(options) // 4
+    header = struct.pack(
+        "!HHIIBBHHH", *ports, sequence, acknowledgement, words << 4 | reserved, flags, window, 0, urgent
+    )
+    return header + options + payload
+
+
+def udp_datagram(payload: bytes = b"", *, ports: tuple[int, int] = (40000, 5201)) -> bytes:
+    """UDP header without checksum, and payload."""
+    return struct.pack("!HHHH", *ports, 8 + len(payload), 0) + payload
+
+
+def pseudo_header(packet: bytes) -> bytes:
+    """What the checksum of TCP and UDP covers beside the segment itself.  Source: RFC 9293 section 3.1, RFC 768."""
+    l4_length = len(packet) - (packet[0] & 0xF) * 4
+    return packet[12:20] + bytes((0, packet[9])) + l4_length.to_bytes(2, "big")
+
+
+def with_checksum(packet: bytes, value: int | None = None) -> bytes:
+    """The packet with that TCP or UDP checksum; with the right one if none is given."""
+    l4 = (packet[0] & 0xF) * 4
+    at = l4 + _CHECKSUM_AT[packet[9]]
+    if value is None:
+        value = checksum(pseudo_header(packet) + packet[l4:at] + bytes(2) + packet[at + 2 :])
+        if packet[9] == UDP and not value:
+            value = 0xFFFF
+    return packet[:at] + value.to_bytes(2, "big") + packet[at + 2 :]
+
+
+def unfinished(packet: bytes) -> bytes:
+    """The packet as the kernel gives it when the rest of the checksum is left to others: the pseudo-header's sum."""
+    return with_checksum(packet, 0xFFFF - checksum(pseudo_header(packet)))
 
 
 def with_ttl(packet: bytes, ttl: int) -> bytes:
@@ -59,3 +117,23 @@ def with_ttl(packet: bytes, ttl: int) -> bytes:
 def hop_taken(packet: bytes) -> bytes:
     """The same packet one hop further on."""
     return with_ttl(packet, packet[8] - 1)
+
+
+def one_hop_on(packet: bytes) -> bytes:
+    """The same, also of a packet whose header checksum is wrong: it stays wrong by as much.  Source: RFC 1624."""
+    value = (int.from_bytes(packet[10:12], "big") + 0x100) % 0xFFFF
+    return packet[:8] + bytes((packet[8] - 1,)) + packet[9:10] + value.to_bytes(2, "big") + packet[12:]
+
+
+def why_not(packet: bytes) -> DropReason | None:
+    """Why these bytes are no packet."""
+    if len(packet) < 20:
+        return DropReason.TRUNCATED
+    version, words = divmod(packet[0], 16)
+    if version != 4:
+        return DropReason.NOT_IPV4
+    if words < 5:
+        return DropReason.BAD_HEADER
+    if words * 4 > len(packet):
+        return DropReason.TRUNCATED
+    return None if int.from_bytes(packet[2:4], "big") == len(packet) else DropReason.BAD_LENGTH

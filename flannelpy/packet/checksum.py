@@ -1,7 +1,14 @@
 """The Internet checksum.  Pure: bytes in, numbers out.
 
-Source: RFC 1071 (sums), RFC 1624 (incremental update).
+Large sums are taken four bytes at a time: that is four times as fast compiled.  For it a buffer is given in two views,
+``data`` by bytes and ``words`` by 32-bit numbers of the host's byte order.
+
+Source: RFC 1071 (sums, byte order independence).
 """
+
+import sys
+
+_LITTLE_ENDIAN = sys.byteorder == "little"
 
 
 def ones_sum(data: bytearray, start: int, end: int) -> int:
@@ -20,6 +27,25 @@ def ones_sum(data: bytearray, start: int, end: int) -> int:
     return fold(total)
 
 
+def wide_sum(data: bytearray, words: memoryview, start: int, end: int) -> int:
+    """The same as ``ones_sum``, fast."""
+    first = (start + 3) >> 2
+    last = end >> 2
+    if first >= last:
+        return ones_sum(data, start, end)
+    total = 0
+    for i in range(first, last):
+        total += words[i]
+    total = fold(total)
+    if _LITTLE_ENDIAN:
+        total = _swapped(total)
+    total = fold(total + ones_sum(data, last << 2, end))
+    # So far the bytes at even offsets are the high ones; those of the caller are the first, third, ...
+    if start & 1:
+        total = _swapped(total)
+    return fold(total + ones_sum(data, start, first << 2))
+
+
 def fold(total: int) -> int:
     """Carry everything above 16 bits back in, until nothing is above."""
     while total > 0xFFFF:
@@ -27,6 +53,5 @@ def fold(total: int) -> int:
     return total
 
 
-def update(checksum: int, old: int, new: int) -> int:
-    """The header checksum after one of its 16-bit words went from ``old`` to ``new``.  Source: RFC 1624, equation 3."""
-    return ~fold((~checksum & 0xFFFF) + (~old & 0xFFFF) + new) & 0xFFFF
+def _swapped(total: int) -> int:
+    return (total & 0xFF) << 8 | total >> 8

@@ -16,3 +16,6 @@ class DropReason(enum.IntEnum):
     TOO_BIG = 8  # larger than the underlay carries
     SEND_FAILED = 9  # the underlay refused it: no route, not permitted
     TUN_REFUSED = 10  # the kernel did not take it from us
+    BAD_OFFLOAD = 11  # the kernel's word about a super-packet or an unfinished checksum made no sense
+    SOCKET_OVERFLOW = 12  # datagrams came faster than we read them
+    TUN_OVERFLOW = 13  # packets came faster than we read them

@@ -6,12 +6,9 @@ checked yet.
 Source: RFC 791 (header), RFC 1624 (checksum update).
 """
 
-from flannelpy.packet.checksum import update
-
 _TOTAL_LENGTH = 2
 _TTL = 8
 _CHECKSUM = 10
-_SOURCE = 12
 _DESTINATION = 16
 _MIN_HEADER = 20
 
@@ -43,11 +40,6 @@ def check(data: bytearray, start: int, end: int) -> int:
     return 0
 
 
-def source(data: bytearray, start: int) -> int:
-    """Source address, 0..2^32-1."""
-    return _word(data, start + _SOURCE) << 16 | _word(data, start + _SOURCE + 2)
-
-
 def destination(data: bytearray, start: int) -> int:
     """Destination address, 0..2^32-1."""
     return _word(data, start + _DESTINATION) << 16 | _word(data, start + _DESTINATION + 2)
@@ -59,9 +51,13 @@ def ip_ttl(data: bytearray, start: int) -> int:
 
 
 def take_hop(data: bytearray, start: int) -> None:
-    """One off the TTL, which must be above 0, and the header checksum patched to match."""
-    word = _word(data, start + _TTL)
-    checksum = update(_word(data, start + _CHECKSUM), word, word - 0x100)
+    """One off the TTL, which must be above 0, and the header checksum patched to match.
+
+    The TTL is the high byte of its word.  Counterpart: ip_decrease_ttl of the kernel.
+    """
+    checksum = _word(data, start + _CHECKSUM) + 0x100
+    if checksum >= 0xFFFF:
+        checksum -= 0xFFFF  # the carry comes round, and 0 has one form only
     data[start + _TTL] -= 1
     data[start + _CHECKSUM] = checksum >> 8
     data[start + _CHECKSUM + 1] = checksum & 0xFF

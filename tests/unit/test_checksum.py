@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from packets import checksum
 
-from flannelpy.packet.checksum import fold, ones_sum, update
+from flannelpy.packet.checksum import fold, ones_sum
 
 # RFC 1071, section 3: the words 0001 f203 f4f5 f6f7 add up to 2ddf0, and that folds to ddf2.
 RFC_1071 = bytes.fromhex("0001f203f4f5f6f7")
@@ -42,24 +41,3 @@ def test_sum_keeps_to_its_part_of_the_buffer(start: int, behind: int) -> None:
 )
 def test_fold_carries_until_sixteen_bits_are_left(total: int, expected: int) -> None:
     assert fold(total) == expected
-
-
-@pytest.mark.parametrize(
-    ("before", "old", "new", "after"),
-    [
-        # RFC 1624, section 4: the example that the older equation gets wrong as ffff.
-        (0xDD2F, 0x5555, 0x3285, 0x0000),
-        (0x1234, 0x4011, 0x4011, 0x1234),
-        (0x0000, 0x4011, 0x3F11, 0x0100),
-        (0xFFFE, 0x0111, 0x0011, 0x00FF),
-    ],
-)
-def test_update_follows_rfc_1624(before: int, old: int, new: int, after: int) -> None:
-    assert update(before, old, new) == after
-
-
-def test_update_equals_the_checksum_made_anew_for_every_ttl() -> None:
-    rest = bytes.fromhex("45000054a6f24000000000000b003b020b006502")
-    for ttl in range(1, 256):
-        before, after = (rest[:8] + bytes((hops, 1)) + rest[10:] for hops in (ttl, ttl - 1))
-        assert update(checksum(before), ttl << 8 | 1, (ttl - 1) << 8 | 1) == checksum(after)

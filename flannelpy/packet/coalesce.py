@@ -1,0 +1,289 @@
+"""Received packets -> super-packets for the TUN, where no information is lost by it.  Pure.
+
+A packet continues the one before it under these rules; otherwise it starts anew, so all packets stay in order.
+
+=======================  ======================================================  ==============================
+field                    rule                                                    source
+=======================  ======================================================  ==============================
+IP version, IHL          4, and no options                                       inet_gro_receive
+IP TOS, all 8 bits       equal: ECN marks are kept apart                         RFC 3168, inet_gro_receive
+IP total length          what arrived (checked before)
+IP identification        previous + 1, or any when DF is set                     RFC 6864, inet_gro_receive
+IP flags, offset         no fragment; DF and reserved bit equal                  inet_gro_receive
+IP TTL                   equal                                                   inet_gro_receive
+IP protocol              TCP or UDP
+IP header checksum       right, since it is computed anew                        inet_gro_receive
+addresses, ports         equal
+TCP sequence number      previous + its payload                                  tcp_gro_receive
+TCP acknowledgement      equal                                                   tcp_gro_receive
+TCP data offset          equal                                                   tcp_gro_receive
+TCP flags                ACK, and PSH, which ends the super-packet               RFC 9293; stricter than the kernel
+TCP window               equal: an update is not swallowed                       tcp_gro_receive
+TCP urgent pointer       equal
+TCP options              equal, byte for byte                                    tcp_gro_receive
+UDP length               the rest of the packet
+TCP, UDP checksum        right: the kernel believes what we say of it            virtio_net.h; tcp4_gro_receive
+UDP checksum 0           never: it would get one on the way                      RFC 768
+payload                  not empty; as long as the first's, or shorter: the end  tcp_gro_receive
+total                    at most 64 segments and 65,535 bytes                    UDP_GRO_CNT_MAX, RFC 791
+=======================  ======================================================  ==============================
+
+A packet that nothing continues is given on as it came.
+"""
+
+from flannelpy.packet import vnet_hdr
+from flannelpy.packet.checksum import fold, ones_sum, wide_sum
+from flannelpy.packet.ipv4 import check, ip_ttl, take_hop
+
+_TOTAL_LENGTH = 2
+_ID = 4
+_FRAGMENT = 6
+_PROTOCOL = 9
+_IP_CHECKSUM = 10
+_ADDRESSES = 12
+_L4 = 20
+_TCP_SEQUENCE = 24
+_TCP_ACKNOWLEDGEMENT = 28
+_TCP_DATA_OFFSET = 32
+_TCP_FLAGS = 33
+_TCP_WINDOW = 34
+_TCP_CHECKSUM = 36
+_TCP_URGENT = 38
+_UDP_LENGTH = 24
+_UDP_CHECKSUM = 26
+
+_VERSION_IHL = 0x45  # IPv4 without options
+_TCP = 6
+_UDP = 17
+_DONT_FRAGMENT = 0x4000
+_ANY_FRAGMENT = 0x3FFF  # more fragments, or an offset
+_ACK = 0x10
+_PSH = 0x08
+_MAX_SEGMENTS = 64
+_MAX_TOTAL = 65535
+_TTL_EXPIRED = 6  # DropReason by number
+
+
+class Coalescer:
+    """Takes the packets of one buffer in order, and builds super-packets in another.
+
+    Both buffers are bytearrays whose length is a multiple of 4, and are held for good.
+    """
+
+    def __init__(self, source: bytearray, target: bytearray, merge_tcp: bool = True, merge_udp: bool = True) -> None:
+        # The same memory in the forms that are fastest, compiled, for fields, sums and copies.
+        self._buffers = source, target
+        self._data = source
+        self._words = memoryview(source).cast("I")
+        self._from = source
+        self._source_view = memoryview(source)
+        self._target = target
+        self._to = target
+        self._target_view = memoryview(target)
+        self._merge_tcp = merge_tcp
+        self._merge_udp = merge_udp
+        self._merges = merge_tcp or merge_udp
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the last batch.
+
+        ``packets`` are (vnet header, packet) pairs for the TUN, ``refused`` (DropReason, copy of the packet) pairs.
+        """
+        self.packets: list[tuple[bytes, memoryview | bytes]] = []
+        self.refused: list[tuple[int, bytes]] = []
+        self._count = 0
+        self._end = 0
+
+    def add(self, start: int, end: int, segment_size: int) -> None:
+        """Datagrams that arrived one behind the other, each of ``segment_size`` bytes, the last maybe of less."""
+        while True:
+            stop = start + segment_size
+            if stop > end:
+                stop = end
+            self._add_datagram(start, stop)
+            if stop == end:  # asked last, because a datagram may be empty
+                return
+            start = stop
+
+    def finish(self) -> None:
+        """The batch is complete."""
+        self._close()
+
+    def _add_datagram(self, start: int, stop: int) -> None:
+        reason = check(self._data, start, stop)
+        if not reason and ip_ttl(self._data, start) <= 1:
+            reason = _TTL_EXPIRED
+        if reason:
+            self._close()
+            self.refused.append((reason, bytes(self._source_view[start:stop])))
+            return
+        take_hop(self._data, start)
+        if self._merges:
+            self._add_packet(start, stop)
+        else:
+            self.packets.append((vnet_hdr.PLAIN, self._source_view[start:stop]))
+
+    def _add_packet(self, start: int, stop: int) -> None:
+        header = self._mergeable(start, stop)
+        if header and self._count and self._continues(start, stop, header):
+            self._append(start, stop)
+            return
+        self._close()
+        self._start, self._stop, self._count = start, stop, 1
+        self._header = header
+        self._gso_size = self._last_size = stop - start - header
+        self._complete = not header or self._ends(start, stop)
+        self._verified = False
+        self._built = False
+
+    def _mergeable(self, start: int, stop: int) -> int:
+        """Bytes of IP and L4 header when the packet by itself may be part of a super-packet, else 0."""
+        data = self._data
+        if data[start] != _VERSION_IHL or _get16(data, start + _FRAGMENT) & _ANY_FRAGMENT:
+            return 0
+        header = 0
+        if data[start + _PROTOCOL] == _TCP:
+            header = self._tcp_header(start, stop)
+        elif data[start + _PROTOCOL] == _UDP:
+            header = self._udp_header(start, stop)
+        return header if header < stop - start else 0
+
+    def _tcp_header(self, start: int, stop: int) -> int:
+        if not self._merge_tcp or stop - start < 40 or self._data[start + _TCP_FLAGS] & ~_PSH != _ACK:
+            return 0
+        header = (self._data[start + _TCP_DATA_OFFSET] >> 4) * 4
+        return _L4 + header if header >= 20 else 0
+
+    def _udp_header(self, start: int, stop: int) -> int:
+        if not self._merge_udp or stop - start < 28 or not _get16(self._data, start + _UDP_CHECKSUM):
+            return 0
+        return 28 if _get16(self._data, start + _UDP_LENGTH) == stop - start - _L4 else 0
+
+    def _ends(self, start: int, stop: int) -> bool:
+        """Whether nothing may come behind the packet: it is shorter than the first, or pushed."""
+        if self._data[start + _PROTOCOL] == _TCP and self._data[start + _TCP_FLAGS] & _PSH:
+            return True
+        return stop - start - self._header < self._gso_size
+
+    def _continues(self, start: int, stop: int, header: int) -> bool:
+        size = stop - start - header
+        if self._complete or header != self._header or size > self._gso_size:
+            return False
+        if self._count >= _MAX_SEGMENTS or self._header + self._payload() + size > _MAX_TOTAL:
+            return False
+        if not self._same_flow(start):
+            return False
+        if not self._verified and not self._checksums_right(self._start, self._stop):
+            return False
+        self._verified = True
+        return self._checksums_right(start, stop)
+
+    def _payload(self) -> int:
+        """Payload bytes so far."""
+        return (self._count - 1) * self._gso_size + self._last_size
+
+    def _same_flow(self, start: int) -> bool:
+        """What must be equal to the first packet's is, and what must go on goes on."""
+        data, head = self._data, self._start
+        if not (_equal(data, head, start, 0, 2) and _equal(data, head, start, _FRAGMENT, _IP_CHECKSUM)):
+            return False
+        if not _equal(data, head, start, _ADDRESSES, _L4 + 4):
+            return False
+        identification = (_get16(data, head + _ID) + self._count) & 0xFFFF
+        if _get16(data, start + _ID) != identification and not _get16(data, start + _FRAGMENT) & _DONT_FRAGMENT:
+            return False
+        if data[start + _PROTOCOL] == _UDP:
+            return True
+        if _get32(data, start + _TCP_SEQUENCE) != (_get32(data, head + _TCP_SEQUENCE) + self._payload()) & 0xFFFFFFFF:
+            return False
+        return (
+            _equal(data, head, start, _TCP_ACKNOWLEDGEMENT, _TCP_FLAGS)
+            and _equal(data, head, start, _TCP_WINDOW, _TCP_CHECKSUM)
+            and _equal(data, head, start, _TCP_URGENT, self._header)
+        )
+
+    def _checksums_right(self, start: int, stop: int) -> bool:
+        l4 = start + _L4
+        if ones_sum(self._data, start, l4) != 0xFFFF:
+            return False
+        pseudo = self._pseudo_header_sum(start, stop - l4)
+        return fold(pseudo + wide_sum(self._data, self._words, l4, stop)) == 0xFFFF
+
+    def _pseudo_header_sum(self, start: int, l4_length: int) -> int:
+        addresses = ones_sum(self._data, start + _ADDRESSES, start + _L4)
+        return fold(addresses + self._data[start + _PROTOCOL] + l4_length)
+
+    def _append(self, start: int, stop: int) -> None:
+        """Put the packet's payload behind what is there; the first one is copied when it gets company."""
+        if not self._built:
+            self._built_at = self._end
+            _copy(self._to, self._end, self._from, self._start, self._stop - self._start)
+            self._end += self._stop - self._start
+            self._built = True
+        size = stop - start - self._header
+        _copy(self._to, self._end, self._from, start + self._header, size)
+        self._end += size
+        self._count += 1
+        self._last_size = size
+        self._complete = self._ends(start, stop)
+        if self._data[start + _PROTOCOL] == _TCP:
+            self._target[self._built_at + _TCP_FLAGS] |= self._data[start + _TCP_FLAGS]
+
+    def _close(self) -> None:
+        """Give on what is there."""
+        if self._count == 1:
+            self.packets.append((vnet_hdr.PLAIN, self._source_view[self._start : self._stop]))
+        elif self._count:
+            self._finish_headers()
+            gso_type, checksum = (
+                (vnet_hdr.GSO_TCPV4, _TCP_CHECKSUM) if self._is_tcp() else (vnet_hdr.GSO_UDP_L4, _UDP_CHECKSUM)
+            )
+            header = vnet_hdr.super_packet(gso_type, self._header, self._gso_size, _L4, checksum - _L4)
+            self.packets.append((header, self._target_view[self._built_at : self._end]))
+        self._count = 0
+
+    def _is_tcp(self) -> bool:
+        return self._data[self._start + _PROTOCOL] == _TCP
+
+    def _finish_headers(self) -> None:
+        """Lengths and checksums of the whole; of the L4 checksum only the pseudo-header, the kernel adds the rest."""
+        target, at = self._target, self._built_at
+        length = self._end - at
+        _put16(target, at + _TOTAL_LENGTH, length)
+        _put16(target, at + _IP_CHECKSUM, 0)
+        _put16(target, at + _IP_CHECKSUM, ~ones_sum(target, at, at + _L4) & 0xFFFF)
+        pseudo = self._pseudo_header_sum(self._start, length - _L4)
+        if self._is_tcp():
+            _put16(target, at + _TCP_CHECKSUM, pseudo)
+        else:
+            _put16(target, at + _UDP_LENGTH, length - _L4)
+            _put16(target, at + _UDP_CHECKSUM, pseudo)
+
+
+# Private here and in segment.py: the compiler inlines them, which it can't across extension modules.
+
+
+def _get16(data: bytearray, at: int) -> int:
+    return data[at] << 8 | data[at + 1]
+
+
+def _get32(data: bytearray, at: int) -> int:
+    return _get16(data, at) << 16 | _get16(data, at + 2)
+
+
+def _put16(data: bytearray, at: int, value: int) -> None:
+    data[at] = value >> 8
+    data[at + 1] = value & 0xFF
+
+
+def _equal(data: bytearray, one: int, other: int, start: int, end: int) -> bool:
+    """Whether two packets are equal from offset ``start`` to ``end``."""
+    for i in range(start, end):  # noqa: SIM110 - a generator would not compile to a plain loop
+        if data[one + i] != data[other + i]:
+            return False
+    return True
+
+
+def _copy(target: bytearray, at: int, source: bytearray, start: int, length: int) -> None:
+    target[at : at + length] = source[start : start + length]

@@ -1,0 +1,46 @@
+# C types for sort.py, which stays plain Python.
+
+cimport cython
+from flannelpy.packet.checksum cimport fold, wide_sum
+from flannelpy.packet.ipv4 cimport check, destination, ip_ttl, take_hop
+
+cdef Py_ssize_t _VNET_HDR, _GSO_TYPE, _GSO_SIZE, _CSUM_START, _CSUM_OFFSET, _UDP_CHECKSUM, _PROTOCOL
+cdef unsigned int _NEEDS_CSUM, _GSO_TCPV4, _GSO_UDP_L4, _GSO_ECN, _TCP, _UDP
+cdef int _TTL_EXPIRED, _BAD_OFFLOAD
+cdef bint _LITTLE_ENDIAN
+
+
+cdef class Sorter:
+    cdef object _buffers
+    cdef unsigned char* _data
+    cdef unsigned char* _headers
+    cdef const unsigned int[::1] _words
+    cdef readonly list neighbours, refused
+    # The neighbours being built; _size 0 is none.
+    cdef unsigned int _destination, _subnet
+    cdef Py_ssize_t _start, _end, _size, _gso
+    cdef bint _full
+
+    @cython.locals(start=cython.Py_ssize_t, header=cython.Py_ssize_t, length=cython.Py_ssize_t)
+    cpdef void sort(self, list lengths, unsigned int mask)
+
+    cpdef void take_hops(self, Py_ssize_t start, Py_ssize_t end, Py_ssize_t segment_size) noexcept
+
+    @cython.locals(gso_size=cython.Py_ssize_t, reason=cython.int, address=cython.uint, length=cython.Py_ssize_t)
+    cdef void _take(self, Py_ssize_t header, Py_ssize_t start, Py_ssize_t end, unsigned int mask)
+
+    @cython.locals(behind=cython.Py_ssize_t)
+    cdef bint _fits(self, Py_ssize_t start, Py_ssize_t length, unsigned int subnet, Py_ssize_t gso_size) noexcept
+
+    cdef void _close(self)
+
+    @cython.locals(gso_type=cython.uint)
+    cdef Py_ssize_t _gso_size(self, Py_ssize_t header, Py_ssize_t start) noexcept
+
+    @cython.locals(
+        l4=cython.Py_ssize_t, offset=cython.Py_ssize_t, field=cython.Py_ssize_t, checksum=cython.uint
+    )
+    cdef bint _finish_checksum(self, Py_ssize_t header, Py_ssize_t start, Py_ssize_t end) noexcept
+
+
+cdef unsigned int _host16(const unsigned char* data, Py_ssize_t at) noexcept

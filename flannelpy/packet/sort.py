@@ -1,0 +1,150 @@
+"""A batch of packets from the TUN -> neighbours that can be sent together.  Pure.
+
+Neighbours are packets that lie one behind the other, are for one subnet and of one length; the last may be shorter.
+Their order is kept.  A packet whose checksum the kernel left to us gets it here, but for super-packets, whose segments
+each get their own (segment.py).
+"""
+
+import sys
+from typing import NamedTuple
+
+from flannelpy.packet.checksum import fold, wide_sum
+from flannelpy.packet.ipv4 import check, destination, ip_ttl, take_hop
+
+_VNET_HDR = 10
+_GSO_TYPE = 1
+_GSO_SIZE = 4
+_CSUM_START = 6
+_CSUM_OFFSET = 8
+_NEEDS_CSUM = 1
+_GSO_TCPV4 = 1
+_GSO_UDP_L4 = 5
+_GSO_ECN = 0x80
+_UDP_CHECKSUM = 6
+_PROTOCOL = 9
+_TCP = 6
+_UDP = 17
+
+# DropReason by number.
+_TTL_EXPIRED = 6
+_BAD_OFFLOAD = 11
+
+# One send takes at most 64 segments (UDP_MAX_SEGMENTS before Linux 6.9) and stays one unit below 65,494 bytes.
+MAX_SEGMENTS = 64
+MAX_SEND = 65000
+
+
+class Neighbours(NamedTuple):
+    """``[start:end]`` of the buffer, to ``destination``: packets of ``segment_size`` bytes, or one super-packet.
+
+    ``gso_size`` is 0 but for a super-packet.
+    """
+
+    destination: int
+    start: int
+    end: int
+    segment_size: int
+    gso_size: int
+
+
+class Sorter:
+    """Sorts the packets of one buffer, whose length is a multiple of 4, by the vnet headers in another."""
+
+    def __init__(self, buffer: bytearray, headers: bytearray) -> None:
+        self._buffers = buffer, headers
+        self._data = buffer
+        self._words = memoryview(buffer).cast("I")
+        self._headers = headers
+        self.neighbours: list[Neighbours] = []
+        self.refused: list[tuple[int, int, int]] = []
+        self._size = 0
+
+    def sort(self, lengths: list[int], mask: int) -> None:
+        """Fill ``neighbours``, and ``refused`` with the (DropReason, start, end) of what can't be sent.
+
+        Addresses that are equal under ``mask`` are of one subnet.
+        """
+        self.neighbours = []
+        self.refused = []
+        start = 0
+        header = 0
+        for length in lengths:
+            self._take(header, start, start + length, mask)
+            header += _VNET_HDR
+            start += length
+        self._close()
+
+    def take_hops(self, start: int, end: int, segment_size: int) -> None:
+        """One off the TTL of every packet of neighbours."""
+        while start < end:
+            take_hop(self._data, start)
+            start += segment_size
+
+    def _take(self, header: int, start: int, end: int, mask: int) -> None:
+        gso_size = 0
+        reason = check(self._data, start, end)
+        if not reason and self._headers[header + _GSO_TYPE]:
+            gso_size = self._gso_size(header, start)
+            reason = 0 if gso_size else _BAD_OFFLOAD
+        elif not reason and self._headers[header] & _NEEDS_CSUM:
+            reason = 0 if self._finish_checksum(header, start, end) else _BAD_OFFLOAD
+        if not reason and ip_ttl(self._data, start) <= 1:
+            reason = _TTL_EXPIRED
+        if reason:
+            self._close()
+            self.refused.append((reason, start, end))
+            return
+        address = destination(self._data, start)
+        length = end - start
+        if not self._fits(start, length, address & mask, gso_size):
+            self._close()
+            self._destination, self._subnet, self._start, self._size = address, address & mask, start, length
+            self._gso = gso_size
+        self._end = end
+        self._full = length < self._size
+
+    def _fits(self, start: int, length: int, subnet: int, gso_size: int) -> bool:
+        """Whether the packet extends the neighbours so far."""
+        if not self._size or gso_size or self._gso or self._full:
+            return False
+        if start != self._end or subnet != self._subnet or length > self._size:
+            return False
+        behind = start - self._start
+        return behind + length <= MAX_SEND and behind < MAX_SEGMENTS * self._size
+
+    def _close(self) -> None:
+        """The neighbours so far, if any, are complete."""
+        if self._size:
+            self.neighbours.append(Neighbours(self._destination, self._start, self._end, self._size, self._gso))
+        self._size = 0
+
+    def _gso_size(self, header: int, start: int) -> int:
+        """Payload bytes per segment of a super-packet; 0 when its header makes no sense."""
+        gso_type = self._headers[header + _GSO_TYPE] & ~_GSO_ECN
+        if gso_type != (_GSO_TCPV4 if self._data[start + _PROTOCOL] == _TCP else _GSO_UDP_L4):
+            return 0
+        return _host16(self._headers, header + _GSO_SIZE)
+
+    def _finish_checksum(self, header: int, start: int, end: int) -> bool:
+        """Complete the L4 checksum, whose field holds the pseudo-header part; False when the header makes no sense."""
+        l4 = start + _host16(self._headers, header + _CSUM_START)
+        offset = _host16(self._headers, header + _CSUM_OFFSET)
+        field = l4 + offset
+        if l4 < start + (self._data[start] & 0xF) * 4 or field + 2 > end:
+            return False
+        checksum = ~fold(wide_sum(self._data, self._words, l4, end)) & 0xFFFF
+        if not checksum and offset == _UDP_CHECKSUM and self._data[start + _PROTOCOL] == _UDP:
+            checksum = 0xFFFF
+        self._data[field] = checksum >> 8
+        self._data[field + 1] = checksum & 0xFF
+        return True
+
+
+_LITTLE_ENDIAN = sys.byteorder == "little"
+
+
+def _host16(data: bytearray, at: int) -> int:
+    """A number of the host's byte order."""
+    if _LITTLE_ENDIAN:
+        return data[at + 1] << 8 | data[at]
+    return data[at] << 8 | data[at + 1]
