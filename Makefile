@@ -6,6 +6,12 @@ ENDPOINTS ?= http://127.0.0.1:4001,http://127.0.0.1:2379
 VENV := .venv
 # A second environment, in which the packet kernels are plain Python: both forms have to pass the same tests.
 INTERPRETED := .venv-interpreted
+# A third form, of the compiled kernels.
+SANITIZED := build/sanitized
+SANITIZED_PYTHON = env PYTHONPATH=. PYTHONMALLOC=malloc LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(abspath $(VENV))/bin/python
+SANITIZED_TESTS := $(addprefix tests/,fuzz/test_packet.py fuzz/test_offload.py fuzz/test_engine.py \
+	$(patsubst %,unit/test_%.py,checksum wide_sum ipv4 icmp sort segment coalesce engine))
 KERNELS := $(wildcard flannelpy/packet/*.py flannelpy/packet/*.pxd)
 SOURCES := $(shell find flannelpy -name '*.py' -o -name '*.pxd')
 PACKAGING := pyproject.toml setup.py
@@ -33,7 +39,7 @@ endif
 unskipped = log=$$(mktemp); trap 'rm -f "$$log"' EXIT; { $(1); } | tee "$$log"; \
 	if tail -n 1 "$$log" | grep -q skipped; then echo "A skipped test is not a passed test."; exit 1; fi
 
-.PHONY: help setup venv demo demo-down run lint unit test bench clean
+.PHONY: help setup venv demo demo-down run lint unit sanitize test bench clean
 
 help: ## list what can be done here
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,15 +91,29 @@ lint: $(VENV)/stamp ## style, import arrows, types
 unit: $(VENV)/stamp ## the tests that need no root
 	@$(VENV)/bin/pytest -q tests/unit tests/fuzz
 
-test: lint $(INTERPRETED)/stamp ## everything
+# The kernels compiled with bounds checks and sanitizers, in a copy of the tree.  What goes wrong in them ends the process
+# with a report, or fails a test.  Python's own allocator would hide from them where a bytearray ends.
+sanitize: $(VENV)/stamp ## fuzz the compiled packet kernels under AddressSanitizer and UBSan
+	@echo "With compiled packet kernels under sanitizers:"
+	@rm -rf $(SANITIZED)
+	@mkdir -p $(SANITIZED)
+	@cp -R flannelpy tests scripts $(PACKAGING) README.md LICENSE $(SANITIZED)
+	@rm -f $(SANITIZED)/flannelpy/packet/*.so
+	@cd $(SANITIZED) && export CC=$(CC) FLANNELPY_SANITIZE=1; \
+		$(abspath $(VENV))/bin/python setup.py build_ext --inplace --parallel 2 >build.log 2>&1 || { cat build.log; exit 1; }
+	@cd $(SANITIZED) && $(SANITIZED_PYTHON) -c "import flannelpy.packet.ipv4 as kernel; file = kernel.__file__; \
+		assert '$(SANITIZED)' in file and file.endswith('.so'), file"
+	@cd $(SANITIZED) && $(call unskipped,$(SANITIZED_PYTHON) -m pytest -q --capture=sys $(SANITIZED_TESTS))
+
+test: lint $(INTERPRETED)/stamp sanitize ## everything
 	@ls flannelpy/packet/*.so >/dev/null 2>&1 || { echo "The packet kernels don't compile here."; exit 1; }
 	@echo "With interpreted packet kernels:"
 	@$(call unskipped,$(INTERPRETED)/bin/pytest -q tests/unit tests/fuzz tests/golden)
 	@echo "With compiled packet kernels, and everything else:"
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q)
 
-bench: $(VENV)/stamp ## measure throughput, latency and start-up
-	@$(AS_ROOT) $(VENV)/bin/python scripts/bench.py
+bench: $(INTERPRETED)/stamp ## measure, next to socat and VXLAN, into docs/benchmarks.md (ARGS="--only tcp": a part)
+	@$(AS_ROOT) $(VENV)/bin/python scripts/bench.py $(ARGS)
 
 clean: ## remove what make has built here
 	@rm -rf $(VENV) $(INTERPRETED) build dist *.egg-info flannelpy/packet/*.so .*_cache .hypothesis

@@ -125,6 +125,15 @@ def endpoints(text: str) -> tuple[str, ...]:
     return urls
 
 
+def offload(text: str) -> frozenset[str] | None:
+    """Names between commas, checked by the room that knows them; auto is none given.  Raises UsageError."""
+    if text == "auto":
+        return None
+    from flannelpy.backend.udp.offloads import parse
+
+    return frozenset(parse(text))
+
+
 def path(text: str) -> Path:
     """The path of a file."""
     file = Path(required(text))
@@ -283,6 +292,15 @@ FLAGS = (
         boolean,
         "Masquerade what containers send out of the network.",
         default="false",
+    ),
+    Flag(
+        "offload",
+        "Packets",
+        offload,
+        "What the kernel may do for many packets at a time, to rule one out:\n"
+        "      off, or some of tso,uso,merge-tcp,merge-udp,gso,gro.",
+        value="auto|off|NAMES",
+        default="auto",
     ),
     Flag("v verbosity", "Log", level, "How much to log: 0 is normal, 1 more.", value="N", default="0"),
     Answer("version", "Print the version.", version),

@@ -25,4 +25,5 @@ class Options:
     etcd_password: str | None = field(repr=False)
     subnet_file: Path
     ip_masq: bool
+    offload: frozenset[str] | None
     verbosity: int

@@ -1,45 +1,138 @@
-"""Measures flannelpy on hosts in network namespaces: ``make bench``.
+"""Measures flannelpy on hosts in network namespaces, next to socat, the kernel's VXLAN and no overlay: ``make bench``.
 
-start-up   from exec to a written subnet file, with a local etcd and an existing config
+All is measured in rounds, and within a round each measurement of all carriers one right after the other, so that a
+machine that slows down slows all of them.  Nothing is measured twice because of its outcome.
+
+Exit code 1: a bar was missed (--quick: does not count), or something could not be measured.
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
 import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
 
-from lab import Host, Lab, wait_for
+from benchmark.carriers import NAMES, Rack
+from benchmark.control import Control, lease_counts
+from benchmark.data_path import DataPath, Effort, Measurement
+from benchmark.report import Report, facts
+from benchmark.results import METRICS, Results, number
+from benchmark.traffic import MeasurementError
 
-ROUNDS = 10
-START_UP_BAR = 0.6
+PROGRAMS = ("etcd", "ip", "iperf3", "ping", "socat")
+PROJECT = Path(__file__).parents[1]
+STREAM_SECONDS = 10
+UDP_TRIALS = 14
+LONGEST_CAUSE = 300  # characters
+QUICK_EFFORT = Effort(seconds=1, stream_seconds=1, pings=100, trials=1)
+QUICK = "^(tcp-1|udp-1400|rtt|rss|start-up|leases)"
 
 
-def start_up_seconds(host: Host) -> float:
-    """One start of the daemon on a host that has no subnet file."""
-    file = host.run_dir / "flannel/subnet.env"
-    file.unlink(missing_ok=True)
-    began = time.monotonic()
-    daemon = host.start_daemon("-iface=eth1")
-    wait_for(file.exists, 10, "the subnet file")
-    seconds = time.monotonic() - began
-    daemon.wait_ready()
-    daemon.stop()
-    return seconds
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="measure flannelpy next to socat, VXLAN and no overlay")
+    parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured (%(default)s)")
+    parser.add_argument("--seconds", type=int, default=2, help="how long most measurements last (%(default)s)")
+    parser.add_argument("--only", metavar="PATTERN", default="", help="only measurements whose name has this in it")
+    parser.add_argument("--carriers", metavar="NAMES", default=",".join(NAMES), help="these, with commas (%(default)s)")
+    parser.add_argument("--interpreted", metavar="PYTHON", default=".venv-interpreted/bin/python",
+                        help="that of an environment without compiled packet kernels (%(default)s)")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="one short round of some, to see whether it works")
+    parser.add_argument("--output", type=Path, metavar="DIRECTORY",
+                        help="where benchmarks.md, .svg and .json go (a complete run: docs, else build)")  # fmt: skip
+    given = parser.parse_args()
+    given.carriers = given.carriers.split(",")
+    if unknown := set(given.carriers) - set(NAMES):
+        parser.error(f"no such carrier: {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    complete = not (given.quick or given.only) and set(given.carriers) == set(NAMES)
+    given.output = given.output or PROJECT / ("docs" if complete else "build")
+    if given.quick:
+        given.rounds, given.only = 1, given.only or QUICK
+    return given
+
+
+def check(given: argparse.Namespace) -> None:
+    """Raises SystemExit when something is missing that would only be missed after minutes."""
+    missing = [program for program in PROGRAMS if not shutil.which(program)]
+    if missing:
+        raise SystemExit(f"missing here: {', '.join(missing)}; make setup installs them")
+    if os.geteuid() != 0:
+        raise SystemExit("network namespaces need root: make bench asks sudo")
+    if "interpreted" in given.carriers and not shutil.which(given.interpreted):
+        raise SystemExit(
+            f"no {given.interpreted}: make bench builds it, --interpreted names another, --carriers goes without"
+        )
+
+
+def measure(measurements: list[Measurement], rounds: int) -> Results:
+    """Everything, round by round; what goes wrong is told and counted, and the rest is measured all the same."""
+    results = Results()
+    for round_number in range(1, rounds + 1):
+        for measurement in measurements:
+            for subject in measurement.subjects:
+                where = f"{round_number}/{rounds} {measurement.name} {subject}"
+                try:
+                    found = measurement.take(subject)
+                except (MeasurementError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+                    results.failures.append(f"{where}: {' '.join(str(error).split())[:LONGEST_CAUSE]}")
+                    say(f"{where}: FAILED, {error}")
+                else:
+                    results.add(round_number, subject, found)
+                    told = (f"{metric} {number(value)} {METRICS[metric].unit}" for metric, value in found.items())
+                    say(f"{where}: {', '.join(told)}")
+    return results
+
+
+def run(given: argparse.Namespace) -> Report:
+    """Build the labs, measure, take them down."""
+    effort = QUICK_EFFORT if given.quick else Effort(given.seconds, STREAM_SECONDS, given.seconds * 500, UDP_TRIALS)
+    counts = lease_counts(100 if given.quick else 10_000)
+    command = f"make bench ARGS={shlex.quote(shlex.join(sys.argv[1:]))}" if sys.argv[1:] else "make bench"
+    known = facts(command)
+    began, date = time.monotonic(), datetime.now(UTC)
+    racks = [Rack(given.carriers, given.interpreted, mtu) for mtu in (1500, 9000)]
+    data_path = DataPath(racks[0], racks[1], effort)
+    control = Control(counts, given.interpreted, effort)
+    every = data_path.measurements(given.carriers) + control.measurements(given.carriers)
+    chosen = [each for each in every if each.subjects and re.search(given.only, each.name)]
+    with ExitStack() as cleanup:
+        for site in dict.fromkeys(each.site for each in chosen):
+            site.build(cleanup)
+        results = measure(chosen, given.rounds)
+    minutes = (time.monotonic() - began) / 60
+    known |= {
+        "date": f"{date:%Y-%m-%d %H:%M} UTC, it took {minutes:.0f} minutes",
+        "effort": f"{given.rounds} rounds; {effort.seconds} s for most, the single stream {effort.stream_seconds} s",
+    }
+    return Report(results, given.carriers, list(map(str, counts)), known, data_path.trials)
+
+
+def say(text: str) -> None:
+    """Print it now, also into a pipe."""
+    print(text, flush=True)
 
 
 def main() -> None:
-    """Measure, print, and fail when the bar is missed."""
-    with Lab(hosts=1) as lab:
-        lab.put_config()
-        seconds = [start_up_seconds(lab.hosts[0]) for _ in range(ROUNDS)]
-    median = statistics.median(seconds)
-    print(
-        f"start-up: median {median:.3f} s of {ROUNDS} (min {min(seconds):.3f}, max {max(seconds):.3f}),"
-        f" bar {START_UP_BAR} s"
-    )
-    if median > START_UP_BAR:
-        raise SystemExit("start-up: too slow")
+    """Measure, print, write, judge."""
+    given = arguments()
+    check(given)
+    report = run(given)
+    report.write(given.output)
+    print(f"\n{report.text()}\n\nWritten: {given.output}/benchmarks.md, .svg, .json")
+    if report.results.failures or (report.results.missed() and not given.quick):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("Stopped; nothing is left behind.") from None

@@ -61,13 +61,13 @@ class CommandError(subprocess.CalledProcessError):
         return f"{super().__str__()}\n{self.stdout}{self.stderr}".rstrip()
 
 
-def wait_for(condition: Callable[[], T | None], deadline: float, what: str) -> T:
+def wait_for(condition: Callable[[], T | None], deadline: float, what: str, *, pause: float = 0.01) -> T:
     """The condition's first true value.  Raises TimeoutError when there is none within ``deadline`` seconds."""
     end = time.monotonic() + deadline
     while not (value := condition()):
         if time.monotonic() > end:
             raise TimeoutError(f"waited {deadline:g} s for {what}")
-        time.sleep(0.01)
+        time.sleep(pause)
     return value
 
 
@@ -180,12 +180,18 @@ class Host(Node):
         )
         self.configure(f"address add {self.public_ip}/{UNDERLAY.network.prefixlen} dev eth1", "link set eth1 up")
 
-    def start_daemon(self, *flags: str, env: Mapping[str, str] | None = None, endpoints: str | None = None) -> Daemon:
-        """Start flannelpy with these flags and the lab's etcd, or other ``endpoints`` (empty: no such flag).
+    def start_daemon(
+        self,
+        *flags: str,
+        env: Mapping[str, str] | None = None,
+        endpoints: str | None = None,
+        python: str = sys.executable,
+    ) -> Daemon:
+        """Start the flannelpy of ``python``, with the lab's etcd or other ``endpoints`` (empty: no such flag).
 
         The environment is ours without any FLANNELD_* variable, plus ``env``.
         """
-        daemon = Daemon(self, flags, env or {}, self.lab.etcd.url if endpoints is None else endpoints)
+        daemon = Daemon(self, flags, env or {}, self.lab.etcd.url if endpoints is None else endpoints, python)
         self.daemons.append(daemon)
         return daemon
 
@@ -221,12 +227,12 @@ class Host(Node):
 class Daemon:
     """One run of flannelpy on a host.  The lab is its systemd: it listens on NOTIFY_SOCKET."""
 
-    def __init__(self, host: Host, flags: Sequence[str], env: Mapping[str, str], endpoints: str) -> None:
+    def __init__(self, host: Host, flags: Sequence[str], env: Mapping[str, str], endpoints: str, python: str) -> None:
         self.host = host
         self._log_start = host.log_file.stat().st_size if host.log_file.exists() else 0
         self.notified: list[str] = []  # the lines told to systemd so far, such as READY=1
         self._notify = _listen(host.run_dir / "notify", self.notified)
-        argv = [sys.executable, "-m", "flannelpy"]
+        argv = [python, "-P", "-m", "flannelpy"]  # -P: what that Python has installed, not what lies where we are
         if endpoints:
             argv.append(f"-etcd-endpoints={endpoints}")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLANNELD_")}
@@ -330,11 +336,7 @@ class Lab:
     def start_daemons(self, *flags: str) -> list[Daemon]:
         """Start flannelpy on every host, and return when each is ready and knows the subnets of all others."""
         daemons = [host.start_daemon(*flags) for host in self.hosts]
-        for daemon in daemons:
-            daemon.wait_ready()
-        subnets = {daemon: daemon.host.subnet() for daemon in daemons}
-        for daemon, other in itertools.permutations(daemons, 2):
-            daemon.wait_for_log(f"Subnet added: {re.escape(str(subnets[other]))}$")
+        wait_connected(daemons)
         return daemons
 
     def etcd_request(self, method: str, key: str, **form: str) -> dict[str, Any]:
@@ -381,6 +383,15 @@ class Lab:
             for host in self.hosts:
                 for daemon in host.daemons:
                     daemon.close()
+
+
+def wait_connected(daemons: Sequence[Daemon]) -> None:
+    """Return when each is ready and knows the subnets of all others.  Raises as Daemon.wait_for_log does."""
+    for daemon in daemons:
+        daemon.wait_ready()
+    subnets = {daemon: daemon.host.subnet() for daemon in daemons}
+    for daemon, other in itertools.permutations(daemons, 2):
+        daemon.wait_for_log(f"Subnet added: {re.escape(str(subnets[other]))}$")
 
 
 def lab_exists(prefix: str) -> bool:

@@ -23,6 +23,8 @@ need traceroute traceroute
 need iperf3 iperf3
 need tcpdump tcpdump
 need socat socat
+need ethtool ethtool
+need nft nftables
 need openssl openssl
 need "$PYTHON" python3
 

@@ -38,20 +38,20 @@ class Backend(Protocol):
         """Remove what ``start`` set up."""
 
 
-def create(config: NetworkConfig, external: ExternalInterface) -> Backend:
-    """The backend that the config asks for.  Raises ConfigError."""
+def create(config: NetworkConfig, external: ExternalInterface, offload: frozenset[str] | None) -> Backend:
+    """The backend that the config asks for, with these offloads (None: what is best).  Raises ConfigError."""
     factory = _BACKENDS.get(config.backend.type)
     if factory is None:
         known = ", ".join(sorted(_BACKENDS))
         raise ConfigError(f"unknown backend type: {config.backend.type!r}; Backend.Type may be {known}")
-    return factory(config, external)
+    return factory(config, external, offload)
 
 
-def _udp(config: NetworkConfig, external: ExternalInterface) -> Backend:
+def _udp(config: NetworkConfig, external: ExternalInterface, offload: frozenset[str] | None) -> Backend:
     from flannelpy.backend.udp.backend import UdpBackend
 
-    return UdpBackend(config, external)
+    return UdpBackend(config, external, offload)
 
 
 # Each is imported when it is chosen.
-_BACKENDS: dict[str, Callable[[NetworkConfig, ExternalInterface], Backend]] = {"udp": _udp}
+_BACKENDS: dict[str, Callable[[NetworkConfig, ExternalInterface, frozenset[str] | None], Backend]] = {"udp": _udp}

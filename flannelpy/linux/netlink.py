@@ -78,16 +78,26 @@ class Netlink:
             for index in _ways_out(m)
         ]
 
-    async def bring_up(self, name: str, address: IPv4Address, prefix_len: int, mtu: int) -> None:
-        """Give the device its MTU and address, and set it up; the kernel adds the route to the address's network.
+    async def transmit_drops(self, name: str) -> int:
+        """Packets that the device's queue had no room for; 0 when there is no such device."""
+        from pyroute2.netlink.exceptions import NetlinkError
 
-        Raises HostError.
+        try:
+            messages = await self._route.get_links(ifname=name)
+            return sum([int(m.get("stats64")["tx_dropped"]) async for m in messages])
+        except NetlinkError:
+            return 0
+
+    async def bring_up(self, name: str, address: IPv4Address, prefix_len: int, mtu: int, queue: int) -> None:
+        """Give the device its MTU, queue length (packets) and address, and set it up.
+
+        The kernel adds the route to the address's network.  Raises HostError.
         """
         from pyroute2.netlink.exceptions import NetlinkError
 
         try:
             [index] = await self._route.link_lookup(ifname=name)
-            await self._route.link("set", index=index, mtu=mtu)
+            await self._route.link("set", index=index, mtu=mtu, txqlen=queue)
             await self._route.addr("add", index=index, address=str(address), prefixlen=prefix_len)
             await self._route.link("set", index=index, state="up")
         except (NetlinkError, ValueError) as error:

@@ -19,6 +19,12 @@ _IFREQ = struct.Struct("16sH22x")
 _TUNSETIFF = 0x400454CA
 _IFF_TUN = 0x0001
 _IFF_NO_PI = 0x1000
+_IFF_VNET_HDR = 0x4000
+_TUNSETOFFLOAD = 0x400454D0
+_TUN_F_CSUM = 0x01
+_TUN_F_TSO4 = 0x02
+_TUN_F_USO4 = 0x20
+_TUN_F_USO6 = 0x40
 
 
 def check_access() -> None:
@@ -39,11 +45,24 @@ class Tun:
                 f"cannot open {_DEVICE}: {error.strerror}; is the tun module there, and are we root?"
             ) from error
         try:
-            reply = fcntl.ioctl(self.fd, _TUNSETIFF, _IFREQ.pack(pattern.encode(), _IFF_TUN | _IFF_NO_PI))
+            reply = fcntl.ioctl(
+                self.fd, _TUNSETIFF, _IFREQ.pack(pattern.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR)
+            )
         except OSError as error:
             os.close(self.fd)
             raise HostError(f"cannot make a TUN device {pattern}: {error.strerror}; it needs CAP_NET_ADMIN") from error
         self.name: str = _IFREQ.unpack(reply)[0].rstrip(b"\0").decode()
+
+    def offload(self, *, tso: bool, uso: bool) -> tuple[bool, bool]:
+        """Ask the kernel for super-packets of TCP and UDP; which of the two it will give."""
+        for use_tso, use_uso in ((tso, uso), (tso, False), (False, False)):
+            flags = _TUN_F_CSUM | use_tso * _TUN_F_TSO4 | use_uso * (_TUN_F_USO4 | _TUN_F_USO6)
+            try:
+                fcntl.ioctl(self.fd, _TUNSETOFFLOAD, flags if use_tso or use_uso else 0)
+            except OSError:
+                continue
+            return use_tso, use_uso
+        return False, False
 
     def accept_own_address(self) -> None:
         """Let packets in whose source is the device's own address: our ICMP errors, which are martians otherwise.
@@ -56,19 +75,19 @@ class Tun:
         except OSError as error:
             raise HostError(f"cannot write {path}: {error.strerror}") from error
 
-    def read_into(self, view: memoryview) -> int:
+    def read_into(self, header: memoryview, view: memoryview) -> int:
         """Length of the next packet, put at the start of ``view``; 0 when there is none.  Raises HostError."""
         try:
-            return os.readv(self.fd, [view])
+            return os.readv(self.fd, (header, view)) - 10
         except BlockingIOError:
             return 0
         except OSError as error:
             raise HostError(f"{self.name} cannot be read any more: {error.strerror}") from error
 
-    def write(self, packet: memoryview | bytes) -> bool:
+    def write(self, header: bytes, packet: memoryview | bytes) -> bool:
         """Hand a packet to the kernel; False when it does not take it.  Raises HostError when the device is gone."""
         try:
-            os.write(self.fd, packet)
+            os.writev(self.fd, (header, packet))
         except OSError as error:
             if error.errno == errno.EBADFD:
                 raise HostError(f"{self.name} is gone: {error.strerror}") from error

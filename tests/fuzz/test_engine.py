@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from ipaddress import IPv4Address, IPv4Network
 
+import oracle
+from batches import datagrams, for_the_tun, inbound_trains, outbound
 from hypothesis import given
 from hypothesis import strategies as st
-from packets import hop_taken, ipv4_packet
+from oracle import VnetHeader
+from packets import TCP, UDP, hop_taken, ipv4_packet, one_hop_on, why_not
+from strategies import VNET_HEADERS, damaged, payloads, streams, super_packets, tcp_packets, trains, udp_packets
 
-from flannelpy.backend.udp.engine import Batch, Engine, Plan
+from flannelpy.backend.udp.engine import Engine
 from flannelpy.backend.udp.icmp_limit import BURST, PER_SECOND, IcmpLimit
 from flannelpy.backend.udp.routes import NextHop, Routes
-from flannelpy.packet import icmp
+from flannelpy.packet import icmp, vnet_hdr
 from flannelpy.packet.drops import DropReason
 
 OWN = IPv4Address("11.0.59.0")
@@ -53,74 +57,116 @@ def scanned(address: bytes) -> NextHop | None:
     return LEASES[max(holding, key=lambda subnet: subnet.prefixlen)] if holding else None
 
 
-def why_not(packet: bytes) -> DropReason | None:
-    """Why these bytes are no packet."""
-    if len(packet) < 20:
-        return DropReason.TRUNCATED
-    version, words = divmod(packet[0], 16)
-    if version != 4:
-        return DropReason.NOT_IPV4
-    if words < 5:
-        return DropReason.BAD_HEADER
-    if words * 4 > len(packet):
-        return DropReason.TRUNCATED
-    return None if int.from_bytes(packet[2:4], "big") == len(packet) else DropReason.BAD_LENGTH
-
-
-def datagrams(plan: Plan) -> list[tuple[NextHop, bytes]]:
-    """Those of all runs in order, after a look at the runs' shapes."""
-    found = []
-    for run in plan.runs:
-        data = bytes(run.data)
-        assert 0 < run.segment_size <= len(data)
-        pieces = [data[start : start + run.segment_size] for start in range(0, len(data), run.segment_size)]
-        found += [(run.next_hop, piece) for piece in pieces]
-    return found
-
-
 @given(BATCHES, RUBBISH)
 def test_outbound_each_packet_is_sent_or_dropped_exactly_once(packets: list[bytes], behind: bytes) -> None:
-    sent, dropped, answered = [], Counter[DropReason](), []
+    sent, dropped = [], Counter[DropReason]()
+    # Those that are only without a route are told first.
+    answered: tuple[list[tuple[DropReason, bytes]], ...] = ([], [])
     for packet in packets:
         reason = why_not(packet)
         next_hop = None if reason else scanned(packet[16:20])
+        ends_here = reason is not None or packet[8] < 2
         if reason is None and next_hop is None:
             reason = DropReason.NO_ROUTE
-        elif reason is None and packet[8] < 2:
+        elif reason is None and ends_here:
             reason = DropReason.TTL_EXPIRED
         if reason is None:
             assert next_hop is not None
             sent.append((next_hop, hop_taken(packet)))
         else:
             dropped[reason] += 1
-            answered.append((reason, packet))
-    buffer = bytearray(b"".join(packets) + behind)
-    plan = engine().outbound(Batch(buffer, list(map(len, packets))), 0.0)
+            answered[ends_here].append((reason, packet))
+    plan = outbound(engine(), packets, behind=behind)
     assert datagrams(plan) == sent
-    assert plan.drops == dropped
-    assert len(sent) + plan.drops.total() == len(packets)
-    assert list(map(bytes, plan.packets)) == replies(answered)
-    assert buffer.endswith(behind)
+    assert Counter(plan.drops) == dropped
+    assert len(sent) + len(plan.drops) == len(packets)
+    assert for_the_tun(plan) == [(vnet_hdr.PLAIN, reply) for reply in replies(answered[0] + answered[1])]
 
 
-@given(BATCHES, RUBBISH)
-def test_inbound_each_datagram_is_delivered_or_dropped_exactly_once(packets: list[bytes], behind: bytes) -> None:
+@given(BATCHES | streams(), RUBBISH, st.data())
+def test_inbound_each_datagram_is_delivered_or_dropped_exactly_once(
+    packets: list[bytes], behind: bytes, data: st.DataObject
+) -> None:
     delivered, dropped, answered = [], Counter[DropReason](), []
     for packet in packets:
         reason = why_not(packet) or (DropReason.TTL_EXPIRED if packet[8] < 2 else None)
         if reason is None:
-            delivered.append(hop_taken(packet))
+            delivered.append(one_hop_on(packet))
         else:
             dropped[reason] += 1
             answered.append((reason, packet))
-    buffer = bytearray(b"".join(packets) + behind)
-    plan = engine().inbound(Batch(buffer, list(map(len, packets))), 0.0)
-    assert list(map(bytes, plan.packets)) == delivered
-    assert plan.drops == dropped
-    assert len(delivered) + plan.drops.total() == len(packets)
+    plan = inbound_trains(engine(), data.draw(trains(packets)), behind=behind)
+    given_on = oracle.all_written(for_the_tun(plan))
+    assert list(map(oracle.without_identification, given_on)) == list(map(oracle.without_identification, delivered))
+    assert Counter(plan.drops) == dropped
+    assert len(delivered) + len(plan.drops) == len(packets)
     routed = [(scanned(reply[16:20]), reply) for reply in replies(answered)]
     assert datagrams(plan) == [(next_hop, reply) for next_hop, reply in routed if next_hop]
-    assert buffer.endswith(behind)
+
+
+def sensible(header: VnetHeader, packet: bytes) -> bool:
+    """Whether the kernel could mean a super-packet, or an unfinished checksum, by this."""
+    l4 = (packet[0] & 0xF) * 4
+    if not header.gso_type:
+        return not header.flags & 1 or (
+            header.csum_start >= l4 and header.csum_start + header.csum_offset + 2 <= len(packet)
+        )
+    return header.gso_size > 0 and header.gso_type & 0x7F == (1 if packet[9] == TCP else 5)
+
+
+def segments(header: VnetHeader, packet: bytes) -> list[bytes]:
+    """What it is sent as; empty when the packet has no such header."""
+    if not header.gso_type:
+        finish = header.flags & 1
+        return [oracle.finished(packet, header.csum_start, header.csum_offset) if finish else packet]
+    l4 = (packet[0] & 0xF) * 4
+    length = 8
+    if packet[9] == TCP:
+        length = (packet[l4 + 12] >> 4) * 4 if len(packet) > l4 + 12 else 0
+    fits = packet[9] in (TCP, UDP) and length >= 8 + 12 * (packet[9] == TCP) and l4 + length < len(packet)
+    return oracle.segments(packet, header.gso_size) if fits else []
+
+
+TO_LEASES = st.sampled_from([subnet.network_address.packed for subnet in LEASES] + [bytes((11, 0, 254, 2))])
+LYING = st.tuples(
+    VNET_HEADERS,
+    super_packets(300)
+    | damaged(super_packets(300))
+    | damaged(tcp_packets(payloads(0, 9)) | udp_packets(payloads(0, 9))),
+    TO_LEASES,
+).map(lambda drawn: (drawn[0], with_destination(drawn[1], drawn[2])))
+
+
+def with_destination(packet: bytes, address: bytes) -> bytes:
+    return packet[:16] + address + packet[20:]
+
+
+@given(st.lists(LYING, max_size=20))
+def test_outbound_whatever_vnet_headers_say_each_packet_is_sent_or_dropped_once(
+    batch: list[tuple[VnetHeader, bytes]],
+) -> None:
+    """And what is sent are the segments of the oracle, with one hop less."""
+    sent, dropped = [], Counter[DropReason]()
+    for header, packet in batch:
+        next_hop = None if why_not(packet) else scanned(packet[16:20])
+        reason = why_not(packet)
+        pieces: list[bytes] = []
+        if not reason and not sensible(header, packet):
+            reason = DropReason.BAD_OFFLOAD
+        elif not reason and next_hop is None:
+            reason = DropReason.NO_ROUTE
+        elif not reason and packet[8] < 2:
+            reason = DropReason.TTL_EXPIRED
+        elif not reason:
+            pieces = segments(header, one_hop_on(packet))
+            reason = None if pieces else DropReason.BAD_OFFLOAD
+        if reason:
+            dropped[reason] += 1
+        assert next_hop is not None or not pieces
+        sent += [(next_hop, piece) for piece in pieces]
+    plan = outbound(engine(), [packet for _, packet in batch], headers=[header for header, _ in batch])
+    assert datagrams(plan) == sent
+    assert Counter(plan.drops) == dropped
 
 
 def replies(dropped: list[tuple[DropReason, bytes]]) -> list[bytes]:
@@ -136,12 +182,15 @@ def replies(dropped: list[tuple[DropReason, bytes]]) -> list[bytes]:
     return found
 
 
-@given(st.lists(st.binary(max_size=200), max_size=20))
-def test_bytes_of_any_kind_never_raise(packets: list[bytes]) -> None:
-    lengths = list(map(len, packets))
+@given(
+    st.lists(st.tuples(st.binary(max_size=10), st.binary(min_size=1, max_size=200)), max_size=20), st.integers(1, 99)
+)
+def test_bytes_of_any_kind_never_raise(batch: list[tuple[bytes, bytes]], segment_size: int) -> None:
+    headers = [VnetHeader.decode(header.ljust(vnet_hdr.SIZE, b"\0")) for header, _ in batch]
+    packets = [packet for _, packet in batch]
     decider = engine()
-    decider.outbound(Batch(bytearray(b"".join(packets)), lengths), 0.0)
-    decider.inbound(Batch(bytearray(b"".join(packets)), lengths), 0.0)
+    outbound(decider, packets, headers=headers)
+    inbound_trains(decider, [(packet, segment_size) for packet in packets])
 
 
 @given(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import logging
@@ -17,21 +18,23 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
+import oracle
 import pytest
+from batches import datagrams, for_the_tun, inbound, inbound_trains, outbound
 from fakes import FakeRegistry
-from packets import checksum
+from packets import checksum, hop_taken
 from pcap import RAW_IP, read, udp_datagrams
 
 from flannelpy import daemon, logs
 from flannelpy.backend.udp import backend as udp_backend
-from flannelpy.backend.udp.engine import Batch, Engine, Plan
+from flannelpy.backend.udp.engine import BATCH_PACKETS, Engine, Plan
 from flannelpy.backend.udp.routes import NextHop, Routes
 from flannelpy.linux import iptables, systemd
 from flannelpy.linux.netlink import Address, Link, Netlink, Route
 from flannelpy.linux.tun import Tun
 from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.options import Options
-from flannelpy.packet import ipv4
+from flannelpy.packet import ipv4, vnet_hdr
 from flannelpy.packet.drops import DropReason
 from flannelpy.registry.base import Entry
 from flannelpy.subnet import config, env_file
@@ -89,8 +92,8 @@ def test_the_subnet_file_is_the_same() -> None:
 # The wire
 
 
-def host(address: IPv4Address) -> Engine:
-    """The engine of one of the recorded hosts, with the routes to the others."""
+def host(address: IPv4Address, *, merge: bool = True) -> Engine:
+    """The engine of one of the recorded hosts, with the routes to the others; ``merge``: its device takes that."""
     routes = Routes()
     own = ""
     for lease in map(Lease.from_entry, LEASES):
@@ -98,20 +101,7 @@ def host(address: IPv4Address) -> Engine:
             own = str(lease.subnet.network_address)
         else:
             routes.set(lease.subnet, NextHop(str(lease.attrs.public_ip), PORT))
-    return Engine(IPv4Address(own), routes)
-
-
-def batch(packets: list[bytes]) -> Batch:
-    return Batch(bytearray(b"".join(packets)), list(map(len, packets)))
-
-
-def sent(plan: Plan) -> list[tuple[NextHop, bytes]]:
-    """The datagrams of a plan's runs."""
-    return [
-        (run.next_hop, bytes(run.data[start : start + run.segment_size]))
-        for run in plan.runs
-        for start in range(0, len(run.data), run.segment_size)
-    ]
+    return Engine(IPv4Address(own), routes, merge_tcp=merge, merge_udp=merge)
 
 
 DATAGRAMS = list(udp_datagrams(RECORDED / "eth1.pcap", PORT))
@@ -120,9 +110,9 @@ FROM_HOST1 = [datagram.payload for datagram in DATAGRAMS if datagram.is_from(HOS
 FROM_HOST2 = [datagram.payload for datagram in DATAGRAMS if datagram.is_from(HOST2)]
 
 
-def source(packet: bytes) -> IPv4Address | None:
+def source(packet: bytes | bytearray) -> IPv4Address | None:
     """None for what is not IPv4."""
-    return IPv4Address(packet[12:16]) if packet[0] >> 4 == 4 else None
+    return IPv4Address(bytes(packet[12:16])) if packet[0] >> 4 == 4 else None
 
 
 def test_the_recording_is_what_the_tests_below_take_it_for() -> None:
@@ -136,34 +126,73 @@ def test_every_datagram_is_exactly_one_packet_of_a_container_with_a_right_checks
         packet = bytearray(datagram.payload)
         here, there = (CONTAINER1, CONTAINER2) if datagram.is_from(HOST1) else (CONTAINER2, CONTAINER1)
         assert ipv4.check(packet, 0, len(packet)) == 0
-        assert (ipv4.source(packet, 0), ipv4.destination(packet, 0)) == (int(here), int(there))
+        assert (source(packet), ipv4.destination(packet, 0)) == (here, int(there))
         assert checksum(packet[:20]) == 0
 
 
+def batches(packets: list[bytes]) -> list[list[bytes]]:
+    """As many as one batch may have, from the first to the last."""
+    return [packets[start : start + BATCH_PACKETS] for start in range(0, len(packets), BATCH_PACKETS)]
+
+
 def test_what_the_device_gave_is_sent_as_the_same_datagrams() -> None:
-    given = [packet for packet in ON_THE_TUN if source(packet) in (CONTAINER1, None)]
-    plan = host(HOST1).outbound(batch(given), 0.0)
-    assert sent(plan) == [(NextHop(str(HOST2), PORT), payload) for payload in FROM_HOST1]
-    assert plan.drops == Counter({DropReason.NO_ROUTE: 2, DropReason.TTL_EXPIRED: 1, DropReason.NOT_IPV4: 1})
+    engine = host(HOST1)
+    sent, drops = [], Counter[DropReason]()
+    for packets in batches([packet for packet in ON_THE_TUN if source(packet) in (CONTAINER1, None)]):
+        plan = outbound(engine, packets)
+        sent += datagrams(plan)
+        drops.update(plan.drops)
+    assert sent == [(NextHop(str(HOST2), PORT), payload) for payload in FROM_HOST1]
+    assert drops == {DropReason.NO_ROUTE: 2, DropReason.TTL_EXPIRED: 1, DropReason.NOT_IPV4: 1}
 
 
-def test_what_arrived_is_given_to_the_device_as_the_same_packets() -> None:
-    plan = host(HOST1).inbound(batch(FROM_HOST2), 0.0)
-    assert list(map(bytes, plan.packets)) == [packet for packet in ON_THE_TUN if source(packet) == CONTAINER2]
-    assert plan == Plan(packets=plan.packets)
+def trains(packets: list[bytes]) -> list[tuple[bytes, int]]:
+    """Datagrams as a kernel with UDP_GRO would hand them over at best: equal lengths together, the last may be less."""
+    found: list[tuple[bytes, int]] = []
+    full = True
+    for packet in packets:
+        if full or len(packet) > found[-1][1]:
+            found.append((packet, len(packet)))
+            full = False
+        else:
+            data, size = found[-1]
+            full = len(packet) < size
+            found[-1] = (data + packet, size)
+    return found
 
 
-def test_the_other_host_takes_every_datagram_but_the_one_without_a_hop_left() -> None:
-    plan = host(HOST2).inbound(batch(FROM_HOST1), 0.0)
-    assert [bytes(packet[20:]) for packet in plan.packets] == [data[20:] for data in FROM_HOST1 if data[8] > 1]
-    assert plan.drops == Counter({DropReason.TTL_EXPIRED: 1})
+@pytest.mark.parametrize("gro", [False, True], ids=["one by one", "in trains"])
+@pytest.mark.parametrize("merge", [False, True], ids=["whole packets", "super-packets"])
+def test_what_arrived_is_given_to_the_device_as_the_same_packets(merge: bool, gro: bool) -> None:
+    """Super-packets have to be segmented again for that."""
+    engine = host(HOST1, merge=merge)
+    given = []
+    for packets in batches(FROM_HOST2):
+        plan = inbound_trains(engine, trains(packets) if gro else [(packet, len(packet)) for packet in packets])
+        given += for_the_tun(plan)
+        assert plan == Plan(packets=plan.packets)
+    assert oracle.all_written(given) == [packet for packet in ON_THE_TUN if source(packet) == CONTAINER2]
+
+
+@pytest.mark.parametrize("merge", [False, True], ids=["whole packets", "super-packets"])
+def test_the_other_host_takes_every_datagram_but_the_one_without_a_hop_left(merge: bool) -> None:
+    engine = host(HOST2, merge=merge)
+    given, drops = [], []
+    for packets in batches(FROM_HOST1):
+        plan = inbound(engine, packets)
+        given += for_the_tun(plan)
+        drops += plan.drops
+    packets = [hop_taken(data) for data in FROM_HOST1 if data[8] > 1]
+    assert (len(given) < len(packets)) == merge
+    assert oracle.all_written(given) == packets
+    assert drops == [DropReason.TTL_EXPIRED]
 
 
 def test_net_unreachable_is_the_same_byte_for_byte() -> None:
     [recorded] = [packet for packet in ON_THE_TUN if source(packet) == IPv4Address("11.0.59.0")]
     cause = ON_THE_TUN[ON_THE_TUN.index(recorded) - 1]
     assert cause[16:20] == IPv4Address("11.0.254.2").packed
-    assert host(HOST1).outbound(batch([cause]), 0.0).packets == [recorded]
+    assert for_the_tun(outbound(host(HOST1), [cause])) == [(vnet_hdr.PLAIN, recorded)]
 
 
 # The whole daemon, with stand-ins for kernel and store
@@ -189,6 +218,9 @@ class Device(Tun):
         self.fd = ours.detach()
         self.name = "flannel0"
         Device.open_devices += 1
+
+    def offload(self, *, tso: bool, uso: bool) -> tuple[bool, bool]:
+        return tso, uso
 
     def accept_own_address(self) -> None:
         pass
@@ -219,7 +251,10 @@ class Machine(Netlink):
     async def routes(self) -> list[Route]:
         return [Route(IPv4Network("11.0.0.0/16"), 3, 0), Route(IPv4Network("172.17.8.0/24"), 2, 0)]
 
-    async def bring_up(self, name: str, address: IPv4Address, prefix_len: int, mtu: int) -> None:
+    async def transmit_drops(self, name: str) -> int:
+        return 0
+
+    async def bring_up(self, name: str, address: IPv4Address, prefix_len: int, mtu: int, queue: int) -> None:
         self.brought_up.extend([f"inet {address}/{prefix_len} scope global {name}", f"mtu {mtu} "])
 
 
@@ -251,9 +286,9 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
         if lines[-1].endswith("next hops: 2"):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def bind(address: IPv4Address, port: int) -> UdpSocket:
+    def bind(address: IPv4Address, port: int, *, gso: bool, gro: bool) -> UdpSocket:
         bound_to.append((address, port))
-        return UdpSocket(IPv4Address("127.0.0.1"), 0)
+        return UdpSocket(IPv4Address("127.0.0.1"), 0, gso=gso, gro=gro)
 
     async def iptables_command(*command: str, stdin: str = "") -> tuple[int, str]:
         return int("-C" in command), ""
@@ -266,7 +301,9 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
     monkeypatch.setattr(udp_backend, "UdpSocket", bind)
     monkeypatch.setattr(iptables, "_finish", iptables_command)
     monkeypatch.setattr(systemd, "notify", notify)
-    options = Options("eth1", None, (), PREFIX, None, None, None, None, None, subnet_file, ip_masq=True, verbosity=0)
+    options = Options(
+        "eth1", None, (), PREFIX, None, None, None, None, None, subnet_file, ip_masq=True, offload=None, verbosity=0
+    )
     log = io.StringIO()
     handler = logging.StreamHandler(log)
     handler.setFormatter(logs.GlogFormatter())
@@ -279,6 +316,8 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
         exit_code = daemon.run(options)
     finally:
         deadline.cancel()
+        gc.unfreeze()
+        gc.enable()
         ours.removeHandler(handler)
         ours.setLevel(level)
     entries = {entry.name: entry for entry in asyncio.run(store.snapshot()).entries}
@@ -306,8 +345,11 @@ def recorded_log() -> list[str]:
 
 
 def test_the_log_says_the_same_in_the_same_order(life: Life) -> None:
+    """But for one line, which says what decides the speed."""
     assert len(recorded_log()) == 13
-    assert messages(life.log) == messages(recorded_log())
+    ours = messages(life.log)
+    assert re.fullmatch(r"Packet kernels (compiled|interpreted), offloads: [a-z, -]+", ours.pop(5))
+    assert ours == messages(recorded_log())
 
 
 def test_the_lease_is_the_same(life: Life) -> None:

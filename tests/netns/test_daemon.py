@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from lab import CONFIG, Daemon, Host, Lab, wait_for
 
+from flannelpy.packet import form
+
 STOP_SECONDS = 2.0
 DEVICE_FLAGS = "POINTOPOINT,MULTICAST,NOARP,UP,LOWER_UP"
 
@@ -68,7 +70,8 @@ def test_device_address_and_route_are_the_originals(host: Host) -> None:
     routes = host.run("ip", "route", "show", "dev", "flannel0").stdout
     assert routes == f"11.0.0.0/16 proto kernel scope link src {subnet} \n"
     details = host.run("ip", "-d", "link", "show", "flannel0").stdout
-    assert "tun type tun pi off vnet_hdr off persist off" in details
+    assert "tun type tun pi off vnet_hdr on persist off" in details  # the original's is off
+    assert " qlen 1000" in details  # 500
 
 
 def test_lease_and_subnet_file_are_the_originals(lab: Lab, host: Host) -> None:
@@ -95,14 +98,15 @@ def test_the_log_tells_what_the_originals_does_in_its_order(host: Host) -> None:
         "Using 172.17.8.101 as external endpoint",
         "Picking subnet in range 11.0.1.0 ... 11.0.255.0",
         f"Subnet lease acquired: {host.subnet()}",
+        f"Packet kernels {form()}, offloads: gro, gso, merge-tcp, merge-udp, tso, uso",
         "Watching for new subnet leases",
     ]
 
 
 def test_systemd_is_told_readiness_and_status(lab: Lab, host: Host) -> None:
     daemon = started(host, "-iface=eth1")
-    put_lease(lab, "11.0.77.0-24", "172.17.8.102")
-    daemon.wait_for_log("Subnet added: 11.0.77.0/24")
+    put_lease(lab, "11.0.177.0-24", "172.17.8.102")
+    daemon.wait_for_log("Subnet added: 11.0.177.0/24")
     wait_for(lambda: any("next hops: 1" in line for line in daemon.notified), 5, "a status with one next hop")
     assert f"STATUS=subnet {host.subnet()} (" in daemon.notified[-1]
     assert daemon.notified.index("READY=1") > 0
@@ -196,7 +200,7 @@ def test_a_signal_ends_it_and_leaves_lease_and_file(lab: Lab, host: Host, number
     assert "flannel0" not in host.run("ip", "link").stdout + host.run("ip", "route").stdout
     assert host.subnet_env() == file
     assert [lease["key"] for lease in lab.leases()] == [lease["key"] for lease in leases]
-    assert daemon.log().splitlines()[-1].endswith("] Exiting...")
+    assert "] Exiting...\n" in daemon.log()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -254,15 +258,15 @@ def test_a_lease_outside_the_config_is_given_up(lab: Lab, host: Host) -> None:
 
 def test_other_hosts_leases_come_change_and_go(lab: Lab, host: Host) -> None:
     daemon = started(host, "-iface=eth1")
-    put_lease(lab, "11.0.77.0-24", "172.17.8.102", ttl="600")
-    daemon.wait_for_log("Subnet added: 11.0.77.0/24")
-    lab.etcd_request("PUT", "/coreos.com/network/subnets/11.0.78.0-24", value="")
-    daemon.wait_for_log("Ignoring malformed lease 11.0.78.0-24: not JSON")
-    put_lease(lab, "11.0.79.0-24", "172.17.8.103", ttl="1")
-    daemon.wait_for_log("Subnet added: 11.0.79.0/24")
-    daemon.wait_for_log("Subnet removed: 11.0.79.0/24")
-    lab.etcd_request("DELETE", "/coreos.com/network/subnets/11.0.77.0-24")
-    daemon.wait_for_log("Subnet removed: 11.0.77.0/24")
+    put_lease(lab, "11.0.177.0-24", "172.17.8.102", ttl="600")
+    daemon.wait_for_log("Subnet added: 11.0.177.0/24")
+    lab.etcd_request("PUT", "/coreos.com/network/subnets/11.0.178.0-24", value="")
+    daemon.wait_for_log("Ignoring malformed lease 11.0.178.0-24: not JSON")
+    put_lease(lab, "11.0.179.0-24", "172.17.8.103", ttl="1")
+    daemon.wait_for_log("Subnet added: 11.0.179.0/24")
+    daemon.wait_for_log("Subnet removed: 11.0.179.0/24")
+    lab.etcd_request("DELETE", "/coreos.com/network/subnets/11.0.177.0-24")
+    daemon.wait_for_log("Subnet removed: 11.0.177.0/24")
 
 
 def test_a_lease_that_somebody_deletes_is_taken_back(lab: Lab, host: Host) -> None:

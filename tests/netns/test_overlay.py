@@ -1,30 +1,49 @@
-"""Three real hosts, a container on each: what travels between them arrives as it was sent."""
+"""Three real hosts, a container on each: what travels between them arrives as it was sent, whatever the offloads."""
 
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import permutations
-from pathlib import Path
 
 import pytest
-from lab import Container, Host, Lab, Node
+from lab import Container, Lab, Node, wait_connected
+from overlay import Capture, all_but, listening, traffic, transfer
 
-TRAFFIC = str(Path(__file__).with_name("traffic.py"))
+from flannelpy.backend.udp.offloads import Offload
+
 MTU = 1472
 UNLEASED = "11.0.0.9"  # the first subnet is never leased
+#: What -offload is on each host.
+SETTINGS = {
+    "auto": ("auto", "auto", "auto"),
+    "off": ("off", "off", "off"),
+    **{f"no-{offload}": (all_but(offload),) * 3 for offload in Offload},
+    "mixed": ("auto", "off", all_but(Offload.GSO)),
+}
+
+
+@pytest.fixture(scope="module", params=SETTINGS.values(), ids=list(SETTINGS))
+def offloads(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    value: tuple[str, ...] = request.param
+    return value
 
 
 @pytest.fixture(scope="module")
-def overlay() -> Iterator[Lab]:
-    with Lab() as lab:
-        lab.put_config()
-        lab.start_daemons("-iface=eth1")
-        for host in lab.hosts:
-            host.add_container()
-        yield lab
+def overlay(lab: Lab, offloads: tuple[str, ...]) -> Iterator[Lab]:
+    """The hosts with daemons that use these offloads; their subnets, and so the containers, are the same for all."""
+    daemons = [
+        host.start_daemon("-iface=eth1", f"-offload={names}") for host, names in zip(lab.hosts, offloads, strict=True)
+    ]
+    wait_connected(daemons)
+    for host in lab.hosts:
+        if not host.containers:
+            # The kernels' own limits on ICMP errors last longer than the tests of one setting.
+            for node in (host, host.add_container()):
+                node.run("sh", "-c", "echo 0 > /proc/sys/net/ipv4/icmp_ratelimit")
+    yield lab
+    assert [daemon.stop() for daemon in daemons] == [0, 0, 0]
 
 
 @pytest.fixture
@@ -32,15 +51,11 @@ def containers(overlay: Lab) -> list[Container]:
     return [host.containers[0] for host in overlay.hosts]
 
 
-def listen(node: Node, *arguments: str) -> subprocess.Popen[str]:
-    process = node.popen(sys.executable, TRAFFIC, *arguments)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "listening\n"
-    return process
-
-
-def traffic(node: Node, *arguments: str) -> str:
-    return node.run(sys.executable, TRAFFIC, *arguments, timeout=120).stdout
+def test_the_log_tells_which_offloads_are_on(overlay: Lab, offloads: tuple[str, ...]) -> None:
+    for host, names in zip(overlay.hosts, offloads, strict=True):
+        wanted = {"auto": [str(offload) for offload in Offload], "off": ["none"]}.get(names, names.split(","))
+        [*_, told] = re.findall("Packet kernels (?:compiled|interpreted), offloads: (.*)$", host.log(), re.MULTILINE)
+        assert told == ", ".join(sorted(wanted))
 
 
 def test_every_container_reaches_every_other_in_four_hops(containers: list[Container]) -> None:
@@ -58,16 +73,19 @@ def test_hosts_reach_other_hosts_containers(overlay: Lab, containers: list[Conta
 @pytest.mark.parametrize("megabytes", [1, 64])
 def test_tcp_content_arrives_unchanged_both_ways(containers: list[Container], megabytes: int) -> None:
     for source, sink in permutations(containers[:2]):
-        receiver = listen(sink, "tcp-sink", "5001")
-        sent = traffic(source, "tcp-source", str(sink.address), "5001", str(megabytes << 20))
-        received, _ = receiver.communicate(timeout=60)
-        assert received == sent
+        transfer(source, sink, str(sink.address), megabytes << 20)
 
 
 def test_udp_of_every_length_comes_back_unchanged(containers: list[Container]) -> None:
-    listen(containers[1], "udp-echo", "5002")
-    # Payloads up to the MTU itself: the last 28 lengths travel as fragments.
-    assert traffic(containers[0], "udp-lengths", str(containers[1].address), "5002", str(MTU)) == "[]\n"
+    with listening(containers[1], "udp-echo", "5002"):
+        # Payloads up to the MTU itself: the last 28 lengths travel as fragments.
+        assert traffic(containers[0], "udp-lengths", str(containers[1].address), "5002", str(MTU)) == "[]\n"
+
+
+def test_many_datagrams_sent_with_one_call_come_back_unchanged(containers: list[Container]) -> None:
+    for one, other in permutations(containers, 2):
+        with listening(other, "udp-echo", "5003"):
+            assert traffic(one, "udp-super", str(other.address), "5003") == "[]\n"
 
 
 @pytest.mark.parametrize("size", [3000, 65507])
@@ -109,24 +127,3 @@ def test_a_datagram_larger_than_our_mtu_is_delivered_whole(overlay: Lab) -> None
         )
         sender.run(sys.executable, "-W", "ignore", "-c", craft, str(receiver.public_ip), destination)
         assert "length 1972" in packets.readline()
-
-
-class Capture:
-    """A tcpdump that is listening; ``readline`` is the next packet."""
-
-    def __init__(self, host: Host, device: str, what: str) -> None:
-        self._process = host.popen("tcpdump", "-n", "-l", "--immediate-mode", "-i", device, what)
-
-    def __enter__(self) -> Capture:
-        assert self._process.stderr is not None
-        while "listening on" not in (line := self._process.stderr.readline()):
-            assert line, "tcpdump has ended"
-        return self
-
-    def readline(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.communicate(timeout=5)

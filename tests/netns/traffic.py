@@ -4,6 +4,8 @@ tcp-sink PORT           accept one connection, print "listening", then the SHA-2
 tcp-source IP PORT N    send N seeded random bytes, print their SHA-256 and length
 udp-echo PORT           print "listening", then send every datagram back until killed
 udp-lengths IP PORT N   send datagrams of 0..N bytes, print the lengths whose echo did not come back equal
+udp-super IP PORT       send many datagrams with one call, in several shapes, print the shapes that came back otherwise
+udp-flood IP PORT N K   send datagrams of N bytes, K with one call, as fast as they go until killed
 udp-error IP PORT       send one datagram to a port and print the error that comes back by its errno
 tcp-error IP PORT       connect to a port and print the error likewise
 """
@@ -16,10 +18,22 @@ import random
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 SEED = 8285
 REPLY_DEADLINE = 2.0
 IP_RECVERR = 11
+UDP_SEGMENT = 103
+#: (bytes, bytes in each datagram): the smallest and the largest, odd ones, with and without a shorter last.
+SUPER_SHAPES = [
+    (64, 1),
+    (45, 44),
+    (64 * 37, 37),
+    (64 * 500, 500),
+    (13 * 1200 + 1, 1200),
+    (44 * 1444, 1444),
+    (5000, 1443),
+]
 
 
 def tcp_sink(port: str) -> None:
@@ -71,6 +85,36 @@ def _echoed(sock: socket.socket, payload: bytes) -> bool:
         return False
 
 
+def udp_super(address: str, port: str) -> None:
+    rng = random.Random(SEED)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(REPLY_DEADLINE)
+        sock.connect((address, int(port)))
+        print([shape for shape in SUPER_SHAPES if not _echoed_in_pieces(sock, rng.randbytes(shape[0]), shape[1])])
+
+
+def _echoed_in_pieces(sock: socket.socket, payload: bytes, size: int) -> bool:
+    sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
+    sock.send(payload)
+    pieces = [payload[start : start + size] for start in range(0, len(payload), size)]
+    try:
+        return [sock.recv(65535) for _ in pieces] == pieces
+    except TimeoutError:
+        return False
+
+
+def udp_flood(address: str, port: str, size: str, count: str) -> None:
+    payload = random.Random(SEED).randbytes(int(size) * int(count))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect((address, int(port)))
+        if int(count) > 1:
+            sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, int(size))
+        while True:
+            # What the way to it or the other end refuses is told by a later call; the flood goes on.
+            with suppress(OSError):
+                sock.send(payload)
+
+
 def udp_error(address: str, port: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         # Net unreachable is a passing error, which a socket is only told if it asks (ip(7)).
@@ -99,6 +143,8 @@ if __name__ == "__main__":
         "tcp-source": tcp_source,
         "udp-echo": udp_echo,
         "udp-lengths": udp_lengths,
+        "udp-super": udp_super,
+        "udp-flood": udp_flood,
         "udp-error": udp_error,
         "tcp-error": tcp_error,
     }

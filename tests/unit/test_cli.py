@@ -31,6 +31,7 @@ DEFAULTS = {
     "etcd_password": None,
     "subnet_file": Path("/run/flannel/subnet.env"),
     "ip_masq": False,
+    "offload": None,
     "verbosity": 0,
 }
 
@@ -43,6 +44,7 @@ GOOD = {
     "etcd-cafile": ("ca.pem", "etcd_cafile", "ca.pem"),
     "subnet-file": ("/tmp/subnet.env", "subnet_file", Path("/tmp/subnet.env")),
     "ip-masq": ("true", "ip_masq", True),
+    "offload": ("tso,gso", "offload", frozenset({"tso", "gso"})),
     "v": ("3", "verbosity", 3),
 }
 
@@ -123,6 +125,7 @@ def test_variable_names() -> None:
         "etcd-password": "FLANNELD_ETCD_PASSWORD",
         "subnet-file": "FLANNELD_SUBNET_FILE",
         "ip-masq": "FLANNELD_IP_MASQ",
+        "offload": "FLANNELD_OFFLOAD",
         "v": "FLANNELD_V",
         "version": None,
         "help": None,
@@ -155,6 +158,13 @@ def test_boolean(text: str, value: bool, monkeypatch: pytest.MonkeyPatch) -> Non
         (["--"], {}),
         (["-help=false", "--version=0"], {}),
         (["-etcd-endpoints=http://a:1, http://b:2"], {"etcd_endpoints": ("http://a:1", "http://b:2")}),
+        (["-offload=auto"], {}),
+        (["-offload", "off"], {"offload": frozenset()}),
+        (["-offload=tso, uso ,gro"], {"offload": frozenset({"tso", "uso", "gro"})}),
+        (
+            ["-offload=tso,uso,merge-tcp,merge-udp,gso,gro"],
+            {"offload": frozenset({"tso", "uso", "merge-tcp", "merge-udp", "gso", "gro"})},
+        ),
         (["-etcd-keyfile=k", "-etcd-certfile=c"], {"etcd_keyfile": "k", "etcd_certfile": "c"}),
         (["-etcd-username=u", "-etcd-password=p"], {"etcd_username": "u", "etcd_password": "p"}),
     ],
@@ -199,6 +209,13 @@ def test_as_go_reads_it(argv: list[str], expected: dict[str, object]) -> None:
                 f"bad value {text!r} for -public-ip: must be an IPv4 address, such as 172.17.8.101",
             )
             for text in ("1.2.3", "eth1", "::1", "1.2.3.4/24", "01.2.3.4")
+        ),
+        *(
+            (
+                [f"-offload={text}"],
+                f"-offload: {text!r} is neither auto nor off nor some of tso,uso,merge-tcp,merge-udp,gso,gro",
+            )
+            for text in ("", "on", "TSO", "tso,", "tso gso", "auto,tso", "off,tso")
         ),
         (["-subnet-file="], "bad value '' for -subnet-file: must not be empty"),
         (["-subnet-file=/"], "bad value '/' for -subnet-file: must name a file"),

@@ -5,13 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from ipaddress import IPv4Address, IPv4Network
 
+import oracle
 import pytest
-from packets import ICMP, hop_taken, ipv4_packet, with_ttl
+from batches import datagrams, for_the_tun, inbound, inbound_trains, outbound
+from oracle import VnetHeader
+from packets import (
+    ICMP,
+    TCP,
+    hop_taken,
+    ipv4_packet,
+    tcp_segment,
+    udp_datagram,
+    unfinished,
+    with_checksum,
+    with_ttl,
+)
 
-from flannelpy.backend.udp.engine import Batch, Engine, Plan, Run
+from flannelpy.backend.udp.engine import Engine, Plan, Run
 from flannelpy.backend.udp.icmp_limit import BURST
 from flannelpy.backend.udp.routes import NextHop, Routes
-from flannelpy.packet import icmp
+from flannelpy.packet import icmp, vnet_hdr
 from flannelpy.packet.drops import DropReason
 
 OWN, CONTAINER = "11.0.59.0", "11.0.59.2"
@@ -26,15 +39,11 @@ def engine() -> Engine:
     return Engine(IPv4Address(OWN), routes)
 
 
-def batch(*packets: bytes) -> Batch:
-    """The packets, and rubbish of an earlier batch behind them."""
-    return Batch(bytearray(b"".join(packets) + b"\xa5" * 100), list(map(len, packets)))
-
-
-def same(plan: Plan, expected: Plan) -> bool:
-    """Views are compared by their bytes."""
-    runs = [Run(run.next_hop, run.segment_size, bytes(run.data)) for run in plan.runs]
-    return Plan(runs, list(map(bytes, plan.packets)), plan.drops) == expected
+def same(plan: Plan, runs: list[Run], packets: list[bytes], drops: dict[DropReason, int]) -> bool:
+    """Whether the plan is this one by its bytes; the packets for the TUN are whole ones."""
+    found = [Run(run.next_hop, run.segment_size, bytes(run.data)) for run in plan.runs]
+    given = [(vnet_hdr.PLAIN, packet) for packet in packets]
+    return (found, for_the_tun(plan), Counter(plan.drops)) == (runs, given, Counter(drops))
 
 
 def to(destination: str, length: int = 100, ttl: int = 63) -> bytes:
@@ -64,12 +73,10 @@ BROKEN = to(ON_A)[:-1]
     ],
 )
 def test_neighbours_for_one_next_hop_form_a_run(packets: list[bytes], runs: list[tuple[NextHop, list[int]]]) -> None:
-    plan = engine().outbound(batch(*packets), 0.0)
+    plan = outbound(engine(), packets)
     sent = iter([hop_taken(packet) for packet in packets if packet is not BROKEN])
     expected = [Run(next_hop, lengths[0], b"".join(next(sent) for _ in lengths)) for next_hop, lengths in runs]
-    assert same(
-        plan, Plan(expected, [], Counter({DropReason.BAD_LENGTH: packets.count(BROKEN)} if BROKEN in packets else {}))
-    )
+    assert same(plan, expected, [], {DropReason.BAD_LENGTH: 1} if BROKEN in packets else {})
 
 
 @pytest.mark.parametrize(
@@ -88,8 +95,7 @@ def test_neighbours_for_one_next_hop_form_a_run(packets: list[bytes], runs: list
     ],
 )
 def test_the_sender_behind_our_device_is_told_why(packet: bytes, reason: DropReason, kind: tuple[int, int]) -> None:
-    plan = engine().outbound(batch(packet), 0.0)
-    assert same(plan, Plan([], [error(kind, packet)], Counter({reason: 1})))
+    assert same(outbound(engine(), [packet]), [], [error(kind, packet)], {reason: 1})
 
 
 @pytest.mark.parametrize(
@@ -111,54 +117,52 @@ def test_the_sender_behind_our_device_is_told_why(packet: bytes, reason: DropRea
     ],
 )
 def test_what_must_not_be_answered_is_only_counted(packet: bytes, reason: DropReason) -> None:
-    assert same(engine().outbound(batch(packet), 0.0), Plan([], [], Counter({reason: 1})))
+    assert same(outbound(engine(), [packet]), [], [], {reason: 1})
 
 
 def test_a_dropped_packet_lies_there_unchanged() -> None:
     packets = [to(NOWHERE), to(ON_A, ttl=1), BROKEN]
-    given = batch(*packets)
-    engine().outbound(given, 0.0)
-    assert given == batch(*packets)
+    decider = engine()
+    outbound(decider, packets)
+    assert decider.tun_buffer.startswith(b"".join(packets))
 
 
 def test_each_packet_of_a_mixed_batch_gets_what_is_its_own() -> None:
     unroutable, dying = to(NOWHERE), to(ON_B, ttl=1)
-    plan = engine().outbound(batch(to(ON_A), unroutable, to(ON_B, 60), to(ON_B, 60), dying, BROKEN, to(ON_A, 80)), 0.0)
+    plan = outbound(engine(), [to(ON_A), unroutable, to(ON_B, 60), to(ON_B, 60), dying, BROKEN, to(ON_A, 80)])
     assert same(
         plan,
-        Plan(
-            [
-                Run(A, 100, hop_taken(to(ON_A))),
-                Run(B, 60, hop_taken(to(ON_B, 60)) * 2),
-                Run(A, 80, hop_taken(to(ON_A, 80))),
-            ],
-            [error(icmp.NET_UNREACHABLE, unroutable), error(icmp.TIME_EXCEEDED, dying)],
-            Counter({DropReason.NO_ROUTE: 1, DropReason.TTL_EXPIRED: 1, DropReason.BAD_LENGTH: 1}),
-        ),
+        [
+            Run(A, 100, hop_taken(to(ON_A))),
+            Run(B, 60, hop_taken(to(ON_B, 60)) * 2),
+            Run(A, 80, hop_taken(to(ON_A, 80))),
+        ],
+        [error(icmp.NET_UNREACHABLE, unroutable), error(icmp.TIME_EXCEEDED, dying)],
+        {DropReason.NO_ROUTE: 1, DropReason.TTL_EXPIRED: 1, DropReason.BAD_LENGTH: 1},
     )
 
 
 def test_errors_are_limited_and_drops_counted_all_the_same() -> None:
     decider = engine()
-    plan = decider.outbound(batch(*[to(NOWHERE)] * 20), 0.0)
-    assert same(plan, Plan([], [error(icmp.NET_UNREACHABLE, to(NOWHERE))] * BURST, Counter({DropReason.NO_ROUTE: 20})))
-    assert len(decider.outbound(batch(to(NOWHERE), to(NOWHERE)), 0.2).packets) == 1
+    plan = outbound(decider, [to(NOWHERE)] * 20)
+    assert same(plan, [], [error(icmp.NET_UNREACHABLE, to(NOWHERE))] * BURST, {DropReason.NO_ROUTE: 20})
+    assert len(outbound(decider, [to(NOWHERE), to(NOWHERE)], 0.2).packets) == 1
 
 
 def test_errors_are_limited_for_each_sender_on_its_own() -> None:
     decider = engine()
-    decider.outbound(batch(*[to(NOWHERE)] * 20), 0.0)
-    assert len(decider.outbound(batch(ipv4_packet("11.0.59.3", NOWHERE, bytes(8))), 0.0).packets) == 1
+    outbound(decider, [to(NOWHERE)] * 20)
+    assert len(outbound(decider, [ipv4_packet("11.0.59.3", NOWHERE, bytes(8))]).packets) == 1
 
 
 def test_a_route_that_comes_or_goes_counts_for_the_next_batch() -> None:
     routes = Routes()
     decider = Engine(IPv4Address(OWN), routes)
-    assert not decider.outbound(batch(to(ON_A)), 0.0).runs
+    assert not outbound(decider, [to(ON_A)]).runs
     routes.set(IPv4Network("11.0.101.0/24"), A)
-    assert decider.outbound(batch(to(ON_A)), 0.0).runs
+    assert outbound(decider, [to(ON_A)]).runs
     routes.remove(IPv4Network("11.0.101.0/24"))
-    assert not decider.outbound(batch(to(ON_A)), 0.0).runs
+    assert not outbound(decider, [to(ON_A)]).runs
 
 
 def arriving(length: int = 100, ttl: int = 62, source: str = ON_A, destination: str = CONTAINER) -> bytes:
@@ -167,8 +171,7 @@ def arriving(length: int = 100, ttl: int = 62, source: str = ON_A, destination: 
 
 def test_what_arrives_goes_to_the_device_in_its_order() -> None:
     packets = [arriving(100), arriving(60), arriving(60, source=ON_B), arriving(1500), arriving(20)]
-    plan = engine().inbound(batch(*packets), 0.0)
-    assert same(plan, Plan([], list(map(hop_taken, packets)), Counter()))
+    assert same(inbound(engine(), packets), [], list(map(hop_taken, packets)), {})
 
 
 @pytest.mark.parametrize(
@@ -183,8 +186,7 @@ def test_what_arrives_goes_to_the_device_in_its_order() -> None:
     ],
 )
 def test_a_datagram_that_is_no_packet_is_only_counted(datagram: bytes, reason: DropReason) -> None:
-    plan = engine().inbound(batch(datagram, arriving()), 0.0)
-    assert same(plan, Plan([], [hop_taken(arriving())], Counter({reason: 1})))
+    assert same(inbound(engine(), [datagram, arriving()]), [], [hop_taken(arriving())], {reason: 1})
 
 
 @pytest.mark.parametrize("ttl", [0, 1])
@@ -194,19 +196,151 @@ def test_a_remote_sender_is_told_over_the_wire_that_its_hops_are_used_up(
 ) -> None:
     packet = arriving(ttl=ttl, source=source)
     reply = error(icmp.TIME_EXCEEDED, packet)
-    plan = engine().inbound(batch(packet), 0.0)
-    assert same(plan, Plan([Run(next_hop, len(reply), reply)], [], Counter({DropReason.TTL_EXPIRED: 1})))
+    assert same(inbound(engine(), [packet]), [Run(next_hop, len(reply), reply)], [], {DropReason.TTL_EXPIRED: 1})
 
 
 @pytest.mark.parametrize("source", [NOWHERE, "8.8.8.8", "0.0.0.0"])
 def test_a_sender_that_nobody_leases_is_told_nothing(source: str) -> None:
-    plan = engine().inbound(batch(arriving(ttl=1, source=source)), 0.0)
-    assert same(plan, Plan([], [], Counter({DropReason.TTL_EXPIRED: 1})))
+    plan = inbound(engine(), [arriving(ttl=1, source=source)])
+    assert same(plan, [], [], {DropReason.TTL_EXPIRED: 1})
 
 
 def test_a_packet_loses_two_hops_on_its_way_through_two_hosts() -> None:
     packet = to(ON_A, ttl=63)
-    [run] = engine().outbound(batch(packet), 0.0).runs
+    [run] = outbound(engine(), [packet]).runs
     there = Engine(IPv4Address("11.0.101.0"), Routes())
-    [delivered] = there.inbound(batch(bytes(run.data)), 0.0).packets
-    assert bytes(delivered) == with_ttl(packet, 61)
+    assert for_the_tun(inbound(there, [bytes(run.data)])) == [(vnet_hdr.PLAIN, with_ttl(packet, 61))]
+
+
+# Super-packets
+
+TCP_SUPER = VnetHeader(1, 1, 0, 1400, 20, 16)
+UDP_SUPER = VnetHeader(1, 5, 0, 1400, 20, 6)
+PLAIN = VnetHeader()
+PAYLOAD = bytes(range(251)) * 262
+
+
+def tcp(payload: int, destination: str = ON_A, ttl: int = 63) -> bytes:
+    return unfinished(ipv4_packet(CONTAINER, destination, tcp_segment(PAYLOAD[:payload]), protocol=TCP, ttl=ttl))
+
+
+def udp(payload: int, destination: str = ON_A) -> bytes:
+    return unfinished(ipv4_packet(CONTAINER, destination, udp_datagram(PAYLOAD[:payload]), ttl=63))
+
+
+def shapes(plan: Plan) -> list[tuple[NextHop, int, int]]:
+    return [(run.next_hop, run.segment_size, len(run.data)) for run in plan.runs]
+
+
+@pytest.mark.parametrize(
+    ("header", "packet", "runs"),
+    [
+        pytest.param(TCP_SUPER, tcp(3000), [(1440, 3120)], id="tcp"),
+        pytest.param(UDP_SUPER, udp(3000), [(1428, 3084)], id="udp"),
+        pytest.param(TCP_SUPER, tcp(1400), [(1440, 1440)], id="one segment"),
+        pytest.param(TCP_SUPER, tcp(65495), [(1440, 64800), (1440, 65495 - 45 * 1400 + 2 * 40)], id="65,000 bytes"),
+        pytest.param(TCP_SUPER._replace(gso_size=100), tcp(13000), [(140, 8960), (140, 8960), (140, 280)], id="64"),
+        pytest.param(TCP_SUPER._replace(gso_size=40000), tcp(65495), [(40040, 40040), (40040, 25535)], id="large"),
+        pytest.param(TCP_SUPER._replace(gso_size=64961), tcp(65495), [(65001, 65001), (65001, 574)], id="larger"),
+        pytest.param(TCP_SUPER._replace(gso_size=65535), tcp(65495), [(65575, 65535)], id="no limit"),
+    ],
+)
+def test_a_super_packet_becomes_runs_of_its_segments(
+    header: VnetHeader, packet: bytes, runs: list[tuple[int, int]]
+) -> None:
+    """None of them is longer than one send may be, unless a segment is."""
+    plan = outbound(engine(), [packet], headers=[header])
+    assert shapes(plan) == [(A, *run) for run in runs]
+    assert [data for _, data in datagrams(plan)] == oracle.segments(hop_taken(packet), header.gso_size)
+    assert not plan.packets
+    assert not plan.drops
+
+
+def test_super_packets_and_others_keep_their_order() -> None:
+    packets = [to(ON_A), tcp(3000), udp(3000, ON_B), to(ON_B), to(ON_B), tcp(2800), to(ON_A, 60)]
+    headers = [PLAIN, TCP_SUPER, UDP_SUPER, PLAIN, PLAIN, TCP_SUPER, PLAIN]
+    plan = outbound(engine(), packets, headers=headers)
+    assert datagrams(plan) == [
+        (B if packet[16:20] == IPv4Address(ON_B).packed else A, segment)
+        for packet, header in zip(packets, headers, strict=True)
+        for segment in (oracle.segments(hop_taken(packet), 1400) if header.gso_size else [hop_taken(packet)])
+    ]
+    assert [size for _, size, _ in shapes(plan)] == [100, 1440, 1428, 100, 1440, 60]
+
+
+def test_a_checksum_that_the_kernel_left_to_us_is_finished_on_the_way() -> None:
+    packet = ipv4_packet(CONTAINER, ON_A, tcp_segment(b"", flags=2), protocol=TCP)
+    [run] = outbound(engine(), [unfinished(packet)], headers=[VnetHeader(1, 0, 0, 0, 20, 16)]).runs
+    assert bytes(run.data) == hop_taken(with_checksum(packet))
+
+
+@pytest.mark.parametrize(
+    ("header", "packet"),
+    [
+        pytest.param(TCP_SUPER._replace(gso_size=0), tcp(3000), id="gso_size 0"),
+        pytest.param(UDP_SUPER, tcp(3000), id="another protocol's type"),
+        pytest.param(UDP_SUPER, ipv4_packet(CONTAINER, ON_A, bytes(3000), protocol=ICMP), id="neither tcp nor udp"),
+        pytest.param(TCP_SUPER, tcp(0), id="no payload"),
+        pytest.param(TCP_SUPER, tcp(3000)[:32] + b"\x10" + tcp(3000)[33:], id="tcp header too short"),
+        pytest.param(VnetHeader(1, 0, 0, 0, 20, 0xFFF0), tcp(3000), id="a checksum outside"),
+        pytest.param(TCP_SUPER._replace(gso_size=1), tcp(65495), id="more than there is room for"),
+    ],
+)
+def test_a_vnet_header_that_makes_no_sense_costs_its_packet_and_no_other(header: VnetHeader, packet: bytes) -> None:
+    plan = outbound(engine(), [to(ON_A), packet, tcp(3000)], headers=[PLAIN, header, TCP_SUPER])
+    sent = [hop_taken(to(ON_A)), *oracle.segments(hop_taken(tcp(3000)), 1400)]
+    assert datagrams(plan) == [(A, datagram) for datagram in sent]
+    assert plan.drops == [DropReason.BAD_OFFLOAD]
+    assert not plan.packets
+
+
+@pytest.mark.parametrize(
+    ("packet", "reason", "kind"),
+    [
+        (tcp(3000, NOWHERE), DropReason.NO_ROUTE, icmp.NET_UNREACHABLE),
+        (tcp(3000, ttl=1), DropReason.TTL_EXPIRED, icmp.TIME_EXCEEDED),
+        (tcp(3000, NOWHERE, ttl=1), DropReason.NO_ROUTE, icmp.NET_UNREACHABLE),
+    ],
+)
+def test_the_sender_of_a_super_packet_is_told_once(packet: bytes, reason: DropReason, kind: tuple[int, int]) -> None:
+    plan = outbound(engine(), [packet], headers=[TCP_SUPER])
+    assert same(plan, [], [error(kind, packet)], {reason: 1})
+
+
+def received(count: int, destination: str = CONTAINER) -> list[bytes]:
+    """Packets of one TCP flow in sequence."""
+    return [
+        with_checksum(
+            ipv4_packet(
+                ON_A,
+                destination,
+                tcp_segment(PAYLOAD[number * 100 : number * 100 + 100], sequence=number * 100),
+                protocol=TCP,
+                identification=number,
+                ttl=62,
+            )
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(("merge_tcp", "expected"), [(True, 1), (False, 5)])
+def test_what_belongs_together_is_given_to_the_device_as_one_if_it_can_take_that(
+    merge_tcp: bool, expected: int
+) -> None:
+    packets = received(5)
+    for trains in ([(packet, 140) for packet in packets], [(b"".join(packets), 140)]):
+        plan = inbound_trains(Engine(IPv4Address(OWN), Routes(), merge_tcp=merge_tcp), trains)
+        assert len(plan.packets) == expected
+        assert oracle.all_written(for_the_tun(plan)) == list(map(hop_taken, packets))
+
+
+def test_packets_of_a_train_are_each_checked() -> None:
+    """The kernel joins datagrams by their length and sender and knows nothing of what is in them."""
+    packets = [*received(2), bytes(140), *received(2)]
+    packets[4] = with_ttl(packets[4], 1)
+    plan = inbound_trains(engine(), [(b"".join(packets), 140)])
+    reply = error(icmp.TIME_EXCEEDED, packets[4])
+    assert oracle.all_written(for_the_tun(plan)) == [hop_taken(packets[number]) for number in (0, 1, 3)]
+    assert datagrams(plan) == [(A, reply)]
+    assert plan.drops == [DropReason.NOT_IPV4, DropReason.TTL_EXPIRED]

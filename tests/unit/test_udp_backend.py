@@ -30,18 +30,18 @@ def added(public_ip: str) -> Added:
 
 @pytest.mark.parametrize("text", ['{"Network":"11.0.0.0/16"}', '{"Network":"11.0.0.0/16","Backend":{"Type":"UDP"}}'])
 def test_udp_is_the_default_and_its_name_may_have_any_case(text: str) -> None:
-    assert isinstance(backends.create(parse(text), EXTERNAL), UdpBackend)
+    assert isinstance(backends.create(parse(text), EXTERNAL, None), UdpBackend)
 
 
 def test_an_unknown_backend_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError) as caught:
-        backends.create(config(Type="vxlan"), EXTERNAL)
+        backends.create(config(Type="vxlan"), EXTERNAL, None)
     assert str(caught.value) == "unknown backend type: 'vxlan'; Backend.Type may be udp"
 
 
 @pytest.mark.parametrize("port", [1, 8285, 65535, None])
 def test_a_port_may_be_named_or_left_out(port: int | None) -> None:
-    UdpBackend(config(Port=port), EXTERNAL)
+    UdpBackend(config(Port=port), EXTERNAL, None)
 
 
 @pytest.mark.parametrize(
@@ -50,18 +50,18 @@ def test_a_port_may_be_named_or_left_out(port: int | None) -> None:
 )
 def test_a_port_that_is_none_is_refused(port: object, shown: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        UdpBackend(config(port=port), EXTERNAL)
+        UdpBackend(config(port=port), EXTERNAL, None)
     assert str(caught.value) == f"Backend.Port {shown} is not a UDP port: 1 to 65535"
 
 
 def test_other_hosts_learn_the_public_ip_and_nothing_else() -> None:
-    attrs = UdpBackend(config(), EXTERNAL).lease_attrs(IPv4Address("1.2.3.4"))
+    attrs = UdpBackend(config(), EXTERNAL, None).lease_attrs(IPv4Address("1.2.3.4"))
     assert attrs.encode() == '{"PublicIP":"1.2.3.4"}'
 
 
 def test_next_hops_follow_the_leases(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="flannelpy")
-    backend = UdpBackend(config(), EXTERNAL)
+    backend = UdpBackend(config(), EXTERNAL, None)
     assert backend.describe() == "next hops: 0"
     backend.apply([added("172.17.8.102")])
     assert backend.describe() == "next hops: 1"
@@ -78,4 +78,4 @@ def test_next_hops_follow_the_leases(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_backend_that_never_started_can_be_closed() -> None:
-    UdpBackend(config(), EXTERNAL).close()
+    UdpBackend(config(), EXTERNAL, None).close()

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import IPv4Address
 
 from flannelpy.backend.udp.engine import Engine
+from flannelpy.backend.udp.offloads import Offload, choose, probe
 from flannelpy.backend.udp.proxy import Proxy
 from flannelpy.backend.udp.routes import NextHop, Routes
 from flannelpy.errors import ConfigError, HostError
@@ -20,6 +22,7 @@ from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Netlink
 from flannelpy.linux.tun import Tun, check_access
 from flannelpy.linux.udp_socket import UdpSocket
+from flannelpy.packet import form
 from flannelpy.packet.drops import DropReason
 from flannelpy.subnet import go_json
 from flannelpy.subnet.config import NetworkConfig
@@ -32,19 +35,26 @@ _DEFAULT_PORT = 8285
 # 20 bytes of outer IPv4 header, 8 of UDP.
 _ENCAP_OVERHEAD = 28
 _DROP_REPORT_SECONDS = 60
+# Packets that wait in the TUN: a burst of datagrams must fit, while what waits for long is better lost.
+_TUN_QUEUE = 1000
 
 
 class UdpBackend:
     """Inner packets as they are in UDP datagrams, one each; the same port on all hosts."""
 
-    def __init__(self, config: NetworkConfig, external: ExternalInterface) -> None:
-        """Raises ConfigError when the port makes no sense, HostError when there can be no TUN."""
+    def __init__(self, config: NetworkConfig, external: ExternalInterface, offload: frozenset[str] | None) -> None:
+        """``offload``: names of offloads, None for what is best.
+
+        Raises ConfigError when the port makes no sense, HostError when there can be no TUN.
+        """
         check_access()
+        self._offload = choose(offload, compiled=form() == "compiled", kernel=os.uname().release)
         self._network = config.network
         self._port = _port(go_json.get(config.backend.options, "Port"))
         self._external = external
         self._routes = Routes()
         self._resources = ExitStack()
+        self._told_drops: Counter[DropReason] = Counter()
 
     def lease_attrs(self, public_ip: IPv4Address) -> LeaseAttrs:
         """Only the public IP: the original's hosts all use one port."""
@@ -54,17 +64,39 @@ class UdpBackend:
         """Open the socket first: when the port is taken, no device was ever there."""
         mtu = self._external.mtu - _ENCAP_OVERHEAD
         address = lease.subnet.network_address
-        udp = UdpSocket(self._external.address, self._port)
-        self._resources.callback(udp.close)
-        tun = Tun()
-        self._resources.callback(tun.close)
+        self._udp = UdpSocket(
+            self._external.address, self._port, gso=Offload.GSO in self._offload, gro=Offload.GRO in self._offload
+        )
+        self._resources.callback(self._udp.close)
+        self._tun = Tun()
+        self._resources.callback(self._tun.close)
         async with Netlink() as netlink:
-            await netlink.bring_up(tun.name, address, self._network.prefixlen, mtu)
-            await self._check_route(netlink, tun.name)
-        tun.accept_own_address()
-        self._proxy = Proxy(tun, udp, Engine(address, self._routes))
+            await netlink.bring_up(self._tun.name, address, self._network.prefixlen, mtu, _TUN_QUEUE)
+            await self._check_route(netlink, self._tun.name)
+        self._tun.accept_own_address()
+        offloads = self._offloads()
+        engine = Engine(
+            address,
+            self._routes,
+            merge_tcp=Offload.MERGE_TCP in offloads,
+            merge_udp=Offload.MERGE_UDP in offloads,
+        )
+        self._proxy = Proxy(self._tun, self._udp, engine)
         self._resources.callback(self._proxy.close)
         return mtu
+
+    def _offloads(self) -> set[str]:
+        """Those of the chosen offloads that the kernel really has, set up."""
+        tso, uso = self._tun.offload(tso=Offload.TSO in self._offload, uso=Offload.USO in self._offload)
+        has = {Offload.TSO: tso, Offload.USO: uso, Offload.GSO: self._udp.gso, Offload.GRO: self._udp.gro}
+        for merge in (Offload.MERGE_TCP, Offload.MERGE_UDP):
+            has[merge] = merge in self._offload and self._tun.write(*probe(merge))
+        missing = [name for name in self._offload if not has[Offload(name)]]
+        if missing:
+            log.warning("This kernel cannot do %s: slower, nothing else", ", ".join(sorted(missing)))
+        present = {str(offload) for offload in has if has[offload]}
+        log.info("Packet kernels %s, offloads: %s", form(), ", ".join(sorted(present)) or "none")
+        return present
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
         """Next hops follow the leases."""
@@ -81,10 +113,13 @@ class UdpBackend:
         return f"next hops: {len(self._routes)}"
 
     async def run(self) -> None:
-        """Say once a minute what was dropped, until packets can no longer be carried."""
+        """Say once a minute, and when we are stopped, what was dropped, until packets can no longer be carried."""
         reporter = asyncio.create_task(self._report_drops())
         try:
             await self._proxy.failure()
+        except asyncio.CancelledError:
+            await self._tell_drops()
+            raise
         finally:
             reporter.cancel()
 
@@ -101,14 +136,26 @@ class UdpBackend:
             others = ", ".join(names[index] for index in ways if index != own) or "nothing"
             raise HostError(f"the route to {self._network} leads to {others} instead of {name} alone; remove it")
 
+    async def _drops(self) -> Counter[DropReason]:
+        """Ours and the kernel's, since the start."""
+        drops = self._proxy.drops.copy()
+        drops[DropReason.SOCKET_OVERFLOW] = self._udp.overflows()
+        async with Netlink() as netlink:
+            drops[DropReason.TUN_OVERFLOW] = await netlink.transmit_drops(self._tun.name)
+        return drops
+
     async def _report_drops(self) -> None:
-        reported: Counter[DropReason] = Counter()
         while True:
             await asyncio.sleep(_DROP_REPORT_SECONDS)
-            fresh = self._proxy.drops - reported
-            if fresh:
-                reported = self._proxy.drops.copy()
-                log.info("Dropped packets: %s", ", ".join(f"{why.name.lower()} {n}" for why, n in fresh.most_common()))
+            await self._tell_drops()
+
+    async def _tell_drops(self) -> None:
+        """Log what was dropped since the last time, if anything."""
+        drops = await self._drops()
+        fresh = drops - self._told_drops
+        self._told_drops = drops
+        if fresh:
+            log.info("Dropped packets: %s", ", ".join(f"{why.name.lower()} {n}" for why, n in fresh.most_common()))
 
 
 def _port(value: object) -> int:

@@ -1,27 +1,32 @@
 """Decides what becomes of a batch of packets: batch in, plan out.  Pure: no I/O, no clock, no logging.
 
-A packet is changed where it lies (one hop off its TTL), and the plan refers to it there, so a batch's buffer must stay
-untouched until its plan is carried out.
+The engine owns the buffers that packets are read into, and changes packets where they lie.  A plan refers to them
+there, so it must be carried out before the next batch of its direction is read.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from flannelpy.backend.udp.icmp_limit import IcmpLimit
 from flannelpy.backend.udp.routes import NextHop, Routes
-from flannelpy.packet import icmp, ipv4
+from flannelpy.packet import icmp, vnet_hdr
+from flannelpy.packet.coalesce import Coalescer
 from flannelpy.packet.drops import DropReason
+from flannelpy.packet.segment import Segmenter
+from flannelpy.packet.sort import MAX_SEGMENTS, MAX_SEND, Neighbours, Sorter
 
+MAX_PACKET = 65535
+#: A batch ends with this many packets, or when it has this many bytes: then it still fits into the processor's cache.
+BATCH_PACKETS = 64
+BATCH_BYTES = 65536
 
-class Batch(NamedTuple):
-    """Packets that were read in one go: they lie in ``buffer`` one after the other, from its start."""
-
-    buffer: bytearray
-    lengths: list[int]
+# A full batch and the packet that filled it; some room behind it, where a header that lies about its length points to.
+_BUFFER = BATCH_BYTES + MAX_PACKET + 65
+# All segments of a batch, unless its gso_size is absurdly small.
+_SEGMENTS_BUFFER = 1 << 20
 
 
 class Run(NamedTuple):
@@ -34,83 +39,114 @@ class Run(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """What the proxy has to do: send the runs, write the packets to the TUN, count the drops."""
+    """What the proxy has to do: send the runs, write the packets (with vnet headers) to the TUN, count the drops."""
 
     runs: list[Run] = field(default_factory=list)
-    packets: list[memoryview | bytes] = field(default_factory=list)
-    drops: Counter[DropReason] = field(default_factory=Counter)
+    packets: list[tuple[bytes, memoryview | bytes]] = field(default_factory=list)
+    drops: list[DropReason] = field(default_factory=list)
 
 
 class Engine:
-    """The forwarding decisions of one host, whose address on the overlay is ``tun_address``."""
+    """The forwarding decisions of one host, whose address on the overlay is ``tun_address``.
 
-    def __init__(self, tun_address: IPv4Address, routes: Routes) -> None:
+    Packets from the TUN are put into ``tun_buffer``, one behind the other from its start, their vnet headers into
+    ``vnet_hdrs`` likewise; what comes in datagrams into ``udp_buffer``.
+    """
+
+    def __init__(
+        self, tun_address: IPv4Address, routes: Routes, *, merge_tcp: bool = True, merge_udp: bool = True
+    ) -> None:
+        """``merge_tcp``, ``merge_udp``: whether the TUN is to get super-packets of that protocol."""
         self._address = tun_address.packed
         self._routes = routes
         self._icmp_limit = IcmpLimit()
+        self.tun_buffer = bytearray(_BUFFER)
+        self.vnet_hdrs = bytearray(BATCH_PACKETS * vnet_hdr.SIZE)
+        self.udp_buffer = bytearray(_BUFFER)
+        segments = bytearray(_SEGMENTS_BUFFER)
+        self._tun_view = memoryview(self.tun_buffer)
+        self._segments_view = memoryview(segments)
+        self._sorter = Sorter(self.tun_buffer, self.vnet_hdrs)
+        self._segmenter = Segmenter(self.tun_buffer, segments)
+        self._coalescer = Coalescer(self.udp_buffer, bytearray(_BUFFER), merge_tcp, merge_udp)
 
-    def outbound(self, batch: Batch, now: float) -> Plan:
-        """Packets that came from the TUN: to the next hops that lease their destinations."""
+    def outbound(self, lengths: list[int], now: float) -> Plan:
+        """What becomes of the packets that were read from the TUN."""
         plan = Plan()
-        runs = _RunBuilder(plan.runs, batch.buffer)
-        start = 0
-        for length in batch.lengths:
-            end = start + length
-            reason = self._send(runs, batch.buffer, start, end)
-            if reason:
-                plan.drops[DropReason(reason)] += 1
-                reply = self._icmp_error(reason, batch.buffer, start, end, now)
-                if reply:
-                    plan.packets.append(reply)
-            start = end
-        runs.close()
-        return plan
-
-    def inbound(self, batch: Batch, now: float) -> Plan:
-        """Packets that came in datagrams: to the TUN."""
-        plan = Plan()
-        view = memoryview(batch.buffer)
-        start = 0
-        for length in batch.lengths:
-            end = start + length
-            reason = ipv4.check(batch.buffer, start, end) or _take_hop(batch.buffer, start)
-            if reason:
-                plan.drops[DropReason(reason)] += 1
-                self._answer_over_the_wire(plan, reason, batch.buffer, start, end, now)
+        self._sorter.sort(lengths, self._routes.mask)
+        segments_end = 0
+        for neighbours in self._sorter.neighbours:
+            next_hop = self._routes.lookup(neighbours.destination)
+            if next_hop is None:
+                self._refuse_all(plan, neighbours, now)
+            elif neighbours.gso_size:
+                segments_end = self._send_super_packet(plan, next_hop, neighbours, segments_end)
             else:
-                plan.packets.append(view[start:end])
-            start = end
+                _, start, end, segment_size, _ = neighbours
+                self._sorter.take_hops(start, end, segment_size)
+                plan.runs.append(Run(next_hop, segment_size, self._tun_view[start:end]))
+        for reason, start, end in self._sorter.refused:
+            self._refuse(plan, reason, bytes(self._tun_view[start:end]), now)
         return plan
 
-    def _send(self, runs: _RunBuilder, buffer: bytearray, start: int, end: int) -> int:
-        """Put one packet into a run; 0, or the DropReason with the packet as it was."""
-        reason = ipv4.check(buffer, start, end)
-        if reason:
-            return reason
-        next_hop = self._routes.lookup(ipv4.destination(buffer, start))
-        if next_hop is None:
-            return DropReason.NO_ROUTE
-        reason = _take_hop(buffer, start)
-        if not reason:
-            runs.add(next_hop, start, end)
-        return reason
+    def inbound(self, trains: list[tuple[int, int]], now: float) -> Plan:
+        """What becomes of the datagrams that were received: (length, segment_size) of equal ones that came as one."""
+        coalescer = self._coalescer
+        coalescer.begin()
+        start = 0
+        for length, segment_size in trains:
+            coalescer.add(start, start + length, segment_size)
+            start += length
+        coalescer.finish()
+        plan = Plan(packets=coalescer.packets)
+        for reason, packet in coalescer.refused:
+            plan.drops.append(DropReason(reason))
+            self._answer_over_the_wire(plan, reason, packet, now)
+        return plan
 
-    def _answer_over_the_wire(
-        self, plan: Plan, reason: int, buffer: bytearray, start: int, end: int, now: float
-    ) -> None:
+    def _send_super_packet(self, plan: Plan, next_hop: NextHop, packet: Neighbours, at: int) -> int:
+        """Put the segments behind those of earlier super-packets, and into runs; returns where they end."""
+        _, start, end, size, gso_size = packet
+        self._sorter.take_hops(start, end, size)
+        segment_size = self._segmenter.header_length(start) + gso_size
+        segments_end = self._segmenter.segment(start, end, gso_size, at)
+        if not segments_end:
+            plan.drops.append(DropReason.BAD_OFFLOAD)
+            return at
+        step = max(1, min(MAX_SEGMENTS, MAX_SEND // segment_size)) * segment_size
+        for run_start in range(at, segments_end, step):
+            run_end = min(run_start + step, segments_end)
+            plan.runs.append(Run(next_hop, segment_size, self._segments_view[run_start:run_end]))
+        return segments_end
+
+    def _refuse_all(self, plan: Plan, neighbours: Neighbours, now: float) -> None:
+        """Nobody leases their destination."""
+        for start in range(neighbours.start, neighbours.end, neighbours.segment_size):
+            end = min(start + neighbours.segment_size, neighbours.end)
+            self._refuse(plan, DropReason.NO_ROUTE, bytes(self._tun_view[start:end]), now)
+
+    def _refuse(self, plan: Plan, reason: int, packet: bytes, now: float) -> None:
+        """Drop a packet that came from the TUN, and tell its sender behind the TUN."""
+        if reason == DropReason.TTL_EXPIRED and self._routes.lookup(_address(packet, 16)) is None:
+            reason = DropReason.NO_ROUTE
+        plan.drops.append(DropReason(reason))
+        reply = self._icmp_error(reason, packet, now)
+        if reply:
+            plan.packets.append((vnet_hdr.PLAIN, reply))
+
+    def _answer_over_the_wire(self, plan: Plan, reason: int, packet: bytes, now: float) -> None:
         """An error about a packet of another host goes straight back to that host: the TUN is for our own."""
-        reply = self._icmp_error(reason, buffer, start, end, now)
-        next_hop = self._routes.lookup(ipv4.source(buffer, start)) if reply else None
+        reply = self._icmp_error(reason, packet, now)
+        next_hop = self._routes.lookup(_address(packet, 12)) if reply else None
         if next_hop is not None:
             plan.runs.append(Run(next_hop, len(reply), reply))
 
-    def _icmp_error(self, reason: int, buffer: bytearray, start: int, end: int, now: float) -> bytes:
+    def _icmp_error(self, reason: int, packet: bytes, now: float) -> bytes:
         """What the packet's source is told, empty when it must not or need not be told anything."""
         kind = _ICMP_ERRORS.get(reason)
-        if kind is None:
+        if kind is None or not icmp.may_be_answered(packet):
             return b""
-        packet = bytes(buffer[start:end])
-        if not icmp.may_be_answered(packet) or not self._icmp_limit.allow(ipv4.source(buffer, start), now):
+        if not self._icmp_limit.allow(_address(packet, 12), now):
             return b""
         return icmp.error(kind, packet, self._address)
 
@@ -121,35 +157,5 @@ _ICMP_ERRORS: dict[int, tuple[int, int]] = {
 }
 
 
-def _take_hop(buffer: bytearray, start: int) -> int:
-    """One off the TTL; 0, or TTL_EXPIRED with the packet as it was."""
-    if ipv4.ip_ttl(buffer, start) <= 1:
-        return DropReason.TTL_EXPIRED
-    ipv4.take_hop(buffer, start)
-    return 0
-
-
-class _RunBuilder:
-    """Groups neighbouring packets of one next hop and one length; a shorter one ends its run."""
-
-    def __init__(self, runs: list[Run], buffer: bytearray) -> None:
-        self._runs = runs
-        self._view = memoryview(buffer)
-        self._next_hop: NextHop | None = None
-        self._segment_size = self._start = self._end = 0
-        self._open = False
-
-    def add(self, next_hop: NextHop, start: int, end: int) -> None:
-        length = end - start
-        fits = self._open and start == self._end and next_hop == self._next_hop and length <= self._segment_size
-        if not fits:
-            self.close()
-            self._next_hop, self._segment_size, self._start = next_hop, length, start
-        self._end = end
-        self._open = length == self._segment_size
-
-    def close(self) -> None:
-        """The run so far, if any, is complete."""
-        if self._next_hop is not None:
-            self._runs.append(Run(self._next_hop, self._segment_size, self._view[self._start : self._end]))
-        self._next_hop, self._open = None, False
+def _address(packet: bytes, at: int) -> int:
+    return int.from_bytes(packet[at : at + 4], "big")

@@ -1,43 +1,48 @@
 """Executes plans: the asyncio loop between the TUN and the UDP socket.
 
-Each wake-up reads what is there, at most 64 packets, and carries the engine's plan for them out, so route changes,
-renewals and shutdown never wait for traffic to stop.  Buffers are allocated once.
+Each wake-up reads what is there, in batches and at most 64 packets in all, so route changes, renewals and shutdown
+never wait for traffic to stop.  Nothing waits for more packets than are there.  When the socket takes no more, the TUN
+is left alone until it does: its queue fills, and TCP slows by itself.  Buffers are allocated once.
 Counterpart: proxy.c.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
+from functools import partial
 from typing import Never
 
-from flannelpy.backend.udp.engine import Batch, Engine, Plan, Run
+from flannelpy.backend.udp.engine import BATCH_BYTES, BATCH_PACKETS, MAX_PACKET, Engine, Plan, Run
 from flannelpy.errors import HostError
+from flannelpy.linux.packet_loop import PacketLoop
 from flannelpy.linux.tun import Tun
 from flannelpy.linux.udp_socket import UdpSocket
+from flannelpy.packet import vnet_hdr
 from flannelpy.packet.drops import DropReason
-
-_BATCH = 64
-# Any packet fits behind a full batch of any others: nothing is ever cut, also from hosts with a larger MTU.
-_MAX_PACKET = 65535
 
 
 class Proxy:
     """Moves packets from its making until ``close``; ``drops`` counts what went no further."""
 
     def __init__(self, tun: Tun, udp: UdpSocket, engine: Engine) -> None:
-        """Needs a running event loop."""
+        """Needs a running PacketLoop."""
         self._tun = tun
         self._udp = udp
         self._engine = engine
-        self._buffer = bytearray(_BATCH * _MAX_PACKET)
-        self._view = memoryview(self._buffer)
+        self._tun_view = memoryview(engine.tun_buffer)
+        headers = memoryview(engine.vnet_hdrs)
+        self._header_views = [headers[at : at + vnet_hdr.SIZE] for at in range(0, len(headers), vnet_hdr.SIZE)]
+        self._udp_view = memoryview(engine.udp_buffer)
+        self._unsent: deque[Run] = deque()
         self.drops: Counter[DropReason] = Counter()
-        self._loop = asyncio.get_running_loop()
-        self._failure: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_reader(tun.fd, self._guarded, self._from_tun)
-        self._loop.add_reader(udp.fileno(), self._guarded, self._from_udp)
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, PacketLoop)
+        self._loop = loop
+        self._failure: asyncio.Future[None] = loop.create_future()
+        self._loop.serve(tun.fd, partial(self._guarded, self._from_tun))
+        self._loop.serve(udp.fileno(), partial(self._guarded, self._from_udp))
 
     async def failure(self) -> Never:
         """Wait for what no later packet could overcome.  Raises HostError."""
@@ -46,46 +51,110 @@ class Proxy:
 
     def close(self) -> None:
         """Leave device and socket alone from now on."""
-        self._loop.remove_reader(self._tun.fd)
-        self._loop.remove_reader(self._udp.fileno())
+        self._loop.desert(self._tun.fd)
+        self._loop.desert(self._udp.fileno())
+        self._loop.remove_writer(self._udp.fileno())
 
-    def _guarded(self, on_readable: Callable[[float], None]) -> None:
-        """A device that is gone stays readable: stop listening, or the loop would spin."""
+    def _guarded(self, work: Callable[[int], None], fresh: bool) -> bool:
+        """Do it; True when it was the last time: a device that is gone stays readable, and the loop would spin.
+
+        A packet that comes alone does not wait for the read that finds nothing behind it.
+        """
         try:
-            on_readable(self._loop.time())
+            work(1 if fresh else BATCH_PACKETS)
         except HostError as error:
             self.close()
             self._failure.set_exception(error)
+            return True
+        return False
 
-    def _from_tun(self, now: float) -> None:
+    def _from_tun(self, budget: int) -> None:
+        """Read, plan and send until the TUN is empty, the socket is full or the budget is spent."""
+        more = True
+        while more and budget:
+            lengths, more = self._read_batch(budget)
+            budget -= len(lengths)
+            if lengths:
+                plan = self._engine.outbound(lengths, self._loop.time())
+                self._unsent.extend(plan.runs)
+                more = self._send_or_wait() and more
+                self._to_tun(plan)
+
+    def _read_batch(self, budget: int) -> tuple[list[int], bool]:
+        """Lengths of what was read, and whether there may be more."""
         lengths: list[int] = []
         start = 0
-        while len(lengths) < _BATCH and (length := self._tun.read_into(self._view[start : start + _MAX_PACKET])):
+        while start < BATCH_BYTES and len(lengths) < budget:
+            length = self._tun.read_into(self._header_views[len(lengths)], self._tun_view[start : start + MAX_PACKET])
+            if not length:
+                return lengths, False
             lengths.append(length)
             start += length
-        self._execute(self._engine.outbound(Batch(self._buffer, lengths), now))
+        return lengths, True
 
-    def _from_udp(self, now: float) -> None:
-        lengths: list[int] = []
+    def _from_udp(self, budget: int) -> None:
+        """Receive, plan and write until there are no datagrams or the budget is spent."""
+        more = True
+        while more and budget:
+            trains, more = self._receive_batch(budget)
+            budget -= len(trains)
+            if trains:
+                plan = self._engine.inbound(trains, self._loop.time())
+                self._to_tun(plan)
+                for run in plan.runs:  # ICMP errors, which nobody waits for
+                    self._udp.send(run.data, run.segment_size, run.next_hop)
+
+    def _receive_batch(self, budget: int) -> tuple[list[tuple[int, int]], bool]:
+        """Likewise: (length, segment_size) of what was received."""
+        trains: list[tuple[int, int]] = []
         start = 0
-        while len(lengths) < _BATCH:
-            length = self._udp.receive_into(self._view[start : start + _MAX_PACKET])
-            if length is None:
-                break
-            lengths.append(length)
-            start += length
-        self._execute(self._engine.inbound(Batch(self._buffer, lengths), now))
+        while start < BATCH_BYTES and len(trains) < budget:
+            train = self._udp.receive_into(self._udp_view[start : start + MAX_PACKET])
+            if train is None:
+                return trains, False
+            trains.append(train)
+            start += train[0]
+        return trains, True
 
-    def _execute(self, plan: Plan) -> None:
-        for run in plan.runs:
-            self._send(run)
-        for packet in plan.packets:
-            if not self._tun.write(packet):
+    def _to_tun(self, plan: Plan) -> None:
+        for header, packet in plan.packets:
+            if not self._tun.write(header, packet):
                 self.drops[DropReason.TUN_REFUSED] += 1
-        self.drops.update(plan.drops)
+        if plan.drops:
+            self.drops.update(plan.drops)
 
-    def _send(self, run: Run) -> None:
-        for start in range(0, len(run.data), run.segment_size):
-            reason = self._udp.send(run.data[start : start + run.segment_size], run.next_hop)
-            if reason is not None:
+    def _send_or_wait(self) -> bool:
+        """Send what is unsent; False when the socket is full, and then the TUN is read again once it was sent."""
+        while self._unsent:
+            run = self._unsent.popleft()
+            several = len(run.data) > run.segment_size
+            if several and not self._udp.gso:
+                self._unsent.extendleft(_one_by_one(run))
+                continue
+            reason = self._udp.send(run.data, run.segment_size, run.next_hop)
+            if reason is DropReason.SOCKET_FULL:
+                self._unsent.appendleft(run)
+                self._wait_for_room()
+                return False
+            if reason is not None and several:
+                # One of its datagrams is too much for the path, or all together are for the network card.
+                self._unsent.extendleft(_one_by_one(run))
+            elif reason is not None:
                 self.drops[reason] += 1
+        return True
+
+    def _wait_for_room(self) -> None:
+        self._loop.desert(self._tun.fd)
+        self._loop.add_writer(self._udp.fileno(), self._resume)
+
+    def _resume(self) -> None:
+        """The socket takes more."""
+        self._loop.remove_writer(self._udp.fileno())
+        if self._send_or_wait():
+            self._loop.serve(self._tun.fd, partial(self._guarded, self._from_tun))
+
+
+def _one_by_one(run: Run) -> list[Run]:
+    """The run's datagrams as runs of their own, last first."""
+    starts = range(0, len(run.data), run.segment_size)
+    return [run._replace(data=run.data[start : start + run.segment_size]) for start in reversed(starts)]

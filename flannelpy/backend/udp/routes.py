@@ -9,6 +9,8 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 from typing import NamedTuple
 
+_ALL_ONES = 0xFFFFFFFF
+
 
 class NextHop(NamedTuple):
     """Where a subnet's packets are sent: public IP and port, usable as a socket address."""
@@ -23,6 +25,8 @@ class Routes:
     def __init__(self) -> None:
         self._by_length: dict[int, dict[int, NextHop]] = {}
         self._longest_first: tuple[tuple[int, dict[int, NextHop]], ...] = ()
+        #: Addresses that are equal under it have the same next hop.
+        self.mask = _ALL_ONES
 
     def __len__(self) -> int:
         return sum(map(len, self._by_length.values()))
@@ -50,6 +54,7 @@ class Routes:
 
     def _reorder(self) -> None:
         self._longest_first = tuple(
-            ((0xFFFFFFFF << (32 - length)) & 0xFFFFFFFF, self._by_length[length])
+            ((_ALL_ONES << (32 - length)) & _ALL_ONES, self._by_length[length])
             for length in sorted(self._by_length, reverse=True)
         )
+        self.mask = self._longest_first[0][0] if self._longest_first else _ALL_ONES

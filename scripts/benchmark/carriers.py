@@ -1,0 +1,151 @@
+"""What carries packets between two hosts: flannelpy in both forms, and what it is compared with.
+
+All carriers of a rack hang on one switch, two hosts each.  Every host has a container behind a bridge, with the address
+and the MTU that its subnet file tells; for carriers that write none, we do.
+
+flannelpy     its packet kernels compiled
+interpreted   the same, uncompiled, in an environment of its own
+socat         a TUN and a UDP socket, and C that moves one packet a system call
+vxlan         the kernel's own overlay; it has no daemon
+veth          no overlay: the hosts route
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import IPv4Network
+from typing import TYPE_CHECKING
+
+from lab import UNDERLAY, Host, Lab, wait_connected, wait_for
+
+from benchmark.traffic import resident_megabytes
+from flannelpy.subnet import env_file
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from lab import Container
+
+NAMES = ("flannelpy", "interpreted", "socat", "vxlan", "veth")
+
+_NETWORK = IPv4Network("11.0.0.0/16")
+_UDP_OVERHEAD = 28
+_VXLAN_OVERHEAD = 50
+_PORT = 8285
+_VXLAN_PORT = 4789
+
+#: Connects two hosts; the processes that carry the packets.
+Connect = Callable[[Sequence[Host]], list[int]]
+
+
+@dataclass
+class Carrier:
+    """Two containers on two hosts, and the processes between them."""
+
+    client: Container
+    server: Container
+    pids: list[int]
+    megabytes_before: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.megabytes_before = self.megabytes()
+
+    def megabytes(self) -> float:
+        """Resident size of the larger process, 0 when there is none."""
+        return max(map(resident_megabytes, self.pids), default=0)
+
+
+class Rack:
+    """A lab with two hosts for each of the carriers."""
+
+    def __init__(self, names: Sequence[str], interpreter: str, mtu: int) -> None:
+        self.carriers: dict[str, Carrier] = {}
+        self._connect = {name: connect for name, connect in _all(interpreter).items() if name in names}
+        self._mtu = mtu
+
+    def build(self, cleanup: ExitStack) -> None:
+        """Connect all hosts, until ``cleanup``."""
+        lab = cleanup.enter_context(Lab(hosts=2 * len(self._connect), mtu=self._mtu))
+        lab.put_config(f'{{"Network":"{_NETWORK}"}}')
+        for (name, connect), *pair in zip(self._connect.items(), lab.hosts[::2], lab.hosts[1::2], strict=True):
+            self.carriers[name] = carrier(pair, connect)
+
+
+def carrier(hosts: Sequence[Host], connect: Connect) -> Carrier:
+    """Two hosts, connected and proven to be."""
+    pids = connect(hosts)
+    client, server = (host.add_container() for host in hosts)
+    ping = ["ping", "-c1", "-W1", str(server.address)]
+    wait_for(lambda: client.run(*ping, check=False).returncode == 0, 10, f"a ping from {client.name}")
+    return Carrier(client, server, pids)
+
+
+def flannelpy(hosts: Sequence[Host], *flags: str, python: str = sys.executable, form: str = "compiled") -> list[int]:
+    """A daemon on each.  Raises RuntimeError unless their packet kernels have that form."""
+    daemons = [host.start_daemon("-iface=eth1", *flags, python=python) for host in hosts]
+    wait_connected(daemons)
+    for daemon in daemons:
+        if f"Packet kernels {form}," not in daemon.log():
+            raise RuntimeError(f"the packet kernels of {python} are not {form}:\n{daemon.log()}")
+    return [daemon.pid for daemon in daemons]
+
+
+def _all(interpreter: str) -> dict[str, Connect]:
+    interpreted = partial(flannelpy, python=interpreter, form="interpreted")
+    return dict(zip(NAMES, (flannelpy, interpreted, _socat, _vxlan, _veth), strict=True))
+
+
+def _socat(hosts: Sequence[Host]) -> list[int]:
+    return [_start_socat(host, other) for host, other in _each_way(hosts)]
+
+
+def _start_socat(host: Host, other: Host) -> int:
+    """Its buffer has to hold a packet of any MTU; the default is 8 KB."""
+    mtu = _give_subnet(host, _UDP_OVERHEAD)
+    tun = f"TUN:{_subnet(host).network_address}/{_NETWORK.prefixlen},tun-name=flannel0,iff-no-pi,up"
+    udp = f"UDP4-DATAGRAM:{other.public_ip}:{_PORT},bind={host.public_ip}:{_PORT}"
+    process = host.popen("socat", "-b65536", tun, udp)
+    wait_for(lambda: host.run("ip", "link", "show", "flannel0", check=False).returncode == 0, 10, "socat's TUN")
+    host.configure(f"link set flannel0 mtu {mtu}")
+    return process.pid
+
+
+def _vxlan(hosts: Sequence[Host]) -> list[int]:
+    for host, other in _each_way(hosts):
+        mtu = _give_subnet(host, _VXLAN_OVERHEAD)
+        peer = _subnet(other).network_address
+        host.configure(
+            f"link add flannel.1 mtu {mtu} type vxlan id 1 dev eth1 remote {other.public_ip} dstport {_VXLAN_PORT}",
+            f"address add {_subnet(host).network_address}/32 dev flannel.1",
+            "link set flannel.1 up",
+            f"route add {_subnet(other)} via {peer} dev flannel.1 onlink",
+        )
+    return []
+
+
+def _veth(hosts: Sequence[Host]) -> list[int]:
+    for host, other in _each_way(hosts):
+        _give_subnet(host, 0)
+        host.configure(f"route add {_subnet(other)} via {other.public_ip}")
+    return []
+
+
+def _each_way(hosts: Sequence[Host]) -> list[tuple[Host, Host]]:
+    one, other = hosts
+    return [(one, other), (other, one)]
+
+
+def _give_subnet(host: Host, overhead: int) -> int:
+    """Write the subnet file that flannelpy would write.  Returns the MTU in it."""
+    mtu = host.lab.mtu - overhead
+    path = host.run_dir / "flannel/subnet.env"
+    env_file.write(path, env_file.render(_NETWORK, _subnet(host), mtu, ip_masq=False))
+    return mtu
+
+
+def _subnet(host: Host) -> IPv4Network:
+    number = int(host.public_ip) - int(UNDERLAY.network.network_address)
+    return IPv4Network((int(_NETWORK.network_address) + (number << 8), 24))

@@ -1,0 +1,194 @@
+"""What is measured about the control part: start-up, and how everything grows with the number of leases.
+
+In etcd there is a network for each number of leases, held by hosts that do not exist.  A daemon starts in each of them
+anew.  In the smallest and the largest a pair of hosts carries packets all the time, to compare what a packet costs.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import sys
+import time
+import timeit
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING
+
+from lab import ETCD_PREFIX, Host, Lab, wait_for
+
+from benchmark import traffic
+from benchmark.carriers import Carrier, carrier, flannelpy
+from benchmark.data_path import Effort, Measurement
+from flannelpy.backend.udp.routes import NextHop, Routes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import ExitStack
+
+    from lab import Daemon
+
+    from benchmark.results import Values
+
+_CONFIG = '{"Network":"11.0.0.0/8"}'
+# Beyond the first hundred subnets, of which a host takes one.
+_FIRST_SUBNET = IPv4Address("11.1.0.0")
+_FIRST_HOST = IPv4Address("10.0.0.0")
+_LEASE_TTL = 86_400
+_DEADLINE = 60
+# Well below what the slowest carrier can do, so that all packets arrive.
+_PACKETS_PER_SECOND = 20_000
+_LOOK_UPS = 100_000
+_ROUTE_CHANGES = 20_000
+
+
+def lease_counts(largest: int) -> tuple[int, ...]:
+    """10, 100, … up to ``largest``."""
+    return tuple(10**power for power in range(1, round(math.log10(largest)) + 1))
+
+
+def prefix(count: int) -> str:
+    """Where etcd keeps the network with so many leases."""
+    return f"/leases-{count}"
+
+
+def subnet(number: int) -> IPv4Network:
+    """The lease of the host of that number, which does not exist."""
+    return IPv4Network((int(_FIRST_SUBNET) + (number << 8), 24))
+
+
+def lease(count: int, number: int) -> tuple[str, str]:
+    """Its key and value, in the network with so many."""
+    key = f"{prefix(count)}/subnets/{subnet(number).network_address}-24"
+    return key, f'{{"PublicIP":"{_FIRST_HOST + number}"}}'
+
+
+def pair(hosts: Sequence[Host], count: int) -> Carrier:
+    """A carrier in the network with so many leases."""
+    return carrier(hosts, lambda hosts: flannelpy(hosts, f"-etcd-prefix={prefix(count)}"))
+
+
+@dataclass(eq=False)
+class Control:
+    """The measurements on a lab of its own."""
+
+    counts: tuple[int, ...]
+    interpreter: str
+    effort: Effort
+
+    def measurements(self, names: Sequence[str]) -> list[Measurement]:
+        """All there are; ``names`` are the carriers, of which two have a start-up."""
+        counts = [str(count) for count in self.counts]
+        ends = [counts[0], counts[-1]]
+        return [
+            Measurement(
+                "start-up", [name for name in ("flannelpy", "interpreted") if name in names], self._start_up, self
+            ),
+            Measurement("leases-routes", counts, self._routes, self),
+            Measurement("leases-look-up", counts, look_up, self),
+            Measurement("leases-cost", ends, self._cost, self),
+        ]
+
+    def build(self, cleanup: ExitStack) -> None:
+        """The leases, two pairs of hosts that carry packets among the fewest and the most, and a host to start on."""
+        lab = cleanup.enter_context(Lab(hosts=5))
+        lab.put_config()
+        for count in self.counts:
+            lab.etcd.put(f"{prefix(count)}/config", _CONFIG)
+            lab.etcd.put_all(dict(lease(count, number) for number in range(count)), _LEASE_TTL)
+        fewest, most = self.counts[0], self.counts[-1]
+        self._pairs = {str(fewest): pair(lab.hosts[:2], fewest), str(most): pair(lab.hosts[2:4], most)}
+        self._host = lab.hosts[4]
+
+    def _start_up(self, name: str) -> Values:
+        """From exec to the subnet file, on a host that has none, with a local etcd and an existing config."""
+        python = sys.executable if name == "flannelpy" else self.interpreter
+        file = self._host.run_dir / "flannel/subnet.env"
+        file.unlink(missing_ok=True)
+        began = time.monotonic()
+        with _daemon(self._host, ETCD_PREFIX, python):
+            seconds = _seconds_until(file.exists, began)
+        return {"start-up": seconds}
+
+    def _routes(self, subject: str) -> Values:
+        """Start among so many leases, then have one more."""
+        count = int(subject)
+        etcd = self._host.lab.etcd
+        key, value = lease(count, count)
+        began = time.monotonic()
+        with _daemon(self._host, prefix(count)) as daemon:
+            routes = _seconds_until(lambda: _next_hops(daemon) >= count, began)
+            before = _next_hops(daemon)
+            began = time.monotonic()
+            etcd.put(key, value, _LEASE_TTL)
+            change = _seconds_until(lambda: _next_hops(daemon) > before, began)
+            megabytes = traffic.resident_megabytes(daemon.pid)
+            etcd.delete(key)
+        return {"leases-routes": routes, "leases-change": change * 1000, "leases-rss": megabytes}
+
+    def _cost(self, subject: str) -> Values:
+        """What packets cost among so many leases: µs each of the smallest, and seconds per Gbit of a stream."""
+        hosts = self._pairs[subject]
+        began = traffic.cpu_seconds(hosts.pids)
+        udp = traffic.udp(hosts.client, hosts.server, self.effort.seconds, 64, _PACKETS_PER_SECOND)
+        between = traffic.cpu_seconds(hosts.pids)
+        tcp = traffic.tcp(hosts.client, hosts.server, self.effort.seconds)
+        ended = traffic.cpu_seconds(hosts.pids)
+        packets = udp.offered * self.effort.seconds
+        return {"leases-cost": (between - began) / packets * 1e6, "leases-cost-tcp": (ended - between) / tcp.data}
+
+
+def look_up(subject: str) -> Values:
+    """The routing table alone, without a daemon."""
+    count = int(subject)
+    subnets = [subnet(number) for number in range(count)]
+    routes = Routes()
+    for each in subnets:
+        routes.set(each, NextHop("10.0.0.1", 8285))
+    rng = random.Random(count)
+    addresses = [int(rng.choice(subnets).network_address) + 2 for _ in range(_LOOK_UPS)]
+    changed = [rng.choice(subnets) for _ in range(_ROUTE_CHANGES)]
+    next_hop = NextHop("10.0.0.2", 8285)
+
+    def look_all_up() -> None:
+        for address in addresses:
+            routes.lookup(address)
+
+    def set_all() -> None:
+        for each in changed:
+            routes.set(each, next_hop)
+
+    def remove_all() -> None:
+        for each in changed:
+            routes.remove(each)
+            routes.set(each, next_hop)
+
+    return {
+        "leases-look-up": timeit.timeit(look_all_up, number=1) / _LOOK_UPS * 1e9,
+        "leases-set": timeit.timeit(set_all, number=1) / _ROUTE_CHANGES * 1e6,
+        "leases-remove": timeit.timeit(remove_all, number=1) / _ROUTE_CHANGES * 1e6,
+    }
+
+
+@contextmanager
+def _daemon(host: Host, prefix: str, python: str = sys.executable) -> Iterator[Daemon]:
+    """A daemon that is stopped at the end, and not before it is ready."""
+    daemon = host.start_daemon("-iface=eth1", f"-etcd-prefix={prefix}", python=python)
+    try:
+        yield daemon
+        daemon.wait_ready(_DEADLINE)
+    finally:
+        daemon.stop()
+
+
+def _next_hops(daemon: Daemon) -> int:
+    """How many the daemon has told systemd of."""
+    found = re.search(r"next hops: (\d+)", daemon.notified[-1]) if daemon.notified else None
+    return int(found[1]) if found else 0
+
+
+def _seconds_until(condition: Callable[[], bool], began: float) -> float:
+    wait_for(condition, _DEADLINE, "the daemon", pause=0.001)
+    return time.monotonic() - began

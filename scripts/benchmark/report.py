@@ -1,0 +1,163 @@
+"""What is told of the results: a page of Markdown, a figure, and everything as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark import figure
+from benchmark.results import BARS, CARRIER_METRICS, LEASE_METRICS, METRICS, Bar, Metric, Results
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from benchmark.data_path import Trial
+
+_BEGIN, _END = "<!-- begin: written by make bench -->", "<!-- end: written by make bench -->"
+_NOTES = """\
+Medians of all rounds, in brackets the lowest and the highest. A ratio is taken within each round, in which all carriers
+are measured one right after the other; its median is not the ratio of the medians. Both hosts, sender and receiver
+share the processors of one machine. Goodput is payload that arrived. The kernel's VXLAN and the bare veth have no
+daemon; what they cost is in the CPU of the whole machine, which includes sender, receiver and everything else.
+
+TCP: iperf3. RTT: 500 pings a second. UDP: the highest rate at which less than 1 % is lost in one second, found by
+doubling and bisection to 10 %; where the sender can offer no more, its rate stands."""
+
+
+@dataclass
+class Report:
+    """Everything there is to tell about one run."""
+
+    results: Results
+    carriers: Sequence[str]
+    counts: Sequence[str]
+    facts: Mapping[str, str]
+    trials: Sequence[Trial]
+
+    def text(self) -> str:
+        """The tables, in Markdown."""
+        parts = [
+            "\n".join(f"- {name}: {value}" for name, value in self.facts.items()),
+            _table(["", "measured", "bar", "", "goal", ""], [_verdict(self.results, bar) for bar in BARS]),
+            _NOTES + self._senders_limits(),
+            self._figures("", CARRIER_METRICS, self.carriers),
+            "Leases:",
+            self._figures("leases", LEASE_METRICS, self.counts),
+        ]
+        if self.results.failures:
+            parts += ["What failed:", "\n".join(f"- {failure}" for failure in self.results.failures)]
+        return "\n\n".join(parts)
+
+    def write(self, directory: Path) -> None:
+        """benchmarks.md, .svg and .json; what stands outside the marks in the page is kept."""
+        directory.mkdir(parents=True, exist_ok=True)
+        page = directory / "benchmarks.md"
+        picture = figure.draw(self.results, self.carriers)
+        image = "![bar charts of the tables below](benchmarks.svg)\n\n" if picture else ""
+        _write(page, _inserted(page.read_text() if page.exists() else "", f"{image}{self.text()}"))
+        _write(directory / "benchmarks.svg", picture)
+        _write(directory / "benchmarks.json", json.dumps(self._data(), indent=1, ensure_ascii=False) + "\n")
+
+    def _senders_limits(self) -> str:
+        limited = Counter(f"{each.subject} {each.size} B" for each in self.trials if each.at_senders_limit)
+        if not limited:
+            return ""
+        return f" That was so for {', '.join(f'{what} ({rounds}×)' for what, rounds in limited.items())}."
+
+    def _figures(self, title: str, metrics: Mapping[str, Metric], subjects: Sequence[str]) -> str:
+        rows = []
+        for name, (label, unit) in metrics.items():
+            spreads = [self.results.spread(name, subject) for subject in subjects]
+            if any(spreads):
+                rows.append([f"{label}, {unit}", *(str(spread) if spread else "–" for spread in spreads)])
+        return _table([title, *subjects], rows)
+
+    def _data(self) -> dict[str, Any]:
+        values = {
+            metric: {subject: list(rounds.values()) for subject, rounds in subjects.items()}
+            for metric, subjects in self.results.values.items()
+        }
+        units = {name: metric._asdict() for name, metric in METRICS.items() if name in values}
+        trials = [{**trial._asdict(), **trial.result._asdict()} for trial in self.trials]
+        for trial in trials:
+            del trial["result"]
+        return {
+            "facts": dict(self.facts),
+            "metrics": units,
+            "values": values,
+            "udp": trials,
+            "failures": self.results.failures,
+        }
+
+
+def facts(command: str) -> dict[str, str]:
+    """The machine and the programs."""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"^model name\s*: (.*)", cpuinfo, re.MULTILINE)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    congestion_control = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    return {
+        "machine": f"{os.cpu_count()} × {model[1] if model else platform.machine()}, {memory:.0f} GB",
+        "kernel": f"{platform.release()}, TCP congestion control {congestion_control}",
+        "programs": f"Python {platform.python_version()}, {_first_line('iperf3', '--version')}, {_socat_version()}",
+        "commit": _commit(),
+        "command": command,
+    }
+
+
+def _commit() -> str:
+    # As root in a user's tree git would refuse to look.
+    git = ["git", "-c", "safe.directory=*"]
+    try:
+        commit = _first_line(*git, "rev-parse", "--short=12", "HEAD")
+        changed = _first_line(*git, "status", "--porcelain", "--untracked-files=no", "flannelpy", "setup.py")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit} and changes that are not committed" if changed else commit
+
+
+def _socat_version() -> str:
+    found = re.search(r"socat version \S+", subprocess.run(["socat", "-V"], capture_output=True, text=True).stdout)
+    return found[0] if found else "socat"
+
+
+def _first_line(*argv: str) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.partition("\n")[0]
+
+
+def _verdict(results: Results, bar: Bar) -> list[str]:
+    spread = results.spread(bar.metric, bar.subject, bar.against)
+    if spread is None:
+        return [bar.label, "not measured", bar.shown(bar.bar), "", bar.shown(bar.goal), ""]
+    met = ["met" if bar.met(spread.median, limit) else "**missed**" for limit in (bar.bar, bar.goal)]
+    value = f"{spread}{' ×' if bar.against else ''}"
+    return [bar.label, value, bar.shown(bar.bar), met[0], bar.shown(bar.goal), met[1]]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [head, ["-" * max(width, 3) for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def _inserted(page: str, text: str) -> str:
+    """The page with ``text`` between the marks, which are added at its end where there are none."""
+    before, begin, rest = page.partition(_BEGIN)
+    after = rest.partition(_END)[2] if begin else "\n"
+    return f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}"
+
+
+def _write(path: Path, text: str) -> None:
+    """As a file of the directory's owner: sudo must leave nothing that only root can change."""
+    path.write_text(text)
+    owner = path.parent.stat()
+    os.chown(path, owner.st_uid, owner.st_gid)

@@ -1,0 +1,80 @@
+"""Traffic on a lab's overlay, for tests: starts netns/traffic.py and tcpdump in its namespaces."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Self
+
+from lab import Node
+
+from flannelpy.backend.udp.offloads import Offload
+
+_TRAFFIC = str(Path(__file__).parent / "netns" / "traffic.py")
+OUTER_PORT = 8285
+
+
+def all_but(missing: Offload) -> str:
+    """The value of -offload that leaves one out."""
+    return ",".join(offload for offload in Offload if offload is not missing)
+
+
+@contextmanager
+def listening(node: Node, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A traffic command that has begun to listen; it is killed in the end."""
+    with running(node, *arguments) as process:
+        assert _output(process.stdout).readline() == "listening\n"
+        yield process
+
+
+@contextmanager
+def running(node: Node, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A traffic command that is killed in the end."""
+    with node.popen(sys.executable, _TRAFFIC, *arguments) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def traffic(node: Node, *arguments: str, timeout: float = 120) -> str:
+    """What a traffic command prints in the end."""
+    return node.run(sys.executable, _TRAFFIC, *arguments, timeout=timeout).stdout
+
+
+def transfer(source: Node, sink: Node, address: str, size: int, timeout: float = 120) -> None:
+    """Send ``size`` bytes over TCP; they must arrive as they were sent."""
+    with listening(sink, "tcp-sink", "5001") as receiver:
+        sent = traffic(source, "tcp-source", address, "5001", str(size), timeout=timeout)
+        received, _ = receiver.communicate(timeout=10)
+    assert received == sent
+    assert sent.split()[1] == str(size)
+
+
+class Capture:
+    """A tcpdump that is listening: ``readline`` is the next packet, or all go to a ``file``."""
+
+    def __init__(self, node: Node, device: str, what: str, file: Path | None = None) -> None:
+        how = ["-l", "--immediate-mode"] if file is None else ["-w", str(file), "-B", "65536", "-Z", "root"]
+        self.process = node.popen("tcpdump", "-n", *how, "-i", device, what)
+
+    def __enter__(self) -> Self:
+        while "listening on" not in (line := _output(self.process.stderr).readline()):
+            assert line, "tcpdump has ended"
+        return self
+
+    def readline(self) -> str:
+        return _output(self.process.stdout).readline()
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.process.communicate(timeout=10)
+
+
+def _output(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None
+    return stream

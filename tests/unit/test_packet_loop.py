@@ -1,0 +1,179 @@
+"""The event loop whose packet path takes a shorter way: it must not starve asyncio, nor asyncio it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flannelpy.linux import packet_loop
+from flannelpy.linux.packet_loop import PacketLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+DEADLINE = 10
+
+
+class Pipe:
+    """A descriptor that is readable as long as ``filled`` was called more often than ``emptied``."""
+
+    def __init__(self) -> None:
+        self.fd, self._end = os.pipe2(os.O_NONBLOCK)
+        self.calls = 0
+        self.fresh: list[bool] = []
+
+    def fill(self) -> None:
+        os.write(self._end, b"x")
+
+    def take(self, fresh: bool) -> bool:
+        """A handler that does its work and has nothing for asyncio."""
+        self.fresh.append(fresh)
+        self.calls += 1
+        os.read(self.fd, 1)
+        return False
+
+    def look(self, fresh: bool) -> bool:
+        """A handler that never gets its work done."""
+        self.calls += 1
+        assert self.calls < 1_000_000, "nobody else gets a turn"
+        return False
+
+    def close(self) -> None:
+        os.close(self.fd)
+        os.close(self._end)
+
+
+def play(scenario: Callable[[PacketLoop, Pipe], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, PacketLoop)
+        with closing(Pipe()) as pipe:
+            async with asyncio.timeout(DEADLINE):
+                await scenario(loop, pipe)
+            loop.desert(pipe.fd)
+
+    packet_loop.run(whole())
+
+
+def test_run_gives_the_result_and_lets_errors_through() -> None:
+    async def result() -> int:
+        return 7
+
+    async def failure() -> None:
+        raise KeyError("lost")
+
+    assert packet_loop.run(result()) == 7
+    with pytest.raises(KeyError, match="lost"):
+        packet_loop.run(failure())
+
+
+def test_a_handler_is_called_while_asyncio_has_nothing_to_do() -> None:
+    async def scenario(loop: PacketLoop, pipe: Pipe) -> None:
+        done = loop.create_future()
+
+        def third_time(fresh: bool) -> bool:
+            pipe.take(fresh)
+            pipe.fill()
+            if pipe.calls == 3:
+                done.set_result(pipe.calls)
+            return pipe.calls == 3
+
+        loop.serve(pipe.fd, third_time)
+        pipe.fill()
+        assert await done == 3
+        assert pipe.fresh == [False] * 3
+
+    play(scenario)
+
+
+def test_a_handler_is_told_whether_the_loop_slept_until_then() -> None:
+    async def scenario(loop: PacketLoop, pipe: Pipe) -> None:
+        done = loop.create_future()
+
+        def twice(fresh: bool) -> bool:
+            pipe.take(fresh)
+            if pipe.calls == 1:
+                pipe.fill()
+                return False
+            done.set_result(None)
+            return True
+
+        loop.serve(pipe.fd, twice)
+        thread = threading.Timer(0.001, pipe.fill)
+        thread.start()
+        await done
+        thread.join()
+        assert pipe.fresh == [True, False]
+
+    play(scenario)
+
+
+def test_timers_and_other_descriptors_get_their_turn_under_a_flood() -> None:
+    async def scenario(loop: PacketLoop, pipe: Pipe) -> None:
+        one, other = socket.socketpair()
+        with one, other:
+            one.setblocking(False)
+            loop.serve(pipe.fd, pipe.look)
+            pipe.fill()
+            other.send(b"hello")
+            assert await loop.sock_recv(one, 10) == b"hello"
+            due = asyncio.Event()
+            loop.call_later(0.001, due.set)
+            await due.wait()
+        assert pipe.calls > 2
+
+    play(scenario)
+
+
+def test_a_thread_can_wake_it_up() -> None:
+    async def scenario(loop: PacketLoop, pipe: Pipe) -> None:
+        woken = asyncio.Event()
+        loop.serve(pipe.fd, pipe.look)
+        thread = threading.Thread(target=loop.call_soon_threadsafe, args=(woken.set,))
+        thread.start()
+        await woken.wait()
+        thread.join()
+        assert await asyncio.to_thread(lambda: 7) == 7
+        assert pipe.calls == 0
+
+    play(scenario)
+
+
+def test_a_deserted_descriptor_is_left_alone_at_once() -> None:
+    async def scenario(loop: PacketLoop, pipe: Pipe) -> None:
+        with closing(Pipe()) as other:
+
+            def desert_both(fresh: bool) -> bool:
+                loop.desert(pipe.fd)
+                loop.desert(other.fd)
+                pipe.calls += 1
+                return False
+
+            loop.serve(pipe.fd, desert_both)
+            loop.serve(other.fd, desert_both)
+            for end in (pipe, other):
+                end.fill()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert pipe.calls == 1
+            loop.desert(pipe.fd)
+
+    play(scenario)
+
+
+def test_a_descriptor_can_be_served_again() -> None:
+    async def scenario(loop: PacketLoop, pipe: Pipe) -> None:
+        for times in (1, 2):
+            loop.serve(pipe.fd, pipe.take)
+            pipe.fill()
+            while pipe.calls < times:  # noqa: ASYNC110 - what is waited for has no event
+                await asyncio.sleep(0)
+            loop.desert(pipe.fd)
+
+    play(scenario)

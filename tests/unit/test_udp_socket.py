@@ -1,0 +1,227 @@
+"""The UDP socket, on loopback: runs arrive as their datagrams, trains as what they were, and errors by their reason."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import select
+import socket
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flannelpy.errors import HostError
+from flannelpy.linux.udp_socket import UdpSocket
+from flannelpy.packet.drops import DropReason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOCALHOST = IPv4Address("127.0.0.1")
+DATA = random.Random(8285).randbytes(65507)
+DEADLINE = 10
+
+
+@contextmanager
+def udp(*, gso: bool = True, gro: bool = True) -> Iterator[tuple[UdpSocket, tuple[str, int]]]:
+    """A socket and its address."""
+    found = UdpSocket(LOCALHOST, 0, gso=gso, gro=gro)
+    try:
+        with same_socket(found) as same:
+            address = same.getsockname()
+        yield found, address
+    finally:
+        found.close()
+
+
+def same_socket(of: UdpSocket) -> socket.socket:
+    return socket.socket(fileno=os.dup(of.fileno()))
+
+
+@contextmanager
+def plain_socket() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+        end.bind(("127.0.0.1", 0))
+        end.settimeout(DEADLINE)
+        yield end
+
+
+def receive(end: UdpSocket) -> tuple[bytes, int]:
+    """(data, segment size) of what comes next."""
+    assert select.select([end.fileno()], [], [], DEADLINE)[0]
+    buffer = bytearray(65535)
+    train = end.receive_into(memoryview(buffer))
+    assert train is not None
+    length, segment_size = train
+    assert not any(buffer[length:])
+    return bytes(buffer[:length]), segment_size
+
+
+def pieces(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+SHAPES = [
+    pytest.param(1000, 100, id="ten"),
+    pytest.param(1001, 100, id="and a shorter one"),
+    pytest.param(200, 100, id="two"),
+    pytest.param(101, 100, id="two of which one has one byte"),
+    pytest.param(64, 1, id="64 of one byte"),
+    pytest.param(64 * 1000, 1000, id="64"),
+    pytest.param(44 * 1472, 1472, id="almost 65,000 bytes"),
+    pytest.param(65000, 32500, id="65,000 bytes"),
+    pytest.param(65000, 1111, id="an odd length"),
+]
+
+
+@pytest.mark.parametrize(("length", "size"), SHAPES)
+def test_a_run_arrives_as_its_datagrams(length: int, size: int) -> None:
+    with udp() as (sender, address), plain_socket() as receiver:
+        assert sender.gso
+        assert sender.send(memoryview(DATA)[:length], size, receiver.getsockname()) is None
+        expected = pieces(DATA[:length], size)
+        assert [receiver.recvfrom(65535) for _ in expected] == [(piece, address) for piece in expected]
+
+
+@pytest.mark.parametrize(("length", "size"), SHAPES)
+def test_a_train_arrives_in_one_piece_with_its_segment_size(length: int, size: int) -> None:
+    with udp() as (sender, _), udp() as (receiver, to):
+        assert receiver.gro
+        assert sender.send(DATA[:length], size, to) is None
+        assert receive(receiver) == (DATA[:length], size)
+
+
+@pytest.mark.parametrize(("length", "size"), SHAPES)
+def test_without_gro_the_same_run_arrives_one_by_one(length: int, size: int) -> None:
+    with udp() as (sender, _), udp(gro=False) as (receiver, to):
+        assert not receiver.gro
+        assert sender.send(DATA[:length], size, to) is None
+        assert [receive(receiver) for _ in pieces(DATA[:length], size)] == [
+            (piece, len(piece)) for piece in pieces(DATA[:length], size)
+        ]
+
+
+@pytest.mark.parametrize("length", [0, 1, 1472, 9000, 65507])
+@pytest.mark.parametrize("gro", [True, False])
+@pytest.mark.parametrize("gso", [True, False])
+def test_a_datagram_by_itself_is_sent_and_received_whole(length: int, gro: bool, gso: bool) -> None:
+    """Fragmented on the way where it must be."""
+    with udp(gso=gso) as (sender, _), udp(gro=gro) as (receiver, to):
+        assert sender.gso == gso
+        assert sender.send(DATA[:length], max(length, 1), to) is None
+        assert receive(receiver) == (DATA[:length], length)
+
+
+def test_a_run_of_one_is_not_one_for_the_kernel() -> None:
+    """With UDP_SEGMENT a single datagram that is too long for the path would be refused."""
+    with udp() as (sender, _), plain_socket() as receiver:
+        assert sender.send(DATA, 65507, receiver.getsockname()) is None
+        assert sender.send(DATA[:100], 65507, receiver.getsockname()) is None
+        assert (receiver.recv(65535), receiver.recv(65535)) == (DATA, DATA[:100])
+
+
+@pytest.mark.parametrize("gro", [True, False])
+def test_when_there_is_nothing_nothing_is_received(gro: bool) -> None:
+    with udp(gro=gro) as (receiver, _):
+        assert receiver.receive_into(memoryview(bytearray(65535))) is None
+
+
+def refusing(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    for name in ("sendto", "sendmsg"):
+        monkeypatch.setattr(socket.socket, name, refuse, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.EAGAIN, DropReason.SOCKET_FULL),
+        (errno.ENOBUFS, DropReason.SOCKET_FULL),
+        (errno.EMSGSIZE, DropReason.TOO_BIG),
+        (errno.EPERM, DropReason.SEND_FAILED),
+        (errno.ENETUNREACH, DropReason.SEND_FAILED),
+        (errno.EIO, DropReason.SEND_FAILED),
+        (errno.EINVAL, DropReason.SEND_FAILED),
+    ],
+)
+@pytest.mark.parametrize("length", [100, 1000])
+def test_what_cannot_be_sent_has_a_reason(
+    number: int, reason: DropReason, length: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only a run of several can tell that the kernel refuses them at a time."""
+    refusing(number, monkeypatch)
+    with udp() as (sender, _):
+        assert sender.send(DATA[:length], 100, ("127.0.0.1", 9)) is reason
+        refused = length > 100 and number == errno.EIO
+        assert sender.gso is not refused
+        assert len(caplog.messages) == refused
+
+
+def test_a_full_receive_buffer_is_counted() -> None:
+    with udp() as (receiver, to), plain_socket() as sender:
+        assert receiver.overflows() == 0
+        with same_socket(receiver) as same:
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        for _ in range(100):
+            sender.sendto(DATA[:1000], to)
+        received = 0
+        while receiver.receive_into(memoryview(bytearray(65535))):
+            received += 1
+        assert received > 0
+        assert received + receiver.overflows() == 100
+
+
+def test_a_port_that_is_taken_is_said_with_a_guess_why() -> None:
+    with plain_socket() as other:
+        port = other.getsockname()[1]
+        with pytest.raises(HostError) as caught:
+            UdpSocket(LOCALHOST, port)
+    assert str(caught.value) == (
+        f"cannot listen on UDP 127.0.0.1:{port}: Address already in use; is another flannel running?"
+    )
+
+
+def test_an_address_that_is_not_ours_is_said() -> None:
+    with pytest.raises(HostError) as caught:
+        UdpSocket(IPv4Address("192.0.2.1"), 8285)
+    assert str(caught.value) == "cannot listen on UDP 192.0.2.1:8285: Cannot assign requested address"
+
+
+def test_a_kernel_without_offloads_costs_only_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = socket.socket.setsockopt
+
+    def without(end: socket.socket, level: int, *rest: int) -> None:
+        if level == socket.IPPROTO_UDP:
+            raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+        original(end, level, *rest)
+
+    monkeypatch.setattr(socket.socket, "setsockopt", without, raising=False)
+    with udp() as (sender, _), udp() as (receiver, to):
+        assert (sender.gso, sender.gro) == (False, False)
+        assert sender.send(DATA[:100], 100, to) is None
+        assert receive(receiver) == (DATA[:100], 100)
+
+
+def test_buffers_are_as_large_as_the_user_may_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the system's limit only root's."""
+    original = socket.socket.setsockopt
+
+    def as_user(end: socket.socket, level: int, option: int, value: int) -> None:
+        if (level, option) in {(socket.SOL_SOCKET, 32), (socket.SOL_SOCKET, 33)}:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        original(end, level, option, value)
+
+    def sizes(of: socket.socket) -> list[int]:
+        return [of.getsockopt(socket.SOL_SOCKET, option) for option in (socket.SO_RCVBUF, socket.SO_SNDBUF)]
+
+    with plain_socket() as ordinary:
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            ordinary.setsockopt(socket.SOL_SOCKET, option, 4 << 20)
+        monkeypatch.setattr(socket.socket, "setsockopt", as_user, raising=False)
+        with udp() as (found, _), same_socket(found) as same:
+            assert sizes(same) == sizes(ordinary)
