@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: Is told whether we slept until it became readable: then there is likely but one packet, else they are piling up.
+#: Is told whether it was not called just before: then there is likely but one packet, else they are piling up.
 #: Returns whether asyncio got something to do by it (a future is done, a callback is due).
 Handler = Callable[[bool], bool]
 
@@ -53,6 +53,7 @@ class _PacketSelector(selectors.EpollSelector):
     def __init__(self) -> None:
         super().__init__()
         self._handlers: dict[int, Handler] = {super().fileno(): lambda _: True}
+        self._served: list[int] = []  # in the last round, if we have not slept since
         self._epoll = select.epoll()
         self._epoll.register(super().fileno(), select.EPOLLIN)
 
@@ -68,24 +69,26 @@ class _PacketSelector(selectors.EpollSelector):
         """What asyncio has to do; returns with nothing, and maybe early, when a handler says so."""
         end = None if timeout is None else time.monotonic() + timeout
         while True:
-            ready, fresh = self._epoll.poll(0, _MAX_READY), False
+            ready = self._epoll.poll(0, _MAX_READY)
             if not ready:
                 wait = -1.0 if end is None else end - time.monotonic()
                 if wait != -1.0 and wait <= 0:
                     return []
-                ready, fresh = self._epoll.poll(wait, _MAX_READY), True
-            if self._serve(ready, fresh):
+                self._served = []
+                ready = self._epoll.poll(wait, _MAX_READY)
+            if self._serve(ready):
                 return super().select(0)
             if end is not None and time.monotonic() >= end:
                 return []
 
-    def _serve(self, ready: list[tuple[int, int]], fresh: bool) -> bool:
+    def _serve(self, ready: list[tuple[int, int]]) -> bool:
         """Call the handlers; whether asyncio has something to do."""
         due = False
         for fd, _ in ready:
             handler = self._handlers.get(fd)  # none when an earlier one has deserted it
-            if handler is not None and handler(fresh):
+            if handler is not None and handler(fd not in self._served):
                 due = True
+        self._served = [fd for fd, _ in ready]
         return due
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ _SEGMENT_SIZE = struct.Struct("=H")  # as we send it
 _GRO_SIZE = struct.Struct("=i")  # as it is received
 _GRO_SPACE = socket.CMSG_SPACE(_GRO_SIZE.size)
 _MEMINFO = struct.Struct("=9I")
-_BUFFER_BYTES = 4 << 20
+_BUFFER_BYTES = 8 << 20
 
 # What one datagram's fate means, by errno; everything else is the underlay's refusal.
 _REASONS = {

@@ -28,6 +28,7 @@ from packets import (
     tcp_segment,
     udp_datagram,
     with_checksum,
+    with_ttl,
 )
 
 from flannelpy.packet import vnet_hdr
@@ -223,6 +224,39 @@ def test_a_packet_with_another_field_does_not_continue_the_one_before_it(
     assert_apart([first.encode(), second._replace(**change).encode()])  # type: ignore[arg-type]
 
 
+def changed(packet: bytes, at: int, mask: int = 0x01) -> bytes:
+    return packet[:at] + bytes((packet[at] ^ mask,)) + packet[at + 1 :]
+
+
+def with_bit_changed(packet: bytes, bit: int) -> bytes:
+    """And checksums that are right all the same, unless the bit is in one of them."""
+    at = bit // 8
+    found = changed(packet, at, 1 << bit % 8)
+    l4_checksum = (36, 37) if packet[9] == TCP else (26, 27)
+    if at not in (0, 9, *l4_checksum):
+        found = with_checksum(found)
+    return found if at in (0, 10, 11) else with_ttl(found, found[8])
+
+
+@pytest.mark.parametrize(
+    ("first", "length", "exceptions"),
+    [
+        # The PSH flag is passed on, and identifications mean nothing where fragments are forbidden.
+        pytest.param(FIRST._replace(fragment=0, options=TIMESTAMPS), 52, {33 * 8 + 3}, id="tcp"),
+        pytest.param(FIRST, 40, {33 * 8 + 3, *range(4 * 8, 6 * 8)}, id="tcp, not to be fragmented"),
+        pytest.param(FIRST_UDP, 28, set(), id="udp"),
+    ],
+)
+def test_every_bit_of_the_header_counts(first: Packet, length: int, exceptions: set[int]) -> None:
+    one, two = flow(first, [100, 100])
+    merged = {
+        bit
+        for bit in range(length * 8)
+        if any(any(header) for header, _ in coalesced_singly([one, with_bit_changed(two, bit)]).packets)
+    }
+    assert merged == exceptions
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -253,10 +287,6 @@ def test_identifications_do_not_matter_where_nothing_may_be_fragmented(identific
     assert counts(found) == [2]
     expected = [oracle.without_identification(hop_taken(packet)) for packet in packets]
     assert list(map(oracle.without_identification, oracle.all_written(found.packets))) == expected
-
-
-def changed(packet: bytes, at: int, mask: int = 0x01) -> bytes:
-    return packet[:at] + bytes((packet[at] ^ mask,)) + packet[at + 1 :]
 
 
 @pytest.mark.parametrize("first", [FIRST, FIRST_UDP], ids=["tcp", "udp"])

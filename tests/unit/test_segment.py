@@ -79,6 +79,7 @@ SUPER_PACKETS = [
     pytest.param(tcp(4000), 1448, id="tcp"),
     pytest.param(tcp(4344), 1448, id="tcp, the last as long as the others"),
     pytest.param(tcp(4345), 1448, id="tcp, the last of one byte"),
+    pytest.param(tcp(4345, sequence=2**32 - 2000), 1448, id="tcp, sequence numbers that wrap"),
     pytest.param(tcp(1448), 1448, id="tcp, one segment"),
     pytest.param(tcp(100), 1448, id="tcp, one shorter segment"),
     pytest.param(tcp(1), 1, id="tcp, one byte"),

@@ -45,6 +45,7 @@ def sorted_lengths(packets: list[bytes], mask: int = BY_24) -> list[tuple[str, i
         pytest.param([], [], id="nothing"),
         pytest.param([to(A)], [(A, 100, [100])], id="one"),
         pytest.param([to(A)] * 3, [(A, 100, [100] * 3)], id="equal lengths"),
+        pytest.param([to(A, ttl=2)], [(A, 100, [100])], id="the last hop but one"),
         pytest.param([to(A), to(ALSO_A), to(A)], [(A, 100, [100] * 3)], id="one subnet"),
         pytest.param([to(ALSO_A), to(A)], [(ALSO_A, 100, [100] * 2)], id="the first destination counts"),
         pytest.param([to(A), to(B), to(A)], [(A, 100, [100]), (B, 100, [100]), (A, 100, [100])], id="order is kept"),

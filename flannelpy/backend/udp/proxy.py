@@ -95,7 +95,7 @@ class Proxy:
     def _from_udp(self, budget: int) -> None:
         """Receive, plan and write until there are no datagrams or the budget is spent."""
         more = True
-        while more and budget:
+        while more and budget > 0:
             trains, more = self._receive_batch(budget)
             budget -= len(trains)
             if trains:
@@ -113,7 +113,10 @@ class Proxy:
             if train is None:
                 return trains, False
             trains.append(train)
-            start += train[0]
+            length, segment_size = train
+            start += length
+            if length > segment_size:
+                budget = BATCH_PACKETS  # the rest of a super-packet follows its first train
         return trains, True
 
     def _to_tun(self, plan: Plan) -> None:
