@@ -10,12 +10,13 @@ from flannelpy.packet.drops import DropReason
 UDP = 17
 TCP = 6
 ICMP = 1
+UDP_LITE = 136
 
 # Flags of TCP, and those of the IPv4 header's fragment word.
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
 DONT_FRAGMENT, MORE_FRAGMENTS = 0x4000, 0x2000
 
-_CHECKSUM_AT = {TCP: 16, UDP: 6}
+_CHECKSUM_AT = {TCP: 16, UDP: 6, UDP_LITE: 6}
 
 
 def checksum(data: bytes | bytearray) -> int:

@@ -23,7 +23,7 @@ cdef class Coalescer:
     cdef bint _merge_tcp, _merge_udp, _merges
     cdef readonly list packets, refused
     # The item being built: its first packet, how many it has, where it lies once it has more than one.
-    cdef Py_ssize_t _start, _stop, _count, _header, _gso_size, _last_size, _built_at, _end
+    cdef Py_ssize_t _start, _stop, _count, _header, _gso_size, _built_at, _end
     cdef bint _complete, _verified, _built
 
     cpdef void begin(self)

@@ -132,7 +132,7 @@ class Coalescer:
         self._close()
         self._start, self._stop, self._count = start, stop, 1
         self._header = header
-        self._gso_size = self._last_size = stop - start - header
+        self._gso_size = stop - start - header
         self._complete = not header or self._ends(start, stop)
         self._verified = False
         self._built = False
@@ -180,8 +180,8 @@ class Coalescer:
         return self._checksums_right(start, stop)
 
     def _payload(self) -> int:
-        """Payload bytes so far."""
-        return (self._count - 1) * self._gso_size + self._last_size
+        """Payload bytes so far; nothing follows a packet that is shorter than the first."""
+        return self._count * self._gso_size
 
     def _same_flow(self, start: int) -> bool:
         """What must be equal to the first packet's is, and what must go on goes on."""
@@ -225,7 +225,6 @@ class Coalescer:
         _copy(self._to, self._end, self._from, start + self._header, size)
         self._end += size
         self._count += 1
-        self._last_size = size
         self._complete = self._ends(start, stop)
         if self._data[start + _PROTOCOL] == _TCP:
             self._target[self._built_at + _TCP_FLAGS] |= self._data[start + _TCP_FLAGS]

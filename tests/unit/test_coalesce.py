@@ -22,6 +22,7 @@ from packets import (
     SYN,
     TCP,
     UDP,
+    UDP_LITE,
     URG,
     hop_taken,
     ipv4_packet,
@@ -87,7 +88,7 @@ class Packet(NamedTuple):
             tos=self.tos,
             identification=self.identification % 2**16,
         )
-        return with_checksum(packet) if self.protocol in (TCP, UDP) else packet
+        return with_checksum(packet) if self.protocol in (TCP, UDP, UDP_LITE) else packet
 
     def following(self, payload: bytes) -> Packet:
         """The next packet of the flow, with what counts on counted on."""
@@ -266,6 +267,7 @@ def test_every_bit_of_the_header_counts(first: Packet, length: int, exceptions: 
         pytest.param({"fragment": DONT_FRAGMENT | 0x1FFF}, id="later fragments that must not be fragmented"),
         pytest.param({"protocol": ICMP}, id="icmp"),
         pytest.param({"protocol": 132}, id="sctp"),
+        pytest.param({"protocol": UDP_LITE, "fragment": 0}, id="udp-lite, whose checksum is like udp's"),
         *(
             pytest.param({"flags": ACK | flag}, id=name)
             for name, flag in {"FIN": FIN, "SYN": SYN, "RST": RST, "URG": URG, "ECE": ECE, "CWR": CWR}.items()

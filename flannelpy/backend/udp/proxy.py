@@ -1,6 +1,6 @@
 """Executes plans: the asyncio loop between the TUN and the UDP socket.
 
-Each wake-up reads what is there, in batches and at most 64 packets in all, so route changes, renewals and shutdown
+Each wake-up reads what is there, in batches and with at most 64 reads in all, so route changes, renewals and shutdown
 never wait for traffic to stop.  Nothing waits for more packets than are there.  When the socket takes no more, the TUN
 is left alone until it does: its queue fills, and TCP slows by itself.  Buffers are allocated once.
 Counterpart: proxy.c.
@@ -102,7 +102,7 @@ class Proxy:
                 plan = self._engine.inbound(trains, self._loop.time())
                 self._to_tun(plan)
                 for run in plan.runs:  # ICMP errors, which nobody waits for
-                    self._udp.send(run.data, run.segment_size, run.next_hop)
+                    self._count(self._udp.send(run.data, run.segment_size, run.next_hop))
 
     def _receive_batch(self, budget: int) -> tuple[list[tuple[int, int]], bool]:
         """Likewise: (length, segment_size) of what was received."""
@@ -126,6 +126,10 @@ class Proxy:
         if plan.drops:
             self.drops.update(plan.drops)
 
+    def _count(self, reason: DropReason | None) -> None:
+        if reason is not None:
+            self.drops[reason] += 1
+
     def _send_or_wait(self) -> bool:
         """Send what is unsent; False when the socket is full, and then the TUN is read again once it was sent."""
         while self._unsent:
@@ -142,8 +146,8 @@ class Proxy:
             if reason is not None and several:
                 # One of its datagrams is too much for the path, or all together are for the network card.
                 self._unsent.extendleft(_one_by_one(run))
-            elif reason is not None:
-                self.drops[reason] += 1
+            else:
+                self._count(reason)
         return True
 
     def _wait_for_room(self) -> None:
