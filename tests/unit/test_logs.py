@@ -124,7 +124,7 @@ def test_verbosity_decides_what_is_said(verbosity: int, expected: list[str]) -> 
 
 
 def test_libraries_are_heard_from_warnings_on() -> None:
-    log = logging.getLogger("some.library")
+    log = logging.getLogger("some.package")
     with configured(9) as written:
         log.info("info")
         log.warning("warning")
