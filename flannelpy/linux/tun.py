@@ -78,7 +78,7 @@ class Tun:
     def read_into(self, header: memoryview, view: memoryview) -> int:
         """Length of the next packet, put at the start of ``view``; 0 when there is none.  Raises HostError."""
         try:
-            return os.readv(self.fd, (header, view)) - 10
+            return os.readv(self.fd, (header, view)) - len(header)
         except BlockingIOError:
             return 0
         except OSError as error:

@@ -16,10 +16,8 @@ import struct
 
 SIZE = 10
 NEEDS_CSUM = 1
-GSO_NONE = 0
 GSO_TCPV4 = 1
 GSO_UDP_L4 = 5
-GSO_ECN = 0x80
 
 _HEADER = struct.Struct("=BBHHHH")
 

@@ -129,11 +129,10 @@ class UdpBackend:
 
     async def _check_route(self, netlink: Netlink, name: str) -> None:
         """A leftover device with our network would swallow the containers' packets."""
-        [own] = [link.index for link in await netlink.links() if link.name == name]
-        ways = [route.link_index for route in await netlink.routes() if route.destination == self._network]
-        if ways != [own]:
-            names = {link.index: link.name for link in await netlink.links()}
-            others = ", ".join(names[index] for index in ways if index != own) or "nothing"
+        names = {link.index: link.name for link in await netlink.links()}
+        ways = [names.get(route.link_index) for route in await netlink.routes() if route.destination == self._network]
+        if ways != [name]:
+            others = ", ".join(way or "an interface that just came" for way in ways if way != name) or "nothing"
             raise HostError(f"the route to {self._network} leads to {others} instead of {name} alone; remove it")
 
     async def _drops(self) -> Counter[DropReason]:
