@@ -10,6 +10,7 @@ Counterpart: the flag set of flanneld v0.5.5, names and defaults; -etcd-username
 from __future__ import annotations
 
 import os
+import re
 import sys
 from ipaddress import IPv4Address
 from itertools import groupby
@@ -21,7 +22,7 @@ from click.core import ParameterSource
 
 from flannelpy import __version__
 from flannelpy.errors import FlannelError, UsageError
-from flannelpy.options import Options
+from flannelpy.options import Options, SourceCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -75,6 +76,10 @@ LEFT_OUT = {
 # Flags that are of no use one without the other.
 PAIRS = (("etcd_keyfile", "etcd_certfile"), ("etcd_username", "etcd_password"))
 
+# A lease has to outlive an etcd that is slow to answer, and etcd counts its time in nanoseconds.
+MIN_LEASE_TTL = 5
+MAX_LEASE_TTL = 10 * 365 * 24 * 3600
+
 
 # How the text of a value is read.  Each raises ValueError, which says what would be right.
 
@@ -105,6 +110,38 @@ def level(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise ValueError("must be a whole number from 0 up")
     return int(text)
+
+
+def host_id(text: str) -> str | None:
+    """A name that stays readable in the store; no text means not given."""
+    if not re.fullmatch(r"[A-Za-z0-9._:-]{0,64}", text):
+        raise ValueError("must be at most 64 letters, digits and ._:- only")
+    return text or None
+
+
+def duration(text: str) -> int:
+    """Seconds.  Source: time.ParseDuration of Go, but for fractions of a second, which etcd does not know."""
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text, re.ASCII)
+    hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
+    total = hours * 3600 + minutes * 60 + seconds
+    if not MIN_LEASE_TTL <= total <= MAX_LEASE_TTL:
+        raise ValueError("must be a duration such as 24h, 90m or 1h30m, from 5s to 87600h")
+    return total
+
+
+def minutes(text: str) -> int:
+    """Seconds in so many whole minutes."""
+    if not re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII):
+        raise ValueError("must be a whole number of minutes, from 1 up")
+    return int(text) * 60
+
+
+def source_check(text: str) -> SourceCheck:
+    """One of its names."""
+    try:
+        return SourceCheck(text)
+    except ValueError:
+        raise ValueError(f"must be {', '.join(SourceCheck)}") from None
 
 
 def address(text: str) -> IPv4Address | None:
@@ -163,15 +200,17 @@ class Flag(click.Option):
         value: str = "",
         default: str = "",
         unset: str = "none",
+        has_variable: bool = True,
     ) -> None:
         self.flag, _, field = declared.partition(" ")
         self.section = section
         self.read = read
         self.synopsis = f"-{self.flag}={value}" if value else f"-{self.flag}"
-        self.manual = f"  {self.synopsis:<28}{variable(self.flag)}\n      {says}\n      Default: {default or unset}.\n"
+        heading = f"{self.synopsis:<27} {variable(self.flag)}" if has_variable else self.synopsis
+        self.manual = f"  {heading}\n      {says}\n      Default: {default or unset}.\n"
         super().__init__(
             [f"--{self.flag}", field or self.flag.replace("-", "_")],
-            envvar=variable(self.flag),
+            envvar=variable(self.flag) if has_variable else None,
             default=default,
             callback=Flag.checked,
         )
@@ -252,6 +291,14 @@ FLAGS = (
         unset="that of the interface",
     ),
     Flag(
+        "host-id",
+        "Interface",
+        host_id,
+        "What tells this host from another with the same public IP.",
+        value="TEXT",
+        unset="made from /etc/machine-id",
+    ),
+    Flag(
         "etcd-endpoints",
         "etcd",
         endpoints,
@@ -279,6 +326,23 @@ FLAGS = (
         value="TEXT",
     ),
     Flag(
+        "subnet-lease-ttl",
+        "Lease",
+        duration,
+        "How long a host keeps its subnet without being heard of.",
+        value="DURATION",
+        default="24h",
+    ),
+    Flag(
+        "subnet-lease-renew-margin",
+        "Lease",
+        minutes,
+        "How many minutes before it ends a lease is renewed; half-way through\n"
+        "      a lease that is no longer than that.",
+        value="MINUTES",
+        default="60",
+    ),
+    Flag(
         "subnet-file",
         "Files",
         path,
@@ -294,6 +358,15 @@ FLAGS = (
         default="false",
     ),
     Flag(
+        "source-check",
+        "Packets",
+        source_check,
+        "Whose datagrams are accepted: those from a host's public IP; strict:\n"
+        "      and only about its own subnet; off: anybody's, for odd NATs.",
+        value="peer|strict|off",
+        default="peer",
+    ),
+    Flag(
         "offload",
         "Packets",
         offload,
@@ -301,6 +374,23 @@ FLAGS = (
         "      off, or some of tso,uso,merge-tcp,merge-udp,gso,gro.",
         value="auto|off|NAMES",
         default="auto",
+    ),
+    Flag(
+        "cleanup",
+        "Instead of running",
+        boolean,
+        "Remove what an earlier run has left on this host: device, routes,\n"
+        "      iptables rules, subnet file; and end.",
+        default="false",
+        has_variable=False,
+    ),
+    Flag(
+        "release",
+        "Instead of running",
+        boolean,
+        "With -cleanup: give the lease back, too.",
+        default="false",
+        has_variable=False,
     ),
     Flag("v verbosity", "Log", level, "How much to log: 0 is normal, 1 more.", value="N", default="0"),
     Answer("version", "Print the version.", version),
@@ -381,6 +471,7 @@ def parse(argv: Sequence[str]) -> Options:
     context = COMMAND.make_context(PROGRAM, list(go_spelling(argv)))
     refuse_left_out_variables()
     refuse_half_pairs(context)
+    refuse_half_measures(context)
     return Options(**context.params)
 
 
@@ -399,6 +490,19 @@ def refuse_half_pairs(context: click.Context) -> None:
         missing = [by_field[field] for field in pair if not context.params[field]]
         if given and missing:
             raise UsageError(f"{given[0].spelled(context)} needs -{missing[0].flag}, too")
+
+
+def refuse_half_measures(context: click.Context) -> None:
+    """What only -cleanup does is not asked of a daemon; a margin that never applies is a mistake."""
+    given = context.params
+    if given["release"] and not given["cleanup"]:
+        raise UsageError("-release needs -cleanup, too: a running host needs its lease")
+    margin, lease_ttl = given["subnet_lease_renew_margin"], given["subnet_lease_ttl"]
+    source = context.get_parameter_source("subnet_lease_renew_margin")
+    if margin >= lease_ttl and source is not ParameterSource.DEFAULT:
+        raise UsageError(
+            f"-subnet-lease-renew-margin={margin // 60} is not shorter than -subnet-lease-ttl, which is {lease_ttl} s"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

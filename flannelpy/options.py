@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+class SourceCheck(enum.StrEnum):
+    """Whose datagrams are accepted: a lease's public IP, only for its own subnet, or anybody's."""
+
+    PEER = "peer"
+    STRICT = "strict"
+    OFF = "off"
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The checked values of all flags.  None: not given, the daemon decides or does without."""
 
     iface: str | None
     public_ip: IPv4Address | None
+    host_id: str | None
     etcd_endpoints: tuple[str, ...]
     etcd_prefix: str
     etcd_keyfile: str | None
@@ -23,7 +33,12 @@ class Options:
     etcd_cafile: str | None
     etcd_username: str | None
     etcd_password: str | None = field(repr=False)
+    subnet_lease_ttl: int  # seconds
+    subnet_lease_renew_margin: int  # seconds
     subnet_file: Path
     ip_masq: bool
+    source_check: SourceCheck
     offload: frozenset[str] | None
+    cleanup: bool
+    release: bool
     verbosity: int

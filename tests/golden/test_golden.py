@@ -25,7 +25,7 @@ from fakes import FakeRegistry
 from packets import checksum, hop_taken
 from pcap import RAW_IP, read, udp_datagrams
 
-from flannelpy import daemon, logs
+from flannelpy import cli, daemon, logs
 from flannelpy.backend.udp import backend as udp_backend
 from flannelpy.backend.udp.engine import BATCH_PACKETS, Engine, Plan
 from flannelpy.backend.udp.routes import NextHop, Routes
@@ -33,7 +33,6 @@ from flannelpy.linux import iptables, systemd
 from flannelpy.linux.netlink import Address, Link, Netlink, Route
 from flannelpy.linux.tun import Tun
 from flannelpy.linux.udp_socket import UdpSocket
-from flannelpy.options import Options
 from flannelpy.packet import ipv4, vnet_hdr
 from flannelpy.packet.drops import DropReason
 from flannelpy.registry.base import Entry
@@ -301,9 +300,7 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
     monkeypatch.setattr(udp_backend, "UdpSocket", bind)
     monkeypatch.setattr(iptables, "_finish", iptables_command)
     monkeypatch.setattr(systemd, "notify", notify)
-    options = Options(
-        "eth1", None, (), PREFIX, None, None, None, None, None, subnet_file, ip_masq=True, offload=None, verbosity=0
-    )
+    options = cli.parse(["-iface=eth1", f"-etcd-prefix={PREFIX}", f"-subnet-file={subnet_file}", "-ip-masq"])
     log = io.StringIO()
     handler = logging.StreamHandler(log)
     handler.setFormatter(logs.GlogFormatter())

@@ -13,6 +13,7 @@ import pytest
 
 from flannelpy import __version__, cli, packet
 from flannelpy.errors import HostError, LeaseLost, UsageError
+from flannelpy.options import SourceCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 DEFAULTS = {
     "iface": None,
     "public_ip": None,
+    "host_id": None,
     "etcd_endpoints": ("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
     "etcd_prefix": "/coreos.com/network",
     "etcd_keyfile": None,
@@ -29,9 +31,14 @@ DEFAULTS = {
     "etcd_cafile": None,
     "etcd_username": None,
     "etcd_password": None,
+    "subnet_lease_ttl": 24 * 3600,
+    "subnet_lease_renew_margin": 3600,
     "subnet_file": Path("/run/flannel/subnet.env"),
     "ip_masq": False,
+    "source_check": SourceCheck.PEER,
     "offload": None,
+    "cleanup": False,
+    "release": False,
     "verbosity": 0,
 }
 
@@ -39,11 +46,15 @@ DEFAULTS = {
 GOOD = {
     "iface": ("eth1", "iface", "eth1"),
     "public-ip": ("172.17.8.101", "public_ip", IPv4Address("172.17.8.101")),
+    "host-id": ("rack-3:node.7_b", "host_id", "rack-3:node.7_b"),
     "etcd-endpoints": ("http://a:1,https://b:2", "etcd_endpoints", ("http://a:1", "https://b:2")),
     "etcd-prefix": ("/other", "etcd_prefix", "/other"),
     "etcd-cafile": ("ca.pem", "etcd_cafile", "ca.pem"),
+    "subnet-lease-ttl": ("1h30m", "subnet_lease_ttl", 5400),
+    "subnet-lease-renew-margin": ("30", "subnet_lease_renew_margin", 1800),
     "subnet-file": ("/tmp/subnet.env", "subnet_file", Path("/tmp/subnet.env")),
     "ip-masq": ("true", "ip_masq", True),
+    "source-check": ("strict", "source_check", SourceCheck.STRICT),
     "offload": ("tso,gso", "offload", frozenset({"tso", "gso"})),
     "v": ("3", "verbosity", 3),
 }
@@ -116,6 +127,7 @@ def test_variable_names() -> None:
     assert {flag.flag: flag.envvar for flag in cli.FLAGS} == {
         "iface": "FLANNELD_IFACE",
         "public-ip": "FLANNELD_PUBLIC_IP",
+        "host-id": "FLANNELD_HOST_ID",
         "etcd-endpoints": "FLANNELD_ETCD_ENDPOINTS",
         "etcd-prefix": "FLANNELD_ETCD_PREFIX",
         "etcd-cafile": "FLANNELD_ETCD_CAFILE",
@@ -123,9 +135,14 @@ def test_variable_names() -> None:
         "etcd-keyfile": "FLANNELD_ETCD_KEYFILE",
         "etcd-username": "FLANNELD_ETCD_USERNAME",
         "etcd-password": "FLANNELD_ETCD_PASSWORD",
+        "subnet-lease-ttl": "FLANNELD_SUBNET_LEASE_TTL",
+        "subnet-lease-renew-margin": "FLANNELD_SUBNET_LEASE_RENEW_MARGIN",
         "subnet-file": "FLANNELD_SUBNET_FILE",
         "ip-masq": "FLANNELD_IP_MASQ",
+        "source-check": "FLANNELD_SOURCE_CHECK",
         "offload": "FLANNELD_OFFLOAD",
+        "cleanup": None,
+        "release": None,
         "v": "FLANNELD_V",
         "version": None,
         "help": None,
@@ -167,6 +184,15 @@ def test_boolean(text: str, value: bool, monkeypatch: pytest.MonkeyPatch) -> Non
         ),
         (["-etcd-keyfile=k", "-etcd-certfile=c"], {"etcd_keyfile": "k", "etcd_certfile": "c"}),
         (["-etcd-username=u", "-etcd-password=p"], {"etcd_username": "u", "etcd_password": "p"}),
+        (["-cleanup", "-release"], {"cleanup": True, "release": True}),
+        (["-subnet-lease-ttl=10s"], {"subnet_lease_ttl": 10}),
+        (
+            ["-subnet-lease-ttl=48h", "-subnet-lease-renew-margin=2879"],
+            {
+                "subnet_lease_ttl": 48 * 3600,
+                "subnet_lease_renew_margin": 2879 * 60,
+            },
+        ),
     ],
 )
 def test_as_go_reads_it(argv: list[str], expected: dict[str, object]) -> None:
@@ -217,6 +243,31 @@ def test_as_go_reads_it(argv: list[str], expected: dict[str, object]) -> None:
             )
             for text in ("", "on", "TSO", "tso,", "tso gso", "auto,tso", "off,tso")
         ),
+        *(
+            (
+                [f"-subnet-lease-ttl={text}"],
+                f"bad value {text!r} for -subnet-lease-ttl: "
+                "must be a duration such as 24h, 90m or 1h30m, from 5s to 87600h",
+            )
+            for text in ("", "0", "86400", "4s", "1.5h", "-24h", "24 h", "30m1h", "1d", "87601h", "²h")
+        ),
+        *(
+            (
+                [f"-subnet-lease-renew-margin={text}"],
+                f"bad value {text!r} for -subnet-lease-renew-margin: must be a whole number of minutes, from 1 up",
+            )
+            for text in ("", "0", "1h", "-1", "1.5", "٣")
+        ),
+        (
+            ["-subnet-lease-ttl=30m", "-subnet-lease-renew-margin=30"],
+            "-subnet-lease-renew-margin=30 is not shorter than -subnet-lease-ttl, which is 1800 s",
+        ),
+        (["-source-check=on"], "bad value 'on' for -source-check: must be peer, strict, off"),
+        *(
+            ([f"-host-id={text}"], f"bad value {text!r} for -host-id: must be at most 64 letters, digits and ._:- only")
+            for text in ("a b", 'a"', "ä", "a" * 65)
+        ),
+        (["-release"], "-release needs -cleanup, too: a running host needs its lease"),
         (["-subnet-file="], "bad value '' for -subnet-file: must not be empty"),
         (["-subnet-file=/"], "bad value '/' for -subnet-file: must name a file"),
         (["-etcd-prefix", ""], "bad value '' for -etcd-prefix: must not be empty"),
@@ -402,8 +453,8 @@ def test_examples_of_the_help_work(monkeypatch: pytest.MonkeyPatch) -> None:
     assert differing(cli.parse([])) == {"iface": "eth1", "etcd_endpoints": ("http://10.0.0.1:2379",)}
 
 
-@pytest.mark.parametrize("name", ["FLANNELD_VERSION", "FLANNELD_HELP"])
-def test_no_variable_makes_it_print_and_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["FLANNELD_VERSION", "FLANNELD_HELP", "FLANNELD_CLEANUP"])
+def test_no_variable_makes_it_do_something_else(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "true")
     assert differing(cli.parse([])) == {}
 
