@@ -21,7 +21,7 @@ from flannelpy import logs
 from flannelpy.backend import base as backends
 from flannelpy.backend.base import Backend
 from flannelpy.errors import FlannelError
-from flannelpy.linux import interface, iptables, packet_loop, systemd
+from flannelpy.linux import identity, interface, iptables, packet_loop, systemd
 from flannelpy.linux.clock import BootClock
 from flannelpy.linux.netlink import Netlink
 from flannelpy.options import Options
@@ -30,6 +30,7 @@ from flannelpy.registry.etcd_v2 import EtcdV2Registry
 from flannelpy.subnet import env_file
 from flannelpy.subnet.lease_table import LeaseEvent
 from flannelpy.subnet.manager import SubnetManager
+from flannelpy.subnet.renewal import Holder, Terms
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +76,11 @@ async def _serve(options: Options) -> None:
         public_ip = options.public_ip or external.address
         log.info("Using %s as external endpoint", public_ip)
 
+        holder = Holder(public_ip, options.host_id or identity.host_id())
+        terms = Terms(options.subnet_lease_ttl, options.subnet_lease_renew_margin)
         registry = _registry(options)
         cleanup.push_async_callback(registry.close)
-        manager = SubnetManager(registry, BootClock(), random.Random(), public_ip)  # noqa: S311 - nothing secret
+        manager = SubnetManager(registry, BootClock(), random.Random(), holder, terms)  # noqa: S311 - nothing secret
 
         systemd.notify("STATUS=Waiting for the network config in etcd")
         config, backend = await manager.read_config(

@@ -189,7 +189,8 @@ class Host(Node):
     ) -> Daemon:
         """Start the flannelpy of ``python``, with the lab's etcd or other ``endpoints`` (empty: no such flag).
 
-        The environment is ours without any FLANNELD_* variable, plus ``env``.
+        The environment is ours without any FLANNELD_* variable, plus ``env``, and the host's name for its identity:
+        all hosts of the lab have this machine's id.
         """
         daemon = Daemon(self, flags, env or {}, self.lab.etcd.url if endpoints is None else endpoints, python)
         self.daemons.append(daemon)
@@ -242,7 +243,7 @@ class Daemon:
                 *flags,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**inherited, "NOTIFY_SOCKET": "/run/notify", **env},
+                env={**inherited, "NOTIFY_SOCKET": "/run/notify", "FLANNELD_HOST_ID": host.name, **env},
             )
         self.pid = self.process.pid
 

@@ -126,6 +126,12 @@ class FakeRegistry:
         self._expire()
         self._remove(name)
 
+    def wipe(self) -> None:
+        """Start anew with nothing, as an etcd whose data directory was lost; whoever waits goes on waiting."""
+        self._stored.clear()
+        self._history.clear()
+        self._index = 0
+
     def remove_subnets(self) -> None:
         """Remove the directory of all entries at one stroke."""
         self._stored.clear()
@@ -183,6 +189,8 @@ class FakeRegistry:
     def _since(self, cursor: int) -> Changes:
         if self._history and cursor < self._history[0].at:
             raise HistoryGone(f"the history begins at {self._history[0].at}, after {cursor}")
+        if cursor > self._index + 1:
+            raise HistoryGone(f"the store stands at {self._index}, before {cursor}")
         told = [event for event in self._history if event.at >= cursor and (event.change or event.ends_history)]
         if not told:
             return Changes((), cursor)

@@ -76,7 +76,10 @@ class Registry(Protocol):
         """Delete ``name`` if still at ``version``.  Raises CompareFailed, KeyNotFound."""
 
     async def watch(self, cursor: int, timeout: float) -> Changes:
-        """What happens from ``cursor`` on, waiting up to ``timeout`` seconds for it.  Raises HistoryGone."""
+        """What happens from ``cursor`` on, waiting up to ``timeout`` seconds for it.
+
+        Raises HistoryGone, also when the store has not come as far as ``cursor``: it was wiped or restored.
+        """
 
     async def close(self) -> None:
         """End every pending call, which raises RegistryUnavailable; nothing may be called afterwards."""

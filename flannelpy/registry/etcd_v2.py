@@ -208,7 +208,18 @@ class EtcdV2Registry:
 
     def _watch(self, endpoint: _Endpoint, cursor: int, deadline: float) -> Changes:
         event = endpoint.watch(self._key(""), cursor, max(deadline - time.monotonic(), SHORTEST_POLL))
+        # X-Etcd-Index is where the store stood when it accepted the watch; a wiped one may have come far since.
+        index = event.etcd_index if event else self._index(endpoint)
+        if index < cursor - 1:
+            raise HistoryGone(f"etcd stands at {index}, before {cursor}: it was wiped or restored")
         return self._changes(event) if event else Changes((), cursor)
+
+    def _index(self, endpoint: _Endpoint) -> int:
+        """Where this member of the cluster stands."""
+        try:
+            return int(endpoint.read(self._config).etcd_index)
+        except KeyNotFound as missing:
+            return _index_of(missing)
 
     def _changes(self, event: EtcdResult) -> Changes:
         # modifiedIndex, not X-Etcd-Index: the latter is where the store stood when it accepted the watch.

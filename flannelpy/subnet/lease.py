@@ -6,7 +6,7 @@ Counterpart: Lease and LeaseAttrs in subnet/subnet.go, parseSubnetKey and makeSu
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.registry.base import Entry
@@ -17,19 +17,30 @@ _KEY = re.compile(r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})-(0|[1-9]\d?)")
 
 @dataclass(frozen=True, slots=True)
 class LeaseAttrs:
-    """A lease's value.  ``backend_data`` is whatever JSON the backend put there."""
+    """A lease's value.  ``backend_data`` is whatever JSON the backend put there.
+
+    ``host_id`` tells hosts apart that share a public IP, ``claim`` says that one of them is only asking for the lease
+    (renewal.py).  Both are keys of ours, which no version of the original looks at; to other hosts they mean nothing,
+    so leases that differ in them are equal.
+    """
 
     public_ip: IPv4Address
     backend_type: str = ""
     backend_data: object = None
+    host_id: str = field(default="", compare=False)
+    claim: bool = field(default=False, compare=False)
 
     def encode(self) -> str:
-        """The JSON that the original would write, byte for byte."""
+        """The JSON that the original would write, byte for byte, and our keys behind its."""
         document: dict[str, object] = {"PublicIP": str(self.public_ip)}
         if self.backend_type:
             document["BackendType"] = self.backend_type
         if self.backend_data is not None:
             document["BackendData"] = self.backend_data
+        if self.host_id:
+            document["HostID"] = self.host_id
+        if self.claim:
+            document["Claim"] = True
         return go_json.dump(document)
 
     @classmethod
@@ -42,7 +53,14 @@ class LeaseAttrs:
             raise ValueError("no PublicIP")
         if not isinstance(backend_type, str):
             raise ValueError("BackendType is not a string")
-        return cls(IPv4Address(public_ip), backend_type, go_json.get(document, "BackendData"))
+        host_id = go_json.get(document, "HostID")
+        return cls(
+            IPv4Address(public_ip),
+            backend_type,
+            go_json.get(document, "BackendData"),
+            host_id if isinstance(host_id, str) else "",
+            go_json.get(document, "Claim") is True,
+        )
 
 
 @dataclass(frozen=True, slots=True)

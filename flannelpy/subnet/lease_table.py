@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
@@ -47,23 +47,25 @@ class Update:
 
     events: list[LeaseEvent] = field(default_factory=list)
     own: list[OwnEvent] = field(default_factory=list)
-    malformed: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
 
 
 class LeaseTable:
     """Who holds what, seen from the host that holds ``own_subnet``."""
 
-    def __init__(self, own_subnet: IPv4Network) -> None:
+    def __init__(self, own_subnet: IPv4Network, own_public_ip: IPv4Address | None = None) -> None:
+        """Leases of other subnets with ``own_public_ip`` are ignored: they would lead packets back to us."""
         self._own_subnet = own_subnet
+        self._own_public_ip = own_public_ip
         self._others: dict[IPv4Network, LeaseAttrs] = {}
-        self._malformed: dict[str, str] = {}
+        self._ignored: dict[str, str] = {}
 
     def replace(self, snapshot: Snapshot) -> Update:
         """Make the table equal to the snapshot; the own lease is always told, as held or as gone."""
         update = Update()
         names = {entry.name for entry in snapshot.entries}
-        for name in [name for name in self._malformed if name not in names]:
-            del self._malformed[name]
+        for name in [name for name in self._ignored if name not in names]:
+            del self._ignored[name]
         # A known subnet whose value became malformed still has its key, so it is kept as it was.
         for subnet in [subnet for subnet in self._others if format_key(subnet) not in names]:
             self._remove(subnet, update)
@@ -81,7 +83,7 @@ class LeaseTable:
                 case Put(entry):
                     self._put(entry, update)
                 case Removed(name):
-                    self._malformed.pop(name, None)
+                    self._ignored.pop(name, None)
                     self._remove_key(name, update)
         return update
 
@@ -91,10 +93,18 @@ class LeaseTable:
         except ValueError as error:
             self._report(entry, error, update)
             return
-        self._malformed.pop(entry.name, None)
         if lease.subnet == self._own_subnet:
+            self._ignored.pop(entry.name, None)
             update.own.append(Added(lease))
-        elif self._others.get(lease.subnet) != lease.attrs:
+        elif lease.attrs.public_ip == self._own_public_ip:
+            self._remove(lease.subnet, update)
+            self._ignore(entry, "it has our public IP", update)
+        else:
+            self._ignored.pop(entry.name, None)
+            self._add(lease, update)
+
+    def _add(self, lease: Lease, update: Update) -> None:
+        if self._others.get(lease.subnet) != lease.attrs:
             self._others[lease.subnet] = lease.attrs
             update.events.append(Added(lease))
 
@@ -109,9 +119,12 @@ class LeaseTable:
             update.events.append(Gone(subnet))
 
     def _report(self, entry: Entry, error: ValueError, update: Update) -> None:
-        """Say it once for each value that a key has."""
-        if self._malformed.get(entry.name) != entry.value:
-            self._malformed[entry.name] = entry.value
-            update.malformed.append(f"{entry.name}: {error}")
+        self._ignore(entry, str(error), update)
         if entry.name == format_key(self._own_subnet):
             update.own.append(Damaged(self._own_subnet, entry.version))
+
+    def _ignore(self, entry: Entry, why: str, update: Update) -> None:
+        """Say it once for each value that a key has."""
+        if self._ignored.get(entry.name) != entry.value:
+            self._ignored[entry.name] = entry.value
+            update.ignored.append(f"{entry.name}: {why}")

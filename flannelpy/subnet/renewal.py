@@ -1,17 +1,33 @@
 """The life of the own lease: what happens to it, and what the host does then.  Pure: time is an argument.
 
-===================  =============================  ==========================
-what happened        a lease with a TTL             a reservation (no TTL)
-===================  =============================  ==========================
-renewal is due       renew by compare-and-swap      nothing
-still ours, changed  adopt version and TTL          adopt version and TTL
-value damaged        write it by compare-and-swap   write it by compare-and-swap
-deleted or expired   take it back by atomic create  take it back by atomic create
-held by another      leave                          leave
-===================  =============================  ==========================
+===========================================  =============================  =============================
+what happened                                a lease with a TTL             a reservation (no TTL)
+===========================================  =============================  =============================
+renewal is due                               renew by compare-and-swap      nothing
+renewal was refused                          look what is there             look what is there
+still ours, changed                          adopt version and TTL          adopt version and TTL
+value damaged                                write it by compare-and-swap   write it by compare-and-swap
+our public IP, without an identity           write it by compare-and-swap   write it by compare-and-swap
+our public IP, claimed by a newcomer         write it by compare-and-swap   write it by compare-and-swap
+our public IP, held by a later identity      write it by compare-and-swap   write it by compare-and-swap
+our public IP, held by an earlier identity   leave                          leave
+deleted or expired                           take it back by atomic create  take it back by atomic create
+held by another public IP                    leave                          leave
+store does not answer                        forward on, ask again          forward on, ask again
+history gone, store replaced or set back     list again                     list again
+network config changed or gone               say so                         say so
+===========================================  =============================  =============================
 
-"Leave" is to stop forwarding under that subnet and end the process, so that Docker follows.  A store that does not
-answer is no row: the host forwards on with the routes it has, for as long as it takes.
+"Leave" is to stop forwarding under that subnet and end the process, so that Docker follows.
+
+Two hosts with one public IP tell each other apart by an identity in the lease.  A newcomer *claims* a lease that bears
+another identity: it writes its own, marked as a claim.  A holder that lives writes its own again, and the newcomer
+gives up; where nobody answers, the newcomer is a reinstalled host and keeps the subnet.  Only where both hold it, each
+having been out of the other's sight, does the order of identities decide.
+
+The machine was suspended, or its time of day was set: neither is a row.  Time is counted since boot, so a lease ages
+while the machine sleeps, and the renewal is found due or overdue when it wakes up.
+
 Counterpart: subnet/renew.go, which renews blindly and ignores the rest.
 """
 
@@ -19,23 +35,50 @@ from __future__ import annotations
 
 import enum
 from ipaddress import IPv4Address
+from typing import NamedTuple
 
+from flannelpy.errors import HistoryGone, RegistryError
 from flannelpy.subnet.lease import Lease
 from flannelpy.subnet.lease_table import Added, Damaged, Gone, OwnEvent
 
-LEASE_TTL = 24 * 3600
-RENEW_MARGIN = 3600
-RETRY_SECONDS = 60
+#: A newcomer waits so long for an answer to its claim; a holder that lives answers as soon as its watch tells it.
+CLAIM_SECONDS = 3.0
+
+_MAX_RETRY_SECONDS = 60.0
+# Hosts that started together spread their renewals over this part of the margin, before it.
+_JITTER = 0.1
+
+
+class Holder(NamedTuple):
+    """Who we are to others: a public IP, and an identity that tells two hosts apart which share it (empty: none)."""
+
+    public_ip: IPv4Address
+    host_id: str = ""
+
+
+class Terms(NamedTuple):
+    """For how long we lease, and how long before its end we renew, in seconds."""
+
+    lease_ttl: int = 24 * 3600
+    renew_margin: int = 3600
 
 
 class Happening(enum.Enum):
     """What can happen to the own lease."""
 
     RENEWAL_DUE = "renewal is due"
+    RENEWAL_REFUSED = "renewal was refused"
     CHANGED = "still ours, changed"
     DAMAGED = "value damaged"
+    UNSIGNED = "our public IP, without an identity"
+    CLAIMED = "our public IP, claimed by a newcomer"
+    HELD_BY_LATER = "our public IP, held by a later identity"
+    HELD_BY_EARLIER = "our public IP, held by an earlier identity"
     GONE = "deleted or expired"
-    TAKEN = "held by another"
+    TAKEN = "held by another public IP"
+    STORE_SILENT = "store does not answer"
+    HISTORY_GONE = "history gone, store replaced or set back"
+    CONFIG_CHANGED = "network config changed or gone"
 
 
 class Action(enum.Enum):
@@ -43,18 +86,30 @@ class Action(enum.Enum):
 
     NOTHING = "nothing"
     RENEW = "renew by compare-and-swap"
+    LOOK = "look what is there"
     ADOPT = "adopt version and TTL"
     REPAIR = "write it by compare-and-swap"
     TAKE_BACK = "take it back by atomic create"
     LEAVE = "leave"
+    FORWARD_ON = "forward on, ask again"
+    LIST_AGAIN = "list again"
+    SAY_SO = "say so"
 
 
 _LEASED: dict[Happening, Action] = {
     Happening.RENEWAL_DUE: Action.RENEW,
+    Happening.RENEWAL_REFUSED: Action.LOOK,
     Happening.CHANGED: Action.ADOPT,
     Happening.DAMAGED: Action.REPAIR,
+    Happening.UNSIGNED: Action.REPAIR,
+    Happening.CLAIMED: Action.REPAIR,
+    Happening.HELD_BY_LATER: Action.REPAIR,
+    Happening.HELD_BY_EARLIER: Action.LEAVE,
     Happening.GONE: Action.TAKE_BACK,
     Happening.TAKEN: Action.LEAVE,
+    Happening.STORE_SILENT: Action.FORWARD_ON,
+    Happening.HISTORY_GONE: Action.LIST_AGAIN,
+    Happening.CONFIG_CHANGED: Action.SAY_SO,
 }
 _RESERVED = _LEASED | {Happening.RENEWAL_DUE: Action.NOTHING}
 
@@ -64,17 +119,41 @@ def action(own: Lease, happening: Happening) -> Action:
     return (_RESERVED if own.lease_ttl is None else _LEASED)[happening]
 
 
-def classify(event: OwnEvent, public_ip: IPv4Address) -> Happening:
-    """What an event about the own subnet means for the host at ``public_ip``."""
+def classify(event: OwnEvent, holder: Holder) -> Happening:
+    """What an event about the own subnet means for ``holder``."""
     match event:
         case Added(lease):
-            return Happening.CHANGED if lease.attrs.public_ip == public_ip else Happening.TAKEN
+            return _classify_holder(lease, holder)
         case Damaged():
             return Happening.DAMAGED
         case Gone():
             return Happening.GONE
 
 
-def renewal_delay(lease_ttl: int) -> float:
-    """Seconds from the moment a lease had ``lease_ttl`` left until it is renewed: an hour early, or half-way."""
-    return max(lease_ttl - RENEW_MARGIN, lease_ttl / 2)
+def _classify_holder(lease: Lease, holder: Holder) -> Happening:
+    theirs = lease.attrs
+    if theirs.public_ip != holder.public_ip:
+        return Happening.TAKEN
+    if theirs.host_id == holder.host_id or not holder.host_id:
+        return Happening.CHANGED
+    if not theirs.host_id:
+        return Happening.UNSIGNED
+    if theirs.claim:
+        return Happening.CLAIMED
+    return Happening.HELD_BY_LATER if theirs.host_id > holder.host_id else Happening.HELD_BY_EARLIER
+
+
+def classify_failure(error: RegistryError) -> Happening:
+    """What it means that the store could not tell us what goes on."""
+    return Happening.HISTORY_GONE if isinstance(error, HistoryGone) else Happening.STORE_SILENT
+
+
+def renewal_lead(lease_ttl: int, terms: Terms, jitter: float) -> float:
+    """Seconds before its end that a lease which has ``lease_ttl`` left is renewed; ``jitter`` is from 0 to 1."""
+    lead = terms.renew_margin if terms.renew_margin < lease_ttl else lease_ttl / 2
+    return min(lead * (1 + _JITTER * jitter), lease_ttl)
+
+
+def retry_delay(lead: float, failures: int, jitter: float) -> float:
+    """Seconds until a renewal that failed ``failures`` times is tried again: several times in what ``lead`` leaves."""
+    return min(lead / 16 * 2.0 ** min(failures, 2), _MAX_RETRY_SECONDS) * (1 - _JITTER * jitter)

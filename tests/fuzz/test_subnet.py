@@ -323,5 +323,5 @@ def test_malformed_entries_are_said_once_however_often_they_are_listed(steps: li
             Lease.from_entry(entry)
         except ValueError:
             malformed += 1
-    assert len(table.replace(listed).malformed) == malformed
-    assert table.replace(listed).malformed == []
+    assert len(table.replace(listed).ignored) == malformed
+    assert table.replace(listed).ignored == []

@@ -79,7 +79,7 @@ def test_lease_and_subnet_file_are_the_originals(lab: Lab, host: Host) -> None:
     [lease] = lab.leases()
     subnet = host.subnet()
     assert lease["key"] == f"/coreos.com/network/subnets/{subnet.network_address}-24"
-    assert lease["value"] == '{"PublicIP":"172.17.8.101"}'
+    assert lease["value"] == '{"PublicIP":"172.17.8.101","HostID":"host1"}'
     assert 86390 < lease["ttl"] <= 86400
     text = (host.run_dir / "flannel/subnet.env").read_text()
     assert text == (
@@ -167,7 +167,7 @@ def test_every_spelling_starts_the_same_daemon(host: Host, flags: list[str], env
 
 def test_the_public_ip_may_differ_from_the_interfaces(lab: Lab, host: Host) -> None:
     started(host, "-iface=eth1", "-public-ip=192.0.2.1")
-    assert [lease["value"] for lease in lab.leases()] == ['{"PublicIP":"192.0.2.1"}']
+    assert [lease["value"] for lease in lab.leases()] == ['{"PublicIP":"192.0.2.1","HostID":"host1"}']
 
 
 def test_the_default_route_of_lowest_metric_names_the_interface(host: Host) -> None:
@@ -261,7 +261,7 @@ def test_other_hosts_leases_come_change_and_go(lab: Lab, host: Host) -> None:
     put_lease(lab, "11.0.177.0-24", "172.17.8.102", ttl="600")
     daemon.wait_for_log("Subnet added: 11.0.177.0/24")
     lab.etcd_request("PUT", "/coreos.com/network/subnets/11.0.178.0-24", value="")
-    daemon.wait_for_log("Ignoring malformed lease 11.0.178.0-24: not JSON")
+    daemon.wait_for_log("Ignoring lease 11.0.178.0-24: not JSON")
     put_lease(lab, "11.0.179.0-24", "172.17.8.103", ttl="1")
     daemon.wait_for_log("Subnet added: 11.0.179.0/24")
     daemon.wait_for_log("Subnet removed: 11.0.179.0/24")

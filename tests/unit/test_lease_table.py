@@ -68,14 +68,14 @@ KNOWN = (put("11.0.101.0-24", 102), put("11.0.55.0-24", 103))
         ),
         pytest.param(
             snapshot(put("11.0.101.0-24", "x"), KNOWN[1]),
-            Update(own=[OURS], malformed=[f"11.0.101.0-24: {NOT_JSON}"]),
+            Update(own=[OURS], ignored=[f"11.0.101.0-24: {NOT_JSON}"]),
             id="a known one became malformed and stays",
         ),
         pytest.param(
             snapshot(*KNOWN, put("rubbish", "x"), put("11.0.7.0-24", "{}")),
             Update(
                 own=[OURS],
-                malformed=["rubbish: no subnet key such as 10.1.7.0-24", "11.0.7.0-24: no PublicIP"],
+                ignored=["rubbish: no subnet key such as 10.1.7.0-24", "11.0.7.0-24: no PublicIP"],
             ),
             id="malformed among the good",
         ),
@@ -111,12 +111,12 @@ def test_a_snapshot_is_compared_by_value(seen: Snapshot, expected: Update) -> No
         ),
         pytest.param(
             [Put(put("11.0.101.0-24", "x")), Put(put("11.0.101.0-24", "y"))],
-            Update(malformed=[f"11.0.101.0-24: {NOT_JSON}"] * 2),
+            Update(ignored=[f"11.0.101.0-24: {NOT_JSON}"] * 2),
             id="another malformed value is said again",
         ),
         pytest.param(
             [Put(put("11.0.101.0-24", "x")), Put(KNOWN[0]), Put(put("11.0.101.0-24", "x"))],
-            Update(malformed=[f"11.0.101.0-24: {NOT_JSON}"] * 2),
+            Update(ignored=[f"11.0.101.0-24: {NOT_JSON}"] * 2),
             id="and so is one that was good meanwhile",
         ),
         pytest.param(
@@ -140,7 +140,5 @@ def test_an_own_key_that_is_no_lease_is_told_each_time_and_said_once() -> None:
     """It was only said, so the key stayed damaged and hosts that started later could not reach us."""
     leases = table()
     damaged = Put(Entry("11.0.59.0-24", "", 86400, 7))
-    assert leases.apply(Changes((damaged,), 11)) == Update(
-        own=[Damaged(OWN, 7)], malformed=[f"11.0.59.0-24: {NOT_JSON}"]
-    )
+    assert leases.apply(Changes((damaged,), 11)) == Update(own=[Damaged(OWN, 7)], ignored=[f"11.0.59.0-24: {NOT_JSON}"])
     assert leases.replace(Snapshot((damaged.entry,), 12)) == Update(own=[Damaged(OWN, 7)])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
@@ -19,7 +21,9 @@ from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added, LeaseEvent
 from flannelpy.subnet.manager import QUIET_SECONDS, SubnetManager
-from flannelpy.subnet.renewal import LEASE_TTL, RENEW_MARGIN
+from flannelpy.subnet.renewal import CLAIM_SECONDS, Holder, Terms
+
+LEASE_TTL, RENEW_MARGIN = Terms()
 
 OUR_IP = IPv4Address("172.17.8.101")
 ATTRS = LeaseAttrs(OUR_IP)
@@ -38,7 +42,7 @@ class World:
         clock = LoopClock()
         self.now = clock.now
         self.registry = registry_class(clock.now)
-        self.manager = SubnetManager(self.registry, clock, random.Random(1), OUR_IP)
+        self.manager = SubnetManager(self.registry, clock, random.Random(1), Holder(OUR_IP))
         self.told: list[LeaseEvent] = []
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
@@ -406,67 +410,152 @@ def test_a_lost_reply_to_our_create_leads_to_one_lease() -> None:
 
 
 def test_the_lease_is_renewed_an_hour_before_it_ends_again_and_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Or up to six minutes earlier, so that hosts which started together don't renew together."""
+
     async def scenario(world: World) -> None:
         async with world.running():
             for day in range(1, 4):
                 version = world.manager.own.version
-                await asyncio.sleep(LEASE_TTL - RENEW_MARGIN - 1)
+                await asyncio.sleep((world.manager.seconds_left() or 0) - 1.1 * RENEW_MARGIN - 1)
                 assert world.manager.own.version == version
-                assert world.manager.seconds_left() == pytest.approx(RENEW_MARGIN + 1, abs=1)
-                await asyncio.sleep(1)
-                assert world.manager.own.version > version, f"day {day}"
-                assert world.manager.seconds_left() == pytest.approx(LEASE_TTL, abs=1)
+                await asyncio.sleep(0.1 * RENEW_MARGIN + 1)
+                assert world.manager.own.version == version + 1, f"day {day}"
+                assert LEASE_TTL - 0.1 * RENEW_MARGIN - 1 <= (world.manager.seconds_left() or 0) <= LEASE_TTL
                 [entry] = (await world.entries()).values()
                 assert (entry.value, entry.version) == (OURS, world.manager.own.version)
 
     play(scenario)
-    assert [message for message in caplog.messages if "renew" in message] == [
-        f"Lease renewed, new expiration: 2026-11-{day} {time} +0000 UTC"
-        for day, time in [(24, "09:59:23.000000"), (25, "08:59:23.000000"), (26, "07:59:23.000000")]
-    ]
+    renewals = [message for message in caplog.messages if "renew" in message]
+    assert len(renewals) == 3
+    for message, day in zip(renewals, (24, 25, 26), strict=True):
+        assert re.fullmatch(
+            rf"Lease renewed, new expiration: 2026-11-{day} \d\d:\d\d:\d\d\.\d{{6}} \+0000 UTC", message
+        )
+
+
+def test_hosts_that_started_together_renew_at_different_times() -> None:
+    renewed: list[float] = []
+
+    class Watched(FakeRegistry):
+        async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> Entry:
+            renewed.append(asyncio.get_running_loop().time())
+            return await super().compare_and_swap(name, value, lease_ttl, version)
+
+    async def whole() -> None:
+        clock = LoopClock()
+        registry = Watched(clock.now)
+        managers = [
+            SubnetManager(registry, clock, random.Random(n), Holder(IPv4Address(f"172.17.8.{n}"))) for n in range(1, 21)
+        ]
+        for manager in managers:
+            await manager.acquire(CONFIG, LeaseAttrs(OUR_IP), None)
+        tasks = [asyncio.create_task(manager.keep_lease()) for manager in managers]
+        await asyncio.sleep(LEASE_TTL - RENEW_MARGIN + 1)
+        for task in tasks:
+            task.cancel()
+
+    run(whole())
+    assert len(renewed) == 20
+    assert max(renewed) - min(renewed) > 0.05 * RENEW_MARGIN
+    assert max(collections.Counter(int(at) for at in renewed).values()) <= 3
+
+
+def test_the_terms_are_the_operators() -> None:
+    async def scenario(world: World) -> None:
+        manager = SubnetManager(world.registry, LoopClock(), random.Random(1), Holder(OUR_IP), Terms(60, 20))
+        await manager.acquire(CONFIG, ATTRS, OWN)
+        assert (await world.entries())[OWN_NAME].lease_ttl == 60
+        renewal = asyncio.create_task(manager.keep_lease())
+        await asyncio.sleep(60 - 1.1 * 20 - 1)
+        assert manager.own.version == 1
+        await asyncio.sleep(0.1 * 20 + 1)
+        assert manager.own.version == 2
+        assert (await world.entries())[OWN_NAME].lease_ttl in (58, 59, 60)
+        renewal.cancel()
+
+    play(scenario)
 
 
 def test_a_lease_whose_store_gave_it_less_time_is_renewed_accordingly() -> None:
     async def scenario(world: World) -> None:
         async with world.running():
             version = world.registry.put_raw(OWN_NAME, OURS, 600).version
-            await asyncio.sleep(299)
+            await asyncio.sleep(300 - 32)
             assert world.manager.own.version == version
-            assert world.manager.seconds_left() == pytest.approx(301, abs=1)
-            await asyncio.sleep(2)
+            assert world.manager.seconds_left() == pytest.approx(332, abs=1)
+            await asyncio.sleep(33)
             assert world.manager.own.version == version + 1
-            assert (await world.entries())[OWN_NAME].lease_ttl == LEASE_TTL - 1
+            assert (await world.entries())[OWN_NAME].lease_ttl in range(LEASE_TTL - 33, LEASE_TTL + 1)
 
     play(scenario)
 
 
-def test_renewal_never_overwrites_what_somebody_else_wrote(caplog: pytest.LogCaptureFixture) -> None:
-    """Without a watch to tell us: the comparison alone has to stop it."""
+def test_renewal_never_overwrites_what_somebody_else_wrote() -> None:
+    """Without a watch to tell us: the comparison alone has to stop it, and a look shows whose it is."""
 
     async def scenario(world: World) -> None:
         await world.acquire(OWN)
         renewal = asyncio.create_task(world.manager.keep_lease())
         theirs = world.registry.put_raw(OWN_NAME, B, None)
-        await asyncio.sleep(LEASE_TTL - RENEW_MARGIN + 150)
+        with pytest.raises(LeaseLost, match=r"subnet 11\.0\.59\.0/24 is held by 172\.17\.8\.102 now, not by us"):
+            await renewal
+        assert world.now() <= LEASE_TTL - RENEW_MARGIN
         assert (await world.entries())[OWN_NAME] == theirs
+
+    play(scenario)
+
+
+def test_a_lease_that_is_gone_when_it_is_to_be_renewed_is_taken_back() -> None:
+    """Likewise without a watch: the machine was suspended for a week, say."""
+
+    async def scenario(world: World) -> None:
+        await world.acquire(OWN)
+        world.registry.delete_raw(OWN_NAME)
+        renewal = asyncio.create_task(world.manager.keep_lease())
+        await asyncio.sleep(LEASE_TTL)
+        assert (await world.entries())[OWN_NAME].version == world.manager.own.version
         renewal.cancel()
 
     play(scenario)
-    assert caplog.messages[2:] == ["Error renewing lease (trying again in 1 min): 11.0.59.0-24: [1 != 2]"] * 3
 
 
-def test_a_renewal_that_fails_is_tried_again_each_minute_and_the_time_left_stays_true() -> None:
+def test_a_renewal_that_fails_is_tried_again_each_minute_and_the_time_left_stays_true(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def scenario(world: World) -> None:
         async with world.running():
-            await asyncio.sleep(LEASE_TTL - RENEW_MARGIN - 10)
+            await asyncio.sleep(LEASE_TTL - 1.1 * RENEW_MARGIN - 10)
+            left = world.manager.seconds_left() or 0
             world.registry.go_down()
-            await asyncio.sleep(10 + 1800)
-            assert world.manager.seconds_left() == pytest.approx(RENEW_MARGIN - 1800, abs=1)
+            await asyncio.sleep(0.1 * RENEW_MARGIN + 1800)
+            assert world.manager.seconds_left() == pytest.approx(left - 0.1 * RENEW_MARGIN - 1800, abs=1)
             world.registry.come_up()
             await asyncio.sleep(61)
             assert world.manager.seconds_left() == pytest.approx(LEASE_TTL, abs=61)
 
     play(scenario)
+    tries = [message for message in caplog.messages if message.startswith("Error renewing lease")]
+    assert set(tries) == {"Error renewing lease (trying again in 1 min): the fake registry is down"}
+    assert 30 <= len(tries) <= 40
+
+
+def test_a_short_lease_is_renewed_again_in_time_for_it_to_live(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        manager = SubnetManager(world.registry, LoopClock(), random.Random(1), Holder(OUR_IP), Terms(10))
+        await manager.acquire(CONFIG, ATTRS, OWN)
+        renewal = asyncio.create_task(manager.keep_lease())
+        await asyncio.sleep(4)
+        world.registry.go_down()
+        await asyncio.sleep(3)
+        world.registry.come_up()
+        await asyncio.sleep(2)
+        assert (await world.entries())[OWN_NAME].lease_ttl in (8, 9, 10)
+        renewal.cancel()
+
+    play(scenario)
+    tries = [message.partition(": ")[0] for message in caplog.messages if message.startswith("Error")]
+    assert 2 <= len(tries) <= 5
+    assert tries[0] == "Error renewing lease (trying again in 0.6 s)"
 
 
 def test_after_the_lease_ran_out_there_is_no_time_left() -> None:
@@ -651,8 +740,8 @@ def test_malformed_entries_are_said_once_and_the_watch_goes_on(caplog: pytest.Lo
 
     play(scenario)
     assert caplog.messages[2:] == [
-        "Ignoring malformed lease rubbish: no subnet key such as 10.1.7.0-24",
-        "Ignoring malformed lease 11.0.7.0-24: no PublicIP",
+        "Ignoring lease rubbish: no subnet key such as 10.1.7.0-24",
+        "Ignoring lease 11.0.7.0-24: no PublicIP",
     ]
 
 
@@ -784,12 +873,275 @@ def test_a_lost_reply_while_taking_the_lease_back_does_no_harm() -> None:
 def test_a_lost_reply_to_a_renewal_does_no_harm() -> None:
     async def scenario(world: World) -> None:
         async with world.running() as watch:
-            await asyncio.sleep(LEASE_TTL - RENEW_MARGIN - 10)
+            await asyncio.sleep(LEASE_TTL - 1.1 * RENEW_MARGIN - 10)
             world.registry.lose_reply_of_next_write()
-            await asyncio.sleep(80)
+            await asyncio.sleep(0.1 * RENEW_MARGIN + 80)
             [entry] = (await world.entries()).values()
             assert entry.version == world.manager.own.version
-            assert world.manager.seconds_left() == pytest.approx(LEASE_TTL, abs=80)
+            assert world.manager.seconds_left() == pytest.approx(LEASE_TTL, abs=0.1 * RENEW_MARGIN + 80)
             assert not watch.done()
 
     play(scenario)
+
+
+# Two hosts with one public IP
+
+FIRST, SECOND = "a-first", "b-second"
+
+
+def signed(host_id: str, claim: bool = False) -> str:
+    return LeaseAttrs(OUR_IP, host_id=host_id, claim=claim).encode()
+
+
+class Twin(World):
+    """One of two hosts that both are 172.17.8.101."""
+
+    def __init__(self, registry: FakeRegistry, host_id: str) -> None:
+        clock = LoopClock()
+        self.now = clock.now
+        self.registry = registry
+        self.manager = SubnetManager(registry, clock, random.Random(host_id), Holder(OUR_IP, host_id))
+        self.told = []
+
+
+def twins(scenario: Callable[[Twin, Twin], Awaitable[None]], first: str = FIRST, second: str = SECOND) -> None:
+    async def whole() -> None:
+        registry = FakeRegistry(LoopClock().now)
+        await scenario(Twin(registry, first), Twin(registry, second))
+
+    run(whole())
+
+
+NOT_UNIQUE = (
+    r"public IP 172\.17\.8\.101 is not unique: another host \({theirs}, we are {ours}\) leases 11\.0\.59\.0/24 with "
+    r"it; give each its own by -iface or -public-ip"
+)
+
+
+@pytest.mark.parametrize(("first", "second"), [(FIRST, SECOND), (SECOND, FIRST)])
+def test_a_newcomer_gives_up_when_the_holder_lives(first: str, second: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(holder: Twin, newcomer: Twin) -> None:
+        async with holder.running() as watch:
+            for _ in range(3):  # systemd starts it again and again
+                with pytest.raises(LeaseLost, match=NOT_UNIQUE.format(theirs=first, ours=second)):
+                    await newcomer.acquire()
+            assert not watch.done()
+            [entry] = (await holder.entries()).values()
+            assert (entry.name, entry.value, entry.version) == (OWN_NAME, signed(first), holder.manager.own.version)
+            assert holder.told == []
+
+    twins(scenario, first, second)
+    assert (
+        sum(re.fullmatch(NOT_UNIQUE.format(theirs=second, ours=first), line) is not None for line in caplog.messages)
+        == 3
+    )
+
+
+def test_a_reinstalled_host_gets_its_subnet_after_a_short_wait(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(before: Twin, after: Twin) -> None:
+        await before.acquire(OWN)
+        start = after.now()
+        assert (await after.acquire()).subnet == OWN
+        assert after.now() - start == pytest.approx(CLAIM_SECONDS, abs=0.1)
+        [entry] = (await after.entries()).values()
+        assert (entry.value, entry.lease_ttl) == (signed(SECOND), LEASE_TTL)
+
+    twins(scenario)
+    assert "Lease (11.0.59.0/24) was written by another host (a-first); waiting 3 s whether it lives" in caplog.messages
+
+
+def test_of_two_newcomers_at_the_same_moment_one_gets_the_subnet() -> None:
+    async def scenario(one: Twin, other: Twin) -> None:
+        async def start(twin: Twin) -> None:
+            await twin.acquire(OWN)
+            await asyncio.sleep(0.5)  # the device is made
+            await twin.manager.watch(twin.apply)
+
+        tasks = [asyncio.create_task(start(twin)) for twin in (one, other)]
+        await asyncio.sleep(100)
+        ended = [task.done() for task in tasks]
+        assert sorted(ended) == [False, True]
+        with pytest.raises(LeaseLost, match="is not unique"):
+            await tasks[ended.index(True)]
+        living = (one, other)[ended.index(False)]
+        [entry] = (await living.entries()).values()
+        assert entry.value == signed(living.manager._own.holder.host_id)
+        tasks[ended.index(False)].cancel()
+
+    twins(scenario)
+
+
+def test_of_two_newcomers_on_a_dead_hosts_lease_one_gets_it() -> None:
+    async def scenario(one: Twin, other: Twin) -> None:
+        one.registry.put_raw(OWN_NAME, signed("dead"), 80000)
+        results = await asyncio.gather(one.acquire(), other.acquire(), return_exceptions=True)
+        assert sum(type(result) is LeaseLost for result in results) == 1
+        [lease] = [result for result in results if isinstance(result, Lease)]
+        [entry] = (await one.entries()).values()
+        assert (lease.subnet, entry.value) == (OWN, signed(lease.attrs.host_id))
+
+    twins(scenario)
+
+
+@pytest.mark.parametrize(("ours", "stays"), [(FIRST, True), (SECOND, False)])
+def test_of_two_that_both_hold_it_one_leaves(ours: str, stays: bool) -> None:
+    """A holder was cut off from the store while a newcomer waited for its answer in vain."""
+    theirs = FIRST if ours == SECOND else SECOND
+
+    async def scenario(holder: Twin, _: Twin) -> None:
+        async with holder.running() as watch:
+            holder.registry.put_raw(OWN_NAME, signed(theirs), LEASE_TTL)
+            await asyncio.sleep(1)
+            assert watch.done() is not stays
+            assert (await holder.entries())[OWN_NAME].value == signed(FIRST if stays else theirs)
+            if not stays:
+                with pytest.raises(LeaseLost, match=NOT_UNIQUE.format(theirs=theirs, ours=ours)):
+                    await watch
+
+    twins(scenario, ours, theirs)
+
+
+def test_a_plain_flanneld_with_our_public_ip_is_said_and_overruled(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(holder: Twin, _: Twin) -> None:
+        async with holder.running() as watch:
+            holder.registry.put_raw(OWN_NAME, OURS, LEASE_TTL)
+            await asyncio.sleep(1)
+            assert not watch.done()
+            assert (await holder.entries())[OWN_NAME].value == signed(FIRST)
+
+    twins(scenario)
+    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "without an identity, such as flanneld" in warning
+    assert "172.17.8.101 is not unique" in warning
+
+
+def test_a_lease_of_a_flanneld_before_us_is_taken_over_at_once() -> None:
+    async def scenario(host: Twin, _: Twin) -> None:
+        host.registry.put_raw(OWN_NAME, OURS, 80000)
+        start = host.now()
+        assert (await host.acquire()).subnet == OWN
+        assert host.now() == start
+        assert (await host.entries())[OWN_NAME].value == signed(FIRST)
+
+    twins(scenario)
+
+
+def test_a_host_without_identity_asks_nobody() -> None:
+    async def scenario(host: Twin, _: Twin) -> None:
+        host.registry.put_raw(OWN_NAME, signed(SECOND), 80000)
+        start = host.now()
+        assert (await host.acquire()).subnet == OWN
+        assert host.now() == start
+
+    twins(scenario, "")
+
+
+def test_another_lease_with_our_public_ip_leads_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            world.registry.put_raw("11.0.77.0-24", OURS, 80000)
+            world.registry.put_raw("11.0.78.0-24", B, 80000)
+            await asyncio.sleep(1)
+            world.registry.put_raw("11.0.78.0-24", OURS, 80000)
+            await asyncio.sleep(1)
+            assert summary(world.told) == [("11.0.78.0/24", "172.17.8.102"), ("11.0.78.0/24", None)]
+
+    play(scenario)
+    assert [line for line in caplog.messages if "Ignoring" in line] == [
+        "Ignoring lease 11.0.77.0-24: it has our public IP",
+        "Ignoring lease 11.0.78.0-24: it has our public IP",
+    ]
+
+
+# The config while we run
+
+
+def watch_config(*texts: str | None) -> Callable[[World], Awaitable[None]]:
+    """Scenario: the config is each of ``texts`` for a minute; None is none."""
+
+    def accept(config: NetworkConfig) -> None:
+        if config.backend.type != "udp":
+            raise ConfigError(f"unknown backend type: {config.backend.type}")
+
+    async def scenario(world: World) -> None:
+        world.registry.set_config(TEXT)
+        await world.manager.read_config(accept)
+        await world.acquire(OWN)
+        watching = asyncio.create_task(world.manager.watch_config(accept))
+        for text in texts:
+            world.registry.set_config(text)
+            await asyncio.sleep(60)
+        watching.cancel()
+
+    return scenario
+
+
+def test_a_config_that_changes_while_we_run_is_said_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    play(
+        watch_config(
+            TEXT, "{", '{"Network":"12.0.0.0/16"}', None, '{"Network":"11.0.0.0/16","Backend":{"Type":"gre"}}', TEXT
+        )
+    )
+    assert caplog.messages[2:] == [
+        "Network config in etcd is not valid: network config is not JSON: Expecting property name enclosed in double"
+        " quotes at line 1 column 2; going on with the one from the start",
+        "Network config in etcd has changed; restart flannelpy, then Docker, to act upon it",
+        "Network config in etcd is gone; going on with the one from the start",
+        "Network config in etcd is not valid: unknown backend type: gre; going on with the one from the start",
+        "Network config in etcd is again the one from the start",
+    ]
+
+
+def test_an_outage_is_no_change_of_the_config(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        await watch_config(TEXT)(world)
+        watching = asyncio.create_task(world.manager.watch_config(lambda _: None))
+        world.registry.go_down()
+        await asyncio.sleep(1000)
+        world.registry.come_up()
+        await asyncio.sleep(100)
+        watching.cancel()
+
+    play(scenario)
+    assert len(caplog.messages) == 2
+
+
+# The store goes back in time
+
+
+def test_a_store_that_was_wiped_is_noticed_within_a_minute() -> None:
+    async def scenario(world: World) -> None:
+        for number in range(70, 100):
+            world.registry.put_raw(f"11.0.{number}.0-24", B, None)
+        async with world.running():
+            world.registry.wipe()
+            await asyncio.sleep(40)
+            assert (await world.entries()).keys() == {OWN_NAME}
+            world.registry.put_raw("11.0.200.0-24", C, 80000)
+            await asyncio.sleep(1)
+            assert summary(world.told)[-1] == ("11.0.200.0/24", "172.17.8.103")
+
+    play(scenario)
+
+
+def test_a_watch_that_only_waits_makes_progress_and_one_that_hangs_does_not() -> None:
+    class Hanging(FakeRegistry):
+        async def watch(self, cursor: int, timeout: float) -> Changes:
+            await asyncio.sleep(10000)
+            raise AssertionError("far too late")
+
+    async def waiting(world: World) -> None:
+        async with world.running():
+            for _ in range(10):
+                await asyncio.sleep(100)
+                assert world.manager.makes_progress()
+
+    play(waiting)
+
+    async def hanging(world: World) -> None:
+        async with world.running():
+            assert world.manager.makes_progress()
+            await asyncio.sleep(200)
+            assert not world.manager.makes_progress()
+
+    play(hanging, Hanging)

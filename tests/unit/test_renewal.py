@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 
+from flannelpy.errors import HistoryGone, RegistryUnavailable
 from flannelpy.subnet import renewal
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added, Damaged, Gone, OwnEvent
-from flannelpy.subnet.renewal import LEASE_TTL, Action, Happening, action, classify, renewal_delay
+from flannelpy.subnet.renewal import (
+    Action,
+    Happening,
+    Holder,
+    Terms,
+    action,
+    classify,
+    classify_failure,
+    renewal_lead,
+    retry_delay,
+)
 
 SUBNET = IPv4Network("11.0.59.0/24")
 OURS, THEIRS = IPv4Address("172.17.8.101"), IPv4Address("172.17.8.102")
 
 ROWS = [
     (Happening.RENEWAL_DUE, Action.RENEW, Action.NOTHING),
+    (Happening.RENEWAL_REFUSED, Action.LOOK, Action.LOOK),
     (Happening.CHANGED, Action.ADOPT, Action.ADOPT),
     (Happening.DAMAGED, Action.REPAIR, Action.REPAIR),
+    (Happening.UNSIGNED, Action.REPAIR, Action.REPAIR),
+    (Happening.CLAIMED, Action.REPAIR, Action.REPAIR),
+    (Happening.HELD_BY_LATER, Action.REPAIR, Action.REPAIR),
+    (Happening.HELD_BY_EARLIER, Action.LEAVE, Action.LEAVE),
     (Happening.GONE, Action.TAKE_BACK, Action.TAKE_BACK),
     (Happening.TAKEN, Action.LEAVE, Action.LEAVE),
+    (Happening.STORE_SILENT, Action.FORWARD_ON, Action.FORWARD_ON),
+    (Happening.HISTORY_GONE, Action.LIST_AGAIN, Action.LIST_AGAIN),
+    (Happening.CONFIG_CHANGED, Action.SAY_SO, Action.SAY_SO),
 ]
 
 
-def lease(public_ip: IPv4Address, lease_ttl: int | None) -> Lease:
-    return Lease(SUBNET, LeaseAttrs(public_ip), lease_ttl, 5)
+def lease(public_ip: IPv4Address, lease_ttl: int | None, host_id: str = "", claim: bool = False) -> Lease:
+    return Lease(SUBNET, LeaseAttrs(public_ip, host_id=host_id, claim=claim), lease_ttl, 5)
 
 
 @pytest.mark.parametrize(("happening", "leased", "reserved"), ROWS)
@@ -39,6 +59,9 @@ def test_the_rows_are_all_there_are_and_the_documented_ones() -> None:
     documented = [" ".join(line.split()) for line in (renewal.__doc__ or "").splitlines()]
     rows = [f"{happening.value} {leased.value} {reserved.value}" for happening, leased, reserved in ROWS]
     assert [line for line in documented if line in rows] == rows
+    architecture = (Path(__file__).parents[2] / "docs/architecture.md").read_text()
+    table = [f"| {happening.value} | {leased.value} | {reserved.value} |" for happening, leased, reserved in ROWS]
+    assert [line for line in architecture.splitlines() if line in table] == table
 
 
 @pytest.mark.parametrize(
@@ -46,17 +69,52 @@ def test_the_rows_are_all_there_are_and_the_documented_ones() -> None:
     [
         (Gone(SUBNET), Happening.GONE),
         (Damaged(SUBNET, 6), Happening.DAMAGED),
-        *((Added(lease(OURS, ttl)), Happening.CHANGED) for ttl in (86400, None)),
+        *((Added(lease(OURS, ttl, "m")), Happening.CHANGED) for ttl in (86400, None)),
         *((Added(lease(THEIRS, ttl)), Happening.TAKEN) for ttl in (86400, None)),
+        (Added(lease(THEIRS, 60, "m")), Happening.TAKEN),
+        (Added(lease(OURS, 60, "m", claim=True)), Happening.CHANGED),
+        (Added(lease(OURS, 60)), Happening.UNSIGNED),
+        (Added(lease(OURS, 60, "a", claim=True)), Happening.CLAIMED),
+        (Added(lease(OURS, 60, "z", claim=True)), Happening.CLAIMED),
+        (Added(lease(OURS, 60, "z")), Happening.HELD_BY_LATER),
+        (Added(lease(OURS, 60, "a")), Happening.HELD_BY_EARLIER),
     ],
 )
 def test_an_event_about_the_own_subnet_is_one_of_the_rows(event: OwnEvent, expected: Happening) -> None:
-    assert classify(event, OURS) is expected
+    assert classify(event, Holder(OURS, "m")) is expected
+
+
+@pytest.mark.parametrize("host_id", ["", "a"])
+def test_without_an_identity_whoever_has_our_public_ip_is_us(host_id: str) -> None:
+    assert classify(Added(lease(OURS, 60, host_id, claim=bool(host_id))), Holder(OURS)) is Happening.CHANGED
+
+
+def test_a_failure_is_one_of_the_rows() -> None:
+    assert classify_failure(HistoryGone("")) is Happening.HISTORY_GONE
+    assert classify_failure(RegistryUnavailable("")) is Happening.STORE_SILENT
 
 
 @pytest.mark.parametrize(
-    ("lease_ttl", "expected"),
-    [(LEASE_TTL, 23 * 3600), (86394, 82794), (7201, 3601), (7200, 3600), (3600, 1800), (100, 50), (1, 0.5)],
+    ("lease_ttl", "margin", "expected"),
+    [
+        (86400, 3600, 3600),
+        (86394, 3600, 3600),
+        (3601, 3600, 3600),
+        (3600, 3600, 1800),
+        (100, 3600, 50),
+        (1, 3600, 0.5),
+        (86400, 86399, 86399),
+        (60, 20, 20),
+        (0, 3600, 0),
+    ],
 )
-def test_a_lease_is_renewed_an_hour_early_or_half_way(lease_ttl: int, expected: float) -> None:
-    assert renewal_delay(lease_ttl) == expected
+def test_a_lease_is_renewed_a_margin_early_or_half_way(lease_ttl: int, margin: int, expected: float) -> None:
+    terms = Terms(86400, margin)
+    assert renewal_lead(lease_ttl, terms, 0) == expected
+    assert renewal_lead(lease_ttl, terms, 1) == pytest.approx(min(1.1 * expected, lease_ttl))
+
+
+def test_a_failed_renewal_is_tried_again_in_time_and_less_and_less_often() -> None:
+    assert [retry_delay(3600, failures, 0) for failures in (0, 1, 2, 1000)] == [60, 60, 60, 60]
+    assert [retry_delay(8, failures, 0) for failures in (0, 1, 2, 3, 1000)] == [0.5, 1, 2, 2, 2]
+    assert retry_delay(3600, 1, 1) == pytest.approx(54)

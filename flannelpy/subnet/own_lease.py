@@ -1,0 +1,283 @@
+"""The own lease: acquired, renewed, defended.  ``renewal.py`` says what is done about what; here it is done.
+
+Counterpart: subnet/etcd.go, renew.go.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from ipaddress import IPv4Network
+
+from flannelpy.errors import CompareFailed, KeyExists, KeyNotFound, LeaseLost, OutOfSubnets, RegistryError
+from flannelpy.registry.base import Entry, Registry, Snapshot
+from flannelpy.subnet.allocator import pick_subnet
+from flannelpy.subnet.config import NetworkConfig
+from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
+from flannelpy.subnet.lease_table import Added, Damaged, Gone, LeaseTable, OwnEvent
+from flannelpy.subnet.renewal import (
+    CLAIM_SECONDS,
+    Action,
+    Happening,
+    Holder,
+    Terms,
+    action,
+    classify,
+    renewal_lead,
+    retry_delay,
+)
+from flannelpy.subnet.retry import Clock, until_done
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 60.0
+_MAX_RACE_PAUSE = 1.0
+
+
+class OwnLease:
+    """The lease of ``holder``, on ``terms``."""
+
+    def __init__(self, registry: Registry, clock: Clock, rng: random.Random, holder: Holder, terms: Terms) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._rng = rng
+        self.holder = holder
+        self._terms = terms
+        self._lease: Lease | None = None
+        self._attrs = LeaseAttrs(holder.public_ip)
+        self._lead = self._renew_at = self._ends_at = 0.0
+        self._failures = 0
+
+    @property
+    def lease(self) -> Lease:
+        """As it was when we last saw it, once it was acquired."""
+        assert self._lease is not None, "acquire comes first"
+        return self._lease
+
+    def seconds_left(self) -> float | None:
+        """Until it runs out if it is never renewed again; None for a reservation."""
+        if self.lease.lease_ttl is None:
+            return None
+        return max(self._ends_at - self._clock.now(), 0)
+
+    # Acquiring
+
+    async def acquire(self, config: NetworkConfig, attrs: LeaseAttrs, previous: IPv4Network | None) -> Lease:
+        """The lease that our public IP has, else ``previous``, else a new one.
+
+        Raises LeaseLost when another host holds it and lives.
+        """
+        self._attrs = replace(attrs, host_id=self.holder.host_id)
+        attempt = partial(self._acquire, config, previous)
+        return await until_done(self._clock, attempt, "Failed to acquire subnet", OutOfSubnets, RegistryError)
+
+    async def _acquire(self, config: NetworkConfig, previous: IPv4Network | None) -> Lease:
+        races_lost = 0
+        while True:
+            snapshot = await self._registry.snapshot()
+            try:
+                entry = await self._reuse(config, _well_formed(snapshot))
+                if entry is None:
+                    entry = await self._create(config, _taken(snapshot), previous)
+                log.info("Subnet lease acquired: %s", parse_key(entry.name))
+                return self._hold(entry)
+            except (KeyExists, CompareFailed, KeyNotFound):
+                # Normal while many hosts start: look again, and spread out the more often it happens.
+                races_lost += 1
+                await self._clock.sleep(self._rng.uniform(0, min(0.01 * 2 ** min(races_lost, 7), _MAX_RACE_PAUSE)))
+
+    async def _reuse(self, config: NetworkConfig, leases: Sequence[Lease]) -> Entry | None:
+        """Renew the lease that has our public IP, if there is one; one that does not fit is given up."""
+        public_ip = self.holder.public_ip
+        for lease in [lease for lease in leases if lease.attrs.public_ip == public_ip]:
+            if config.fits(lease.subnet):
+                return await self._reuse_fitting(lease)
+            message = "Found lease (%s) for current IP (%s) but not compatible with current config"
+            if lease.lease_ttl is None:
+                log.warning(f"{message}, leaving the reservation alone", lease.subnet, public_ip)
+            else:
+                log.info(f"{message}, deleting", lease.subnet, public_ip)
+                await self._registry.compare_and_delete(format_key(lease.subnet), lease.version)
+        return None
+
+    async def _reuse_fitting(self, lease: Lease) -> Entry:
+        log.info("Found lease (%s) for current IP (%s), reusing", lease.subnet, self.holder.public_ip)
+        if lease.attrs.host_id in ("", self.holder.host_id) or not self.holder.host_id:
+            return await self._write(lease, lease.version)
+        return await self._claim(lease)
+
+    async def _claim(self, lease: Lease) -> Entry:
+        """Take the lease over from another identity, unless its host answers.  Raises LeaseLost then."""
+        log.warning(
+            "Lease (%s) was written by another host (%s); waiting %d s whether it lives",
+            lease.subnet,
+            lease.attrs.host_id,
+            CLAIM_SECONDS,
+        )
+        claim = await self._write(lease, lease.version, claim=True)
+        await self._clock.sleep(CLAIM_SECONDS)
+        try:
+            return await self._write(lease, claim.version)
+        except CompareFailed:
+            self._give_up_claim(await self._find(lease.subnet))
+            raise
+
+    def _give_up_claim(self, found: OwnEvent) -> None:
+        """Raises LeaseLost when another identity has answered; else somebody only touched the key."""
+        match found:
+            case Added(lease) if lease.attrs.host_id not in ("", self.holder.host_id):
+                raise LeaseLost(self._not_unique(lease))
+
+    async def _create(self, config: NetworkConfig, taken: Sequence[IPv4Network], previous: IPv4Network | None) -> Entry:
+        log.info("Picking subnet in range %s ... %s", config.subnet_min, config.subnet_max)
+        subnet = pick_subnet(config, taken, previous, self._rng)
+        return await self._registry.create(format_key(subnet), self._attrs.encode(), self._terms.lease_ttl)
+
+    # Renewing
+
+    async def keep(self) -> None:
+        """Renew whenever it is due, for ever.  Raises LeaseLost."""
+        while True:
+            wait = self._renew_at - self._clock.now()
+            if wait <= 0 and action(self.lease, Happening.RENEWAL_DUE) is Action.RENEW:
+                await self._renew()
+            else:
+                # In short steps: the lease may be changed by others meanwhile, and sleep stops while we are suspended.
+                await self._clock.sleep(min(wait, _LOOK_SECONDS) if wait > 0 else _LOOK_SECONDS)
+
+    async def _renew(self) -> None:
+        try:
+            await self._renew_or_look()
+        except RegistryError as error:
+            self._failures += 1
+            delay = self._put_off()
+            said = "1 min" if delay > 50 else f"{delay:.1f} s"
+            log.error("Error renewing lease (trying again in %s): %s", said, error)
+
+    async def _renew_or_look(self) -> None:
+        own = self.lease
+        try:
+            entry = await self._write(own, own.version)
+        except (CompareFailed, KeyNotFound):
+            if action(own, Happening.RENEWAL_REFUSED) is Action.LOOK:
+                self._put_off()
+                await self.react(await self._find(own.subnet))
+        else:
+            self._hold(entry)
+            expiration = self._clock.wall() + timedelta(seconds=self._terms.lease_ttl)
+            log.info("Lease renewed, new expiration: %s", expiration.strftime("%Y-%m-%d %H:%M:%S.%f +0000 UTC"))
+
+    def _put_off(self) -> float:
+        """Renew later, in so many seconds."""
+        delay = retry_delay(self._lead, self._failures, self._rng.random())
+        self._renew_at = self._clock.now() + delay
+        return delay
+
+    # Reacting
+
+    async def react(self, event: OwnEvent) -> None:
+        """Do what the table says about an event of our subnet.  Raises LeaseLost."""
+        happening = classify(event, self.holder)
+        match action(self.lease, happening):
+            case Action.ADOPT:
+                assert isinstance(event, Added)
+                self._adopt(event.lease)
+            case Action.REPAIR:
+                assert not isinstance(event, Gone)
+                self._say_why(happening, event)
+                version = event.version if isinstance(event, Damaged) else event.lease.version
+                await self._until_done(partial(self._repair, version), "Failed to write own lease")
+            case Action.TAKE_BACK:
+                log.warning("Own lease %s was deleted or has expired, taking it back", self.lease.subnet)
+                await self._until_done(self._take_back, "Failed to take own lease back")
+            case Action.LEAVE:
+                assert isinstance(event, Added)
+                raise LeaseLost(self._why_we_leave(happening, event.lease))
+
+    async def _until_done(self, attempt: Callable[[], Awaitable[None]], what_fails: str) -> None:
+        await until_done(self._clock, attempt, what_fails, RegistryError)
+
+    def _adopt(self, lease: Lease) -> None:
+        """What the store says, also when it went back in time; our own last write comes by here as well."""
+        if lease.version != self.lease.version:
+            self._hold(Entry(format_key(lease.subnet), lease.attrs.encode(), lease.lease_ttl, lease.version))
+
+    async def _repair(self, version: int) -> None:
+        with suppress(CompareFailed, KeyNotFound):  # changed once more: the watch tells how
+            self._hold(await self._write(self.lease, version))
+
+    async def _take_back(self) -> None:
+        key = format_key(self.lease.subnet)
+        with suppress(KeyExists):  # taken, or taken back by an earlier try: the watch tells which
+            self._hold(await self._registry.create(key, self._attrs.encode(), self._terms.lease_ttl))
+
+    def _say_why(self, happening: Happening, event: Added | Damaged) -> None:
+        """Log what made us write our lease again."""
+        match happening, event:
+            case Happening.UNSIGNED, _:
+                log.warning(
+                    "Lease %s was written by somebody without an identity, such as flanneld. If that is another host, "
+                    "public IP %s is not unique: give each host its own by -iface or -public-ip",
+                    self.lease.subnet,
+                    self.holder.public_ip,
+                )
+            case ((Happening.CLAIMED | Happening.HELD_BY_LATER), Added(lease)):
+                log.warning("%s", self._not_unique(lease))
+
+    def _why_we_leave(self, happening: Happening, lease: Lease) -> str:
+        if happening is Happening.HELD_BY_EARLIER:
+            return self._not_unique(lease)
+        ours, theirs = self.holder.public_ip, lease.attrs.public_ip
+        return f"subnet {lease.subnet} is held by {theirs} now, not by us ({ours})"
+
+    def _not_unique(self, lease: Lease) -> str:
+        return (
+            f"public IP {self.holder.public_ip} is not unique: another host ({lease.attrs.host_id}, we are "
+            f"{self.holder.host_id}) leases {lease.subnet} with it; give each its own by -iface or -public-ip"
+        )
+
+    # To and from the store
+
+    async def _write(self, lease: Lease, version: int, *, claim: bool = False) -> Entry:
+        """Our value in place of what stood there at ``version``.  A reservation stays one."""
+        lease_ttl = None if lease.lease_ttl is None else self._terms.lease_ttl
+        value = replace(self._attrs, claim=claim).encode()
+        return await self._registry.compare_and_swap(format_key(lease.subnet), value, lease_ttl, version)
+
+    async def _find(self, subnet: IPv4Network) -> OwnEvent:
+        """What is there now, as the event that a watch would tell."""
+        return LeaseTable(subnet).replace(await self._registry.snapshot()).own[-1]
+
+    def _hold(self, entry: Entry) -> Lease:
+        """Take the entry as the state of the own lease."""
+        self._lease = Lease.from_entry(entry)
+        self._failures = 0
+        if entry.lease_ttl is not None:
+            now = self._clock.now()
+            self._lead = renewal_lead(entry.lease_ttl, self._terms, self._rng.random())
+            self._ends_at = now + entry.lease_ttl
+            self._renew_at = self._ends_at - self._lead
+        return self._lease
+
+
+def _taken(snapshot: Snapshot) -> list[IPv4Network]:
+    """The subnets that have a key, whatever its value: a create would fail."""
+    subnets = []
+    for entry in snapshot.entries:
+        with suppress(ValueError):
+            subnets.append(parse_key(entry.name))
+    return subnets
+
+
+def _well_formed(snapshot: Snapshot) -> list[Lease]:
+    """The leases of a snapshot; the watch is the one that reports the malformed."""
+    leases = []
+    for entry in snapshot.entries:
+        with suppress(ValueError):
+            leases.append(Lease.from_entry(entry))
+    return leases
