@@ -453,6 +453,7 @@ def _listen(path: Path, lines: list[str]) -> socket.socket:
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     listener.bind(str(path))
+    path.chmod(0o777)  # as systemd's, for daemons that are not root
 
     def read() -> None:
         while message := listener.recv(65536):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import shutil
 from ipaddress import IPv4Network
 
 from flannelpy.errors import HostError
@@ -33,6 +35,24 @@ async def set_up_masquerade(network: IPv4Network) -> None:
         await _run("iptables", _WAIT, "-t", "nat", "-A", *_JUMP)
 
 
+async def remove_masquerade(network: IPv4Network | None = None) -> list[str]:
+    """Remove chain and jumps, and what flanneld v0.5.5 has left for ``network``; what was removed.  Raises HostError.
+
+    The original's jump names the network, so it is found by its target; its fourth rule is known by the network alone.
+    """
+    if not shutil.which("iptables"):
+        return []
+    listing = (await _run("iptables", _WAIT, "-t", "nat", "-S")).splitlines()
+    ours = {f"-A POSTROUTING ! -s {network} -d {network} -j MASQUERADE"} if network else set()
+    rules = [line[3:] for line in listing if line in ours or re.fullmatch(rf"-A .* -j {_CHAIN}", line)]
+    chains = [_CHAIN] if f"-N {_CHAIN}" in listing else []
+    if rules or chains:
+        # All at once: a jump that stays would keep the chain.
+        removal = [*(f"-D {rule}" for rule in rules), *(f"-{how} {chain}" for chain in chains for how in "FX")]
+        await _run("iptables-restore", _WAIT, "--noflush", stdin="\n".join(["*nat", *removal, "COMMIT", ""]))
+    return [*rules, *(f"chain {chain}" for chain in chains)]
+
+
 def masquerade_rules(network: IPv4Network) -> list[str]:
     """The chain, in order.  Multicast is never masqueraded."""
     return [
@@ -42,19 +62,22 @@ def masquerade_rules(network: IPv4Network) -> list[str]:
     ]
 
 
-async def _run(*command: str, stdin: str = "") -> None:
-    code, complaint = await _finish(*command, stdin=stdin)
+async def _run(*command: str, stdin: str = "") -> str:
+    """What a command prints.  Raises HostError with its last line of complaint."""
+    code, output, complaints = await _finish(*command, stdin=stdin)
     if code:
-        raise HostError(f"-ip-masq: {' '.join(command)} failed: {complaint}")
+        last = complaints.strip().splitlines()[-1:] or ["no message"]
+        raise HostError(f"-ip-masq: {' '.join(command)} failed: {last[0]}")
+    return output
 
 
 async def _succeeds(*command: str) -> bool:
-    code, _ = await _finish(*command)
+    code, _, _ = await _finish(*command)
     return code == 0
 
 
-async def _finish(*command: str, stdin: str = "") -> tuple[int, str]:
-    """Exit code and last line of complaint of a command."""
+async def _finish(*command: str, stdin: str = "") -> tuple[int, str, str]:
+    """Exit code, output and complaints of a command."""
     try:
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -63,6 +86,5 @@ async def _finish(*command: str, stdin: str = "") -> tuple[int, str]:
         raise HostError(f"-ip-masq needs the command {command[0]}: install iptables, or leave -ip-masq out") from error
     except OSError as error:
         raise HostError(f"-ip-masq: cannot run {command[0]}: {error.strerror}") from error
-    _, stderr = await process.communicate(stdin.encode())
-    lines = stderr.decode(errors="replace").strip().splitlines()
-    return process.returncode or 0, lines[-1] if lines else "no message"
+    stdout, stderr = await process.communicate(stdin.encode())
+    return process.returncode or 0, stdout.decode(errors="replace"), stderr.decode(errors="replace")

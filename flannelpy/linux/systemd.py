@@ -1,8 +1,12 @@
-"""Tells systemd how we are doing.  Source: sd_notify(3)."""
+"""Tells systemd how we are doing.  Source: sd_notify(3), sd_watchdog_enabled(3)."""
 
 import contextlib
 import os
+import re
 import socket
+
+# What systemd means by "never".
+_INFINITY = 2**64 - 1
 
 
 def notify(*lines: str) -> None:
@@ -17,3 +21,14 @@ def notify(*lines: str) -> None:
         sock.setblocking(False)
         sock.connect(address)
         sock.send("\n".join(lines).encode())
+
+
+def watchdog_seconds() -> float | None:
+    """Within how many seconds the next ``WATCHDOG=1`` is expected; None when nobody watches this very process."""
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    text = os.environ.get("WATCHDOG_USEC", "")
+    # The length is that of 2**64: int() refuses, with an error of its own, what is longer than 4300 digits.
+    if not re.fullmatch("[0-9]{1,20}", text) or not 0 < int(text) < _INFINITY:
+        return None
+    return int(text) / 1_000_000

@@ -30,6 +30,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from flannelpy.errors import (
     CompareFailed,
+    ConfigError,
     HistoryGone,
     HostError,
     KeyExists,
@@ -119,7 +120,7 @@ class EtcdV2Registry:
 
     async def read_config(self) -> str:
         """See Registry."""
-        return await self._ask(lambda endpoint: endpoint.read(self._config, quorum=True).value or "")
+        return await self._ask(self._read_config)
 
     async def snapshot(self) -> Snapshot:
         """See Registry."""
@@ -197,6 +198,12 @@ class EtcdV2Registry:
         # Between running out and being swept a key has no "ttl" but still an "expiration".
         lease_ttl = None if node.expiration is None else max(node.ttl or 0, 0)
         return Entry(node.key.removeprefix(self._subnets), node.value or "", lease_ttl, node.modifiedIndex)
+
+    def _read_config(self, endpoint: _Endpoint) -> str:
+        node = endpoint.read(self._config, quorum=True)
+        if node.dir:
+            raise ConfigError(f"{node.key} is a directory instead of the network config")
+        return node.value or ""
 
     def _snapshot(self, endpoint: _Endpoint) -> Snapshot:
         try:

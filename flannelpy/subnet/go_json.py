@@ -13,10 +13,12 @@ def parse_object(text: str) -> dict[str, object]:
         document = json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at line {error.lineno} column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # a constant of ours below, too many digits, too deep a nesting
+    except RecursionError as error:
+        raise ValueError("not JSON: it is nested too deep") from error
+    except ValueError as error:  # a constant of ours below, too many digits
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(document, dict):
-        raise ValueError(f"not a JSON object: {text.strip()[:40]}")
+        raise ValueError(f"not a JSON object: {' '.join(text.split())[:40]}")
     return document
 
 

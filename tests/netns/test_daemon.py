@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -129,20 +127,6 @@ def test_masquerading_is_idempotent(host: Host, flavour: str) -> None:
         "-A FLANNEL -s 11.0.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
         "-A FLANNEL ! -s 11.0.0.0/16 -d 11.0.0.0/16 -j MASQUERADE",
     ]
-
-
-def test_the_capabilities_of_the_systemd_unit_are_enough(host: Host) -> None:
-    daemon = host.popen(
-        "setpriv",
-        "--bounding-set=-all,+net_admin,+net_raw",
-        "--no-new-privs",
-        *(sys.executable, "-m", "flannelpy", "-iface=eth1", "-ip-masq", "-etcd-endpoints=http://172.17.8.1:2379"),
-        stdout=subprocess.DEVNULL,
-    )
-    wait_for((host.run_dir / "flannel/subnet.env").exists, 10, "the subnet file")
-    daemon.terminate()
-    _, log = daemon.communicate(timeout=5)
-    assert daemon.returncode == 0, log
 
 
 # How the flags are spelled

@@ -34,6 +34,8 @@ def test_keys_match_whatever_their_case_and_exactly_first(text: str, expected: o
         ('{"Network": NaN}', "not JSON: NaN"),
         ('{"Network": -Infinity}', "not JSON: -Infinity"),
         ("[1, 2]", "not a JSON object: [1, 2]"),
+        ('[\n  {"a": 1},\n  {"b": 2}\n]', 'not a JSON object: [ {"a": 1}, {"b": 2} ]'),
+        ("[" * 100_000, "not JSON: it is nested too deep"),
         ("null", "not a JSON object: null"),
         (' "11.0.0.0/16"\n', 'not a JSON object: "11.0.0.0/16"'),
     ],

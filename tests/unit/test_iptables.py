@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flannelpy.errors import HostError
-from flannelpy.linux.iptables import masquerade_rules, set_up_masquerade
+from flannelpy.linux.iptables import masquerade_rules, remove_masquerade, set_up_masquerade
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,16 +27,35 @@ COMMIT
 """
 CHECK = "iptables --wait=10 -t nat -C POSTROUTING -j FLANNEL\n"
 APPEND = "iptables --wait=10 -t nat -A POSTROUTING -j FLANNEL\n"
+LIST = "iptables --wait=10 -t nat -S\n"
+
+OTHERS = """-P PREROUTING ACCEPT
+-P POSTROUTING ACCEPT
+-N DOCKER
+-N FLANNEL-POSTRTG
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A POSTROUTING -j FLANNEL-POSTRTG
+-A POSTROUTING ! -s 12.0.0.0/16 -d 12.0.0.0/16 -j MASQUERADE
+-A DOCKER -i docker0 -j RETURN
+"""
 
 
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where stand-ins for the two commands write what they were called with; ``jump`` beside it is the rule's place."""
+    """Where stand-ins for the two commands write what they were called with.
+
+    Beside it, ``jump`` is there when the jump is, and ``listing`` is what ``iptables -S`` prints.
+    """
     log = tmp_path / "record"
+    (tmp_path / "listing").touch()
     scripts = {
         "iptables-restore": f'echo "iptables-restore $*" >>{log}; cat >>{log}',
         "iptables": f"""echo "iptables $*" >>{log}
-            case "$*" in *-C*) test -e {tmp_path}/jump ;; *) touch {tmp_path}/jump ;; esac""",
+            case "$*" in
+            *-S*) cat {tmp_path}/listing ;;
+            *-C*) test -e {tmp_path}/jump ;;
+            *) touch {tmp_path}/jump ;;
+            esac""",
     }
     for name, script in scripts.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -81,3 +100,73 @@ def test_a_command_that_is_not_there_is_an_error_that_says_what_to_do(
     with pytest.raises(HostError) as caught:
         asyncio.run(set_up_masquerade(NETWORK))
     assert str(caught.value) == ("-ip-masq needs the command iptables-restore: install iptables, or leave -ip-masq out")
+
+
+@pytest.mark.parametrize(
+    ("listing", "network", "removed"),
+    [
+        (
+            "-N FLANNEL\n-A POSTROUTING -j FLANNEL\n-A FLANNEL -s 11.0.0.0/16 -d 11.0.0.0/16 -j RETURN\n",
+            None,
+            ["POSTROUTING -j FLANNEL", "chain FLANNEL"],
+        ),
+        (
+            "-N FLANNEL\n-A POSTROUTING -j FLANNEL\n-A POSTROUTING -j FLANNEL\n",
+            NETWORK,
+            ["POSTROUTING -j FLANNEL", "POSTROUTING -j FLANNEL", "chain FLANNEL"],
+        ),
+        ("-N FLANNEL\n", NETWORK, ["chain FLANNEL"]),
+        (
+            "-A POSTROUTING ! -s 11.0.0.0/16 -d 11.0.0.0/16 -j MASQUERADE\n",
+            NETWORK,
+            ["POSTROUTING ! -s 11.0.0.0/16 -d 11.0.0.0/16 -j MASQUERADE"],
+        ),
+        (  # flanneld v0.5.5, after its network was changed
+            "-N FLANNEL\n"
+            "-A POSTROUTING -s 10.9.0.0/16 -j FLANNEL\n"
+            "-A POSTROUTING -s 11.0.0.0/16 -j FLANNEL\n"
+            "-A POSTROUTING ! -s 11.0.0.0/16 -d 11.0.0.0/16 -j MASQUERADE\n"
+            "-A FLANNEL -d 11.0.0.0/16 -j ACCEPT\n"
+            "-A FLANNEL ! -d 224.0.0.0/4 -j MASQUERADE\n",
+            NETWORK,
+            [
+                "POSTROUTING -s 10.9.0.0/16 -j FLANNEL",
+                "POSTROUTING -s 11.0.0.0/16 -j FLANNEL",
+                "POSTROUTING ! -s 11.0.0.0/16 -d 11.0.0.0/16 -j MASQUERADE",
+                "chain FLANNEL",
+            ],
+        ),
+    ],
+)
+def test_what_is_ours_or_the_originals_is_removed_with_one_command(
+    record: Path, listing: str, network: IPv4Network | None, removed: list[str]
+) -> None:
+    (record.parent / "listing").write_text(OTHERS + listing)
+    assert asyncio.run(remove_masquerade(network)) == removed
+    rules = [f"-D {what}" for what in removed if not what.startswith("chain ")]
+    chain = ["-F FLANNEL", "-X FLANNEL"] if "chain FLANNEL" in removed else []
+    commands = "\n".join(["*nat", *rules, *chain, "COMMIT"])
+    assert record.read_text() == f"{LIST}iptables-restore --wait=10 --noflush\n{commands}\n"
+
+
+def test_where_nothing_is_ours_nothing_is_removed(record: Path) -> None:
+    (record.parent / "listing").write_text(OTHERS)
+    assert asyncio.run(remove_masquerade(NETWORK)) == []
+    assert record.read_text() == LIST
+
+
+def test_the_originals_rule_for_a_network_that_is_not_known_stays(record: Path) -> None:
+    (record.parent / "listing").write_text("-A POSTROUTING ! -s 11.0.0.0/16 -d 11.0.0.0/16 -j MASQUERADE\n")
+    assert asyncio.run(remove_masquerade(None)) == []
+
+
+def test_without_the_command_there_is_nothing_to_remove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert asyncio.run(remove_masquerade(NETWORK)) == []
+
+
+def test_rules_that_cannot_be_listed_are_an_error(record: Path) -> None:
+    (record.parent / "iptables").write_text("#!/bin/sh\necho one >&2; echo two >&2; exit 4\n")
+    with pytest.raises(HostError) as caught:
+        asyncio.run(remove_masquerade(NETWORK))
+    assert str(caught.value) == "-ip-masq: iptables --wait=10 -t nat -S failed: two"

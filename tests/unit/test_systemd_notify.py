@@ -54,3 +54,45 @@ def test_a_supervisor_that_is_not_there_is_no_trouble(monkeypatch: pytest.Monkey
     else:
         monkeypatch.setenv("NOTIFY_SOCKET", value)
     systemd.notify("READY=1")
+
+
+@pytest.mark.parametrize(
+    ("usec", "seconds"),
+    [
+        ("60000000", 60.0),
+        ("1500000", 1.5),
+        ("1", 0.000001),
+        (None, None),
+        ("", None),
+        ("0", None),
+        ("-1", None),
+        ("60s", None),
+        ("6e7", None),
+        (" 60000000", None),
+        ("60000000\n", None),
+        ("٦٠", None),
+        (str(2**64 - 1), None),
+        (str(2**64), None),
+        ("9" * 5000, None),
+    ],
+)
+def test_the_watchdog_says_how_often_it_wants_to_hear_of_us(
+    monkeypatch: pytest.MonkeyPatch, usec: str | None, seconds: float | None
+) -> None:
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    if usec is None:
+        monkeypatch.delenv("WATCHDOG_USEC", raising=False)
+    else:
+        monkeypatch.setenv("WATCHDOG_USEC", usec)
+    assert systemd.watchdog_seconds() == seconds
+
+
+@pytest.mark.parametrize(
+    ("pid", "seconds"), [(str(os.getpid()), 60.0), (str(os.getppid()), None), ("", None), ("x", None)]
+)
+def test_a_watchdog_of_another_process_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch, pid: str, seconds: float | None
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "60000000")
+    monkeypatch.setenv("WATCHDOG_PID", pid)
+    assert systemd.watchdog_seconds() == seconds

@@ -6,26 +6,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+from systemd_units import UNITS, Unit
 
 from flannelpy import cli
 from flannelpy.errors import LeaseLost, UsageError
 
-UNITS = Path(__file__).parents[2] / "scripts" / "systemd"
 DAEMONS = ["flannelpy.service", "flannelpy.fleet.service"]
 DROP_IN = "docker.service.d/40-flannel.conf"
-
-
-class Unit(dict[str, dict[str, str]]):
-    """The sections of a unit file.  A key that is given more than once holds its values in order, one per line."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        for line in (UNITS / name).read_text().splitlines():
-            key, equals, value = line.partition("=")
-            if line.startswith("["):
-                section = self.setdefault(line.strip("[]"), {})
-            elif equals and not line.startswith("#"):
-                section[key] = f"{section[key]}\n{value}" if key in section else value
 
 
 @pytest.fixture(params=DAEMONS)
@@ -72,10 +59,53 @@ def test_variables_come_from_a_file_that_may_be_missing() -> None:
     assert "/etc/default/flannelpy" in cli.usage()
 
 
-def test_powers_are_those_that_the_network_needs() -> None:
+@pytest.mark.parametrize("key", ["AmbientCapabilities", "CapabilityBoundingSet"])
+def test_powers_are_those_that_the_network_needs(key: str) -> None:
+    """That they are enough is shown by netns/test_unprivileged.py."""
     service = Unit("flannelpy.service")["Service"]
-    assert service["CapabilityBoundingSet"].split() == ["CAP_NET_ADMIN", "CAP_NET_RAW"]
+    assert service[key].split() == ["CAP_NET_ADMIN", "CAP_NET_RAW"]
+    assert service["NoNewPrivileges"] == "yes"
+
+
+def test_user_is_one_that_comes_with_the_unit() -> None:
+    user = Unit("flannelpy.service")["Service"]["User"]
+    lines = (UNITS / "flannelpy.sysusers.conf").read_text().splitlines()
+    assert [line.split()[:3] for line in lines if not line.startswith("#")] == [["u", user, "-"]]
+    head, _, _ = (UNITS / "flannelpy.service").read_text().partition("[Unit]")
+    assert "flannelpy.sysusers.conf /etc/sysusers.d/flannelpy.conf && systemd-sysusers flannelpy.conf\n" in head
+
+
+def test_what_root_prepares_is_done_as_root_and_for_that_user() -> None:
+    service = Unit("flannelpy.service")["Service"]
+    modules, lock = service["ExecStartPre"].split("\n")
+    assert modules.startswith("+-")  # a kernel that has them built in needs no modprobe
+    assert lock.startswith("+/")
+    assert f"chgrp {service['User']} /run/xtables.lock" in lock
+
+
+def test_sandbox_leaves_what_the_daemon_writes_and_opens() -> None:
+    service = Unit("flannelpy.service")["Service"]
+    assert service["ProtectSystem"] == "strict"
+    assert service["DeviceAllow"] == "/dev/net/tun rw"
+    # The first two hide or lock accept_local, the others the TUN, the capabilities' network and the network.
+    harmful = {"ProtectKernelTunables", "ProcSubset", "PrivateDevices", "PrivateUsers", "PrivateNetwork"}
+    assert not harmful & service.keys()
+    assert set(service["RestrictAddressFamilies"].split()) == {"AF_INET", "AF_INET6", "AF_NETLINK", "AF_UNIX"}
+
+
+def test_old_systemd_gets_no_key_that_it_does_not_know() -> None:
+    service = Unit("flannelpy.fleet.service")["Service"]
+    # Of v229, v231, v231 and v235; CoreOS of 2015 had v219 to v225.
+    young = {"AmbientCapabilities", "MemoryDenyWriteExecute", "ReadWritePaths", "RuntimeDirectoryPreserve"}
+    assert not young & service.keys()
     assert "User" not in service
+    assert "+" not in service["ExecStartPre"][:2]
+    assert service["ProtectSystem"] == "full"
+    assert service["CapabilityBoundingSet"].split() == ["CAP_NET_ADMIN", "CAP_NET_RAW"]
+
+
+def test_silence_of_a_minute_restarts(daemon: Unit) -> None:
+    assert daemon["Service"]["WatchdogSec"] == "60"
 
 
 def test_fleet_unit_runs_everywhere() -> None:

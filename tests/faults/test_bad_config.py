@@ -1,0 +1,65 @@
+"""A network config that is wrong at start: one line for each cause, and the right one is taken whenever it comes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from bad_configs import BAD_CONFIGS
+from lab import ETCD_PREFIX, Daemon, Lab, wait_for
+
+KEY = f"{ETCD_PREFIX}/config"
+COMPLAINT = r"^E\d{4} [0-9:.]{15} \d{5,} \w+\.py:\d+\] Failed to retrieve network config: (.*)$"
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root: sudo make test")
+    with Lab(hosts=1) as lab:
+        yield lab
+
+
+class Waiting:
+    """A daemon that waits for its config, and what it has complained about so far."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.complaints: list[str] = []
+
+    def complains(self, message: str) -> None:
+        """It says this next, and nothing else."""
+        self.complaints.append(message)
+        wait_for(lambda: len(self._said()) >= len(self.complaints), 10, message)
+        assert self._said() == self.complaints
+
+    def _said(self) -> list[str]:
+        return re.findall(COMPLAINT, self.daemon.log(), re.MULTILINE)
+
+
+def test_each_kind_is_said_once_and_waited_out(lab: Lab) -> None:
+    assert all(one.message != other.message for one, other in pairwise(BAD_CONFIGS.values()))
+    waiting = Waiting(lab.hosts[0].start_daemon("-iface=eth1"))
+    waiting.complains(f"{KEY}: Key not found (/coreos.com)")
+    for bad in BAD_CONFIGS.values():
+        lab.put_config(bad.text)
+        waiting.complains(bad.message)
+
+    # What only a store can hold.
+    lab.etcd_request("PUT", f"{KEY}?value=%FF%FE")
+    waiting.complains("network config is not JSON: Expecting value at line 1 column 1")
+    lab.etcd_request("PUT", f"{KEY}?dir=true")
+    waiting.complains(f"{KEY} is a directory instead of the network config")
+    lab.etcd_request("DELETE", f"{KEY}?dir=true")
+    waiting.complains(f"{KEY}: Key not found ({KEY})")
+
+    log = waiting.daemon.log()
+    assert waiting.daemon.process.poll() is None
+    assert "Traceback" not in log
+    assert len(log.splitlines()) == 3 + len(waiting.complaints)  # and nothing on a second line
+    lab.put_config()
+    waiting.daemon.wait_ready()
+    assert waiting.daemon.stop() == 0

@@ -1,0 +1,186 @@
+"""The password and the key for etcd are in nothing that the daemon says or writes, whatever goes wrong."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from etcd_server import EtcdServer
+from lab import ETCD_PREFIX, Daemon, Host, Lab
+
+from flannelpy import cli
+
+USER, PASSWORD, WRONG = "overlay", "pass: wörd €/7Zq", "wröng: €/9Xk"
+NOBODY = "http://172.17.8.1:9"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """One host, and an etcd that has a config and lets only USER in."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root: sudo make test")
+    with Lab(hosts=1) as lab:
+        lab.put_config()
+        _let_only_user_in(lab.etcd)
+        yield lab
+
+
+def _let_only_user_in(etcd: EtcdServer) -> None:
+    def put(path: str, **content: object) -> None:
+        etcd.request("PUT", f"/v2/auth/{path}", body=json.dumps(content))
+
+    keys = [f"{ETCD_PREFIX}*"]
+    put("users/root", user="root", password="root")
+    put("roles/guest", role="guest", permissions={"kv": {"read": [], "write": []}})
+    put("roles/network", role="network", permissions={"kv": {"read": keys, "write": keys}})
+    put(f"users/{USER}", user=USER, password=PASSWORD, roles=["network"])
+    put("enable")
+
+
+@pytest.fixture
+def host(lab: Lab) -> Iterator[Host]:
+    host = lab.hosts[0]
+    host.run("rm", "-rf", "/run/flannel")
+    yield host
+    for daemon in host.daemons:
+        if daemon.process.poll() is None:
+            daemon.kill()
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A client's certificate and key, and ``broken.key``: one that is cut short."""
+    directory = tmp_path_factory.mktemp("pki")
+    new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=client"
+    command = ["openssl", *new.split(), "-keyout", "client.key", "-out", "client.crt"]
+    subprocess.run(command, cwd=directory, check=True, capture_output=True)
+    lines = (directory / "client.key").read_text().splitlines()
+    (directory / "broken.key").write_text("\n".join(lines[:2]))
+    return directory
+
+
+def spellings(password: str) -> set[str]:
+    """The password as it is, as it travels, and as Python or a URL would show it."""
+    basic = base64.b64encode(f"{USER}:{password}".encode()).decode()
+    alone = base64.b64encode(password.encode()).decode()
+    return {password, ascii(password)[1:-1], quote(password), quote(password, safe=""), basic, alone}
+
+
+def assert_kept(daemon: Daemon, secrets: set[str]) -> None:
+    """Neither the log nor the status nor the subnet file has one of them."""
+    file = daemon.host.run_dir / "flannel/subnet.env"
+    told = "\n".join([daemon.log(), *daemon.notified, file.read_text() if file.exists() else ""])
+    assert [secret for secret in secrets if secret in told] == []
+
+
+Given = Callable[[str], tuple[list[str], dict[str, str]]]
+
+
+def by_flag(password: str) -> tuple[list[str], dict[str, str]]:
+    return [f"-etcd-username={USER}", f"-etcd-password={password}"], {}
+
+
+def by_variable(password: str) -> tuple[list[str], dict[str, str]]:
+    return [], {"FLANNELD_ETCD_USERNAME": USER, "FLANNELD_ETCD_PASSWORD": password}
+
+
+@pytest.fixture(params=[by_flag, by_variable])
+def given(request: pytest.FixtureRequest) -> Given:
+    way: Given = request.param
+    return way
+
+
+def test_the_right_password(host: Host, given: Given) -> None:
+    flags, env = given(PASSWORD)
+    daemon = host.start_daemon("-iface=eth1", "-v=2", *flags, env=env)
+    daemon.wait_ready()
+    daemon.wait_for_log("Watching for new subnet leases")
+    assert any(line.startswith("STATUS=subnet ") for line in daemon.notified)
+    assert daemon.stop() == 0
+    assert_kept(daemon, spellings(PASSWORD))
+
+
+def test_a_wrong_password(host: Host, given: Given) -> None:
+    flags, env = given(WRONG)
+    daemon = host.start_daemon("-iface=eth1", "-v=2", *flags, env=env)
+    daemon.wait_for_log("permission denied, see -etcd-username and -etcd-password$")
+    assert daemon.stop() == 0
+    assert_kept(daemon, spellings(WRONG))
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "complaint"),
+    [
+        (NOBODY, "connection refused"),
+        (f"{NOBODY},http://nowhere.invalid:2379", "nowhere"),
+        ("https://172.17.8.1:2379", "TLS failed"),
+    ],
+    ids=["nobody", "no such name", "no TLS there"],
+)
+def test_an_endpoint_that_does_not_answer(host: Host, given: Given, endpoints: str, complaint: str) -> None:
+    flags, env = given(PASSWORD)
+    daemon = host.start_daemon("-iface=eth1", "-v=2", *flags, env=env, endpoints=endpoints)
+    daemon.wait_for_log(f"Failed to retrieve network config: .*{complaint}")
+    assert daemon.stop() == 0
+    assert_kept(daemon, spellings(PASSWORD))
+
+
+@pytest.mark.parametrize("place", ["flag", "variable"])
+def test_a_password_where_none_belongs(host: Host, place: str) -> None:
+    url = f"http://{USER}:{quote(PASSWORD, safe='')}@172.17.8.1:2379"
+    env = {"FLANNELD_ETCD_ENDPOINTS": url} if place == "variable" else {}
+    daemon = host.start_daemon("-iface=eth1", env=env, endpoints=url if place == "flag" else "")
+    assert daemon.process.wait(10) == 2
+    assert "not inside the URL" in daemon.log()
+    assert_kept(daemon, spellings(PASSWORD))
+
+
+def test_a_password_without_its_user(host: Host) -> None:
+    daemon = host.start_daemon("-iface=eth1", f"-etcd-password={PASSWORD}")
+    assert daemon.process.wait(10) == 2
+    assert_kept(daemon, spellings(PASSWORD))
+
+
+@pytest.mark.parametrize("endpoints", [None, "https://172.17.8.1:2379"], ids=["not needed", "no TLS there"])
+def test_the_key_of_a_certificate(host: Host, pki: Path, endpoints: str | None) -> None:
+    pair = [f"-etcd-certfile={pki / 'client.crt'}", f"-etcd-keyfile={pki / 'client.key'}"]
+    flags, env = by_variable(PASSWORD)
+    daemon = host.start_daemon("-iface=eth1", "-v=2", *flags, *pair, env=env, endpoints=endpoints)
+    if endpoints:
+        daemon.wait_for_log("TLS failed")
+    else:
+        daemon.wait_ready()
+    assert daemon.stop() == 0
+    assert_kept(daemon, spellings(PASSWORD) | _lines(pki / "client.key"))
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key"), [("client.crt", "broken.key"), ("client.crt", "client.crt"), ("client.key", "client.key")]
+)
+def test_a_key_that_is_none(host: Host, pki: Path, certificate: str, key: str) -> None:
+    daemon = host.start_daemon("-iface=eth1", f"-etcd-certfile={pki / certificate}", f"-etcd-keyfile={pki / key}")
+    assert daemon.process.wait(10) == 1
+    assert str(pki / key) in daemon.log()
+    assert_kept(daemon, _lines(pki / "client.key") | _lines(pki / "client.crt"))
+
+
+def test_only_the_flag_is_for_everybody_to_see(host: Host, given: Given) -> None:
+    """What ps shows of others' processes: the command line, not the environment.  The help says so."""
+    flags, env = given(PASSWORD)
+    daemon = host.start_daemon("-iface=eth1", *flags, env=env)
+    daemon.wait_ready()
+    command_line = Path(f"/proc/{daemon.pid}/cmdline").read_text()
+    assert (PASSWORD in command_line) == (given is by_flag)
+    assert Path(f"/proc/{daemon.pid}/environ").stat().st_mode & 0o077 == 0
+    assert "everybody on this host can see flags" in " ".join(cli.usage().split())
+
+
+def _lines(pem: Path) -> set[str]:
+    """What is inside, without its first and last line, which are the same in all such files."""
+    return {line for line in pem.read_text().splitlines() if "-----" not in line}

@@ -1,0 +1,134 @@
+"""The daemon as its systemd unit starts it: a user without powers but for two capabilities, in a read-only system."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lab import Daemon, Host, Lab, wait_connected
+from systemd_units import Unit
+
+import flannelpy
+
+SERVICE = Unit("flannelpy.service")["Service"]
+UID = 61999  # nobody has it, so no file belongs to it
+NET_ADMIN, NET_RAW = 12, 13  # include/uapi/linux/capability.h
+
+
+def sandbox() -> str:
+    """A script that is Python as systemd would run it; its mounts are seen by nobody else."""
+    runtime_directory = f"/run/{SERVICE['RuntimeDirectory']}"
+    lines = [
+        "#!/bin/sh -eu",
+        f"mkdir -p {runtime_directory}",
+        f"chown -R {UID}:{UID} {runtime_directory}",
+        _lock_command(),
+        # What systemd's udev rules make of it.
+        "mount -t tmpfs -o mode=755 none /dev/net",
+        "mknod -m 666 /dev/net/tun c 10 200",
+        *_reachable(sys.base_prefix, sys.prefix, Path(flannelpy.__file__).parents[1]),
+        # ProtectSystem=strict
+        f"mount --bind {runtime_directory} {runtime_directory}",
+        "mount -o remount,bind,ro /run",
+        "mount -o remount,bind,ro /",
+        f'exec {_setpriv()} {shlex.quote(sys.executable)} "$@"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _lock_command() -> str:
+    """The unit's ExecStartPre= for the lock of iptables-legacy, for the group of our user."""
+    [command] = [line for line in SERVICE["ExecStartPre"].split("\n") if "xtables.lock" in line]
+    return command.lstrip("+").replace(f"chgrp {SERVICE['User']} ", f"chgrp {UID} ")
+
+
+def _setpriv() -> str:
+    ambient = _capabilities("AmbientCapabilities")
+    return (
+        f"setpriv --reuid={UID} --regid={UID} --clear-groups --inh-caps={ambient} --ambient-caps={ambient}"
+        f" --bounding-set={_capabilities('CapabilityBoundingSet')}"
+        + (" --no-new-privs" if SERVICE["NoNewPrivileges"] == "yes" else "")
+    )
+
+
+def _capabilities(key: str) -> str:
+    """A list of the unit's as setpriv wants it."""
+    names = [name.removeprefix("CAP_").lower() for name in SERVICE[key].split()]
+    return ",".join(["-all", *(f"+{name}" for name in names)])
+
+
+def _reachable(*needed: str | Path) -> list[str]:
+    """Commands after which everybody gets at these directories, which may lie in a home that is closed to others."""
+    paths = [Path(each).resolve() for each in needed]
+    closed = {
+        path: next((top for top in reversed(path.parents) if not top.stat().st_mode & 0o001), None) for path in paths
+    }
+    inside = [path for path in closed if closed[path]]
+    kept = {path: f"/run/kept/{number}" for number, path in enumerate(inside)}
+    return [
+        *(f"mkdir -p {kept[path]} && mount --bind {shlex.quote(str(path))} {kept[path]}" for path in inside),
+        *(f"mount -t tmpfs -o mode=755 none {shlex.quote(str(top))}" for top in {closed[path] for path in inside}),
+        *(f"mkdir -p {shlex.quote(str(path))}" for path in inside),
+        *(f"mount --bind {kept[path]} {shlex.quote(str(path))}" for path in inside),
+    ]
+
+
+def started(host: Host, flavour: str) -> Daemon:
+    """A daemon for which ``iptables`` is of this flavour."""
+    tools = host.run_dir / flavour
+    tools.mkdir()
+    for tool in ("iptables", "iptables-restore"):
+        (tools / tool).symlink_to(f"/usr/sbin/{tool.replace('iptables', f'iptables-{flavour}')}")
+    (tools / "python").write_text(sandbox())
+    (tools / "python").chmod(0o755)
+    path = f"/run/{flavour}:{os.environ['PATH']}"
+    return host.start_daemon("-iface=eth1", "-ip-masq", env={"PATH": path}, python=f"/run/{flavour}/python")
+
+
+def powers(daemon: Daemon) -> dict[str, str]:
+    """What the kernel says of the daemon's user and capabilities."""
+    lines = (line.split(":", 1) for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines())
+    return {key: " ".join(value.split()) for key, value in lines if key[:3] in {"Uid", "Gid", "Gro", "Cap", "NoN"}}
+
+
+@pytest.mark.parametrize("flavour", ["nft", "legacy"])
+def test_the_powers_of_the_systemd_unit_are_enough(make_lab: Callable[..., Lab], flavour: str) -> None:
+    lab = make_lab(hosts=2)
+    lab.put_config()
+    daemons = [started(host, flavour) for host in lab.hosts]
+    wait_connected(daemons)
+
+    two = f"{1 << NET_ADMIN | 1 << NET_RAW:016x}"
+    for daemon in daemons:
+        assert powers(daemon) == {
+            "Uid": " ".join([str(UID)] * 4),
+            "Gid": " ".join([str(UID)] * 4),
+            "Groups": "",
+            **dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), two),
+            "NoNewPrivs": "1",
+        }
+
+    one, other = (host.add_container() for host in lab.hosts)
+    assert "ttl=60 " in one.run("ping", "-c1", "-W2", str(other.address)).stdout
+    for host in lab.hosts:
+        assert "-A POSTROUTING -j FLANNEL\n" in host.run(f"/usr/sbin/iptables-{flavour}", "-t", "nat", "-S").stdout
+    assert [daemon.stop() for daemon in daemons] == [0, 0]
+    assert "flannel0" not in lab.hosts[0].run("ip", "link").stdout
+
+
+def test_a_subnet_file_that_root_has_left_is_used_and_replaced(make_lab: Callable[..., Lab]) -> None:
+    """An earlier run was root's: systemd gives RuntimeDirectory= with all in it to the new user."""
+    lab = make_lab(hosts=1)
+    [host] = lab.hosts
+    lab.put_config()
+    old = host.start_daemon("-iface=eth1")
+    old.wait_ready()
+    subnet = host.subnet()
+    old.stop()
+    started(host, "nft").wait_ready()
+    assert host.subnet() == subnet
+    assert (host.run_dir / "flannel/subnet.env").stat().st_uid == UID
