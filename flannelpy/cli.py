@@ -509,9 +509,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The console script: parses, runs the daemon, and ends the process."""
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
-        # the daemon brings etcd and netlink along, which -help and a wrong flag need not wait for
-        from flannelpy.daemon import run
-
+        # both bring etcd and netlink along, which -help and a wrong flag need not wait for
+        if options.cleanup:
+            from flannelpy.cleanup import run
+        else:
+            from flannelpy.daemon import run
         sys.exit(run(options))
     except FlannelError as error:
         click.echo(f"{PROGRAM}: {error}", err=True)

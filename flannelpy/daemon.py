@@ -2,6 +2,7 @@
 
 Start: external interface, network config, lease, socket and device, packets flow, masquerading, subnet file, READY.
 Stop: packets cease, device and route go with it; lease and subnet file stay, so a restart changes nothing for Docker.
+Only when another host holds the lease does the subnet file go, too.
 Counterpart: main.go, network/network.go.
 """
 
@@ -12,29 +13,34 @@ import gc
 import logging
 import random
 import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
+from ipaddress import IPv4Address
 from typing import Any
 
-from flannelpy import logs
+from flannelpy import logs, parts
 from flannelpy.backend import base as backends
 from flannelpy.backend.base import Backend
-from flannelpy.errors import FlannelError
-from flannelpy.linux import identity, interface, iptables, packet_loop, systemd
+from flannelpy.backend.guard import Guard
+from flannelpy.errors import FlannelError, LeaseLost
+from flannelpy.linux import interface, iptables, packet_loop, systemd
 from flannelpy.linux.clock import BootClock
+from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Netlink
+from flannelpy.linux.ready_file import ReadyFile
 from flannelpy.options import Options
-from flannelpy.registry.base import Registry
-from flannelpy.registry.etcd_v2 import EtcdV2Registry
 from flannelpy.subnet import env_file
+from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease_table import LeaseEvent
 from flannelpy.subnet.manager import SubnetManager
-from flannelpy.subnet.renewal import Holder, Terms
+from flannelpy.subnet.renewal import Terms
 
 log = logging.getLogger(__name__)
 
 _STATUS_SECONDS = 60
+# Signs of life per time that the watchdog allows.
+_SIGNS_OF_LIFE = 3
 
 
 def run(options: Options) -> int:
@@ -70,77 +76,116 @@ async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
 async def _serve(options: Options) -> None:
     """Everything between the flags and the end."""
     async with AsyncExitStack() as cleanup:
-        async with Netlink() as netlink:
-            external = await interface.find(netlink, options.iface)
-        log.info("Using %s as external interface", external.address)
-        public_ip = options.public_ip or external.address
-        log.info("Using %s as external endpoint", public_ip)
-
-        holder = Holder(public_ip, options.host_id or identity.host_id())
-        terms = Terms(options.subnet_lease_ttl, options.subnet_lease_renew_margin)
-        registry = _registry(options)
+        external, public_ip = await parts.addresses(options)
+        ready_file = ReadyFile(parts.ready_path(options))
+        cleanup.callback(ready_file.close)
+        registry = parts.registry(options)
         cleanup.push_async_callback(registry.close)
+        holder = parts.holder(options, public_ip)
+        terms = Terms(options.subnet_lease_ttl, options.subnet_lease_renew_margin)
         manager = SubnetManager(registry, BootClock(), random.Random(), holder, terms)  # noqa: S311 - nothing secret
 
+        def accept(config: NetworkConfig) -> tuple[NetworkConfig, Backend]:
+            return config, backends.create(config, external, options)
+
         systemd.notify("STATUS=Waiting for the network config in etcd")
-        config, backend = await manager.read_config(
-            lambda config: (config, backends.create(config, external, options.offload))
-        )
+        config, backend = await manager.read_config(accept)
         cleanup.callback(backend.close)
-        systemd.notify("STATUS=Waiting for a subnet lease")
-        previous = env_file.previous_subnet(options.subnet_file)
-        lease = await manager.acquire(config, backend.lease_attrs(public_ip), previous)
-        mtu = await backend.start(lease)
-        if options.ip_masq:
-            await iptables.set_up_masquerade(config.network)
-        env_file.write(options.subnet_file, env_file.render(config.network, lease.subnet, mtu, options.ip_masq))
-        systemd.notify("READY=1", _status(manager, backend))
-        await _keep_going(manager, backend)
+        try:
+            await _start(options, config, manager, backend, public_ip)
+            service = _Service(manager, backend, external, ready_file)
+            await service.run(accept)
+        except LeaseLost:
+            env_file.remove(options.subnet_file)
+            raise
 
 
-async def _keep_going(manager: SubnetManager, backend: Backend) -> None:
-    """Carry packets, keep the lease and follow the others until something fails for good."""
-
-    def apply(events: Sequence[LeaseEvent]) -> None:
-        backend.apply(events)
-        systemd.notify(_status(manager, backend))
-
-    # A full collection takes longer than the TUN's queue lasts, so what start-up made is set aside.
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    log.info("Watching for new subnet leases")
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(backend.run())
-            tasks.create_task(manager.keep_lease())
-            tasks.create_task(manager.watch(apply))
-            tasks.create_task(_report_status(manager, backend))
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from failures
+async def _start(
+    options: Options, config: NetworkConfig, manager: SubnetManager, backend: Backend, public_ip: IPv4Address
+) -> None:
+    """Lease a subnet, carry packets for it, and tell Docker."""
+    systemd.notify("STATUS=Waiting for a subnet lease")
+    previous = env_file.previous_subnet(options.subnet_file)
+    lease = await manager.acquire(config, backend.lease_attrs(public_ip), previous)
+    mtu = await backend.start(lease)
+    if options.ip_masq:
+        await iptables.set_up_masquerade(config.network)
+    env_file.write(options.subnet_file, env_file.render(config.network, lease.subnet, mtu, options.ip_masq))
 
 
-async def _report_status(manager: SubnetManager, backend: Backend) -> None:
-    """The lease's time goes by even when nothing happens; and so little is left to collect that it takes no time."""
-    while True:
-        await asyncio.sleep(_STATUS_SECONDS)
-        systemd.notify(_status(manager, backend))
+class _Service:
+    """A started host: what goes on until something fails for good."""
+
+    def __init__(
+        self, manager: SubnetManager, backend: Backend, external: ExternalInterface, ready_file: ReadyFile
+    ) -> None:
+        self._manager = manager
+        self._backend = backend
+        self._external = interface.Watch(external, BootClock().now)
+        self._ready_file = ready_file
+        self._guard = Guard(self._check, self._tell_state)
+
+    async def run(self, accept: Callable[[NetworkConfig], object]) -> None:
+        """Carry packets, keep the lease, follow the others, and look after the device."""
+        systemd.notify("READY=1", self._status())
+        self._ready_file.set(True)
+        # A full collection takes longer than the TUN's queue lasts, so what start-up made is set aside.
         gc.collect()
+        gc.freeze()
+        gc.disable()
+        log.info("Watching for new subnet leases")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._backend.run())
+                tasks.create_task(self._guard.run())
+                tasks.create_task(self._manager.keep_lease())
+                tasks.create_task(self._manager.watch(self._apply))
+                tasks.create_task(self._manager.watch_config(accept))
+                tasks.create_task(self._report_status())
+                tasks.create_task(self._show_signs_of_life())
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from failures
 
+    def _apply(self, events: Sequence[LeaseEvent]) -> None:
+        self._backend.apply(events)
+        self._tell_state()
 
-def _status(manager: SubnetManager, backend: Backend) -> str:
-    seconds = manager.seconds_left()
-    time_left = "reserved" if seconds is None else f"{timedelta(seconds=round(seconds))} left"
-    return f"STATUS=subnet {manager.own.subnet} ({time_left}), {backend.describe()}"
+    async def _check(self, netlink: Netlink) -> list[str]:
+        before = self._external.trouble
+        await self._external.check(netlink)
+        if self._external.trouble != before:
+            self._tell_state()
+        return await self._backend.repair(netlink)
 
+    def _tell_state(self) -> None:
+        systemd.notify(self._status())
+        self._ready_file.set(not self._trouble())
 
-def _registry(options: Options) -> Registry:
-    return EtcdV2Registry(
-        options.etcd_endpoints,
-        options.etcd_prefix,
-        keyfile=options.etcd_keyfile,
-        certfile=options.etcd_certfile,
-        cafile=options.etcd_cafile,
-        username=options.etcd_username,
-        password=options.etcd_password,
-    )
+    def _trouble(self) -> str:
+        """Why we are not ready, if we are not."""
+        return self._guard.trouble or self._external.trouble
+
+    def _status(self) -> str:
+        seconds = self._manager.seconds_left()
+        time_left = "reserved" if seconds is None else f"{timedelta(seconds=round(seconds))} left"
+        words = [f"subnet {self._manager.own.subnet} ({time_left})"]
+        if self._trouble():
+            words.append(f"not ready: {self._trouble()}")
+        if self._guard.repairs:
+            words.append(f"repairs: {self._guard.repairs}")
+        return f"STATUS={', '.join([*words, self._backend.describe()])}"
+
+    async def _report_status(self) -> None:
+        """The lease's time goes by even when nothing happens; and so little is left to collect that it takes none."""
+        while True:
+            await asyncio.sleep(_STATUS_SECONDS)
+            self._tell_state()
+            gc.collect()
+
+    async def _show_signs_of_life(self) -> None:
+        """To systemd, for as long as packets and control go on."""
+        allowed = systemd.watchdog_seconds()
+        while allowed:
+            if self._manager.makes_progress() and not self._guard.trouble:  # what a new start could help against
+                systemd.notify("WATCHDOG=1")
+            await asyncio.sleep(allowed / _SIGNS_OF_LIFE)

@@ -11,6 +11,8 @@ from typing import Protocol
 
 from flannelpy.errors import ConfigError
 from flannelpy.linux.interface import ExternalInterface
+from flannelpy.linux.netlink import Netlink
+from flannelpy.options import Options
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseEvent
@@ -32,26 +34,29 @@ class Backend(Protocol):
         """The state in a few words, for a status line."""
 
     async def run(self) -> None:
-        """Stay with it until cancelled.  Raises HostError when packets can be carried no longer."""
+        """Stay with it until cancelled."""
+
+    async def repair(self, netlink: Netlink) -> list[str]:
+        """Put right what somebody has changed of what ``start`` set up; what that was.  Raises HostError."""
 
     def close(self) -> None:
         """Remove what ``start`` set up."""
 
 
-def create(config: NetworkConfig, external: ExternalInterface, offload: frozenset[str] | None) -> Backend:
-    """The backend that the config asks for, with these offloads (None: what is best).  Raises ConfigError."""
+def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
+    """The backend that the config asks for.  Raises ConfigError."""
     factory = _BACKENDS.get(config.backend.type)
     if factory is None:
         known = ", ".join(sorted(_BACKENDS))
         raise ConfigError(f"unknown backend type: {config.backend.type!r}; Backend.Type may be {known}")
-    return factory(config, external, offload)
+    return factory(config, external, options)
 
 
-def _udp(config: NetworkConfig, external: ExternalInterface, offload: frozenset[str] | None) -> Backend:
+def _udp(config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
     from flannelpy.backend.udp.backend import UdpBackend
 
-    return UdpBackend(config, external, offload)
+    return UdpBackend(config, external, options.offload)
 
 
 # Each is imported when it is chosen.
-_BACKENDS: dict[str, Callable[[NetworkConfig, ExternalInterface, frozenset[str] | None], Backend]] = {"udp": _udp}
+_BACKENDS: dict[str, Callable[[NetworkConfig, ExternalInterface, Options], Backend]] = {"udp": _udp}

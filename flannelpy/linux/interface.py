@@ -6,11 +6,11 @@ Counterpart: lookupIface in main.go, pkg/ip/iface.go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from ipaddress import AddressValueError, IPv4Address
+from collections.abc import Callable, Collection, Mapping, Sequence
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from typing import NamedTuple
 
-from flannelpy.errors import HostError
+from flannelpy.errors import HostChanged, HostError
 from flannelpy.linux.netlink import Address, Link, Netlink, Route
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,12 @@ class ExternalInterface(NamedTuple):
     mtu: int
 
 
+# An address that is away for longer does not come back after a restart of the network.
+ADDRESS_PATIENCE = 30.0
+# VirtualBox gives this one to every machine behind its NAT.  Source: VirtualBox manual, section 9.8.
+_VIRTUALBOX_NAT = IPv4Network("10.0.2.0/24")
+
+
 async def find(netlink: Netlink, iface: str | None) -> ExternalInterface:
     """The interface that ``iface`` (a name or an address) means, by default the default route's.  Raises HostError."""
     links = {link.index: link for link in await netlink.links()}
@@ -34,12 +40,71 @@ async def find(netlink: Netlink, iface: str | None) -> ExternalInterface:
     if iface is None:
         log.info("Determining IP address of default interface")
         routes = [route for route in await netlink.routes() if route.link_index in links]
-        index = _default_index(routes, links)
-        return _with_address(links[index], addresses)
+        external = _with_address(links[_default_index(routes, links)], addresses)
+        _warn_of_nat(external)
+        return external
     wanted = _as_address(iface)
     if wanted is None:
         return _with_address(_named(links.values(), iface), addresses)
     return _holding(wanted, addresses, links)
+
+
+def _warn_of_nat(external: ExternalInterface) -> None:
+    if external.address in _VIRTUALBOX_NAT:
+        log.warning(
+            "%s on %s looks like VirtualBox's NAT, which gives every host the same address; name the interface by "
+            "which hosts reach each other with -iface",
+            external.address,
+            external.name,
+        )
+
+
+class Watch:
+    """Notices when the external interface is no longer what it was; ``trouble`` is empty while it has its address."""
+
+    def __init__(self, external: ExternalInterface, now: Callable[[], float]) -> None:
+        self._external = external
+        self._now = now
+        self._mtu = external.mtu
+        self._missing_since = 0.0
+        self.trouble = ""
+
+    async def check(self, netlink: Netlink) -> None:
+        """Say what has changed.  Raises HostChanged when another address has taken the place of ours for good."""
+        name, address, _ = self._external
+        link = await netlink.link(name)
+        addresses = await netlink.addresses()
+        own = [one.address for one in addresses if link and one.link_index == link.index]
+        if link:
+            self._say_mtu(link.mtu)
+        if address in own:
+            self._found()
+        else:
+            self._missing(own)
+
+    def _found(self) -> None:
+        if self.trouble:
+            log.info("Address %s is back on %s", self._external.address, self._external.name)
+        self.trouble = ""
+
+    def _missing(self, own: Sequence[IPv4Address]) -> None:
+        name, address, _ = self._external
+        if not self.trouble:
+            self._missing_since = self._now()
+            self.trouble = f"address {address} is gone from {name}"
+            log.error("Address %s is gone from %s: no packets to and from other hosts", address, name)
+        if own and self._now() - self._missing_since >= ADDRESS_PATIENCE:
+            raise HostChanged(f"{name} has {own[0]} now instead of {address}: flannelpy has to start anew")
+
+    def _say_mtu(self, mtu: int) -> None:
+        if mtu != self._mtu:
+            self._mtu = mtu
+            log.warning(
+                "MTU of %s is %d now, it was %d at the start; restart flannelpy, then Docker, to follow it",
+                self._external.name,
+                mtu,
+                self._external.mtu,
+            )
 
 
 def _default_index(routes: Sequence[Route], links: Mapping[int, Link]) -> int:

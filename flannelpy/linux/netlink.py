@@ -5,6 +5,7 @@ pyroute2 takes a tenth of a second to import, so it is imported when the first s
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from socket import AF_INET
@@ -17,15 +18,26 @@ if TYPE_CHECKING:
     from pyroute2 import AsyncIPRoute
 
 _TABLE_MAIN = 254
+# Source: linux/if.h, rtnetlink(7).
+_IFF_UP = 0x1
+_IFF_LOWER_UP = 0x10000
+_RTPROT_KERNEL = 2
+_RT_SCOPE_LINK = 253
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface."""
+    """A network interface; ``kind`` is ``tun``, ``vxlan``, … or empty for hardware.
+
+    ``in_use``: somebody is at its other end; of a TUN device, a process that has it open.
+    """
 
     index: int
     name: str
     mtu: int
+    kind: str = ""
+    is_up: bool = True
+    in_use: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +46,7 @@ class Address:
 
     link_index: int
     address: IPv4Address
+    prefix_len: int = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +74,33 @@ class Netlink:
 
     async def links(self) -> list[Link]:
         """All interfaces."""
-        messages = await self._route.get_links()
-        return [Link(m["index"], m.get("ifname"), m.get("mtu")) async for m in messages]
+        return [_link(m) async for m in await self._route.get_links()]
+
+    async def link(self, name: str) -> Link | None:
+        """The interface of that name, if there is one."""
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        try:
+            links = [_link(m) async for m in await self._route.get_links(ifname=name)]
+        except NetlinkError:
+            return None
+        return links[0] if links else None
+
+    async def remove_link(self, link: Link) -> None:
+        """Remove the interface, and its addresses and routes with it.  Raises HostError."""
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        try:
+            await self._route.link("del", index=link.index)
+        except NetlinkError as error:
+            raise HostError(f"cannot remove {link.name}: {error}") from error
 
     async def addresses(self) -> list[Address]:
         """All IPv4 addresses, each interface's in the kernel's order."""
         messages = await self._route.get_addr(family=AF_INET)
-        return [Address(m["index"], IPv4Address(m.get("local") or m.get("address"))) async for m in messages]
+        return [
+            Address(m["index"], IPv4Address(m.get("local") or m.get("address")), m["prefixlen"]) async for m in messages
+        ]
 
     async def routes(self) -> list[Route]:
         """The main table's routes, one for each way out of a multipath route."""
@@ -88,20 +121,56 @@ class Netlink:
         except NetlinkError:
             return 0
 
-    async def bring_up(self, name: str, address: IPv4Address, prefix_len: int, mtu: int, queue: int) -> None:
-        """Give the device its MTU, queue length (packets) and address, and set it up.
+    async def changes(self) -> AsyncIterator[None]:
+        """Something about links, addresses or routes is no longer as it was; nobody may ask for anything else here."""
+        from pyroute2.netlink import rtnl
 
-        The kernel adds the route to the address's network.  Raises HostError.
+        await self._route.bind(groups=rtnl.RTMGRP_LINK | rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV4_ROUTE)
+        while True:
+            async for _ in self._route.get():
+                yield
+
+    async def bring_up(self, name: str, address: IPv4Address, network: IPv4Network, mtu: int, queue: int) -> None:
+        """Give the device its MTU, queue length (packets) and address, set it up, and see that it has its route.
+
+        What is right already stays as it is.  The address has the network's prefix length, so the kernel adds the route
+        to the network, unless somebody has removed it.  Raises HostError.
         """
         from pyroute2.netlink.exceptions import NetlinkError
 
         try:
             [index] = await self._route.link_lookup(ifname=name)
             await self._route.link("set", index=index, mtu=mtu, txqlen=queue)
-            await self._route.addr("add", index=index, address=str(address), prefixlen=prefix_len)
+            if Address(index, address, network.prefixlen) not in await self.addresses():
+                await self._route.addr("add", index=index, address=str(address), prefixlen=network.prefixlen)
             await self._route.link("set", index=index, state="up")
+            if not any(route.destination == network and route.link_index == index for route in await self.routes()):
+                await self._route.route(
+                    "add",
+                    dst=str(network),
+                    oif=index,
+                    prefsrc=str(address),
+                    proto=_RTPROT_KERNEL,
+                    scope=_RT_SCOPE_LINK,
+                )
         except (NetlinkError, ValueError) as error:
-            raise HostError(f"cannot configure {name} with {address}/{prefix_len}, MTU {mtu}: {error}") from error
+            raise HostError(
+                f"cannot configure {name} with {address}/{network.prefixlen}, MTU {mtu}: {error}"
+            ) from error
+
+
+def _link(message: Any) -> Link:
+    flags = message["flags"]
+    info = message.get("linkinfo")
+    kind = info.get("kind") if info is not None else ""
+    return Link(
+        message["index"],
+        message.get("ifname"),
+        message.get("mtu"),
+        kind or "",
+        bool(flags & _IFF_UP),
+        bool(flags & _IFF_LOWER_UP),
+    )
 
 
 def _ways_out(message: Any) -> list[int]:

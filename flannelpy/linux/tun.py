@@ -95,5 +95,7 @@ class Tun:
         return True
 
     def close(self) -> None:
-        """Close the device, which removes it with its address and routes."""
-        os.close(self.fd)
+        """Close the device, which removes it with its address and routes; a second time does nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

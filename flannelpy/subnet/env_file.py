@@ -44,11 +44,31 @@ def write(path: Path, text: str) -> None:
         raise HostError(f"cannot write subnet file {path}: {error.strerror} ({name}); see -subnet-file") from error
 
 
+def remove(path: Path) -> bool:
+    """Take the file away, so that Docker does not start with a subnet that is not ours; whether there was one."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise HostError(f"cannot remove subnet file {path}: {error.strerror}") from error
+    return True
+
+
 def previous_subnet(path: Path) -> IPv4Network | None:
     """The subnet that an earlier run held, if the file says so."""
+    return _network(path, "FLANNEL_SUBNET")
+
+
+def previous_network(path: Path) -> IPv4Network | None:
+    """The network that an earlier run was on, if the file says so."""
+    return _network(path, "FLANNEL_NETWORK")
+
+
+def _network(path: Path, name: str) -> IPv4Network | None:
     try:
         lines = path.read_text(encoding="ascii").splitlines()
-        value = next(line.partition("=")[2] for line in lines if line.startswith("FLANNEL_SUBNET="))
+        value = next(line.partition("=")[2] for line in lines if line.startswith(f"{name}="))
         return IPv4Network(value, strict=False)
     except (OSError, StopIteration, ValueError):
         return None

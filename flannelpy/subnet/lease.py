@@ -6,6 +6,8 @@ Counterpart: Lease and LeaseAttrs in subnet/subnet.go, parseSubnetKey and makeSu
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
@@ -76,6 +78,15 @@ class Lease:
     def from_entry(cls, entry: Entry) -> Lease:
         """Read an entry of the store.  Raises ValueError when key or value is malformed."""
         return cls(parse_key(entry.name), LeaseAttrs.decode(entry.value), entry.lease_ttl, entry.version)
+
+
+def well_formed(entries: Iterable[Entry]) -> list[Lease]:
+    """Those of the entries that are leases; the watch is the one that reports the others."""
+    leases = []
+    for entry in entries:
+        with suppress(ValueError):
+            leases.append(Lease.from_entry(entry))
+    return leases
 
 
 def format_key(subnet: IPv4Network) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network
 from typing import TypeVar
 
-from flannelpy.errors import ConfigError, KeyNotFound, RegistryError
+from flannelpy.errors import ConfigError, HostError, KeyNotFound, RegistryError
 from flannelpy.registry.base import Registry, Snapshot
 from flannelpy.subnet import config as network_config
 from flannelpy.subnet.config import NetworkConfig
@@ -30,6 +30,8 @@ QUIET_SECONDS = 300.0
 # How often the network config is looked at while we run.
 CONFIG_SECONDS = 30.0
 _POLL_SECONDS = 30.0
+_AS_AT_START = logging.INFO, "Network config in etcd is again the one from the start"
+_GOING_ON = "going on with the one from the start"
 # The longest that a watch may go without anything done, be it in vain: a poll, and every endpoint's time-outs.
 _STUCK_SECONDS = 120.0
 
@@ -70,31 +72,29 @@ class SubnetManager:
 
     async def watch_config(self, accept: Callable[[NetworkConfig], object]) -> None:
         """Say when the config changes, for ever.  It is acted upon at the next start: as a whole, or not at all."""
-        known = self._config_text
+        said = _AS_AT_START
         while True:
             await self._clock.sleep(CONFIG_SECONDS)
             try:
-                text = await self._registry.read_config()
-            except KeyNotFound:
-                text = ""
+                verdict = await self._judge_config(accept)
             except RegistryError:
                 continue  # the watch complains
-            if text != known and action(self.own, Happening.CONFIG_CHANGED) is Action.SAY_SO:
-                known = text
-                self._say_config_changed(text, accept)
+            if verdict != said and action(self.own, Happening.CONFIG_CHANGED) is Action.SAY_SO:
+                said = verdict
+                log.log(*verdict)
 
-    def _say_config_changed(self, text: str, accept: Callable[[NetworkConfig], object]) -> None:
-        if text == self._config_text:
-            log.info("Network config in etcd is again the one from the start")
-        elif not text:
-            log.error("Network config in etcd is gone; going on with the one from the start")
-        else:
-            try:
-                accept(network_config.parse(text))
-            except ConfigError as error:
-                log.error("Network config in etcd is not valid: %s; going on with the one from the start", error)
-            else:
-                log.warning("Network config in etcd has changed; restart flannelpy, then Docker, to act upon it")
+    async def _judge_config(self, accept: Callable[[NetworkConfig], object]) -> tuple[int, str]:
+        """Level and text of what there is to say about the config as it is now."""
+        try:
+            text = await self._registry.read_config()
+            if text == self._config_text:
+                return _AS_AT_START
+            accept(network_config.parse(text))
+        except KeyNotFound:
+            return logging.ERROR, f"Network config in etcd is gone; {_GOING_ON}"
+        except (ConfigError, HostError) as error:
+            return logging.ERROR, f"Network config in etcd is not valid: {error}; {_GOING_ON}"
+        return logging.WARNING, "Network config in etcd has changed; restart flannelpy, then Docker, to act upon it"
 
     async def acquire(self, config: NetworkConfig, attrs: LeaseAttrs, previous: IPv4Network | None) -> Lease:
         """The lease of this host: the one it has, else ``previous``, else a new one.  Raises LeaseLost."""

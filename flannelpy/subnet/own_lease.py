@@ -18,7 +18,7 @@ from flannelpy.errors import CompareFailed, KeyExists, KeyNotFound, LeaseLost, O
 from flannelpy.registry.base import Entry, Registry, Snapshot
 from flannelpy.subnet.allocator import pick_subnet
 from flannelpy.subnet.config import NetworkConfig
-from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
+from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key, well_formed
 from flannelpy.subnet.lease_table import Added, Damaged, Gone, LeaseTable, OwnEvent
 from flannelpy.subnet.renewal import (
     CLAIM_SECONDS,
@@ -81,7 +81,7 @@ class OwnLease:
         while True:
             snapshot = await self._registry.snapshot()
             try:
-                entry = await self._reuse(config, _well_formed(snapshot))
+                entry = await self._reuse(config, well_formed(snapshot.entries))
                 if entry is None:
                     entry = await self._create(config, _taken(snapshot), previous)
                 log.info("Subnet lease acquired: %s", parse_key(entry.name))
@@ -272,12 +272,3 @@ def _taken(snapshot: Snapshot) -> list[IPv4Network]:
         with suppress(ValueError):
             subnets.append(parse_key(entry.name))
     return subnets
-
-
-def _well_formed(snapshot: Snapshot) -> list[Lease]:
-    """The leases of a snapshot; the watch is the one that reports the malformed."""
-    leases = []
-    for entry in snapshot.entries:
-        with suppress(ValueError):
-            leases.append(Lease.from_entry(entry))
-    return leases

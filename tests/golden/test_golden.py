@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
@@ -25,8 +26,10 @@ from fakes import FakeRegistry
 from packets import checksum, hop_taken
 from pcap import RAW_IP, read, udp_datagrams
 
-from flannelpy import cli, daemon, logs
+from flannelpy import cli, daemon, logs, parts
+from flannelpy.backend import guard
 from flannelpy.backend.udp import backend as udp_backend
+from flannelpy.backend.udp import device
 from flannelpy.backend.udp.engine import BATCH_PACKETS, Engine, Plan
 from flannelpy.backend.udp.routes import NextHop, Routes
 from flannelpy.linux import iptables, systemd
@@ -244,8 +247,15 @@ class Machine(Netlink):
     async def links(self) -> list[Link]:
         return [Link(2, "eth1", 1500), Link(3, "flannel0", 1472)]
 
+    async def link(self, name: str) -> Link | None:
+        return next(link for link in await self.links() if link.name == name)
+
+    async def changes(self) -> AsyncIterator[None]:
+        await asyncio.Event().wait()
+        yield
+
     async def addresses(self) -> list[Address]:
-        return [Address(2, HOST1)]
+        return [Address(2, HOST1, 24), Address(3, IPv4Address("11.0.59.0"), 16)]
 
     async def routes(self) -> list[Route]:
         return [Route(IPv4Network("11.0.0.0/16"), 3, 0), Route(IPv4Network("172.17.8.0/24"), 2, 0)]
@@ -253,8 +263,8 @@ class Machine(Netlink):
     async def transmit_drops(self, name: str) -> int:
         return 0
 
-    async def bring_up(self, name: str, address: IPv4Address, prefix_len: int, mtu: int, queue: int) -> None:
-        self.brought_up.extend([f"inet {address}/{prefix_len} scope global {name}", f"mtu {mtu} "])
+    async def bring_up(self, name: str, address: IPv4Address, network: IPv4Network, mtu: int, queue: int) -> None:
+        self.brought_up.extend([f"inet {address}/{network.prefixlen} scope global {name}", f"mtu {mtu} "])
 
 
 class Life(NamedTuple):
@@ -289,14 +299,15 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
         bound_to.append((address, port))
         return UdpSocket(IPv4Address("127.0.0.1"), 0, gso=gso, gro=gro)
 
-    async def iptables_command(*command: str, stdin: str = "") -> tuple[int, str]:
-        return int("-C" in command), ""
+    async def iptables_command(*command: str, stdin: str = "") -> tuple[int, str, str]:
+        return int("-C" in command), "", ""
 
     Machine.brought_up.clear()
-    monkeypatch.setattr(daemon, "_registry", lambda _: store)
-    monkeypatch.setattr(daemon, "Netlink", Machine)
+    monkeypatch.setattr(parts, "registry", lambda _: store)
+    monkeypatch.setattr(parts, "Netlink", Machine)
     monkeypatch.setattr(udp_backend, "Netlink", Machine)
-    monkeypatch.setattr(udp_backend, "Tun", Device)
+    monkeypatch.setattr(guard, "Netlink", Machine)
+    monkeypatch.setattr(device, "Tun", Device)
     monkeypatch.setattr(udp_backend, "UdpSocket", bind)
     monkeypatch.setattr(iptables, "_finish", iptables_command)
     monkeypatch.setattr(systemd, "notify", notify)

@@ -133,3 +133,20 @@ def test_the_subnet_of_the_last_run_is_read_if_the_file_says_it(
 def test_without_a_file_there_is_no_last_run(tmp_path: Path) -> None:
     assert env_file.previous_subnet(tmp_path / "subnet.env") is None
     assert env_file.previous_subnet(tmp_path) is None
+
+
+def test_the_network_of_an_earlier_run(tmp_path: Path) -> None:
+    file = tmp_path / "subnet.env"
+    assert env_file.previous_network(file) is None
+    file.write_text(TEXT)
+    assert env_file.previous_network(file) == NETWORK
+    file.write_text("FLANNEL_SUBNET=11.0.59.1/24\n")  # v0.2.0's
+    assert env_file.previous_network(file) is None
+
+
+def test_it_is_removed_once(tmp_path: Path) -> None:
+    file = tmp_path / "subnet.env"
+    file.write_text(TEXT)
+    assert [env_file.remove(file), env_file.remove(file)] == [True, False]
+    with pytest.raises(HostError, match=rf"cannot remove subnet file {tmp_path}: Is a directory"):
+        env_file.remove(tmp_path)

@@ -8,8 +8,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from flannelpy.errors import HostError
-from flannelpy.linux.interface import ExternalInterface, find
+from flannelpy.errors import HostChanged, HostError
+from flannelpy.linux.interface import ExternalInterface, Watch, find
 from flannelpy.linux.netlink import Address, Link, Netlink, Route
 
 LO, ETH0, ETH1, ETH2 = Link(1, "lo", 65536), Link(2, "eth0", 1500), Link(3, "eth1", 9000), Link(7, "eth2", 1400)
@@ -108,7 +108,18 @@ def test_by_default_the_default_route_of_the_lowest_metric(
 ) -> None:
     caplog.set_level(logging.INFO, logger="flannelpy")
     assert found(None, FakeNetlink(defaults=defaults))[0] == expected
-    assert caplog.messages == ["Determining IP address of default interface"]
+    assert caplog.messages[0] == "Determining IP address of default interface"
+    # eth0 has an address of VirtualBox's NAT.
+    warning = (
+        "10.0.2.15 on eth0 looks like VirtualBox's NAT, which gives every host the same address; name the interface by "
+        "which hosts reach each other with -iface"
+    )
+    assert caplog.messages[1:] == ([warning] if expected == "eth0" else [])
+
+
+def test_an_interface_that_was_named_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    found("eth0", FakeNetlink())
+    assert caplog.messages == []
 
 
 def test_all_candidates_are_in_the_debug_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -152,3 +163,73 @@ def test_a_default_route_by_an_interface_without_an_address_is_an_error() -> Non
 def test_what_is_found_says_name_address_and_mtu() -> None:
     expected = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 9000)
     assert asyncio.run(find(FakeNetlink(), "eth1")) == expected
+
+
+# Later changes
+
+
+class Changing(FakeNetlink):
+    """eth1 as ``mtu`` and ``own`` say; no MTU is no eth1."""
+
+    mtu: int | None = 1500
+    own: tuple[str, ...] = ("172.17.8.101",)
+
+    async def link(self, name: str) -> Link | None:
+        return None if self.mtu is None else Link(3, name, self.mtu)
+
+    async def addresses(self) -> list[Address]:
+        return [Address(3, IPv4Address(address), 24) for address in self.own]
+
+
+class Watched:
+    """A watch on eth1 with 172.17.8.101, and a clock."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.netlink = Changing()
+        external = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 1500)
+        self.watch = Watch(external, lambda: self.now)
+
+    def look(self, after: float = 1) -> str:
+        self.now += after
+        asyncio.run(self.watch.check(self.netlink))
+        return self.watch.trouble
+
+
+def test_an_address_that_goes_and_comes_back_is_said_and_survived(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="flannelpy")
+    watched = Watched()
+    assert watched.look() == ""
+    watched.netlink.own = ()
+    for _ in range(3):
+        assert watched.look(3600) == "address 172.17.8.101 is gone from eth1"
+    watched.netlink.mtu = None
+    assert watched.look() == "address 172.17.8.101 is gone from eth1"
+    watched.netlink.mtu, watched.netlink.own = 1500, ("172.17.8.102", "172.17.8.101")
+    assert watched.look() == ""
+    assert caplog.messages == [
+        "Address 172.17.8.101 is gone from eth1: no packets to and from other hosts",
+        "Address 172.17.8.101 is back on eth1",
+    ]
+
+
+def test_an_address_that_gives_way_to_another_for_good_ends_it() -> None:
+    watched = Watched()
+    watched.netlink.own = ("172.17.8.102",)
+    assert watched.look(3600) == "address 172.17.8.101 is gone from eth1"
+    watched.look(29)
+    with pytest.raises(HostChanged) as caught:
+        watched.look(1)
+    assert str(caught.value) == "eth1 has 172.17.8.102 now instead of 172.17.8.101: flannelpy has to start anew"
+    assert caught.value.exit_code == 1
+
+
+def test_another_mtu_is_said_each_time_it_changes(caplog: pytest.LogCaptureFixture) -> None:
+    watched = Watched()
+    for mtu in (1500, 1400, 1400, 9000):
+        watched.netlink.mtu = mtu
+        assert watched.look() == ""
+    assert caplog.messages == [
+        f"MTU of eth1 is {mtu} now, it was 1500 at the start; restart flannelpy, then Docker, to follow it"
+        for mtu in (1400, 9000)
+    ]

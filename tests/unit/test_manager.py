@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import functools
 import logging
 import random
 import re
@@ -12,15 +13,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from bad_configs import BAD_CONFIGS
 from fakes import HISTORY_LENGTH, FakeRegistry
 from fakes_clock import LoopClock, run
 
+from flannelpy import cli
+from flannelpy.backend import base as backends
 from flannelpy.errors import ConfigError, LeaseLost, RegistryUnavailable
+from flannelpy.linux.interface import ExternalInterface
 from flannelpy.registry.base import Changes, Entry, Snapshot
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added, LeaseEvent
-from flannelpy.subnet.manager import QUIET_SECONDS, SubnetManager
+from flannelpy.subnet.manager import CONFIG_SECONDS, QUIET_SECONDS, SubnetManager
 from flannelpy.subnet.renewal import CLAIM_SECONDS, Holder, Terms
 
 LEASE_TTL, RENEW_MARGIN = Terms()
@@ -1089,6 +1094,30 @@ def test_a_config_that_changes_while_we_run_is_said_each_time(caplog: pytest.Log
         "Network config in etcd is gone; going on with the one from the start",
         "Network config in etcd is not valid: unknown backend type: gre; going on with the one from the start",
         "Network config in etcd is again the one from the start",
+    ]
+
+
+def test_a_bad_config_of_any_kind_changes_nothing_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    external = ExternalInterface("eth1", OUR_IP, 1500)
+
+    async def scenario(world: World) -> None:
+        world.registry.set_config(TEXT)
+        await world.manager.read_config(lambda config: config)
+        await world.acquire(OWN)
+        accept = functools.partial(backends.create, external=external, options=cli.parse([]))
+        watching = asyncio.create_task(world.manager.watch_config(accept))
+        await asyncio.sleep(1)
+        for bad in BAD_CONFIGS.values():
+            world.registry.set_config(bad.text)
+            await asyncio.sleep(CONFIG_SECONDS)
+        assert not watching.done()
+        watching.cancel()
+
+    play(scenario)
+    assert len(BAD_CONFIGS) >= 20
+    assert caplog.messages[2:] == [
+        f"Network config in etcd is not valid: {bad.message}; going on with the one from the start"
+        for bad in BAD_CONFIGS.values()
     ]
 
 

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from flannelpy import cli
 from flannelpy.backend import base as backends
 from flannelpy.backend.udp.backend import UdpBackend
 from flannelpy.errors import ConfigError
@@ -30,12 +31,12 @@ def added(public_ip: str) -> Added:
 
 @pytest.mark.parametrize("text", ['{"Network":"11.0.0.0/16"}', '{"Network":"11.0.0.0/16","Backend":{"Type":"UDP"}}'])
 def test_udp_is_the_default_and_its_name_may_have_any_case(text: str) -> None:
-    assert isinstance(backends.create(parse(text), EXTERNAL, None), UdpBackend)
+    assert isinstance(backends.create(parse(text), EXTERNAL, cli.parse([])), UdpBackend)
 
 
 def test_an_unknown_backend_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError) as caught:
-        backends.create(config(Type="vxlan"), EXTERNAL, None)
+        backends.create(config(Type="vxlan"), EXTERNAL, cli.parse([]))
     assert str(caught.value) == "unknown backend type: 'vxlan'; Backend.Type may be udp"
 
 

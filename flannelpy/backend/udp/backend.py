@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import IPv4Address
 
+from flannelpy.backend.udp.device import Device, remove_leftovers
 from flannelpy.backend.udp.engine import Engine
 from flannelpy.backend.udp.offloads import Offload, choose, probe
 from flannelpy.backend.udp.proxy import Proxy
 from flannelpy.backend.udp.routes import NextHop, Routes
-from flannelpy.errors import ConfigError, HostError
+from flannelpy.errors import ConfigError
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Netlink
-from flannelpy.linux.tun import Tun, check_access
+from flannelpy.linux.tun import check_access
 from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.packet import form
 from flannelpy.packet.drops import DropReason
@@ -35,8 +36,6 @@ _DEFAULT_PORT = 8285
 # 20 bytes of outer IPv4 header, 8 of UDP.
 _ENCAP_OVERHEAD = 28
 _DROP_REPORT_SECONDS = 60
-# Packets that wait in the TUN: a burst of datagrams must fit, while what waits for long is better lost.
-_TUN_QUEUE = 1000
 
 
 class UdpBackend:
@@ -68,12 +67,11 @@ class UdpBackend:
             self._external.address, self._port, gso=Offload.GSO in self._offload, gro=Offload.GRO in self._offload
         )
         self._resources.callback(self._udp.close)
-        self._tun = Tun()
-        self._resources.callback(self._tun.close)
         async with Netlink() as netlink:
-            await netlink.bring_up(self._tun.name, address, self._network.prefixlen, mtu, _TUN_QUEUE)
-            await self._check_route(netlink, self._tun.name)
-        self._tun.accept_own_address()
+            await remove_leftovers(netlink)
+            self._device = Device(self._network, address, mtu)
+            self._resources.callback(self._device.close)
+            await self._device.set_up(netlink)
         offloads = self._offloads()
         engine = Engine(
             address,
@@ -81,16 +79,16 @@ class UdpBackend:
             merge_tcp=Offload.MERGE_TCP in offloads,
             merge_udp=Offload.MERGE_UDP in offloads,
         )
-        self._proxy = Proxy(self._tun, self._udp, engine)
+        self._proxy = Proxy(self._device.tun, self._udp, engine)
         self._resources.callback(self._proxy.close)
         return mtu
 
     def _offloads(self) -> set[str]:
         """Those of the chosen offloads that the kernel really has, set up."""
-        tso, uso = self._tun.offload(tso=Offload.TSO in self._offload, uso=Offload.USO in self._offload)
+        tso, uso = self._device.offload(tso=Offload.TSO in self._offload, uso=Offload.USO in self._offload)
         has = {Offload.TSO: tso, Offload.USO: uso, Offload.GSO: self._udp.gso, Offload.GRO: self._udp.gro}
         for merge in (Offload.MERGE_TCP, Offload.MERGE_UDP):
-            has[merge] = merge in self._offload and self._tun.write(*probe(merge))
+            has[merge] = merge in self._offload and self._device.tun.write(*probe(merge))
         missing = [name for name in self._offload if not has[Offload(name)]]
         if missing:
             log.warning("This kernel cannot do %s: slower, nothing else", ", ".join(sorted(missing)))
@@ -113,40 +111,38 @@ class UdpBackend:
         return f"next hops: {len(self._routes)}"
 
     async def run(self) -> None:
-        """Say once a minute, and when we are stopped, what was dropped, until packets can no longer be carried."""
-        reporter = asyncio.create_task(self._report_drops())
+        """Say once a minute, and when we are stopped, what was dropped."""
         try:
-            await self._proxy.failure()
+            while True:
+                await asyncio.sleep(_DROP_REPORT_SECONDS)
+                await self._tell_drops()
         except asyncio.CancelledError:
             await self._tell_drops()
             raise
-        finally:
-            reporter.cancel()
+
+    async def repair(self, netlink: Netlink) -> list[str]:
+        """A device that is gone is made anew, one that was changed gets back what it had; the socket stays."""
+        name = self._device.tun.name
+        link, flaws = await self._device.flaws(netlink)
+        if link is None or self._proxy.stalled:
+            self._proxy.close()
+            await self._device.make_anew(netlink)
+            self._proxy.resume(self._device.tun)
+        elif flaws:
+            await self._device.set_up(netlink)
+        return [f"{name} {flaw}: put right" for flaw in flaws]
 
     def close(self) -> None:
         """The device takes its address and route along."""
         self._resources.close()
-
-    async def _check_route(self, netlink: Netlink, name: str) -> None:
-        """A leftover device with our network would swallow the containers' packets."""
-        names = {link.index: link.name for link in await netlink.links()}
-        ways = [names.get(route.link_index) for route in await netlink.routes() if route.destination == self._network]
-        if ways != [name]:
-            others = ", ".join(way or "an interface that just came" for way in ways if way != name) or "nothing"
-            raise HostError(f"the route to {self._network} leads to {others} instead of {name} alone; remove it")
 
     async def _drops(self) -> Counter[DropReason]:
         """Ours and the kernel's, since the start."""
         drops = self._proxy.drops.copy()
         drops[DropReason.SOCKET_OVERFLOW] = self._udp.overflows()
         async with Netlink() as netlink:
-            drops[DropReason.TUN_OVERFLOW] = await netlink.transmit_drops(self._tun.name)
+            drops[DropReason.TUN_OVERFLOW] = await netlink.transmit_drops(self._device.tun.name)
         return drops
-
-    async def _report_drops(self) -> None:
-        while True:
-            await asyncio.sleep(_DROP_REPORT_SECONDS)
-            await self._tell_drops()
 
     async def _tell_drops(self) -> None:
         """Log what was dropped since the last time, if anything."""

@@ -2,17 +2,18 @@
 
 Each wake-up reads what is there, in batches and with at most 64 reads in all, so route changes, renewals and shutdown
 never wait for traffic to stop.  Nothing waits for more packets than are there.  When the socket takes no more, the TUN
-is left alone until it does: its queue fills, and TCP slows by itself.  Buffers are allocated once.
+is left alone until it does: its queue fills, and TCP slows by itself.  Buffers are allocated once.  When the device is
+gone, both are left alone until there is a new one: what comes meanwhile waits in the socket.
 Counterpart: proxy.c.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
-from typing import Never
 
 from flannelpy.backend.udp.engine import BATCH_BYTES, BATCH_PACKETS, MAX_PACKET, Engine, Plan, Run
 from flannelpy.errors import HostError
@@ -22,13 +23,17 @@ from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.packet import vnet_hdr
 from flannelpy.packet.drops import DropReason
 
+log = logging.getLogger(__name__)
+
 
 class Proxy:
-    """Moves packets from its making until ``close``; ``drops`` counts what went no further."""
+    """Moves packets from its making until ``close``; ``drops`` counts what went no further.
+
+    ``stalled``: the device can be neither read nor written any more, and nothing is done until ``resume``.
+    """
 
     def __init__(self, tun: Tun, udp: UdpSocket, engine: Engine) -> None:
         """Needs a running PacketLoop."""
-        self._tun = tun
         self._udp = udp
         self._engine = engine
         self._tun_view = memoryview(engine.tun_buffer)
@@ -40,14 +45,17 @@ class Proxy:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, PacketLoop)
         self._loop = loop
-        self._failure: asyncio.Future[None] = loop.create_future()
-        self._loop.serve(tun.fd, partial(self._guarded, self._from_tun))
-        self._loop.serve(udp.fileno(), partial(self._guarded, self._from_udp))
+        self.resume(tun)
 
-    async def failure(self) -> Never:
-        """Wait for what no later packet could overcome.  Raises HostError."""
-        await self._failure
-        raise AssertionError("the future holds nothing but an exception")
+    def resume(self, tun: Tun) -> None:
+        """Move packets between ``tun`` and the socket, from now on."""
+        self._tun = tun
+        self.stalled = False
+        self._loop.serve(self._udp.fileno(), partial(self._guarded, self._from_udp))
+        if self._unsent:
+            self._wait_for_room()
+        else:
+            self._loop.serve(self._tun.fd, partial(self._guarded, self._from_tun))
 
     def close(self) -> None:
         """Leave device and socket alone from now on."""
@@ -63,8 +71,9 @@ class Proxy:
         try:
             work(1 if fresh else BATCH_PACKETS)
         except HostError as error:
+            log.error("%s", error)
+            self.stalled = True
             self.close()
-            self._failure.set_exception(error)
             return True
         return False
 

@@ -1,0 +1,81 @@
+"""Looks after what a host has set up: when somebody changes the network underneath, it is put right within moments.
+
+The kernel rings when links, addresses or routes change; in case it was not heard, everything is looked at now and then.
+Counterpart: none; the original never looks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Never
+
+from flannelpy.errors import HostError
+from flannelpy.linux.netlink import Netlink
+from flannelpy.subnet.retry import Complaint
+
+log = logging.getLogger(__name__)
+
+#: Puts right what is wrong, and says what was; raises HostError when it cannot.
+Check = Callable[[Netlink], Awaitable[list[str]]]
+
+_LOOK_SECONDS = 10.0
+# Between two looks, so that somebody who fights us costs neither of us a processor.
+_PAUSE_SECONDS = 0.5
+
+
+class Guard:
+    """``trouble`` is what could not be put right, empty while all is well; ``repairs`` counts what could."""
+
+    def __init__(self, check: Check, on_change: Callable[[], None]) -> None:
+        """``on_change`` is called whenever ``trouble`` or ``repairs`` has changed."""
+        self._check = check
+        self._on_change = on_change
+        self.trouble = ""
+        self.repairs = 0
+
+    async def run(self) -> Never:
+        """Look whenever something changed."""
+        bell = asyncio.Event()
+        listener = asyncio.create_task(_listen(bell))
+        try:
+            async with Netlink() as netlink:
+                while True:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_LOOK_SECONDS if not self.trouble else _PAUSE_SECONDS):
+                            await bell.wait()
+                    bell.clear()
+                    await self._look(netlink)
+                    await asyncio.sleep(_PAUSE_SECONDS)
+        finally:
+            listener.cancel()
+
+    async def _look(self, netlink: Netlink) -> None:
+        before = self.trouble, self.repairs
+        try:
+            for repaired in await self._check(netlink):
+                log.warning("%s", repaired)
+                self.repairs += 1
+            self.trouble = ""
+        except HostError as error:
+            if str(error) != self.trouble:
+                log.error("%s", error)
+            self.trouble = str(error)
+        if (self.trouble, self.repairs) != before:
+            self._on_change()
+
+
+async def _listen(bell: asyncio.Event) -> Never:
+    """Ring whenever the kernel says that something changed."""
+    complaint = Complaint("Listening for changes of links and routes")
+    while True:
+        try:
+            async with Netlink() as netlink:
+                async for _ in netlink.changes():
+                    bell.set()
+        except OSError as error:  # more changes than could be kept for us
+            complaint.about(HostError(str(error)))
+            bell.set()
+            await asyncio.sleep(_PAUSE_SECONDS)

@@ -1,0 +1,134 @@
+"""Somebody changes the network underneath: when it is looked at, and what is said and counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Self
+
+import pytest
+from fakes_clock import run
+
+from flannelpy.backend import guard
+from flannelpy.backend.guard import Guard
+from flannelpy.errors import HostError
+from flannelpy.linux.netlink import Netlink
+
+
+class FakeNetlink(Netlink):
+    """Rings once a minute, or all the time."""
+
+    period = 60.0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def changes(self) -> AsyncIterator[None]:
+        while True:
+            await asyncio.sleep(self.period)
+            yield
+
+
+class World:
+    """A guard that looks at a world of which ``wrong`` says what is wrong."""
+
+    def __init__(self) -> None:
+        self.wrong: list[str] = []
+        self.helpless = ""
+        self.looked_at: list[float] = []
+        self.told = 0
+        self.guard = Guard(self.check, self.tell)
+
+    def tell(self) -> None:
+        self.told += 1
+
+    async def check(self, _: Netlink) -> list[str]:
+        self.looked_at.append(asyncio.get_running_loop().time())
+        if self.helpless:
+            raise HostError(self.helpless)
+        repaired, self.wrong = self.wrong, []
+        return repaired
+
+
+@pytest.fixture(autouse=True)
+def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "Netlink", FakeNetlink)
+    monkeypatch.setattr(FakeNetlink, "period", 60.0)
+
+
+def play(scenario: Callable[[World], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        world = World()
+        task = asyncio.create_task(world.guard.run())
+        await scenario(world)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(whole())
+
+
+def test_nothing_wrong_is_looked_at_now_and_then_and_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        await asyncio.sleep(600)
+        assert 50 <= len(world.looked_at) <= 70
+        assert (world.told, world.guard.trouble, world.guard.repairs) == (0, "", 0)
+
+    play(scenario)
+    assert caplog.messages == []
+
+
+def test_a_change_is_looked_at_within_moments_and_each_repair_is_said_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario(world: World) -> None:
+        await asyncio.sleep(59.9)
+        world.wrong = ["flannel0 was set down: put right", "flannel0 lost its address: put right"]
+        await asyncio.sleep(1)
+        assert (world.told, world.guard.trouble, world.guard.repairs) == (1, "", 2)
+        assert any(60 <= at <= 61 for at in world.looked_at)
+
+    play(scenario)
+    assert caplog.messages == ["flannel0 was set down: put right", "flannel0 lost its address: put right"]
+
+
+def test_changes_without_end_cost_two_looks_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeNetlink, "period", 0.001)
+
+    async def scenario(world: World) -> None:
+        await asyncio.sleep(10)
+        assert 18 <= len(world.looked_at) <= 21
+
+    play(scenario)
+
+
+def test_what_cannot_be_put_right_is_said_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        world.helpless = "cannot make a TUN device"
+        await asyncio.sleep(100)
+        assert (world.told, world.guard.trouble, world.guard.repairs) == (1, "cannot make a TUN device", 0)
+        assert len(world.looked_at) >= 50
+        world.helpless, world.wrong = "", ["flannel0 was removed: put right"]
+        await asyncio.sleep(2)
+        assert (world.told, world.guard.trouble, world.guard.repairs) == (2, "", 1)
+
+    play(scenario)
+    assert caplog.messages == ["cannot make a TUN device", "flannel0 was removed: put right"]
+
+
+def test_more_changes_than_the_kernel_keeps_for_us_are_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def overrun(self: FakeNetlink) -> AsyncIterator[None]:
+        await asyncio.sleep(3)
+        raise OSError(105, "No buffer space available")
+        yield
+
+    monkeypatch.setattr(FakeNetlink, "changes", overrun)
+
+    async def scenario(world: World) -> None:
+        await asyncio.sleep(3.6)
+        assert len(world.looked_at) == 1
+
+    play(scenario)
