@@ -193,6 +193,22 @@ class TestCompareAndDelete:
 
 
 class TestWatch:
+    def test_from_where_the_store_has_not_come_yet(self, store: Store) -> None:
+        """It was wiped or restored from a backup; what comes next has smaller numbers than what was seen."""
+
+        async def test(registry: Registry) -> None:
+            cursor = (await registry.snapshot()).cursor + 100
+            with pytest.raises(HistoryGone):
+                await registry.watch(cursor, 0.5)
+            watching = asyncio.create_task(registry.watch(cursor, DEADLINE))
+            await asyncio.sleep(0)  # it begins
+            for number in range(110):  # and is there long before the store has come that far
+                await registry.create(f"11.0.{number}.0-24", "x", DAY)
+            with pytest.raises(HistoryGone):
+                await watching
+
+        run(store, test)
+
     def test_tells_everything_after_a_snapshot_in_order(self, store: Store) -> None:
         store.put(C, "before", None)
 

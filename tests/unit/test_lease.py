@@ -32,6 +32,25 @@ def test_values_of_the_original_are_written_and_read(attrs: LeaseAttrs, text: st
     assert LeaseAttrs.decode(text) == attrs
 
 
+def test_our_own_keys_stand_behind_the_originals_and_make_no_other_lease() -> None:
+    attrs = LeaseAttrs(PUBLIC_IP, "vxlan", {"VtepMAC": "82:4b:b6:2f:54:4e"}, host_id="ab12", claim=True)
+    text = attrs.encode()
+    assert text == (
+        '{"PublicIP":"172.17.8.101","BackendType":"vxlan","BackendData":{"VtepMAC":"82:4b:b6:2f:54:4e"},'
+        '"HostID":"ab12","Claim":true}'
+    )
+    read = LeaseAttrs.decode(text)
+    assert (read, read.host_id, read.claim) == (attrs, "ab12", True)
+    assert read == LeaseAttrs(PUBLIC_IP, "vxlan", {"VtepMAC": "82:4b:b6:2f:54:4e"})
+    assert LeaseAttrs(PUBLIC_IP, host_id="ab12").encode() == '{"PublicIP":"172.17.8.101","HostID":"ab12"}'
+
+
+@pytest.mark.parametrize("ours", ['"HostID":7', '"HostID":null,"Claim":"yes"', '"HostID":["a"],"Claim":1'])
+def test_what_somebody_else_means_by_our_keys_is_ignored(ours: str) -> None:
+    read = LeaseAttrs.decode(f'{{"PublicIP":"172.17.8.101",{ours}}}')
+    assert (read.public_ip, read.host_id, read.claim) == (PUBLIC_IP, "", False)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -10,12 +10,13 @@ import logging
 import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import datetime, timedelta
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from bad_configs import BAD_CONFIGS
 from fakes import HISTORY_LENGTH, FakeRegistry
-from fakes_clock import LoopClock, run
+from fakes_clock import BOOT, LoopClock, run
 
 from flannelpy import cli
 from flannelpy.backend import base as backends
@@ -476,6 +477,25 @@ def test_the_terms_are_the_operators() -> None:
         await asyncio.sleep(0.1 * 20 + 1)
         assert manager.own.version == 2
         assert (await world.entries())[OWN_NAME].lease_ttl in (58, 59, 60)
+        renewal.cancel()
+
+    play(scenario)
+
+
+def test_the_time_of_day_plays_no_part() -> None:
+    """Regression against the original, which renews too late, or without pause, where the clock is wrong."""
+
+    class WrongClock(LoopClock):
+        def wall(self) -> datetime:
+            return BOOT + timedelta(days=random.Random(self.now()).randrange(-10_000, 10_000))
+
+    async def scenario(world: World) -> None:
+        manager = SubnetManager(world.registry, WrongClock(), random.Random(1), Holder(OUR_IP))
+        await manager.acquire(CONFIG, ATTRS, OWN)
+        renewal = asyncio.create_task(manager.keep_lease())
+        await asyncio.sleep(10 * LEASE_TTL)
+        assert manager.own.version in (11, 12)
+        assert (await world.entries()).keys() == {OWN_NAME}
         renewal.cancel()
 
     play(scenario)
