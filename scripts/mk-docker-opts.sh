@@ -52,13 +52,13 @@ if [ $single = false ] && [ $combined = false ]; then
 	combined=true
 fi
 
-# A name without a slash would be looked for in PATH.
-case $subnet_file in
-*/*) ;;
-*) subnet_file=./$subnet_file ;;
-esac
+# The file belongs to the daemon's user, and here root may be reading it: nothing in it is to be a command.
 if [ -f "$subnet_file" ]; then
-	. "$subnet_file" || fail "can't read $subnet_file"
+	lines=$(cat <"$subnet_file") || fail "can't read $subnet_file"
+	plain='^((FLANNEL|DOCKER)_[A-Z0-9_]*=[A-Za-z0-9_./:=-]*|#.*)?$'
+	strange=$(printf '%s\n' "$lines" | LC_ALL=C grep -Ev "$plain" | head -n 1)
+	[ -z "$strange" ] || fail "$subnet_file: a line is not of the form FLANNEL_MTU=1472: '$strange'"
+	eval "$lines"
 fi
 
 if [ -n "$FLANNEL_SUBNET" ]; then

@@ -151,6 +151,28 @@ def test_bad_masquerade_value_leaves_the_output_alone(shell: list[str], tmp_path
     assert (tmp_path / "docker.env").read_text() == "OLD=1\n"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "touch evil",
+        "FLANNEL_MTU=$(touch evil)",
+        "FLANNEL_MTU=`touch evil`",
+        "FLANNEL_MTU=1472; touch evil",
+        "FLANNEL_MTU=1472 touch evil",
+        "PATH=.",
+        "FLANNEL_MTU='1'",
+        "FLANNEL_MTU=1472\\",
+    ],
+)
+def test_a_subnet_file_is_no_script(shell: list[str], tmp_path: Path, line: str) -> None:
+    """Whoever takes the daemon over must not become root when Docker starts."""
+    (tmp_path / "subnet.env").write_text(f"# ours\n\n{SUBNET}{line}\n")
+    done = run(shell, tmp_path, ["-f", "subnet.env", "-d", "docker.env"], {})
+    assert done.returncode == 1
+    assert f"subnet.env: a line is not of the form FLANNEL_MTU=1472: '{line}'" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["subnet.env"]
+
+
 @pytest.mark.parametrize("key", ["", "1A", "A B", "A;touch evil", "$(touch evil)"])
 def test_bad_key(shell: list[str], tmp_path: Path, key: str) -> None:
     done = run(shell, tmp_path, ["-k", key, "-d", "docker.env"], {})
