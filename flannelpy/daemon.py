@@ -23,7 +23,7 @@ from flannelpy import logs, parts
 from flannelpy.backend import base as backends
 from flannelpy.backend.base import Backend
 from flannelpy.backend.guard import Guard
-from flannelpy.errors import FlannelError, LeaseLost
+from flannelpy.errors import FlannelError, HostError, LeaseLost
 from flannelpy.linux import interface, iptables, packet_loop, systemd
 from flannelpy.linux.clock import BootClock
 from flannelpy.linux.interface import ExternalInterface
@@ -96,7 +96,7 @@ async def _serve(options: Options) -> None:
             service = _Service(manager, backend, external, ready_file)
             await service.run(accept)
         except LeaseLost:
-            env_file.remove(options.subnet_file)
+            _take_subnet_file_away(options)
             raise
 
 
@@ -111,6 +111,13 @@ async def _start(
     if options.ip_masq:
         await iptables.set_up_masquerade(config.network)
     env_file.write(options.subnet_file, env_file.render(config.network, lease.subnet, mtu, options.ip_masq))
+
+
+def _take_subnet_file_away(options: Options) -> None:
+    try:
+        env_file.remove(options.subnet_file)
+    except HostError as error:
+        log.warning("%s", error)
 
 
 class _Service:

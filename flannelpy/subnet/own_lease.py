@@ -107,7 +107,9 @@ class OwnLease:
 
     async def _reuse_fitting(self, lease: Lease) -> Entry:
         log.info("Found lease (%s) for current IP (%s), reusing", lease.subnet, self.holder.public_ip)
-        if lease.attrs.host_id in ("", self.holder.host_id) or not self.holder.host_id:
+        # A claim of our own is from a try that did not come to its end, so the holder may not have had its say.
+        known = lease.attrs.host_id in ("", self.holder.host_id) and not lease.attrs.claim
+        if known or not self.holder.host_id:
             return await self._write(lease, lease.version)
         return await self._claim(lease)
 

@@ -975,6 +975,23 @@ def test_a_reinstalled_host_gets_its_subnet_after_a_short_wait(caplog: pytest.Lo
     assert "Lease (11.0.59.0/24) was written by another host (a-first); waiting 3 s whether it lives" in caplog.messages
 
 
+def test_a_claim_that_was_interrupted_is_made_again() -> None:
+    """The store went away while the newcomer waited, so the holder could not answer."""
+
+    async def scenario(holder: Twin, newcomer: Twin) -> None:
+        async with holder.running():
+            holder.registry.go_down()
+            await asyncio.sleep(10)
+            holder.registry.put_raw(OWN_NAME, signed(SECOND, claim=True), LEASE_TTL)
+            claiming = asyncio.create_task(newcomer.acquire())
+            holder.registry.come_up()
+            with pytest.raises(LeaseLost, match="is not unique"):
+                await claiming
+            assert (await holder.entries())[OWN_NAME].value == signed(FIRST)
+
+    twins(scenario)
+
+
 def test_of_two_newcomers_at_the_same_moment_one_gets_the_subnet() -> None:
     async def scenario(one: Twin, other: Twin) -> None:
         async def start(twin: Twin) -> None:
