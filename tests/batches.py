@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _RUBBISH = b"\xa5" * 100  # of an earlier batch
 _PLAIN = VnetHeader()
+#: Whose datagrams they are, unless another is named.
+SENDER = "172.17.8.102"
 
 
 def outbound(
@@ -31,16 +33,25 @@ def outbound(
     return plan
 
 
-def inbound(engine: Engine, packets: list[bytes], now: float = 0.0) -> Plan:
+def inbound(engine: Engine, packets: list[bytes], now: float = 0.0, sender: str = SENDER) -> Plan:
     """What becomes of datagrams that came one by one."""
-    return inbound_trains(engine, [(packet, len(packet)) for packet in packets], now)
+    return inbound_trains(engine, [(packet, len(packet)) for packet in packets], now, sender)
 
 
-def inbound_trains(engine: Engine, trains: list[tuple[bytes, int]], now: float = 0.0, behind: bytes = _RUBBISH) -> Plan:
-    """What becomes of (datagrams in one piece, segment size)."""
-    data = b"".join(train for train, _ in trains)
+def inbound_trains(
+    engine: Engine, trains: list[tuple[bytes, int]], now: float = 0.0, sender: str = SENDER, behind: bytes = _RUBBISH
+) -> Plan:
+    """What becomes of (datagrams in one piece, segment size), all of one sender."""
+    return inbound_of_many(engine, [(*train, sender) for train in trains], now, behind)
+
+
+def inbound_of_many(
+    engine: Engine, trains: list[tuple[bytes, int, str]], now: float = 0.0, behind: bytes = _RUBBISH
+) -> Plan:
+    """What becomes of (datagrams in one piece, segment size, sender)."""
+    data = b"".join(train for train, *_ in trains)
     put(data, behind, engine.udp_buffer)
-    plan = engine.inbound([(len(train), segment_size) for train, segment_size in trains], now)
+    plan = engine.inbound([(len(train), segment_size, sender) for train, segment_size, sender in trains], now)
     assert engine.udp_buffer.startswith(behind, len(data))
     return plan
 

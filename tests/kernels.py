@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from ipaddress import IPv4Network
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 from unittest import mock
 
 from oracle import VnetHeader
+from packets import OWN_SUBNET, numbers
 
 from flannelpy import packet as package
 from flannelpy.packet import checksum, coalesce, ipv4, segment, sort
@@ -86,10 +88,13 @@ def segmented(
     return bytes(target[before:end]) if end else None
 
 
-def sort_packets(packets: list[tuple[VnetHeader, bytes]], mask: int, *, kernels: Kernels = INSTALLED) -> Sorted:
+def sort_packets(
+    packets: list[tuple[VnetHeader, bytes]], mask: int, *, kernels: Kernels = INSTALLED, own: IPv4Network = OWN_SUBNET
+) -> Sorted:
     """What a sorter makes of a batch."""
     data = filled_up(b"".join(packet for _, packet in packets))
-    sorter = kernels.sort.Sorter(data, bytearray(b"".join(header.encode() for header, _ in packets)))
+    headers = bytearray(b"".join(header.encode() for header, _ in packets))
+    sorter = kernels.sort.Sorter(data, headers, numbers(own))
     sorter.sort([len(packet) for _, packet in packets], mask)
     return Sorted(
         list(map(tuple, sorter.neighbours)), sorter.refused, bytes(data[: sum(len(packet) for _, packet in packets)])
@@ -97,12 +102,20 @@ def sort_packets(packets: list[tuple[VnetHeader, bytes]], mask: int, *, kernels:
 
 
 def coalesced(
-    trains: list[tuple[bytes, int]], *, kernels: Kernels = INSTALLED, tcp: bool = True, udp: bool = True
+    trains: list[tuple[bytes, int]],
+    *,
+    kernels: Kernels = INSTALLED,
+    tcp: bool = True,
+    udp: bool = True,
+    own: IPv4Network = OWN_SUBNET,
+    subnets: list[IPv4Network] | None = None,
 ) -> Coalesced:
-    """What a coalescer makes of a batch of (datagrams in one piece, segment size)."""
+    """What a coalescer makes of a batch of (datagrams in one piece, segment size); ``subnets``: only from these."""
     source = filled_up(b"".join(data for data, _ in trains))
-    coalescer = kernels.coalesce.Coalescer(source, bytearray(len(source)), tcp, udp)
+    coalescer = kernels.coalesce.Coalescer(source, bytearray(len(source)), numbers(own), tcp, udp)
     coalescer.begin()
+    if subnets is not None:
+        coalescer.expect(map(numbers, subnets))
     start = 0
     for data, segment_size in trains:
         coalescer.add(start, start + len(data), segment_size)
@@ -114,6 +127,8 @@ def coalesced(
     )
 
 
-def coalesced_singly(packets: list[bytes], *, tcp: bool = True, udp: bool = True) -> Coalesced:
+def coalesced_singly(
+    packets: list[bytes], *, tcp: bool = True, udp: bool = True, subnets: list[IPv4Network] | None = None
+) -> Coalesced:
     """The same of datagrams that came one by one."""
-    return coalesced([(packet, len(packet)) for packet in packets], tcp=tcp, udp=udp)
+    return coalesced([(packet, len(packet)) for packet in packets], tcp=tcp, udp=udp, subnets=subnets)

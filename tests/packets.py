@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Address
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.packet.drops import DropReason
 
@@ -15,6 +16,9 @@ UDP_LITE = 136
 # Flags of TCP, and those of the IPv4 header's fragment word.
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
 DONT_FRAGMENT, MORE_FRAGMENTS = 0x4000, 0x2000
+
+#: The subnet of the host that packets are tested on.
+OWN_SUBNET = IPv4Network("11.0.59.0/24")
 
 _CHECKSUM_AT = {TCP: 16, UDP: 6, UDP_LITE: 6}
 
@@ -138,3 +142,22 @@ def why_not(packet: bytes) -> DropReason | None:
     if words * 4 > len(packet):
         return DropReason.TRUNCATED
     return None if int.from_bytes(packet[2:4], "big") == len(packet) else DropReason.BAD_LENGTH
+
+
+def why_refused(
+    packet: bytes, own: IPv4Network = OWN_SUBNET, subnets: Iterable[IPv4Network] | None = None
+) -> DropReason | None:
+    """Why what came over the wire is not given on to ``own``; ``subnets``: those of its sender, if that counts."""
+    if reason := why_not(packet):
+        return reason
+    source, destination = IPv4Address(packet[12:16]), IPv4Address(packet[16:20])
+    if source in own or not (subnets is None or any(source in subnet for subnet in subnets)):
+        return DropReason.SPOOFED_SOURCE
+    if destination not in own or destination == own.broadcast_address:
+        return DropReason.WRONG_DESTINATION
+    return DropReason.TTL_EXPIRED if packet[8] < 2 else None
+
+
+def numbers(subnet: IPv4Network) -> tuple[int, int]:
+    """(network, mask), as the kernels take it."""
+    return int(subnet.network_address), int(subnet.netmask)

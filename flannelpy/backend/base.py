@@ -55,7 +55,7 @@ def create(config: NetworkConfig, external: ExternalInterface, options: Options)
 def _udp(config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
     from flannelpy.backend.udp.backend import UdpBackend
 
-    return UdpBackend(config, external, options.offload)
+    return UdpBackend(config, external, options.offload, options.source_check)
 
 
 # Each is imported when it is chosen.

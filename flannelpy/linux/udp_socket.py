@@ -5,19 +5,24 @@ Source: udp(7), ip(7), include/uapi/linux/udp.h.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import socket
 import struct
+from collections.abc import Collection
 from contextlib import suppress
 from ipaddress import IPv4Address
 
 from flannelpy.errors import HostError
+from flannelpy.linux import sender_filter
 from flannelpy.packet.drops import DropReason
 
 log = logging.getLogger(__name__)
 
 # Numbers that the socket module has no names for.
+_SO_ATTACH_FILTER = 26
+_SO_DETACH_FILTER = 27
 _UDP_SEGMENT = 103
 _UDP_GRO = 104
 _SO_SNDBUFFORCE = 32
@@ -28,6 +33,7 @@ _SEGMENT_SIZE = struct.Struct("=H")  # as we send it
 _GRO_SIZE = struct.Struct("=i")  # as it is received
 _GRO_SPACE = socket.CMSG_SPACE(_GRO_SIZE.size)
 _MEMINFO = struct.Struct("=9I")
+_SOCK_FPROG = struct.Struct("HP")  # how many instructions, and where
 _BUFFER_BYTES = 8 << 20
 
 # What one datagram's fate means, by errno; everything else is the underlay's refusal.
@@ -64,17 +70,20 @@ class UdpSocket:
         """For the event loop."""
         return self._socket.fileno()
 
-    def receive_into(self, view: memoryview) -> tuple[int, int] | None:
-        """(length, segment_size) of the next datagrams, put at the start of ``view``; None when there are none."""
+    def receive_into(self, view: memoryview) -> tuple[int, int, str] | None:
+        """The next datagrams, put at the start of ``view``; None when there are none.
+
+        Shapes: (length, segment_size, sender), the sender as a dotted address.
+        """
         try:
             if not self.gro:
-                length = self._socket.recv_into(view)
-                return length, length
-            length, controls, _, _ = self._socket.recvmsg_into([view], _GRO_SPACE)
+                length, sender = self._socket.recvfrom_into(view)
+                return length, length, sender[0]
+            length, controls, _, sender = self._socket.recvmsg_into([view], _GRO_SPACE)
         except OSError:
             # EAGAIN, or an ICMP error about something that we sent earlier: it is read by asking for it.
             return None
-        return length, _GRO_SIZE.unpack(controls[0][2])[0] if controls else length
+        return length, _GRO_SIZE.unpack(controls[0][2])[0] if controls else length, sender[0]
 
     def send(self, data: memoryview | bytes, segment_size: int, to: tuple[str, int]) -> DropReason | None:
         """Send datagrams of ``segment_size``, the last maybe shorter; the reason when they could not be sent."""
@@ -91,14 +100,33 @@ class UdpSocket:
             return _REASONS.get(error.errno or 0, DropReason.SEND_FAILED)
         return None
 
-    def overflows(self) -> int:
-        """Datagrams that found the receive buffer full.  Source: sock_diag.h, SK_MEMINFO_DROPS."""
+    def accept_only(self, senders: Collection[str]) -> None:
+        """Have the kernel refuse most of what others send; when it cannot do that it refuses nothing."""
+        if len(senders) > sender_filter.MAX_SENDERS or not self._attach(sender_filter.program(senders)):
+            with suppress(OSError):  # there is none
+                self._socket.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+
+    def refused(self) -> int:
+        """Datagrams that the kernel did not give us: of unknown senders, or when the receive buffer was full.
+
+        It does not tell them apart.  Source: sock_diag.h, SK_MEMINFO_DROPS.
+        """
         info = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
         return int(_MEMINFO.unpack(info)[8])
 
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+    def _attach(self, program: list[sender_filter.Instruction]) -> bool:
+        code = ctypes.create_string_buffer(sender_filter.encode(program))
+        try:
+            self._socket.setsockopt(
+                socket.SOL_SOCKET, _SO_ATTACH_FILTER, _SOCK_FPROG.pack(len(program), ctypes.addressof(code))
+            )
+        except OSError:  # old kernels have room for fewer instructions: net.core.optmem_max
+            return False
+        return True
 
     def _has(self, option: int, value: int) -> bool:
         try:

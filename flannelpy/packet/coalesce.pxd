@@ -4,12 +4,13 @@ cimport cython
 from flannelpy.packet.checksum cimport fold, ones_sum, wide_sum
 from flannelpy.packet.ipv4 cimport check, ip_ttl, take_hop
 
-cdef Py_ssize_t _TOTAL_LENGTH, _ID, _FRAGMENT, _PROTOCOL, _IP_CHECKSUM, _ADDRESSES, _L4
+cdef Py_ssize_t _TOTAL_LENGTH, _ID, _FRAGMENT, _PROTOCOL, _IP_CHECKSUM, _ADDRESSES, _DESTINATION, _L4
 cdef Py_ssize_t _TCP_SEQUENCE, _TCP_ACKNOWLEDGEMENT, _TCP_DATA_OFFSET, _TCP_FLAGS, _TCP_WINDOW, _TCP_CHECKSUM, _TCP_URGENT
 cdef Py_ssize_t _UDP_LENGTH, _UDP_CHECKSUM
 cdef unsigned int _VERSION_IHL, _TCP, _UDP, _DONT_FRAGMENT, _ANY_FRAGMENT, _ACK, _PSH
 cdef Py_ssize_t _MAX_SEGMENTS, _MAX_TOTAL
-cdef int _TTL_EXPIRED
+cdef unsigned int _ALL_ONES
+cdef int _TTL_EXPIRED, _SPOOFED_SOURCE, _WRONG_DESTINATION
 
 
 cdef class Coalescer:
@@ -20,6 +21,11 @@ cdef class Coalescer:
     cdef unsigned char[::1] _to
     cdef const unsigned int[::1] _words
     cdef object _source_view, _target_view
+    cdef unsigned int _own, _own_mask, _broadcast
+    # Where sources must lie, and in which of these subnets the last one did.
+    cdef bint _anywhere
+    cdef list _subnets
+    cdef unsigned int _network, _mask
     cdef bint _merge_tcp, _merge_udp, _merges
     cdef readonly list packets, refused
     # The item being built: its first packet, how many it has, where it lies once it has more than one.
@@ -28,6 +34,8 @@ cdef class Coalescer:
 
     cpdef void begin(self)
 
+    cpdef void expect(self, subnets)
+
     @cython.locals(stop=cython.Py_ssize_t)
     cpdef void add(self, Py_ssize_t start, Py_ssize_t end, Py_ssize_t segment_size)
 
@@ -35,6 +43,12 @@ cdef class Coalescer:
 
     @cython.locals(reason=cython.int)
     cdef void _add_datagram(self, Py_ssize_t start, Py_ssize_t stop)
+
+    @cython.locals(source=cython.uint, destination=cython.uint)
+    cdef int _misdirected(self, Py_ssize_t start)
+
+    @cython.locals(network=cython.uint, mask=cython.uint)
+    cdef bint _expected(self, unsigned int source)
 
     @cython.locals(header=cython.Py_ssize_t)
     cdef void _add_packet(self, Py_ssize_t start, Py_ssize_t stop)

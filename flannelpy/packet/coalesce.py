@@ -29,7 +29,11 @@ total                    at most 64 segments and 65,535 bytes                   
 =======================  ======================================================  ==============================
 
 A packet that nothing continues is given on as it came.
+
+Whatever the datagrams are, no packet is given on but from other subnets to hosts of our own.
 """
+
+from collections.abc import Iterable
 
 from flannelpy.packet import vnet_hdr
 from flannelpy.packet.checksum import fold, ones_sum, wide_sum
@@ -41,6 +45,7 @@ _FRAGMENT = 6
 _PROTOCOL = 9
 _IP_CHECKSUM = 10
 _ADDRESSES = 12
+_DESTINATION = 16
 _L4 = 20
 _TCP_SEQUENCE = 24
 _TCP_ACKNOWLEDGEMENT = 28
@@ -61,16 +66,30 @@ _ACK = 0x10
 _PSH = 0x08
 _MAX_SEGMENTS = 64
 _MAX_TOTAL = 65535
-_TTL_EXPIRED = 6  # DropReason by number
+_ALL_ONES = 0xFFFFFFFF
+_NO_SUBNET = 1, 0  # no address lies in it
+
+# DropReason by number.
+_TTL_EXPIRED = 6
+_SPOOFED_SOURCE = 15
+_WRONG_DESTINATION = 16
 
 
 class Coalescer:
     """Takes the packets of one buffer in order, and builds super-packets in another.
 
-    Both buffers are bytearrays whose length is a multiple of 4, and are held for good.
+    Both buffers are bytearrays whose length is a multiple of 4, and are held for good.  A subnet is (network, mask).
     """
 
-    def __init__(self, source: bytearray, target: bytearray, merge_tcp: bool = True, merge_udp: bool = True) -> None:
+    def __init__(
+        self,
+        source: bytearray,
+        target: bytearray,
+        subnet: tuple[int, int],
+        merge_tcp: bool = True,
+        merge_udp: bool = True,
+    ) -> None:
+        """``subnet``: our own."""
         # The same memory in the forms that are fastest, compiled, for fields, sums and copies.
         self._buffers = source, target
         self._data = source
@@ -80,6 +99,11 @@ class Coalescer:
         self._target = target
         self._to = target
         self._target_view = memoryview(target)
+        self._own, self._own_mask = subnet
+        self._broadcast = self._own | ~self._own_mask & _ALL_ONES
+        self._anywhere = True
+        self._subnets: list[tuple[int, int]] = []
+        self._network, self._mask = _NO_SUBNET
         self._merge_tcp = merge_tcp
         self._merge_udp = merge_udp
         self._merges = merge_tcp or merge_udp
@@ -94,6 +118,12 @@ class Coalescer:
         self.refused: list[tuple[int, bytes]] = []
         self._count = 0
         self._end = 0
+
+    def expect(self, subnets: Iterable[tuple[int, int]]) -> None:
+        """From now on sources must lie in one of these subnets; until the first call any but our own will do."""
+        self._anywhere = False
+        self._subnets = list(subnets)
+        self._network, self._mask = _NO_SUBNET
 
     def add(self, start: int, end: int, segment_size: int) -> None:
         """Datagrams that arrived one behind the other, each of ``segment_size`` bytes, the last maybe of less."""
@@ -112,6 +142,8 @@ class Coalescer:
 
     def _add_datagram(self, start: int, stop: int) -> None:
         reason = check(self._data, start, stop)
+        if not reason:
+            reason = self._misdirected(start)
         if not reason and ip_ttl(self._data, start) <= 1:
             reason = _TTL_EXPIRED
         if reason:
@@ -123,6 +155,26 @@ class Coalescer:
             self._add_packet(start, stop)
         else:
             self.packets.append((vnet_hdr.PLAIN, self._source_view[start:stop]))
+
+    def _misdirected(self, start: int) -> int:
+        """The DropReason of a packet whose addresses cannot be right, else 0."""
+        source = _get32(self._data, start + _ADDRESSES)
+        if source & self._own_mask == self._own or not (self._anywhere or self._expected(source)):
+            return _SPOOFED_SOURCE
+        destination = _get32(self._data, start + _DESTINATION)
+        if destination & self._own_mask != self._own or destination == self._broadcast:
+            return _WRONG_DESTINATION
+        return 0
+
+    def _expected(self, source: int) -> bool:
+        """Whether the address lies in one of the subnets; in most cases it is that of the last packet."""
+        if source & self._mask == self._network:
+            return True
+        for network, mask in self._subnets:
+            if source & mask == network:
+                self._network, self._mask = network, mask
+                return True
+        return False
 
     def _add_packet(self, start: int, stop: int) -> None:
         header = self._mergeable(start, stop)

@@ -17,5 +17,8 @@ class DropReason(enum.IntEnum):
     SEND_FAILED = 9  # the underlay refused it: no route, not permitted
     TUN_REFUSED = 10  # the kernel did not take it from us
     BAD_OFFLOAD = 11  # the kernel's word about a super-packet or an unfinished checksum made no sense
-    SOCKET_OVERFLOW = 12  # datagrams came faster than we read them
+    SOCKET_REFUSED = 12  # the kernel kept a datagram from us: of an unknown sender, or faster than we read them
     TUN_OVERFLOW = 13  # packets came faster than we read them
+    UNKNOWN_SENDER = 14  # a datagram from an address that is no lease's public IP
+    SPOOFED_SOURCE = 15  # it came over the wire, and says that it is from here, or from a host that did not send it
+    WRONG_DESTINATION = 16  # it came over the wire, and is for no host or container here

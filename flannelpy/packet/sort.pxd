@@ -6,7 +6,7 @@ from flannelpy.packet.ipv4 cimport check, destination, ip_ttl, take_hop
 
 cdef Py_ssize_t _VNET_HDR, _GSO_TYPE, _GSO_SIZE, _CSUM_START, _CSUM_OFFSET, _UDP_CHECKSUM, _PROTOCOL
 cdef unsigned int _NEEDS_CSUM, _GSO_TCPV4, _GSO_UDP_L4, _GSO_ECN, _TCP, _UDP
-cdef int _TTL_EXPIRED, _BAD_OFFLOAD
+cdef int _NO_ROUTE, _TTL_EXPIRED, _BAD_OFFLOAD
 cdef bint _LITTLE_ENDIAN
 
 
@@ -15,6 +15,7 @@ cdef class Sorter:
     cdef unsigned char* _data
     cdef unsigned char* _headers
     cdef const unsigned int[::1] _words
+    cdef unsigned int _own, _own_mask
     cdef readonly list neighbours, refused
     # The neighbours being built; _size 0 is none.
     cdef unsigned int _destination, _subnet

@@ -2,7 +2,7 @@
 
 Neighbours are packets that lie one behind the other, are for one subnet and of one length; the last may be shorter.
 Their order is kept.  A packet whose checksum the kernel left to us gets it here, but for super-packets, whose segments
-each get their own (segment.py).
+each get their own (segment.py).  A packet for our own subnet is refused: nobody else may get it, whatever they lease.
 """
 
 import sys
@@ -26,6 +26,7 @@ _TCP = 6
 _UDP = 17
 
 # DropReason by number.
+_NO_ROUTE = 5
 _TTL_EXPIRED = 6
 _BAD_OFFLOAD = 11
 
@@ -50,11 +51,13 @@ class Neighbours(NamedTuple):
 class Sorter:
     """Sorts the packets of one buffer, whose length is a multiple of 4, by the vnet headers in another."""
 
-    def __init__(self, buffer: bytearray, headers: bytearray) -> None:
+    def __init__(self, buffer: bytearray, headers: bytearray, subnet: tuple[int, int]) -> None:
+        """``subnet``: our own, as (network, mask)."""
         self._buffers = buffer, headers
         self._data = buffer
         self._words = memoryview(buffer).cast("I")
         self._headers = headers
+        self._own, self._own_mask = subnet
         self.neighbours: list[Neighbours] = []
         self.refused: list[tuple[int, int, int]] = []
         self._size = 0
@@ -88,6 +91,8 @@ class Sorter:
             reason = 0 if gso_size else _BAD_OFFLOAD
         elif not reason and self._headers[header] & _NEEDS_CSUM:
             reason = 0 if self._finish_checksum(header, start, end) else _BAD_OFFLOAD
+        if not reason and destination(self._data, start) & self._own_mask == self._own:
+            reason = _NO_ROUTE
         if not reason and ip_ttl(self._data, start) <= 1:
             reason = _TTL_EXPIRED
         if reason:

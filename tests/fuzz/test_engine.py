@@ -6,53 +6,104 @@ from collections import Counter
 from ipaddress import IPv4Address, IPv4Network
 
 import oracle
-from batches import datagrams, for_the_tun, inbound_trains, outbound
+from batches import datagrams, for_the_tun, inbound_of_many, inbound_trains, outbound
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import VnetHeader
-from packets import TCP, UDP, hop_taken, ipv4_packet, one_hop_on, why_not
-from strategies import VNET_HEADERS, damaged, payloads, streams, super_packets, tcp_packets, trains, udp_packets
+from packets import (
+    ICMP,
+    OWN_SUBNET,
+    TCP,
+    UDP,
+    checksum,
+    hop_taken,
+    ipv4_packet,
+    numbers,
+    one_hop_on,
+    why_not,
+    why_refused,
+)
+from strategies import (
+    DESTINATIONS,
+    SOURCES,
+    VNET_HEADERS,
+    damaged,
+    payloads,
+    streams,
+    super_packets,
+    tcp_packets,
+    trains,
+    udp_packets,
+)
 
 from flannelpy.backend.udp.engine import Engine
 from flannelpy.backend.udp.icmp_limit import BURST, PER_SECOND, IcmpLimit
 from flannelpy.backend.udp.routes import NextHop, Routes
+from flannelpy.options import SourceCheck
 from flannelpy.packet import icmp, vnet_hdr
 from flannelpy.packet.drops import DropReason
 
-OWN = IPv4Address("11.0.59.0")
+OWN = OWN_SUBNET.network_address
 LEASES = {
     IPv4Network("11.0.101.0/24"): NextHop("172.17.8.102", 8285),
     IPv4Network("11.0.55.0/24"): NextHop("172.17.8.103", 8285),
     IPv4Network("11.0.101.128/25"): NextHop("172.17.8.104", 8285),
     IPv4Network("11.0.64.0/20"): NextHop("172.17.8.105", 8285),
+    # Leased when SubnetLen was another: it has our own subnet in it.
+    IPv4Network("11.0.48.0/20"): NextHop("172.17.8.106", 8285),
+    IPv4Network("11.0.56.0/24"): NextHop("172.17.8.106", 8285),
+    # And this one is in ours.
+    IPv4Network("11.0.59.16/28"): NextHop("172.17.8.106", 8285),
 }
 ADDRESSES = st.sampled_from(
-    ["11.0.101.2", "11.0.101.3", "11.0.101.200", "11.0.55.2", "11.0.70.1", "11.0.254.2", "11.0.59.2", "224.0.0.1"]
+    [
+        "11.0.101.2",
+        "11.0.101.3",
+        "11.0.101.200",
+        "11.0.55.2",
+        "11.0.58.2",
+        "11.0.70.1",
+        "11.0.254.2",
+        "11.0.59.2",
+        "11.0.59.17",
+        "224.0.0.1",
+    ]
 ) | st.ip_addresses(v=4).map(str)
-PACKETS = st.builds(
-    ipv4_packet,
-    ADDRESSES,
-    ADDRESSES,
-    st.sampled_from([b"", bytes(8), bytes(100)]) | st.binary(max_size=40),
-    ttl=st.sampled_from([0, 1, 2, 64]),
-    protocol=st.sampled_from([1, 6, 17]),
-    fragment=st.sampled_from([0, 0x4000, 0x2000, 7]),
-    options=st.sampled_from([b"", bytes(4), bytes(40)]),
-)
-CUT = st.builds(lambda packet, at: packet[: at % len(packet)], PACKETS, st.integers(0))
-BATCHES = st.lists(PACKETS | CUT | st.binary(max_size=40), max_size=64)
+
+
+def batches(sources: st.SearchStrategy[str], destinations: st.SearchStrategy[str]) -> st.SearchStrategy[list[bytes]]:
+    """Packets between these addresses, and what is no packet."""
+    packets = st.builds(
+        ipv4_packet,
+        sources,
+        destinations,
+        st.sampled_from([b"", bytes(8), bytes(100)]) | st.binary(max_size=40),
+        ttl=st.sampled_from([0, 1, 2, 64]),
+        protocol=st.sampled_from([1, 6, 17]),
+        fragment=st.sampled_from([0, 0x4000, 0x2000, 7]),
+        options=st.sampled_from([b"", bytes(4), bytes(40)]),
+    )
+    cut = st.builds(lambda packet, at: packet[: at % len(packet)], packets, st.integers(0))
+    return st.lists(packets | cut | st.binary(max_size=40), max_size=64)
+
+
+BATCHES = batches(ADDRESSES, ADDRESSES)
+ARRIVING = batches(SOURCES | ADDRESSES, DESTINATIONS) | streams()
+SENDERS = st.sampled_from([*sorted({next_hop.public_ip for next_hop in LEASES.values()}), "172.17.8.150"])
 RUBBISH = st.binary(max_size=50)
 
 
-def engine() -> Engine:
+def engine(source_check: SourceCheck = SourceCheck.PEER) -> Engine:
     routes = Routes()
     for subnet, next_hop in LEASES.items():
         routes.set(subnet, next_hop)
-    return Engine(OWN, routes)
+    return Engine(OWN_SUBNET, routes, source_check=source_check)
 
 
 def scanned(address: bytes) -> NextHop | None:
-    """The next hop by looking at every lease."""
+    """The next hop by looking at every lease; none when it is here."""
+    if IPv4Address(address) in OWN_SUBNET:
+        return None
     holding = [subnet for subnet in LEASES if IPv4Address(address) in subnet]
     return LEASES[max(holding, key=lambda subnet: subnet.prefixlen)] if holding else None
 
@@ -60,12 +111,12 @@ def scanned(address: bytes) -> NextHop | None:
 @given(BATCHES, RUBBISH)
 def test_outbound_each_packet_is_sent_or_dropped_exactly_once(packets: list[bytes], behind: bytes) -> None:
     sent, dropped = [], Counter[DropReason]()
-    # Those that are only without a route are told first.
+    # Those that nobody leases are told first.
     answered: tuple[list[tuple[DropReason, bytes]], ...] = ([], [])
     for packet in packets:
         reason = why_not(packet)
         next_hop = None if reason else scanned(packet[16:20])
-        ends_here = reason is not None or packet[8] < 2
+        ends_here = reason is not None or packet[8] < 2 or IPv4Address(packet[16:20]) in OWN_SUBNET
         if reason is None and next_hop is None:
             reason = DropReason.NO_ROUTE
         elif reason is None and ends_here:
@@ -78,30 +129,73 @@ def test_outbound_each_packet_is_sent_or_dropped_exactly_once(packets: list[byte
             answered[ends_here].append((reason, packet))
     plan = outbound(engine(), packets, behind=behind)
     assert datagrams(plan) == sent
+    assert not any(IPv4Address(datagram[16:20]) in OWN_SUBNET for _, datagram in sent)
     assert Counter(plan.drops) == dropped
     assert len(sent) + len(plan.drops) == len(packets)
     assert for_the_tun(plan) == [(vnet_hdr.PLAIN, reply) for reply in replies(answered[0] + answered[1])]
 
 
-@given(BATCHES | streams(), RUBBISH, st.data())
+def refusal(packet: bytes, sender: str, source_check: SourceCheck) -> DropReason | None:
+    """Why what comes from there is dropped."""
+    subnets = [subnet for subnet, next_hop in LEASES.items() if next_hop.public_ip == sender]
+    if source_check is not SourceCheck.OFF and not subnets:
+        return DropReason.UNKNOWN_SENDER
+    return why_refused(packet, OWN_SUBNET, subnets if source_check is SourceCheck.STRICT else None)
+
+
+@st.composite
+def sent_trains(draw: st.DrawFn, packets: list[bytes]) -> list[tuple[bytes, int, str]]:
+    """In trains that have a sender each."""
+    most = draw(st.sampled_from(["172.17.8.102", "172.17.8.102", "172.17.8.106", "172.17.8.150"]))
+    return [(*train, draw(st.just(most) | SENDERS)) for train in draw(trains(packets))]
+
+
+def single(came: list[tuple[bytes, int, str]]) -> list[tuple[bytes, str]]:
+    """The datagrams of trains, each with its sender."""
+    return [
+        (data[start : start + size], sender)
+        for data, size, sender in came
+        for start in range(0, len(data) or 1, size or 1)
+    ]
+
+
+@given(ARRIVING, RUBBISH, st.sampled_from(SourceCheck), st.data())
 def test_inbound_each_datagram_is_delivered_or_dropped_exactly_once(
-    packets: list[bytes], behind: bytes, data: st.DataObject
+    packets: list[bytes], behind: bytes, source_check: SourceCheck, data: st.DataObject
 ) -> None:
     delivered, dropped, answered = [], Counter[DropReason](), []
-    for packet in packets:
-        reason = why_not(packet) or (DropReason.TTL_EXPIRED if packet[8] < 2 else None)
+    came = data.draw(sent_trains(packets))
+    for packet, sender in single(came):
+        reason = refusal(packet, sender, source_check)
         if reason is None:
             delivered.append(one_hop_on(packet))
         else:
             dropped[reason] += 1
             answered.append((reason, packet))
-    plan = inbound_trains(engine(), data.draw(trains(packets)), behind=behind)
+    plan = inbound_of_many(engine(source_check), came, behind=behind)
     given_on = oracle.all_written(for_the_tun(plan))
     assert list(map(oracle.without_identification, given_on)) == list(map(oracle.without_identification, delivered))
     assert Counter(plan.drops) == dropped
     assert len(delivered) + len(plan.drops) == len(packets)
     routed = [(scanned(reply[16:20]), reply) for reply in replies(answered)]
     assert datagrams(plan) == [(next_hop, reply) for next_hop, reply in routed if next_hop]
+
+
+@given(ARRIVING, st.sampled_from(SourceCheck), st.data())
+def test_whatever_comes_in_only_packets_from_elsewhere_for_a_host_here_go_to_the_device(
+    packets: list[bytes], source_check: SourceCheck, data: st.DataObject
+) -> None:
+    plan = inbound_of_many(engine(source_check), data.draw(sent_trains(packets)))
+    for packet in oracle.all_written(for_the_tun(plan)):
+        assert why_not(packet) is None
+        assert IPv4Address(packet[12:16]) not in OWN_SUBNET
+        assert IPv4Address(packet[16:20]) in OWN_SUBNET
+        assert IPv4Address(packet[16:20]) != OWN_SUBNET.broadcast_address
+    for next_hop, reply in datagrams(plan):
+        assert why_not(reply) is None
+        assert (reply[9], reply[12:16], reply[20:22]) == (ICMP, OWN.packed, bytes(icmp.TIME_EXCEEDED))
+        assert (checksum(reply[:20]), checksum(reply[20:])) == (0, 0)
+        assert next_hop == scanned(reply[16:20])
 
 
 def sensible(header: VnetHeader, packet: bytes) -> bool:
@@ -127,7 +221,9 @@ def segments(header: VnetHeader, packet: bytes) -> list[bytes]:
     return oracle.segments(packet, header.gso_size) if fits else []
 
 
-TO_LEASES = st.sampled_from([subnet.network_address.packed for subnet in LEASES] + [bytes((11, 0, 254, 2))])
+TO_LEASES = st.sampled_from(
+    [subnet.network_address.packed for subnet in LEASES] + [bytes((11, 0, 254, 2)), bytes((11, 0, 59, 2))]
+)
 LYING = st.tuples(
     VNET_HEADERS,
     super_packets(300)
@@ -209,6 +305,7 @@ def test_a_look_up_finds_what_a_scan_of_all_leases_finds(
 ) -> None:
     routes = Routes()
     for subnet, host in leases.items():
+        routes.set(subnet, NextHop(str(data.draw(st.integers(1, 5))), 8285))  # another one before
         routes.set(subnet, NextHop(str(host), 8285))
     gone = data.draw(st.sets(st.sampled_from(sorted(leases)))) if leases else set()
     for subnet in gone:
@@ -220,6 +317,9 @@ def test_a_look_up_finds_what_a_scan_of_all_leases_finds(
         holding = [subnet for subnet in leases if IPv4Address(address) in subnet]
         best = max(holding, key=lambda subnet: subnet.prefixlen, default=None)
         assert routes.lookup(address) == (None if best is None else NextHop(str(leases[best]), 8285))
+    assert routes.by_public_ip == {
+        str(host): {numbers(subnet) for subnet in leases if leases[subnet] == host} for host in leases.values()
+    }
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 2, allow_nan=False)), max_size=100))

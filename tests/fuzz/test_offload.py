@@ -5,6 +5,7 @@ Bytes are compared whole.
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
 import oracle
@@ -15,6 +16,7 @@ from oracle import VnetHeader
 from packets import (
     ACK,
     DONT_FRAGMENT,
+    OWN_SUBNET,
     PSH,
     TCP,
     UDP,
@@ -26,13 +28,17 @@ from packets import (
     udp_datagram,
     unfinished,
     why_not,
+    why_refused,
 )
 from scapy.layers import inet
 from scapy.layers.inet import IP, in4_chksum
 from scapy.packet import Raw
 from scapy.utils import checksum as scapy_checksum
 from strategies import (
+    ADDRESSES,
+    DESTINATIONS,
     NUMBERS,
+    SOURCES,
     VNET_HEADERS,
     WORDS,
     damaged,
@@ -44,8 +50,6 @@ from strategies import (
     udp_packets,
 )
 
-from flannelpy.packet.drops import DropReason
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -55,7 +59,7 @@ ANY_PACKETS = (
     SUPER_PACKETS
     | damaged(SUPER_PACKETS)
     | damaged(tcp_packets(payloads(0, 60)) | udp_packets(payloads(0, 60)))
-    | st.builds(ipv4_packet, st.just("11.0.59.2"), st.just("11.0.101.2"), st.binary(max_size=80), ttl=st.integers(0, 3))
+    | st.builds(ipv4_packet, SOURCES, DESTINATIONS, st.binary(max_size=80), ttl=st.integers(0, 3))
 )
 MASKS = st.integers(0, 32).map(lambda length: 0xFFFFFFFF << (32 - length) & 0xFFFFFFFF)
 
@@ -110,7 +114,7 @@ def test_anything_is_segmented_or_refused(packet: bytes, gso_size: int, before: 
 @given(streams(), st.data())
 def test_whatever_is_coalesced_segments_back_to_what_came_in(packets: list[bytes], data: st.DataObject) -> None:
     """The identification of what must not be fragmented means nothing, and is the only thing that may differ."""
-    reasons = [why_not(packet) or (DropReason.TTL_EXPIRED if packet[8] < 2 else None) for packet in packets]
+    reasons = list(map(why_refused, packets))
     found = coalesced(data.draw(trains(packets)))
     assert found.refused == [(why, packet) for why, packet in zip(reasons, packets, strict=True) if why]
     given_on = oracle.all_written(found.packets)
@@ -124,7 +128,7 @@ def test_without_merging_everything_is_given_on_as_it_came(packets: list[bytes],
     merged = {packet[9] for header, packet in found.packets if any(header)}
     assert merged <= {protocol for protocol, merges in ((TCP, tcp), (UDP, udp)) if merges}
     if not (tcp or udp):
-        expected = [one_hop_on(packet) for packet in packets if not why_not(packet) and packet[8] > 1]
+        expected = [one_hop_on(packet) for packet in packets if not why_refused(packet)]
         assert [packet for _, packet in found.packets] == expected
 
 
@@ -141,8 +145,8 @@ def mergeable(draw: st.DrawFn) -> tuple[bytes, int]:
     else:
         l4 = udp_datagram(payload)
     packet = ipv4_packet(
-        "11.0.59.2",
         "11.0.101.2",
+        "11.0.59.2",
         l4,
         protocol=protocol,
         fragment=draw(st.sampled_from([0, DONT_FRAGMENT, 0x8000])),
@@ -184,7 +188,7 @@ def test_checksums_are_finished_as_scapy_makes_them(
 
 @given(ANY_PACKETS)
 def test_a_packet_that_comes_alone_is_given_on_as_it_came(packet: bytes) -> None:
-    if not why_not(packet) and packet[8] > 1:
+    if not why_refused(packet):
         assert coalesced([(packet, len(packet))]).packets == [(VnetHeader().encode(), one_hop_on(packet))]
 
 
@@ -208,6 +212,7 @@ def test_sorted_packets_are_neighbours_or_refused_and_cover_the_batch(
             own = found.data[at : min(at + segment_size, end)]
             assert why_not(own) is None
             assert own[8] > 1
+            assert IPv4Address(own[16:20]) not in OWN_SUBNET
             assert (int.from_bytes(own[16:20], "big") ^ destination) & mask == 0
 
 
@@ -230,11 +235,32 @@ def test_both_forms_sort_alike(packets: list[tuple[VnetHeader, bytes]], mask: in
     assert one == other
 
 
-@given(streams() | st.lists(ANY_PACKETS | st.binary(max_size=60), max_size=12), st.data())
-def test_both_forms_coalesce_alike(packets: list[bytes], data: st.DataObject) -> None:
+SUBNETS = st.builds(
+    lambda address, length: IPv4Network((address, length), strict=False),
+    st.sampled_from(["11.0.59.2", "11.0.101.2", "0.0.0.0", "255.255.255.255"]) | ADDRESSES,
+    st.sampled_from([0, 8, 24, 30, 31, 32]),
+)
+BATCHES = streams() | st.lists(ANY_PACKETS | st.binary(max_size=60), max_size=12)
+
+
+@given(BATCHES, st.data(), st.just(OWN_SUBNET) | SUBNETS, st.none() | st.lists(SUBNETS, max_size=3))
+def test_both_forms_coalesce_alike(
+    packets: list[bytes], data: st.DataObject, own: IPv4Network, subnets: list[IPv4Network] | None
+) -> None:
     batch = data.draw(trains(packets))
-    one, other = (coalesced(batch, kernels=form) for form in (INSTALLED, INTERPRETED))
+    one, other = (coalesced(batch, kernels=form, own=own, subnets=subnets) for form in (INSTALLED, INTERPRETED))
     assert one == other
+
+
+@given(BATCHES, SUBNETS, st.none() | st.lists(SUBNETS, max_size=3))
+def test_whatever_the_subnets_are_only_what_has_right_addresses_is_given_on(
+    packets: list[bytes], own: IPv4Network, subnets: list[IPv4Network] | None
+) -> None:
+    reasons = [why_refused(packet, own, subnets) for packet in packets]
+    found = coalesced([(packet, len(packet)) for packet in packets], tcp=False, udp=False, own=own, subnets=subnets)
+    assert found.refused == [(why, packet) for why, packet in zip(reasons, packets, strict=True) if why]
+    expected = [one_hop_on(packet) for why, packet in zip(reasons, packets, strict=True) if not why]
+    assert [packet for _, packet in found.packets] == expected
 
 
 @given(ANY_PACKETS | st.binary(max_size=60), st.integers(0, 5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 import oracle
@@ -17,6 +18,7 @@ from packets import (
     FIN,
     ICMP,
     MORE_FRAGMENTS,
+    OWN_SUBNET,
     PSH,
     RST,
     SYN,
@@ -26,6 +28,7 @@ from packets import (
     URG,
     hop_taken,
     ipv4_packet,
+    numbers,
     tcp_segment,
     udp_datagram,
     with_checksum,
@@ -180,7 +183,7 @@ CHANGES = [
     pytest.param(FIRST_UDP, {"protocol": TCP}, id="tcp behind udp"),
     pytest.param(FIRST, {"source": "11.0.101.3"}, id="source"),
     pytest.param(FIRST, {"destination": "11.0.59.3"}, id="destination"),
-    pytest.param(FIRST, {"source": "11.0.59.2", "destination": "11.0.101.2"}, id="the other direction"),
+    pytest.param(FIRST, {"source": "11.0.101.3", "destination": "11.0.59.3"}, id="both addresses"),
     pytest.param(FIRST, {"ports": (5202, 40000)}, id="source port"),
     pytest.param(FIRST, {"ports": (5201, 40001)}, id="destination port"),
     pytest.param(FIRST, {"sequence": 1000}, id="the same sequence number"),
@@ -444,6 +447,19 @@ REFUSED = [
     pytest.param(FIRST.encode() + b"\0", DropReason.BAD_LENGTH, id="continued"),
     pytest.param(FIRST._replace(ttl=1).encode(), DropReason.TTL_EXPIRED, id="last hop"),
     pytest.param(FIRST._replace(ttl=0).encode(), DropReason.TTL_EXPIRED, id="no hop"),
+    pytest.param(FIRST._replace(source="11.0.59.0").encode(), DropReason.SPOOFED_SOURCE, id="our first source"),
+    pytest.param(FIRST._replace(source="11.0.59.255").encode(), DropReason.SPOOFED_SOURCE, id="our last source"),
+    pytest.param(FIRST._replace(destination="11.0.58.255").encode(), DropReason.WRONG_DESTINATION, id="below us"),
+    pytest.param(FIRST._replace(destination="11.0.60.0").encode(), DropReason.WRONG_DESTINATION, id="above us"),
+    pytest.param(FIRST._replace(destination="11.0.59.255").encode(), DropReason.WRONG_DESTINATION, id="broadcast"),
+    pytest.param(FIRST._replace(destination="224.0.0.1").encode(), DropReason.WRONG_DESTINATION, id="multicast"),
+    pytest.param(FIRST._replace(destination="8.8.8.8", ttl=1).encode(), DropReason.WRONG_DESTINATION, id="and TTL 1"),
+    pytest.param(
+        FIRST._replace(source="11.0.59.2", destination="8.8.8.8").encode(), DropReason.SPOOFED_SOURCE, id="both wrong"
+    ),
+    pytest.param(
+        FIRST._replace(source="11.0.59.2").encode() + b"\0", DropReason.BAD_LENGTH, id="no packet and not right either"
+    ),
 ]
 
 
@@ -483,7 +499,7 @@ def test_a_super_packet_byte_for_byte() -> None:
 def test_a_batch_begins_with_nothing_of_the_last_one() -> None:
     one, two = flow(FIRST, [100, 100])
     source = bytearray(one + two)
-    coalescer = Coalescer(source, bytearray(len(source)))
+    coalescer = Coalescer(source, bytearray(len(source)), numbers(OWN_SUBNET))
     coalescer.begin()
     coalescer.add(0, 140, 140)
     coalescer.add(140, 279, 140)
@@ -495,3 +511,43 @@ def test_a_batch_begins_with_nothing_of_the_last_one() -> None:
     coalescer.finish()
     assert ([bytes(packet) for _, packet in coalescer.packets], coalescer.refused) == ([hop_taken(two)], [])
     assert (len(packets), len(refused)) == (1, 1)
+
+
+NETWORKS = [IPv4Network(text) for text in ("11.0.7.0/24", "11.0.101.0/28", "12.0.0.0/8", "13.0.0.1/32")]
+
+
+@pytest.mark.parametrize(
+    ("subnets", "right"),
+    [
+        pytest.param(NETWORKS, ["11.0.7.0", "11.0.7.255", "11.0.101.15", "12.255.255.255", "13.0.0.1"], id="several"),
+        pytest.param(NETWORKS[1:2], ["11.0.101.0", "11.0.101.2", "11.0.101.15"], id="one"),
+        pytest.param([IPv4Network("0.0.0.0/0")], ["0.0.0.0", "11.0.7.0", "255.255.255.255"], id="all"),
+        pytest.param([], [], id="none"),
+    ],
+)
+def test_if_expected_from_subnets_packets_from_elsewhere_are_refused(
+    subnets: list[IPv4Network], right: list[str]
+) -> None:
+    edges = [*right, "11.0.6.255", "11.0.8.0", "11.0.100.255", "11.0.101.16", "11.255.255.255", "13.0.0.0", "14.0.0.0"]
+    packets = [FIRST._replace(source=source).encode() for source in edges * 2]
+    found = coalesced_singly(packets, subnets=subnets)
+    within = [packet for packet in packets if any(IPv4Address(packet[12:16]) in subnet for subnet in subnets)]
+    assert [packet for _, packet in found.packets] == list(map(hop_taken, within))
+    assert found.refused == [(DropReason.SPOOFED_SOURCE, packet) for packet in packets if packet not in within]
+    assert len(within) >= len(right) * 2
+
+
+def test_what_is_expected_is_forgotten_when_something_else_is() -> None:
+    packet = FIRST.encode()
+    coalescer = Coalescer(bytearray(packet), bytearray(len(packet)), numbers(OWN_SUBNET))
+    for subnets, refused in (
+        (["11.0.101.0/24"], 0),
+        (["11.0.7.0/24"], 1),
+        (["11.0.7.0/24", "11.0.101.0/24"], 0),
+        ([], 1),
+    ):
+        coalescer.begin()
+        coalescer.expect(numbers(IPv4Network(subnet)) for subnet in subnets)
+        coalescer.add(0, len(packet), len(packet))
+        coalescer.finish()
+        assert len(coalescer.refused) == refused

@@ -7,10 +7,11 @@ from ipaddress import IPv4Address, IPv4Network
 
 import oracle
 import pytest
-from batches import datagrams, for_the_tun, inbound, inbound_trains, outbound
+from batches import datagrams, for_the_tun, inbound, inbound_of_many, inbound_trains, outbound
 from oracle import VnetHeader
 from packets import (
     ICMP,
+    OWN_SUBNET,
     TCP,
     hop_taken,
     ipv4_packet,
@@ -24,19 +25,22 @@ from packets import (
 from flannelpy.backend.udp.engine import Engine, Plan, Run
 from flannelpy.backend.udp.icmp_limit import BURST
 from flannelpy.backend.udp.routes import NextHop, Routes
+from flannelpy.options import SourceCheck
 from flannelpy.packet import icmp, vnet_hdr
 from flannelpy.packet.drops import DropReason
 
 OWN, CONTAINER = "11.0.59.0", "11.0.59.2"
 ON_A, ON_B, NOWHERE = "11.0.101.2", "11.0.55.2", "11.0.254.2"
+SUBNET_A, SUBNET_B = IPv4Network("11.0.101.0/24"), IPv4Network("11.0.55.0/24")
 A, B = NextHop("172.17.8.102", 8285), NextHop("172.17.8.103", 8285)
+STRANGER = "172.17.8.150"
 
 
-def engine() -> Engine:
+def engine(source_check: SourceCheck = SourceCheck.PEER, *, merge_tcp: bool = True) -> Engine:
     routes = Routes()
-    routes.set(IPv4Network("11.0.101.0/24"), A)
-    routes.set(IPv4Network("11.0.55.0/24"), B)
-    return Engine(IPv4Address(OWN), routes)
+    routes.set(SUBNET_A, A)
+    routes.set(SUBNET_B, B)
+    return Engine(OWN_SUBNET, routes, source_check=source_check, merge_tcp=merge_tcp)
 
 
 def same(plan: Plan, runs: list[Run], packets: list[bytes], drops: dict[DropReason, int]) -> bool:
@@ -157,7 +161,7 @@ def test_errors_are_limited_for_each_sender_on_its_own() -> None:
 
 def test_a_route_that_comes_or_goes_counts_for_the_next_batch() -> None:
     routes = Routes()
-    decider = Engine(IPv4Address(OWN), routes)
+    decider = Engine(OWN_SUBNET, routes)
     assert not outbound(decider, [to(ON_A)]).runs
     routes.set(IPv4Network("11.0.101.0/24"), A)
     assert outbound(decider, [to(ON_A)]).runs
@@ -208,8 +212,142 @@ def test_a_sender_that_nobody_leases_is_told_nothing(source: str) -> None:
 def test_a_packet_loses_two_hops_on_its_way_through_two_hosts() -> None:
     packet = to(ON_A, ttl=63)
     [run] = outbound(engine(), [packet]).runs
-    there = Engine(IPv4Address("11.0.101.0"), Routes())
-    assert for_the_tun(inbound(there, [bytes(run.data)])) == [(vnet_hdr.PLAIN, with_ttl(packet, 61))]
+    routes = Routes()
+    routes.set(OWN_SUBNET, NextHop("172.17.8.101", 8285))
+    there = Engine(SUBNET_A, routes)
+    assert for_the_tun(inbound(there, [bytes(run.data)], sender="172.17.8.101")) == [
+        (vnet_hdr.PLAIN, with_ttl(packet, 61))
+    ]
+
+
+# Who may send what
+
+
+@pytest.mark.parametrize("source_check", SourceCheck)
+@pytest.mark.parametrize(("sender", "known"), [(A.public_ip, True), (STRANGER, False), ("0.0.0.0", False)])
+def test_only_hosts_with_a_lease_may_send_unless_nobody_asks(
+    source_check: SourceCheck, sender: str, known: bool
+) -> None:
+    taken = known or source_check is SourceCheck.OFF
+    given, drops = ([hop_taken(arriving())], {}) if taken else ([], {DropReason.UNKNOWN_SENDER: 1})
+    assert same(inbound(engine(source_check), [arriving()], sender=sender), [], given, drops)
+
+
+def test_what_an_unknown_sender_sends_is_counted_by_datagrams_and_never_looked_at() -> None:
+    trains = [(bytes(64 * 28), 28), (bytes(57), 28), (b"", 0), (arriving(ttl=1), 100), (bytes(65507), 65507)]
+    decider = engine()
+    assert decider.unknown_sender == ""
+    plan = inbound_trains(decider, trains, sender=STRANGER)
+    assert same(plan, [], [], {DropReason.UNKNOWN_SENDER: 64 + 3 + 1 + 1 + 1})
+    assert decider.unknown_sender == STRANGER
+
+
+def test_an_unknown_sender_takes_nothing_from_those_between_whom_it_comes() -> None:
+    one, two, three = received(3)
+    trains = [(one, 140, A.public_ip), (arriving(), 100, STRANGER), (two + three, 140, A.public_ip)]
+    plan = inbound_of_many(engine(), trains)
+    assert len(plan.packets) == 1
+    assert oracle.all_written(for_the_tun(plan)) == list(map(hop_taken, (one, two, three)))
+    assert plan.drops == [DropReason.UNKNOWN_SENDER]
+
+
+def test_a_sender_is_known_while_it_has_a_lease() -> None:
+    routes = Routes()
+    decider = Engine(OWN_SUBNET, routes)
+    assert inbound(decider, [arriving()]).drops == [DropReason.UNKNOWN_SENDER]
+    routes.set(SUBNET_A, A)
+    assert inbound(decider, [arriving()]).drops == []
+    routes.set(SUBNET_A, B)
+    assert inbound(decider, [arriving()]).drops == [DropReason.UNKNOWN_SENDER]
+    assert inbound(decider, [arriving()], sender=B.public_ip).drops == []
+    routes.remove(SUBNET_A)
+    assert inbound(decider, [arriving()], sender=B.public_ip).drops == [DropReason.UNKNOWN_SENDER]
+
+
+@pytest.mark.parametrize("source_check", SourceCheck)
+@pytest.mark.parametrize(
+    ("source", "sender", "lenient", "strict"),
+    [
+        pytest.param(ON_A, A.public_ip, True, True, id="its own"),
+        pytest.param("11.0.101.0", A.public_ip, True, True, id="its own device"),
+        pytest.param(ON_B, A.public_ip, True, False, id="another host's"),
+        pytest.param(ON_A, B.public_ip, True, False, id="another host's, the other way"),
+        pytest.param("11.0.100.255", A.public_ip, True, False, id="just below"),
+        pytest.param("11.0.102.0", A.public_ip, True, False, id="just above"),
+        pytest.param("11.0.7.1", B.public_ip, True, True, id="its second subnet"),
+        pytest.param("8.8.8.8", A.public_ip, True, False, id="the world"),
+        pytest.param("11.0.59.0", A.public_ip, False, False, id="ours: the device"),
+        pytest.param("11.0.59.3", A.public_ip, False, False, id="ours: a container"),
+        pytest.param("11.0.59.255", A.public_ip, False, False, id="ours: broadcast"),
+    ],
+)
+def test_sources_are_never_ours_and_if_strict_the_senders(
+    source_check: SourceCheck, source: str, sender: str, lenient: bool, strict: bool
+) -> None:
+    routes = Routes()
+    for subnet, next_hop in ((SUBNET_A, A), (SUBNET_B, B), (IPv4Network("11.0.7.0/24"), B)):
+        routes.set(subnet, next_hop)
+    decider = Engine(OWN_SUBNET, routes, source_check=source_check)
+    packet = arriving(source=source)
+    right = strict if source_check is SourceCheck.STRICT else lenient
+    given, drops = ([hop_taken(packet)], {}) if right else ([], {DropReason.SPOOFED_SOURCE: 1})
+    assert same(inbound(decider, [packet], sender=sender), [], given, drops)
+
+
+def test_if_strict_each_train_of_a_batch_is_checked_by_its_own_sender() -> None:
+    trains = [
+        (arriving(source=source), 100, next_hop.public_ip)
+        for source, next_hop in ((ON_A, A), (ON_B, B), (ON_A, B), (ON_B, A), (ON_A, A))
+    ]
+    plan = inbound_of_many(engine(SourceCheck.STRICT), trains)
+    assert same(plan, [], [hop_taken(trains[at][0]) for at in (0, 1, 4)], {DropReason.SPOOFED_SOURCE: 2})
+
+
+@pytest.mark.parametrize("source_check", SourceCheck)
+@pytest.mark.parametrize("ttl", [62, 1])
+@pytest.mark.parametrize(
+    "destination",
+    ["11.0.59.255", "11.0.58.255", "11.0.60.0", ON_A, NOWHERE, "8.8.8.8", "224.0.0.251", "255.255.255.255", "0.0.0.0"],
+)
+def test_what_is_for_no_host_here_is_dropped_and_nobody_is_told(
+    source_check: SourceCheck, destination: str, ttl: int
+) -> None:
+    """The original hands it to the kernel, which would forward it to wherever its routes lead."""
+    packet = arriving(destination=destination, ttl=ttl)
+    assert same(inbound(engine(source_check), [packet]), [], [], {DropReason.WRONG_DESTINATION: 1})
+
+
+@pytest.mark.parametrize("ttl", [62, 1])
+def test_nobody_is_told_about_a_source_that_is_ours(ttl: int) -> None:
+    packet = arriving(source="11.0.59.9", ttl=ttl)
+    assert same(inbound(engine(), [packet]), [], [], {DropReason.SPOOFED_SOURCE: 1})
+
+
+@pytest.mark.parametrize("destination", ["11.0.59.0", "11.0.59.1", "11.0.59.254"])
+def test_every_address_of_our_subnet_but_the_last_is_a_host_here(destination: str) -> None:
+    packet = arriving(destination=destination)
+    assert same(inbound(engine(), [packet]), [], [hop_taken(packet)], {})
+
+
+@pytest.mark.parametrize("covered", ["11.0.0.0/16", "11.0.59.0/24", "11.0.59.0/28", "11.0.59.2/32"])
+@pytest.mark.parametrize("ttl", [63, 1])
+def test_what_is_for_our_own_subnet_never_goes_to_the_wire_whoever_leases_it_too(covered: str, ttl: int) -> None:
+    """SubnetLen may have been another when they leased theirs."""
+    routes = Routes()
+    routes.set(IPv4Network(covered), A)
+    packet = ipv4_packet("11.0.101.9", CONTAINER, bytes(80), ttl=ttl)
+    plan = outbound(Engine(OWN_SUBNET, routes), [packet])
+    assert same(plan, [], [error(icmp.NET_UNREACHABLE, packet)], {DropReason.NO_ROUTE: 1})
+
+
+def test_neighbours_of_our_own_subnet_are_not_sent_together_with_them() -> None:
+    """With nothing but a short prefix in use, both are equal under its mask."""
+    routes = Routes()
+    routes.set(IPv4Network("11.0.0.0/16"), A)
+    own = ipv4_packet("11.0.101.9", CONTAINER, bytes(80))
+    plan = outbound(Engine(OWN_SUBNET, routes), [to(ON_A), own, to(ON_B), to("11.0.58.255"), own])
+    runs = [Run(A, 100, hop_taken(to(ON_A))), Run(A, 100, hop_taken(to(ON_B)) + hop_taken(to("11.0.58.255")))]
+    assert same(plan, runs, [error(icmp.NET_UNREACHABLE, own)] * 2, {DropReason.NO_ROUTE: 2})
 
 
 # Super-packets
@@ -330,7 +468,7 @@ def test_what_belongs_together_is_given_to_the_device_as_one_if_it_can_take_that
 ) -> None:
     packets = received(5)
     for trains in ([(packet, 140) for packet in packets], [(b"".join(packets), 140)]):
-        plan = inbound_trains(Engine(IPv4Address(OWN), Routes(), merge_tcp=merge_tcp), trains)
+        plan = inbound_trains(engine(merge_tcp=merge_tcp), trains)
         assert len(plan.packets) == expected
         assert oracle.all_written(for_the_tun(plan)) == list(map(hop_taken, packets))
 
@@ -344,3 +482,11 @@ def test_packets_of_a_train_are_each_checked() -> None:
     assert oracle.all_written(for_the_tun(plan)) == [hop_taken(packets[number]) for number in (0, 1, 3)]
     assert datagrams(plan) == [(A, reply)]
     assert plan.drops == [DropReason.NOT_IPV4, DropReason.TTL_EXPIRED]
+
+
+def test_a_super_packet_for_our_own_subnet_is_refused_too() -> None:
+    routes = Routes()
+    routes.set(IPv4Network("11.0.0.0/16"), A)
+    packet = tcp(3000, CONTAINER)
+    plan = outbound(Engine(OWN_SUBNET, routes), [packet], headers=[TCP_SUPER])
+    assert same(plan, [], [error(icmp.NET_UNREACHABLE, packet)], {DropReason.NO_ROUTE: 1})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import oracle
 import pytest
 from oracle import VnetHeader
-from packets import TCP, hop_taken, ipv4_packet, tcp_segment, udp_datagram, unfinished, with_checksum
+from packets import OWN_SUBNET, TCP, hop_taken, ipv4_packet, tcp_segment, udp_datagram, unfinished, with_checksum
 
 from flannelpy.backend.udp.engine import Engine, Plan
 from flannelpy.backend.udp.proxy import Proxy
@@ -56,6 +56,13 @@ class FullUdp(UdpSocket):
         self._socket = end
         self.gso = self.gro = False
 
+    def receive_into(self, view: memoryview) -> tuple[int, int, str] | None:
+        try:
+            length = self._socket.recv_into(view)
+        except BlockingIOError:
+            return None
+        return length, length, "127.0.0.1"
+
     def send(self, data: memoryview | bytes, segment_size: int, to: tuple[str, int]) -> DropReason | None:
         try:
             self._socket.send(data)
@@ -68,14 +75,14 @@ class RecordingEngine(Engine):
     """Remembers how many packets each batch brought."""
 
     def __init__(self, routes: Routes) -> None:
-        super().__init__(IPv4Address("11.0.59.0"), routes)
+        super().__init__(OWN_SUBNET, routes)
         self.batches: list[int] = []
 
     def outbound(self, lengths: list[int], now: float) -> Plan:
         self.batches.append(len(lengths))
         return super().outbound(lengths, now)
 
-    def inbound(self, trains: list[tuple[int, int]], now: float) -> Plan:
+    def inbound(self, trains: list[tuple[int, int, str]], now: float) -> Plan:
         self.batches.append(len(trains))
         return super().inbound(trains, now)
 
@@ -590,5 +597,19 @@ def test_nothing_is_carried_after_close() -> None:
         bench.remote.sendto(incoming(1), bench.address)
         await some_turns()
         assert bench.engine.batches == []
+
+    play(scenario)
+
+
+def test_an_unknown_sender_is_counted_and_named_and_the_next_is_served() -> None:
+    async def scenario(bench: Bench) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.bind(("127.0.0.2", 0))
+            for number in range(3):
+                stranger.sendto(incoming(number), bench.address)
+        bench.remote.sendto(incoming(7), bench.address)
+        assert await bench.receive_packets(1) == [hop_taken(incoming(7))]
+        assert bench.proxy.drops == Counter({DropReason.UNKNOWN_SENDER: 3})
+        assert bench.engine.unknown_sender == "127.0.0.2"
 
     play(scenario)

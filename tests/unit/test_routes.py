@@ -85,3 +85,46 @@ def test_removing_what_is_not_there_changes_nothing(subnet: str) -> None:
 def test_there_are_no_next_hops_at_first() -> None:
     assert len(Routes()) == 0
     assert lookup(Routes(), "11.0.65.7") is None
+
+
+def known(table: Routes) -> dict[str, set[str]]:
+    """The subnets of each public IP."""
+    return {
+        public_ip: {str(IPv4Network((network, str(IPv4Address(mask))))) for network, mask in subnets}
+        for public_ip, subnets in table.by_public_ip.items()
+    }
+
+
+def test_each_public_ip_is_known_with_its_subnets() -> None:
+    assert known(Routes()) == {}
+    assert known(routes(*NESTED)) == {
+        A.public_ip: {"11.0.0.0/16"},
+        B.public_ip: {"11.0.64.0/20"},
+        C.public_ip: {"11.0.65.0/24"},
+    }
+
+
+def test_a_public_ip_is_known_until_its_last_subnet_goes() -> None:
+    table = routes(("11.0.65.0/24", A), ("11.0.66.0/24", A), ("11.0.66.0/28", A))
+    assert known(table) == {A.public_ip: {"11.0.65.0/24", "11.0.66.0/24", "11.0.66.0/28"}}
+    table.remove(IPv4Network("11.0.66.0/24"))
+    table.remove(IPv4Network("11.0.65.0/24"))
+    assert known(table) == {A.public_ip: {"11.0.66.0/28"}}
+    table.remove(IPv4Network("11.0.66.0/28"))
+    assert known(table) == {}
+
+
+def test_a_subnet_with_a_new_next_hop_is_no_more_that_of_the_old_one() -> None:
+    table = routes(("11.0.65.0/24", A), ("11.0.66.0/24", A), ("11.0.65.0/24", B))
+    assert known(table) == {A.public_ip: {"11.0.66.0/24"}, B.public_ip: {"11.0.65.0/24"}}
+    table.set(IPv4Network("11.0.66.0/24"), B)
+    assert known(table) == {B.public_ip: {"11.0.65.0/24", "11.0.66.0/24"}}
+    table.set(IPv4Network("11.0.66.0/24"), B)
+    assert known(table) == {B.public_ip: {"11.0.65.0/24", "11.0.66.0/24"}}
+
+
+def test_removing_what_is_not_there_leaves_everybody_known() -> None:
+    table = routes(*NESTED)
+    for subnet in ("11.0.65.0/25", "11.0.66.0/24", "12.0.0.0/8"):
+        table.remove(IPv4Network(subnet))
+    assert known(table) == known(routes(*NESTED))

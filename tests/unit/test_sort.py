@@ -9,7 +9,18 @@ import oracle
 import pytest
 from kernels import sort_packets
 from oracle import VnetHeader
-from packets import ICMP, TCP, hop_taken, ipv4_packet, tcp_segment, udp_datagram, unfinished, with_checksum
+from packets import (
+    ICMP,
+    OWN_SUBNET,
+    TCP,
+    hop_taken,
+    ipv4_packet,
+    numbers,
+    tcp_segment,
+    udp_datagram,
+    unfinished,
+    with_checksum,
+)
 
 from flannelpy.packet.drops import DropReason
 from flannelpy.packet.sort import Sorter
@@ -84,6 +95,14 @@ def test_the_mask_says_what_a_subnet_is(mask: int, expected: int) -> None:
     assert len(sorted_lengths([to(A), to(ALSO_A), to(B)], mask)) == expected
 
 
+@pytest.mark.parametrize("mask", [0, 0xFFFF0000, BY_24, 0xFFFFFFFF])
+def test_whatever_the_mask_is_our_own_subnet_is_none_of_them(mask: int) -> None:
+    packets = [to("11.0.58.255"), to("11.0.59.0"), to("11.0.59.255"), to("11.0.60.0")]
+    found = sort_packets([(PLAIN, packet) for packet in packets], mask)
+    assert found.refused == [(DropReason.NO_ROUTE, 100, 200), (DropReason.NO_ROUTE, 200, 300)]
+    assert [(start, end) for _, start, end, _, _ in found.neighbours] == [(0, 100), (300, 400)]
+
+
 def test_hops_are_taken_later_and_packets_without_a_vnet_header_stay_as_they_are() -> None:
     packets = [to(A), to(B, 99), to(A, ttl=1), to(A)[:-1], unfinished(ipv4_packet(CONTAINER, A, udp_datagram(b"x")))]
     assert sort_packets([(PLAIN, packet) for packet in packets], BY_24).data == b"".join(packets)
@@ -98,6 +117,8 @@ def test_hops_are_taken_later_and_packets_without_a_vnet_header_stay_as_they_are
         (to(A)[:-1], DropReason.BAD_LENGTH),
         (to(A, ttl=1), DropReason.TTL_EXPIRED),
         (to(A, ttl=0), DropReason.TTL_EXPIRED),
+        (to("11.0.59.0"), DropReason.NO_ROUTE),
+        (to("11.0.59.255", ttl=1), DropReason.NO_ROUTE),
     ],
 )
 def test_what_cannot_be_sent_is_refused_where_it_lies(packet: bytes, reason: DropReason) -> None:
@@ -256,7 +277,7 @@ def test_a_packet_without_a_hop_left_is_refused_whatever_it_is(header: VnetHeade
 def test_a_later_batch_knows_nothing_of_an_earlier_one() -> None:
     buffer, headers = bytearray(200), bytearray(20)
     buffer[:200] = to(A) + to(A)[:50] + bytes(50)
-    sorter = Sorter(buffer, headers)
+    sorter = Sorter(buffer, headers, numbers(OWN_SUBNET))
     sorter.sort([100, 50], BY_24)
     neighbours, refused = sorter.neighbours, sorter.refused
     assert (len(neighbours), len(refused)) == (1, 1)
@@ -272,5 +293,5 @@ def test_one_hop_is_taken_off_each_neighbour(size: int, count: int) -> None:
     last = to(A, 20)
     buffer = bytearray(to(A, size) * count + last)
     assert len(buffer) % 4 == 0
-    Sorter(buffer, bytearray(10)).take_hops(0, len(buffer), size)
+    Sorter(buffer, bytearray(10), numbers(OWN_SUBNET)).take_hops(0, len(buffer), size)
     assert buffer == hop_taken(to(A, size)) * count + hop_taken(last)

@@ -55,7 +55,8 @@ def receive(end: UdpSocket) -> tuple[bytes, int]:
     buffer = bytearray(65535)
     train = end.receive_into(memoryview(buffer))
     assert train is not None
-    length, segment_size = train
+    length, segment_size, sender = train
+    assert sender == "127.0.0.1"
     assert not any(buffer[length:])
     return bytes(buffer[:length]), segment_size
 
@@ -164,7 +165,7 @@ def test_what_cannot_be_sent_has_a_reason(
 
 def test_a_full_receive_buffer_is_counted() -> None:
     with udp() as (receiver, to), plain_socket() as sender:
-        assert receiver.overflows() == 0
+        assert receiver.refused() == 0
         with same_socket(receiver) as same:
             same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         for _ in range(100):
@@ -173,7 +174,7 @@ def test_a_full_receive_buffer_is_counted() -> None:
         while receiver.receive_into(memoryview(bytearray(65535))):
             received += 1
         assert received > 0
-        assert received + receiver.overflows() == 100
+        assert received + receiver.refused() == 100
 
 
 def test_a_port_that_is_taken_is_said_with_a_guess_why() -> None:
@@ -225,3 +226,77 @@ def test_buffers_are_as_large_as_the_user_may_have_them(monkeypatch: pytest.Monk
         monkeypatch.setattr(socket.socket, "setsockopt", as_user, raising=False)
         with udp() as (found, _), same_socket(found) as same:
             assert sizes(same) == sizes(ordinary)
+
+
+@pytest.mark.parametrize("gro", [True, False])
+def test_the_sender_is_told_with_what_it_sent(gro: bool) -> None:
+    with udp(gro=gro) as (receiver, to), plain_socket() as sender:
+        for address in ("127.0.0.2", "127.255.0.7"):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+                other.bind((address, 0))
+                other.sendto(DATA[:100], to)
+            assert select.select([receiver.fileno()], [], [], DEADLINE)[0]
+            assert receiver.receive_into(memoryview(bytearray(65535))) == (100, 100, address)
+        sender.sendto(DATA[:7], to)
+        assert receive(receiver) == (DATA[:7], 7)
+
+
+def received_from(receiver: UdpSocket) -> list[str]:
+    """The senders of all that is there; on loopback nothing is on its way any more."""
+    senders = []
+    while train := receiver.receive_into(memoryview(bytearray(65535))):
+        senders.append(train[2])
+    return senders
+
+
+def send_from(address: str, to: tuple[str, int], count: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.bind((address, 0))
+        for _ in range(count):
+            sender.sendto(DATA[:28], to)
+
+
+def test_most_of_what_others_send_is_refused_and_counted() -> None:
+    """A few of them come in, so that they are noticed: one in 64, by chance."""
+    known, unknown = "127.0.0.2", "127.0.0.3"
+    with udp() as (receiver, to):
+        receiver.accept_only([known, "127.0.0.4"])
+        send_from(known, to, 100)
+        send_from(unknown, to, 4000)
+        send_from("127.0.0.4", to, 10)
+        senders = received_from(receiver)
+        assert [sender for sender in senders if sender != unknown] == [known] * 100 + ["127.0.0.4"] * 10
+        assert 10 < senders.count(unknown) < 200
+        assert senders.count(unknown) + receiver.refused() == 4000
+
+
+def test_who_is_accepted_can_change() -> None:
+    with udp() as (receiver, to):
+        for senders in ([], ["127.0.0.2"], [f"127.0.{number // 256}.{number % 256}" for number in range(1, 300)]):
+            receiver.accept_only(senders)
+            send_from("127.0.0.2", to, 100)
+            received = received_from(receiver)
+            assert (received == ["127.0.0.2"] * 100) == bool(senders)
+
+
+def test_trains_of_unknown_senders_are_refused_whole() -> None:
+    with udp() as (receiver, to), udp() as (sender, _):
+        receiver.accept_only(["127.0.0.2"])
+        for _ in range(100):
+            assert sender.send(DATA[: 64 * 28], 28, to) is None
+        assert len(received_from(receiver)) < 30
+        receiver.accept_only(["127.0.0.1"])
+        assert sender.send(DATA[: 64 * 28], 28, to) is None
+        assert receive(receiver) == (DATA[: 64 * 28], 28)
+
+
+@pytest.mark.parametrize("count", [3001, 70000])
+@pytest.mark.parametrize("before", [True, False])
+def test_with_more_senders_than_a_filter_can_hold_all_are_let_in(count: int, before: bool) -> None:
+    with udp() as (receiver, to):
+        if before:
+            receiver.accept_only([])
+        receiver.accept_only([str(IPv4Address(number)) for number in range(count)])
+        send_from("127.0.0.3", to, 100)
+        assert received_from(receiver) == ["127.0.0.3"] * 100
+        assert receiver.refused() == 0

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import IPv4Address
 
+from flannelpy.backend.udp.admission import Admission
 from flannelpy.backend.udp.device import Device, remove_leftovers
 from flannelpy.backend.udp.engine import Engine
 from flannelpy.backend.udp.offloads import Offload, choose, probe
@@ -23,6 +24,7 @@ from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Netlink
 from flannelpy.linux.tun import check_access
 from flannelpy.linux.udp_socket import UdpSocket
+from flannelpy.options import SourceCheck
 from flannelpy.packet import form
 from flannelpy.packet.drops import DropReason
 from flannelpy.subnet import go_json
@@ -41,13 +43,21 @@ _DROP_REPORT_SECONDS = 60
 class UdpBackend:
     """Inner packets as they are in UDP datagrams, one each; the same port on all hosts."""
 
-    def __init__(self, config: NetworkConfig, external: ExternalInterface, offload: frozenset[str] | None) -> None:
+    def __init__(
+        self,
+        config: NetworkConfig,
+        external: ExternalInterface,
+        offload: frozenset[str] | None,
+        source_check: SourceCheck = SourceCheck.PEER,
+    ) -> None:
         """``offload``: names of offloads, None for what is best.
 
         Raises ConfigError when the port makes no sense, HostError when there can be no TUN.
         """
         check_access()
         self._offload = choose(offload, compiled=form() == "compiled", kernel=os.uname().release)
+        self._source_check = source_check
+        self._admission: Admission | None = None
         self._network = config.network
         self._port = _port(go_json.get(config.backend.options, "Port"))
         self._external = external
@@ -73,14 +83,18 @@ class UdpBackend:
             self._resources.callback(self._device.close)
             await self._device.set_up(netlink)
         offloads = self._offloads()
-        engine = Engine(
-            address,
+        self._engine = Engine(
+            lease.subnet,
             self._routes,
+            source_check=self._source_check,
             merge_tcp=Offload.MERGE_TCP in offloads,
             merge_udp=Offload.MERGE_UDP in offloads,
         )
-        self._proxy = Proxy(self._device.tun, self._udp, engine)
+        self._proxy = Proxy(self._device.tun, self._udp, self._engine)
         self._resources.callback(self._proxy.close)
+        if self._source_check is not SourceCheck.OFF:
+            self._admission = Admission(self._udp, self._routes)
+            self._resources.callback(self._admission.close)
         return mtu
 
     def _offloads(self) -> set[str]:
@@ -105,6 +119,8 @@ class UdpBackend:
             else:
                 log.info("Subnet removed: %s", event.subnet)
                 self._routes.remove(event.subnet)
+        if self._admission is not None:
+            self._admission.changed()
 
     def describe(self) -> str:
         """How many hosts we can send to."""
@@ -139,7 +155,7 @@ class UdpBackend:
     async def _drops(self) -> Counter[DropReason]:
         """Ours and the kernel's, since the start."""
         drops = self._proxy.drops.copy()
-        drops[DropReason.SOCKET_OVERFLOW] = self._udp.overflows()
+        drops[DropReason.SOCKET_REFUSED] = self._udp.refused()
         async with Netlink() as netlink:
             drops[DropReason.TUN_OVERFLOW] = await netlink.transmit_drops(self._device.tun.name)
         return drops
@@ -150,7 +166,13 @@ class UdpBackend:
         fresh = drops - self._told_drops
         self._told_drops = drops
         if fresh:
-            log.info("Dropped packets: %s", ", ".join(f"{why.name.lower()} {n}" for why, n in fresh.most_common()))
+            log.info("Dropped packets: %s", ", ".join(self._told(why, n) for why, n in fresh.most_common()))
+
+    def _told(self, reason: DropReason, count: int) -> str:
+        told = f"{reason.name.lower()} {count}"
+        if reason is DropReason.UNKNOWN_SENDER:
+            told += f" (last from {self._engine.unknown_sender})"
+        return told
 
 
 def _port(value: object) -> int:

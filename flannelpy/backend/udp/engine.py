@@ -7,11 +7,12 @@ there, so it must be carried out before the next batch of its direction is read.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Network
 from typing import NamedTuple
 
 from flannelpy.backend.udp.icmp_limit import IcmpLimit
 from flannelpy.backend.udp.routes import NextHop, Routes
+from flannelpy.options import SourceCheck
 from flannelpy.packet import icmp, vnet_hdr
 from flannelpy.packet.coalesce import Coalescer
 from flannelpy.packet.drops import DropReason
@@ -47,28 +48,39 @@ class Plan:
 
 
 class Engine:
-    """The forwarding decisions of one host, whose address on the overlay is ``tun_address``.
+    """The forwarding decisions of the host that leases ``subnet``; its own address there is the first one.
 
     Packets from the TUN are put into ``tun_buffer``, one behind the other from its start, their vnet headers into
     ``vnet_hdrs`` likewise; what comes in datagrams into ``udp_buffer``.
     """
 
     def __init__(
-        self, tun_address: IPv4Address, routes: Routes, *, merge_tcp: bool = True, merge_udp: bool = True
+        self,
+        subnet: IPv4Network,
+        routes: Routes,
+        *,
+        source_check: SourceCheck = SourceCheck.PEER,
+        merge_tcp: bool = True,
+        merge_udp: bool = True,
     ) -> None:
         """``merge_tcp``, ``merge_udp``: whether the TUN is to get super-packets of that protocol."""
-        self._address = tun_address.packed
+        own = int(subnet.network_address), int(subnet.netmask)
+        self._address = subnet.network_address.packed
         self._routes = routes
+        self._anybody = source_check is SourceCheck.OFF
+        self._strict = source_check is SourceCheck.STRICT
         self._icmp_limit = IcmpLimit()
+        #: The last one whose datagrams were dropped for that.
+        self.unknown_sender = ""
         self.tun_buffer = bytearray(_BUFFER)
         self.vnet_hdrs = bytearray(BATCH_PACKETS * vnet_hdr.SIZE)
         self.udp_buffer = bytearray(_BUFFER)
         segments = bytearray(_SEGMENTS_BUFFER)
         self._tun_view = memoryview(self.tun_buffer)
         self._segments_view = memoryview(segments)
-        self._sorter = Sorter(self.tun_buffer, self.vnet_hdrs)
+        self._sorter = Sorter(self.tun_buffer, self.vnet_hdrs, own)
         self._segmenter = Segmenter(self.tun_buffer, segments)
-        self._coalescer = Coalescer(self.udp_buffer, bytearray(_BUFFER), merge_tcp, merge_udp)
+        self._coalescer = Coalescer(self.udp_buffer, bytearray(_BUFFER), own, merge_tcp, merge_udp)
 
     def outbound(self, lengths: list[int], now: float) -> Plan:
         """What becomes of the packets that were read from the TUN."""
@@ -89,16 +101,27 @@ class Engine:
             self._refuse(plan, reason, bytes(self._tun_view[start:end]), now)
         return plan
 
-    def inbound(self, trains: list[tuple[int, int]], now: float) -> Plan:
-        """What becomes of the datagrams that were received: (length, segment_size) of equal ones that came as one."""
+    def inbound(self, trains: list[tuple[int, int, str]], now: float) -> Plan:
+        """What becomes of the datagrams that were received.
+
+        Shapes: (length, segment_size, sender) of equal ones that came as one, the sender as a public IP.
+        """
         coalescer = self._coalescer
         coalescer.begin()
+        plan = Plan()
         start = 0
-        for length, segment_size in trains:
-            coalescer.add(start, start + length, segment_size)
+        for length, segment_size, sender in trains:
+            subnets = self._routes.by_public_ip.get(sender, ())
+            if subnets or self._anybody:
+                if self._strict:
+                    coalescer.expect(subnets)
+                coalescer.add(start, start + length, segment_size)
+            else:
+                self.unknown_sender = sender
+                plan.drops += [DropReason.UNKNOWN_SENDER] * _count(length, segment_size)
             start += length
         coalescer.finish()
-        plan = Plan(packets=coalescer.packets)
+        plan.packets = coalescer.packets
         for reason, packet in coalescer.refused:
             plan.drops.append(DropReason(reason))
             self._answer_over_the_wire(plan, reason, packet, now)
@@ -155,6 +178,11 @@ _ICMP_ERRORS: dict[int, tuple[int, int]] = {
     DropReason.NO_ROUTE: icmp.NET_UNREACHABLE,
     DropReason.TTL_EXPIRED: icmp.TIME_EXCEEDED,
 }
+
+
+def _count(length: int, segment_size: int) -> int:
+    """How many datagrams a train has; an empty one is one too."""
+    return -(-length // segment_size) if length else 1
 
 
 def _address(packet: bytes, at: int) -> int:

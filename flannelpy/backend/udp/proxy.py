@@ -113,16 +113,16 @@ class Proxy:
                 for run in plan.runs:  # ICMP errors, which nobody waits for
                     self._count(self._udp.send(run.data, run.segment_size, run.next_hop))
 
-    def _receive_batch(self, budget: int) -> tuple[list[tuple[int, int]], bool]:
-        """Likewise: (length, segment_size) of what was received."""
-        trains: list[tuple[int, int]] = []
+    def _receive_batch(self, budget: int) -> tuple[list[tuple[int, int, str]], bool]:
+        """Likewise: (length, segment_size, sender) of what was received."""
+        trains: list[tuple[int, int, str]] = []
         start = 0
         while start < BATCH_BYTES and len(trains) < budget:
             train = self._udp.receive_into(self._udp_view[start : start + MAX_PACKET])
             if train is None:
                 return trains, False
             trains.append(train)
-            length, segment_size = train
+            length, segment_size, _ = train
             start += length
             if length > segment_size:
                 budget = BATCH_PACKETS  # the rest of a super-packet follows its first train

@@ -25,6 +25,8 @@ class Routes:
     def __init__(self) -> None:
         self._by_length: dict[int, dict[int, NextHop]] = {}
         self._longest_first: tuple[tuple[int, dict[int, NextHop]], ...] = ()
+        #: The subnets of each host as (network, mask), by its public IP.
+        self.by_public_ip: dict[str, set[tuple[int, int]]] = {}
         #: Addresses that are equal under it have the same next hop.
         self.mask = _ALL_ONES
 
@@ -33,15 +35,14 @@ class Routes:
 
     def set(self, subnet: IPv4Network, next_hop: NextHop) -> None:
         """Send what is for ``subnet`` to ``next_hop`` from now on."""
+        self._forget(subnet)
         self._by_length.setdefault(subnet.prefixlen, {})[int(subnet.network_address)] = next_hop
+        self.by_public_ip.setdefault(next_hop.public_ip, set()).add(_numbers(subnet))
         self._reorder()
 
     def remove(self, subnet: IPv4Network) -> None:
         """Forget ``subnet``; nothing happens when it is not known."""
-        entries = self._by_length.get(subnet.prefixlen, {})
-        entries.pop(int(subnet.network_address), None)
-        if not entries:
-            self._by_length.pop(subnet.prefixlen, None)
+        self._forget(subnet)
         self._reorder()
 
     def lookup(self, destination: int) -> NextHop | None:
@@ -52,9 +53,25 @@ class Routes:
                 return next_hop
         return None
 
+    def _forget(self, subnet: IPv4Network) -> None:
+        entries = self._by_length.get(subnet.prefixlen, {})
+        next_hop = entries.pop(int(subnet.network_address), None)
+        if next_hop is None:
+            return
+        if not entries:
+            del self._by_length[subnet.prefixlen]
+        subnets = self.by_public_ip[next_hop.public_ip]
+        subnets.remove(_numbers(subnet))
+        if not subnets:
+            del self.by_public_ip[next_hop.public_ip]
+
     def _reorder(self) -> None:
         self._longest_first = tuple(
             ((_ALL_ONES << (32 - length)) & _ALL_ONES, self._by_length[length])
             for length in sorted(self._by_length, reverse=True)
         )
         self.mask = self._longest_first[0][0] if self._longest_first else _ALL_ONES
+
+
+def _numbers(subnet: IPv4Network) -> tuple[int, int]:
+    return int(subnet.network_address), int(subnet.netmask)

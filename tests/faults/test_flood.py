@@ -1,0 +1,100 @@
+"""A host without a lease floods a daemon's port with datagrams, while two containers go on talking."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from lab import Container, Daemon, Host, Lab, wait_connected, wait_for
+from overlay import OUTER_PORT, running
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root: sudo make test")
+
+SECONDS = 4
+UDP_GRO = 104
+# A socket like the daemon's, which takes whole trains; it is never read, so nearly all of the flood is refused.
+_DISCARD = (
+    "import signal, socket, sys;"
+    "discard = socket.socket(type=socket.SOCK_DGRAM);"
+    f"discard.setsockopt(socket.IPPROTO_UDP, {UDP_GRO}, 1);"
+    "discard.bind(('0.0.0.0', int(sys.argv[1])));"
+    "print('listening', flush=True);"
+    "signal.pause()"
+)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """Two hosts with daemons and containers, one that floods, and one to be flooded instead."""
+    with Lab(hosts=4) as lab:
+        lab.put_config()
+        yield lab
+
+
+def throughput(one: Container, other: Container) -> float:
+    """Bits per second of one TCP stream."""
+    server = other.popen("iperf3", "-s", "-1", "--forceflush")
+    assert server.stdout is not None
+    while "listening" not in (line := server.stdout.readline()):
+        assert line, "iperf3 has ended"
+    report = json.loads(one.run("iperf3", "-c", str(other.address), f"-t{SECONDS}", "-J").stdout)
+    server.communicate(timeout=20)
+    return float(report["end"]["sum_received"]["bits_per_second"])
+
+
+@contextmanager
+def flood(source: Host, target: Host, size: int, count: int) -> Iterator[None]:
+    """Datagrams of ``size`` bytes, ``count`` with one call, as fast as they go."""
+
+    def sent() -> int:
+        return int(source.run("cat", "/sys/class/net/eth1/statistics/tx_packets").stdout)
+
+    with running(source, "udp-flood", str(target.public_ip), str(OUTER_PORT), str(size), str(count)):
+        enough = sent() + 10_000
+        wait_for(lambda: sent() > enough, 10, "the flood")
+        yield
+        enough = sent() + 1000
+        wait_for(lambda: sent() > enough, 10, "the flood, still going on")
+
+
+@pytest.mark.parametrize(("size", "count"), [(28, 1), (28, 64), (1400, 46)])
+def test_a_flood_of_a_stranger_costs_the_others_no_more_than_its_processor_time(
+    lab: Lab, size: int, count: int
+) -> None:
+    """The fair comparison is the same flood on somebody else: on one machine the flooder itself takes a processor.
+
+    Without the filter in the kernel a flood fills the socket's queue, and next to nothing else gets through.
+    """
+    one, other, flooder, bystander = lab.hosts
+    daemons = [host.start_daemon("-iface=eth1") for host in (one, other)]
+    wait_connected(daemons)
+    ends = one.add_container(), other.add_container()
+    discard = bystander.popen(sys.executable, "-I", "-S", "-c", _DISCARD, str(OUTER_PORT))
+    assert discard.stdout is not None
+    assert discard.stdout.readline() == "listening\n"
+    undisturbed = throughput(*ends)
+    lines = log_lines(daemons)
+    with flood(flooder, bystander, size, count):
+        beside = throughput(*ends)
+    with flood(flooder, other, size, count):
+        flooded = throughput(*ends)
+    told = f"{undisturbed / 1e9:.2f} Gbit/s, flood beside it {beside / 1e9:.2f}, flood on it {flooded / 1e9:.2f}"
+    print(told)
+    assert flooded > beside / 2, told
+    assert daemons[1].stop() == 0
+    [refused, unknown] = (
+        int(count) for count in re.findall(r"(?:socket_refused|unknown_sender) (\d+)", daemons[1].log())[:2]
+    )
+    assert refused > 10_000
+    assert unknown > 100
+    assert f"(last from {flooder.public_ip})" in daemons[1].log()
+    assert log_lines(daemons) - lines <= 4
+
+
+def log_lines(daemons: list[Daemon]) -> int:
+    return sum(len(daemon.log().splitlines()) for daemon in daemons)

@@ -1,0 +1,192 @@
+"""Datagrams of hosts without a lease, packets between addresses that cannot be: what gets in, and what is told.
+
+Nothing is waited for but a last packet that is right: what came before it and got in would have been seen before it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from typing import NamedTuple
+
+import pytest
+from lab import Container, Daemon, Host, Lab, Node, wait_connected
+from overlay import OUTER_PORT, Capture
+from packets import ipv4_packet, udp_datagram
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root: sudo make test")
+
+INNER_PORT = 4242
+#: The kernel lets in one in 64 of a stranger's.
+MANY = 2000
+_SEND = (
+    "import socket, sys;"
+    "sender = socket.socket(type=socket.SOCK_DGRAM);"
+    "[sender.sendto(bytes.fromhex(line), (sys.argv[1], int(sys.argv[2]))) for line in sys.stdin]"
+)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """Two hosts with a container each, and one that has no daemon."""
+    with Lab(hosts=3) as lab:
+        lab.put_config()
+        with serving(lab) as daemons:
+            for daemon in daemons:
+                daemon.host.add_container()
+        yield lab
+
+
+@contextmanager
+def serving(lab: Lab, *flags: str) -> Iterator[list[Daemon]]:
+    """Daemons on the first two hosts."""
+    daemons = [host.start_daemon("-iface=eth1", *flags) for host in lab.hosts[:2]]
+    try:
+        wait_connected(daemons)
+        yield daemons
+    finally:
+        codes = [daemon.stop() for daemon in daemons if daemon.process.poll() is None]
+    assert not any(codes)
+
+
+def packet(source: IPv4Address | str, destination: IPv4Address | str, length: int) -> bytes:
+    """A UDP packet that tcpdump shows with this length."""
+    return ipv4_packet(str(source), str(destination), udp_datagram(bytes(length), ports=(4241, INNER_PORT)))
+
+
+def send(host: Host, to: Host, packets: list[bytes]) -> None:
+    """Send datagrams to where its daemon listens, past our own."""
+    lines = "".join(f"{data.hex()}\n" for data in packets)
+    host.run(sys.executable, "-I", "-S", "-c", _SEND, str(to.public_ip), str(OUTER_PORT), input=lines)
+
+
+def lengths_until(seen: Capture, last: int) -> list[int]:
+    """Lengths of the packets that came, up to one of this length."""
+    found: list[int] = []
+    while not found or found[-1] != last:
+        line = seen.readline()
+        assert line, "tcpdump has ended"
+        found.append(int(line.rpartition(" ")[2]))
+    return found
+
+
+def dropped(daemon: Daemon) -> Counter[str]:
+    """What it tells at its end, by reason."""
+    assert daemon.stop() == 0
+    reports = re.findall("Dropped packets: (.*)$", daemon.log(), re.MULTILINE)
+    return Counter({reason: int(count) for line in reports for reason, count in re.findall(r"(\w+) (\d+)(?!\.)", line)})
+
+
+def watching(node: Node, device: str) -> Capture:
+    return Capture(node, device, f"udp port {INNER_PORT}")
+
+
+def test_a_stranger_reaches_no_container_and_is_named(lab: Lab) -> None:
+    peer, host, stranger = lab.hosts
+    one, other = containers(lab)
+    with serving(lab) as (_, daemon):
+        with watching(other, "eth0") as seen:
+            send(stranger, host, [packet(one.address, other.address, 11)] * MANY)
+            send(peer, host, [packet(one.address, other.address, 77)])
+            assert lengths_until(seen, 77) == [77]
+        drops = dropped(daemon)
+        assert f"(last from {stranger.public_ip})" in daemon.log()
+    assert 0 < drops["unknown_sender"] < MANY / 10
+    assert drops["unknown_sender"] + drops["socket_refused"] == MANY
+
+
+def test_a_stranger_that_leases_a_subnet_is_one_no_longer_and_one_again_without_it(lab: Lab) -> None:
+    peer, host, newcomer = lab.hosts
+    one, other = containers(lab)
+    come = packet(one.address, other.address, 11)
+    with serving(lab) as (_, daemon), watching(host, "flannel0") as seen:
+        third = newcomer.start_daemon("-iface=eth1")
+        third.wait_ready()
+        third.wait_for_log(f"Subnet added: {re.escape(str(host.subnet()))}$")
+        subnet = newcomer.subnet()
+        daemon.wait_for_log(f"Subnet added: {re.escape(str(subnet))}$")
+        newcomer.run("ping", "-c1", "-W2", str(host.subnet().network_address))
+        send(newcomer, host, [come] * 3)
+        send(peer, host, [packet(one.address, other.address, 77)])
+        assert lengths_until(seen, 77) == [11, 11, 11, 77]
+        assert third.stop() == 0
+        lab.etcd_request("DELETE", f"/coreos.com/network/subnets/{str(subnet).replace('/', '-')}")
+        daemon.wait_for_log(f"Subnet removed: {re.escape(str(subnet))}$")
+        send(newcomer, host, [come] * MANY)
+        send(peer, host, [packet(one.address, other.address, 77)])
+        assert lengths_until(seen, 77) == [77]
+        assert dropped(daemon)["unknown_sender"] > 0
+
+
+def test_a_stranger_is_as_good_as_any_when_nobody_asks(lab: Lab) -> None:
+    peer, host, stranger = lab.hosts
+    one, other = containers(lab)
+    with serving(lab, "-source-check=off") as (_, daemon), watching(other, "eth0") as seen:
+        send(stranger, host, [packet(one.address, other.address, 11)] * 5)
+        send(peer, host, [packet(one.address, other.address, 77)])
+        assert lengths_until(seen, 77) == [11] * 5 + [77]
+        drops = dropped(daemon)
+    assert not drops["unknown_sender"]
+    assert not drops["socket_refused"]
+
+
+class Attempt(NamedTuple):
+    """A packet that a known host sends, and why it is refused: always, or with -source-check=strict."""
+
+    source: IPv4Address | str
+    destination: IPv4Address | str
+    always: str = ""
+    strict: str = ""
+
+
+def attempts(lab: Lab) -> list[Attempt]:
+    """By the first host on the second."""
+    ours, theirs = (host.subnet() for host in lab.hosts[:2])
+    one, other = (container.address for container in containers(lab))
+    return [
+        Attempt(one, other),
+        Attempt(ours.network_address, theirs.network_address),
+        Attempt(other, theirs[9], always="spoofed_source"),
+        Attempt(theirs.network_address, other, always="spoofed_source"),
+        Attempt(ours.network_address - 1, other, strict="spoofed_source"),
+        Attempt("172.17.8.1", other, strict="spoofed_source"),
+        Attempt(one, one, always="wrong_destination"),
+        Attempt(one, theirs.broadcast_address, always="wrong_destination"),
+        Attempt(one, lab.hosts[1].public_ip, always="wrong_destination"),
+        Attempt(one, "8.8.8.8", always="wrong_destination"),
+        Attempt(one, "224.0.0.251", always="wrong_destination"),
+        Attempt(one, "255.255.255.255", always="wrong_destination"),
+        Attempt(one, "127.0.0.1", always="wrong_destination"),
+        Attempt(other, one, always="spoofed_source"),
+    ]
+
+
+@pytest.mark.parametrize("flag", [None, "peer", "strict", "off"])
+def test_a_known_host_is_believed_no_addresses_that_cannot_be(lab: Lab, flag: str | None) -> None:
+    """Seen on the device itself: what got that far would be the kernel's to forward, or to take for its own."""
+    peer, host, _ = lab.hosts
+    flags = [] if flag is None else [f"-source-check={flag}"]
+    expected = Counter[str]()
+    right = []
+    made = []
+    with serving(lab, *flags) as (_, daemon), watching(host, "flannel0") as seen:
+        for length, (source, destination, always, strict) in enumerate(attempts(lab), 100):
+            made.append(packet(source, destination, length))
+            reason = always or (strict if flag == "strict" else "")
+            expected.update([reason] if reason else [])
+            right += [] if reason else [length]
+        one, other = containers(lab)
+        send(peer, host, [*made, packet(one.address, other.address, 77)])
+        assert lengths_until(seen, 77) == [*right, 77]
+        drops = dropped(daemon)
+    assert {reason: drops[reason] for reason in ("spoofed_source", "wrong_destination")} == expected
+    assert not drops["unknown_sender"]
+
+
+def containers(lab: Lab) -> list[Container]:
+    return [host.containers[0] for host in lab.hosts[:2]]
