@@ -39,10 +39,10 @@ endif
 unskipped = log=$$(mktemp); trap 'rm -f "$$log"' EXIT; { $(1); } | tee "$$log"; \
 	if tail -n 1 "$$log" | grep -q skipped; then echo "A skipped test is not a passed test."; exit 1; fi
 
-.PHONY: help setup venv demo demo-down run lint unit sanitize test bench clean
+.PHONY: help setup venv demo demo-down run lint unit sanitize test-faults test soak bench clean
 
 help: ## list what can be done here
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install the programs that are missing (Debian)
 	@sh scripts/setup.sh
@@ -105,12 +105,19 @@ sanitize: $(VENV)/stamp ## fuzz the compiled packet kernels under AddressSanitiz
 		assert '$(SANITIZED)' in file and file.endswith('.so'), file"
 	@cd $(SANITIZED) && $(call unskipped,$(SANITIZED_PYTHON) -m pytest -q --capture=sys $(SANITIZED_TESTS))
 
+test-faults: $(VENV)/stamp ## etcd and daemons fail in all ways, under traffic (a part of make test)
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q tests/faults)
+
 test: lint $(INTERPRETED)/stamp sanitize ## everything
 	@ls flannelpy/packet/*.so >/dev/null 2>&1 || { echo "The packet kernels don't compile here."; exit 1; }
 	@echo "With interpreted packet kernels:"
 	@$(call unskipped,$(INTERPRETED)/bin/pytest -q tests/unit tests/fuzz tests/golden)
 	@echo "With compiled packet kernels, and everything else:"
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q)
+
+soak: $(VENV)/stamp ## 40 minutes of failing etcds, and of hosts that come and go (SECONDS=60: each for so long)
+	@$(call unskipped,$(AS_ROOT) env $(if $(SECONDS),FLANNELPY_SOAK_SECONDS=$(SECONDS)) \
+		$(if $(SEED),FLANNELPY_SEED=$(SEED)) $(VENV)/bin/pytest -q -s tests/soak)
 
 bench: $(INTERPRETED)/stamp ## measure, next to socat and VXLAN, into docs/benchmarks.md (ARGS="--only tcp": a part)
 	@$(AS_ROOT) $(VENV)/bin/python scripts/bench.py $(ARGS)

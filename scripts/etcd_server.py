@@ -1,10 +1,11 @@
-"""One etcd with the v2 API, for the tests, the lab and the demo."""
+"""etcd with the v2 API, alone or as a member of a cluster, for the tests, the lab and the demo."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -42,10 +43,11 @@ class Key(NamedTuple):
 
 
 class EtcdServer:
-    """A one-member cluster that keeps its data and its log in ``directory``.
+    """A member of a cluster that keeps its data and its log in ``directory``.
 
     It listens on ``host`` inside the network namespace ``netns`` (None: ours), on a free port if none is given.  Ports
-    and data outlive ``stop`` and ``kill``, so ``start`` brings the same cluster back.
+    and data outlive ``stop`` and ``kill``, so ``start`` brings the same member back.  ``peers`` are the URLs by which
+    all members, this one included, reach each other; without it the cluster has one member.
     """
 
     def __init__(
@@ -57,18 +59,23 @@ class EtcdServer:
         netns: str | None = None,
         v2: bool = True,
         tls: ServerTls | None = None,
+        name: str = "default",
+        peers: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
     ) -> None:
-        data = directory / "data"
+        self.name = name
         self.log = directory / "etcd.log"
+        self._data = directory / "data"
         client_port, peer_port = free_ports(2)
+        peers = peers or {name: f"http://127.0.0.1:{peer_port}"}
+        self._peer_url = peers[name]
         self._address = (host, port or client_port)
         self._netns = netns
         self.url = f"{'https' if tls else 'http'}://{host}:{port or client_port}"
         self._command = [
             *(["ip", "netns", "exec", netns] if netns else []),
-            *["etcd", f"--data-dir={data}", f"--enable-v2={str(v2).lower()}"],
-            *_addresses(self.url, f"http://127.0.0.1:{peer_port}"),
+            *["etcd", f"--name={name}", f"--data-dir={self._data}", f"--enable-v2={str(v2).lower()}"],
+            *_addresses(self.url, self._peer_url, peers),
             *_tls_arguments(tls),
             *arguments,
         ]
@@ -83,17 +90,35 @@ class EtcdServer:
 
     def start(self) -> None:
         """Start and wait until requests are served.  Raises RuntimeError with the end of the log."""
+        with ExitStack() as undo:
+            self.launch()
+            undo.callback(self.kill)
+            self.wait_until_ready()
+            undo.pop_all()
+
+    def launch(self, *arguments: str) -> None:
+        """Start and wait for nothing: a member serves no requests before a majority of its cluster runs."""
         assert self._process is None, "already started"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as undo:
-            with self.log.open("wb") as log:
-                # In a session of its own: neither Ctrl-C nor the end of a terminal is meant for it.
-                self._process = subprocess.Popen(
-                    self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-                )
-            undo.callback(self.kill)
-            self._wait_until_ready(self._process)
-            undo.pop_all()
+        with self.log.open("wb") as log:
+            # In a session of its own: neither Ctrl-C nor the end of a terminal is meant for it.
+            self._process = subprocess.Popen(
+                [*self._command, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self) -> None:
+        """Return when requests are served.  Raises RuntimeError with the end of the log."""
+        # The log tells it without a connection, which another namespace or TLS would make hard to have.
+        process = self._running()
+        deadline = time.monotonic() + START_DEADLINE
+        while READY_LINE not in (log := self.log.read_bytes()):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"etcd did not start:\n{log[-2000:].decode(errors='replace')}")
+            time.sleep(0.02)
 
     def stop(self) -> None:
         """End it in an orderly way, by force after a while; nothing happens if it does not run."""
@@ -123,6 +148,35 @@ class EtcdServer:
     def resume(self) -> None:
         """Let it go on after ``pause``."""
         self._signal(signal.SIGCONT)
+
+    def wipe(self) -> None:
+        """Lose all data; only while it does not run."""
+        assert self._process is None, "still running"
+        shutil.rmtree(self._data)
+
+    def save(self, copy: Path) -> None:
+        """Copy the data to a new directory; only while it does not run."""
+        assert self._process is None, "still running"
+        shutil.copytree(self._data, copy)
+
+    def restore(self, copy: Path) -> None:
+        """Have the data that ``save`` has copied; only while it does not run."""
+        self.wipe()
+        shutil.copytree(copy, self._data)
+
+    def rejoin(self, cluster: EtcdServer) -> None:
+        """Start without data, as the new member that ``cluster``, another member, takes for the old one."""
+        members = cluster.request("GET", "/v2/members")["members"]
+        [old] = [member["id"] for member in members if member["peerURLs"] == [self._peer_url]]
+        cluster.request("DELETE", f"/v2/members/{old}")
+        cluster.request("POST", "/v2/members", body=json.dumps({"peerURLs": [self._peer_url]}))
+        self.wipe()
+        self.launch("--initial-cluster-state=existing")
+        self.wait_until_ready()
+
+    def is_leader(self) -> bool:
+        """Whether it leads its cluster."""
+        return bool(self.request("GET", "/v2/stats/self")["state"] == "StateLeader")
 
     def put(self, key: str, value: str, ttl: int | None = None) -> None:
         """Store ``value`` whatever was there, as ``etcdctl set`` does."""
@@ -165,22 +219,18 @@ class EtcdServer:
             connection.request(method, path, body, headers)
             response = connection.getresponse()
             content = response.read()
-        if response.status not in (200, 201):
+        if response.status not in (200, 201, 204):
             raise RuntimeError(f"etcd refused {method} {path}: {response.status} {content.decode(errors='replace')}")
         return json.loads(content) if content else None
 
-    def _signal(self, number: signal.Signals) -> subprocess.Popen[bytes]:
+    def _running(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "not started"
-        self._process.send_signal(number)
         return self._process
 
-    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
-        # The log tells it without a connection, which another namespace or TLS would make hard to have.
-        deadline = time.monotonic() + START_DEADLINE
-        while READY_LINE not in (log := self.log.read_bytes()):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"etcd did not start:\n{log[-2000:].decode(errors='replace')}")
-            time.sleep(0.02)
+    def _signal(self, number: signal.Signals) -> subprocess.Popen[bytes]:
+        process = self._running()
+        process.send_signal(number)
+        return process
 
 
 def free_ports(count: int) -> list[int]:
@@ -192,13 +242,13 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _addresses(client_url: str, peer_url: str) -> list[str]:
+def _addresses(client_url: str, peer_url: str, peers: Mapping[str, str]) -> list[str]:
     return [
         f"--listen-client-urls={client_url}",
         f"--advertise-client-urls={client_url}",
         f"--listen-peer-urls={peer_url}",
         f"--initial-advertise-peer-urls={peer_url}",
-        f"--initial-cluster=default={peer_url}",
+        f"--initial-cluster={','.join(f'{name}={url}' for name, url in peers.items())}",
     ]
 
 

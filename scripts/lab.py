@@ -3,11 +3,13 @@ r"""A small data centre on one machine: a switch with etcd and hosts that run fl
           switch   br0 172.17.8.1/24, etcd on port 2379
          /   |   \
       eth1  eth1  eth1       172.17.8.101, .102, .103, …
-    host1  host2  host3      each with its own /run, so each has its own /run/flannel/subnet.env
+    host1  host2  host3      each with its own /run, so each has its own /run/flannel/subnet.env and host ID
        |     |     |
     docker0  …     …         the address and MTU that the host's subnet.env tells
        |
       eth0                   container host1-c1, the subnet's .2
+
+With ``etcd_members`` etcd is a cluster of machines etcd1, etcd2, … (172.17.8.11, .12, …) on the switch instead.
 
 A lab is named by its prefix: its namespaces are ``<prefix>-switch``, ``<prefix>-host1``, ``<prefix>-host1-c1``, its
 directory is ``/run/<prefix>``, and a host's /run is ``/run/<prefix>/host1/run`` seen from outside.  Nothing else of it
@@ -41,6 +43,10 @@ if TYPE_CHECKING:
 
 UNDERLAY = IPv4Interface("172.17.8.1/24")
 FIRST_HOST = IPv4Address("172.17.8.101")
+FIRST_ETCD = IPv4Address("172.17.8.11")
+ETCD_PORT = 2379
+# A new leader within a second or so, where the defaults take longer; a lost member may be replaced at any time.
+MEMBER_ARGUMENTS = ("--heartbeat-interval=50", "--election-timeout=500", "--strict-reconfig-check=false")
 ETCD_PREFIX = "/coreos.com/network"
 CONFIG = '{"Network":"11.0.0.0/16"}'
 NAMESPACES = Path("/run/netns")
@@ -154,12 +160,61 @@ class Container(Node):
         )
 
 
-class Host(Node):
-    """A machine: ``eth1`` on the switch, a private /run, and in time a daemon, docker0 and containers."""
+class Machine(Node):
+    """A namespace with ``eth1`` on the switch."""
+
+    def __init__(self, lab: Lab, name: str, address: IPv4Address) -> None:
+        super().__init__(lab, name)
+        self.public_ip = address
+
+    def create(self) -> None:
+        """Make it and plug it into the switch."""
+        super().create()
+        mtu = self.lab.mtu
+        self.lab.switch.configure(
+            f"link add {self.name} mtu {mtu} type veth peer name eth1 mtu {mtu} netns {self.netns}",
+            f"link set {self.name} master br0 up",
+        )
+        self.configure(f"address add {self.public_ip}/{UNDERLAY.network.prefixlen} dev eth1", "link set eth1 up")
+
+    def unplug(self) -> None:
+        """Cut its link; connections are half-open from then on, as nobody is told."""
+        self.lab.switch.configure(f"link set {self.name} down")
+
+    def plug_in(self) -> None:
+        """Mend its link."""
+        self.lab.switch.configure(f"link set {self.name} up")
+
+
+class EtcdMember(EtcdServer):
+    """An etcd on a machine of its own, which can be cut off."""
+
+    def __init__(self, machine: Machine, peers: Mapping[str, str]) -> None:
+        super().__init__(
+            machine.dir,
+            host=str(machine.public_ip),
+            port=ETCD_PORT,
+            netns=machine.netns,
+            name=machine.name,
+            peers=peers,
+            arguments=MEMBER_ARGUMENTS,
+        )
+        self.machine = machine
+
+    def cut(self) -> None:
+        """Cut it off from the other members and all hosts."""
+        self.machine.unplug()
+
+    def mend(self) -> None:
+        """Undo ``cut``."""
+        self.machine.plug_in()
+
+
+class Host(Machine):
+    """A machine with a private /run, and in time a daemon, docker0 and containers."""
 
     def __init__(self, lab: Lab, number: int) -> None:
-        super().__init__(lab, f"host{number}")
-        self.public_ip = FIRST_HOST + number - 1
+        super().__init__(lab, f"host{number}", FIRST_HOST + number - 1)
         self.run_dir = self.dir / "run"
         self.log_file = self.dir / "flannelpy.log"
         self.daemons: list[Daemon] = []
@@ -173,12 +228,6 @@ class Host(Node):
         """Make the host and plug it into the switch."""
         self.run_dir.mkdir(parents=True)
         super().create()
-        mtu = self.lab.mtu
-        self.lab.switch.configure(
-            f"link add {self.name} mtu {mtu} type veth peer name eth1 mtu {mtu} netns {self.netns}",
-            f"link set {self.name} master br0 up",
-        )
-        self.configure(f"address add {self.public_ip}/{UNDERLAY.network.prefixlen} dev eth1", "link set eth1 up")
 
     def start_daemon(
         self,
@@ -192,7 +241,7 @@ class Host(Node):
         The environment is ours without any FLANNELD_* variable, plus ``env``, and the host's name for its identity:
         all hosts of the lab have this machine's id.
         """
-        daemon = Daemon(self, flags, env or {}, self.lab.etcd.url if endpoints is None else endpoints, python)
+        daemon = Daemon(self, flags, env or {}, self.lab.etcd_endpoints if endpoints is None else endpoints, python)
         self.daemons.append(daemon)
         return daemon
 
@@ -297,17 +346,25 @@ class Daemon:
 class Lab:
     """A switch with etcd, and hosts.  A context manager: after it nothing of the lab is left, whatever happened.
 
+    ``etcd`` runs on the switch, or is the first of ``etcd_members`` if there are to be any.
+
     From the first lab on, SIGTERM and SIGHUP end this process the way Ctrl-C does, so that they clean up too.
     """
 
-    def __init__(self, hosts: int = 3, *, mtu: int = 1500, prefix: str | None = None) -> None:
+    def __init__(self, hosts: int = 3, *, mtu: int = 1500, prefix: str | None = None, etcd_members: int = 0) -> None:
         self.prefix = prefix or f"flannelpy-{os.getpid()}-{next(_serial)}"
         self.dir = _directory(self.prefix)
         self.mtu = mtu
         self.processes: list[subprocess.Popen[str]] = []
         self.switch = Node(self, "switch")
         self.hosts = [Host(self, number) for number in range(1, hosts + 1)]
-        self.etcd = EtcdServer(self.dir / "etcd", host=str(UNDERLAY.ip), port=2379, netns=self.switch.netns)
+        machines = [Machine(self, f"etcd{number + 1}", FIRST_ETCD + number) for number in range(etcd_members)]
+        peers = {machine.name: f"http://{machine.public_ip}:2380" for machine in machines}
+        self.etcd_members = [EtcdMember(machine, peers) for machine in machines]
+        self._etcds: Sequence[EtcdServer] = self.etcd_members or [
+            EtcdServer(self.dir / "etcd", host=str(UNDERLAY.ip), port=ETCD_PORT, netns=self.switch.netns)
+        ]
+        self.etcd = self._etcds[0]
         self._kept = False
 
     def __enter__(self) -> Self:
@@ -330,9 +387,19 @@ class Lab:
         )
         # Where br_netfilter is loaded, packets that a switch passes on would go through this namespace's iptables.
         self.switch.run("sh", "-c", "f=/proc/sys/net/bridge/bridge-nf-call-iptables; ! [ -e $f ] || echo 0 > $f")
-        self.etcd.start()
+        for member in self.etcd_members:
+            member.machine.create()
+        for etcd in self._etcds:
+            etcd.launch()
         for host in self.hosts:
             host.create()
+        for etcd in self._etcds:
+            etcd.wait_until_ready()
+
+    @property
+    def etcd_endpoints(self) -> str:
+        """The value of -etcd-endpoints that names every member."""
+        return ",".join(etcd.url for etcd in self._etcds)
 
     def start_daemons(self, *flags: str) -> list[Daemon]:
         """Start flannelpy on every host, and return when each is ready and knows the subnets of all others."""
@@ -341,7 +408,7 @@ class Lab:
         return daemons
 
     def etcd_request(self, method: str, key: str, **form: str) -> dict[str, Any]:
-        """The answer of etcd's v2 API, an error included.  The request is sent from the switch, where etcd is."""
+        """The answer of etcd's v2 API, an error included.  The request is sent from the switch."""
         script = (
             "import http.client, sys\n"
             "method, address, path, form = sys.argv[1:]\n"
@@ -375,7 +442,8 @@ class Lab:
     def remove(self) -> None:
         """Take the lab down; a second call does nothing."""
         with _undisturbed():
-            self.etcd.kill()
+            for etcd in self._etcds:
+                etcd.kill()
             for process in self.processes:
                 _kill_group(process)
                 with process:  # closes its pipes
@@ -415,7 +483,7 @@ def _directory(prefix: str) -> Path:
 
 
 def _namespaces(prefix: str) -> list[str]:
-    pattern = re.compile(rf"{re.escape(prefix)}-(switch|host\d+(-c\d+)?)")
+    pattern = re.compile(rf"{re.escape(prefix)}-(switch|etcd\d+|host\d+(-c\d+)?)")
     return [path.name for path in NAMESPACES.glob("*") if pattern.fullmatch(path.name)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Self
 
-from lab import Node
+from lab import Container, Node, wait_for
 
 from flannelpy.backend.udp.offloads import Offload
 
@@ -32,9 +33,9 @@ def listening(node: Node, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextmanager
-def running(node: Node, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def running(node: Node, *arguments: str, stdin: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[str]]:
     """A traffic command that is killed in the end."""
-    with node.popen(sys.executable, _TRAFFIC, *arguments) as process:
+    with node.popen(sys.executable, _TRAFFIC, *arguments, stdin=stdin) as process:
         try:
             yield process
         finally:
@@ -53,6 +54,40 @@ def transfer(source: Node, sink: Node, address: str, size: int, timeout: float =
         received, _ = receiver.communicate(timeout=10)
     assert received == sent
     assert sent.split()[1] == str(size)
+
+
+class Stream:
+    """A TCP connection on which bytes flow."""
+
+    def __init__(self, sink: subprocess.Popen[str]) -> None:
+        # Read where it costs no process: /proc/PID/net/dev is of that process's network namespace.
+        self._counters = Path(f"/proc/{sink.pid}/net/dev")
+
+    def received(self) -> int:
+        """Bytes that have reached the container so far, with headers."""
+        [count] = re.findall(r"^ *eth0: *(\d+)", self._counters.read_text(), re.MULTILINE)
+        return int(count)
+
+    def wait_for_more(self, size: int = 1 << 20, deadline: float = 10) -> None:
+        """Return when so many more bytes have come."""
+        end = self.received() + size
+        wait_for(lambda: self.received() > end, deadline, f"{size} bytes on a stream")
+
+
+@contextmanager
+def unbroken_stream(source: Container, sink: Container, rate: int) -> Iterator[Stream]:
+    """So many bytes a second over one connection until the block ends; all must have arrived as they were sent."""
+    with (
+        listening(sink, "tcp-sink", "5001") as receiver,
+        running(source, "tcp-stream", str(sink.address), "5001", str(rate), stdin=subprocess.PIPE) as sender,
+    ):
+        stream = Stream(receiver)
+        stream.wait_for_more()
+        yield stream
+        sent, _ = sender.communicate(timeout=60)
+        received, _ = receiver.communicate(timeout=60)
+    assert received == sent
+    assert int(sent.split()[1]) > 0
 
 
 class Capture:

@@ -2,6 +2,7 @@
 
 tcp-sink PORT           accept one connection, print "listening", then the SHA-256 and length of what came
 tcp-source IP PORT N    send N seeded random bytes, print their SHA-256 and length
+tcp-stream IP PORT N    send seeded random bytes, N a second, until stdin ends, then print as tcp-source does
 udp-echo PORT           print "listening", then send every datagram back until killed
 udp-lengths IP PORT N   send datagrams of 0..N bytes, print the lengths whose echo did not come back equal
 udp-super IP PORT       send many datagrams with one call, in several shapes, print the shapes that came back otherwise
@@ -15,6 +16,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import random
+import select
 import socket
 import sys
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from contextlib import suppress
 SEED = 8285
 REPLY_DEADLINE = 2.0
 IP_RECVERR = 11
+SO_MAX_PACING_RATE = 47
 UDP_SEGMENT = 103
 #: (bytes, bytes in each datagram): the smallest and the largest, odd ones, with and without a shorter last.
 SUPER_SHAPES = [
@@ -58,6 +61,19 @@ def tcp_source(address: str, port: str, size: str) -> None:
             connection.sendall(block)
             left -= len(block)
     print(digest.hexdigest(), size)
+
+
+def tcp_stream(address: str, port: str, rate: str) -> None:
+    rng = random.Random(SEED)
+    digest, length = hashlib.sha256(), 0
+    with socket.create_connection((address, int(port)), timeout=30) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, int(rate))
+        while not select.select([sys.stdin], [], [], 0)[0]:
+            block = rng.randbytes(1 << 16)
+            digest.update(block)
+            connection.sendall(block)
+            length += len(block)
+    print(digest.hexdigest(), length)
 
 
 def udp_echo(port: str) -> None:
@@ -141,6 +157,7 @@ if __name__ == "__main__":
     commands: dict[str, Callable[..., None]] = {
         "tcp-sink": tcp_sink,
         "tcp-source": tcp_source,
+        "tcp-stream": tcp_stream,
         "udp-echo": udp_echo,
         "udp-lengths": udp_lengths,
         "udp-super": udp_super,

@@ -1,0 +1,7 @@
+"""Tests with a lab need root, the others do not."""
+
+from __future__ import annotations
+
+from lab_fixtures import make_lab, pytest_runtest_makereport, root
+
+__all__ = ["make_lab", "pytest_runtest_makereport", "root"]

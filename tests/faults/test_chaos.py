@@ -1,0 +1,14 @@
+"""A minute of what tests/soak does for longer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from chaos import MEMBERS, endure
+from lab import Lab
+
+SECONDS = 40
+
+
+def test_failing_etcd_members_are_not_noticed(make_lab: Callable[..., Lab]) -> None:
+    endure(make_lab(hosts=4, etcd_members=MEMBERS), SECONDS)

@@ -1,0 +1,7 @@
+"""Every test in here runs for minutes: make soak."""
+
+from __future__ import annotations
+
+from lab_fixtures import make_lab, pytest_runtest_makereport, root
+
+__all__ = ["make_lab", "pytest_runtest_makereport", "root"]
