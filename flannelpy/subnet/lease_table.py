@@ -2,6 +2,9 @@
 
 The own lease is told apart here and nowhere else.  A snapshot is compared with the table by value, so a host that got
 another public IP while we were not looking is seen.  A malformed key or value is skipped and reported once.
+
+A lease that is gone is still kept for a while, the *grace*: its host is about to take it back, if it lives, and until
+then packets should find their way.  That happens to all at once when the store was away for longer than leases last.
 Counterpart: leaseWatcher in subnet/watch.go.
 """
 
@@ -10,6 +13,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
+from math import inf
 
 from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
@@ -53,14 +57,19 @@ class Update:
 class LeaseTable:
     """Who holds what, seen from the host that holds ``own_subnet``."""
 
-    def __init__(self, own_subnet: IPv4Network, own_public_ip: IPv4Address | None = None) -> None:
-        """Leases of other subnets with ``own_public_ip`` are ignored: they would lead packets back to us."""
+    def __init__(self, own_subnet: IPv4Network, own_public_ip: IPv4Address | None = None, grace: float = 0.0) -> None:
+        """``grace`` in seconds.
+
+        Leases of other subnets with ``own_public_ip`` are ignored: they would lead packets back to us.
+        """
         self._own_subnet = own_subnet
         self._own_public_ip = own_public_ip
+        self._grace = grace
+        self._gone_at: dict[IPv4Network, float] = {}
         self._others: dict[IPv4Network, LeaseAttrs] = {}
         self._ignored: dict[str, str] = {}
 
-    def replace(self, snapshot: Snapshot) -> Update:
+    def replace(self, snapshot: Snapshot, now: float = 0.0) -> Update:
         """Make the table equal to the snapshot; the own lease is always told, as held or as gone."""
         update = Update()
         names = {entry.name for entry in snapshot.entries}
@@ -68,14 +77,14 @@ class LeaseTable:
             del self._ignored[name]
         # A known subnet whose value became malformed still has its key, so it is kept as it was.
         for subnet in [subnet for subnet in self._others if format_key(subnet) not in names]:
-            self._remove(subnet, update)
+            self._remove(subnet, update, now)
         for entry in snapshot.entries:
             self._put(entry, update)
         if format_key(self._own_subnet) not in names:
             update.own.append(Gone(self._own_subnet))
         return update
 
-    def apply(self, changes: Changes) -> Update:
+    def apply(self, changes: Changes, now: float = 0.0) -> Update:
         """Carry the changes over into the table."""
         update = Update()
         for change in changes.changes:
@@ -84,8 +93,19 @@ class LeaseTable:
                     self._put(entry, update)
                 case Removed(name):
                     self._ignored.pop(name, None)
-                    self._remove_key(name, update)
+                    self._remove_key(name, update, now)
         return update
+
+    def forget(self, now: float) -> Update:
+        """Those that did not come back in their grace are gone for good."""
+        update = Update()
+        for subnet in [subnet for subnet, at in self._gone_at.items() if at <= now]:
+            self._drop(subnet, update)
+        return update
+
+    def seconds_to_forget(self, now: float) -> float:
+        """Until ``forget`` has something to do."""
+        return min(self._gone_at.values(), default=inf) - now
 
     def _put(self, entry: Entry, update: Update) -> None:
         try:
@@ -97,25 +117,33 @@ class LeaseTable:
             self._ignored.pop(entry.name, None)
             update.own.append(Added(lease))
         elif lease.attrs.public_ip == self._own_public_ip:
-            self._remove(lease.subnet, update)
+            self._drop(lease.subnet, update)
             self._ignore(entry, "it has our public IP", update)
         else:
             self._ignored.pop(entry.name, None)
             self._add(lease, update)
 
     def _add(self, lease: Lease, update: Update) -> None:
+        self._gone_at.pop(lease.subnet, None)
         if self._others.get(lease.subnet) != lease.attrs:
             self._others[lease.subnet] = lease.attrs
             update.events.append(Added(lease))
 
-    def _remove_key(self, name: str, update: Update) -> None:
+    def _remove_key(self, name: str, update: Update, now: float) -> None:
         with suppress(ValueError):  # what was no lease while it existed is none when it goes
-            self._remove(parse_key(name), update)
+            self._remove(parse_key(name), update, now)
 
-    def _remove(self, subnet: IPv4Network, update: Update) -> None:
+    def _remove(self, subnet: IPv4Network, update: Update, now: float) -> None:
         if subnet == self._own_subnet:
             update.own.append(Gone(subnet))
-        elif self._others.pop(subnet, None) is not None:
+        elif not self._grace:
+            self._drop(subnet, update)
+        elif subnet in self._others:
+            self._gone_at.setdefault(subnet, now + self._grace)
+
+    def _drop(self, subnet: IPv4Network, update: Update) -> None:
+        self._gone_at.pop(subnet, None)
+        if self._others.pop(subnet, None) is not None:
             update.events.append(Gone(subnet))
 
     def _report(self, entry: Entry, error: ValueError, update: Update) -> None:

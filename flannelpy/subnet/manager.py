@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 # A watch that heard nothing for this long lists again: the history it waits for may have gone, or never come.
 QUIET_SECONDS = 300.0
+# Within this time a host whose lease went has noticed that, if it lives; or within the time of its lease.
+MAX_GRACE_SECONDS = 60.0
 # How often the network config is looked at while we run.
 CONFIG_SECONDS = 30.0
 _POLL_SECONDS = 30.0
@@ -44,7 +46,9 @@ class SubnetManager:
     ) -> None:
         self._registry = registry
         self._clock = clock
-        self._own = OwnLease(registry, clock, rng, holder, terms or Terms())
+        terms = terms or Terms()
+        self._own = OwnLease(registry, clock, rng, holder, terms)
+        self._grace = min(MAX_GRACE_SECONDS, terms.lease_ttl)
         self._config_text = ""
         self._progress_at = clock.now()
 
@@ -106,13 +110,13 @@ class SubnetManager:
 
     async def watch(self, apply: Callable[[Sequence[LeaseEvent]], None]) -> None:
         """Tell ``apply`` what changes among the other hosts' leases, for ever.  Raises LeaseLost."""
-        table = LeaseTable(self.own.subnet, self._own.holder.public_ip)
+        table = LeaseTable(self.own.subnet, self._own.holder.public_ip, self._grace)
         complaint = Complaint("Watch subnets")
         while True:
             self._progress_at = self._clock.now()
             try:
                 snapshot = await self._registry.snapshot()
-                await self._take_in(table.replace(snapshot), apply)
+                await self._take_in(table.replace(snapshot, self._clock.now()), apply)
                 await self._follow(table, snapshot, apply, complaint)
             except RegistryError as error:
                 if action(self.own, classify_failure(error)) is Action.LIST_AGAIN:
@@ -132,13 +136,15 @@ class SubnetManager:
         cursor = snapshot.cursor
         quiet_since = self._clock.now()
         while self._clock.now() - quiet_since < QUIET_SECONDS:
-            changes = await self._registry.watch(cursor, _POLL_SECONDS)
-            self._progress_at = self._clock.now()
+            patience = min(_POLL_SECONDS, max(table.seconds_to_forget(self._clock.now()), 0))
+            changes = await self._registry.watch(cursor, patience)
+            now = self._progress_at = self._clock.now()
             complaint.over()
             cursor = changes.cursor
             if changes.changes:
-                quiet_since = self._clock.now()
-                await self._take_in(table.apply(changes), apply)
+                quiet_since = now
+                await self._take_in(table.apply(changes, now), apply)
+            await self._take_in(table.forget(now), apply)
 
     async def _take_in(self, update: Update, apply: Callable[[Sequence[LeaseEvent]], None]) -> None:
         for ignored in update.ignored:

@@ -104,7 +104,8 @@ def test_a_stranger_that_leases_a_subnet_is_one_no_longer_and_one_again_without_
     peer, host, newcomer = lab.hosts
     one, other = containers(lab)
     come = packet(one.address, other.address, 11)
-    with serving(lab) as (_, daemon), watching(host, "flannel0") as seen:
+    # With short leases, so that who has gone is soon forgotten.
+    with serving(lab, "-subnet-lease-ttl=5s") as (_, daemon), watching(host, "flannel0") as seen:
         third = newcomer.start_daemon("-iface=eth1")
         third.wait_ready()
         third.wait_for_log(f"Subnet added: {re.escape(str(host.subnet()))}$")

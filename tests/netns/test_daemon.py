@@ -241,7 +241,8 @@ def test_a_lease_outside_the_config_is_given_up(lab: Lab, host: Host) -> None:
 
 
 def test_other_hosts_leases_come_change_and_go(lab: Lab, host: Host) -> None:
-    daemon = started(host, "-iface=eth1")
+    """With short leases, so that who has gone is soon forgotten."""
+    daemon = started(host, "-iface=eth1", "-subnet-lease-ttl=5s")
     put_lease(lab, "11.0.177.0-24", "172.17.8.102", ttl="600")
     daemon.wait_for_log("Subnet added: 11.0.177.0/24")
     lab.etcd_request("PUT", "/coreos.com/network/subnets/11.0.178.0-24", value="")

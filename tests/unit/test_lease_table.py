@@ -142,3 +142,31 @@ def test_an_own_key_that_is_no_lease_is_told_each_time_and_said_once() -> None:
     damaged = Put(Entry("11.0.59.0-24", "", 86400, 7))
     assert leases.apply(Changes((damaged,), 11)) == Update(own=[Damaged(OWN, 7)], ignored=[f"11.0.59.0-24: {NOT_JSON}"])
     assert leases.replace(Snapshot((damaged.entry,), 12)) == Update(own=[Damaged(OWN, 7)])
+
+
+def test_who_is_gone_is_kept_for_a_while_and_then_forgotten() -> None:
+    leases = LeaseTable(OWN, grace=60)
+    leases.replace(snapshot(*KNOWN), 1000)
+    gone = Changes((Removed("11.0.101.0-24"),), 6)
+    assert leases.apply(gone, 1001) == Update()
+    assert leases.seconds_to_forget(1011) == 50
+    assert leases.apply(gone, 1030) == Update()
+    assert leases.forget(1060) == Update()
+    assert leases.forget(1061) == Update([Gone(B)])
+    assert leases.seconds_to_forget(1061) == float("inf")
+    assert leases.forget(5000) == Update()
+
+
+def test_who_comes_back_in_time_was_never_gone_unless_as_another() -> None:
+    leases = LeaseTable(OWN, grace=60)
+    leases.replace(snapshot(*KNOWN), 0)
+    assert leases.replace(snapshot(), 1) == Update(own=[OURS])
+    assert leases.replace(snapshot(KNOWN[0], put("11.0.55.0-24", 109)), 2) == Update([added(C, 109)], [OURS])
+    assert leases.forget(5000) == Update()
+
+
+def test_a_lease_that_gets_our_public_ip_is_gone_at_once() -> None:
+    leases = LeaseTable(OWN, IPv4Address("172.17.8.101"), grace=60)
+    leases.replace(snapshot(*KNOWN), 0)
+    update = leases.apply(Changes((Put(put("11.0.55.0-24", 101)),), 6), 1)
+    assert update == Update([Gone(C)], ignored=["11.0.55.0-24: it has our public IP"])

@@ -26,7 +26,7 @@ from flannelpy.registry.base import Changes, Entry, Snapshot
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added, LeaseEvent
-from flannelpy.subnet.manager import CONFIG_SECONDS, QUIET_SECONDS, SubnetManager
+from flannelpy.subnet.manager import CONFIG_SECONDS, MAX_GRACE_SECONDS, QUIET_SECONDS, SubnetManager
 from flannelpy.subnet.renewal import CLAIM_SECONDS, Holder, Terms
 
 LEASE_TTL, RENEW_MARGIN = Terms()
@@ -694,7 +694,9 @@ def test_other_hosts_are_told_as_they_come_change_and_go(caplog: pytest.LogCaptu
             world.registry.put_raw("11.0.101.0-24", D, 86400)
             await asyncio.sleep(1)
             world.registry.delete_raw("11.0.55.0-24")
-            await asyncio.sleep(1)
+            await asyncio.sleep(MAX_GRACE_SECONDS - 1)
+            assert len(world.told) == 3
+            await asyncio.sleep(2)
             assert summary(world.told) == [
                 ("11.0.101.0/24", "172.17.8.102"),
                 ("11.0.55.0/24", "172.17.8.103"),
@@ -710,10 +712,64 @@ def test_a_host_that_stays_away_for_a_day_is_gone() -> None:
     async def scenario(world: World) -> None:
         world.registry.put_raw("11.0.101.0-24", B, 86400)
         async with world.running():
-            await asyncio.sleep(86399)
+            await asyncio.sleep(86399 + MAX_GRACE_SECONDS)
             assert len(world.told) == 1
             await asyncio.sleep(3)
             assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102"), ("11.0.101.0/24", None)]
+
+    play(scenario)
+
+
+def test_a_host_that_takes_its_lease_back_was_never_gone(caplog: pytest.LogCaptureFixture) -> None:
+    """All leases run out together when the store was away for longer than they last; no packet may be lost by that."""
+
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.101.0-24", B, 100)
+        async with world.running():
+            for _ in range(3):
+                world.registry.delete_raw("11.0.101.0-24")
+                await asyncio.sleep(MAX_GRACE_SECONDS - 1)
+                world.registry.put_raw("11.0.101.0-24", B, 100)
+                await asyncio.sleep(MAX_GRACE_SECONDS - 1)
+            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102")]
+            world.registry.delete_raw("11.0.101.0-24")
+            world.registry.put_raw("11.0.101.0-24", C, 100)
+            await asyncio.sleep(1)
+            assert summary(world.told[1:]) == [("11.0.101.0/24", "172.17.8.103")]
+
+    play(scenario)
+
+
+def test_nobody_is_forgotten_while_the_store_is_silent() -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.101.0-24", B, None)
+        async with world.running():
+            world.registry.delete_raw("11.0.101.0-24")
+            await asyncio.sleep(1)
+            world.registry.go_down()
+            await asyncio.sleep(10_000)
+            assert len(world.told) == 1
+            world.registry.put_raw("11.0.101.0-24", B, None)
+            world.registry.come_up()
+            await asyncio.sleep(100)
+            assert len(world.told) == 1
+
+    play(scenario)
+
+
+def test_with_short_leases_the_grace_is_as_short() -> None:
+    async def scenario(world: World) -> None:
+        manager = SubnetManager(world.registry, LoopClock(), random.Random(1), Holder(OUR_IP), Terms(10))
+        await manager.acquire(CONFIG, ATTRS, OWN)
+        world.registry.put_raw("11.0.101.0-24", B, None)
+        watch = asyncio.create_task(manager.watch(world.apply))
+        await asyncio.sleep(1)
+        world.registry.delete_raw("11.0.101.0-24")
+        await asyncio.sleep(9)
+        assert len(world.told) == 1
+        await asyncio.sleep(2)
+        assert len(world.told) == 2
+        watch.cancel()
 
     play(scenario)
 
@@ -730,10 +786,10 @@ def test_after_the_history_is_gone_only_differences_of_value_are_told(caplog: py
             for _ in range(HISTORY_LENGTH):
                 world.registry.put_raw("11.0.55.0-24", C, None)
             await asyncio.sleep(1)
-            assert summary(world.told) == [("11.0.77.0/24", None), ("11.0.101.0/24", "172.17.8.105")]
+            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.105")]
             world.registry.put_raw("11.0.78.0-24", D, None)
-            await asyncio.sleep(1)
-            assert summary(world.told[2:]) == [("11.0.78.0/24", "172.17.8.104")]
+            await asyncio.sleep(MAX_GRACE_SECONDS + 1)
+            assert summary(world.told[1:]) == [("11.0.78.0/24", "172.17.8.104"), ("11.0.77.0/24", None)]
 
     play(scenario)
     assert caplog.messages[2:] == ["Watch of subnet leases failed because etcd index outside history window"]
@@ -746,6 +802,7 @@ def test_when_all_subnets_are_removed_the_own_one_comes_back() -> None:
             world.registry.remove_subnets()
             await asyncio.sleep(1)
             assert set(await world.entries()) == {OWN_NAME}
+            await asyncio.sleep(MAX_GRACE_SECONDS)
             assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102"), ("11.0.101.0/24", None)]
 
     play(scenario)
@@ -787,7 +844,7 @@ def test_a_watch_that_hears_nothing_lists_again() -> None:
             await asyncio.sleep(2)
             assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102")]
             world.registry.delete_raw("11.0.101.0-24")
-            await asyncio.sleep(QUIET_SECONDS + 1)
+            await asyncio.sleep(QUIET_SECONDS + MAX_GRACE_SECONDS + 1)
             assert summary(world.told[1:]) == [("11.0.101.0/24", None)]
 
     play(scenario, Deaf)
