@@ -41,8 +41,15 @@ class Damaged:
     version: int
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A lease of another subnet has our public IP."""
+
+    lease: Lease
+
+
 LeaseEvent = Added | Gone
-OwnEvent = Added | Gone | Damaged
+OwnEvent = Added | Gone | Damaged | Elsewhere
 
 
 @dataclass(slots=True)
@@ -119,6 +126,7 @@ class LeaseTable:
         elif lease.attrs.public_ip == self._own_public_ip:
             self._drop(lease.subnet, update)
             self._ignore(entry, "it has our public IP", update)
+            update.own.append(Elsewhere(lease))
         else:
             self._ignored.pop(entry.name, None)
             self._add(lease, update)

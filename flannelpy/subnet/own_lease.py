@@ -19,7 +19,7 @@ from flannelpy.registry.base import Entry, Registry, Snapshot
 from flannelpy.subnet.allocator import pick_subnet
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key, well_formed
-from flannelpy.subnet.lease_table import Added, Damaged, Gone, LeaseTable, OwnEvent
+from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, LeaseTable, OwnEvent
 from flannelpy.subnet.renewal import (
     CLAIM_SECONDS,
     Action,
@@ -94,24 +94,40 @@ class OwnLease:
     async def _reuse(self, config: NetworkConfig, leases: Sequence[Lease]) -> Entry | None:
         """Renew the lease that has our public IP, if there is one; one that does not fit is given up."""
         public_ip = self.holder.public_ip
-        for lease in [lease for lease in leases if lease.attrs.public_ip == public_ip]:
-            if config.fits(lease.subnet):
-                return await self._reuse_fitting(lease)
-            message = "Found lease (%s) for current IP (%s) but not compatible with current config"
-            if lease.lease_ttl is None:
-                log.warning(f"{message}, leaving the reservation alone", lease.subnet, public_ip)
-            else:
-                log.info(f"{message}, deleting", lease.subnet, public_ip)
-                await self._registry.compare_and_delete(format_key(lease.subnet), lease.version)
-        return None
+        kept: Entry | None = None
+        for lease in sorted((one for one in leases if one.attrs.public_ip == public_ip), key=self._is_anothers):
+            if not config.fits(lease.subnet):
+                await self._give_up_misfit(lease)
+            elif self._is_anothers(lease):
+                kept = await self._keep_one(kept, await self._claim(lease))
+            elif kept is None:
+                log.info("Found lease (%s) for current IP (%s), reusing", lease.subnet, public_ip)
+                kept = await self._write(lease, lease.version)
+        return kept
 
-    async def _reuse_fitting(self, lease: Lease) -> Entry:
-        log.info("Found lease (%s) for current IP (%s), reusing", lease.subnet, self.holder.public_ip)
-        # A claim of our own is from a try that did not come to its end, so the holder may not have had its say.
-        known = lease.attrs.host_id in ("", self.holder.host_id) and not lease.attrs.claim
-        if known or not self.holder.host_id:
-            return await self._write(lease, lease.version)
-        return await self._claim(lease)
+    def _is_anothers(self, lease: Lease) -> bool:
+        """Whether somebody else of our public IP may live, and has to be asked.
+
+        A claim of our own is from a try that did not come to its end, so the holder may not have had its say.
+        """
+        theirs = lease.attrs
+        return bool(self.holder.host_id) and (theirs.claim or theirs.host_id not in ("", self.holder.host_id))
+
+    async def _give_up_misfit(self, lease: Lease) -> None:
+        message = "Found lease (%s) for current IP (%s) but not compatible with current config"
+        if lease.lease_ttl is None:
+            log.warning(f"{message}, leaving the reservation alone", lease.subnet, self.holder.public_ip)
+        else:
+            log.info(f"{message}, deleting", lease.subnet, self.holder.public_ip)
+            await self._registry.compare_and_delete(format_key(lease.subnet), lease.version)
+
+    async def _keep_one(self, kept: Entry | None, claimed: Entry) -> Entry:
+        """One lease is enough; a dead host's is put away."""
+        if kept is None:
+            return claimed
+        if claimed.lease_ttl is not None:
+            await self._registry.compare_and_delete(claimed.name, claimed.version)
+        return kept
 
     async def _claim(self, lease: Lease) -> Entry:
         """Take the lease over from another identity, unless its host answers.  Raises LeaseLost then."""
@@ -190,7 +206,7 @@ class OwnLease:
                 assert isinstance(event, Added)
                 self._adopt(event.lease)
             case Action.REPAIR:
-                assert not isinstance(event, Gone)
+                assert isinstance(event, Added | Damaged)
                 self._say_why(happening, event)
                 version = event.version if isinstance(event, Damaged) else event.lease.version
                 await self._until_done(partial(self._repair, version), "Failed to write own lease")
@@ -198,7 +214,9 @@ class OwnLease:
                 log.warning("Own lease %s was deleted or has expired, taking it back", self.lease.subnet)
                 await self._until_done(self._take_back, "Failed to take own lease back")
             case Action.LEAVE:
-                assert isinstance(event, Added)
+                assert isinstance(event, Added | Elsewhere)
+                if isinstance(event, Elsewhere):
+                    await self._give_back()
                 raise LeaseLost(self._why_we_leave(happening, event.lease))
 
     async def _until_done(self, attempt: Callable[[], Awaitable[None]], what_fails: str) -> None:
@@ -218,6 +236,11 @@ class OwnLease:
         with suppress(KeyExists):  # taken, or taken back by an earlier try: the watch tells which
             self._hold(await self._registry.create(key, self._attrs.encode(), self._terms.lease_ttl))
 
+    async def _give_back(self) -> None:
+        """Leave nothing that our twin's next start would have to ask about."""
+        with suppress(RegistryError):
+            await self._registry.compare_and_delete(format_key(self.lease.subnet), self.lease.version)
+
     def _say_why(self, happening: Happening, event: Added | Damaged) -> None:
         """Log what made us write our lease again."""
         match happening, event:
@@ -232,7 +255,7 @@ class OwnLease:
                 log.warning("%s", self._not_unique(lease))
 
     def _why_we_leave(self, happening: Happening, lease: Lease) -> str:
-        if happening is Happening.HELD_BY_EARLIER:
+        if happening is not Happening.TAKEN:
             return self._not_unique(lease)
         ours, theirs = self.holder.public_ip, lease.attrs.public_ip
         return f"subnet {lease.subnet} is held by {theirs} now, not by us ({ours})"

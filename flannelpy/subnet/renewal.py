@@ -11,6 +11,8 @@ our public IP, without an identity           write it by compare-and-swap   writ
 our public IP, claimed by a newcomer         write it by compare-and-swap   write it by compare-and-swap
 our public IP, held by a later identity      write it by compare-and-swap   write it by compare-and-swap
 our public IP, held by an earlier identity   leave                          leave
+our public IP elsewhere, earlier identity    leave                          leave
+our public IP elsewhere, any other           nothing                        nothing
 deleted or expired                           take it back by atomic create  take it back by atomic create
 held by another public IP                    leave                          leave
 store does not answer                        forward on, ask again          forward on, ask again
@@ -22,8 +24,8 @@ network config changed or gone               say so                         say 
 
 Two hosts with one public IP tell each other apart by an identity in the lease.  A newcomer *claims* a lease that bears
 another identity: it writes its own, marked as a claim.  A holder that lives writes its own again, and the newcomer
-gives up; where nobody answers, the newcomer is a reinstalled host and keeps the subnet.  Only where both hold it, each
-having been out of the other's sight, does the order of identities decide.
+gives up; where nobody answers, the newcomer is a reinstalled host and keeps the subnet.  Only where both hold a lease,
+because each was out of the other's sight or they came at the same moment, does the order of identities decide.
 
 The machine was suspended, or its time of day was set: neither is a row.  Time is counted since boot, so a lease ages
 while the machine sleeps, and the renewal is found due or overdue when it wakes up.
@@ -39,7 +41,7 @@ from typing import NamedTuple
 
 from flannelpy.errors import HistoryGone, RegistryError
 from flannelpy.subnet.lease import Lease
-from flannelpy.subnet.lease_table import Added, Damaged, Gone, OwnEvent
+from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, OwnEvent
 
 #: A newcomer waits so long for an answer to its claim; a holder that lives answers as soon as its watch tells it.
 CLAIM_SECONDS = 3.0
@@ -74,6 +76,8 @@ class Happening(enum.Enum):
     CLAIMED = "our public IP, claimed by a newcomer"
     HELD_BY_LATER = "our public IP, held by a later identity"
     HELD_BY_EARLIER = "our public IP, held by an earlier identity"
+    ELSEWHERE_EARLIER = "our public IP elsewhere, earlier identity"
+    ELSEWHERE = "our public IP elsewhere, any other"
     GONE = "deleted or expired"
     TAKEN = "held by another public IP"
     STORE_SILENT = "store does not answer"
@@ -105,6 +109,8 @@ _LEASED: dict[Happening, Action] = {
     Happening.CLAIMED: Action.REPAIR,
     Happening.HELD_BY_LATER: Action.REPAIR,
     Happening.HELD_BY_EARLIER: Action.LEAVE,
+    Happening.ELSEWHERE_EARLIER: Action.LEAVE,
+    Happening.ELSEWHERE: Action.NOTHING,
     Happening.GONE: Action.TAKE_BACK,
     Happening.TAKEN: Action.LEAVE,
     Happening.STORE_SILENT: Action.FORWARD_ON,
@@ -124,6 +130,9 @@ def classify(event: OwnEvent, holder: Holder) -> Happening:
     match event:
         case Added(lease):
             return _classify_holder(lease, holder)
+        case Elsewhere(lease):
+            earlier = not lease.attrs.claim and "" < lease.attrs.host_id < holder.host_id
+            return Happening.ELSEWHERE_EARLIER if earlier else Happening.ELSEWHERE
         case Damaged():
             return Happening.DAMAGED
         case Gone():

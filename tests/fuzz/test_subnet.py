@@ -15,7 +15,7 @@ from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
 from flannelpy.subnet.allocator import free_subnets, pick_subnet
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
-from flannelpy.subnet.lease_table import Added, Gone, LeaseEvent, LeaseTable, OwnEvent, Update
+from flannelpy.subnet.lease_table import Added, Elsewhere, Gone, LeaseEvent, LeaseTable, OwnEvent, Update
 
 NETWORKS = st.builds(
     lambda at, length: IPv4Network((at, length), strict=False), st.integers(0, 2**32 - 1), st.integers(0, 32)
@@ -305,7 +305,7 @@ def test_events_lead_to_what_the_store_holds(steps: list[tuple[str, str, str]]) 
 
 
 def subnet_of(event: OwnEvent) -> IPv4Network:
-    return event.lease.subnet if isinstance(event, Added) else event.subnet
+    return event.lease.subnet if isinstance(event, Added | Elsewhere) else event.subnet
 
 
 @given(STEPS)

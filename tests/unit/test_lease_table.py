@@ -8,7 +8,7 @@ import pytest
 
 from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
 from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_table import Added, Damaged, Gone, LeaseTable, Update
+from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, LeaseTable, Update
 
 OWN, B, C = (IPv4Network(f"11.0.{n}.0/24") for n in (59, 101, 55))
 NOT_JSON = "not JSON: Expecting value at line 1 column 1"
@@ -169,4 +169,5 @@ def test_a_lease_that_gets_our_public_ip_is_gone_at_once() -> None:
     leases = LeaseTable(OWN, IPv4Address("172.17.8.101"), grace=60)
     leases.replace(snapshot(*KNOWN), 0)
     update = leases.apply(Changes((Put(put("11.0.55.0-24", 101)),), 6), 1)
-    assert update == Update([Gone(C)], ignored=["11.0.55.0-24: it has our public IP"])
+    lease = Lease.from_entry(put("11.0.55.0-24", 101))
+    assert update == Update([Gone(C)], [Elsewhere(lease)], ["11.0.55.0-24: it has our public IP"])

@@ -1070,6 +1070,52 @@ def test_of_two_newcomers_at_the_same_moment_one_gets_the_subnet() -> None:
     twins(scenario)
 
 
+@pytest.mark.parametrize(("first", "second"), [(FIRST, SECOND), (SECOND, FIRST)])
+def test_of_two_newcomers_that_create_two_leases_one_stays(first: str, second: str) -> None:
+    """At the same moment neither sees the other's, and each picks a subnet of its own."""
+
+    async def scenario(one: Twin, other: Twin) -> None:
+        async def start(twin: Twin, subnet: IPv4Network) -> None:
+            await twin.acquire(subnet)
+            await twin.manager.watch(twin.apply)
+
+        twins = {FIRST: one, SECOND: other} if first == FIRST else {FIRST: other, SECOND: one}
+        subnets = {FIRST: OWN, SECOND: IPv4Network("11.0.60.0/24")}
+        tasks = {name: asyncio.create_task(start(twin, subnets[name])) for name, twin in twins.items()}
+        await asyncio.sleep(10)
+        assert not tasks[FIRST].done()
+        with pytest.raises(LeaseLost, match="is not unique"):
+            await tasks[SECOND]
+        assert {name: entry.value for name, entry in (await one.entries()).items()} == {OWN_NAME: signed(FIRST)}
+        with pytest.raises(LeaseLost, match="is not unique"):
+            await twins[SECOND].acquire()
+        tasks[FIRST].cancel()
+
+    twins(scenario, first, second)
+
+
+def test_a_lease_of_ours_does_not_hide_one_of_a_twin() -> None:
+    async def scenario(holder: Twin, newcomer: Twin) -> None:
+        async with holder.running() as watch:
+            holder.registry.put_raw("11.0.60.0-24", signed(SECOND), LEASE_TTL)
+            with pytest.raises(LeaseLost, match="is not unique"):
+                await newcomer.acquire()
+            assert not watch.done()
+
+    twins(scenario)
+
+
+def test_dead_twins_leases_are_put_away() -> None:
+    async def scenario(host: Twin, _: Twin) -> None:
+        host.registry.put_raw("11.0.60.0-24", signed("dead"), 80000)
+        host.registry.put_raw("11.0.61.0-24", signed("dead too"), 80000)
+        own = await host.acquire()
+        assert {name: entry.value for name, entry in (await host.entries()).items()} == {"11.0.60.0-24": signed(FIRST)}
+        assert str(own.subnet) == "11.0.60.0/24"
+
+    twins(scenario)
+
+
 def test_of_two_newcomers_on_a_dead_hosts_lease_one_gets_it() -> None:
     async def scenario(one: Twin, other: Twin) -> None:
         one.registry.put_raw(OWN_NAME, signed("dead"), 80000)

@@ -10,7 +10,7 @@ import pytest
 from flannelpy.errors import HistoryGone, RegistryUnavailable
 from flannelpy.subnet import renewal
 from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_table import Added, Damaged, Gone, OwnEvent
+from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, OwnEvent
 from flannelpy.subnet.renewal import (
     Action,
     Happening,
@@ -35,6 +35,8 @@ ROWS = [
     (Happening.CLAIMED, Action.REPAIR, Action.REPAIR),
     (Happening.HELD_BY_LATER, Action.REPAIR, Action.REPAIR),
     (Happening.HELD_BY_EARLIER, Action.LEAVE, Action.LEAVE),
+    (Happening.ELSEWHERE_EARLIER, Action.LEAVE, Action.LEAVE),
+    (Happening.ELSEWHERE, Action.NOTHING, Action.NOTHING),
     (Happening.GONE, Action.TAKE_BACK, Action.TAKE_BACK),
     (Happening.TAKEN, Action.LEAVE, Action.LEAVE),
     (Happening.STORE_SILENT, Action.FORWARD_ON, Action.FORWARD_ON),
@@ -78,6 +80,11 @@ def test_the_rows_are_all_there_are_and_the_documented_ones() -> None:
         (Added(lease(OURS, 60, "z", claim=True)), Happening.CLAIMED),
         (Added(lease(OURS, 60, "z")), Happening.HELD_BY_LATER),
         (Added(lease(OURS, 60, "a")), Happening.HELD_BY_EARLIER),
+        (Elsewhere(lease(OURS, 60, "a")), Happening.ELSEWHERE_EARLIER),
+        (Elsewhere(lease(OURS, 60, "a", claim=True)), Happening.ELSEWHERE),
+        (Elsewhere(lease(OURS, 60, "z")), Happening.ELSEWHERE),
+        (Elsewhere(lease(OURS, 60, "m")), Happening.ELSEWHERE),
+        (Elsewhere(lease(OURS, 60)), Happening.ELSEWHERE),
     ],
 )
 def test_an_event_about_the_own_subnet_is_one_of_the_rows(event: OwnEvent, expected: Happening) -> None:
@@ -87,6 +94,7 @@ def test_an_event_about_the_own_subnet_is_one_of_the_rows(event: OwnEvent, expec
 @pytest.mark.parametrize("host_id", ["", "a"])
 def test_without_an_identity_whoever_has_our_public_ip_is_us(host_id: str) -> None:
     assert classify(Added(lease(OURS, 60, host_id, claim=bool(host_id))), Holder(OURS)) is Happening.CHANGED
+    assert classify(Elsewhere(lease(OURS, 60, host_id)), Holder(OURS)) is Happening.ELSEWHERE
 
 
 def test_a_failure_is_one_of_the_rows() -> None:
