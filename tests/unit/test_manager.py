@@ -38,6 +38,7 @@ TEXT = '{"Network":"11.0.0.0/16"}'
 CONFIG = parse(TEXT)
 # Three subnets: 11.0.0.64, .128 and .192.
 SMALL = parse('{"Network":"11.0.0.0/24","SubnetLen":26}')
+ACCEPT = functools.partial(backends.create, external=ExternalInterface("eth1", OUR_IP, 1500), options=cli.parse([]))
 OWN_NAME, OWN = "11.0.59.0-24", IPv4Network("11.0.59.0/24")
 
 
@@ -134,6 +135,19 @@ def test_a_config_that_becomes_right_step_by_step_is_waited_for_with_a_line_for_
         "Failed to retrieve network config: SubnetLen 31 must be less than /31",
         "Failed to retrieve network config: unknown backend type: gre",
     ]
+
+
+def test_a_bad_config_of_any_kind_is_said_at_start_and_waited_out(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        reading = asyncio.create_task(world.manager.read_config(ACCEPT))
+        for bad in BAD_CONFIGS.values():
+            world.registry.set_config(bad.text)
+            await asyncio.sleep(1.5)
+        world.registry.set_config(TEXT)
+        await reading
+
+    play(scenario)
+    assert caplog.messages == [f"Failed to retrieve network config: {bad.message}" for bad in BAD_CONFIGS.values()]
 
 
 def test_a_store_that_does_not_answer_at_start_is_waited_for_and_then_used(caplog: pytest.LogCaptureFixture) -> None:
@@ -1238,14 +1252,11 @@ def test_a_config_that_changes_while_we_run_is_said_each_time(caplog: pytest.Log
 
 
 def test_a_bad_config_of_any_kind_changes_nothing_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    external = ExternalInterface("eth1", OUR_IP, 1500)
-
     async def scenario(world: World) -> None:
         world.registry.set_config(TEXT)
-        await world.manager.read_config(lambda config: config)
+        await world.manager.read_config(ACCEPT)
         await world.acquire(OWN)
-        accept = functools.partial(backends.create, external=external, options=cli.parse([]))
-        watching = asyncio.create_task(world.manager.watch_config(accept))
+        watching = asyncio.create_task(world.manager.watch_config(ACCEPT))
         await asyncio.sleep(1)
         for bad in BAD_CONFIGS.values():
             world.registry.set_config(bad.text)
