@@ -115,7 +115,7 @@ test: lint $(INTERPRETED)/stamp sanitize ## everything
 	@echo "With compiled packet kernels, and everything else:"
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q)
 
-soak: $(VENV)/stamp ## 40 minutes of failing etcds, and of hosts that come and go (SECONDS=60: each for so long)
+soak: $(VENV)/stamp ## 45 minutes of failing etcds, of hosts that come and go, and of mutants (SECONDS=60: each for so long)
 	@$(call unskipped,$(AS_ROOT) env $(if $(SECONDS),FLANNELPY_SOAK_SECONDS=$(SECONDS)) \
 		$(if $(SEED),FLANNELPY_SEED=$(SEED)) $(VENV)/bin/pytest -q -s tests/soak)
 

@@ -25,7 +25,7 @@ class ExternalInterface(NamedTuple):
 
 
 # An address that is away for longer does not come back after a restart of the network.
-ADDRESS_PATIENCE = 30.0
+ADDRESS_PATIENCE = 15.0
 # VirtualBox gives this one to every machine behind its NAT.  Source: VirtualBox manual, section 9.8.
 _VIRTUALBOX_NAT = IPv4Network("10.0.2.0/24")
 

@@ -31,7 +31,7 @@ QUIET_SECONDS = 300.0
 MAX_GRACE_SECONDS = 60.0
 # How often the network config is looked at while we run.
 CONFIG_SECONDS = 30.0
-_POLL_SECONDS = 15.0
+_POLL_SECONDS = 10.0
 _AS_AT_START = logging.INFO, "Network config in etcd is again the one from the start"
 _GOING_ON = "going on with the one from the start"
 # The longest that a watch may go without anything done, be it in vain: a poll, and every endpoint's time-outs.

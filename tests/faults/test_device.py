@@ -180,7 +180,7 @@ def test_a_leftover_persistent_device_is_removed_at_start(lab: Lab, host: Host) 
 
 
 def test_another_address_for_good_ends_it(lab: Lab, host: Host) -> None:
-    """Last, since it takes half a minute and the host is another one afterwards."""
+    """Last, since it takes its time and the host is another one afterwards."""
     daemon = host.daemons[-1]
     host.configure("address flush dev eth1", "address add 172.17.8.199/24 dev eth1")
     assert daemon.process.wait(60) == 1

@@ -139,6 +139,7 @@ def test_members_that_die_one_after_the_other(make_lab: Callable[..., Lab]) -> N
             leaders.update(each.name for each in lab.etcd_members if each.is_leader())
             member.kill()
             wait_until_serving(others)
+            leaders.update(each.name for each in others if each.is_leader())
             print(f"later leases known after {wait_until_known(daemons, others[0], number):.1f} s")
             witness.look()
             member.start()

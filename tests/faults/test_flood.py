@@ -15,7 +15,7 @@ from overlay import OUTER_PORT, running
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root: sudo make test")
 
-SECONDS = 4
+SECONDS = 2
 UDP_GRO = 104
 # A socket like the daemon's, which takes whole trains; it is never read, so nearly all of the flood is refused.
 _DISCARD = (

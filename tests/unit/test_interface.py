@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from flannelpy.errors import HostChanged, HostError
-from flannelpy.linux.interface import ExternalInterface, Watch, find
+from flannelpy.linux.interface import ADDRESS_PATIENCE, ExternalInterface, Watch, find
 from flannelpy.linux.netlink import Address, Link, Netlink, Route
 
 LO, ETH0, ETH1, ETH2 = Link(1, "lo", 65536), Link(2, "eth0", 1500), Link(3, "eth1", 9000), Link(7, "eth2", 1400)
@@ -217,7 +217,7 @@ def test_an_address_that_gives_way_to_another_for_good_ends_it() -> None:
     watched = Watched()
     watched.netlink.own = ("172.17.8.102",)
     assert watched.look(3600) == "address 172.17.8.101 is gone from eth1"
-    watched.look(29)
+    watched.look(ADDRESS_PATIENCE - 1)
     with pytest.raises(HostChanged) as caught:
         watched.look(1)
     assert str(caught.value) == "eth1 has 172.17.8.102 now instead of 172.17.8.101: flannelpy has to start anew"

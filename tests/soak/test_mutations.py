@@ -1,0 +1,45 @@
+"""Ten million mutated datagrams, and a fifth as many packets from the TUN: no rule is broken, and nothing grows."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+from itertools import cycle
+from pathlib import Path
+
+from fuzz.invariants import VARIANTS, Fuzzer
+from fuzz.mutation import Mutator
+
+DATAGRAMS = int(os.environ.get("FLANNELPY_FUZZ_DATAGRAMS", 10_000_000))
+PACKETS = DATAGRAMS // 5
+SEED = int(os.environ.get("FLANNELPY_SEED") or random.randrange(2**32))
+#: What the allocator may keep more of at the end than when a tenth was done.
+SLACK = 4 << 20
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def fire(fuzzers: list[Fuzzer], datagrams: int, packets: int) -> None:
+    """Batches of both directions in turn, until there were as many mutants of each."""
+    for fuzzer in cycle(fuzzers):
+        if datagrams > 0:
+            datagrams -= fuzzer.inbound()
+        if packets > 0:
+            packets -= fuzzer.outbound()
+        if datagrams <= 0 and packets <= 0:
+            return
+
+
+def test_millions_of_mutants_break_no_rule_and_leave_nothing_behind() -> None:
+    print(f"FLANNELPY_SEED={SEED} FLANNELPY_FUZZ_DATAGRAMS={DATAGRAMS}")
+    mutator = Mutator(SEED)
+    fuzzers = [Fuzzer(mutator, *variant) for variant in VARIANTS]
+    tenth = DATAGRAMS // 10, PACKETS // 10
+    fire(fuzzers, *tenth)
+    before = resident()
+    fire(fuzzers, DATAGRAMS - tenth[0], PACKETS - tenth[1])
+    assert resident() - before < SLACK
