@@ -176,7 +176,8 @@ class EtcdServer:
 
     def is_leader(self) -> bool:
         """Whether it leads its cluster."""
-        return bool(self.request("GET", "/v2/stats/self")["state"] == "StateLeader")
+        state = self.request("GET", "/v2/stats/self") or {}  # empty while it starts
+        return bool(state.get("state") == "StateLeader")
 
     def put(self, key: str, value: str, ttl: int | None = None) -> None:
         """Store ``value`` whatever was there, as ``etcdctl set`` does."""

@@ -14,7 +14,6 @@ from typing import Never
 
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink import Netlink
-from flannelpy.subnet.retry import Complaint
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +68,11 @@ class Guard:
 
 async def _listen(bell: asyncio.Event) -> Never:
     """Ring whenever the kernel says that something changed."""
-    complaint = Complaint("Listening for changes of links and routes")
     while True:
         try:
             async with Netlink() as netlink:
                 async for _ in netlink.changes():
                     bell.set()
-        except OSError as error:  # more changes than could be kept for us
-            complaint.about(HostError(str(error)))
+        except OSError:  # more changes than the kernel keeps for us are a change, too
             bell.set()
             await asyncio.sleep(_PAUSE_SECONDS)

@@ -5,7 +5,7 @@ pyroute2 takes a tenth of a second to import, so it is imported when the first s
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from socket import AF_INET
@@ -73,8 +73,8 @@ class Netlink:
         await self._route.__aexit__(kind, error, trace)
 
     async def links(self) -> list[Link]:
-        """All interfaces."""
-        return [_link(m) async for m in await self._route.get_links()]
+        """All interfaces.  Raises HostError."""
+        return [_link(m) for m in await _all(self._route.get_links())]
 
     async def link(self, name: str) -> Link | None:
         """The interface of that name, if there is one."""
@@ -96,18 +96,16 @@ class Netlink:
             raise HostError(f"cannot remove {link.name}: {error}") from error
 
     async def addresses(self) -> list[Address]:
-        """All IPv4 addresses, each interface's in the kernel's order."""
-        messages = await self._route.get_addr(family=AF_INET)
-        return [
-            Address(m["index"], IPv4Address(m.get("local") or m.get("address")), m["prefixlen"]) async for m in messages
-        ]
+        """All IPv4 addresses, each interface's in the kernel's order.  Raises HostError."""
+        messages = await _all(self._route.get_addr(family=AF_INET))
+        return [Address(m["index"], IPv4Address(m.get("local") or m.get("address")), m["prefixlen"]) for m in messages]
 
     async def routes(self) -> list[Route]:
-        """The main table's routes, one for each way out of a multipath route."""
-        messages = await self._route.get_routes(family=AF_INET, table=_TABLE_MAIN)
+        """The main table's routes, one for each way out of a multipath route.  Raises HostError."""
+        messages = await _all(self._route.get_routes(family=AF_INET, table=_TABLE_MAIN))
         return [
             Route(IPv4Network((m.get("dst") or 0, m["dst_len"])), index, m.get("priority") or 0)
-            async for m in messages
+            for m in messages
             for index in _ways_out(m)
         ]
 
@@ -122,7 +120,10 @@ class Netlink:
             return 0
 
     async def changes(self) -> AsyncIterator[None]:
-        """Something about links, addresses or routes is no longer as it was; nobody may ask for anything else here."""
+        """Something about links, addresses or routes is no longer as it was; nobody may ask for anything else here.
+
+        Raises OSError when there was more than the kernel keeps for us.
+        """
         from pyroute2.netlink import rtnl
 
         await self._route.bind(groups=rtnl.RTMGRP_LINK | rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV4_ROUTE)
@@ -157,6 +158,16 @@ class Netlink:
             raise HostError(
                 f"cannot configure {name} with {address}/{network.prefixlen}, MTU {mtu}: {error}"
             ) from error
+
+
+async def _all(listing: Awaitable[AsyncIterable[Any]]) -> list[Any]:
+    """All messages of an answer.  Raises HostError."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        return [message async for message in await listing]
+    except NetlinkError as error:
+        raise HostError(f"cannot list this machine's links, addresses or routes: {error}") from error
 
 
 def _link(message: Any) -> Link:

@@ -63,7 +63,7 @@ class SubnetManager:
 
     def makes_progress(self) -> bool:
         """Whether the watch does something, if only ask in vain."""
-        return self._clock.now() - self._progress_at < _STUCK_SECONDS
+        return self._clock.now() - max(self._progress_at, self._own.tried_at) < _STUCK_SECONDS
 
     async def read_config(self, accept: Callable[[NetworkConfig], T]) -> T:
         """What ``accept`` makes of the config, once there is one that neither we nor it (by ConfigError) refuse."""

@@ -40,7 +40,7 @@ _MAX_RACE_PAUSE = 1.0
 
 
 class OwnLease:
-    """The lease of ``holder``, on ``terms``."""
+    """The lease of ``holder``, on ``terms``.  ``tried_at``: when it was last tried to put something right."""
 
     def __init__(self, registry: Registry, clock: Clock, rng: random.Random, holder: Holder, terms: Terms) -> None:
         self._registry = registry
@@ -52,6 +52,7 @@ class OwnLease:
         self._attrs = LeaseAttrs(holder.public_ip)
         self._lead = self._renew_at = self._ends_at = 0.0
         self._failures = 0
+        self.tried_at = 0.0
 
     @property
     def lease(self) -> Lease:
@@ -95,14 +96,16 @@ class OwnLease:
         """Renew the lease that has our public IP, if there is one; one that does not fit is given up."""
         public_ip = self.holder.public_ip
         kept: Entry | None = None
-        for lease in sorted((one for one in leases if one.attrs.public_ip == public_ip), key=self._is_anothers):
+        for found in sorted((lease for lease in leases if lease.attrs.public_ip == public_ip), key=self._is_anothers):
+            anothers = self._is_anothers(found)
+            lease = Lease.from_entry(await self._claim(found)) if anothers else found
             if not config.fits(lease.subnet):
                 await self._give_up_misfit(lease)
-            elif self._is_anothers(lease):
-                kept = await self._keep_one(kept, await self._claim(lease))
             elif kept is None:
                 log.info("Found lease (%s) for current IP (%s), reusing", lease.subnet, public_ip)
                 kept = await self._write(lease, lease.version)
+            elif anothers and lease.lease_ttl is not None:  # one is enough
+                await self._registry.compare_and_delete(format_key(lease.subnet), lease.version)
         return kept
 
     def _is_anothers(self, lease: Lease) -> bool:
@@ -121,18 +124,10 @@ class OwnLease:
             log.info(f"{message}, deleting", lease.subnet, self.holder.public_ip)
             await self._registry.compare_and_delete(format_key(lease.subnet), lease.version)
 
-    async def _keep_one(self, kept: Entry | None, claimed: Entry) -> Entry:
-        """One lease is enough; a dead host's is put away."""
-        if kept is None:
-            return claimed
-        if claimed.lease_ttl is not None:
-            await self._registry.compare_and_delete(claimed.name, claimed.version)
-        return kept
-
     async def _claim(self, lease: Lease) -> Entry:
         """Take the lease over from another identity, unless its host answers.  Raises LeaseLost then."""
         log.warning(
-            "Lease (%s) was written by another host (%s); waiting %d s whether it lives",
+            "Lease (%s) may be another host's (%s); waiting %d s whether it lives",
             lease.subnet,
             lease.attrs.host_id,
             CLAIM_SECONDS,
@@ -220,7 +215,11 @@ class OwnLease:
                 raise LeaseLost(self._why_we_leave(happening, event.lease))
 
     async def _until_done(self, attempt: Callable[[], Awaitable[None]], what_fails: str) -> None:
-        await until_done(self._clock, attempt, what_fails, RegistryError)
+        async def noted() -> None:
+            self.tried_at = self._clock.now()
+            await attempt()
+
+        await until_done(self._clock, noted, what_fails, RegistryError)
 
     def _adopt(self, lease: Lease) -> None:
         """What the store says, also when it went back in time; our own last write comes by here as well."""
