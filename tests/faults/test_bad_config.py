@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from itertools import pairwise
@@ -11,14 +10,14 @@ import pytest
 from bad_configs import BAD_CONFIGS
 from lab import ETCD_PREFIX, Daemon, Lab, wait_for
 
+pytestmark = pytest.mark.usefixtures("root")
+
 KEY = f"{ETCD_PREFIX}/config"
 COMPLAINT = r"^E\d{4} [0-9:.]{15} \d{5,} \w+\.py:\d+\] Failed to retrieve network config: (.*)$"
 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root: sudo make test")
     with Lab(hosts=1) as lab:
         yield lab
 

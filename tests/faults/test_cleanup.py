@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 from lab import Host, Lab
 
+pytestmark = pytest.mark.usefixtures("root")
+
 LINGERING = (
     "tuntap add flannel0 mode tun",
     "address add 11.0.59.0/16 dev flannel0",

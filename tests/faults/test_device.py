@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from lab import Container, Daemon, Host, Lab, wait_for
 
+pytestmark = pytest.mark.usefixtures("root")
+
 REPAIR_SECONDS = 2.0
 DEVICE = re.compile(
     r"flannel0: <\S*\bUP,LOWER_UP> mtu 1472 .*qlen 1000\n.*\n\s+inet (11\.0\.\d+\.0)/16 scope global flannel0\n",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 from lab import Container, Daemon, Host, Lab, wait_connected, wait_for
 from overlay import OUTER_PORT, running
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root: sudo make test")
+pytestmark = pytest.mark.usefixtures("root")
 
 SECONDS = 2
 UDP_GRO = 104

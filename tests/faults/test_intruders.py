@@ -5,7 +5,6 @@ Nothing is waited for but a last packet that is right: what came before it and g
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections import Counter
@@ -19,7 +18,7 @@ from lab import Container, Daemon, Host, Lab, Node, wait_connected
 from overlay import OUTER_PORT, Capture
 from packets import ipv4_packet, udp_datagram
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root: sudo make test")
+pytestmark = pytest.mark.usefixtures("root")
 
 INNER_PORT = 4242
 #: The kernel lets in one in 64 of a stranger's.

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from lab import Daemon, Host, Lab, wait_for
 
+pytestmark = pytest.mark.usefixtures("root")
+
 LEASE_TTL = 5
 
 

@@ -12,6 +12,8 @@ from lab import Daemon, Host, Lab, wait_for
 
 from flannelpy.subnet.renewal import CLAIM_SECONDS
 
+pytestmark = pytest.mark.usefixtures("root")
+
 SHARED = "-public-ip=192.0.2.15"
 NOT_UNIQUE = r"public IP 192\.0\.2\.15 is not unique: .*; give each its own by -iface or -public-ip$"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,8 @@ from lab import ETCD_PREFIX, Daemon, Host, Lab
 
 from flannelpy import cli
 
+pytestmark = pytest.mark.usefixtures("root")
+
 USER, PASSWORD, WRONG = "overlay", "pass: wörd €/7Zq", "wröng: €/9Xk"
 NOBODY = "http://172.17.8.1:9"
 
@@ -23,8 +24,6 @@ NOBODY = "http://172.17.8.1:9"
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """One host, and an etcd that has a config and lets only USER in."""
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root: sudo make test")
     with Lab(hosts=1) as lab:
         lab.put_config()
         _let_only_user_in(lab.etcd)
