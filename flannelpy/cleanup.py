@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from ipaddress import IPv4Network
 
 from flannelpy import logs, parts
+from flannelpy.backend import host_gw
 from flannelpy.backend.udp import device
 from flannelpy.errors import FlannelError, HostError
 from flannelpy.linux import iptables
@@ -36,7 +38,10 @@ def run(options: Options) -> int:
 
 async def _clean_up(options: Options) -> None:
     await _remove_devices()
-    for rule in await iptables.remove_masquerade(env_file.previous_network(options.subnet_file)):
+    network = env_file.previous_network(options.subnet_file)
+    if network:
+        await _remove_routes(network)
+    for rule in await iptables.remove_masquerade(network):
         log.info("Removed iptables rule: %s", rule)
     for file in (options.subnet_file, parts.ready_path(options)):
         if env_file.remove(file):
@@ -52,6 +57,15 @@ async def _remove_devices() -> None:
             if link.in_use:
                 raise HostError(f"{link.name} is in use: stop flannelpy, then clean up")
         await device.remove_leftovers(netlink)
+
+
+async def _remove_routes(network: IPv4Network) -> None:
+    """Those of host-gw, which stay when it stops."""
+    async with Netlink() as netlink:
+        gateways = await host_gw.gateways_into(network, netlink)
+        await netlink.remove_gateways(gateways)
+    for one in gateways:
+        log.info("Removed route to %s via %s", one.destination, one.gateway)
 
 
 async def _release(options: Options) -> None:

@@ -119,7 +119,8 @@ BAD_CONFIGS = {
     ),
     "a number for a type": BadConfig(_keys('"Backend":{"Type":8285}'), 'Backend.Type 8285 is not a name such as "udp"'),
     "another backend": BadConfig(
-        _keys('"Backend":{"Type":"vxlan","VNI":1}'), "unknown backend type: 'vxlan'; Backend.Type may be udp"
+        _keys('"Backend":{"Type":"gre","Key":1}'),
+        "unknown backend type: 'gre'; Backend.Type may be alloc, host-gw, udp",
     ),
     "a port too low": BadConfig(
         _keys('"Backend":{"Type":"udp","Port":0}'), "Backend.Port 0 is not a UDP port: 1 to 65535"

@@ -28,7 +28,7 @@ class Backend(Protocol):
         """Carry packets for ``lease`` from now on; the MTU that containers may use.  Raises HostError."""
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
-        """Follow the other hosts' leases."""
+        """Follow the other hosts' leases; the first call brings all there are, if any."""
 
     def describe(self) -> str:
         """The state in a few words, for a status line."""
@@ -58,5 +58,21 @@ def _udp(config: NetworkConfig, external: ExternalInterface, options: Options) -
     return UdpBackend(config, external, options.offload, options.source_check)
 
 
+def _alloc(config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
+    from flannelpy.backend.alloc import AllocBackend
+
+    return AllocBackend(external)
+
+
+def _host_gw(config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
+    from flannelpy.backend.host_gw import HostGwBackend
+
+    return HostGwBackend(config, external, options.public_ip)
+
+
 # Each is imported when it is chosen.
-_BACKENDS: dict[str, Callable[[NetworkConfig, ExternalInterface, Options], Backend]] = {"udp": _udp}
+_BACKENDS: dict[str, Callable[[NetworkConfig, ExternalInterface, Options], Backend]] = {
+    "alloc": _alloc,
+    "host-gw": _host_gw,
+    "udp": _udp,
+}

@@ -5,7 +5,7 @@ pyroute2 takes a tenth of a second to import, so it is imported when the first s
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from socket import AF_INET
@@ -22,6 +22,7 @@ _TABLE_MAIN = 254
 _IFF_UP = 0x1
 _IFF_LOWER_UP = 0x10000
 _RTPROT_KERNEL = 2
+_RTPROT_BOOT = 3
 _RT_SCOPE_LINK = 253
 
 
@@ -56,6 +57,15 @@ class Route:
     destination: IPv4Network
     link_index: int
     metric: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A route of the main table by way of another machine, out of the interface with that index."""
+
+    destination: IPv4Network
+    gateway: IPv4Address
+    link_index: int
 
 
 class Netlink:
@@ -108,6 +118,33 @@ class Netlink:
             for m in messages
             for index in _ways_out(m)
         ]
+
+    async def gateways(self) -> list[Gateway]:
+        """The main table's routes by way of other machines.  Raises HostError."""
+        messages = await _all(self._route.get_routes(family=AF_INET, table=_TABLE_MAIN))
+        return [
+            Gateway(IPv4Network((m.get("dst") or 0, m["dst_len"])), IPv4Address(m.get("gateway")), m.get("oif"))
+            for m in messages
+            if m.get("gateway") and m.get("oif")
+        ]
+
+    async def set_gateways(self, gateways: Sequence[Gateway]) -> None:
+        """Add these routes, or change where they lead.  Raises HostError."""
+        await self._change_gateways("replace", gateways)
+
+    async def remove_gateways(self, gateways: Sequence[Gateway]) -> None:
+        """Remove these routes.  Raises HostError."""
+        await self._change_gateways("del", gateways)
+
+    async def _change_gateways(self, command: str, gateways: Sequence[Gateway]) -> None:
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        for one in gateways:
+            dst, gateway = str(one.destination), str(one.gateway)
+            try:
+                await self._route.route(command, dst=dst, gateway=gateway, oif=one.link_index, proto=_RTPROT_BOOT)
+            except NetlinkError as error:
+                raise HostError(f"cannot {command} the route to {dst} via {gateway}: {error}") from error
 
     async def transmit_drops(self, name: str) -> int:
         """Packets that the device's queue had no room for; 0 when there is no such device."""

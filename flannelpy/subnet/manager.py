@@ -109,14 +109,19 @@ class SubnetManager:
         await self._own.keep()
 
     async def watch(self, apply: Callable[[Sequence[LeaseEvent]], None]) -> None:
-        """Tell ``apply`` what changes among the other hosts' leases, for ever.  Raises LeaseLost."""
+        """Tell ``apply`` of the other hosts' leases, at first of all, then of changes, for ever.  Raises LeaseLost."""
         table = LeaseTable(self.own.subnet, self._own.holder.public_ip, self._grace)
         complaint = Complaint("Watch subnets")
+        is_first = True
         while True:
             self._progress_at = self._clock.now()
             try:
                 snapshot = await self._registry.snapshot()
-                await self._take_in(table.replace(snapshot, self._clock.now()), apply)
+                update = table.replace(snapshot, self._clock.now())
+                if is_first and not update.events:
+                    apply([])
+                is_first = False
+                await self._take_in(update, apply)
                 await self._follow(table, snapshot, apply, complaint)
             except RegistryError as error:
                 if action(self.own, classify_failure(error)) is Action.LIST_AGAIN:

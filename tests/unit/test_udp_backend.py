@@ -37,7 +37,7 @@ def test_udp_is_the_default_and_its_name_may_have_any_case(text: str) -> None:
 def test_an_unknown_backend_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError) as caught:
         backends.create(config(Type="vxlan"), EXTERNAL, cli.parse([]))
-    assert str(caught.value) == "unknown backend type: 'vxlan'; Backend.Type may be udp"
+    assert str(caught.value) == "unknown backend type: 'vxlan'; Backend.Type may be alloc, host-gw, udp"
 
 
 @pytest.mark.parametrize("port", [1, 8285, 65535, None])

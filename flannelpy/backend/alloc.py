@@ -1,0 +1,48 @@
+"""The alloc backend: leases a subnet and writes the subnet file; packets are somebody else's business.
+
+Counterpart: backend/alloc/alloc.go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from ipaddress import IPv4Address
+
+from flannelpy.linux.interface import ExternalInterface
+from flannelpy.linux.netlink import Netlink
+from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_table import LeaseEvent
+
+
+class AllocBackend:
+    """Nothing between hosts."""
+
+    def __init__(self, external: ExternalInterface) -> None:
+        self._external = external
+
+    def lease_attrs(self, public_ip: IPv4Address) -> LeaseAttrs:
+        """Only the public IP."""
+        return LeaseAttrs(public_ip)
+
+    async def start(self, lease: Lease) -> int:
+        """Nothing is set up; containers may use the MTU of the external interface."""
+        return self._external.mtu
+
+    def apply(self, events: Sequence[LeaseEvent]) -> None:
+        """Other hosts are of no concern."""
+
+    def describe(self) -> str:
+        """What carries the packets."""
+        return "alloc: packets are not carried"
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await asyncio.Event().wait()
+
+    async def repair(self, netlink: Netlink) -> list[str]:
+        """There is nothing that could be wrong."""
+        return []
+
+    def close(self) -> None:
+        """Nothing to remove."""

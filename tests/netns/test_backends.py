@@ -1,0 +1,192 @@
+"""The backends beside udp, next to what the original did: leases, subnet files, routes, logs, pings."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from lab import Daemon, Host, Lab, wait_for
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TYPES = ("alloc", "host-gw")
+
+pytestmark = pytest.mark.usefixtures("root")
+
+
+@pytest.fixture(scope="module", params=TYPES)
+def backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@contextmanager
+def running(backend: str) -> Iterator[Lab]:
+    """Three hosts with a container each."""
+    with Lab(hosts=3) as lab:
+        lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": backend}}))
+        daemons = [host.start_daemon("-iface=eth1") for host in lab.hosts]
+        for daemon in daemons:
+            daemon.wait_ready()
+            daemon.host.add_container()
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def lab(backend: str) -> Iterator[Lab]:
+    with running(backend) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def host_gw() -> Iterator[Lab]:
+    with running("host-gw") as lab:
+        wait_for(lambda: all(len(gateways(host)) == 2 for host in lab.hosts), 10, "all routes")
+        yield lab
+
+
+def recorded(backend: str, name: str) -> str:
+    return (GOLDEN / f"flanneld-v0.5.5-{backend}" / name).read_text()
+
+
+def gateways(host: Host) -> set[str]:
+    """The host's routes into the network."""
+    return {line.strip() for line in host.run("ip", "route").stdout.splitlines() if re.match(r"11\.0\S* via", line)}
+
+
+def expected_gateways(lab: Lab, host: Host) -> set[str]:
+    return {f"{other.subnet()} via {other.public_ip} dev eth1" for other in lab.hosts if other is not host}
+
+
+def ping(source: Host, target: Host, *options: str) -> subprocess.CompletedProcess[str]:
+    argv = ("ping", "-n", "-c", "2", "-i", "0.2", "-W", "1", *options, str(target.containers[0].address))
+    return source.containers[0].run(*argv, check=False)
+
+
+def anonymous(text: str) -> str:
+    """Without which host and subnet it was."""
+    text = re.sub(r',"HostID":"host\d"', "", text)
+    return re.sub(r"172\.17\.8\.10\d", "HOST", re.sub(r"11\.0\.\d+\.(\d)", r"11.0.X.\1", text))
+
+
+def test_the_lease_is_the_originals(lab: Lab, backend: str) -> None:
+    nodes = json.loads(recorded(backend, "etcd.json"))["node"]["nodes"]
+    values = {anonymous(lease["value"]) for node in nodes if node.get("dir") for lease in node["nodes"]}
+    assert {anonymous(lease["value"]) for lease in lab.leases()} == values
+
+
+def test_the_subnet_file_is_the_originals(lab: Lab, backend: str) -> None:
+    for host in lab.hosts:
+        text = (host.run_dir / "flannel/subnet.env").read_text()
+        assert anonymous(text) == anonymous(recorded(backend, "subnet.env"))
+
+
+def test_pings_pass_as_with_the_original(lab: Lab, backend: str) -> None:
+    """Through two hosts that forward; or not at all."""
+    one, other, _ = lab.hosts
+    outcome = ping(one, other).stdout
+    original = recorded(backend, "ping.txt")
+    for fact in ("ttl=62", "0% packet loss", "100% packet loss"):
+        assert (f" {fact}" in outcome) == (f" {fact}" in original), outcome
+
+
+def test_there_is_no_device(lab: Lab) -> None:
+    assert all("flannel" not in host.run("ip", "link").stdout for host in lab.hosts)
+
+
+# host-gw alone
+
+
+def test_host_gw_the_routes_are_the_originals(host_gw: Lab) -> None:
+    net = recorded("host-gw", "host1-net.txt")
+    [route] = {anonymous(line.strip()) for line in net.splitlines() if re.match(r"11\.0\S* via", line)}
+    for host in host_gw.hosts:
+        assert gateways(host) == expected_gateways(host_gw, host)
+        assert {anonymous(line) for line in gateways(host)} == {route}
+
+
+def test_host_gw_the_log_says_what_the_originals_does(host_gw: Lab) -> None:
+    heads = r"^I\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] "
+    original = [re.sub(heads, "", line) for line in recorded("host-gw", "host1.log").splitlines()]
+    ours = re.sub(heads, "", host_gw.hosts[0].log(), flags=re.MULTILINE).splitlines()
+    assert list(map(anonymous, ours[: len(original)])) == list(map(anonymous, original))
+
+
+def test_host_gw_a_route_that_somebody_takes_or_bends_is_put_right(host_gw: Lab) -> None:
+    host, other, third = host_gw.hosts
+    for command in ("delete", "replace"):
+        via = f"via {third.public_ip} dev eth1" if command == "replace" else ""
+        host.configure(f"route {command} {other.subnet()} {via}")
+        wait_for(lambda: gateways(host) == expected_gateways(host_gw, host), 2, "the routes")
+        assert ping(host, other).returncode == 0
+    assert host.daemons[-1].log().count(f"route to {other.subnet()} was lost: put right") == 2
+
+
+def test_host_gw_a_restart_loses_no_ping(host_gw: Lab) -> None:
+    host, other, _ = host_gw.hosts
+    pings = host.containers[0].popen("ping", "-n", "-q", "-i", "0.01", "-c", "200", str(other.containers[0].address))
+    for one in (host, other):
+        assert one.daemons[-1].stop() == 0
+        restarted(one)
+    assert " 200 received, 0% packet loss" in pings.communicate(timeout=20)[0]
+
+
+def test_host_gw_routes_of_hosts_that_left_meanwhile_go_at_start(host_gw: Lab) -> None:
+    host, *_ = host_gw.hosts
+    host.daemons[-1].stop()
+    host.configure("route add 11.0.222.0/24 via 172.17.8.103 dev eth1", "route add 10.9.0.0/16 via 172.17.8.103")
+    restarted(host)
+    wait_for(lambda: gateways(host) == expected_gateways(host_gw, host), 5, "the stale route to go")
+    assert "10.9.0.0/16 via 172.17.8.103" in host.run("ip", "route").stdout
+
+
+def test_host_gw_hosts_that_cannot_be_reached_are_said(host_gw: Lab) -> None:
+    host, *_ = host_gw.hosts
+    daemon = host.daemons[-1]
+    values = {
+        "11.0.230.0-24": '{"PublicIP":"172.17.8.130","BackendType":"vxlan","BackendData":{}}',
+        "11.0.231.0-24": '{"PublicIP":"172.17.8.131"}',
+        "11.0.232.0-24": '{"PublicIP":"10.0.0.1","BackendType":"host-gw"}',
+    }
+    for name, value in values.items():
+        host_gw.etcd_request("PUT", f"/coreos.com/network/subnets/{name}", value=value)
+    daemon.wait_for_log(r"W.*Ignoring subnet 11\.0\.230\.0/24: its backend is vxlan, ours host-gw$")
+    daemon.wait_for_log(r"W.*Ignoring subnet 11\.0\.231\.0/24: its backend is udp, ours host-gw$")
+    daemon.wait_for_log(
+        r"E.*Ignoring subnet 11\.0\.232\.0/24: 10\.0\.0\.1 is not on the link of eth1 \(172\.17\.8\.0/24\), "
+        r"which host-gw needs$"
+    )
+    assert gateways(host) == expected_gateways(host_gw, host)
+    for name in values:
+        host_gw.etcd_request("DELETE", f"/coreos.com/network/subnets/{name}")
+
+
+def test_host_gw_a_public_ip_that_is_not_the_interfaces_is_refused(host_gw: Lab) -> None:
+    host, *_ = host_gw.hosts
+    host.daemons[-1].stop()
+    daemon = host.start_daemon("-iface=eth1", "-public-ip=192.0.2.1")
+    assert daemon.process.wait(10) == 1
+    assert "hosts behind NAT are not supported by the host-gw backend" in daemon.log().splitlines()[-1]
+    restarted(host)
+
+
+def test_host_gw_routes_go_with_cleanup(host_gw: Lab) -> None:
+    """Last, since it takes them away."""
+    host, *others = host_gw.hosts
+    host.daemons[-1].stop()
+    assert gateways(host) == expected_gateways(host_gw, host)
+    done = host.run(sys.executable, "-P", "-m", "flannelpy", "-cleanup")
+    assert gateways(host) == set()
+    for other in others:
+        assert f"Removed route to {other.subnet()} via {other.public_ip}" in done.stderr
+
+
+def restarted(host: Host) -> Daemon:
+    daemon = host.start_daemon("-iface=eth1")
+    daemon.wait_ready()
+    return daemon
