@@ -40,6 +40,7 @@ class HostGwBackend:
         self._on_link: list[IPv4Network] = []
         self._wanted: dict[IPv4Network, IPv4Address] = {}
         self._is_known = False  # that these are all
+        self._present: dict[IPv4Network, Gateway] | None = None
         self._changed = asyncio.Event()
         self._reconciling = asyncio.Lock()
 
@@ -98,7 +99,7 @@ class HostGwBackend:
                 await self._changed.wait()
                 self._changed.clear()
                 try:
-                    await self._reconcile(netlink)
+                    await self._reconcile(netlink, look=False)
                 except HostError as error:
                     log.error("%s", error)
                     await asyncio.sleep(_RETRY_SECONDS)
@@ -108,26 +109,34 @@ class HostGwBackend:
         """Routes that somebody removed or changed come back."""
         if self._changed.is_set() or not self._is_known:
             return []
-        return [f"route to {subnet} was lost: put right" for subnet in await self._reconcile(netlink)]
+        return [f"route to {subnet} was lost: put right" for subnet in await self._reconcile(netlink, look=True)]
 
     def close(self) -> None:
         """Routes stay, for traffic to go on while we restart."""
 
-    async def _reconcile(self, netlink: Netlink) -> list[IPv4Network]:
-        """Make the kernel's routes into the network those of the leases; which of them were not.  Raises HostError."""
-        async with self._reconciling:
-            return await self._reconcile_now(netlink)
+    async def _reconcile(self, netlink: Netlink, *, look: bool) -> list[IPv4Network]:
+        """Make the kernel's routes into the network those of the leases; which of them were not.  Raises HostError.
 
-    async def _reconcile_now(self, netlink: Netlink) -> list[IPv4Network]:
+        ``look`` at those that are there, instead of relying on what we know of them.
+        """
+        async with self._reconciling:
+            present = None if look else self._present
+            self._present = None  # until it is done, nobody knows
+            if present is None:
+                present = {one.destination: one for one in await gateways_into(self._network, netlink)}
+            wanted = await self._gateways(netlink)
+            await netlink.remove_gateways([gateway for subnet, gateway in present.items() if subnet not in wanted])
+            changed = [gateway for subnet, gateway in wanted.items() if present.get(subnet) != gateway]
+            await netlink.set_gateways(changed)
+            self._present = wanted
+            return [gateway.destination for gateway in changed]
+
+    async def _gateways(self, netlink: Netlink) -> dict[IPv4Network, Gateway]:
+        """The routes that the leases ask for."""
         link = await netlink.link(self._external.name)
         if link is None:
             raise HostError(f"{self._external.name} is gone: no routes to other hosts")
-        found = {gateway.destination: gateway for gateway in await gateways_into(self._network, netlink)}
-        wanted = {subnet: Gateway(subnet, public_ip, link.index) for subnet, public_ip in self._wanted.items()}
-        await netlink.remove_gateways([gateway for subnet, gateway in found.items() if subnet not in wanted])
-        changed = [gateway for subnet, gateway in wanted.items() if found.get(subnet) != gateway]
-        await netlink.set_gateways(changed)
-        return [gateway.destination for gateway in changed]
+        return {subnet: Gateway(subnet, public_ip, link.index) for subnet, public_ip in self._wanted.items()}
 
 
 async def gateways_into(network: IPv4Network, netlink: Netlink) -> list[Gateway]:
