@@ -58,7 +58,8 @@ Examples:
 
 # Flags of v0.5.5 that flannelpy does without, and what to do instead.
 LEFT_OUT = {
-    "networks": "run one flannelpy per network, each with its own -etcd-prefix, -subnet-file and backend port",
+    "networks": "run one flannelpy per network, each with its own -etcd-prefix, -subnet-file and backend port, "
+    "and at most one with -ip-masq",
     "subnet-dir": "it belongs to -networks; name the file of the one network with -subnet-file",
     "listen": "there is no server mode; give every host -etcd-endpoints",
     "remote": "there is no client mode; give every host -etcd-endpoints",

@@ -46,5 +46,6 @@ def registry(options: Options) -> Registry:
 
 
 def ready_path(options: Options) -> Path:
-    """The file that is there while we are ready."""
-    return options.subnet_file.with_name("ready")
+    """The file that is there while we are ready; daemons with subnet files of their own each have one."""
+    file = options.subnet_file
+    return file.with_name("ready" if file.name == "subnet.env" else f"{file.name}.ready")

@@ -74,10 +74,10 @@ class Watch:
         name, address, _ = self._external
         link = await netlink.link(name)
         addresses = await netlink.addresses()
-        own = [one.address for one in addresses if link and one.link_index == link.index]
+        own = [one.address for one in addresses if link and one.link_index == link.index and not _is_stopgap(one)]
         if link:
             self._say_mtu(link.mtu)
-        if address in own:
+        if any(one.address == address and link and one.link_index == link.index for one in addresses):
             self._found()
         else:
             self._missing(own)
@@ -97,14 +97,23 @@ class Watch:
             raise HostChanged(f"{name} has {own[0]} now instead of {address}: flannelpy has to start anew")
 
     def _say_mtu(self, mtu: int) -> None:
-        if mtu != self._mtu:
-            self._mtu = mtu
+        if mtu == self._mtu:
+            return
+        self._mtu = mtu
+        if mtu == self._external.mtu:
+            log.info("MTU of %s is %d again", self._external.name, mtu)
+        else:
             log.warning(
                 "MTU of %s is %d now, it was %d at the start; restart flannelpy, then Docker, to follow it",
                 self._external.name,
                 mtu,
                 self._external.mtu,
             )
+
+
+def _is_stopgap(one: Address) -> bool:
+    """Whether it is an address that an interface gives itself while it has none of its own."""
+    return one.address.is_link_local or one.address.is_loopback
 
 
 def _default_index(routes: Sequence[Route], links: Mapping[int, Link]) -> int:

@@ -5,8 +5,10 @@ pyroute2 takes a tenth of a second to import, so it is imported when the first s
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Sequence
+import errno
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from socket import AF_INET
 from types import TracebackType
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
     from pyroute2 import AsyncIPRoute
 
 _TABLE_MAIN = 254
+_LISTINGS = 5
 # Source: linux/if.h, rtnetlink(7).
 _IFF_UP = 0x1
-_IFF_LOWER_UP = 0x10000
 _RTPROT_KERNEL = 2
 _RTPROT_BOOT = 3
 _RT_SCOPE_LINK = 253
@@ -84,16 +86,18 @@ class Netlink:
 
     async def links(self) -> list[Link]:
         """All interfaces.  Raises HostError."""
-        return [_link(m) for m in await _all(self._route.get_links())]
+        return [_link(m) for m in await _all(self._route.get_links)]
 
     async def link(self, name: str) -> Link | None:
-        """The interface of that name, if there is one."""
+        """The interface of that name, if there is one.  Raises HostError."""
         from pyroute2.netlink.exceptions import NetlinkError
 
         try:
             links = [_link(m) async for m in await self._route.get_links(ifname=name)]
-        except NetlinkError:
-            return None
+        except NetlinkError as error:
+            if error.code == errno.ENODEV:
+                return None
+            raise HostError(f"cannot look at {name}: {error}") from error
         return links[0] if links else None
 
     async def remove_link(self, link: Link) -> None:
@@ -107,12 +111,12 @@ class Netlink:
 
     async def addresses(self) -> list[Address]:
         """All IPv4 addresses, each interface's in the kernel's order.  Raises HostError."""
-        messages = await _all(self._route.get_addr(family=AF_INET))
+        messages = await _all(partial(self._route.get_addr, family=AF_INET))
         return [Address(m["index"], IPv4Address(m.get("local") or m.get("address")), m["prefixlen"]) for m in messages]
 
     async def routes(self) -> list[Route]:
         """The main table's routes, one for each way out of a multipath route.  Raises HostError."""
-        messages = await _all(self._route.get_routes(family=AF_INET, table=_TABLE_MAIN))
+        messages = await _all(partial(self._route.get_routes, family=AF_INET, table=_TABLE_MAIN))
         return [
             Route(IPv4Network((m.get("dst") or 0, m["dst_len"])), index, m.get("priority") or 0)
             for m in messages
@@ -120,12 +124,15 @@ class Netlink:
         ]
 
     async def gateways(self) -> list[Gateway]:
-        """The main table's routes by way of other machines.  Raises HostError."""
-        messages = await _all(self._route.get_routes(family=AF_INET, table=_TABLE_MAIN))
+        """The main table's routes by way of other machines that are like those of ``set_gateways``: no other programs'.
+
+        Raises HostError.
+        """
+        messages = await _all(partial(self._route.get_routes, family=AF_INET, table=_TABLE_MAIN))
         return [
             Gateway(IPv4Network((m.get("dst") or 0, m["dst_len"])), IPv4Address(m.get("gateway")), m.get("oif"))
             for m in messages
-            if m.get("gateway") and m.get("oif")
+            if m.get("gateway") and m.get("oif") and m["proto"] == _RTPROT_BOOT and not m.get("priority")
         ]
 
     async def set_gateways(self, gateways: Sequence[Gateway]) -> None:
@@ -197,14 +204,17 @@ class Netlink:
             ) from error
 
 
-async def _all(listing: Awaitable[AsyncIterable[Any]]) -> list[Any]:
-    """All messages of an answer.  Raises HostError."""
-    from pyroute2.netlink.exceptions import NetlinkError
+async def _all(listing: Callable[[], Awaitable[AsyncIterable[Any]]]) -> list[Any]:
+    """All messages of an answer, asked for again when things changed under it.  Raises HostError."""
+    from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
-    try:
-        return [message async for message in await listing]
-    except NetlinkError as error:
-        raise HostError(f"cannot list this machine's links, addresses or routes: {error}") from error
+    for patience in reversed(range(_LISTINGS)):
+        try:
+            return [message async for message in await listing()]
+        except NetlinkError as error:
+            if not (patience and isinstance(error, NetlinkDumpInterrupted)):
+                raise HostError(f"cannot list this machine's links, addresses or routes: {error}") from error
+    raise AssertionError("the last try returns or raises")
 
 
 def _link(message: Any) -> Link:
@@ -217,7 +227,7 @@ def _link(message: Any) -> Link:
         message.get("mtu"),
         kind or "",
         bool(flags & _IFF_UP),
-        bool(flags & _IFF_LOWER_UP),
+        bool(message.get("carrier")),
     )
 
 

@@ -83,7 +83,8 @@ class SubnetManager:
                 verdict = await self._judge_config(accept)
             except RegistryError:
                 continue  # the watch complains
-            if verdict != said and action(self.own, Happening.CONFIG_CHANGED) is Action.SAY_SO:
+            if verdict != said:
+                assert action(self.own, Happening.CONFIG_CHANGED) is Action.SAY_SO
                 said = verdict
                 log.log(*verdict)
 

@@ -15,7 +15,7 @@ from functools import partial
 from ipaddress import IPv4Network
 
 from flannelpy.errors import CompareFailed, KeyExists, KeyNotFound, LeaseLost, OutOfSubnets, RegistryError
-from flannelpy.registry.base import Entry, Registry, Snapshot
+from flannelpy.registry.base import Registry, Snapshot
 from flannelpy.subnet.allocator import pick_subnet
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key, well_formed
@@ -52,6 +52,7 @@ class OwnLease:
         self._attrs = LeaseAttrs(holder.public_ip)
         self._lead = self._renew_at = self._ends_at = 0.0
         self._failures = 0
+        self._said = ""  # why the last renewals failed
         self.tried_at = 0.0
 
     @property
@@ -82,23 +83,23 @@ class OwnLease:
         while True:
             snapshot = await self._registry.snapshot()
             try:
-                entry = await self._reuse(config, well_formed(snapshot.entries))
-                if entry is None:
-                    entry = await self._create(config, _taken(snapshot), previous)
-                log.info("Subnet lease acquired: %s", parse_key(entry.name))
-                return self._hold(entry)
+                lease = await self._reuse(config, well_formed(snapshot.entries))
+                if lease is None:
+                    lease = await self._create(config, _taken(snapshot), previous)
+                log.info("Subnet lease acquired: %s", lease.subnet)
+                return self._hold(lease)
             except (KeyExists, CompareFailed, KeyNotFound):
                 # Normal while many hosts start: look again, and spread out the more often it happens.
                 races_lost += 1
                 await self._clock.sleep(self._rng.uniform(0, min(0.01 * 2 ** min(races_lost, 7), _MAX_RACE_PAUSE)))
 
-    async def _reuse(self, config: NetworkConfig, leases: Sequence[Lease]) -> Entry | None:
+    async def _reuse(self, config: NetworkConfig, leases: Sequence[Lease]) -> Lease | None:
         """Renew the lease that has our public IP, if there is one; one that does not fit is given up."""
         public_ip = self.holder.public_ip
-        kept: Entry | None = None
+        kept: Lease | None = None
         for found in sorted((lease for lease in leases if lease.attrs.public_ip == public_ip), key=self._is_anothers):
             anothers = self._is_anothers(found)
-            lease = Lease.from_entry(await self._claim(found)) if anothers else found
+            lease = await self._claim(found) if anothers else found
             if not config.fits(lease.subnet):
                 await self._give_up_misfit(lease)
             elif kept is None:
@@ -124,7 +125,7 @@ class OwnLease:
             log.info(f"{message}, deleting", lease.subnet, self.holder.public_ip)
             await self._registry.compare_and_delete(format_key(lease.subnet), lease.version)
 
-    async def _claim(self, lease: Lease) -> Entry:
+    async def _claim(self, lease: Lease) -> Lease:
         """Take the lease over from another identity, unless its host answers.  Raises LeaseLost then."""
         log.warning(
             "Lease (%s) may be another host's (%s); waiting %d s whether it lives",
@@ -146,10 +147,10 @@ class OwnLease:
             case Added(lease) if lease.attrs.host_id not in ("", self.holder.host_id):
                 raise LeaseLost(self._not_unique(lease))
 
-    async def _create(self, config: NetworkConfig, taken: Sequence[IPv4Network], previous: IPv4Network | None) -> Entry:
-        log.info("Picking subnet in range %s ... %s", config.subnet_min, config.subnet_max)
+    async def _create(self, config: NetworkConfig, taken: Sequence[IPv4Network], previous: IPv4Network | None) -> Lease:
         subnet = pick_subnet(config, taken, previous, self._rng)
-        return await self._registry.create(format_key(subnet), self._attrs.encode(), self._terms.lease_ttl)
+        log.info("Picking subnet in range %s ... %s", config.subnet_min, config.subnet_max)
+        return await self._write_new(subnet)
 
     # Renewing
 
@@ -169,19 +170,21 @@ class OwnLease:
         except RegistryError as error:
             self._failures += 1
             delay = self._put_off()
-            said = "1 min" if delay > 50 else f"{delay:.1f} s"
-            log.error("Error renewing lease (trying again in %s): %s", said, error)
+            if str(error) != self._said:
+                self._said = str(error)
+                when = "1 min" if delay > 50 else f"{delay:.1f} s"
+                log.error("Error renewing lease (trying again in %s): %s", when, error)
 
     async def _renew_or_look(self) -> None:
         own = self.lease
         try:
-            entry = await self._write(own, own.version)
+            renewed = await self._write(own, own.version)
         except (CompareFailed, KeyNotFound):
-            if action(own, Happening.RENEWAL_REFUSED) is Action.LOOK:
-                self._put_off()
-                await self.react(await self._find(own.subnet))
+            assert action(own, Happening.RENEWAL_REFUSED) is Action.LOOK
+            self._put_off()
+            await self.react(await self._find(own.subnet))
         else:
-            self._hold(entry)
+            self._hold(renewed)
             expiration = self._clock.wall() + timedelta(seconds=self._terms.lease_ttl)
             log.info("Lease renewed, new expiration: %s", expiration.strftime("%Y-%m-%d %H:%M:%S.%f +0000 UTC"))
 
@@ -224,16 +227,15 @@ class OwnLease:
     def _adopt(self, lease: Lease) -> None:
         """What the store says, also when it went back in time; our own last write comes by here as well."""
         if lease.version != self.lease.version:
-            self._hold(Entry(format_key(lease.subnet), lease.attrs.encode(), lease.lease_ttl, lease.version))
+            self._hold(lease)
 
     async def _repair(self, version: int) -> None:
         with suppress(CompareFailed, KeyNotFound):  # changed once more: the watch tells how
             self._hold(await self._write(self.lease, version))
 
     async def _take_back(self) -> None:
-        key = format_key(self.lease.subnet)
         with suppress(KeyExists):  # taken, or taken back by an earlier try: the watch tells which
-            self._hold(await self._registry.create(key, self._attrs.encode(), self._terms.lease_ttl))
+            self._hold(await self._write_new(self.lease.subnet))
 
     async def _give_back(self) -> None:
         """Leave nothing that our twin's next start would have to ask about."""
@@ -267,26 +269,31 @@ class OwnLease:
 
     # To and from the store
 
-    async def _write(self, lease: Lease, version: int, *, claim: bool = False) -> Entry:
+    async def _write_new(self, subnet: IPv4Network) -> Lease:
+        """A lease where there is none.  Raises KeyExists."""
+        value = self._attrs.encode()
+        return Lease.from_entry(await self._registry.create(format_key(subnet), value, self._terms.lease_ttl))
+
+    async def _write(self, lease: Lease, version: int, *, claim: bool = False) -> Lease:
         """Our value in place of what stood there at ``version``.  A reservation stays one."""
         lease_ttl = None if lease.lease_ttl is None else self._terms.lease_ttl
         value = replace(self._attrs, claim=claim).encode()
-        return await self._registry.compare_and_swap(format_key(lease.subnet), value, lease_ttl, version)
+        key = format_key(lease.subnet)
+        return Lease.from_entry(await self._registry.compare_and_swap(key, value, lease_ttl, version))
 
     async def _find(self, subnet: IPv4Network) -> OwnEvent:
         """What is there now, as the event that a watch would tell."""
         return LeaseTable(subnet).replace(await self._registry.snapshot()).own[-1]
 
-    def _hold(self, entry: Entry) -> Lease:
-        """Take the entry as the state of the own lease."""
-        self._lease = Lease.from_entry(entry)
-        self._failures = 0
-        if entry.lease_ttl is not None:
-            now = self._clock.now()
-            self._lead = renewal_lead(entry.lease_ttl, self._terms, self._rng.random())
-            self._ends_at = now + entry.lease_ttl
+    def _hold(self, lease: Lease) -> Lease:
+        """Take it as the state of the own lease."""
+        self._lease = lease
+        self._failures, self._said = 0, ""
+        if lease.lease_ttl is not None:
+            self._lead = renewal_lead(lease.lease_ttl, self._terms, self._rng.random())
+            self._ends_at = self._clock.now() + lease.lease_ttl
             self._renew_at = self._ends_at - self._lead
-        return self._lease
+        return lease
 
 
 def _taken(snapshot: Snapshot) -> list[IPv4Network]:

@@ -47,6 +47,9 @@ from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, OwnEve
 CLAIM_SECONDS = 3.0
 
 _MAX_RETRY_SECONDS = 60.0
+_MIN_RETRY_SECONDS = 0.5
+# Whatever the margin, a lease that was just renewed is not due again.
+_MAX_LEAD = 0.9
 # Hosts that started together spread their renewals over this part of the margin, before it.
 _JITTER = 0.1
 
@@ -160,9 +163,10 @@ def classify_failure(error: RegistryError) -> Happening:
 def renewal_lead(lease_ttl: int, terms: Terms, jitter: float) -> float:
     """Seconds before its end that a lease which has ``lease_ttl`` left is renewed; ``jitter`` is from 0 to 1."""
     lead = terms.renew_margin if terms.renew_margin < lease_ttl else lease_ttl / 2
-    return min(lead * (1 + _JITTER * jitter), lease_ttl)
+    return min(lead * (1 + _JITTER * jitter), _MAX_LEAD * lease_ttl)
 
 
 def retry_delay(lead: float, failures: int, jitter: float) -> float:
     """Seconds until a renewal that failed ``failures`` times is tried again: several times in what ``lead`` leaves."""
-    return min(lead / 16 * 2.0 ** min(failures, 2), _MAX_RETRY_SECONDS) * (1 - _JITTER * jitter)
+    delay = lead / 16 * 2.0 ** min(failures, 2)
+    return max(min(delay, _MAX_RETRY_SECONDS) * (1 - _JITTER * jitter), _MIN_RETRY_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -71,6 +72,16 @@ def test_while_it_runs_nothing_is_removed(host: Host) -> None:
     assert clean_up(host, "-release") == (1, ["flannel0 is in use: stop flannelpy, then clean up"])
     assert host.run("ip", "-o", "address").stdout == before
     assert (host.run_dir / "flannel/subnet.env").exists()
+    daemon.stop()
+
+
+def test_a_device_that_is_down_may_be_in_use_too(host: Host) -> None:
+    daemon = host.start_daemon("-iface=eth1")
+    daemon.wait_ready()
+    daemon.process.send_signal(signal.SIGSTOP)  # or it would be up again at once
+    host.configure("link set flannel0 down")
+    assert clean_up(host) == (1, ["flannel0 is in use: stop flannelpy, then clean up"])
+    daemon.process.send_signal(signal.SIGCONT)
     daemon.stop()
 
 

@@ -92,6 +92,26 @@ def test_it_is_repaired(lab: Lab, host: Host, daemon: Daemon, commands: list[str
     assert daemon.log().count("put right") == repairs + len(said)
 
 
+def test_a_repair_that_fails_at_first_is_tried_until_it_works(lab: Lab, host: Host, daemon: Daemon) -> None:
+    """Between the old device and the new one nothing is carried: that must not be taken for all being well."""
+    ready = host.run_dir / "flannel/ready"
+    host.configure(
+        "link add rival type veth peer name lavir",
+        "link set rival up",
+        "link set lavir up",
+        "route add 11.0.0.0/16 dev rival metric 50",
+        "link delete flannel0",
+    )
+    daemon.wait_for_log(r"E.*\] the route to 11\.0\.0\.0/16 leads to rival instead of flannel0 alone; remove it$")
+    wait_for(lambda: not ready.exists(), 2, "the ready file to go")
+    host.configure("link delete rival")
+    wait_for(ready.exists, 5, "the ready file to come back")
+    assert as_it_should_be(host)
+    ours, theirs = (host.containers[0] for host in lab.hosts)
+    assert ping(ours, theirs).returncode == 0
+    assert ping(theirs, ours).returncode == 0
+
+
 def test_an_idle_hour_after_repairs_costs_nothing(host: Host, daemon: Daemon) -> None:
     host.configure("link delete flannel0")
     wait_for(lambda: as_it_should_be(host), REPAIR_SECONDS, "the device to be as it should be")

@@ -145,6 +145,24 @@ def test_host_gw_routes_of_hosts_that_left_meanwhile_go_at_start(host_gw: Lab) -
     assert "10.9.0.0/16 via 172.17.8.103" in host.run("ip", "route").stdout
 
 
+def test_host_gw_leaves_other_programs_routes_alone(host_gw: Lab) -> None:
+    host, other, _ = host_gw.hosts
+    foreign = f"11.0.223.0/24 via {other.public_ip} dev eth1 proto bird"
+    twin = f"{other.subnet()} via {other.public_ip} dev eth1 metric 100"
+    host.configure(f"route add {foreign}", f"route add {twin}", f"route delete {other.subnet()} metric 0")
+    wait_for(lambda: expected_gateways(host_gw, host) <= gateways(host), 5, "our routes")
+    said = host.log().count("put right")
+    host.configure("link set eth1 txqueuelen 999")  # a change, to be looked at
+    host_gw.etcd_request(
+        "PUT", f"{ETCD_PREFIX}/subnets/11.0.224.0-24", value='{"PublicIP":"172.17.8.124","BackendType":"host-gw"}'
+    )
+    wait_for(lambda: any("11.0.224.0/24" in route for route in gateways(host)), 5, "a new route")
+    assert {foreign, twin} <= gateways(host)
+    assert host.log().count("put right") == said
+    host_gw.etcd_request("DELETE", f"{ETCD_PREFIX}/subnets/11.0.224.0-24")
+    host.configure(f"route delete {foreign}", f"route delete {twin}")
+
+
 def test_host_gw_hosts_that_cannot_be_reached_are_said(host_gw: Lab) -> None:
     host, *_ = host_gw.hosts
     daemon = host.daemons[-1]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flannelpy import __version__, cli, packet
+from flannelpy import __version__, cli, packet, parts
 from flannelpy.errors import HostError, LeaseLost, UsageError
 from flannelpy.options import SourceCheck
 
@@ -109,6 +109,18 @@ def test_variable(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_empty_variable_is_unset(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cli.variable(flag), "")
     assert differing(cli.parse([])) == {}
+
+
+@pytest.mark.parametrize(
+    ("subnet_file", "ready"),
+    [
+        ("/run/flannel/subnet.env", "/run/flannel/ready"),
+        ("/run/flannel/networks/blue.env", "/run/flannel/networks/blue.env.ready"),
+        ("/run/ready", "/run/ready.ready"),
+    ],
+)
+def test_each_subnet_file_has_a_ready_file_of_its_own(subnet_file: str, ready: str) -> None:
+    assert parts.ready_path(cli.parse([f"-subnet-file={subnet_file}"])) == Path(ready)
 
 
 def test_flag_wins_over_variable(monkeypatch: pytest.MonkeyPatch) -> None:

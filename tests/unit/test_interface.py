@@ -224,12 +224,21 @@ def test_an_address_that_gives_way_to_another_for_good_ends_it() -> None:
     assert caught.value.exit_code == 1
 
 
+def test_an_address_that_the_interface_gives_itself_meanwhile_is_none() -> None:
+    """While DHCP is away, some give it one of 169.254.0.0/16."""
+    watched = Watched()
+    watched.netlink.own = ("169.254.3.4",)
+    for _ in range(3):
+        assert watched.look(3600) == "address 172.17.8.101 is gone from eth1"
+
+
 def test_another_mtu_is_said_each_time_it_changes(caplog: pytest.LogCaptureFixture) -> None:
     watched = Watched()
-    for mtu in (1500, 1400, 1400, 9000):
+    caplog.set_level(logging.INFO, logger="flannelpy")
+    for mtu in (1500, 1400, 1400, 9000, 1500):
         watched.netlink.mtu = mtu
         assert watched.look() == ""
     assert caplog.messages == [
         f"MTU of eth1 is {mtu} now, it was 1500 at the start; restart flannelpy, then Docker, to follow it"
         for mtu in (1400, 9000)
-    ]
+    ] + ["MTU of eth1 is 1500 again"]

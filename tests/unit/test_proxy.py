@@ -592,7 +592,9 @@ def test_a_new_device_is_not_read_before_the_socket_takes_more() -> None:
 
 def test_nothing_is_carried_after_close() -> None:
     async def scenario(bench: Bench) -> None:
+        assert not bench.proxy.stalled
         bench.proxy.close()
+        assert bench.proxy.stalled
         bench.give(outgoing(1))
         bench.remote.sendto(incoming(1), bench.address)
         await some_turns()

@@ -107,22 +107,25 @@ def test_a_failure_is_one_of_the_rows() -> None:
     [
         (86400, 3600, 3600),
         (86394, 3600, 3600),
-        (3601, 3600, 3600),
+        (7200, 3600, 3600),
         (3600, 3600, 1800),
         (100, 3600, 50),
         (1, 3600, 0.5),
-        (86400, 86399, 86399),
+        (86400, 86399, 77760),
+        (3601, 3600, 3240.9),
+        (61, 60, 54.9),
         (60, 20, 20),
         (0, 3600, 0),
     ],
 )
 def test_a_lease_is_renewed_a_margin_early_or_half_way(lease_ttl: int, margin: int, expected: float) -> None:
     terms = Terms(86400, margin)
-    assert renewal_lead(lease_ttl, terms, 0) == expected
-    assert renewal_lead(lease_ttl, terms, 1) == pytest.approx(min(1.1 * expected, lease_ttl))
+    assert renewal_lead(lease_ttl, terms, 0) == pytest.approx(expected)
+    assert renewal_lead(lease_ttl, terms, 1) == pytest.approx(min(1.1 * expected, 0.9 * lease_ttl))
 
 
 def test_a_failed_renewal_is_tried_again_in_time_and_less_and_less_often() -> None:
     assert [retry_delay(3600, failures, 0) for failures in (0, 1, 2, 1000)] == [60, 60, 60, 60]
     assert [retry_delay(8, failures, 0) for failures in (0, 1, 2, 3, 1000)] == [0.5, 1, 2, 2, 2]
     assert retry_delay(3600, 1, 1) == pytest.approx(54)
+    assert retry_delay(0, 0, 0) == retry_delay(2.5, 0, 1) == 0.5

@@ -141,6 +141,7 @@ class UdpBackend:
         name = self._device.tun.name
         link, flaws = await self._device.flaws(netlink)
         if link is None or self._proxy.stalled:
+            flaws = flaws or ["could be used no longer"]
             self._proxy.close()
             await self._device.make_anew(netlink)
             self._proxy.resume(self._device.tun)

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class Proxy:
     """Moves packets from its making until ``close``; ``drops`` counts what went no further.
 
-    ``stalled``: the device can be neither read nor written any more, and nothing is done until ``resume``.
+    ``stalled``: nothing is done until ``resume``; so it is when the device can be neither read nor written any more.
     """
 
     def __init__(self, tun: Tun, udp: UdpSocket, engine: Engine) -> None:
@@ -58,7 +58,8 @@ class Proxy:
             self._loop.serve(self._tun.fd, partial(self._guarded, self._from_tun))
 
     def close(self) -> None:
-        """Leave device and socket alone from now on."""
+        """Leave device and socket alone, until ``resume``."""
+        self.stalled = True
         self._loop.desert(self._tun.fd)
         self._loop.desert(self._udp.fileno())
         self._loop.remove_writer(self._udp.fileno())
@@ -72,7 +73,6 @@ class Proxy:
             work(1 if fresh else BATCH_PACKETS)
         except HostError as error:
             log.error("%s", error)
-            self.stalled = True
             self.close()
             return True
         return False
