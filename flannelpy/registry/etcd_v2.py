@@ -115,7 +115,6 @@ class EtcdV2Registry:
         root = posixpath.normpath("/" + prefix.strip("/")).rstrip("/")
         self._config = quote(f"{root}/config")
         self._subnets = f"{root}/subnets/"
-        self._is_quiet = True  # the last watch brought nothing
         self._pending: set[asyncio.Future[Any]] = set()
         self._closed = False
 
@@ -215,15 +214,12 @@ class EtcdV2Registry:
         return Snapshot(tuple(map(self._entry, leaves)), directory.etcd_index + 1)
 
     def _watch(self, endpoint: _Endpoint, cursor: int, deadline: float) -> Changes:
-        # Where many changes follow each other it is enough to look at what comes with them.
-        index = self._index(endpoint) if self._is_quiet else cursor - 1
-        _check_reached(index, cursor)
         event = endpoint.watch(self._key(""), cursor, max(deadline - time.monotonic(), SHORTEST_POLL))
-        self._is_quiet = event is None
-        if event is None:
-            return Changes((), max(cursor, index + 1))  # up to there nothing concerned us
-        _check_reached(event.etcd_index, cursor)  # where the store stood when it accepted the watch
-        return self._changes(event)
+        # X-Etcd-Index is where the store stood when it accepted the watch; a wiped one may have come far since.
+        index = event.etcd_index if event else self._index(endpoint)
+        if index < cursor - 1:
+            raise HistoryGone(f"etcd stands at {index}, before {cursor}: it was wiped or restored")
+        return self._changes(event) if event else Changes((), cursor)
 
     def _index(self, endpoint: _Endpoint) -> int:
         """Where this member of the cluster stands."""
@@ -243,12 +239,6 @@ class EtcdV2Registry:
 
     def _is_entry(self, node: EtcdResult) -> bool:
         return not node.dir and bool(node.key.startswith(self._subnets))
-
-
-def _check_reached(index: int, cursor: int) -> None:
-    """Raises HistoryGone when the store has not come as far as what was seen of it."""
-    if index < cursor - 1:
-        raise HistoryGone(f"etcd stands at {index}, before {cursor}: it was wiped or restored")
 
 
 def _as_latin1(text: str) -> str:

@@ -378,22 +378,6 @@ class TestFrozen:
 
 
 class TestEvents:
-    def test_that_concern_others_do_not_let_the_history_run_out(self, server: EtcdServer) -> None:
-        """An etcd keeps a thousand events, whoever they are for."""
-
-        async def test(registry: EtcdV2Registry) -> None:
-            cursor = (await registry.snapshot()).cursor
-            for _ in range(3):
-                await asyncio.to_thread(server.put_all, {f"/elsewhere/{number}": "" for number in range(600)}, 60)
-                changes = await registry.watch(cursor, 0.5)
-                assert not changes.changes
-                assert changes.cursor > cursor
-                cursor = changes.cursor
-            entry = await registry.create("11.0.7.0-24", "x", 60)
-            assert await registry.watch(cursor, 5) == Changes((Put(entry),), entry.version + 1)
-
-        use(EtcdV2Registry([server.url], "/network"), test)
-
     def test_of_directories_and_strange_names(self, server: EtcdServer) -> None:
         async def test(registry: EtcdV2Registry) -> None:
             cursor = (await registry.snapshot()).cursor
