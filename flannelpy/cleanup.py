@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from ipaddress import IPv4Network
+from contextlib import ExitStack
+from pathlib import Path
 
 from flannelpy import logs, parts
-from flannelpy.backend import host_gw
-from flannelpy.backend.udp import device
-from flannelpy.errors import FlannelError, HostError
+from flannelpy.backend import base as backends
+from flannelpy.errors import FlannelError
 from flannelpy.linux import iptables
 from flannelpy.linux.netlink import Netlink
+from flannelpy.linux.presence import Presence
 from flannelpy.options import Options
 from flannelpy.registry.base import Registry
 from flannelpy.subnet import env_file
@@ -37,47 +38,41 @@ def run(options: Options) -> int:
 
 
 async def _clean_up(options: Options) -> None:
-    await _remove_devices()
-    network = env_file.previous_network(options.subnet_file)
-    if network:
-        await _remove_routes(network)
-    for rule in await iptables.remove_masquerade(network):
-        log.info("Removed iptables rule: %s", rule)
-    for file in (options.subnet_file, parts.ready_path(options)):
-        if env_file.remove(file):
-            log.info("Removed %s", file)
+    names = options.networks or ("",)
+    files = [parts.subnet_file(options, name) for name in names]
+    with ExitStack() as stopped:
+        for file in files:
+            stopped.callback(Presence(file).close)  # or it would put right what we remove
+        for file in files:
+            await _remove_what_is_of(file)
     if options.release:
-        await _release(options)
+        _, public_ip = await parts.addresses(options)
+        holder = parts.holder(options, public_ip)
+        for name in names:
+            logs.network.set(name)
+            await _release(parts.registry(options, name), holder)
 
 
-async def _remove_devices() -> None:
-    """With their addresses and routes.  Raises HostError while flannelpy runs."""
+async def _remove_what_is_of(file: Path) -> None:
+    """Of the network that a subnet file tells, and the file."""
+    network = env_file.previous_network(file)
     async with Netlink() as netlink:
-        for link in await device.leftovers(netlink):
-            if link.in_use:
-                raise HostError(f"{link.name} is in use: stop flannelpy, then clean up")
-        await device.remove_leftovers(netlink)
+        removed = await backends.remove_leftovers(netlink, network)
+        rules = [rule for rule in await netlink.prohibitions() if network in (rule.source, rule.destination)]
+        await netlink.permit(rules)
+    masquerade = [f"iptables rule: {rule}" for rule in await iptables.remove_masquerade(network)]
+    files = [str(path) for path in (file, parts.ready_path(file)) if env_file.remove(path)]
+    for what in (*removed, *rules, *masquerade, *files):
+        log.info("Removed %s", what)
 
 
-async def _remove_routes(network: IPv4Network) -> None:
-    """Those of host-gw, which stay when it stops."""
-    async with Netlink() as netlink:
-        gateways = await host_gw.gateways_into(network, netlink)
-        await netlink.remove_gateways(gateways)
-    for one in gateways:
-        log.info("Removed route to %s via %s", one.destination, one.gateway)
-
-
-async def _release(options: Options) -> None:
+async def _release(registry: Registry, holder: Holder) -> None:
     """Give back what is ours in the store."""
-    _, public_ip = await parts.addresses(options)
-    holder = parts.holder(options, public_ip)
-    registry = parts.registry(options)
     try:
         snapshot = await registry.snapshot()
-        leases = [lease for lease in well_formed(snapshot.entries) if lease.attrs.public_ip == public_ip]
+        leases = [lease for lease in well_formed(snapshot.entries) if lease.attrs.public_ip == holder.public_ip]
         if not leases:
-            log.info("There is no lease with our public IP %s", public_ip)
+            log.info("There is no lease with our public IP %s", holder.public_ip)
         for lease in leases:
             await _release_one(registry, lease, holder)
     finally:

@@ -58,9 +58,6 @@ Examples:
 
 # Flags of v0.5.5 that flannelpy does without, and what to do instead.
 LEFT_OUT = {
-    "networks": "run one flannelpy per network, each with its own -etcd-prefix, -subnet-file and backend port, "
-    "and at most one with -ip-masq",
-    "subnet-dir": "it belongs to -networks; name the file of the one network with -subnet-file",
     "listen": "there is no server mode; give every host -etcd-endpoints",
     "remote": "there is no client mode; give every host -etcd-endpoints",
     "remote-keyfile": "there is no client mode; use -etcd-keyfile",
@@ -163,6 +160,16 @@ def endpoints(text: str) -> tuple[str, ...]:
     return urls
 
 
+def networks(text: str) -> tuple[str, ...]:
+    """Names between commas, which become parts of keys and of file names; no text means not given."""
+    names = tuple(name.strip() for name in text.split(",")) if text else ()
+    if not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", name) for name in names):
+        raise ValueError("must be names of letters, digits and ._- with commas between them, such as blue,green")
+    if len(set(names)) < len(names):
+        raise ValueError("must not name a network twice")
+    return names
+
+
 def offload(text: str) -> frozenset[str] | None:
     """Names between commas, checked by the room that knows them; auto is none given.  Raises UsageError."""
     if text == "auto":
@@ -173,10 +180,10 @@ def offload(text: str) -> frozenset[str] | None:
 
 
 def path(text: str) -> Path:
-    """The path of a file."""
+    """The path of a file or directory."""
     file = Path(required(text))
     if not file.name:
-        raise ValueError("must name a file")
+        raise ValueError("must name a file or directory below /")
     return file
 
 
@@ -315,6 +322,15 @@ FLAGS = (
         value="KEY",
         default="/coreos.com/network",
     ),
+    Flag(
+        "networks",
+        "etcd",
+        networks,
+        "Several networks, each with a config of its own at KEY/NAME/config, and\n"
+        "      a subnet, device and file of its own; none reaches another one.",
+        value="NAME[,NAME]",
+        unset="one network, with its config at KEY/config",
+    ),
     Flag("etcd-cafile", "etcd", optional, "The CA that etcd's certificate is checked against.", value="FILE"),
     Flag("etcd-certfile", "etcd", optional, "The certificate we show to etcd; needs -etcd-keyfile.", value="FILE"),
     Flag("etcd-keyfile", "etcd", optional, "The key of that certificate.", value="FILE"),
@@ -350,6 +366,14 @@ FLAGS = (
         "The file that tells Docker our subnet and MTU.",
         value="FILE",
         default="/run/flannel/subnet.env",
+    ),
+    Flag(
+        "subnet-dir",
+        "Files",
+        path,
+        "With -networks: where these files are, NAME.env for each network.",
+        value="DIRECTORY",
+        default="/run/flannel/networks",
     ),
     Flag(
         "ip-masq",

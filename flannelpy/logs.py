@@ -7,8 +7,13 @@ what somebody needs who looks for a fault.
 import logging
 import sys
 import time
+from contextvars import ContextVar
 
 _LETTERS = {logging.DEBUG: "I", logging.INFO: "I", logging.WARNING: "W", logging.ERROR: "E", logging.CRITICAL: "F"}
+
+
+#: Which of several networks a task works for, so that each line can say it; empty where there is but one.
+network: ContextVar[str] = ContextVar("network", default="")
 
 
 class GlogFormatter(logging.Formatter):
@@ -19,7 +24,9 @@ class GlogFormatter(logging.Formatter):
         stamp = time.strftime("%m%d %H:%M:%S", time.localtime(record.created))
         microseconds = int(record.created % 1 * 1_000_000)
         head = f"{_LETTERS[record.levelno]}{stamp}.{microseconds:06d} {record.process:05d}"
-        line = f"{head} {record.filename}:{record.lineno}] {record.getMessage()}"
+        name = network.get()
+        text = f"{name}: {record.getMessage()}" if name else record.getMessage()
+        line = f"{head} {record.filename}:{record.lineno}] {text}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

@@ -26,6 +26,7 @@ class Options:
     iface: str | None
     public_ip: IPv4Address | None
     host_id: str | None
+    networks: tuple[str, ...]  # empty: the one whose config is right below the prefix
     etcd_endpoints: tuple[str, ...]
     etcd_prefix: str
     etcd_keyfile: str | None
@@ -36,6 +37,7 @@ class Options:
     subnet_lease_ttl: int  # seconds
     subnet_lease_renew_margin: int  # seconds
     subnet_file: Path
+    subnet_dir: Path
     ip_masq: bool
     source_check: SourceCheck
     offload: frozenset[str] | None

@@ -32,11 +32,11 @@ def holder(options: Options, public_ip: IPv4Address) -> Holder:
     return Holder(public_ip, options.host_id or identity.host_id())
 
 
-def registry(options: Options) -> Registry:
-    """Where leases are kept.  Raises UsageError, HostError."""
+def registry(options: Options, network: str = "") -> Registry:
+    """Where a network's leases are kept.  Raises UsageError, HostError."""
     return EtcdV2Registry(
         options.etcd_endpoints,
-        options.etcd_prefix,
+        f"{options.etcd_prefix}/{network}",
         keyfile=options.etcd_keyfile,
         certfile=options.etcd_certfile,
         cafile=options.etcd_cafile,
@@ -45,7 +45,11 @@ def registry(options: Options) -> Registry:
     )
 
 
-def ready_path(options: Options) -> Path:
-    """The file that is there while we are ready; daemons with subnet files of their own each have one."""
-    file = options.subnet_file
+def subnet_file(options: Options, network: str = "") -> Path:
+    """Where a network's subnet is told."""
+    return options.subnet_dir / f"{network}.env" if network else options.subnet_file
+
+
+def ready_path(file: Path) -> Path:
+    """The file that is there while the network of that subnet file is ready."""
     return file.with_name("ready" if file.name == "subnet.env" else f"{file.name}.ready")

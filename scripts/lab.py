@@ -460,7 +460,7 @@ def wait_connected(daemons: Sequence[Daemon]) -> None:
         daemon.wait_ready()
     subnets = {daemon: daemon.host.subnet() for daemon in daemons}
     for daemon, other in itertools.permutations(daemons, 2):
-        daemon.wait_for_log(f"Subnet added: {re.escape(str(subnets[other]))}$")
+        daemon.wait_for_log(rf"Subnet added: {re.escape(str(subnets[other]))}( via \S+)?$")
 
 
 def lab_exists(prefix: str) -> bool:

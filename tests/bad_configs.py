@@ -120,7 +120,7 @@ BAD_CONFIGS = {
     "a number for a type": BadConfig(_keys('"Backend":{"Type":8285}'), 'Backend.Type 8285 is not a name such as "udp"'),
     "another backend": BadConfig(
         _keys('"Backend":{"Type":"gre","Key":1}'),
-        "unknown backend type: 'gre'; Backend.Type may be alloc, host-gw, udp",
+        "unknown backend type: 'gre'; Backend.Type may be alloc, host-gw, udp, vxlan",
     ),
     "a port too low": BadConfig(
         _keys('"Backend":{"Type":"udp","Port":0}'), "Backend.Port 0 is not a UDP port: 1 to 65535"

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Network
 
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Netlink
+from flannelpy.options import Options
+from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseEvent
+from flannelpy.subnet.renewal import Holder
 
 
 class AllocBackend:
     """Nothing between hosts."""
 
+    claims: Sequence[str] = ()
+
     def __init__(self, external: ExternalInterface) -> None:
         self._external = external
 
-    def lease_attrs(self, public_ip: IPv4Address) -> LeaseAttrs:
+    def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
         """Only the public IP."""
-        return LeaseAttrs(public_ip)
+        return LeaseAttrs(holder.public_ip)
 
     async def start(self, lease: Lease) -> int:
         """Nothing is set up; containers may use the MTU of the external interface."""
@@ -44,5 +49,18 @@ class AllocBackend:
         """There is nothing that could be wrong."""
         return []
 
+    async def abandon(self) -> None:
+        """Nothing to remove."""
+
     def close(self) -> None:
         """Nothing to remove."""
+
+
+def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> AllocBackend:
+    """See BackendRoom."""
+    return AllocBackend(external)
+
+
+async def remove_leftovers(netlink: Netlink, network: IPv4Network | None) -> list[str]:
+    """See BackendRoom: there are none."""
+    return []

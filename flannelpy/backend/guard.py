@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Never
 
 from flannelpy.errors import HostError
+from flannelpy.linux.changes import changes
 from flannelpy.linux.netlink import Netlink
 
 log = logging.getLogger(__name__)
@@ -70,9 +71,8 @@ async def _listen(bell: asyncio.Event) -> Never:
     """Ring whenever the kernel says that something changed."""
     while True:
         try:
-            async with Netlink() as netlink:
-                async for _ in netlink.changes():
-                    bell.set()
+            async for _ in changes():
+                bell.set()
         except OSError:  # more changes than the kernel keeps for us are a change, too
             bell.set()
             await asyncio.sleep(_PAUSE_SECONDS)

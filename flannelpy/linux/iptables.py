@@ -11,6 +11,7 @@ import asyncio
 import logging
 import re
 import shutil
+from collections.abc import Sequence
 from ipaddress import IPv4Network
 
 from flannelpy.errors import HostError
@@ -23,10 +24,10 @@ _JUMP = ("POSTROUTING", "-j", _CHAIN)
 _WAIT = "--wait=10"
 
 
-async def set_up_masquerade(network: IPv4Network) -> None:
-    """Put the rules in place.  Raises HostError."""
-    rules = masquerade_rules(network)
-    for rule in rules:
+async def set_up_masquerade(networks: Sequence[IPv4Network]) -> None:
+    """Put the rules of all these networks in place, of which the last one is new.  Raises HostError."""
+    rules = [rule for network in networks for rule in masquerade_rules(network)]
+    for rule in masquerade_rules(networks[-1]):
         log.info("Adding iptables rule: %s", rule)
     text = "\n".join(["*nat", f":{_CHAIN} - [0:0]", *(f"-A {rule}" for rule in rules), "COMMIT", ""])
     await _run("iptables-restore", _WAIT, "--noflush", stdin=text)
@@ -54,7 +55,7 @@ async def remove_masquerade(network: IPv4Network | None = None) -> list[str]:
 
 
 def masquerade_rules(network: IPv4Network) -> list[str]:
-    """The chain, in order.  Multicast is never masqueraded."""
+    """A network's part of the chain, in order.  Multicast is never masqueraded."""
     return [
         f"{_CHAIN} -s {network} -d {network} -j RETURN",
         f"{_CHAIN} -s {network} ! -d 224.0.0.0/4 -j MASQUERADE",

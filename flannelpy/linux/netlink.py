@@ -1,4 +1,4 @@
-"""Links, addresses and routes of this machine, through pyroute2.
+"""Links, addresses, routes and what leads to other hosts on this machine, through pyroute2.
 
 pyroute2 takes a tenth of a second to import, so it is imported when the first socket is opened.
 """
@@ -6,26 +6,58 @@ pyroute2 takes a tenth of a second to import, so it is imported when the first s
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
+from itertools import islice
 from socket import AF_INET
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from flannelpy.errors import HostError
+from flannelpy.linux.entries import (
+    NTF_SELF,
+    NUD_PERMANENT,
+    RT_TABLE_MAIN,
+    RTNH_F_ONLINK,
+    RTPROT_BOOT,
+    Entry,
+    Forward,
+    Gateway,
+    Neighbour,
+    Prohibition,
+    Unit,
+)
 
 if TYPE_CHECKING:
     from pyroute2 import AsyncIPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
 
-_TABLE_MAIN = 254
 _LISTINGS = 5
+# Messages that are sent as one: what a socket's buffer takes, and others need not wait long for their turn.
+_BATCH = 150
 # Source: linux/if.h, rtnetlink(7).
 _IFF_UP = 0x1
 _RTPROT_KERNEL = 2
-_RTPROT_BOOT = 3
 _RT_SCOPE_LINK = 253
+_FR_ACT_PROHIBIT = 8
+# Of our rules: behind the rule for the machine's own addresses, before that for the main table.  They are known by it.
+_RULE_PRIORITY = 8285
+# What a removal says of something that has gone by itself.
+_GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV)
+
+
+@dataclass(frozen=True, slots=True)
+class Vxlan:
+    """The settings of a VXLAN device that cannot be changed later; ``lower_index`` is the interface below."""
+
+    vni: int
+    port: int
+    local: IPv4Address
+    lower_index: int
+    learning: bool = False
+    gbp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +73,8 @@ class Link:
     kind: str = ""
     is_up: bool = True
     in_use: bool = True
+    mac: str = ""
+    vxlan: Vxlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +93,6 @@ class Route:
     destination: IPv4Network
     link_index: int
     metric: int
-
-
-@dataclass(frozen=True, slots=True)
-class Gateway:
-    """A route of the main table by way of another machine, out of the interface with that index."""
-
-    destination: IPv4Network
-    gateway: IPv4Address
-    link_index: int
 
 
 class Netlink:
@@ -116,7 +141,7 @@ class Netlink:
 
     async def routes(self) -> list[Route]:
         """The main table's routes, one for each way out of a multipath route.  Raises HostError."""
-        messages = await _all(partial(self._route.get_routes, family=AF_INET, table=_TABLE_MAIN))
+        messages = await _all(partial(self._route.get_routes, family=AF_INET, table=RT_TABLE_MAIN))
         return [
             Route(IPv4Network((m.get("dst") or 0, m["dst_len"])), index, m.get("priority") or 0)
             for m in messages
@@ -124,34 +149,105 @@ class Netlink:
         ]
 
     async def gateways(self) -> list[Gateway]:
-        """The main table's routes by way of other machines that are like those of ``set_gateways``: no other programs'.
+        """The main table's routes by way of other machines that are like those we put: no other programs'.
 
         Raises HostError.
         """
-        messages = await _all(partial(self._route.get_routes, family=AF_INET, table=_TABLE_MAIN))
+        messages = await _all(partial(self._route.get_routes, family=AF_INET, table=RT_TABLE_MAIN))
         return [
-            Gateway(IPv4Network((m.get("dst") or 0, m["dst_len"])), IPv4Address(m.get("gateway")), m.get("oif"))
+            Gateway(
+                IPv4Network((m.get("dst") or 0, m["dst_len"])),
+                IPv4Address(m.get("gateway")),
+                m.get("oif"),
+                bool(m["flags"] & RTNH_F_ONLINK),
+            )
             for m in messages
-            if m.get("gateway") and m.get("oif") and m["proto"] == _RTPROT_BOOT and not m.get("priority")
+            if m.get("gateway") and m.get("oif") and m["proto"] == RTPROT_BOOT and not m.get("priority")
         ]
 
-    async def set_gateways(self, gateways: Sequence[Gateway]) -> None:
-        """Add these routes, or change where they lead.  Raises HostError."""
-        await self._change_gateways("replace", gateways)
+    async def neighbours(self, link_index: int) -> list[Neighbour]:
+        """The permanent IPv4 neighbours on a link.  Raises HostError."""
+        messages = await _all(partial(self._route.get_neighbours, family=AF_INET, ifindex=link_index))
+        return [
+            Neighbour(IPv4Address(m.get("dst")), m.get("lladdr"), link_index)
+            for m in messages
+            if m["ifindex"] == link_index and m["state"] & NUD_PERMANENT and m.get("lladdr")
+        ]
 
-    async def remove_gateways(self, gateways: Sequence[Gateway]) -> None:
-        """Remove these routes.  Raises HostError."""
-        await self._change_gateways("del", gateways)
+    async def forwards(self, link_index: int) -> list[Forward]:
+        """The permanent entries of a VXLAN device's forwarding database.  Raises HostError."""
+        messages = await _all(partial(self._route.fdb, "dump", ifindex=link_index))
+        return [
+            Forward(m.get("lladdr"), IPv4Address(m.get("dst")), link_index)
+            for m in messages
+            if m["ifindex"] == link_index and m["state"] & NUD_PERMANENT and m["flags"] & NTF_SELF and m.get("dst")
+        ]
 
-    async def _change_gateways(self, command: str, gateways: Sequence[Gateway]) -> None:
+    async def put(self, units: Iterable[Unit]) -> dict[Unit, HostError]:
+        """Add these entries, or put them in the place of those of the same key; which units failed, and why.
+
+        Of a unit that failed some entries may have been put.
+        """
+        failed: dict[Unit, HostError] = {}
+        entries = [(unit, entry) for unit in units for entry in unit]
+        for (unit, entry), error in zip(entries, await self._change([e for _, e in entries]), strict=True):
+            if error:
+                failed.setdefault(unit, HostError(f"cannot put the {entry}: {error}"))
+        return failed
+
+    async def remove(self, entries: Sequence[Entry]) -> None:
+        """Remove these entries; of those that are gone already nothing is said.  Raises HostError."""
+        for entry, error in zip(entries, await self._change(entries, removes=True), strict=True):
+            if error and error.code not in _GONE:
+                raise HostError(f"cannot remove the {entry}: {error}")
+
+    async def _change(self, entries: Sequence[Entry], *, removes: bool = False) -> list[NetlinkError | None]:
+        """What came of each; many messages go with one system call, as each takes the kernel but microseconds."""
+        from pyroute2.netlink.nlsocket import NetlinkRequest
+
+        outcomes: list[NetlinkError | None] = []
+        left = iter(entries)
+        while batch := list(islice(left, _BATCH)):
+            requests = [NetlinkRequest(self._route, entry.message(removes=removes)) for entry in batch]
+            for request in requests:
+                await request.prepare()
+            self._route.send(b"".join(request.msg.data for request in requests))
+            outcomes += [await _outcome(request) for request in requests]
+        return outcomes
+
+    async def prohibitions(self) -> list[Prohibition]:
+        """Ours.  Raises HostError."""
+        messages = await _all(partial(self._route.get_rules, family=AF_INET))
+        return [
+            Prohibition(IPv4Network((m.get("src"), m["src_len"])), IPv4Network((m.get("dst"), m["dst_len"])))
+            for m in messages
+            if m["action"] == _FR_ACT_PROHIBIT and m.get("priority") == _RULE_PRIORITY and m["src_len"] and m["dst_len"]
+        ]
+
+    async def prohibit(self, rules: Sequence[Prohibition]) -> None:
+        """Add these rules.  Raises HostError."""
+        await self._change_rules("add", rules, errno.EEXIST)
+
+    async def permit(self, rules: Sequence[Prohibition]) -> None:
+        """Remove these rules.  Raises HostError."""
+        await self._change_rules("del", rules, errno.ENOENT)
+
+    async def _change_rules(self, command: str, rules: Sequence[Prohibition], harmless: int) -> None:
         from pyroute2.netlink.exceptions import NetlinkError
 
-        for one in gateways:
-            dst, gateway = str(one.destination), str(one.gateway)
+        for rule in rules:
             try:
-                await self._route.route(command, dst=dst, gateway=gateway, oif=one.link_index, proto=_RTPROT_BOOT)
+                await self._route.rule(
+                    command,
+                    family=AF_INET,
+                    priority=_RULE_PRIORITY,
+                    action="prohibit",
+                    src=str(rule.source),
+                    dst=str(rule.destination),
+                )
             except NetlinkError as error:
-                raise HostError(f"cannot {command} the route to {dst} via {gateway}: {error}") from error
+                if error.code != harmless:
+                    raise HostError(f"cannot {command} the {rule}: {error}") from error
 
     async def transmit_drops(self, name: str) -> int:
         """Packets that the device's queue had no room for; 0 when there is no such device."""
@@ -163,17 +259,50 @@ class Netlink:
         except NetlinkError:
             return 0
 
-    async def changes(self) -> AsyncIterator[None]:
-        """Something about links, addresses or routes is no longer as it was; nobody may ask for anything else here.
+    async def add_vxlan(self, name: str, settings: Vxlan, mac: str, mtu: int) -> None:
+        """Make a VXLAN device.  Raises HostError."""
+        from pyroute2.netlink.exceptions import NetlinkError
 
-        Raises OSError when there was more than the kernel keeps for us.
-        """
-        from pyroute2.netlink import rtnl
+        try:
+            await self._route.link(
+                "add",
+                ifname=name,
+                kind="vxlan",
+                address=mac,
+                mtu=mtu,
+                vxlan_id=settings.vni,
+                vxlan_port=settings.port,
+                vxlan_local=str(settings.local),
+                vxlan_link=settings.lower_index,
+                vxlan_learning=int(settings.learning),
+                **({"vxlan_gbp": True} if settings.gbp else {}),
+            )
+        except NetlinkError as error:
+            raise HostError(
+                f"cannot make the VXLAN device {name} (VNI {settings.vni}, port {settings.port}): {error}; "
+                "it needs CAP_NET_ADMIN, and a kernel with vxlan"
+            ) from error
 
-        await self._route.bind(groups=rtnl.RTMGRP_LINK | rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV4_ROUTE)
-        while True:
-            async for _ in self._route.get():
-                yield
+    async def set_mac(self, link: Link, mac: str) -> None:
+        """Give the interface another MAC.  Raises HostError."""
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        try:
+            await self._route.link("set", index=link.index, address=mac)
+        except NetlinkError as error:
+            raise HostError(f"cannot give {link.name} the MAC {mac}: {error}") from error
+
+    async def remove_address(self, address: Address) -> None:
+        """Take an address off its interface; nothing happens when it has gone already."""
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        try:
+            await self._route.addr(
+                "del", index=address.link_index, address=str(address.address), prefixlen=address.prefix_len
+            )
+        except NetlinkError as error:
+            if error.code not in (*_GONE, errno.EADDRNOTAVAIL):
+                raise HostError(f"cannot remove the address {address.address}: {error}") from error
 
     async def bring_up(self, name: str, address: IPv4Address, network: IPv4Network, mtu: int, queue: int) -> None:
         """Give the device its MTU, queue length (packets) and address, set it up, and see that it has its route.
@@ -204,6 +333,18 @@ class Netlink:
             ) from error
 
 
+async def _outcome(request: Any) -> NetlinkError | None:
+    """The kernel's answer to one of several requests."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        async for _ in request.response():
+            pass
+    except NetlinkError as error:
+        return error
+    return None
+
+
 async def _all(listing: Callable[[], Awaitable[AsyncIterable[Any]]]) -> list[Any]:
     """All messages of an answer, asked for again when things changed under it.  Raises HostError."""
     from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
@@ -220,14 +361,27 @@ async def _all(listing: Callable[[], Awaitable[AsyncIterable[Any]]]) -> list[Any
 def _link(message: Any) -> Link:
     flags = message["flags"]
     info = message.get("linkinfo")
-    kind = info.get("kind") if info is not None else ""
+    kind = (info.get("kind") if info is not None else "") or ""
     return Link(
         message["index"],
         message.get("ifname"),
         message.get("mtu"),
-        kind or "",
+        kind,
         bool(flags & _IFF_UP),
         bool(message.get("carrier")),
+        message.get("address") or "",
+        _vxlan(info.get("data")) if kind == "vxlan" else None,
+    )
+
+
+def _vxlan(data: Any) -> Vxlan:
+    return Vxlan(
+        data.get("vxlan_id"),
+        data.get("vxlan_port"),
+        IPv4Address(data.get("vxlan_local") or 0),
+        data.get("vxlan_link") or 0,
+        bool(data.get("vxlan_learning")),
+        bool(data.get("vxlan_gbp")),
     )
 
 

@@ -49,6 +49,8 @@ class Changes(NamedTuple):
 
     changes: tuple[Put | Removed, ...]
     cursor: int
+    #: How much more has happened in the store meanwhile, as far as it says: where that is much, a snapshot is shorter.
+    behind: int = 0
 
 
 class Registry(Protocol):

@@ -231,11 +231,12 @@ class EtcdV2Registry:
     def _changes(self, event: EtcdResult) -> Changes:
         # modifiedIndex, not X-Etcd-Index: the latter is where the store stood when it accepted the watch.
         cursor = event.modifiedIndex + 1
+        behind = max(event.etcd_index - event.modifiedIndex, 0)
         if event.action not in REMOVALS:
-            return Changes((Put(self._entry(event)),) if self._is_entry(event) else (), cursor)
+            return Changes((Put(self._entry(event)),) if self._is_entry(event) else (), cursor, behind)
         if not self._is_entry(event):  # what was inside goes without events of its own
             raise HistoryGone(f"{event.key}: the directory was removed")
-        return Changes((Removed(event.key.removeprefix(self._subnets)),), cursor)
+        return Changes((Removed(event.key.removeprefix(self._subnets)),), cursor, behind)
 
     def _is_entry(self, node: EtcdResult) -> bool:
         return not node.dir and bool(node.key.startswith(self._subnets))

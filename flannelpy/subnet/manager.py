@@ -16,9 +16,9 @@ from flannelpy.errors import ConfigError, HostError, KeyNotFound, RegistryError
 from flannelpy.registry.base import Registry, Snapshot
 from flannelpy.subnet import config as network_config
 from flannelpy.subnet.config import NetworkConfig
-from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease import Lease
 from flannelpy.subnet.lease_table import LeaseEvent, LeaseTable, Update
-from flannelpy.subnet.own_lease import OwnLease
+from flannelpy.subnet.own_lease import Describe, OwnLease
 from flannelpy.subnet.renewal import Action, Happening, Holder, Terms, action, classify_failure
 from flannelpy.subnet.retry import RETRY_PAUSE, Clock, Complaint, until_done
 
@@ -32,6 +32,8 @@ MAX_GRACE_SECONDS = 60.0
 # How often the network config is looked at while we run.
 CONFIG_SECONDS = 30.0
 _POLL_SECONDS = 10.0
+# A watch that is so many changes behind lists again: a store may tell them one by one, and a list takes as long as ten.
+_MAX_BEHIND = 20
 _AS_AT_START = logging.INFO, "Network config in etcd is again the one from the start"
 _GOING_ON = "going on with the one from the start"
 # The longest that a watch may go without anything done, be it in vain: a poll, and every endpoint's time-outs.
@@ -101,9 +103,9 @@ class SubnetManager:
             return logging.ERROR, f"Network config in etcd is not valid: {error}; {_GOING_ON}"
         return logging.WARNING, "Network config in etcd has changed; restart flannelpy, then Docker, to act upon it"
 
-    async def acquire(self, config: NetworkConfig, attrs: LeaseAttrs, previous: IPv4Network | None) -> Lease:
+    async def acquire(self, config: NetworkConfig, describe: Describe, previous: IPv4Network | None) -> Lease:
         """The lease of this host: the one it has, else ``previous``, else a new one.  Raises LeaseLost."""
-        return await self._own.acquire(config, attrs, previous)
+        return await self._own.acquire(config, describe, previous)
 
     async def keep_lease(self) -> None:
         """Renew the own lease whenever it is due, for ever.  Raises LeaseLost."""
@@ -151,6 +153,8 @@ class SubnetManager:
                 quiet_since = now
                 await self._take_in(table.apply(changes, now), apply)
             await self._take_in(table.forget(now), apply)
+            if changes.behind > _MAX_BEHIND:
+                return
 
     async def _take_in(self, update: Update, apply: Callable[[Sequence[LeaseEvent]], None]) -> None:
         for ignored in update.ignored:

@@ -35,6 +35,9 @@ from flannelpy.subnet.retry import Clock, until_done
 
 log = logging.getLogger(__name__)
 
+#: The attributes of our lease; given are those that it has already, if there is one.
+Describe = Callable[[LeaseAttrs | None], LeaseAttrs]
+
 _LOOK_SECONDS = 60.0
 _MAX_RACE_PAUSE = 1.0
 
@@ -69,21 +72,22 @@ class OwnLease:
 
     # Acquiring
 
-    async def acquire(self, config: NetworkConfig, attrs: LeaseAttrs, previous: IPv4Network | None) -> Lease:
+    async def acquire(self, config: NetworkConfig, describe: Describe, previous: IPv4Network | None) -> Lease:
         """The lease that our public IP has, else ``previous``, else a new one.
 
         Raises LeaseLost when another host holds it and lives.
         """
-        self._attrs = replace(attrs, host_id=self.holder.host_id)
-        attempt = partial(self._acquire, config, previous)
+        attempt = partial(self._acquire, config, describe, previous)
         return await until_done(self._clock, attempt, "Failed to acquire subnet", OutOfSubnets, RegistryError)
 
-    async def _acquire(self, config: NetworkConfig, previous: IPv4Network | None) -> Lease:
+    async def _acquire(self, config: NetworkConfig, describe: Describe, previous: IPv4Network | None) -> Lease:
         races_lost = 0
         while True:
             snapshot = await self._registry.snapshot()
             try:
-                lease = await self._reuse(config, well_formed(snapshot.entries))
+                found = self._ours_first(well_formed(snapshot.entries))
+                self._attrs = replace(describe(found[0].attrs if found else None), host_id=self.holder.host_id)
+                lease = await self._reuse(config, found)
                 if lease is None:
                     lease = await self._create(config, _taken(snapshot), previous)
                 log.info("Subnet lease acquired: %s", lease.subnet)
@@ -93,17 +97,21 @@ class OwnLease:
                 races_lost += 1
                 await self._clock.sleep(self._rng.uniform(0, min(0.01 * 2 ** min(races_lost, 7), _MAX_RACE_PAUSE)))
 
-    async def _reuse(self, config: NetworkConfig, leases: Sequence[Lease]) -> Lease | None:
-        """Renew the lease that has our public IP, if there is one; one that does not fit is given up."""
+    def _ours_first(self, leases: Sequence[Lease]) -> list[Lease]:
+        """The leases that have our public IP."""
         public_ip = self.holder.public_ip
+        return sorted((lease for lease in leases if lease.attrs.public_ip == public_ip), key=self._is_anothers)
+
+    async def _reuse(self, config: NetworkConfig, leases: Sequence[Lease]) -> Lease | None:
+        """Renew the first lease that fits, if there is one; one that does not is given up."""
         kept: Lease | None = None
-        for found in sorted((lease for lease in leases if lease.attrs.public_ip == public_ip), key=self._is_anothers):
+        for found in leases:
             anothers = self._is_anothers(found)
             lease = await self._claim(found) if anothers else found
             if not config.fits(lease.subnet):
                 await self._give_up_misfit(lease)
             elif kept is None:
-                log.info("Found lease (%s) for current IP (%s), reusing", lease.subnet, public_ip)
+                log.info("Found lease (%s) for current IP (%s), reusing", lease.subnet, self.holder.public_ip)
                 kept = await self._write(lease, lease.version)
             elif anothers and lease.lease_ttl is not None:  # one is enough
                 await self._registry.compare_and_delete(format_key(lease.subnet), lease.version)

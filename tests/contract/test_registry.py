@@ -41,7 +41,7 @@ async def follow(registry: Registry, cursor: int, count: int) -> tuple[list[Put 
     """The next ``count`` changes and the cursor after them."""
     told: list[Put | Removed] = []
     while len(told) < count:
-        changes, cursor = await registry.watch(cursor, DEADLINE)
+        changes, cursor, _ = await registry.watch(cursor, DEADLINE)
         told += changes
     return told, cursor
 

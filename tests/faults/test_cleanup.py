@@ -73,18 +73,22 @@ def test_while_it_runs_nothing_is_removed(host: Host) -> None:
     daemon.wait_ready()
     # Not IPv6: the kernel gives the device addresses, and needs a moment to find them unique.
     before = host.run("ip", "-o", "-4", "address").stdout
-    assert clean_up(host, "-release") == (1, ["flannel0 is in use: stop flannelpy, then clean up"])
+    said = "a flannelpy runs here with -subnet-file /run/flannel/subnet.env: stop it first"
+    assert clean_up(host, "-release") == (1, [said])
     assert host.run("ip", "-o", "-4", "address").stdout == before
     assert (host.run_dir / "flannel/subnet.env").exists()
     daemon.stop()
 
 
-def test_a_device_that_is_down_may_be_in_use_too(host: Host) -> None:
+def test_a_device_that_is_down_may_be_in_use_of_another_daemon(host: Host) -> None:
     daemon = host.start_daemon("-iface=eth1")
     daemon.wait_ready()
     daemon.process.send_signal(signal.SIGSTOP)  # or it would be up again at once
     host.configure("link set flannel0 down")
-    assert clean_up(host) == (1, ["flannel0 is in use: stop flannelpy, then clean up"])
+    assert clean_up(host, "-subnet-file=/run/of-another.env") == (
+        1,
+        ["flannel0 is in use: stop flannelpy, then clean up"],
+    )
     daemon.process.send_signal(signal.SIGCONT)
     daemon.stop()
 

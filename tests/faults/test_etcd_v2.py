@@ -386,7 +386,7 @@ class TestEvents:
             assert skipped == Changes((), skipped.cursor)
             assert skipped.cursor > cursor
             server.put("/network/subnets/a/b c?d=1%20", "x")
-            ((change,), _) = await registry.watch(skipped.cursor, DEADLINE)
+            ((change,), *_) = await registry.watch(skipped.cursor, DEADLINE)
             assert isinstance(change, Put)
             assert change.entry.name == "a/b c?d=1%20"
             assert (await registry.snapshot()).entries == (change.entry,)

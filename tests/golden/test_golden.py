@@ -26,13 +26,14 @@ from fakes import FakeRegistry
 from packets import checksum, hop_taken
 from pcap import RAW_IP, read, udp_datagrams
 
-from flannelpy import cli, daemon, logs, parts
+from flannelpy import cli, daemon, logs, network, parts
 from flannelpy.backend import guard
 from flannelpy.backend.udp import backend as udp_backend
 from flannelpy.backend.udp import device
 from flannelpy.backend.udp.engine import BATCH_PACKETS, Engine, Plan
 from flannelpy.backend.udp.routes import NextHop, Routes
 from flannelpy.linux import iptables, systemd
+from flannelpy.linux.entries import Gateway
 from flannelpy.linux.netlink import Address, Link, Netlink, Route
 from flannelpy.linux.tun import Tun
 from flannelpy.linux.udp_socket import UdpSocket
@@ -250,9 +251,8 @@ class Machine(Netlink):
     async def link(self, name: str) -> Link | None:
         return next(link for link in await self.links() if link.name == name)
 
-    async def changes(self) -> AsyncIterator[None]:
-        await asyncio.Event().wait()
-        yield
+    async def gateways(self) -> list[Gateway]:
+        return []
 
     async def addresses(self) -> list[Address]:
         return [Address(2, HOST1, 24), Address(3, IPv4Address("11.0.59.0"), 16)]
@@ -265,6 +265,11 @@ class Machine(Netlink):
 
     async def bring_up(self, name: str, address: IPv4Address, network: IPv4Network, mtu: int, queue: int) -> None:
         self.brought_up.extend([f"inet {address}/{network.prefixlen} scope global {name}", f"mtu {mtu} "])
+
+
+async def no_changes() -> AsyncIterator[None]:
+    await asyncio.Event().wait()
+    yield
 
 
 class Life(NamedTuple):
@@ -303,10 +308,12 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
         return int("-C" in command), "", ""
 
     Machine.brought_up.clear()
-    monkeypatch.setattr(parts, "registry", lambda _: store)
+    monkeypatch.setattr(parts, "registry", lambda *_: store)
     monkeypatch.setattr(parts, "Netlink", Machine)
+    monkeypatch.setattr(network, "Netlink", Machine)
     monkeypatch.setattr(udp_backend, "Netlink", Machine)
     monkeypatch.setattr(guard, "Netlink", Machine)
+    monkeypatch.setattr(guard, "changes", no_changes)
     monkeypatch.setattr(device, "Tun", Device)
     monkeypatch.setattr(udp_backend, "UdpSocket", bind)
     monkeypatch.setattr(iptables, "_finish", iptables_command)

@@ -124,7 +124,7 @@ def test_host_gw_a_route_that_somebody_takes_or_bends_is_put_right(host_gw: Lab)
         host.configure(f"route {command} {other.subnet()} {via}")
         wait_for(lambda: gateways(host) == expected_gateways(host_gw, host), 2, "the routes")
         assert ping(host, other).returncode == 0
-    said = f"route to {other.subnet()} was lost: put right"
+    said = f"route to {other.subnet()} via {other.public_ip} was lost: put right"
     wait_for(lambda: host.daemons[-1].log().count(said) == 2, 2, "both repairs in the log")
 
 

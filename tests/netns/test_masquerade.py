@@ -10,7 +10,7 @@ import pytest
 from lab import Host, Lab
 
 NETWORK = "11.0.0.0/16"
-SET_UP = "asyncio.run(iptables.set_up_masquerade(IPv4Network(sys.argv[1])))"
+SET_UP = "asyncio.run(iptables.set_up_masquerade([IPv4Network(sys.argv[1])]))"
 REMOVE = "print(*asyncio.run(iptables.remove_masquerade(IPv4Network(sys.argv[1]))), sep='\\n')"
 # What flanneld v0.5.5 puts in place for -ip-masq.
 ORIGINAL = f"""*nat

@@ -120,7 +120,7 @@ def test_empty_variable_is_unset(flag: str, monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_each_subnet_file_has_a_ready_file_of_its_own(subnet_file: str, ready: str) -> None:
-    assert parts.ready_path(cli.parse([f"-subnet-file={subnet_file}"])) == Path(ready)
+    assert parts.ready_path(Path(subnet_file)) == Path(ready)
 
 
 def test_flag_wins_over_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +142,7 @@ def test_variable_names() -> None:
         "host-id": "FLANNELD_HOST_ID",
         "etcd-endpoints": "FLANNELD_ETCD_ENDPOINTS",
         "etcd-prefix": "FLANNELD_ETCD_PREFIX",
+        "networks": "FLANNELD_NETWORKS",
         "etcd-cafile": "FLANNELD_ETCD_CAFILE",
         "etcd-certfile": "FLANNELD_ETCD_CERTFILE",
         "etcd-keyfile": "FLANNELD_ETCD_KEYFILE",
@@ -150,6 +151,7 @@ def test_variable_names() -> None:
         "subnet-lease-ttl": "FLANNELD_SUBNET_LEASE_TTL",
         "subnet-lease-renew-margin": "FLANNELD_SUBNET_LEASE_RENEW_MARGIN",
         "subnet-file": "FLANNELD_SUBNET_FILE",
+        "subnet-dir": "FLANNELD_SUBNET_DIR",
         "ip-masq": "FLANNELD_IP_MASQ",
         "source-check": "FLANNELD_SOURCE_CHECK",
         "offload": "FLANNELD_OFFLOAD",
@@ -279,9 +281,18 @@ def test_as_go_reads_it(argv: list[str], expected: dict[str, object]) -> None:
             ([f"-host-id={text}"], f"bad value {text!r} for -host-id: must be at most 64 letters, digits and ._:- only")
             for text in ("a b", 'a"', "ä", "a" * 65)
         ),
+        *(
+            (
+                [f"-networks={text}"],
+                f"bad value {text!r} for -networks: must be names of letters, digits and ._- with commas between them,"
+                " such as blue,green",
+            )
+            for text in ("blue,", "..", "a/b", "-a", "blau grün", "a" * 65)
+        ),
+        (["-networks=blue, blue"], "bad value 'blue, blue' for -networks: must not name a network twice"),
         (["-release"], "-release needs -cleanup, too: a running host needs its lease"),
         (["-subnet-file="], "bad value '' for -subnet-file: must not be empty"),
-        (["-subnet-file=/"], "bad value '/' for -subnet-file: must name a file"),
+        (["-subnet-file=/"], "bad value '/' for -subnet-file: must name a file or directory below /"),
         (["-etcd-prefix", ""], "bad value '' for -etcd-prefix: must not be empty"),
         (["-etcd-keyfile=k"], "-etcd-keyfile needs -etcd-certfile, too"),
         (["-etcd-certfile=c"], "-etcd-certfile needs -etcd-keyfile, too"),
@@ -415,7 +426,7 @@ def test_main_on_ctrl_c(daemon: Callable[[Callable[[Options], int]], None], caps
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("argv", [["-zzz"], ["-v=x"], ["eth1"], ["-networks=a,b"], ["-help", "-zzz"]])
+@pytest.mark.parametrize("argv", [["-zzz"], ["-v=x"], ["eth1"], ["-networks=a,a"], ["-help", "-zzz"]])
 def test_main_on_a_usage_error(
     argv: list[str], daemon: Callable[[Callable[[Options], int]], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

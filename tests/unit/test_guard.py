@@ -16,9 +16,7 @@ from flannelpy.linux.netlink import Netlink
 
 
 class FakeNetlink(Netlink):
-    """Rings once a minute, or all the time."""
-
-    period = 60.0
+    """No kernel is asked."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -26,9 +24,16 @@ class FakeNetlink(Netlink):
     async def __aexit__(self, *_: object) -> None:
         pass
 
-    async def changes(self) -> AsyncIterator[None]:
+
+class Bell:
+    """Rings once a minute, or all the time."""
+
+    period = 60.0
+
+    @classmethod
+    async def changes(cls) -> AsyncIterator[None]:
         while True:
-            await asyncio.sleep(self.period)
+            await asyncio.sleep(cls.period)
             yield
 
 
@@ -56,7 +61,8 @@ class World:
 @pytest.fixture(autouse=True)
 def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "Netlink", FakeNetlink)
-    monkeypatch.setattr(FakeNetlink, "period", 60.0)
+    monkeypatch.setattr(guard, "changes", Bell.changes)
+    monkeypatch.setattr(Bell, "period", 60.0)
 
 
 def play(scenario: Callable[[World], Awaitable[None]]) -> None:
@@ -96,7 +102,7 @@ def test_a_change_is_looked_at_within_moments_and_each_repair_is_said_and_counte
 
 
 def test_changes_without_end_cost_two_looks_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeNetlink, "period", 0.001)
+    monkeypatch.setattr(Bell, "period", 0.001)
 
     async def scenario(world: World) -> None:
         await asyncio.sleep(10)
@@ -120,12 +126,12 @@ def test_what_cannot_be_put_right_is_said_once_and_tried_again(caplog: pytest.Lo
 
 
 def test_more_changes_than_the_kernel_keeps_for_us_are_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def overrun(self: FakeNetlink) -> AsyncIterator[None]:
+    async def overrun() -> AsyncIterator[None]:
         await asyncio.sleep(3)
         raise OSError(105, "No buffer space available")
         yield
 
-    monkeypatch.setattr(FakeNetlink, "changes", overrun)
+    monkeypatch.setattr(guard, "changes", overrun)
 
     async def scenario(world: World) -> None:
         await asyncio.sleep(3.6)

@@ -65,10 +65,10 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_chain_is_replaced_as_a_whole_and_the_jump_is_made_once(record: Path) -> None:
-    asyncio.run(set_up_masquerade(NETWORK))
+    asyncio.run(set_up_masquerade([NETWORK]))
     assert record.read_text() == RESTORE + CHECK + APPEND
     record.unlink()
-    asyncio.run(set_up_masquerade(NETWORK))
+    asyncio.run(set_up_masquerade([NETWORK]))
     assert record.read_text() == RESTORE + CHECK
 
 
@@ -81,7 +81,7 @@ def test_rules_never_accept_for_others_and_never_masquerade_multicast() -> None:
 
 def test_each_rule_is_in_the_log(record: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="flannelpy")
-    asyncio.run(set_up_masquerade(NETWORK))
+    asyncio.run(set_up_masquerade([NETWORK]))
     rules = [*masquerade_rules(NETWORK), "POSTROUTING -j FLANNEL"]
     assert caplog.messages == [f"Adding iptables rule: {rule}" for rule in rules]
 
@@ -89,7 +89,7 @@ def test_each_rule_is_in_the_log(record: Path, caplog: pytest.LogCaptureFixture)
 def test_a_command_that_fails_is_an_error_with_its_last_words(record: Path) -> None:
     (record.parent / "iptables-restore").write_text("#!/bin/sh\ncat >/dev/null; echo one >&2; echo two >&2; exit 4\n")
     with pytest.raises(HostError) as caught:
-        asyncio.run(set_up_masquerade(NETWORK))
+        asyncio.run(set_up_masquerade([NETWORK]))
     assert str(caught.value) == "-ip-masq: iptables-restore --wait=10 --noflush failed: two"
 
 
@@ -98,7 +98,7 @@ def test_a_command_that_is_not_there_is_an_error_that_says_what_to_do(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostError) as caught:
-        asyncio.run(set_up_masquerade(NETWORK))
+        asyncio.run(set_up_masquerade([NETWORK]))
     assert str(caught.value) == ("-ip-masq needs the command iptables-restore: install iptables, or leave -ip-masq out")
 
 

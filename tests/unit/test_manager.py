@@ -56,7 +56,7 @@ class World:
         self.told += events
 
     async def acquire(self, previous: IPv4Network | None = None, config: NetworkConfig = CONFIG) -> Lease:
-        return await self.manager.acquire(config, ATTRS, previous)
+        return await self.manager.acquire(config, lambda _: ATTRS, previous)
 
     async def entries(self) -> dict[str, Entry]:
         return {entry.name: entry for entry in (await self.registry.snapshot()).entries}
@@ -468,7 +468,7 @@ def test_hosts_that_started_together_renew_at_different_times() -> None:
             SubnetManager(registry, clock, random.Random(n), Holder(IPv4Address(f"172.17.8.{n}"))) for n in range(1, 21)
         ]
         for manager in managers:
-            await manager.acquire(CONFIG, LeaseAttrs(OUR_IP), None)
+            await manager.acquire(CONFIG, lambda _: LeaseAttrs(OUR_IP), None)
         tasks = [asyncio.create_task(manager.keep_lease()) for manager in managers]
         await asyncio.sleep(LEASE_TTL - RENEW_MARGIN + 1)
         for task in tasks:
@@ -483,7 +483,7 @@ def test_hosts_that_started_together_renew_at_different_times() -> None:
 def test_the_terms_are_the_operators() -> None:
     async def scenario(world: World) -> None:
         manager = SubnetManager(world.registry, LoopClock(), random.Random(1), Holder(OUR_IP), Terms(60, 20))
-        await manager.acquire(CONFIG, ATTRS, OWN)
+        await manager.acquire(CONFIG, lambda _: ATTRS, OWN)
         assert (await world.entries())[OWN_NAME].lease_ttl == 60
         renewal = asyncio.create_task(manager.keep_lease())
         await asyncio.sleep(60 - 1.1 * 20 - 1)
@@ -505,7 +505,7 @@ def test_the_time_of_day_plays_no_part() -> None:
 
     async def scenario(world: World) -> None:
         manager = SubnetManager(world.registry, WrongClock(), random.Random(1), Holder(OUR_IP))
-        await manager.acquire(CONFIG, ATTRS, OWN)
+        await manager.acquire(CONFIG, lambda _: ATTRS, OWN)
         renewal = asyncio.create_task(manager.keep_lease())
         await asyncio.sleep(10 * LEASE_TTL)
         assert manager.own.version in (11, 12)
@@ -580,7 +580,7 @@ def test_a_renewal_that_fails_is_tried_again_each_minute_and_the_time_left_stays
 def test_a_short_lease_is_renewed_again_in_time_for_it_to_live(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         manager = SubnetManager(world.registry, LoopClock(), random.Random(1), Holder(OUR_IP), Terms(10))
-        await manager.acquire(CONFIG, ATTRS, OWN)
+        await manager.acquire(CONFIG, lambda _: ATTRS, OWN)
         renewal = asyncio.create_task(manager.keep_lease())
         await asyncio.sleep(4)
         world.registry.go_down()
@@ -772,7 +772,7 @@ def test_nobody_is_forgotten_while_the_store_is_silent() -> None:
 def test_with_short_leases_the_grace_is_as_short() -> None:
     async def scenario(world: World) -> None:
         manager = SubnetManager(world.registry, LoopClock(), random.Random(1), Holder(OUR_IP), Terms(10))
-        await manager.acquire(CONFIG, ATTRS, OWN)
+        await manager.acquire(CONFIG, lambda _: ATTRS, OWN)
         world.registry.put_raw("11.0.101.0-24", B, None)
         watch = asyncio.create_task(manager.watch(world.apply))
         await asyncio.sleep(1)

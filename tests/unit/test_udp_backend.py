@@ -16,6 +16,7 @@ from flannelpy.linux.interface import ExternalInterface
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added, Gone
+from flannelpy.subnet.renewal import Holder
 
 EXTERNAL = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 1500)
 SUBNET = IPv4Network("11.0.101.0/24")
@@ -36,8 +37,8 @@ def test_udp_is_the_default_and_its_name_may_have_any_case(text: str) -> None:
 
 def test_an_unknown_backend_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError) as caught:
-        backends.create(config(Type="vxlan"), EXTERNAL, cli.parse([]))
-    assert str(caught.value) == "unknown backend type: 'vxlan'; Backend.Type may be alloc, host-gw, udp"
+        backends.create(config(Type="gre"), EXTERNAL, cli.parse([]))
+    assert str(caught.value) == "unknown backend type: 'gre'; Backend.Type may be alloc, host-gw, udp, vxlan"
 
 
 @pytest.mark.parametrize("port", [1, 8285, 65535, None])
@@ -56,7 +57,7 @@ def test_a_port_that_is_none_is_refused(port: object, shown: str) -> None:
 
 
 def test_other_hosts_learn_the_public_ip_and_nothing_else() -> None:
-    attrs = UdpBackend(config(), EXTERNAL, None).lease_attrs(IPv4Address("1.2.3.4"))
+    attrs = UdpBackend(config(), EXTERNAL, None).lease_attrs(Holder(IPv4Address("1.2.3.4")), None)
     assert attrs.encode() == '{"PublicIP":"1.2.3.4"}'
 
 
@@ -73,10 +74,18 @@ def test_next_hops_follow_the_leases(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == [
         "Subnet added: 11.0.101.0/24",
         "Subnet added: 11.0.101.0/24",
-        "Subnet removed: 11.0.7.0/24",
         "Subnet removed: 11.0.101.0/24",
     ]
 
 
 def test_a_backend_that_never_started_can_be_closed() -> None:
     UdpBackend(config(), EXTERNAL, None).close()
+
+
+def test_hosts_of_other_backends_cannot_be_reached(caplog: pytest.LogCaptureFixture) -> None:
+    backend = UdpBackend(config(), EXTERNAL, None)
+    backend.apply([added("172.17.8.102")])
+    attrs = LeaseAttrs(IPv4Address("172.17.8.102"), "vxlan", {"VtepMAC": "2e:40:72:2d:6b:e3"})
+    backend.apply([Added(Lease(SUBNET, attrs, 86400, 2))])
+    assert backend.describe() == "next hops: 0"
+    assert caplog.messages == [f"Ignoring subnet {SUBNET}: its backend is vxlan, ours udp"]

@@ -11,32 +11,39 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from ipaddress import IPv4Address
+from ipaddress import IPv4Network
 
+from flannelpy.backend.base import of_type
+from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.udp.admission import Admission
-from flannelpy.backend.udp.device import Device, remove_leftovers
+from flannelpy.backend.udp.device import Device, leftovers
 from flannelpy.backend.udp.engine import Engine
 from flannelpy.backend.udp.offloads import Offload, choose, probe
 from flannelpy.backend.udp.proxy import Proxy
 from flannelpy.backend.udp.routes import NextHop, Routes
-from flannelpy.errors import ConfigError
+from flannelpy.errors import ConfigError, HostError
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Netlink
 from flannelpy.linux.tun import check_access
 from flannelpy.linux.udp_socket import UdpSocket
-from flannelpy.options import SourceCheck
+from flannelpy.options import Options, SourceCheck
 from flannelpy.packet import form
 from flannelpy.packet.drops import DropReason
 from flannelpy.subnet import go_json
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added, LeaseEvent
+from flannelpy.subnet.renewal import Holder
 
 log = logging.getLogger(__name__)
 
+# The original's leases name no type, alloc's neither.
+_BACKEND_TYPE = ""
 _DEFAULT_PORT = 8285
 # 20 bytes of outer IPv4 header, 8 of UDP.
 _ENCAP_OVERHEAD = 28
+# Packets that wait in the TUN: a burst of datagrams must fit, while what waits for long is better lost.
+_TUN_QUEUE = 1000
 _DROP_REPORT_SECONDS = 60
 
 
@@ -65,21 +72,27 @@ class UdpBackend:
         self._resources = ExitStack()
         self._told_drops: Counter[DropReason] = Counter()
 
-    def lease_attrs(self, public_ip: IPv4Address) -> LeaseAttrs:
+    @property
+    def claims(self) -> Sequence[str]:
+        """The port."""
+        return [f"UDP port {self._port}"]
+
+    def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
         """Only the public IP: the original's hosts all use one port."""
-        return LeaseAttrs(public_ip)
+        return LeaseAttrs(holder.public_ip)
 
     async def start(self, lease: Lease) -> int:
         """Open the socket first: when the port is taken, no device was ever there."""
         mtu = self._external.mtu - _ENCAP_OVERHEAD
-        address = lease.subnet.network_address
+        tunnel = Tunnel(self._network, lease.subnet.network_address, mtu, _TUN_QUEUE)
         self._udp = UdpSocket(
             self._external.address, self._port, gso=Offload.GSO in self._offload, gro=Offload.GRO in self._offload
         )
         self._resources.callback(self._udp.close)
         async with Netlink() as netlink:
-            await remove_leftovers(netlink)
-            self._device = Device(self._network, address, mtu)
+            for name in await _remove_unused(netlink):
+                log.warning("Removed leftover device %s", name)
+            self._device = Device(tunnel)
             self._resources.callback(self._device.close)
             await self._device.set_up(netlink)
         offloads = self._offloads()
@@ -112,7 +125,7 @@ class UdpBackend:
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
         """Next hops follow the leases."""
-        for event in events:
+        for event in of_type(_BACKEND_TYPE, events, self._routes):
             if isinstance(event, Added):
                 log.info("Subnet added: %s", event.lease.subnet)
                 self._routes.set(event.lease.subnet, NextHop(str(event.lease.attrs.public_ip), self._port))
@@ -149,6 +162,9 @@ class UdpBackend:
             await self._device.set_up(netlink)
         return [f"{name} {flaw}: put right" for flaw in flaws]
 
+    async def abandon(self) -> None:
+        """Nothing outlives ``close``."""
+
     def close(self) -> None:
         """The device takes its address and route along."""
         self._resources.close()
@@ -183,3 +199,24 @@ def _port(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 65536:
         raise ConfigError(f"Backend.Port {go_json.dump(value)} is not a UDP port: 1 to 65535")
     return value
+
+
+def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> UdpBackend:
+    """See BackendRoom."""
+    return UdpBackend(config, external, options.offload, options.source_check)
+
+
+async def remove_leftovers(netlink: Netlink, network: IPv4Network | None) -> list[str]:
+    """See BackendRoom: devices, on whatever network."""
+    for link in await leftovers(netlink):
+        if link.in_use:
+            raise HostError(f"{link.name} is in use: stop flannelpy, then clean up")
+    return [f"leftover device {name}" for name in await _remove_unused(netlink)]
+
+
+async def _remove_unused(netlink: Netlink) -> list[str]:
+    """Persistent devices that nobody has open any more; their names.  Raises HostError."""
+    links = [link for link in await leftovers(netlink) if not link.in_use]
+    for link in links:
+        await netlink.remove_link(link)
+    return [link.name for link in links]

@@ -33,6 +33,10 @@ class Routes:
     def __len__(self) -> int:
         return sum(map(len, self._by_length.values()))
 
+    def __contains__(self, subnet: object) -> bool:
+        assert isinstance(subnet, IPv4Network)
+        return int(subnet.network_address) in self._by_length.get(subnet.prefixlen, ())
+
     def set(self, subnet: IPv4Network, next_hop: NextHop) -> None:
         """Send what is for ``subnet`` to ``next_hop`` from now on."""
         self._forget(subnet)

@@ -1,0 +1,1 @@
+"""The vxlan backend: the kernel carries the packets."""

@@ -1,0 +1,171 @@
+"""The vxlan backend: the kernel carries packets in VXLAN, we tell it where each subnet is.
+
+For each lease there are three entries, put before any packet needs them: a route to the subnet by way of the other
+host's tunnel address, that address's MAC, and the public IP behind the MAC.  The original answers the kernel instead,
+whenever it asks for the MAC of a container; on the wire both look the same, so hosts of both kinds reach each other.
+Counterpart: backend/vxlan/vxlan.go.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
+
+from flannelpy.backend.base import of_type
+from flannelpy.backend.forwarding import Forwarding
+from flannelpy.backend.host_gw import gateways_into
+from flannelpy.backend.tunnel import Tunnel
+from flannelpy.backend.vxlan import settings, vtep
+from flannelpy.backend.vxlan.device import Device, leftovers
+from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour, Unit
+from flannelpy.linux.interface import ExternalInterface, on_link
+from flannelpy.linux.netlink import Link, Netlink
+from flannelpy.options import Options
+from flannelpy.subnet.config import NetworkConfig
+from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_table import Added, LeaseEvent
+from flannelpy.subnet.renewal import Holder
+
+log = logging.getLogger(__name__)
+
+
+class _Vtep(NamedTuple):
+    """Where another host is reached."""
+
+    public_ip: IPv4Address
+    mac: str
+
+
+class VxlanBackend:
+    """One VXLAN device; the same VNI and port on all hosts."""
+
+    def __init__(self, config: NetworkConfig, external: ExternalInterface) -> None:
+        """Raises ConfigError."""
+        self._network = config.network
+        self._settings = settings.parse(config.backend.options, external.mtu)
+        self._external = external
+        self._others: dict[IPv4Network, _Vtep] = {}
+        self._twins: dict[IPv4Network, _Vtep] = {}
+        self._forwarding = Forwarding(self._wanted, self._present)
+
+    @property
+    def claims(self) -> Sequence[str]:
+        """The VNI names the device."""
+        return [f"VNI {self._settings.vni}"]
+
+    def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
+        """The public IP and the MAC of our device."""
+        return vtep.attrs(holder, self._settings.vni, found)
+
+    async def start(self, lease: Lease) -> int:
+        """Set the device up; how to reach the others comes with their leases."""
+        mac = vtep.read(lease.attrs)
+        assert mac is not None, "we wrote it"
+        self._own = _Vtep(lease.attrs.public_ip, mac)
+        tunnel = Tunnel(self._network, lease.subnet.network_address, self._settings.mtu, queue=0)
+        self._device = Device(self._settings, self._external, mac, tunnel)
+        async with Netlink() as netlink:
+            await self._device.set_up(netlink)
+        return self._settings.mtu
+
+    def apply(self, events: Sequence[LeaseEvent]) -> None:
+        """The kernel's entries follow the leases, in ``run``."""
+        for event in of_type(vtep.BACKEND_TYPE, events, self._others):
+            if isinstance(event, Added):
+                self._add(event.lease)
+            else:
+                log.info("Subnet removed: %s", event.subnet)
+                del self._others[event.subnet]
+        self._forwarding.changed()
+
+    def _add(self, lease: Lease) -> None:
+        mac = vtep.read(lease.attrs)
+        if mac is None:
+            log.error("Ignoring subnet %s: its BackendData has no VtepMAC of a host", lease.subnet)
+            self._others.pop(lease.subnet, None)
+        else:
+            log.info("Subnet added: %s", lease.subnet)
+            self._others[lease.subnet] = _Vtep(lease.attrs.public_ip, mac)
+
+    def describe(self) -> str:
+        """How many hosts we can send to."""
+        return f"next hops: {len(self._others) - len(self._twins)}"
+
+    async def run(self) -> None:
+        """Carry over into the kernel what changed."""
+        await self._forwarding.run()
+
+    async def repair(self, netlink: Netlink) -> list[str]:
+        """The device, and what leads to other hosts."""
+        flaws = await self._device.flaws(netlink)
+        if flaws:
+            await self._device.set_up(netlink)
+        lost = await self._forwarding.repair(netlink)
+        return [f"{self._device.name} {flaw}: put right" for flaw in flaws] or lost
+
+    async def abandon(self) -> None:
+        """The device goes, with all entries, and routes that need no device of ours."""
+        async with Netlink() as netlink:
+            await netlink.remove(await gateways_into(self._network, netlink))
+            await self._device.remove(netlink)
+
+    def close(self) -> None:
+        """The device stays, for traffic to go on while we restart."""
+
+    async def _wanted(self, netlink: Netlink) -> Mapping[IPv4Network, Unit]:
+        """The entries that the leases ask for."""
+        link = await self._device.link(netlink)
+        lower = await netlink.link(self._external.name)
+        networks = await on_link(netlink, lower) if lower and self._settings.direct_routing else []
+        units: dict[IPv4Network, Unit] = {}
+        for subnet, host in self._without_twins().items():
+            if lower and any(host.public_ip in network for network in networks):
+                units[subnet] = (Gateway(subnet, host.public_ip, lower.index),)
+            else:
+                units[subnet] = _by_vxlan(subnet, host, link)
+        return units
+
+    def _without_twins(self) -> dict[IPv4Network, _Vtep]:
+        """All but hosts with the MAC of another one, such as machines that are clones: it can lead to one only."""
+        owners = {self._own.mac: self._own.public_ip}
+        before, self._twins = self._twins, {}
+        for subnet, host in self._others.items():
+            owner = owners.setdefault(host.mac, host.public_ip)
+            if owner == host.public_ip:
+                continue
+            self._twins[subnet] = host
+            if before.get(subnet) != host:
+                log.error("Ignoring subnet %s: %s has the VtepMAC %s of %s", subnet, host.public_ip, host.mac, owner)
+        return {subnet: host for subnet, host in self._others.items() if subnet not in self._twins}
+
+    async def _present(self, netlink: Netlink) -> Sequence[Entry]:
+        link = await self._device.link(netlink)
+        return [
+            *await gateways_into(self._network, netlink),
+            *await netlink.neighbours(link.index),
+            *await netlink.forwards(link.index),
+        ]
+
+
+def _by_vxlan(subnet: IPv4Network, host: _Vtep, link: Link) -> Unit:
+    tunnel_address = subnet.network_address
+    return (
+        Forward(host.mac, host.public_ip, link.index),
+        Neighbour(tunnel_address, host.mac, link.index),
+        Gateway(subnet, tunnel_address, link.index, is_onlink=True),
+    )
+
+
+def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> VxlanBackend:
+    """See BackendRoom."""
+    return VxlanBackend(config, external)
+
+
+async def remove_leftovers(netlink: Netlink, network: IPv4Network | None) -> list[str]:
+    """See BackendRoom: the device on ``network``; direct routes are host-gw's, too."""
+    links = await leftovers(netlink, network) if network else []
+    for link in links:
+        await netlink.remove_link(link)
+    return [f"device {link.name}" for link in links]

@@ -1,0 +1,213 @@
+"""One network on this host: reads its config, leases a subnet, carries packets, until something fails for good.
+
+Start: network config, lease, backend (packets flow), masquerading, subnet file, ready.
+Stop: packets cease as far as the backend has it; lease and subnet file stay, so a restart changes nothing for Docker.
+Only when another host holds the lease does all of it go.
+Counterpart: network/network.go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from functools import partial
+from typing import NamedTuple, Never
+
+from flannelpy import logs, parts
+from flannelpy.backend import base as backends
+from flannelpy.backend.base import Backend
+from flannelpy.backend.guard import Guard
+from flannelpy.errors import FlannelError, HostError, LeaseLost
+from flannelpy.host import Host
+from flannelpy.linux import interface
+from flannelpy.linux.clock import BootClock
+from flannelpy.linux.netlink import Netlink
+from flannelpy.linux.presence import Presence
+from flannelpy.linux.ready_file import ReadyFile
+from flannelpy.options import Options
+from flannelpy.subnet import env_file
+from flannelpy.subnet.config import NetworkConfig
+from flannelpy.subnet.lease_table import LeaseEvent
+from flannelpy.subnet.manager import SubnetManager
+from flannelpy.subnet.renewal import Terms
+
+log = logging.getLogger(__name__)
+
+
+class _Chosen(NamedTuple):
+    """A config, and the backend that it asks for."""
+
+    config: NetworkConfig
+    backend: Backend
+
+
+class Network:
+    """``name`` is empty for the only one of a host."""
+
+    def __init__(self, name: str, options: Options, host: Host, on_change: Callable[[], None]) -> None:
+        """``on_change`` is called when there is something new to say of it."""
+        self.name = name
+        self._options = options
+        self._subnet_file = parts.subnet_file(options, name)
+        self._host = host
+        self._on_change = on_change
+        self._step = "Starting"
+        self._service: _Service | None = None
+
+    async def run(self) -> Never:
+        """Its whole life.  Raises FlannelError."""
+        logs.network.set(self.name)
+        try:
+            async with AsyncExitStack() as cleanup:
+                await self._run(cleanup)
+        finally:
+            self._service = None
+        raise AssertionError("it goes on until something is raised")
+
+    @property
+    def is_up(self) -> bool:
+        """Whether packets flow and Docker was told, as far as it depends on the start."""
+        return self._service is not None
+
+    def status(self) -> str:
+        """How it is, in a few words."""
+        return self._service.status() if self._service else self._step
+
+    def makes_progress(self) -> bool:
+        """Whether packets and control go on, as far as a new start could help."""
+        return self._service is None or self._service.makes_progress()
+
+    def failed(self, error: FlannelError) -> None:
+        """It has ended, and is to be started again later."""
+        self._say(f"not ready: {error}")
+
+    async def _run(self, cleanup: AsyncExitStack) -> None:
+        presence = Presence(self._subnet_file)
+        cleanup.callback(presence.close)
+        ready_file = ReadyFile(parts.ready_path(self._subnet_file))
+        cleanup.callback(ready_file.close)
+        registry = parts.registry(self._options, self.name)
+        cleanup.push_async_callback(registry.close)
+        terms = Terms(self._options.subnet_lease_ttl, self._options.subnet_lease_renew_margin)
+        holder = parts.holder(self._options, self._host.public_ip)
+        manager = SubnetManager(registry, BootClock(), random.Random(), holder, terms)  # noqa: S311 - nothing secret
+        self._say("Waiting for the network config in etcd")
+        chosen = await manager.read_config(self._choose)
+        self._host.claim(self.name, chosen.config.network, chosen.backend.claims)
+        cleanup.callback(chosen.backend.close)
+        try:
+            await self._start(chosen, manager)
+            self._service = _Service(manager, chosen.backend, self._host, ready_file, self._on_change)
+            self._on_change()
+            await self._service.run(self._choose)
+        except LeaseLost:
+            await self._abandon(chosen.backend)
+            raise
+
+    def _choose(self, config: NetworkConfig) -> _Chosen:
+        """What to do about a config.  Raises ConfigError, HostError."""
+        backend = backends.create(config, self._host.external, self._options)
+        self._host.check(self.name, config.network, backend.claims)
+        return _Chosen(config, backend)
+
+    async def _start(self, chosen: _Chosen, manager: SubnetManager) -> None:
+        """Lease a subnet, carry packets for it, and tell Docker."""
+        config, backend = chosen
+        self._say("Waiting for a subnet lease")
+        describe = partial(backend.lease_attrs, parts.holder(self._options, self._host.public_ip))
+        lease = await manager.acquire(config, describe, env_file.previous_subnet(self._subnet_file))
+        async with Netlink() as netlink:
+            previous = env_file.previous_network(self._subnet_file)
+            for left in await backends.make_way(netlink, config.backend.type, config.network, previous):
+                log.warning("Removed what an earlier run has left: %s", left)
+            await self._host.isolate(netlink)
+        mtu = await backend.start(lease)
+        ip_masq = self._options.ip_masq
+        if ip_masq:
+            await self._host.masquerade(config.network)
+        env_file.write(self._subnet_file, env_file.render(config.network, lease.subnet, mtu, ip_masq))
+
+    async def _abandon(self, backend: Backend) -> None:
+        """The subnet is another host's now."""
+        try:
+            env_file.remove(self._subnet_file)
+            await backend.abandon()
+        except HostError as error:
+            log.warning("%s", error)
+
+    def _say(self, step: str) -> None:
+        self._step = step
+        self._on_change()
+
+
+class _Service:
+    """A started network: what goes on until something fails for good."""
+
+    def __init__(
+        self,
+        manager: SubnetManager,
+        backend: Backend,
+        host: Host,
+        ready_file: ReadyFile,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._manager = manager
+        self._backend = backend
+        self._host = host
+        self._external = interface.Watch(host.external, BootClock().now)
+        self._ready_file = ready_file
+        self._on_change = on_change
+        self._guard = Guard(self._check, self._tell_state)
+
+    async def run(self, choose: Callable[[NetworkConfig], object]) -> None:
+        """Carry packets, keep the lease, follow the others, and look after the device."""
+        self._ready_file.set(True)
+        log.info("Watching for new subnet leases")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._backend.run())
+                tasks.create_task(self._guard.run())
+                tasks.create_task(self._manager.keep_lease())
+                tasks.create_task(self._manager.watch(self._apply))
+                tasks.create_task(self._manager.watch_config(choose))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from failures
+
+    def status(self) -> str:
+        """Subnet, time left, what is wrong, and the backend's words."""
+        seconds = self._manager.seconds_left()
+        time_left = "reserved" if seconds is None else f"{timedelta(seconds=round(seconds))} left"
+        words = [f"subnet {self._manager.own.subnet} ({time_left})"]
+        if self._trouble():
+            words.append(f"not ready: {self._trouble()}")
+        if self._guard.repairs:
+            words.append(f"repairs: {self._guard.repairs}")
+        return ", ".join([*words, self._backend.describe()])
+
+    def makes_progress(self) -> bool:
+        """Whether a new start could not help."""
+        return self._manager.makes_progress() and not self._guard.trouble
+
+    def _apply(self, events: Sequence[LeaseEvent]) -> None:
+        self._backend.apply(events)
+        self._on_change()
+
+    async def _check(self, netlink: Netlink) -> list[str]:
+        before = self._external.trouble
+        await self._external.check(netlink)
+        if self._external.trouble != before:
+            self._tell_state()
+        rules = [f"{rule} was lost: put right" for rule in await self._host.isolate(netlink)]
+        return [*rules, *await self._backend.repair(netlink)]
+
+    def _tell_state(self) -> None:
+        self._ready_file.set(not self._trouble())
+        self._on_change()
+
+    def _trouble(self) -> str:
+        """Why we are not ready, if we are not."""
+        return self._guard.trouble or self._external.trouble

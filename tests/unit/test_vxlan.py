@@ -1,0 +1,235 @@
+"""What the vxlan backend reads from the config, writes into its lease, and wants of the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from fakes_netlink import ETH1, EXTERNAL, FLANNEL1, FakeNetlink
+
+from flannelpy.backend import forwarding
+from flannelpy.backend.vxlan import backend as vxlan_backend
+from flannelpy.backend.vxlan import settings, vtep
+from flannelpy.backend.vxlan.backend import VxlanBackend
+from flannelpy.backend.vxlan.device import Device
+from flannelpy.backend.vxlan.settings import Settings
+from flannelpy.errors import ConfigError
+from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour
+from flannelpy.linux.netlink import Address, Netlink
+from flannelpy.subnet import config
+from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_table import Added, Gone
+from flannelpy.subnet.renewal import Holder
+
+US = Holder(EXTERNAL.address, "host1")
+OTHER_MAC = "2e:40:72:2d:6b:e3"
+
+
+# The config
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, Settings(1, 8472, 1450, learning=False, gbp=False, direct_routing=False)),
+        ({"Port": 7890}, Settings(1, 7890, 1450, learning=False, gbp=False, direct_routing=False)),
+        ({"Port": 0, "VNI": 0}, Settings(0, 8472, 1450, learning=False, gbp=False, direct_routing=False)),
+        ({"vni": 9999999, "mtu": 1400}, Settings(9999999, 8472, 1350, learning=False, gbp=False, direct_routing=False)),
+        (
+            {"Learning": True, "GBP": True, "DirectRouting": True, "Unknown": []},
+            Settings(1, 8472, 1450, learning=True, gbp=True, direct_routing=True),
+        ),
+    ],
+)
+def test_settings(options: dict[str, object], expected: Settings) -> None:
+    assert settings.parse(options, 1500) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"VNI": -1}, "Backend.VNI -1 is not a number from 0 to 9999999"),
+        ({"VNI": 10_000_000}, "Backend.VNI 10000000 is not a number from 0 to 9999999"),
+        ({"VNI": "1"}, 'Backend.VNI "1" is not a number from 0 to 9999999'),
+        ({"Port": 65536}, "Backend.Port 65536 is not a number from 0 to 65535"),
+        ({"Port": True}, "Backend.Port true is not a number from 0 to 65535"),
+        ({"MTU": 1501}, "Backend.MTU 1501 is not a number from 118 to 1500"),
+        ({"MTU": 100}, "Backend.MTU 100 is not a number from 118 to 1500"),
+        ({"GBP": 1}, "Backend.GBP 1 is not true or false"),
+        ({"Learning": "no"}, 'Backend.Learning "no" is not true or false'),
+        ({"DirectRouting": None, "MTU": []}, "Backend.MTU [] is not a number from 118 to 1500"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings.parse(options, 1500)
+    assert str(caught.value) == message
+
+
+# The lease
+
+
+def test_the_mac_is_always_the_same_and_of_this_host_alone() -> None:
+    macs = {
+        vtep.read(vtep.attrs(holder, vni, None))
+        for holder in (US, Holder(EXTERNAL.address, "host2"), Holder(IPv4Address("172.17.8.102"), "host1"))
+        for vni in (1, 2)
+    }
+    assert len(macs - {None}) == 6
+    assert all(mac and int(mac[:2], 16) & 3 == 2 for mac in macs), "local, and of one host"
+    assert vtep.attrs(US, 1, None) == vtep.attrs(US, 1, None)
+
+
+def test_the_mac_that_others_know_is_kept() -> None:
+    found = LeaseAttrs(EXTERNAL.address, "vxlan", {"VNI": 1, "VtepMAC": "8A:34:91:DD:7C:C7"})
+    attrs = vtep.attrs(US, 1, found)
+    assert attrs.encode() == (
+        '{"PublicIP":"172.17.8.101","BackendType":"vxlan","BackendData":{"VtepMAC":"8a:34:91:dd:7c:c7"}}'
+    )
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        LeaseAttrs(EXTERNAL.address),
+        LeaseAttrs(EXTERNAL.address, "udp", {"VtepMAC": OTHER_MAC}),
+        LeaseAttrs(EXTERNAL.address, "vxlan", {"VtepMAC": ""}),
+        LeaseAttrs(EXTERNAL.address, "vxlan", "VtepMAC"),
+    ],
+)
+def test_a_lease_that_tells_none_is_no_reason_to_change_it(found: LeaseAttrs) -> None:
+    assert vtep.attrs(US, 1, found) == vtep.attrs(US, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("data", "mac"),
+    [
+        ({"VtepMAC": OTHER_MAC}, OTHER_MAC),
+        ({"vtepmac": "2E-40-72-2D-6B-E3", "VNI": 1}, OTHER_MAC),
+        ({"VtepMAC": "00:00:00:00:00:00"}, None),  # to the kernel this is "everybody"
+        ({"VtepMAC": "01:00:5e:00:00:01"}, None),
+        ({"VtepMAC": "ff:ff:ff:ff:ff:ff"}, None),
+        ({"VtepMAC": "2e:40:72:2d:6b"}, None),
+        ({"VtepMAC": 1}, None),
+        ({}, None),
+        (None, None),
+        ([OTHER_MAC], None),
+    ],
+)
+def test_the_mac_of_others(data: object, mac: str | None) -> None:
+    assert vtep.read(LeaseAttrs(IPv4Address("172.17.8.102"), "vxlan", data)) == mac
+
+
+# What the kernel is to have
+
+
+def added(number: int, host: int, mac: str = "", backend_type: str = "vxlan") -> Added:
+    attrs = LeaseAttrs(IPv4Address(f"172.17.8.{host}"), backend_type, {"VtepMAC": mac or f"02:00:00:00:00:{host:02x}"})
+    return Added(Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, 86400, 1))
+
+
+def by_vxlan(number: int, host: int) -> tuple[Entry, ...]:
+    mac, address = f"02:00:00:00:00:{host:02x}", IPv4Address(f"11.0.{number}.0")
+    return (
+        Forward(mac, IPv4Address(f"172.17.8.{host}"), FLANNEL1),
+        Neighbour(address, mac, FLANNEL1),
+        Gateway(IPv4Network((int(address), 24)), address, FLANNEL1, is_onlink=True),
+    )
+
+
+def direct(number: int, host: int) -> Gateway:
+    return Gateway(IPv4Network(f"11.0.{number}.0/24"), IPv4Address(f"172.17.8.{host}"), ETH1)
+
+
+def play(
+    scenario: Callable[[VxlanBackend, FakeNetlink], Awaitable[None]], monkeypatch: pytest.MonkeyPatch, **options: bool
+) -> None:
+    netlink = FakeNetlink()
+    for module in (forwarding, vxlan_backend):
+        monkeypatch.setattr(module, "Netlink", lambda: netlink)
+
+    async def nothing(self: Device, _: Netlink) -> list[str]:
+        return []
+
+    for name in ("set_up", "flaws"):  # a device is the real kernel's business
+        monkeypatch.setattr(Device, name, nothing)
+    text = json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": "vxlan", **options}})
+
+    async def whole() -> None:
+        backend = VxlanBackend(config.parse(text), EXTERNAL)
+        own = Lease(IPv4Network("11.0.48.0/24"), backend.lease_attrs(US, None), 86400, 1)
+        assert await backend.start(own) == 1450
+        task = asyncio.create_task(backend.run())
+        await scenario(backend, netlink)
+        task.cancel()
+
+    asyncio.run(whole())
+
+
+def test_entries_follow_the_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
+        backend.apply([added(1, 102), added(2, 103)])
+        await netlink.settled(*by_vxlan(1, 102), *by_vxlan(2, 103))
+        assert backend.describe() == "next hops: 2"
+        backend.apply([added(1, 104), Gone(IPv4Network("11.0.2.0/24"))])
+        await netlink.settled(*by_vxlan(1, 104))
+
+    play(scenario, monkeypatch)
+
+
+def test_a_host_that_cannot_be_reached_is_said_and_what_led_there_goes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
+        backend.apply([added(1, 102), added(2, 103), added(3, 104)])
+        await netlink.settled(*by_vxlan(1, 102), *by_vxlan(2, 103), *by_vxlan(3, 104))
+        backend.apply([added(1, 102, mac="02:00"), added(2, 103, backend_type="host-gw")])
+        await netlink.settled(*by_vxlan(3, 104))
+        assert backend.describe() == "next hops: 1"
+
+    play(scenario, monkeypatch)
+    assert [message for message in caplog.messages if message.startswith("Ignoring")] == [
+        "Ignoring subnet 11.0.1.0/24: its BackendData has no VtepMAC of a host",
+        "Ignoring subnet 11.0.2.0/24: its backend is host-gw, ours vxlan",
+    ]
+
+
+def test_two_hosts_of_one_mac_do_not_take_turns(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
+        backend.apply([added(1, 102), added(2, 103, mac="02:00:00:00:00:66"), added(3, 102)])
+        await netlink.settled(*by_vxlan(1, 102), *by_vxlan(3, 102))
+        changes = netlink.changes
+        for _ in range(3):
+            assert await backend.repair(netlink) == []
+        assert netlink.changes == changes
+        assert backend.describe() == "next hops: 2"
+
+    play(scenario, monkeypatch)
+    assert [message for message in caplog.messages if message.startswith("Ignoring")] == [
+        "Ignoring subnet 11.0.2.0/24: 172.17.8.103 has the VtepMAC 02:00:00:00:00:66 of 172.17.8.102"
+    ]
+
+
+def test_direct_routing_follows_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
+        backend.apply([added(1, 102), added(2, 203)])
+        await netlink.settled(direct(1, 102), direct(2, 203))
+        for prefix_len, entries in ((25, by_vxlan(2, 203)), (24, (direct(2, 203),))):
+            netlink.own_addresses[0] = Address(ETH1, EXTERNAL.address, prefix_len)
+            assert await backend.repair(netlink) == []
+            await netlink.settled(direct(1, 102), *entries)
+
+    play(scenario, monkeypatch, DirectRouting=True)
+
+
+def test_without_it_every_host_is_reached_by_vxlan(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
+        backend.apply([added(1, 102)])
+        await netlink.settled(*by_vxlan(1, 102))
+
+    play(scenario, monkeypatch, DirectRouting=False)
