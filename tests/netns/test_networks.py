@@ -1,0 +1,252 @@
+"""Several networks in one daemon: each whole, none in reach of another one, none stopped by another one's trouble."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from ipaddress import IPv4Interface, IPv4Network
+from itertools import permutations, product
+from pathlib import Path
+
+import pytest
+from lab import ETCD_PREFIX, Container, Daemon, Host, Lab, wait_for
+
+from flannelpy.subnet import env_file
+
+pytestmark = pytest.mark.usefixtures("root")
+
+NETWORKS = {"blue": IPv4Network("11.1.0.0/16"), "green": IPv4Network("11.2.0.0/16")}
+BACKENDS = {"blue": "vxlan", "green": "udp"}
+MTUS = {"blue": 1450, "green": 1472}
+FLAGS = ("-iface=eth1", "-networks=blue,green")
+
+
+def put_config(lab: Lab, name: str, text: str = "") -> None:
+    text = text or f'{{"Network":"{NETWORKS[name]}","Backend":{{"Type":"{BACKENDS[name]}"}}}}'
+    lab.etcd_request("PUT", f"{ETCD_PREFIX}/{name}/config", value=text)
+
+
+def subnet_file(host: Host, name: str) -> Path:
+    return host.run_dir / f"flannel/networks/{name}.env"
+
+
+def is_ready(host: Host, name: str) -> bool:
+    return subnet_file(host, name).with_name(f"{name}.env.ready").exists()
+
+
+def rules(host: Host) -> list[str]:
+    return sorted(host.run("ip", "rule").stdout.splitlines())
+
+
+def status(daemon: Daemon) -> str:
+    return [line for line in daemon.notified if line.startswith("STATUS=")][-1]
+
+
+class Tenant(Container):
+    """A container behind a bridge of its own network's."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        super().__init__(host, 1)
+        self.network = name
+        self.name = f"{host.name}-{name}"
+        self.netns = f"{host.lab.prefix}-{host.name}-c{1 + list(NETWORKS).index(name)}"
+
+    def start(self) -> None:
+        """As Docker would with a network of that bridge."""
+        text = dict(line.split("=") for line in subnet_file(self.host, self.network).read_text().splitlines())
+        bridge, mtu = IPv4Interface(text["FLANNEL_SUBNET"]), int(text["FLANNEL_MTU"])
+        self.create()
+        self.address = bridge.ip + 1
+        self.host.configure(
+            f"link add {self.network} mtu {mtu} type bridge",
+            f"address add {bridge} dev {self.network}",
+            f"link set {self.network} up",
+            f"link add to-{self.network} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {self.netns}",
+            f"link set to-{self.network} master {self.network} up",
+        )
+        self.configure(
+            f"address add {self.address}/24 dev eth0", "link set eth0 up", f"route add default via {bridge.ip}"
+        )
+
+    def ping(self, other: Tenant) -> subprocess.CompletedProcess[str]:
+        return self.run("ping", "-n", "-c2", "-i0.1", "-W1", str(other.address), check=False)
+
+
+class World(Lab):
+    """Three hosts, two networks, a container of each on every host."""
+
+    tenants: list[Tenant]
+
+    def start(self) -> None:
+        """All daemons, all containers, and all pairs inside a network connected."""
+        for daemon in [host.start_daemon(*FLAGS) for host in self.hosts]:
+            daemon.wait_ready()
+        self.tenants = [Tenant(host, name) for host, name in product(self.hosts, NETWORKS)]
+        for tenant in self.tenants:
+            tenant.start()
+        wait_for(lambda: all(answered(self.pairs(inside=True))), 10, "all pairs inside")
+
+    def pairs(self, *, inside: bool) -> list[tuple[Tenant, Tenant]]:
+        pairs = permutations(self.tenants, 2)
+        return [(one, other) for one, other in pairs if (one.network == other.network) is inside]
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with World(hosts=3) as world:
+        for name in NETWORKS:
+            put_config(world, name)
+        world.start()
+        yield world
+
+
+def answered(pairs: list[tuple[Tenant, Tenant]]) -> list[bool]:
+    """Whether each one's ping of the other one was answered, all sent at once."""
+    pings = [one.popen("ping", "-n", "-c2", "-i0.1", "-W1", str(other.address)) for one, other in pairs]
+    return [" 0% packet loss" in ping.communicate(timeout=10)[0] for ping in pings]
+
+
+def test_all_pairs_inside_and_none_across(world: World) -> None:
+    inside, across = world.pairs(inside=True), world.pairs(inside=False)
+    assert (len(inside), len(across)) == (12, 18)
+    one, other = across[0]
+    assert "Packet filtered" in one.ping(other).stdout  # the first time, as the kernel does not repeat itself often
+    assert answered(inside) == [True] * 12
+    assert answered(across) == [False] * 18
+
+
+def test_each_subnet_file_and_lease_is_its_networks(world: World) -> None:
+    for name, network in NETWORKS.items():
+        node = world.etcd_request("GET", f"{ETCD_PREFIX}/{name}/subnets")["node"]
+        leased = {lease["key"].rpartition("/")[2].replace("-", "/"): lease["value"] for lease in node["nodes"]}
+        assert len(leased) == len(world.hosts)
+        for host in world.hosts:
+            subnet = env_file.previous_subnet(subnet_file(host, name))
+            assert subnet
+            assert subnet.subnet_of(network)
+            assert f'"PublicIP":"{host.public_ip}"' in leased[str(subnet)]
+            assert ('"BackendType":"vxlan"' in leased[str(subnet)]) == (BACKENDS[name] == "vxlan")
+            text = env_file.render(network, subnet, MTUS[name], ip_masq=False)
+            assert subnet_file(host, name).read_text() == text
+
+
+def test_each_line_of_the_log_says_its_network(world: World) -> None:
+    log = world.hosts[0].log()
+    for name in NETWORKS:
+        assert re.search(rf"\] {name}: Subnet lease acquired: ", log)
+        assert len(re.findall(rf"\] {name}: Subnet added: ", log)) == 2
+    told = status(world.hosts[0].daemons[-1])
+    assert re.fullmatch(r"STATUS=blue: subnet 11\.1\.\S+ \(.*\), next hops: 2; green: subnet 11\.2\..*hops: 2", told)
+
+
+def test_a_rule_that_somebody_removes_is_put_right(world: World) -> None:
+    host = world.hosts[0]
+    before = rules(host)
+    host.configure("rule delete from 11.1.0.0/16 to 11.2.0.0/16 prohibit")
+    wait_for(lambda: rules(host) == before, 2, "the rule to come back")
+    said = "rule against packets from 11.1.0.0/16 to 11.2.0.0/16 was lost: put right"
+    wait_for(lambda: said in host.log(), 2, "the repair in the log")
+
+
+def test_a_config_that_breaks_stops_its_network_alone_and_only_at_the_next_start(world: World) -> None:
+    """While green's config is broken, blue's packets go on, through a restart of all daemons; then green is back."""
+    one, other = next(pair for pair in world.pairs(inside=True) if pair[0].network == "blue")
+    flood = one.popen("ping", "-n", "-q", "-i0.02", "-c10000", str(other.address))
+    put_config(world, "green", '{"Network":"11.2.0.0/16","Backend":{"Type":"udp","Port":"8285"}}')
+    for host in world.hosts:
+        assert host.daemons[-1].stop() == 0
+        host.start_daemon(*FLAGS)
+    for host in world.hosts:
+        daemon = host.daemons[-1]
+        daemon.wait_for_log(r'E.*\] green: Failed to retrieve network config: Backend.Port "8285" is not a UDP port')
+        wait_for(partial(is_ready, host, "blue"), 10, "blue to be ready")
+        daemon.wait_ready(20)  # with what there is, after a while: Docker waits for it
+        assert not is_ready(host, "green")
+        assert re.search(r"blue: subnet .*; green: Waiting for the network config in etcd$", status(daemon))
+    put_config(world, "green")
+    for host in world.hosts:
+        wait_for(partial(is_ready, host, "green"), 10, "green to be ready")
+    flood.send_signal(signal.SIGINT)
+    assert " 0% packet loss" in flood.communicate(timeout=10)[0]
+    wait_for(lambda: all(answered(world.pairs(inside=True))), 10, "all pairs inside")
+    assert not any(answered(world.pairs(inside=False)))
+
+
+def test_a_network_that_loses_its_subnet_gets_another_and_the_others_go_on(world: World) -> None:
+    host = world.hosts[0]
+    daemon = host.daemons[-1]
+    blue = next(tenant for tenant in world.tenants if (tenant.host, tenant.network) == (host, "blue"))
+    far = next(tenant for tenant in world.tenants if (tenant.host, tenant.network) == (world.hosts[1], "blue"))
+    subnet = env_file.previous_subnet(subnet_file(host, "green"))
+    key = f"{ETCD_PREFIX}/green/subnets/{str(subnet).replace('/', '-')}"
+    world.etcd_request("PUT", key, value='{"PublicIP":"172.17.8.200"}', ttl="600")
+    daemon.wait_for_log(rf"E.*\] green: subnet {subnet} is held by 172\.17\.8\.200 now.*; trying again in 10 s")
+    wait_for(lambda: not subnet_file(host, "green").exists(), 2, "the subnet file to go")
+    assert not is_ready(host, "green")
+    assert "green: not ready: subnet" in status(daemon)
+    assert blue.ping(far).returncode == 0
+    wait_for(lambda: is_ready(host, "green"), 20, "another subnet")
+    assert env_file.previous_subnet(subnet_file(host, "green")) != subnet
+    assert daemon.process.poll() is None
+
+
+def test_cleanup_leaves_nothing_of_any_network(world: World) -> None:
+    """Last, since it takes everything away."""
+    host = world.hosts[0]
+    argv = [sys.executable, "-P", "-m", "flannelpy", *FLAGS, f"-etcd-endpoints={world.etcd.url}", "-host-id=host1"]
+    done = host.run(*argv, "-cleanup", check=False)
+    said = "a flannelpy runs here with -subnet-file /run/flannel/networks/blue.env: stop it first"
+    assert (done.returncode, done.stderr.splitlines()[-1].split("] ")[1]) == (1, said)
+    assert host.daemons[-1].stop() == 0
+    host.run(*argv, "-cleanup", "-release")
+    assert "flannel" not in host.run("ip", "link").stdout
+    assert "prohibit" not in host.run("ip", "rule").stdout
+    assert not [line for line in host.run("ip", "route").stdout.splitlines() if " via 11." in line]
+    assert list((host.run_dir / "flannel/networks").iterdir()) == []
+    for name in NETWORKS:
+        node = world.etcd_request("GET", f"{ETCD_PREFIX}/{name}/subnets")["node"]
+        assert f'"{host.public_ip}"' not in str(node)
+
+
+@pytest.mark.parametrize(
+    ("green", "said"),
+    [
+        ('{"Network":"11.1.128.0/17"}', r"Network 11\.1\.128\.0/17 overlaps 11\.1\.0\.0/16, the network blue"),
+        (
+            '{"Network":"11.2.0.0/16","Backend":{"Type":"vxlan"}}',
+            "VNI 1 is the network blue's: choose another one in Backend",
+        ),
+    ],
+    ids=["addresses", "VNI"],
+)
+def test_networks_that_want_the_same_are_told_apart(make_lab: Callable[..., Lab], green: str, said: str) -> None:
+    """The first one has it; the other one waits for another config."""
+    lab = make_lab(hosts=1)
+    put_config(lab, "blue")
+    daemon = lab.hosts[0].start_daemon(*FLAGS)
+    wait_for(lambda: is_ready(lab.hosts[0], "blue"), 10, "blue to be ready")
+    put_config(lab, "green", green)
+    daemon.wait_for_log(rf"E.*\] green: Failed to retrieve network config: {said}$")
+    put_config(lab, "green")
+    daemon.wait_ready(15)
+    wait_for(lambda: is_ready(lab.hosts[0], "green"), 10, "green to be ready")
+
+
+def test_a_network_whose_port_is_taken_is_tried_again(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(hosts=1)
+    [host] = lab.hosts
+    for name in NETWORKS:
+        put_config(lab, name)
+    with host.popen("socat", "-u", f"UDP-RECV:8285,bind={host.public_ip}", "-") as rival:
+        wait_for(lambda: "8285" in host.run("ss", "-lun").stdout, 5, "the rival")
+        daemon = host.start_daemon(*FLAGS)
+        daemon.wait_for_log(
+            r"E.*\] green: cannot listen on UDP .*:8285: Address already in use.*; trying again in 10 s"
+        )
+        wait_for(lambda: is_ready(host, "blue"), 10, "blue to be ready")
+        rival.kill()
+    wait_for(lambda: is_ready(host, "green"), 20, "green to be ready")
