@@ -1,16 +1,18 @@
 """Rings whenever something about this machine's network is no longer as it was.
 
-Only the head of each message is looked at: who wants to know what has changed asks, and a thousand changes are one.
+Who wants to know what has changed asks: a thousand changes are one.
 
-Source: netlink(7), rtnetlink(7).
+Source: rtnetlink(7).
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
+
+from flannelpy.linux import rtnetlink
+from flannelpy.linux.rtnetlink import RTM_DELROUTE, RTM_GETNEIGH, RTM_NEWNEIGH, RTM_NEWROUTE, Message
 
 _RTMGRP_LINK = 0x1
 _RTMGRP_NEIGH = 0x4
@@ -19,12 +21,8 @@ _RTMGRP_IPV4_ROUTE = 0x40
 _RTMGRP_IPV4_RULE = 0x80
 _GROUPS = _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV4_RULE
 
-# struct nlmsghdr { __u32 nlmsg_len; __u16 nlmsg_type; … } is 16 bytes; messages begin at multiples of 4.
-_HEAD = struct.Struct("=IH10x")
-_RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
-_RTM_NEWNEIGH, _RTM_GETNEIGH = 28, 30
 # struct rtmsg { unsigned char rtm_family, rtm_dst_len, rtm_src_len, rtm_tos, rtm_table; … }
-_TABLE = _HEAD.size + 4
+_TABLE = 4
 _RT_TABLE_LOCAL = 255
 
 
@@ -37,20 +35,13 @@ async def changes() -> AsyncIterator[None]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE) as sock:
         sock.bind((0, _GROUPS))
         while True:
-            if any(_matters(message) for message in _messages(await loop.sock_recv(sock, 65536))):
+            data = await loop.sock_recv(sock, 65536)
+            if any(matters(message) for _, message in rtnetlink.decode(data)):
                 yield
 
 
-def _messages(data: bytes) -> Iterator[bytes]:
-    while len(data) >= _HEAD.size:
-        length, _ = _HEAD.unpack_from(data)
-        yield data[:length]
-        data = data[max(length + 3 & ~3, _HEAD.size) :]
-
-
-def _matters(message: bytes) -> bool:
+def matters(message: Message) -> bool:
     """Neighbours come and change all the time, and local routes with addresses."""
-    _, message_type = _HEAD.unpack_from(message)
-    if message_type in (_RTM_NEWROUTE, _RTM_DELROUTE):
-        return message[_TABLE] != _RT_TABLE_LOCAL
-    return message_type not in (_RTM_NEWNEIGH, _RTM_GETNEIGH)
+    if message.message_type in (RTM_NEWROUTE, RTM_DELROUTE):
+        return message.body[_TABLE] != _RT_TABLE_LOCAL
+    return message.message_type not in (RTM_NEWNEIGH, RTM_GETNEIGH)

@@ -1,4 +1,4 @@
-"""What leads packets to other hosts in the kernel: routes by a gateway, neighbours, forwarding entries.
+"""What leads packets to other hosts in the kernel: routes by a gateway, neighbours, forwarding entries.  Pure.
 
 An entry has a ``key``: the kernel keeps one entry for each, and putting another one of that key replaces it.
 
@@ -7,28 +7,55 @@ Source: rtnetlink(7), include/uapi/linux/rtnetlink.h and neighbour.h of the kern
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Hashable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from socket import AF_INET
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Hashable
+from flannelpy.linux.rtnetlink import (
+    NLM_F_CREATE,
+    NLM_F_REPLACE,
+    RTM_DELNEIGH,
+    RTM_DELROUTE,
+    RTM_GETNEIGH,
+    RTM_GETROUTE,
+    RTM_NEWNEIGH,
+    RTM_NEWROUTE,
+    Message,
+    attribute,
+    attributes,
+)
 
-RT_TABLE_MAIN = 254
-RTPROT_BOOT = 3
-RTNH_F_ONLINK = 4
-NUD_PERMANENT = 0x80
-NTF_SELF = 0x02
+_AF_INET, _AF_BRIDGE = 2, 7
 
-_AF_BRIDGE = 7
+# struct rtmsg { unsigned char rtm_family, rtm_dst_len, rtm_src_len, rtm_tos, rtm_table, rtm_protocol, rtm_scope,
+#                rtm_type; unsigned rtm_flags; }
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH = 1, 4, 5, 6, 9
+_RT_TABLE_MAIN = 254
+_RTPROT_BOOT = 3
 _RTN_UNICAST = 1
-_RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
-_RTM_NEWNEIGH, _RTM_DELNEIGH = 28, 29
-_NLM_F_REQUEST, _NLM_F_ACK = 0x1, 0x4
-_NLM_F_REPLACE, _NLM_F_CREATE = 0x100, 0x400
-_PUT = _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_REPLACE | _NLM_F_CREATE
-_REMOVE = _NLM_F_REQUEST | _NLM_F_ACK
+_RTNH_F_ONLINK = 4
+# struct rtnexthop { unsigned short rtnh_len; unsigned char rtnh_flags, rtnh_hops; int rtnh_ifindex; }
+_RTNEXTHOP = struct.Struct("=HBBi")
+
+# struct ndmsg { __u8 ndm_family; …pad; __s32 ndm_ifindex; __u16 ndm_state; __u8 ndm_flags, ndm_type; }
+_NDMSG = struct.Struct("=BxxxiHBB")
+_NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
+_NUD_PERMANENT = 0x80
+_NTF_SELF = 0x02
+
+_NUMBER = struct.Struct("=I")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of the main table out of the interface with that index; a lower metric wins."""
+
+    destination: IPv4Network
+    link_index: int
+    metric: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +78,17 @@ class Gateway:
     def __str__(self) -> str:
         return f"route to {self.destination} via {self.gateway}"
 
-    def message(self, *, removes: bool) -> Any:
-        """The netlink message that puts the entry, or removes it."""
-        from pyroute2.netlink.rtnl.rtmsg import rtmsg
-
-        fields = {
-            "family": AF_INET,
-            "dst_len": self.destination.prefixlen,
-            "table": RT_TABLE_MAIN,
-            "proto": RTPROT_BOOT,
-            "type": _RTN_UNICAST,
-            "flags": RTNH_F_ONLINK if self.is_onlink else 0,
-        }
-        attributes = [
-            ("RTA_DST", str(self.destination.network_address)),
-            ("RTA_GATEWAY", str(self.gateway)),
-            ("RTA_OIF", self.link_index),
-        ]
-        return _message(rtmsg(), _RTM_DELROUTE if removes else _RTM_NEWROUTE, removes, fields, attributes)
+    def body(self) -> bytes:
+        """Struct rtmsg, and attributes."""
+        flags = _RTNH_F_ONLINK if self.is_onlink else 0
+        return (
+            _RTMSG.pack(
+                _AF_INET, self.destination.prefixlen, 0, 0, _RT_TABLE_MAIN, _RTPROT_BOOT, 0, _RTN_UNICAST, flags
+            )
+            + attribute(_RTA_DST, self.destination.network_address.packed)
+            + attribute(_RTA_GATEWAY, self.gateway.packed)
+            + attribute(_RTA_OIF, _NUMBER.pack(self.link_index))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +107,13 @@ class Neighbour:
     def __str__(self) -> str:
         return f"neighbour {self.address} at {self.mac}"
 
-    def message(self, *, removes: bool) -> Any:
-        """The netlink message that puts the entry, or removes it."""
-        fields = {"family": AF_INET, "ifindex": self.link_index, "state": NUD_PERMANENT}
-        attributes = [("NDA_DST", str(self.address)), ("NDA_LLADDR", self.mac)]
-        return _neighbour_message(removes, fields, attributes)
+    def body(self) -> bytes:
+        """Struct ndmsg, and attributes."""
+        return (
+            _NDMSG.pack(_AF_INET, self.link_index, _NUD_PERMANENT, 0, 0)
+            + attribute(_NDA_DST, self.address.packed)
+            + attribute(_NDA_LLADDR, _packed(self.mac))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +132,13 @@ class Forward:
     def __str__(self) -> str:
         return f"forwarding of {self.mac} to {self.public_ip}"
 
-    def message(self, *, removes: bool) -> Any:
-        """The netlink message that puts the entry, or removes it."""
-        fields = {"family": _AF_BRIDGE, "ifindex": self.link_index, "state": NUD_PERMANENT, "flags": NTF_SELF}
-        attributes = [("NDA_DST", str(self.public_ip)), ("NDA_LLADDR", self.mac)]
-        return _neighbour_message(removes, fields, attributes)
+    def body(self) -> bytes:
+        """Struct ndmsg, and attributes."""
+        return (
+            _NDMSG.pack(_AF_BRIDGE, self.link_index, _NUD_PERMANENT, _NTF_SELF, 0)
+            + attribute(_NDA_DST, self.public_ip.packed)
+            + attribute(_NDA_LLADDR, _packed(self.mac))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,18 +158,121 @@ Entry = Gateway | Neighbour | Forward
 Unit = tuple[Entry, ...]
 
 
-def _neighbour_message(removes: bool, fields: dict[str, int], attributes: list[tuple[str, Any]]) -> Any:
-    from pyroute2.netlink.rtnl.ndmsg import ndmsg
+def put(entry: Entry) -> Message:
+    """The request that adds an entry, or puts it in the place of that of its key."""
+    message_type = RTM_NEWROUTE if isinstance(entry, Gateway) else RTM_NEWNEIGH
+    return Message(message_type, entry.body(), NLM_F_CREATE | NLM_F_REPLACE)
 
-    return _message(ndmsg(), _RTM_DELNEIGH if removes else _RTM_NEWNEIGH, removes, fields, attributes)
+
+def removal(entry: Entry) -> Message:
+    """The request that removes an entry."""
+    return Message(RTM_DELROUTE if isinstance(entry, Gateway) else RTM_DELNEIGH, entry.body())
 
 
-def _message(
-    message: Any, message_type: int, removes: bool, fields: dict[str, int], attributes: list[tuple[str, Any]]
-) -> Any:
-    for name, value in fields.items():
-        message[name] = value
-    message["attrs"] = attributes
-    message["header"]["type"] = message_type
-    message["header"]["flags"] = _REMOVE if removes else _PUT
-    return message
+#: The request that lists all IPv4 routes.
+ALL_ROUTES = Message(RTM_GETROUTE, _RTMSG.pack(_AF_INET, 0, 0, 0, 0, 0, 0, 0, 0))
+
+
+def all_neighbours(link_index: int) -> Message:
+    """The request that lists the IPv4 neighbours on a link."""
+    wanted = attribute(_NDA_IFINDEX, _NUMBER.pack(link_index))
+    return Message(RTM_GETNEIGH, _NDMSG.pack(_AF_INET, 0, 0, 0, 0) + wanted)
+
+
+def all_forwards(link_index: int) -> Message:
+    """The request that lists the forwarding database of a device."""
+    return Message(RTM_GETNEIGH, _NDMSG.pack(_AF_BRIDGE, link_index, 0, 0, 0))
+
+
+class _RouteMessage(NamedTuple):
+    """A route of the main table as it was listed."""
+
+    destination: IPv4Network
+    protocol: int
+    flags: int
+    attributes: dict[int, bytes]
+
+    def number(self, name: int) -> int:
+        """The value of an attribute, 0 without it."""
+        value: int = _NUMBER.unpack(self.attributes.get(name, bytes(_NUMBER.size)))[0]
+        return value
+
+
+def routes(messages: list[Message]) -> list[Route]:
+    """Those of the main table, one for each way out of a multipath route."""
+    return [
+        Route(route.destination, link_index, route.number(_RTA_PRIORITY))
+        for route in _of_main_table(messages)
+        for link_index in _ways_out(route)
+    ]
+
+
+def gateways(messages: list[Message]) -> list[Gateway]:
+    """Those that are like ours: no other programs' and of no metric."""
+    return [
+        Gateway(
+            route.destination,
+            IPv4Address(route.attributes[_RTA_GATEWAY]),
+            route.number(_RTA_OIF),
+            bool(route.flags & _RTNH_F_ONLINK),
+        )
+        for route in _of_main_table(messages)
+        if route.protocol == _RTPROT_BOOT
+        and {_RTA_GATEWAY, _RTA_OIF} <= route.attributes.keys()
+        and not route.number(_RTA_PRIORITY)
+    ]
+
+
+def neighbours(messages: list[Message], link_index: int) -> list[Neighbour]:
+    """Those that are permanent, of that link."""
+    return [
+        Neighbour(IPv4Address(found[_NDA_DST]), found[_NDA_LLADDR].hex(":"), link_index)
+        for found in _permanent(messages, _AF_INET, link_index, 0)
+    ]
+
+
+def forwards(messages: list[Message], link_index: int) -> list[Forward]:
+    """Those that are permanent and lead to a host, of that device."""
+    return [
+        Forward(found[_NDA_LLADDR].hex(":"), IPv4Address(found[_NDA_DST]), link_index)
+        for found in _permanent(messages, _AF_BRIDGE, link_index, _NTF_SELF)
+    ]
+
+
+def _of_main_table(messages: list[Message]) -> list[_RouteMessage]:
+    found = []
+    for message in messages:
+        _, length, _, _, table, protocol, _, _, flags = _RTMSG.unpack_from(message.body)
+        if table == _RT_TABLE_MAIN:
+            has = attributes(message.body, _RTMSG.size)
+            destination = IPv4Network((has.get(_RTA_DST, bytes(4)), length))
+            found.append(_RouteMessage(destination, protocol, flags, has))
+    return found
+
+
+def _ways_out(route: _RouteMessage) -> list[int]:
+    """The interface indices that a route leads to; none for an unreachable or blackhole route."""
+    if _RTA_OIF in route.attributes:
+        return [route.number(_RTA_OIF)]
+    hops, indices = route.attributes.get(_RTA_MULTIPATH, b""), []
+    while len(hops) >= _RTNEXTHOP.size:
+        length, _, _, link_index = _RTNEXTHOP.unpack_from(hops)
+        indices.append(link_index)
+        hops = hops[max(length + 3 & ~3, _RTNEXTHOP.size) :]
+    return indices
+
+
+def _permanent(messages: list[Message], family: int, link_index: int, flags: int) -> list[dict[int, bytes]]:
+    """Their attributes, of those that have an address and a MAC."""
+    found = []
+    for message in messages:
+        its_family, its_index, state, its_flags, _ = _NDMSG.unpack_from(message.body)
+        if (its_family, its_index) == (family, link_index) and state & _NUD_PERMANENT and its_flags & flags == flags:
+            has = attributes(message.body, _NDMSG.size)
+            if len(has.get(_NDA_DST, b"")) == 4 and len(has.get(_NDA_LLADDR, b"")) == 6:
+                found.append(has)
+    return found
+
+
+def _packed(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))

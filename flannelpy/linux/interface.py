@@ -11,7 +11,8 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from typing import NamedTuple
 
 from flannelpy.errors import HostChanged, HostError
-from flannelpy.linux.netlink import Address, Link, Netlink, Route
+from flannelpy.linux.entries import Route
+from flannelpy.linux.netlink import Address, Link, Netlink
 
 log = logging.getLogger(__name__)
 

@@ -6,37 +6,25 @@ pyroute2 takes a tenth of a second to import, so it is imported when the first s
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
-from itertools import islice
 from socket import AF_INET
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from flannelpy.errors import HostError
-from flannelpy.linux.entries import (
-    NTF_SELF,
-    NUD_PERMANENT,
-    RT_TABLE_MAIN,
-    RTNH_F_ONLINK,
-    RTPROT_BOOT,
-    Entry,
-    Forward,
-    Gateway,
-    Neighbour,
-    Prohibition,
-    Unit,
-)
+from flannelpy.linux import entries
+from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour, Prohibition, Route, Unit
+from flannelpy.linux.rtnetlink import InterruptedListing, Message, RtnetlinkSocket
 
 if TYPE_CHECKING:
     from pyroute2 import AsyncIPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
 
 _LISTINGS = 5
-# Messages that are sent as one: what a socket's buffer takes, and others need not wait long for their turn.
-_BATCH = 150
 # Source: linux/if.h, rtnetlink(7).
 _IFF_UP = 0x1
 _RTPROT_KERNEL = 2
@@ -86,27 +74,20 @@ class Address:
     prefix_len: int = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A route of the main table out of the interface with that index; a lower metric wins."""
-
-    destination: IPv4Network
-    link_index: int
-    metric: int
-
-
 class Netlink:
-    """One netlink socket, open inside ``async with``.  Source: rtnetlink(7)."""
+    """The kernel of this network namespace, inside ``async with``.  Source: rtnetlink(7)."""
 
     async def __aenter__(self) -> Self:
         from pyroute2 import AsyncIPRoute
 
         self._route: AsyncIPRoute = await AsyncIPRoute().__aenter__()
+        self._socket = RtnetlinkSocket()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._socket.close()
         await self._route.__aexit__(kind, error, trace)
 
     async def links(self) -> list[Link]:
@@ -141,47 +122,22 @@ class Netlink:
 
     async def routes(self) -> list[Route]:
         """The main table's routes, one for each way out of a multipath route.  Raises HostError."""
-        messages = await _all(partial(self._route.get_routes, family=AF_INET, table=RT_TABLE_MAIN))
-        return [
-            Route(IPv4Network((m.get("dst") or 0, m["dst_len"])), index, m.get("priority") or 0)
-            for m in messages
-            for index in _ways_out(m)
-        ]
+        return entries.routes(await self._list(entries.ALL_ROUTES))
 
     async def gateways(self) -> list[Gateway]:
         """The main table's routes by way of other machines that are like those we put: no other programs'.
 
         Raises HostError.
         """
-        messages = await _all(partial(self._route.get_routes, family=AF_INET, table=RT_TABLE_MAIN))
-        return [
-            Gateway(
-                IPv4Network((m.get("dst") or 0, m["dst_len"])),
-                IPv4Address(m.get("gateway")),
-                m.get("oif"),
-                bool(m["flags"] & RTNH_F_ONLINK),
-            )
-            for m in messages
-            if m.get("gateway") and m.get("oif") and m["proto"] == RTPROT_BOOT and not m.get("priority")
-        ]
+        return entries.gateways(await self._list(entries.ALL_ROUTES))
 
     async def neighbours(self, link_index: int) -> list[Neighbour]:
         """The permanent IPv4 neighbours on a link.  Raises HostError."""
-        messages = await _all(partial(self._route.get_neighbours, family=AF_INET, ifindex=link_index))
-        return [
-            Neighbour(IPv4Address(m.get("dst")), m.get("lladdr"), link_index)
-            for m in messages
-            if m["ifindex"] == link_index and m["state"] & NUD_PERMANENT and m.get("lladdr")
-        ]
+        return entries.neighbours(await self._list(entries.all_neighbours(link_index)), link_index)
 
     async def forwards(self, link_index: int) -> list[Forward]:
         """The permanent entries of a VXLAN device's forwarding database.  Raises HostError."""
-        messages = await _all(partial(self._route.fdb, "dump", ifindex=link_index))
-        return [
-            Forward(m.get("lladdr"), IPv4Address(m.get("dst")), link_index)
-            for m in messages
-            if m["ifindex"] == link_index and m["state"] & NUD_PERMANENT and m["flags"] & NTF_SELF and m.get("dst")
-        ]
+        return entries.forwards(await self._list(entries.all_forwards(link_index)), link_index)
 
     async def put(self, units: Iterable[Unit]) -> dict[Unit, HostError]:
         """Add these entries, or put them in the place of those of the same key; which units failed, and why.
@@ -189,31 +145,36 @@ class Netlink:
         Of a unit that failed some entries may have been put.
         """
         failed: dict[Unit, HostError] = {}
-        entries = [(unit, entry) for unit in units for entry in unit]
-        for (unit, entry), error in zip(entries, await self._change([e for _, e in entries]), strict=True):
+        all_of = [(unit, entry) for unit in units for entry in unit]
+        errors = await self._change([entries.put(entry) for _, entry in all_of])
+        for (unit, entry), error in zip(all_of, errors, strict=True):
             if error:
-                failed.setdefault(unit, HostError(f"cannot put the {entry}: {error}"))
+                failed.setdefault(unit, HostError(f"cannot put the {entry}: {os.strerror(error)}"))
         return failed
 
-    async def remove(self, entries: Sequence[Entry]) -> None:
+    async def remove(self, unwanted: Sequence[Entry]) -> None:
         """Remove these entries; of those that are gone already nothing is said.  Raises HostError."""
-        for entry, error in zip(entries, await self._change(entries, removes=True), strict=True):
-            if error and error.code not in _GONE:
-                raise HostError(f"cannot remove the {entry}: {error}")
+        errors = await self._change([entries.removal(entry) for entry in unwanted])
+        for entry, error in zip(unwanted, errors, strict=True):
+            if error and error not in _GONE:
+                raise HostError(f"cannot remove the {entry}: {os.strerror(error)}")
 
-    async def _change(self, entries: Sequence[Entry], *, removes: bool = False) -> list[NetlinkError | None]:
-        """What came of each; many messages go with one system call, as each takes the kernel but microseconds."""
-        from pyroute2.netlink.nlsocket import NetlinkRequest
+    async def _change(self, requests: Sequence[Message]) -> list[int]:
+        """The errno of each.  Raises HostError when the kernel cannot be asked."""
+        try:
+            return await self._socket.change(requests)
+        except OSError as error:
+            raise HostError(f"cannot change this machine's routes and neighbours: {error.strerror}") from error
 
-        outcomes: list[NetlinkError | None] = []
-        left = iter(entries)
-        while batch := list(islice(left, _BATCH)):
-            requests = [NetlinkRequest(self._route, entry.message(removes=removes)) for entry in batch]
-            for request in requests:
-                await request.prepare()
-            self._route.send(b"".join(request.msg.data for request in requests))
-            outcomes += [await _outcome(request) for request in requests]
-        return outcomes
+    async def _list(self, request: Message) -> list[Message]:
+        """All of an answer, asked for again when things changed under it.  Raises HostError."""
+        for _ in range(_LISTINGS):
+            with suppress(InterruptedListing):
+                try:
+                    return await self._socket.list(request)
+                except OSError as error:
+                    raise HostError(f"cannot list this machine's routes and neighbours: {error.strerror}") from error
+        raise HostError("cannot list this machine's routes and neighbours: they change all the time")
 
     async def prohibitions(self) -> list[Prohibition]:
         """Ours.  Raises HostError."""
@@ -333,18 +294,6 @@ class Netlink:
             ) from error
 
 
-async def _outcome(request: Any) -> NetlinkError | None:
-    """The kernel's answer to one of several requests."""
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    try:
-        async for _ in request.response():
-            pass
-    except NetlinkError as error:
-        return error
-    return None
-
-
 async def _all(listing: Callable[[], Awaitable[AsyncIterable[Any]]]) -> list[Any]:
     """All messages of an answer, asked for again when things changed under it.  Raises HostError."""
     from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
@@ -354,7 +303,7 @@ async def _all(listing: Callable[[], Awaitable[AsyncIterable[Any]]]) -> list[Any
             return [message async for message in await listing()]
         except NetlinkError as error:
             if not (patience and isinstance(error, NetlinkDumpInterrupted)):
-                raise HostError(f"cannot list this machine's links, addresses or routes: {error}") from error
+                raise HostError(f"cannot list this machine's links, addresses or rules: {error}") from error
     raise AssertionError("the last try returns or raises")
 
 
@@ -383,12 +332,3 @@ def _vxlan(data: Any) -> Vxlan:
         bool(data.get("vxlan_learning")),
         bool(data.get("vxlan_gbp")),
     )
-
-
-def _ways_out(message: Any) -> list[int]:
-    """The interface indices that a route message leads to; none for an unreachable or blackhole route."""
-    hops = message.get("multipath")
-    if hops:
-        return [hop["oif"] for hop in hops]
-    index = message.get("oif")
-    return [] if index is None else [index]

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
@@ -32,9 +32,9 @@ from flannelpy.backend.udp import backend as udp_backend
 from flannelpy.backend.udp import device
 from flannelpy.backend.udp.engine import BATCH_PACKETS, Engine, Plan
 from flannelpy.backend.udp.routes import NextHop, Routes
-from flannelpy.linux import iptables, systemd
-from flannelpy.linux.entries import Gateway
-from flannelpy.linux.netlink import Address, Link, Netlink, Route
+from flannelpy.linux import entries, iptables, systemd
+from flannelpy.linux.entries import Gateway, Route
+from flannelpy.linux.netlink import Address, Link, Netlink
 from flannelpy.linux.tun import Tun
 from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.packet import ipv4, vnet_hdr
@@ -253,6 +253,9 @@ class Machine(Netlink):
 
     async def gateways(self) -> list[Gateway]:
         return []
+
+    async def remove(self, unwanted: Sequence[entries.Entry]) -> None:
+        assert not unwanted
 
     async def addresses(self) -> list[Address]:
         return [Address(2, HOST1, 24), Address(3, IPv4Address("11.0.59.0"), 16)]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import IPv4Network
 from itertools import permutations
 from pathlib import Path
@@ -305,7 +306,9 @@ def test_another_backend_finds_nothing_of_this_one_in_its_way(make_lab: Callable
         containers = containers or [host.add_container() for host in lab.hosts]
         one, other = containers
         wait_for(lambda one=one, other=other: pings(one, other), 10, f"a ping by {backend}")  # type: ignore[misc]
-        assert f" dev {devices[backend]} " in shown(lab.hosts[0], "ip", "route", "get", str(other.address))[0]
+        by_device = f" dev {devices[backend]} "
+        asked = partial(shown, lab.hosts[0], "ip", "route", "get", str(other.address))
+        wait_for(lambda by_device=by_device, asked=asked: by_device in asked()[0], 5, by_device)  # type: ignore[misc]
         assert ("flannel.1" in lab.hosts[0].run("ip", "link").stdout) == (backend == "vxlan")
 
 

@@ -6,19 +6,14 @@ import struct
 
 import pytest
 
-from flannelpy.linux import changes
+from flannelpy.linux.changes import matters
+from flannelpy.linux.rtnetlink import Message
 
 MAIN, LOCAL = 254, 255
 
 
-def message(message_type: int, table: int = 0) -> bytes:
-    """With a body of 13 bytes, which leaves the next message to begin 3 bytes later."""
-    body = struct.pack("=4xB8x", table)
-    return struct.pack("=IHHII", 16 + len(body), message_type, 0, 0, 0) + body
-
-
 @pytest.mark.parametrize(
-    ("message_type", "table", "matters"),
+    ("message_type", "table", "expected"),
     [
         (16, 0, True),  # RTM_NEWLINK
         (17, 0, True),
@@ -34,17 +29,5 @@ def message(message_type: int, table: int = 0) -> bytes:
         (33, 0, True),
     ],
 )
-def test_what_matters(message_type: int, table: int, matters: bool) -> None:
-    assert changes._matters(message(message_type, table)) is matters
-
-
-def test_several_messages_come_as_one() -> None:
-    several = [message(28), message(24, MAIN), message(29)]
-    data = b"".join(each + bytes(3) for each in several)
-    assert list(changes._messages(data)) == several
-    assert list(changes._messages(data[:-3])) == several
-
-
-def test_what_is_cut_off_or_lies_about_its_length_ends() -> None:
-    assert list(changes._messages(message(24)[:10])) == []
-    assert len(list(changes._messages(bytes(64)))) == 4
+def test_what_matters(message_type: int, table: int, expected: bool) -> None:
+    assert matters(Message(message_type, struct.pack("=4xB7x", table))) is expected

@@ -9,8 +9,9 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from flannelpy.errors import HostChanged, HostError
+from flannelpy.linux.entries import Route
 from flannelpy.linux.interface import ADDRESS_PATIENCE, ExternalInterface, Watch, find
-from flannelpy.linux.netlink import Address, Link, Netlink, Route
+from flannelpy.linux.netlink import Address, Link, Netlink
 
 LO, ETH0, ETH1, ETH2 = Link(1, "lo", 65536), Link(2, "eth0", 1500), Link(3, "eth1", 9000), Link(7, "eth2", 1400)
 LINKS = (LO, ETH0, ETH1, ETH2)
