@@ -32,8 +32,8 @@ PROGRAM = "flannelpy"
 ABOUT = """\
 Usage: flannelpy [flags]
 
-Leases a subnet of the network that etcd describes to this host, and carries
-packets between its containers and those of the other hosts over UDP.
+Leases a subnet of the network that etcd describes to this host, and connects
+its containers with those of the other hosts: over UDP, VXLAN or plain routes.
 
 Write a flag as -name=value, -name value, --name=value or --name value, and a
 boolean as -name, -name=true or -name=false. A flag wins over its variable, and

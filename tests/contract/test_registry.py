@@ -278,6 +278,16 @@ class TestWatch:
 
         run(store, test)
 
+    def test_says_how_much_more_there_is(self, store: Store) -> None:
+        async def test(registry: Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            for number in range(30):
+                await registry.create(f"11.0.{number}.0-24", "a", DAY)
+            told = await registry.watch(cursor, DEADLINE)
+            assert len(told.changes) + told.behind == 30
+
+        run(store, test)
+
     def test_does_not_tell_the_config(self, store: Store) -> None:
         async def test(registry: Registry) -> None:
             cursor = (await registry.snapshot()).cursor

@@ -391,6 +391,16 @@ def test_what_the_host_lacks_is_one_line_and_exit_1(
 # Many at once
 
 
+def test_a_second_daemon_for_a_subnet_file_is_refused(lab: Lab, host: Host) -> None:
+    first = started(host, "-iface=eth1")
+    second = host.start_daemon("-iface=eth1")
+    assert second.process.wait(10) == 1
+    said = "a flannelpy runs here with -subnet-file /run/flannel/subnet.env: stop it first"
+    assert second.log().splitlines()[-1].endswith(said)
+    assert (host.run_dir / "flannel/ready").exists()
+    assert first.stop() == 0
+
+
 def test_twenty_hosts_that_start_together_get_twenty_subnets() -> None:
     with Lab(hosts=20) as lab:
         lab.put_config()

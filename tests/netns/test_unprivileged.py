@@ -120,6 +120,14 @@ def test_the_powers_of_the_systemd_unit_are_enough(make_lab: Callable[..., Lab],
     assert "flannel0" not in lab.hosts[0].run("ip", "link").stdout
 
 
+def test_they_are_enough_for_vxlan_too(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(hosts=2)
+    lab.put_config('{"Network":"11.0.0.0/16","Backend":{"Type":"vxlan"}}')
+    wait_connected([started(host, "nft") for host in lab.hosts])
+    one, other = (host.add_container() for host in lab.hosts)
+    assert "ttl=62 " in one.run("ping", "-c1", "-W2", str(other.address)).stdout
+
+
 def test_a_subnet_file_that_root_has_left_is_used_and_replaced(make_lab: Callable[..., Lab]) -> None:
     """An earlier run was root's: systemd gives RuntimeDirectory= with all in it to the new user."""
     lab = make_lab(hosts=1)

@@ -170,3 +170,14 @@ def test_rules_that_cannot_be_listed_are_an_error(record: Path) -> None:
     with pytest.raises(HostError) as caught:
         asyncio.run(remove_masquerade(NETWORK))
     assert str(caught.value) == "-ip-masq: iptables --wait=10 -t nat -S failed: two"
+
+
+def test_several_networks_share_the_chain(record: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The last one is new, so only its rules are told."""
+    caplog.set_level("INFO", logger="flannelpy")
+    other = IPv4Network("11.7.0.0/16")
+    asyncio.run(set_up_masquerade([NETWORK, other]))
+    rules = "".join(f"-A {rule}\n" for network in (NETWORK, other) for rule in masquerade_rules(network))
+    assert f"*nat\n:FLANNEL - [0:0]\n{rules}COMMIT\n" in record.read_text()
+    told = [*masquerade_rules(other), "POSTROUTING -j FLANNEL"]
+    assert caplog.messages == [f"Adding iptables rule: {rule}" for rule in told]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import io
 import logging
 import re
@@ -129,3 +130,12 @@ def test_libraries_are_heard_from_warnings_on() -> None:
         log.info("info")
         log.warning("warning")
     assert [line.partition("] ")[2] for line in written.getvalue().splitlines()] == ["warning"]
+
+
+def test_a_line_says_for_which_of_several_networks_it_is() -> None:
+    def told() -> str:
+        logs.network.set("blue")
+        return formatted(record(logging.ERROR, "text"))
+
+    assert contextvars.copy_context().run(told) == "E1122 10:59:23.000000 11737 udp.py:222] blue: text"
+    assert formatted(record()) == "I1122 10:59:23.000000 11737 udp.py:222] text"

@@ -1302,6 +1302,35 @@ def test_a_store_that_was_wiped_is_noticed_within_a_minute() -> None:
     play(scenario)
 
 
+def test_a_watch_that_is_far_behind_lists_again() -> None:
+    """A store that tells changes one by one is listed once, however many there are."""
+
+    class OneByOne(FakeRegistry):
+        told, lists = 0, 0
+
+        async def watch(self, cursor: int, timeout: float) -> Changes:
+            changes, after, _ = await super().watch(cursor, timeout)
+            self.told += bool(changes)
+            return Changes(changes[:1], min(cursor + 1, after), after - min(cursor + 1, after))
+
+        async def snapshot(self) -> Snapshot:
+            self.lists += 1
+            return await super().snapshot()
+
+    async def scenario(world: World) -> None:
+        registry = world.registry
+        assert isinstance(registry, OneByOne)
+        async with world.running():
+            registry.lists = registry.told = 0
+            for number in range(70, 220):
+                registry.put_raw(f"11.0.{number}.0-24", B, 80000)
+            await asyncio.sleep(1)
+            assert summary(world.told) == [(f"11.0.{number}.0/24", "172.17.8.102") for number in range(70, 220)]
+            assert (registry.told, registry.lists) == (1, 1)
+
+    play(scenario, OneByOne)
+
+
 def test_a_watch_that_only_waits_makes_progress_and_one_that_hangs_does_not() -> None:
     class Hanging(FakeRegistry):
         async def watch(self, cursor: int, timeout: float) -> Changes:
