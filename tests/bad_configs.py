@@ -138,4 +138,14 @@ BAD_CONFIGS = {
         _keys('"Backend":{"Type":"udp","Port":{"Port":[8285]}}'),
         'Backend.Port {"Port":[8285]} is not a UDP port: 1 to 65535',
     ),
+    "a VNI too high": BadConfig(
+        _keys('"Backend":{"Type":"vxlan","VNI":16777215}'), "Backend.VNI 16777215 is not a number from 0 to 9999999"
+    ),
+    "an MTU larger than the interface's": BadConfig(
+        _keys('"Backend":{"Type":"vxlan","MTU":9000}'), "Backend.MTU 9000 is not a number from 118 to 1500"
+    ),
+    "direct routing in quotes": BadConfig(
+        _keys('"Backend":{"Type":"vxlan","DirectRouting":"true"}'),
+        'Backend.DirectRouting "true" is not true or false',
+    ),
 }
