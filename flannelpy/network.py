@@ -135,6 +135,9 @@ class Network:
         """The subnet is another host's now."""
         try:
             env_file.remove(self._subnet_file)
+        except HostError as error:
+            log.warning("%s", error)
+        try:
             await backend.abandon()
         except HostError as error:
             log.warning("%s", error)

@@ -17,6 +17,7 @@ from ipaddress import IPv4Network
 from flannelpy.errors import HostError
 from flannelpy.linux.entries import Entry, Gateway, Unit
 from flannelpy.linux.netlink import Netlink
+from flannelpy.subnet.retry import Complaint
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Forwarding:
 
     async def run(self) -> None:
         """Carry over into the kernel what changed, for ever."""
+        complaint = Complaint("Failed to lead packets to other hosts")
         async with Netlink() as netlink:
             while True:
                 await self._changed.wait()
@@ -55,8 +57,9 @@ class Forwarding:
                 try:
                     for told in await self._reconcile(netlink, look=False):
                         log.info("%s", told)
+                    complaint.over()
                 except HostError as error:
-                    log.error("%s", error)
+                    complaint.about(error)
                     await asyncio.sleep(_RETRY_SECONDS)
                     self._changed.set()
 

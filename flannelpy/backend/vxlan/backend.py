@@ -106,10 +106,10 @@ class VxlanBackend:
         return [f"{self._device.name} {flaw}: put right" for flaw in flaws] or lost
 
     async def abandon(self) -> None:
-        """The device goes, with all entries, and routes that need no device of ours."""
+        """The device goes, with all entries, and routes that need no device of ours; also those of an earlier run."""
         async with Netlink() as netlink:
             await netlink.remove(await gateways_into(self._network, netlink))
-            await self._device.remove(netlink)
+            await remove_leftovers(netlink, self._network)
 
     def close(self) -> None:
         """The device stays, for traffic to go on while we restart."""

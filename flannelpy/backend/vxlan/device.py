@@ -58,12 +58,6 @@ class Device:
         flaws = await self._tunnel.flaws(netlink, link)
         return [f"got MAC {link.mac} instead of {self._mac}", *flaws] if link.mac != self._mac else flaws
 
-    async def remove(self, netlink: Netlink) -> None:
-        """The device goes, and takes address, routes and entries along.  Raises HostError."""
-        link = await netlink.link(self.name)
-        if link:
-            await netlink.remove_link(link)
-
     async def _adopt(self, netlink: Netlink) -> Link | None:
         """What an earlier run has left, if it will do."""
         link = await netlink.link(self.name)
