@@ -72,8 +72,8 @@ $(INTERPRETED)/stamp: $(PACKAGING) $(SOURCES) $(VENV)/stamp
 		assert '$(INTERPRETED)' in file and file.endswith('.py'), file"
 	@touch $@
 
-demo: $(VENV)/stamp ## three hosts, their containers ping each other (KEEP=1: leave them to look around)
-	@$(AS_ROOT) $(VENV)/bin/python scripts/demo.py $(if $(KEEP),--keep)
+demo: $(VENV)/stamp ## three hosts whose containers ping each other (BACKEND=vxlan or host-gw; KEEP=1: to look around)
+	@$(AS_ROOT) $(VENV)/bin/python scripts/demo.py $(if $(BACKEND),--backend=$(BACKEND)) $(if $(KEEP),--keep)
 
 demo-down: $(VENV)/stamp ## remove the hosts that make demo KEEP=1 left
 	@$(AS_ROOT) $(VENV)/bin/python scripts/demo.py down

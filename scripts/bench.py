@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmark.carriers import NAMES, Rack
+from benchmark.carriers import NAMES, Rack, measured_in_full
 from benchmark.control import Control, lease_counts
 from benchmark.data_path import DataPath, Effort, Measurement
 from benchmark.report import Report, facts
@@ -98,8 +98,9 @@ def run(given: argparse.Namespace) -> Report:
     command = f"make bench ARGS={shlex.quote(shlex.join(sys.argv[1:]))}" if sys.argv[1:] else "make bench"
     known = facts(command)
     began, date = time.monotonic(), datetime.now(UTC)
-    racks = [Rack(given.carriers, given.interpreted, mtu) for mtu in (1500, 9000)]
-    data_path = DataPath(racks[0], racks[1], effort)
+    rack = Rack(given.carriers, given.interpreted, 1500)
+    jumbo_rack = Rack(measured_in_full(given.carriers), given.interpreted, 9000)
+    data_path = DataPath(rack, jumbo_rack, effort)
     control = Control(counts, given.interpreted, effort)
     every = data_path.measurements(given.carriers) + control.measurements(given.carriers)
     chosen = [each for each in every if each.subjects and re.search(given.only, each.name)]

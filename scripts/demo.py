@@ -1,8 +1,8 @@
 """The walk-through: three hosts, a flannelpy on each, and containers that reach each other across them.
 
-usage: demo.py [--keep | down]
+usage: demo.py [--backend=udp | --backend=vxlan | --backend=host-gw] [--keep], or demo.py down
 
-Exit code 0: every container answered every other one, with ttl=60.
+Exit code 0: every container answered every other one, with the TTL that it should have on that way.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import re
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from lab import CONFIG, ETCD_PREFIX, Lab, LabExistsError, lab_exists, remove_lab
+from lab import ETCD_PREFIX, Lab, LabExistsError, lab_exists, remove_lab, wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lab import Container, Host, Node
 
 PREFIX = "flannelpy-demo"
-EXPECTED_TTL = 60  # 64, less one in the kernel of either host, less one in either flannelpy
 PINGS = 3
 LOG_TAIL = 20
 
@@ -33,16 +34,69 @@ class Reply(NamedTuple):
     ip_ttl: int
 
 
-def walk_through(lab: Lab) -> bool:
+class Backend(NamedTuple):
+    """What of the story depends on how packets travel; ``routes``: to each subnet, ``ip_ttl``: of a ping's answer."""
+
+    name: str
+    does: str
+    has: str
+    shown: Sequence[str]
+    routes: bool
+    ip_ttl: int
+    why: str
+
+    @property
+    def config(self) -> str:
+        """The network config that asks for it."""
+        return f'{{"Network":"11.0.0.0/16","Backend":{{"Type":"{self.name}"}}}}'
+
+
+UDP = Backend(
+    name="udp",
+    does="opens the device flannel0",
+    has="its device, its routes",
+    shown=["ip -4 address show flannel0", "ip route"],
+    routes=False,
+    ip_ttl=60,
+    why="in the kernel of either host and one in either flannelpy.",
+)
+VXLAN = Backend(
+    name="vxlan",
+    does="makes the device flannel.1",
+    has="its device, its routes, and where they lead",
+    shown=[
+        "ip -4 address show flannel.1",
+        "ip route",
+        "ip neighbour show dev flannel.1",
+        "bridge fdb show dev flannel.1",
+    ],
+    routes=True,
+    ip_ttl=62,
+    why="in the kernel of either host. No flannelpy touches them: the kernels send them to each other in VXLAN.",
+)
+HOST_GW = Backend(
+    name="host-gw",
+    does="needs no device",
+    has="its routes",
+    shown=["ip route"],
+    routes=True,
+    ip_ttl=62,
+    why="in the kernel of either host. No flannelpy touches them, and no tunnel: each host is a router to the others.",
+)
+OPTIONS = {f"--backend={backend.name}": backend for backend in (UDP, VXLAN, HOST_GW)}
+USAGE = f"usage: demo.py [{' | '.join(OPTIONS)}] [--keep], or demo.py down"
+
+
+def walk_through(lab: Lab, backend: Backend) -> bool:
     """Tell the whole story.  Returns whether it ended well."""
     tell_the_rack(lab)
-    tell_the_config(lab)
-    tell_the_daemons(lab)
+    tell_the_config(lab, backend)
+    tell_the_daemons(lab, backend)
     for host in lab.hosts:
-        tell_a_host(host)
+        tell_a_host(host, backend)
     tell_the_leases(lab)
     containers = tell_the_containers(lab)
-    return tell_the_pings(containers)
+    return tell_the_pings(containers, backend)
 
 
 def tell_the_rack(lab: Lab) -> None:
@@ -55,18 +109,18 @@ def tell_the_rack(lab: Lab) -> None:
         say(f"  {host.name}    {host.public_ip}   on eth1")
 
 
-def tell_the_config(lab: Lab) -> None:
+def tell_the_config(lab: Lab, backend: Backend) -> None:
     """The one thing that a person configures."""
     title("The network, told to etcd once")
-    say("Every host will get a subnet of it; a /24, as nothing else is asked for.")
-    lab.put_config()
-    say(f"\n  {ETCD_PREFIX}/config   {CONFIG}")
+    say("Every host will get a subnet of it; a /24, as no other length is asked for.")
+    lab.put_config(backend.config)
+    say(f"\n  {ETCD_PREFIX}/config   {backend.config}")
 
 
-def tell_the_daemons(lab: Lab) -> None:
+def tell_the_daemons(lab: Lab, backend: Backend) -> None:
     """A flannelpy on every host."""
     title("A flannelpy on every host")
-    say("It leases a subnet, opens the device flannel0, and learns the subnets of the others from etcd.\n")
+    say(f"It leases a subnet, {backend.does}, and learns the subnets of the others from etcd.\n")
     for host in lab.hosts:
         say(f"  {prompt(host)} flannelpy -iface=eth1 -etcd-endpoints={lab.etcd.url} &")
     lab.start_daemons("-iface=eth1")
@@ -74,12 +128,19 @@ def tell_the_daemons(lab: Lab) -> None:
     say(indented(lab.hosts[0].log()))
 
 
-def tell_a_host(host: Host) -> None:
+def tell_a_host(host: Host, backend: Backend) -> None:
     """What has changed on one host."""
-    title(f"{host.name}: its subnet, its device, its routes")
-    show(host, "cat", "/run/flannel/subnet.env")
-    show(host, "ip", "-4", "address", "show", "flannel0")
-    show(host, "ip", "route")
+    title(f"{host.name}: its subnet, {backend.has}")
+    if backend.routes:
+        wait_for(lambda: has_all_routes(host), 10, f"all routes of {host.name}")
+    for command in ("cat /run/flannel/subnet.env", *backend.shown):
+        show(host, *command.split())
+
+
+def has_all_routes(host: Host) -> bool:
+    """Whether the kernel knows the way to each other host; flannelpy logs a subnet a moment earlier."""
+    routes = host.run("ip", "route").stdout
+    return all(f"{other.subnet()} via " in routes for other in host.lab.hosts if other is not host)
 
 
 def tell_the_leases(lab: Lab) -> None:
@@ -103,17 +164,17 @@ def tell_the_containers(lab: Lab) -> list[Container]:
     return containers
 
 
-def tell_the_pings(containers: list[Container]) -> bool:
+def tell_the_pings(containers: list[Container], backend: Backend) -> bool:
     """The proof.  Returns whether every ping was answered as it should be."""
     title("Every container pings every other")
     replies: Matrix = {(a, b): ping(a, b) for a, b in itertools.permutations(containers, 2)}
     say(table(containers, replies))
-    good = [reply for reply in replies.values() if reply and reply.ip_ttl == EXPECTED_TTL]
+    good = [reply for reply in replies.values() if reply and reply.ip_ttl == backend.ip_ttl]
     if len(good) < len(replies):
-        say(f"\nThat went wrong: {len(good)} of {len(replies)} were answered with ttl={EXPECTED_TTL}.")
+        say(f"\nThat went wrong: {len(good)} of {len(replies)} were answered with ttl={backend.ip_ttl}.")
         return False
-    say(f"\nAll {len(good)} were answered, each with ttl={EXPECTED_TTL}: a packet sets out with 64, and loses one")
-    say("in the kernel of either host and one in either flannelpy.")
+    say(f"\nAll {len(good)} were answered, each with ttl={backend.ip_ttl}: packets set out with 64, and lose one")
+    say(backend.why)
     return True
 
 
@@ -186,12 +247,12 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def demo(keep: bool) -> int:
+def demo(backend: Backend, keep: bool) -> int:
     """Build the lab, tell the story, remove the lab unless it is kept.  Returns the exit code."""
     try:
         with Lab(hosts=3, prefix=PREFIX) as lab:
             try:
-                well = walk_through(lab)
+                well = walk_through(lab, backend)
             except Exception as error:
                 tell_what_went_wrong(lab, error)
                 return 1
@@ -199,7 +260,7 @@ def demo(keep: bool) -> int:
                 lab.keep()
                 tell_how_to_look_around(lab)
             else:
-                say("\nRemoving the lab. To keep it and look around: make demo KEEP=1")
+                say(f"\nRemoving the lab. To keep it and look around: make demo BACKEND={backend.name} KEEP=1")
     except LabExistsError:
         say("A demo lab is here already: look around in it, or remove it with: make demo-down")
         return 1
@@ -218,13 +279,15 @@ def down() -> int:
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
-    if arguments not in ([], ["--keep"], ["down"]):
-        say("usage: demo.py [--keep | down]")
+    backends = [OPTIONS[each] for each in arguments if each in OPTIONS] or [UDP]
+    others = [each for each in arguments if each not in OPTIONS]
+    if others not in ([], ["--keep"], ["down"]):
+        say(f"{USAGE}; not {' '.join(arguments)}")
         return 2
     if os.geteuid() != 0:
         say("The demo makes network namespaces, and that needs root: sudo make demo")
         return 1
-    return down() if arguments == ["down"] else demo(keep=arguments == ["--keep"])
+    return down() if others == ["down"] else demo(backends[-1], keep=others == ["--keep"])
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 All carriers of a rack hang on one switch, two hosts each.  Every host has a container behind a bridge, with the address
 and the MTU that its subnet file tells; for carriers that write none, we do.
 
-flannelpy     its packet kernels compiled
-interpreted   the same, uncompiled, in an environment of its own
-socat         a TUN and a UDP socket, and C that moves one packet a system call
-vxlan         the kernel's own overlay; it has no daemon
-veth          no overlay: the hosts route
+flannelpy          its packet kernels compiled
+interpreted        the same, uncompiled, in an environment of its own
+socat              a TUN and a UDP socket, and C that moves one packet a system call
+vxlan              the kernel's own overlay, made by hand; it has no daemon
+flannelpy-vxlan    flannelpy's vxlan backend, which makes the same
+veth               no overlay: the hosts route, as told by hand
+flannelpy-host-gw  flannelpy's host-gw backend, which tells them the same
 """
 
 from __future__ import annotations
@@ -27,15 +29,18 @@ from flannelpy.subnet import env_file
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from lab import Container
+    from lab import Container, Daemon
 
-NAMES = ("flannelpy", "interpreted", "socat", "vxlan", "veth")
+#: In the order in which they are measured: what is made by hand, and at once what flannelpy makes of the same kind.
+NAMES = ("flannelpy", "interpreted", "socat", "vxlan", "flannelpy-vxlan", "veth", "flannelpy-host-gw")
+#: The carriers of which the kernel moves the packets and flannelpy sets that up, and the backend that does it.
+BACKENDS = {"flannelpy-vxlan": "vxlan", "flannelpy-host-gw": "host-gw"}
 
 _NETWORK = IPv4Network("11.0.0.0/16")
 _UDP_OVERHEAD = 28
 _VXLAN_OVERHEAD = 50
 _PORT = 8285
-_VXLAN_PORT = 4789
+_VXLAN_PORT = 8472
 
 #: Connects two hosts; the processes that carry the packets.
 Connect = Callable[[Sequence[Host]], list[int]]
@@ -85,17 +90,46 @@ def carrier(hosts: Sequence[Host], connect: Connect) -> Carrier:
 
 def flannelpy(hosts: Sequence[Host], *flags: str, python: str = sys.executable, form: str = "compiled") -> list[int]:
     """A daemon on each.  Raises RuntimeError unless their packet kernels have that form."""
-    daemons = [host.start_daemon("-iface=eth1", *flags, python=python) for host in hosts]
-    wait_connected(daemons)
+    daemons = _started(hosts, *flags, python=python)
     for daemon in daemons:
         if f"Packet kernels {form}," not in daemon.log():
             raise RuntimeError(f"the packet kernels of {python} are not {form}:\n{daemon.log()}")
     return [daemon.pid for daemon in daemons]
 
 
+def measured_in_full(names: Sequence[str]) -> list[str]:
+    """Without those that only have to be like what is made by hand."""
+    return [name for name in names if name not in BACKENDS]
+
+
+def put_network(lab: Lab, backend: str) -> str:
+    """Tell etcd of one more network, with that backend.  Returns its etcd prefix."""
+    prefix = f"/{backend}"
+    lab.etcd.put(f"{prefix}/config", f'{{"Network":"{_NETWORK}","Backend":{{"Type":"{backend}"}}}}')
+    return prefix
+
+
 def _all(interpreter: str) -> dict[str, Connect]:
-    interpreted = partial(flannelpy, python=interpreter, form="interpreted")
-    return dict(zip(NAMES, (flannelpy, interpreted, _socat, _vxlan, _veth), strict=True))
+    connects: dict[str, Connect] = {
+        "flannelpy": flannelpy,
+        "interpreted": partial(flannelpy, python=interpreter, form="interpreted"),
+        "socat": _socat,
+        "vxlan": _vxlan,
+        "veth": _veth,
+    }
+    return connects | {name: partial(_by_backend, backend) for name, backend in BACKENDS.items()}
+
+
+def _by_backend(backend: str, hosts: Sequence[Host]) -> list[int]:
+    """A daemon on each, in a network of their own."""
+    prefix = put_network(hosts[0].lab, backend)
+    return [daemon.pid for daemon in _started(hosts, f"-etcd-prefix={prefix}")]
+
+
+def _started(hosts: Sequence[Host], *flags: str, python: str = sys.executable) -> list[Daemon]:
+    daemons = [host.start_daemon("-iface=eth1", *flags, python=python) for host in hosts]
+    wait_connected(daemons)
+    return daemons
 
 
 def _socat(hosts: Sequence[Host]) -> list[int]:
@@ -114,15 +148,19 @@ def _start_socat(host: Host, other: Host) -> int:
 
 
 def _vxlan(hosts: Sequence[Host]) -> list[int]:
+    """What the vxlan backend does, too."""
     for host, other in _each_way(hosts):
         mtu = _give_subnet(host, _VXLAN_OVERHEAD)
         peer = _subnet(other).network_address
         host.configure(
-            f"link add flannel.1 mtu {mtu} type vxlan id 1 dev eth1 remote {other.public_ip} dstport {_VXLAN_PORT}",
-            f"address add {_subnet(host).network_address}/32 dev flannel.1",
+            f"link add flannel.1 mtu {mtu} txqueuelen 0 address {_mac(host)} "
+            f"type vxlan id 1 local {host.public_ip} dev eth1 dstport {_VXLAN_PORT} nolearning",
+            f"address add {_subnet(host).network_address}/{_NETWORK.prefixlen} dev flannel.1",
             "link set flannel.1 up",
+            f"neighbour add {peer} lladdr {_mac(other)} dev flannel.1 nud permanent",
             f"route add {_subnet(other)} via {peer} dev flannel.1 onlink",
         )
+        host.run("bridge", "fdb", "add", _mac(other), "dev", "flannel.1", "dst", str(other.public_ip))
     return []
 
 
@@ -149,3 +187,8 @@ def _give_subnet(host: Host, overhead: int) -> int:
 def _subnet(host: Host) -> IPv4Network:
     number = int(host.public_ip) - int(UNDERLAY.network.network_address)
     return IPv4Network((int(_NETWORK.network_address) + (number << 8), 24))
+
+
+def _mac(host: Host) -> str:
+    """One that is locally administered, and no other host's."""
+    return ":".join(f"{octet:02x}" for octet in b"\x02\x00" + host.public_ip.packed)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from lab import ETCD_PREFIX, Host, Lab, wait_for
 
 from benchmark import traffic
-from benchmark.carriers import Carrier, carrier, flannelpy
+from benchmark.carriers import BACKENDS, Carrier, carrier, flannelpy, put_network
 from benchmark.data_path import Effort, Measurement
 from flannelpy.backend.udp.routes import NextHop, Routes
 
@@ -79,13 +79,12 @@ class Control:
     effort: Effort
 
     def measurements(self, names: Sequence[str]) -> list[Measurement]:
-        """All there are; ``names`` are the carriers, of which two have a start-up."""
+        """All there are; ``names`` are the carriers, of which those with flannelpy have a start-up."""
         counts = [str(count) for count in self.counts]
         ends = [counts[0], counts[-1]]
+        started = [name for name in ("flannelpy", "interpreted", *BACKENDS) if name in names]
         return [
-            Measurement(
-                "start-up", [name for name in ("flannelpy", "interpreted") if name in names], self._start_up, self
-            ),
+            Measurement("start-up", started, self._start_up, self),
             Measurement("leases-routes", counts, self._routes, self),
             Measurement("leases-look-up", counts, look_up, self),
             Measurement("leases-cost", ends, self._cost, self),
@@ -95,6 +94,7 @@ class Control:
         """The leases, two pairs of hosts that carry packets among the fewest and the most, and a host to start on."""
         lab = cleanup.enter_context(Lab(hosts=5))
         lab.put_config()
+        self._prefixes = {name: put_network(lab, backend) for name, backend in BACKENDS.items()}
         for count in self.counts:
             lab.etcd.put(f"{prefix(count)}/config", _CONFIG)
             lab.etcd.put_all(dict(lease(count, number) for number in range(count)), _LEASE_TTL)
@@ -104,11 +104,11 @@ class Control:
 
     def _start_up(self, name: str) -> Values:
         """From exec to the subnet file, on a host that has none, with a local etcd and an existing config."""
-        python = sys.executable if name == "flannelpy" else self.interpreter
+        python = self.interpreter if name == "interpreted" else sys.executable
         file = self._host.run_dir / "flannel/subnet.env"
         file.unlink(missing_ok=True)
         began = time.monotonic()
-        with _daemon(self._host, ETCD_PREFIX, python):
+        with _daemon(self._host, self._prefixes.get(name, ETCD_PREFIX), python):
             seconds = _seconds_until(file.exists, began)
         return {"start-up": seconds}
 
@@ -174,13 +174,14 @@ def look_up(subject: str) -> Values:
 
 @contextmanager
 def _daemon(host: Host, prefix: str, python: str = sys.executable) -> Iterator[Daemon]:
-    """A daemon that is stopped at the end, and not before it is ready."""
+    """A daemon that is stopped at the end, and not before it is ready; its device goes, too."""
     daemon = host.start_daemon("-iface=eth1", f"-etcd-prefix={prefix}", python=python)
     try:
         yield daemon
         daemon.wait_ready(_DEADLINE)
     finally:
         daemon.stop()
+        host.run("ip", "link", "delete", "flannel.1", check=False)  # vxlan leaves it, on purpose
 
 
 def _next_hops(daemon: Daemon) -> int:

@@ -1,4 +1,4 @@
-"""What is measured about packets, of every carrier alike."""
+"""What is measured about packets, of all carriers in the same way."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from benchmark import traffic
+from benchmark.carriers import measured_in_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,15 +80,16 @@ class DataPath:
     def measurements(self, names: Sequence[str]) -> list[Measurement]:
         """All there are, of these carriers."""
         with_daemon = [name for name in names if name not in ("vxlan", "veth")]
+        in_full = measured_in_full(names)
         return [
             Measurement("tcp-1", names, self._stream, self.rack),
             self._tcp("tcp-8", names, self.rack, "-P", "8"),
-            self._tcp("tcp-both", names, self.rack, "--bidir"),
+            self._tcp("tcp-both", in_full, self.rack, "--bidir"),
             Measurement("rtt-idle", names, self._idle, self.rack),
-            Measurement("rtt-loaded", names, self._loaded, self.rack),
-            *(Measurement(f"udp-{size}", names, self._udp(size), self.rack) for size in _UDP_SIZES),
-            self._tcp("mtu-9000-tcp-1", names, self.jumbo_rack),
-            self._tcp("mtu-9000-tcp-8", names, self.jumbo_rack, "-P", "8"),
+            Measurement("rtt-loaded", in_full, self._loaded, self.rack),
+            *(Measurement(f"udp-{size}", in_full, self._udp(size), self.rack) for size in _UDP_SIZES),
+            self._tcp("mtu-9000-tcp-1", in_full, self.jumbo_rack),
+            self._tcp("mtu-9000-tcp-8", in_full, self.jumbo_rack, "-P", "8"),
             Measurement("rss", with_daemon, self._memory, self.rack),
         ]
 

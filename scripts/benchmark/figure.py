@@ -13,9 +13,14 @@ if TYPE_CHECKING:
     from benchmark.results import Results
 
 _COLUMNS = 2
-_WIDTH, _ROW, _TITLE = 460, 22, 34
-_LABELS, _BARS = 90, 260  # pixels for the names, and for the longest whisker
-_COLOURS = {"flannelpy": "#1f77b4", "interpreted": "#9ecae1"}
+_WIDTH, _ROW, _TITLE = 490, 22, 34
+_LABELS, _BARS = 120, 260  # pixels for the names, and for the longest whisker
+_COLOURS = {
+    "flannelpy": "#1f77b4",
+    "interpreted": "#9ecae1",
+    "flannelpy-vxlan": "#1f77b4",
+    "flannelpy-host-gw": "#1f77b4",
+}
 _OTHERS = "#b0b0b0"
 _STYLE = "text { font: 12px sans-serif; fill: #222 } .title { font-weight: bold } line { stroke: #222 }"
 

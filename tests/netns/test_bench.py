@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+
+import pytest
+from benchmark.carriers import Rack
+from lab import Host
 
 SCRIPT = Path(__file__).parents[2] / "scripts/bench.py"
 QUICK = [sys.executable, str(SCRIPT), "--quick"]
-CARRIERS = ("flannelpy", "socat", "vxlan", "veth")
+CARRIERS = ("flannelpy", "socat", "vxlan", "flannelpy-vxlan", "veth", "flannelpy-host-gw")
+
+
+# With all details (-d).
+SHOWN = (
+    "ip -d link show flannel.1",
+    "ip -d -4 address show flannel.1",
+    "ip -d route",
+    "ip -d neighbour show nud permanent",
+    "bridge -d fdb show dev flannel.1",
+)
 
 
 def labs_of(pid: int) -> list[Path]:
@@ -42,3 +59,36 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     assert said == "Stopped; nothing is left behind.\n"
     assert not labs_of(process.pid)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def rack() -> Iterator[Rack]:
+    """What is made by hand, and what flannelpy makes."""
+    rack = Rack(CARRIERS[2:], sys.executable, 1500)
+    with ExitStack() as cleanup:
+        rack.build(cleanup)
+        yield rack
+
+
+def shown(host: Host) -> str:
+    """All that makes the way to the other host, without who that is; sorted, as routes come by address."""
+    text = "".join(host.run(*command.split(), check=False).stdout for command in SHOWN)
+    for pattern, name in (
+        (r"([0-9a-f]{2}:){5}[0-9a-f]{2}", "MAC"),
+        (r"11\.0\.\d+\.", "11.0.X."),
+        (r"172\.17\.8\.\d{3}", "HOST"),
+    ):
+        text = re.sub(pattern, name, text)
+    return "\n".join(sorted(text.splitlines()))
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "by_flannelpy", "way"),
+    [("vxlan", "flannelpy-vxlan", " dev flannel.1 .*onlink"), ("veth", "flannelpy-host-gw", " via HOST dev eth1 ")],
+    ids=["vxlan", "host-gw"],
+)
+def test_by_hand_is_made_what_flannelpy_makes(rack: Rack, by_hand: str, by_flannelpy: str, way: str) -> None:
+    one, other = rack.carriers[by_hand], rack.carriers[by_flannelpy]
+    assert re.search(way, shown(one.client.host))
+    assert shown(one.client.host) == shown(other.client.host)
+    assert shown(one.server.host) == shown(other.server.host)

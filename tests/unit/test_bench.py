@@ -11,7 +11,9 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from benchmark.data_path import Trial, highest_rate
+from benchmark.carriers import BACKENDS, NAMES, Rack
+from benchmark.control import Control
+from benchmark.data_path import DataPath, Effort, Trial, highest_rate
 from benchmark.figure import draw
 from benchmark.report import Report
 from benchmark.results import BARS, Results, number
@@ -138,6 +140,30 @@ def test_the_longest_bar_is_the_one_of_the_highest_median() -> None:
     space = "{http://www.w3.org/2000/svg}"
     _background, ours, theirs = svg.iter(f"{space}rect")
     assert float(ours.attrib["width"]) == pytest.approx(10 * float(theirs.attrib["width"]), rel=0.02)
+
+
+def test_what_was_not_measured_of_a_carrier_is_left_out() -> None:
+    found = results()
+    found.add(1, "flannelpy-vxlan", {"tcp-1": 20, "machine-cpu": 0.1})
+    subjects = ["flannelpy", "socat", "flannelpy-vxlan"]
+    row = re.search(r"^\| TCP, 1 stream: retransmits.*", Report(found, subjects, [], {}, []).text(), re.MULTILINE)
+    assert row
+    assert [cell.strip() for cell in row[0].split("|")[2:-1]] == ["0 [0–0]", "–", "–"]
+    assert draw(found, subjects).count(">flannelpy-vxlan<") == 1
+
+
+def test_what_flannelpy_makes_is_measured_right_after_what_is_made_by_hand() -> None:
+    for carrier, by_hand in (("flannelpy-vxlan", "vxlan"), ("flannelpy-host-gw", "veth")):
+        assert NAMES[NAMES.index(by_hand) + 1] == carrier
+        assert {bar.metric for bar in BARS if (bar.subject, bar.against) == (carrier, by_hand)} == {"tcp-1", "tcp-8"}
+
+
+def test_what_is_measured_of_the_kernels_own_ways() -> None:
+    rack, effort = Rack([], "", 1500), Effort(1, 1, 1, 1)
+    every = DataPath(rack, rack, effort).measurements(NAMES) + Control((10, 100), "", effort).measurements(NAMES)
+    for carrier in BACKENDS:
+        names = {measurement.name for measurement in every if carrier in measurement.subjects}
+        assert names == {"tcp-1", "tcp-8", "rtt-idle", "rss", "start-up"}
 
 
 def test_a_missing_program_is_told_at_once() -> None:
