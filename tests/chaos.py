@@ -11,6 +11,7 @@ from functools import partial
 from itertools import cycle
 from typing import NamedTuple
 
+from faults.backends import Backend
 from hosts import assert_in_order, leased_again, subnet_in_file, subnets_in_use
 from lab import Daemon, EtcdMember, Lab, wait_for
 from mesh import unbroken_mesh
@@ -72,7 +73,7 @@ class Witness:
             time.sleep(_LOOKS_APART)
 
 
-def endure(lab: Lab, seconds: float) -> None:
+def endure(lab: Lab, seconds: float, backend: Backend) -> None:
     """Let members fail for so long, and assert that all hosts forward on and keep their subnets and leases.
 
     In turns one member and two at once, those for longer than a lease lasts.
@@ -80,8 +81,10 @@ def endure(lab: Lab, seconds: float) -> None:
     number = seed()
     print(f"FLANNELPY_SEED={number}")
     rng = random.Random(number)
-    lab.put_config()
+    lab.put_config(backend.config())
     daemons = lab.start_daemons("-iface=eth1", f"-subnet-lease-ttl={LEASE_TTL}s")
+    for host in lab.hosts:
+        host.add_container()
     witness = Witness(daemons)
     began = time.monotonic()
     with unbroken_mesh(lab.hosts):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
+from functools import cache
 
 import pytest
 from lab import Lab
@@ -35,6 +36,20 @@ def make_lab(root: None) -> Iterator[Callable[..., Lab]]:
     """Starts labs of its own for one test: ``make_lab(hosts=20, mtu=9000)``."""
     with ExitStack() as labs:
         yield lambda **how: labs.enter_context(Lab(**how))
+
+
+@pytest.fixture(scope="module")
+def shared_lab(root: None) -> Iterator[Callable[[str, int], Lab]]:
+    """Starts labs for all tests of a module: ``shared_lab(config, hosts)``; who asks for the same gets the same."""
+    with ExitStack() as labs:
+
+        @cache
+        def start(config: str, hosts: int) -> Lab:
+            lab = labs.enter_context(Lab(hosts=hosts))
+            lab.put_config(config)
+            return lab
+
+        yield start
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from chaos import MEMBERS, endure
+from faults.backends import UDP, Backend, over
 from lab import Lab
 
 SECONDS = 20.0
 
 
-def test_failing_etcd_members_are_not_noticed(make_lab: Callable[..., Lab]) -> None:
-    endure(make_lab(hosts=4, etcd_members=MEMBERS), SECONDS)
+@over(UDP)
+def test_failing_etcd_members_are_not_noticed(make_lab: Callable[..., Lab], backend: Backend) -> None:
+    endure(make_lab(hosts=4, etcd_members=MEMBERS), SECONDS, backend)

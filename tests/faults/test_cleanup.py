@@ -3,42 +3,71 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Network
 
 import pytest
-from lab import Host, Lab
+from faults.backends import HOST_GW, UDP, VXLAN, Backend, over
+from hosts import asleep, belongings, own_leases, ways
+from lab import Host, Lab, wait_for
 
 pytestmark = pytest.mark.usefixtures("root")
 
+#: Leased to another host, so that there are ways to it.
+FOREIGN = IPv4Network("11.0.200.0/24")
+#: What looks like ours, and is not.
+OTHERS = (
+    "link add flannel.7 type vxlan id 7 dev eth1 dstport 8472",
+    "address add 10.8.0.0/16 dev flannel.7",
+    "link set flannel.7 up",
+    "route add 10.8.1.0/24 via 10.8.1.0 dev flannel.7 onlink",
+    "route add 10.9.0.0/16 via 172.17.8.103 dev eth1",
+    "route add 11.0.223.0/24 via 172.17.8.103 dev eth1 proto bird",
+)
+MASQUERADE = ("POSTROUTING", "-s", "10.9.0.0/16", "-j", "MASQUERADE")
+#: udp's device goes with its daemon, unless that made it persistent.
 LINGERING = (
     "tuntap add flannel0 mode tun",
     "address add 11.0.59.0/16 dev flannel0",
     "link set flannel0 up",
 )
+REMOVED = {
+    UDP: ["leftover device flannel0"],
+    VXLAN: ["route to 11.0.200.0/24 via 11.0.200.0", "device flannel.1"],
+    HOST_GW: ["route to 11.0.200.0/24 via 172.17.8.130"],
+}
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(hosts=1) as lab:
-        lab.put_config()
-        yield lab
+@pytest.fixture
+def lab(shared_lab: Callable[[str, int], Lab], backend: Backend) -> Lab:
+    lab = shared_lab(backend.config(), 1)
+    [host] = lab.hosts
+    if not host.daemons:
+        host.configure(*OTHERS)
+        host.run("iptables", "-t", "nat", "-A", *MASQUERADE)
+        lab.etcd.put(*backend.foreign_lease(FOREIGN))
+    return lab
 
 
 @pytest.fixture
 def host(lab: Lab) -> Iterator[Host]:
-    """One that has run for a while, with everything that it can have left behind; no daemon outlives a test of it."""
+    """No daemon outlives a test of it."""
     [host] = lab.hosts
-    host.run("iptables", "-t", "nat", "-F")
-    host.run("iptables", "-t", "nat", "-A", "POSTROUTING", "-s", "10.9.0.0/16", "-j", "MASQUERADE")
-    daemon = host.start_daemon("-iface=eth1", "-ip-masq")
-    daemon.wait_ready()
-    daemon.stop()
     yield host
     for daemon in host.daemons:
         if daemon.process.poll() is None:
             daemon.kill()
+
+
+def run_for_a_while(host: Host, backend: Backend) -> None:
+    """Leave everything behind that a daemon can leave."""
+    daemon = host.start_daemon("-iface=eth1", "-ip-masq")
+    daemon.wait_ready()
+    wait_for(lambda: ways(host) >= backend.wanted(host), 5, "the ways to the other host")
+    daemon.stop()
+    if backend is UDP:
+        host.configure(*LINGERING)
 
 
 def clean_up(host: Host, *flags: str, host_id: str = "host1") -> tuple[int, list[str]]:
@@ -49,72 +78,74 @@ def clean_up(host: Host, *flags: str, host_id: str = "host1") -> tuple[int, list
     return done.returncode, [line.split("] ", 1)[1] for line in done.stderr.splitlines()]
 
 
-def test_everything_goes_and_what_is_others_stays(lab: Lab, host: Host) -> None:
-    host.configure(*LINGERING)
-    code, said = clean_up(host)
-    assert code == 0
-    assert said == [
-        "Removed leftover device flannel0",
-        "Removed iptables rule: POSTROUTING -j FLANNEL",
-        "Removed iptables rule: chain FLANNEL",
-        "Removed /run/flannel/subnet.env",
-    ]
-    assert "flannel" not in host.run("ip", "link").stdout + host.run("ip", "route").stdout
-    rules = host.run("iptables", "-t", "nat", "-S").stdout
-    assert "FLANNEL" not in rules
-    assert "-A POSTROUTING -s 10.9.0.0/16 -j MASQUERADE" in rules
-    assert list((host.run_dir / "flannel").glob("*")) == []
-    assert len(lab.leases()) == 1
+@over(UDP, VXLAN, HOST_GW)
+def test_everything_goes_and_what_is_others_stays(host: Host, backend: Backend) -> None:
+    """First, on a host that no daemon has run on."""
+    before = belongings(host)
+    run_for_a_while(host, backend)
+    assert belongings(host) != before
+    rules = ["iptables rule: POSTROUTING -j FLANNEL", "iptables rule: chain FLANNEL"]
+    removed = [*REMOVED[backend], *rules, "/run/flannel/subnet.env"]
+    assert clean_up(host) == (0, [f"Removed {what}" for what in removed])
+    assert belongings(host) == before
+    assert len(own_leases(host)) == 1
     assert clean_up(host) == (0, [])
 
 
-def test_while_it_runs_nothing_is_removed(host: Host) -> None:
-    daemon = host.start_daemon("-iface=eth1")
+@over(UDP, VXLAN, HOST_GW)
+def test_while_it_runs_nothing_is_removed(host: Host, backend: Backend) -> None:
+    daemon = host.start_daemon("-iface=eth1", "-ip-masq")
     daemon.wait_ready()
-    # Not IPv6: the kernel gives the device addresses, and needs a moment to find them unique.
-    before = host.run("ip", "-o", "-4", "address").stdout
+    wait_for(lambda: ways(host) >= backend.wanted(host), 5, "the ways to the other host")
+    before = belongings(host)
     said = "a flannelpy runs here with -subnet-file /run/flannel/subnet.env: stop it first"
     assert clean_up(host, "-release") == (1, [said])
-    assert host.run("ip", "-o", "-4", "address").stdout == before
-    assert (host.run_dir / "flannel/subnet.env").exists()
-    daemon.stop()
+    assert belongings(host) == before
+    assert len(own_leases(host)) == 1
+    assert daemon.stop() == 0
 
 
+@over(UDP)
 def test_a_device_that_is_down_may_be_in_use_of_another_daemon(host: Host) -> None:
     daemon = host.start_daemon("-iface=eth1")
     daemon.wait_ready()
-    daemon.process.send_signal(signal.SIGSTOP)  # or it would be up again at once
-    host.configure("link set flannel0 down")
-    assert clean_up(host, "-subnet-file=/run/of-another.env") == (
-        1,
-        ["flannel0 is in use: stop flannelpy, then clean up"],
-    )
-    daemon.process.send_signal(signal.SIGCONT)
+    with asleep(daemon):  # or it would be up again at once
+        host.configure("link set flannel0 down")
+        assert clean_up(host, "-subnet-file=/run/of-another.env") == (
+            1,
+            ["flannel0 is in use: stop flannelpy, then clean up"],
+        )
     daemon.stop()
 
 
-def test_release_gives_the_lease_back(lab: Lab, host: Host) -> None:
+@over(UDP, VXLAN, HOST_GW)
+def test_release_gives_the_lease_back(host: Host, backend: Backend) -> None:
+    run_for_a_while(host, backend)
     subnet = host.subnet()
     code, said = clean_up(host, "-release")
     assert (code, said[-1]) == (0, f"Released the lease of {subnet}")
-    assert lab.leases() == []
+    assert own_leases(host) == []
     code, said = clean_up(host, "-release")
     assert (code, said[-1]) == (0, f"There is no lease with our public IP {host.public_ip}")
 
 
-def test_release_leaves_what_is_not_ours(lab: Lab, host: Host) -> None:
-    [lease] = lab.leases()
+@over(UDP)
+def test_release_leaves_what_is_not_ours(lab: Lab, host: Host, backend: Backend) -> None:
+    run_for_a_while(host, backend)
+    [lease] = own_leases(host)
     subnet = host.subnet()
     code, said = clean_up(host, "-release", host_id="another")
     assert (code, said[-1]) == (0, f"Leaving the lease of {subnet} alone: it is another host's (host1)")
     lab.etcd_request("PUT", lease["key"], value=json.dumps({"PublicIP": str(host.public_ip)}))
     code, said = clean_up(host, "-release")
     assert (code, said[-1]) == (0, f"Leaving the reservation of {subnet} alone: it is the operator's")
-    assert len(lab.leases()) == 1
+    assert len(own_leases(host)) == 1
     lab.etcd_request("DELETE", lease["key"])
 
 
-def test_an_etcd_that_does_not_answer_is_said(lab: Lab, host: Host) -> None:
+@over(UDP)
+def test_an_etcd_that_does_not_answer_is_said(host: Host, backend: Backend) -> None:
+    run_for_a_while(host, backend)
     code, said = clean_up(host, "-release", "-etcd-endpoints=http://127.0.0.1:1")
     assert (code, said[-1]) == (1, "http://127.0.0.1:1: connection refused")
-    assert len(lab.leases()) == 1
+    assert len(own_leases(host)) == 1

@@ -1,34 +1,102 @@
-"""Somebody changes our device, or the interface below: repaired within two seconds, and the socket lives on."""
+"""Somebody changes what a backend has set up, or the interface below: repaired within two seconds, the socket lives on.
+
+Each backend has a lab of its own, on which its tests follow each other.
+"""
 
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from faults.backends import HOST_GW, UDP, VXLAN, Backend, over
+from hosts import asleep
 from lab import Container, Daemon, Host, Lab, wait_for
 
 pytestmark = pytest.mark.usefixtures("root")
 
 REPAIR_SECONDS = 2.0
-DEVICE = re.compile(
-    r"flannel0: <\S*\bUP,LOWER_UP> mtu 1472 .*qlen 1000\n.*\n\s+inet (11\.0\.\d+\.0)/16 scope global flannel0\n",
-    re.DOTALL,
-)
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(hosts=2) as lab:
-        lab.put_config()
+class Change(NamedTuple):
+    """What somebody does by ``ip``, and what is said of each flaw of it that is put right."""
+
+    backends: tuple[Backend, ...]
+    commands: tuple[str, ...]
+    said: tuple[str, ...]
+
+
+#: Of the backend's device, and of the route to the other host's subnet.
+CHANGES = {
+    "deleted": Change((UDP, VXLAN), ("link delete {device}",), ("{device} was removed",)),
+    "down": Change((UDP, VXLAN), ("link set {device} down",), ("{device} was set down",)),
+    "flushed": Change(
+        (UDP, VXLAN),
+        ("address flush dev {device}",),
+        ("{device} lost its address 11.0.*", "{device} lost the route to 11.0.0.0/16"),
+    ),
+    "route": Change((UDP, VXLAN), ("route delete 11.0.0.0/16",), ("{device} lost the route to 11.0.0.0/16",)),
+    "mtu": Change((UDP, VXLAN), ("link set {device} mtu 1400",), ("{device} got MTU 1400 instead of {mtu}",)),
+    "down and flushed": Change(
+        (UDP, VXLAN),
+        ("link set {device} down", "address flush dev {device}"),
+        ("{device} was set down", "{device} lost its address 11.0.*"),
+    ),
+    "replaced": Change(
+        (UDP,),
+        ("link delete {device}", "tuntap add {device} mode tun", "link delete {device}"),
+        ("{device} was removed",),
+    ),
+    "settings": Change((VXLAN,), ("link set {device} type vxlan id 1 learning",), ("{device} got other settings",)),
+    "lease's route": Change((VXLAN, HOST_GW), ("route delete {subnet}",), ("route to {subnet} via .* was lost",)),
+    "lease's route bent": Change(
+        (VXLAN, HOST_GW), ("route replace {subnet} via 172.17.8.1",), ("route to {subnet} via .* was lost",)
+    ),
+}
+
+
+class Obstacle(NamedTuple):
+    """What makes a repair fail, what is said about it, and what takes it away."""
+
+    commands: tuple[str, ...]
+    complaint: str
+    remedy: str
+
+
+OBSTACLES = {
+    UDP: Obstacle(
+        (
+            "link add rival type veth peer name lavir",
+            "link set rival up",
+            "link set lavir up",
+            "route add 11.0.0.0/16 dev rival metric 50",
+            "link delete flannel0",
+        ),
+        "the route to 11.0.0.0/16 leads to rival instead of flannel0 alone; remove it",
+        "link delete rival",
+    ),
+    VXLAN: Obstacle(
+        ("link delete flannel.1", "link add flannel.1 type bridge"),
+        "flannel.1 is there already and no VXLAN device; remove it, or choose another Backend.VNI",
+        "link delete flannel.1",
+    ),
+}
+
+
+@pytest.fixture
+def lab(shared_lab: Callable[[str, int], Lab], backend: Backend) -> Lab:
+    lab = shared_lab(backend.config(), 2)
+    if not lab.hosts[0].daemons:
         lab.start_daemons("-iface=eth1")
         for host in lab.hosts:
             host.add_container()
-        yield lab
+            wait_until_repaired(host, backend)
+    return lab
 
 
 @pytest.fixture
@@ -41,18 +109,19 @@ def daemon(host: Host) -> Daemon:
     return host.daemons[-1]
 
 
+def wait_until_repaired(host: Host, backend: Backend) -> None:
+    wait_for(partial(backend.is_as_it_should_be, host), REPAIR_SECONDS, "everything to be as it should be")
+
+
 def ping(source: Container, target: Container, *options: str) -> subprocess.CompletedProcess[str]:
     return source.run("ping", "-n", "-c", "1", "-W", "1", *options, str(target.address), check=False)
 
 
-def as_it_should_be(host: Host) -> bool:
-    device = DEVICE.search(host.run("ip", "address", "show", "flannel0", check=False).stdout)
-    route = host.run("ip", "route", "show", "11.0.0.0/16").stdout
-    return (
-        device is not None
-        and route.strip() == f"11.0.0.0/16 dev flannel0 proto kernel scope link src {device[1]}"
-        and host.run("cat", "/proc/sys/net/ipv4/conf/flannel0/accept_local").stdout == "1\n"
-    )
+def assert_connected(lab: Lab) -> None:
+    """The containers reach each other."""
+    one, other = (host.containers[0] for host in lab.hosts)
+    assert ping(one, other).returncode == 0
+    assert ping(other, one).returncode == 0
 
 
 def sockets(host: Host) -> str:
@@ -65,72 +134,68 @@ def cpu_seconds(daemon: Daemon) -> float:
 
 
 @pytest.mark.parametrize(
-    ("commands", "said"),
+    ("backend", "change"),
     [
-        (["link delete flannel0"], ["was removed"]),
-        (["link set flannel0 down"], ["was set down"]),
-        (["address flush dev flannel0"], ["lost its address 11.0.*", "lost the route to 11.0.0.0/16"]),
-        (["route delete 11.0.0.0/16"], ["lost the route to 11.0.0.0/16"]),
-        (["link set flannel0 mtu 1400"], ["got MTU 1400 instead of 1472"]),
-        (["link set flannel0 down", "address flush dev flannel0"], ["was set down", "lost its address 11.0.*"]),
-        (["link delete flannel0", "tuntap add flannel0 mode tun", "link delete flannel0"], ["was removed"]),
+        pytest.param(backend, change, id=f"{backend}-{name}")
+        for name, change in CHANGES.items()
+        for backend in change.backends
     ],
-    ids=["deleted", "down", "flushed", "route", "mtu", "down and flushed", "replaced"],
 )
-def test_it_is_repaired(lab: Lab, host: Host, daemon: Daemon, commands: list[str], said: list[str]) -> None:
+def test_it_is_repaired(lab: Lab, host: Host, daemon: Daemon, backend: Backend, change: Change) -> None:
     """Regression against the original, which burns a processor, or does nothing, and says nothing."""
+    names = {"device": backend.device, "mtu": backend.mtu, "subnet": lab.hosts[1].subnet()}
     before, repairs = sockets(host), daemon.log().count("put right")
-    host.configure(*commands)
-    wait_for(lambda: as_it_should_be(host), REPAIR_SECONDS, "the device to be as it should be")
-    ours, theirs = (host.containers[0] for host in lab.hosts)
-    assert ping(ours, theirs).returncode == 0
-    assert ping(theirs, ours).returncode == 0
+    with asleep(daemon):  # or it might see some of it
+        host.configure(*(command.format_map(names) for command in change.commands))
+    wait_until_repaired(host, backend)
+    assert_connected(lab)
     assert sockets(host) == before
-    for flaw in said:
-        daemon.wait_for_log(rf"W\d.*\] flannel0 {flaw}: put right$")
-    wait_for(lambda: f"repairs: {repairs + len(said)}," in daemon.notified[-1], 5, "the count in the status line")
-    assert daemon.log().count("put right") == repairs + len(said)
+    for flaw in change.said:
+        daemon.wait_for_log(rf"W\d.*\] {flaw.format_map(names)}: put right$")
+    count = repairs + len(change.said)
+    wait_for(lambda: f"repairs: {count}," in daemon.notified[-1], 5, "the count in the status line")
+    assert daemon.log().count("put right") == count
 
 
-def test_a_repair_that_fails_at_first_is_tried_until_it_works(lab: Lab, host: Host, daemon: Daemon) -> None:
+@over(*OBSTACLES)
+def test_a_repair_that_fails_at_first_is_tried_until_it_works(
+    lab: Lab, host: Host, daemon: Daemon, backend: Backend
+) -> None:
     """Between the old device and the new one nothing is carried: that must not be taken for all being well."""
-    ready = host.run_dir / "flannel/ready"
-    host.configure(
-        "link add rival type veth peer name lavir",
-        "link set rival up",
-        "link set lavir up",
-        "route add 11.0.0.0/16 dev rival metric 50",
-        "link delete flannel0",
-    )
-    daemon.wait_for_log(r"E.*\] the route to 11\.0\.0\.0/16 leads to rival instead of flannel0 alone; remove it$")
+    ready, obstacle = host.run_dir / "flannel/ready", OBSTACLES[backend]
+    with asleep(daemon):  # or it might be faster
+        host.configure(*obstacle.commands)
+    daemon.wait_for_log(rf"E.*\] {re.escape(obstacle.complaint)}$")
     wait_for(lambda: not ready.exists(), 2, "the ready file to go")
-    host.configure("link delete rival")
+    host.configure(obstacle.remedy)
     wait_for(ready.exists, 5, "the ready file to come back")
-    assert as_it_should_be(host)
-    ours, theirs = (host.containers[0] for host in lab.hosts)
-    assert ping(ours, theirs).returncode == 0
-    assert ping(theirs, ours).returncode == 0
+    assert backend.is_as_it_should_be(host)
+    assert_connected(lab)
 
 
-def test_an_idle_hour_after_repairs_costs_nothing(host: Host, daemon: Daemon) -> None:
-    host.configure("link delete flannel0")
-    wait_for(lambda: as_it_should_be(host), REPAIR_SECONDS, "the device to be as it should be")
+@over(UDP, VXLAN)
+def test_an_idle_hour_after_repairs_costs_nothing(host: Host, daemon: Daemon, backend: Backend) -> None:
+    host.configure(f"link delete {backend.device}")
+    wait_until_repaired(host, backend)
     before, start = cpu_seconds(daemon), time.monotonic()
     wait_for(lambda: time.monotonic() > start + 3, 10, "three seconds to pass")
     assert cpu_seconds(daemon) - before < 0.3
 
 
-def test_somebody_who_deletes_it_all_the_time_costs_no_processor(lab: Lab, host: Host, daemon: Daemon) -> None:
+@over(UDP, VXLAN)
+def test_somebody_who_deletes_it_all_the_time_costs_no_processor(
+    lab: Lab, host: Host, daemon: Daemon, backend: Backend
+) -> None:
     before, end = cpu_seconds(daemon), time.monotonic() + 4
     while time.monotonic() < end:
-        host.run("ip", "link", "delete", "flannel0", check=False)
+        host.run("ip", "link", "delete", backend.device, check=False)
     assert cpu_seconds(daemon) - before < 2
-    wait_for(lambda: as_it_should_be(host), REPAIR_SECONDS, "the device to be as it should be")
-    ours, theirs = (host.containers[0] for host in lab.hosts)
-    assert ping(ours, theirs).returncode == 0
+    wait_until_repaired(host, backend)
+    assert_connected(lab)
 
 
-def test_connections_between_containers_live_on(lab: Lab, host: Host) -> None:
+@over(UDP, VXLAN)
+def test_connections_between_containers_live_on(lab: Lab, host: Host, backend: Backend) -> None:
     """A ping that waits has its answer delivered by the new device."""
     ours, theirs = (host.containers[0] for host in lab.hosts)
     with (
@@ -145,11 +210,12 @@ def test_connections_between_containers_live_on(lab: Lab, host: Host) -> None:
             source.stdin.write(f"{word}\n")
             source.stdin.flush()
             assert sink.stdout.readline() == f"{word}\n"
-            host.configure("link delete flannel0")
+            host.configure(f"link delete {backend.device}")
         source.stdin.close()
 
 
-def test_an_external_interface_that_is_down_for_a_while(lab: Lab, host: Host, daemon: Daemon) -> None:
+@over(UDP, VXLAN, HOST_GW)
+def test_an_external_interface_that_is_down_for_a_while(lab: Lab, host: Host, daemon: Daemon, backend: Backend) -> None:
     """A network restart, which takes address and routes away and brings them back."""
     ready = host.run_dir / "flannel/ready"
     assert ready.exists()
@@ -160,16 +226,19 @@ def test_an_external_interface_that_is_down_for_a_while(lab: Lab, host: Host, da
     host.configure(f"address add {host.public_ip}/24 dev eth1", "link set eth1 up")
     daemon.wait_for_log(f"I.*Address {host.public_ip} is back on eth1")
     wait_for(ready.exists, 2, "the ready file to come back")
+    wait_until_repaired(host, backend)
     ours, theirs = (host.containers[0] for host in lab.hosts)
     assert ping(ours, theirs, "-W", "5").returncode == 0
 
 
+@over(UDP)
 def test_another_mtu_below_is_said(host: Host, daemon: Daemon) -> None:
     host.configure("link set eth1 mtu 1400")
     daemon.wait_for_log(r"W.*MTU of eth1 is 1400 now, it was 1500 at the start")
     host.configure("link set eth1 mtu 1500")
 
 
+@over(UDP)
 def test_the_watchdog_gets_signs_of_life_while_all_is_well(lab: Lab, host: Host) -> None:
     host.daemons[-1].stop()
     daemon = host.start_daemon("-iface=eth1", env={"WATCHDOG_USEC": "600000"})
@@ -177,30 +246,29 @@ def test_the_watchdog_gets_signs_of_life_while_all_is_well(lab: Lab, host: Host)
     wait_for(lambda: daemon.notified.count("WATCHDOG=1") > 5, 4, "signs of life, five a second")
 
 
+@over(UDP)
 def test_a_frozen_daemon_gives_no_sign_of_life(host: Host) -> None:
     daemon = host.daemons[-1]
-    daemon.process.send_signal(signal.SIGSTOP)
-    try:
-        wait_for(lambda: Path(f"/proc/{daemon.pid}/stat").read_text().split()[2] == "T", 5, "it to stop")
+    with asleep(daemon):
         seen, start = daemon.notified.count("WATCHDOG=1"), time.monotonic()
         wait_for(lambda: time.monotonic() > start + 1, 5, "a second to pass")
         assert daemon.notified.count("WATCHDOG=1") <= seen + 1  # one may have been on its way
-    finally:
-        daemon.process.send_signal(signal.SIGCONT)
     seen = daemon.notified.count("WATCHDOG=1")
     wait_for(lambda: daemon.notified.count("WATCHDOG=1") > seen, 5, "a sign of life")
 
 
-def test_a_leftover_persistent_device_is_removed_at_start(lab: Lab, host: Host) -> None:
+@over(UDP)
+def test_a_leftover_persistent_device_is_removed_at_start(host: Host, backend: Backend) -> None:
     host.daemons[-1].stop()
     host.configure("tuntap add flannel3 mode tun", "address add 11.0.59.0/16 dev flannel3", "link set flannel3 up")
     daemon = host.start_daemon("-iface=eth1")
     daemon.wait_ready()
     assert re.search(r"W.*Removed leftover device flannel3$", daemon.log(), re.MULTILINE)
     assert "flannel3" not in host.run("ip", "link").stdout
-    assert as_it_should_be(host)
+    wait_until_repaired(host, backend)
 
 
+@over(UDP)
 def test_another_address_for_good_ends_it(lab: Lab, host: Host) -> None:
     """Last, since it takes its time and the host is another one afterwards."""
     daemon = host.daemons[-1]

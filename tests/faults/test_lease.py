@@ -2,77 +2,72 @@
 
 from __future__ import annotations
 
-import json
-import signal
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 
 import pytest
-from lab import Daemon, Host, Lab, wait_for
+from faults.backends import ALLOC, HOST_GW, UDP, VXLAN, Backend, lease_key, over
+from hosts import freeze, own_leases, thaw, ways
+from lab import Host, Lab, wait_for
 
-pytestmark = pytest.mark.usefixtures("root")
+pytestmark = [pytest.mark.usefixtures("root"), over(UDP, VXLAN, HOST_GW, ALLOC)]
 
 LEASE_TTL = 5
+HOSTS = 3
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab(hosts=1) as lab:
-        lab.put_config()
-        yield lab
+def hosts(shared_lab: Callable[[str, int], Lab], backend: Backend) -> list[Host]:
+    """Three that know each other; the daemons of all but the first sleep from then on, for as long as tests need."""
+    lab = shared_lab(backend.config(), HOSTS)
+    if not lab.hosts[0].daemons:
+        daemons = [host.start_daemon("-iface=eth1", f"-subnet-lease-ttl={LEASE_TTL}s") for host in lab.hosts]
+        for daemon in daemons:
+            daemon.wait_ready()
+        for host in lab.hosts:
+            wait_for(partial(backend.is_as_it_should_be, host), 5, f"all ways from {host.name}")
+        for daemon in daemons[1:]:
+            freeze(daemon)
+    return lab.hosts
 
 
-@pytest.fixture
-def host(lab: Lab) -> Host:
-    return lab.hosts[0]
+def test_its_time_is_the_flags_and_it_is_renewed_in_time(hosts: list[Host]) -> None:
+    host, *_ = hosts
+    [daemon] = host.daemons
+    [first] = own_leases(host)
+    renewals = daemon.log().count("Lease renewed")
+    wait_for(lambda: daemon.log().count("Lease renewed") > renewals, LEASE_TTL, "a renewal")
+    [renewed] = own_leases(host)
+    assert renewed["ttl"] in (LEASE_TTL - 1, LEASE_TTL)
+    assert (renewed["key"], renewed["value"]) == (first["key"], first["value"])
+    assert renewed["createdIndex"] == first["createdIndex"]
+    assert renewed["modifiedIndex"] > first["modifiedIndex"]
 
 
-@pytest.fixture
-def daemon(host: Host) -> Daemon:
-    daemon = host.start_daemon("-iface=eth1", f"-subnet-lease-ttl={LEASE_TTL}s")
-    daemon.wait_ready()
-    return daemon
-
-
-def freeze(daemon: Daemon) -> None:
-    daemon.process.send_signal(signal.SIGSTOP)
-    wait_for(lambda: Path(f"/proc/{daemon.pid}/stat").read_text().split()[2] == "T", 5, "the daemon to stop")
-
-
-def thaw(daemon: Daemon) -> None:
-    daemon.process.send_signal(signal.SIGCONT)
-
-
-def test_its_time_is_the_flags_and_it_is_renewed_in_time(lab: Lab, host: Host, daemon: Daemon) -> None:
-    [first] = lab.leases()
-    assert first["ttl"] in (LEASE_TTL - 1, LEASE_TTL)
-    daemon.wait_for_log(r"Lease renewed, new expiration: ")
-    [renewed] = lab.leases()
-    assert renewed["key"] == first["key"]
-    assert renewed["createdIndex"] < renewed["modifiedIndex"]
-
-
-def test_a_daemon_that_slept_through_the_end_takes_its_subnet_back(lab: Lab, host: Host, daemon: Daemon) -> None:
+def test_a_daemon_that_slept_through_the_end_takes_its_subnet_back(hosts: list[Host]) -> None:
     """As a virtual machine that was suspended; the original notices nothing until its next renewal."""
-    subnet = host.subnet()
-    freeze(daemon)
-    wait_for(lambda: not lab.leases(), LEASE_TTL + 5, "the lease to run out", pause=0.2)
+    _, host, _ = hosts
+    [daemon] = host.daemons
+    subnet, before = host.subnet(), ways(host)
+    wait_for(lambda: not own_leases(host), LEASE_TTL + 5, "the lease to run out", pause=0.2)
     thaw(daemon)
-    wait_for(lab.leases, 3, "the lease to be back")
+    wait_for(lambda: own_leases(host), 3, "the lease to be back")
     daemon.wait_for_log(rf"W.*Own lease {subnet} was deleted or has expired, taking it back")
     assert host.subnet() == subnet
+    assert ways(host) == before
     assert daemon.process.poll() is None
 
 
 def test_a_daemon_whose_subnet_was_given_away_while_it_slept_leaves_at_once(
-    lab: Lab, host: Host, daemon: Daemon
+    hosts: list[Host], backend: Backend
 ) -> None:
-    [lease] = lab.leases()
-    freeze(daemon)
-    wait_for(lambda: not lab.leases(), LEASE_TTL + 5, "the lease to run out", pause=0.2)
-    lab.etcd_request("PUT", lease["key"], value=json.dumps({"PublicIP": "172.17.8.200"}), ttl="60")
+    """Nothing stays that leads packets from here to other hosts."""
+    *_, host = hosts
+    [daemon] = host.daemons
+    wait_for(lambda: not own_leases(host), LEASE_TTL + 5, "the lease to run out", pause=0.2)
+    host.lab.etcd.put(lease_key(host.subnet()), backend.lease("172.17.8.200"), ttl=60)
     thaw(daemon)
     assert daemon.process.wait(3) == 3
     assert "is held by 172.17.8.200 now, not by us" in daemon.log()
-    assert "flannel0" not in host.run("ip", "link").stdout
+    assert ways(host) == set()
     assert list((host.run_dir / "flannel").glob("*")) == []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
+from faults.backends import ALLOC, UDP, VXLAN, Backend, lease_key, over
+from hosts import ways
 from lab import Daemon, Host, Lab, wait_for
 
 from flannelpy.subnet.renewal import CLAIM_SECONDS
@@ -19,10 +20,10 @@ NOT_UNIQUE = r"public IP 192\.0\.2\.15 is not unique: .*; give each its own by -
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab(hosts=2) as lab:
-        lab.put_config()
-        yield lab
+def lab(make_lab: Callable[..., Lab], backend: Backend) -> Lab:
+    lab = make_lab(hosts=2)
+    lab.put_config(backend.config())
+    return lab
 
 
 def started(host: Host, **env: str) -> Daemon:
@@ -30,85 +31,105 @@ def started(host: Host, **env: str) -> Daemon:
 
 
 def refused(daemon: Daemon) -> None:
-    """It ends with one line that says why, and leaves nothing that Docker could start with."""
+    """It ends with one line that says why, and leaves nothing that Docker could start with, or packets go by."""
     assert daemon.process.wait(20) == 3
     assert len(re.findall(rf"^E.*\] {NOT_UNIQUE}", daemon.log(), re.MULTILINE)) == 1
     assert "Traceback" not in daemon.log()
-    assert "READY=1" not in daemon.notified
     host = daemon.host
-    assert "flannel0" not in host.run("ip", "link").stdout
+    assert ways(host) == set()
     assert list((host.run_dir / "flannel").glob("*")) == []
 
 
-def lease(lab: Lab) -> dict[str, Any]:
-    [lease] = lab.leases()
-    value: dict[str, Any] = json.loads(lease["value"])
-    return value
+def assert_leased(host: Host, backend: Backend, host_id: str = "") -> None:
+    """The only lease is that host's, and tells others what leads to it."""
+    [lease] = host.lab.leases()
+    expected = {"PublicIP": "192.0.2.15", **backend.attrs(mac(host, backend)), "HostID": host_id or host.name}
+    assert json.loads(lease["value"]) == expected
+    assert lease["key"] == lease_key(host.subnet())
 
 
+def mac(host: Host, backend: Backend) -> str:
+    """Of the backend's device, if it is of a kind that has one."""
+    shown = host.run("ip", "-j", "link", "show", backend.device).stdout
+    return str(json.loads(shown)[0].get("address", ""))
+
+
+@over(UDP, VXLAN)
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["lower identity first", "higher identity first"])
-def test_the_one_that_is_there_stays_and_the_newcomer_leaves(lab: Lab, order: tuple[int, int]) -> None:
+def test_the_one_that_is_there_stays_and_the_newcomer_leaves(
+    lab: Lab, backend: Backend, order: tuple[int, int]
+) -> None:
     """The original gives both the same subnet, and says nothing."""
     holder, newcomer = (lab.hosts[number] for number in order)
     first = started(holder)
     first.wait_ready()
     subnet = holder.subnet()
     for _ in range(2):  # systemd tries again
-        refused(started(newcomer))
+        second = started(newcomer)
+        refused(second)
+        assert "READY=1" not in second.notified
         first.wait_for_log(rf"W.*\] {NOT_UNIQUE}")
-        assert lease(lab) == {"PublicIP": "192.0.2.15", "HostID": holder.name}
+        assert_leased(holder, backend)
     assert first.process.poll() is None
     assert holder.subnet() == subnet
+    assert backend.is_as_it_should_be(holder)
 
 
-def test_at_the_same_moment_one_stays(lab: Lab) -> None:
+@over(UDP, VXLAN)
+def test_at_the_same_moment_one_stays(lab: Lab, backend: Backend) -> None:
     daemons = [started(host) for host in lab.hosts]
     wait_for(lambda: any(daemon.process.poll() is not None for daemon in daemons), 20, "one of them to leave")
     [loser] = [daemon for daemon in daemons if daemon.process.poll() is not None]
     [winner] = [daemon for daemon in daemons if daemon is not loser]
-    assert loser.process.poll() == 3
-    assert re.search(rf"E.*\] {NOT_UNIQUE}", loser.log(), re.MULTILINE)
+    refused(loser)
     winner.wait_ready()
-    assert lease(lab) == {"PublicIP": "192.0.2.15", "HostID": winner.host.name}
+    assert_leased(winner.host, backend)
 
 
-def test_a_reinstalled_host_gets_its_subnet_after_a_short_wait(lab: Lab) -> None:
+@over(UDP, VXLAN)
+def test_a_reinstalled_host_gets_its_subnet_after_a_short_wait(lab: Lab, backend: Backend) -> None:
+    """And what leads to it, so that no other host has to change anything."""
     host = lab.hosts[0]
     before = started(host, FLANNELD_HOST_ID="before")
     before.wait_ready()
-    subnet = host.subnet()
+    subnet, known = host.subnet(), mac(host, backend)
     before.stop()
     (host.run_dir / "flannel/subnet.env").unlink()
+    host.run("ip", "link", "delete", backend.device, check=False)
     after = started(host, FLANNELD_HOST_ID="after")
     after.wait_ready(CLAIM_SECONDS + 5)
-    assert host.subnet() == subnet
-    assert lease(lab) == {"PublicIP": "192.0.2.15", "HostID": "after"}
+    assert (host.subnet(), mac(host, backend)) == (subnet, known)
+    assert_leased(host, backend, "after")
 
 
-def test_a_plain_flanneld_with_our_public_ip_is_said(lab: Lab) -> None:
+@over(UDP, VXLAN)
+def test_a_plain_flanneld_with_our_public_ip_is_said(lab: Lab, backend: Backend) -> None:
     """It looks at nothing and writes blindly, at its start and once a day: that much can be seen of it."""
-    daemon = started(lab.hosts[0])
+    host = lab.hosts[0]
+    daemon = started(host)
     daemon.wait_ready()
-    [before] = lab.leases()
-    lab.etcd_request("PUT", before["key"], value='{"PublicIP":"192.0.2.15"}', ttl="86400")
+    lab.etcd.put(lease_key(host.subnet()), backend.lease("192.0.2.15"), ttl=86400)
     daemon.wait_for_log(
         r"W.*written by somebody without an identity, such as flanneld.*public IP 192.0.2.15 is not unique"
     )
-    wait_for(lambda: "HostID" in lease(lab), 5, "the lease to be ours again")
+    wait_for(lambda: "HostID" in lab.leases()[0]["value"], 5, "the lease to be ours again")
+    assert_leased(host, backend)
 
 
-def test_two_that_both_hold_it_are_one_again(lab: Lab) -> None:
+@over(UDP, VXLAN, ALLOC)
+def test_two_that_both_hold_it_are_one_again(lab: Lab, backend: Backend) -> None:
     """A holder that did not see a newcomer's claim in time: the later identity gives way."""
     daemon = started(lab.hosts[1])
     daemon.wait_ready()
     [before] = lab.leases()
-    lab.etcd_request("PUT", before["key"], value='{"PublicIP":"192.0.2.15","HostID":"host1"}', ttl="86400")
-    assert daemon.process.wait(10) == 3
-    assert re.search(rf"E.*\] {NOT_UNIQUE}", daemon.log(), re.MULTILINE)
-    assert lease(lab) == {"PublicIP": "192.0.2.15", "HostID": "host1"}
-    assert list((lab.hosts[1].run_dir / "flannel").glob("*")) == []
+    theirs = json.dumps({**json.loads(backend.lease("192.0.2.15")), "HostID": "host1"})
+    lab.etcd.put(lease_key(daemon.host.subnet()), theirs, ttl=86400)
+    refused(daemon)
+    [after] = lab.leases()
+    assert (after["key"], after["value"]) == (before["key"], theirs)
 
 
+@over(UDP)
 def test_an_address_of_virtualbox_is_warned_of(lab: Lab) -> None:
     host = lab.hosts[0]
     host.configure(

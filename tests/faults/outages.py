@@ -1,0 +1,165 @@
+"""Ways in which etcd goes away and comes back under hosts that must not notice, whatever the backend."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from ipaddress import IPv4Address, IPv4Network
+
+from chaos import MEMBERS, Witness, wait_until_serving
+from etcd_server import EtcdServer
+from faults.backends import Backend
+from hosts import assert_in_order, leased_again, next_hops
+from lab import Daemon, Lab, wait_for
+from mesh import unbroken_mesh
+from overlay import unbroken_stream
+
+#: Room for many foreign hosts: 11.1.0.0 and up are beyond the subnets that our own pick from.
+NETWORK = IPv4Network("11.0.0.0/8")
+LEASE_TTL = 5
+BYTES_PER_SECOND = 2_000_000
+BURST = 2000
+#: Within which everything must be as before; a hanging connection is noticed this late.
+DEADLINE = 60
+
+
+Scenario = Callable[[Callable[..., Lab], Backend], None]
+
+
+def foreign_subnet(number: int) -> IPv4Network:
+    return IPv4Network((IPv4Address("11.1.0.0") + (number << 8), 24))
+
+
+def wait_until_added(daemons: Sequence[Daemon], number: int) -> None:
+    """Return when every daemon has the route to a foreign subnet."""
+    for daemon in daemons:
+        daemon.wait_for_log(rf"Subnet added: {re.escape(str(foreign_subnet(number)))}( via \S+)?$", DEADLINE)
+
+
+def wait_until_known(daemons: Sequence[Daemon], etcd: EtcdServer, backend: Backend, number: int) -> None:
+    """Put a foreign lease, return when every daemon has its route, and say how long that took."""
+    etcd.put(*backend.foreign_lease(foreign_subnet(number), number))
+    began = time.monotonic()
+    wait_until_added(daemons, number)
+    print(f"later leases known after {time.monotonic() - began:.1f} s")
+
+
+@contextmanager
+def undisturbed(lab: Lab, backend: Backend, lease_ttl: int = LEASE_TTL) -> Iterator[tuple[list[Daemon], Witness]]:
+    """Daemons on all hosts and traffic between them, none of which may change or suffer; in the end all is leased."""
+    lab.put_config(backend.config(NETWORK))
+    daemons = lab.start_daemons("-iface=eth1", f"-subnet-lease-ttl={lease_ttl}s")
+    source, sink, *_ = [host.add_container() for host in lab.hosts]
+    witness = Witness(daemons)
+    with ExitStack() as traffic:
+        traffic.enter_context(unbroken_mesh(lab.hosts))
+        stream = traffic.enter_context(unbroken_stream(source, sink, BYTES_PER_SECOND))
+        yield daemons, witness
+        wait_for(lambda: leased_again(lab), DEADLINE, "every host's lease in etcd", pause=0.1)
+        stream.wait_for_more()
+        witness.look()
+    assert_in_order(daemons)
+
+
+def away_for_longer_than_the_leases_last(make_lab: Callable[..., Lab], backend: Backend) -> None:
+    """Twice: it comes back with its data, then empty."""
+    lab = make_lab(hosts=3)
+    with undisturbed(lab, backend) as (daemons, witness):
+        for number, wiped in enumerate((False, True)):
+            lab.etcd.kill()
+            witness.look_for(LEASE_TTL + 1)
+            if wiped:
+                lab.etcd.wipe()
+            lab.etcd.start()
+            if wiped:
+                lab.put_config(backend.config(NETWORK))
+            wait_for(lambda: leased_again(lab), DEADLINE, "every host's lease in etcd", pause=0.1)
+            wait_until_known(daemons, lab.etcd, backend, number)
+
+
+def restored_from_an_older_copy(make_lab: Callable[..., Lab], backend: Backend) -> None:
+    lab = make_lab(hosts=3, etcd_members=1)
+    [member] = lab.etcd_members
+    with undisturbed(lab, backend) as (daemons, _):
+        copy = member.log.with_name("copy")
+        member.stop()
+        member.save(copy)
+        member.start()
+        member.put_all({f"/elsewhere/{number}": "" for number in range(100)}, ttl=DEADLINE)
+        wait_until_known(daemons, member, backend, 1)
+        # As in a power cut nobody sees it go; and what is watched for is in the future of the one that comes back.
+        for flag in ("FIN", "RST"):
+            say_nothing = ("-p", "tcp", "--tcp-flags", flag, flag, "-j", "DROP")
+            member.machine.run("iptables", "-A", "OUTPUT", *say_nothing)
+        member.cut()
+        member.kill()
+        member.restore(copy)
+        member.start()
+        member.mend()
+        wait_until_known(daemons, member, backend, 2)
+        # What the copy does not know is gone, and everybody has put it away.
+        known = len(lab.hosts) - 1 + 1
+        wait_for(lambda: {next_hops(daemon) for daemon in daemons} == {known}, DEADLINE, f"{known} next hops")
+
+
+def half_open_link(make_lab: Callable[..., Lab], backend: Backend) -> None:
+    lab = make_lab(hosts=3, etcd_members=1)
+    [member] = lab.etcd_members
+    with undisturbed(lab, backend) as (daemons, witness):
+        member.cut()
+        witness.look_for(LEASE_TTL + 1)
+        # Only its own machine reaches it.
+        member.put(*backend.foreign_lease(foreign_subnet(1), 1))
+        member.mend()
+        wait_until_known(daemons, member, backend, 2)
+        wait_until_added(daemons, 1)
+
+
+def frozen_member(make_lab: Callable[..., Lab], backend: Backend) -> None:
+    lab = make_lab(hosts=3, etcd_members=MEMBERS)
+    with undisturbed(lab, backend, DEADLINE) as (daemons, _):
+        # All daemons watch the first member, having had an answer there.
+        frozen, *others = lab.etcd_members
+        wait_until_known(daemons, frozen, backend, 1)
+        frozen.pause()
+        wait_until_serving(others)
+        wait_until_known(daemons, others[0], backend, 2)
+        frozen.resume()
+        wait_until_serving(lab.etcd_members)
+
+
+def members_die_one_after_the_other(make_lab: Callable[..., Lab], backend: Backend) -> None:
+    lab = make_lab(hosts=3, etcd_members=MEMBERS)
+    with undisturbed(lab, backend, DEADLINE) as (daemons, witness):
+        leaders: set[str] = set()
+        for number, member in enumerate(lab.etcd_members):
+            others = [other for other in lab.etcd_members if other is not member]
+            leaders.update(each.name for each in lab.etcd_members if each.is_leader())
+            member.kill()
+            wait_until_serving(others)
+            leaders.update(each.name for each in others if each.is_leader())
+            wait_until_known(daemons, others[0], backend, number)
+            witness.look()
+            member.start()
+            wait_until_serving(lab.etcd_members)
+        assert len(leaders) > 1
+
+
+def thousands_of_changes_at_once(make_lab: Callable[..., Lab], backend: Backend) -> None:
+    lab = make_lab(hosts=3)
+    known = BURST + len(lab.hosts) - 1
+    with undisturbed(lab, backend, DEADLINE) as (daemons, _):
+        leases = [backend.foreign_lease(foreign_subnet(number), number) for number in range(BURST)]
+        lab.etcd.put_all(dict(leases), ttl=600)
+        wait_for(lambda: all(next_hops(daemon) == known for daemon in daemons), DEADLINE, f"{known} next hops")
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "restored from an older copy": restored_from_an_older_copy,
+    "a half-open link": half_open_link,
+    "a frozen member": frozen_member,
+    "members die one after the other": members_die_one_after_the_other,
+    "thousands of changes at once": thousands_of_changes_at_once,
+}

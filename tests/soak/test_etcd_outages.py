@@ -1,0 +1,16 @@
+"""The outages that tests/faults has udp go through, for the other backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from faults.backends import HOST_GW, VXLAN, Backend, over
+from faults.outages import SCENARIOS, Scenario
+from lab import Lab
+
+
+@over(VXLAN, HOST_GW)
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+def test_an_outage_is_not_noticed(make_lab: Callable[..., Lab], backend: Backend, scenario: Scenario) -> None:
+    scenario(make_lab, backend)
