@@ -58,16 +58,18 @@ $(VENV)/stamp: $(PACKAGING) $(KERNELS) | setup
 	@ls flannelpy/packet/*.so >/dev/null 2>&1 || echo "Without a C compiler the packet kernels run interpreted, slower."
 	@touch $@
 
-# Installed from an sdist, which holds nothing compiled and shows that it is complete.
+# Installed from an sdist, which holds nothing compiled and shows that it is complete; the libraries are the other's.
 # It is unpacked first, because of an archive pip would take the wheel that it built from an earlier one.
 $(INTERPRETED)/stamp: $(PACKAGING) $(SOURCES) $(VENV)/stamp
 	@echo "Building $(INTERPRETED)"
-	@rm -rf $(INTERPRETED)/sdist
-	@$(PYTHON) -m venv $(INTERPRETED)
+	@$(PYTHON) -m venv --clear --without-pip $(INTERPRETED)
 	@log=$(INTERPRETED)/sdist.log; $(VENV)/bin/python -m build --no-isolation --sdist --outdir $(INTERPRETED)/sdist >$$log 2>&1 \
 		|| { cat $$log; exit 1; }
 	@tar -xzf $(INTERPRETED)/sdist/*.tar.gz --strip-components=1 -C $(INTERPRETED)/sdist
-	@CC=/bin/false $(INTERPRETED)/bin/pip install --quiet '$(INTERPRETED)/sdist[dev]'
+	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		$(VENV)/bin/python -c "$$site" >"$$($(INTERPRETED)/bin/python -c "$$site")/libraries.pth"
+	@CC=/bin/false $(VENV)/bin/pip --python $(INTERPRETED)/bin/python install --quiet --no-deps --no-build-isolation \
+		$(INTERPRETED)/sdist
 	@cd $(INTERPRETED) && bin/python -c "import flannelpy.packet.ipv4 as kernel; file = kernel.__file__; \
 		assert '$(INTERPRETED)' in file and file.endswith('.py'), file"
 	@touch $@
@@ -107,7 +109,7 @@ sanitize: $(VENV)/stamp ## fuzz the compiled packet kernels under AddressSanitiz
 
 interpreted: $(INTERPRETED)/stamp # a part of make test
 	@echo "With interpreted packet kernels:"
-	@$(call unskipped,$(INTERPRETED)/bin/pytest -q tests/unit tests/fuzz tests/golden)
+	@$(call unskipped,$(INTERPRETED)/bin/python -P -m pytest -q tests/unit tests/fuzz tests/golden)
 
 test-faults: $(VENV)/stamp ## etcd and daemons fail in all ways, under traffic (a part of make test)
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q tests/faults)

@@ -119,7 +119,7 @@ def _choose(members: Sequence[EtcdMember], count: int, rng: random.Random) -> li
     """So many members, the leader among them more often than not."""
     victims = rng.sample(members, count)
     if rng.random() < 0.5:
-        leader = next(member for member in members if member.is_leader())
+        leader = _wait_for_leader(members)
         victims = [leader, *[victim for victim in victims if victim is not leader]][:count]
     return victims
 
@@ -127,9 +127,14 @@ def _choose(members: Sequence[EtcdMember], count: int, rng: random.Random) -> li
 def wait_until_serving(members: Sequence[EtcdMember]) -> None:
     """Return when one of these leads, and each takes a write."""
     # Asked first: a write that is sent while nobody leads is only refused after seconds.
-    wait_for(lambda: any(map(_leads, members)), _RECOVERY_DEADLINE, "a leader", pause=0.05)
+    _wait_for_leader(members)
     for member in members:
         wait_for(partial(_takes_writes, member), _RECOVERY_DEADLINE, f"{member.name} to take writes", pause=0.05)
+
+
+def _wait_for_leader(members: Sequence[EtcdMember]) -> EtcdMember:
+    """The one that leads; there is none while it changes."""
+    return wait_for(lambda: next(filter(_leads, members), None), _RECOVERY_DEADLINE, "a leader", pause=0.05)
 
 
 def _leads(member: EtcdMember) -> bool:

@@ -107,13 +107,14 @@ class Netlink:
         return links[0] if links else None
 
     async def remove_link(self, link: Link) -> None:
-        """Remove the interface, and its addresses and routes with it.  Raises HostError."""
+        """Remove the interface, and its addresses and routes with it; one that has gone is gone.  Raises HostError."""
         from pyroute2.netlink.exceptions import NetlinkError
 
         try:
             await self._route.link("del", index=link.index)
         except NetlinkError as error:
-            raise HostError(f"cannot remove {link.name}: {error}") from error
+            if error.code not in _GONE:
+                raise HostError(f"cannot remove {link.name}: {error}") from error
 
     async def addresses(self) -> list[Address]:
         """All IPv4 addresses, each interface's in the kernel's order.  Raises HostError."""
