@@ -12,6 +12,9 @@ SANITIZED_PYTHON = env PYTHONPATH=. PYTHONMALLOC=malloc LD_PRELOAD="$$($(CC) -pr
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(abspath $(VENV))/bin/python
 SANITIZED_TESTS := $(addprefix tests/,fuzz/test_packet.py fuzz/test_offload.py fuzz/test_engine.py \
 	$(patsubst %,unit/test_%.py,checksum wide_sum ipv4 icmp sort segment coalesce engine))
+# They wait for leases to end and for etcds to come back, most of the time.
+WAITING_TESTS := $(patsubst %,tests/faults/test_%.py,etcd_outages etcd_v2 chaos public_ip bad_config lease secrets)
+COMPILED_TESTS := $(addprefix tests/,unit fuzz golden contract)
 KERNELS := $(wildcard flannelpy/packet/*.py flannelpy/packet/*.pxd)
 SOURCES := $(shell find flannelpy -name '*.py' -o -name '*.pxd')
 PACKAGING := pyproject.toml setup.py
@@ -39,7 +42,7 @@ endif
 unskipped = log=$$(mktemp); trap 'rm -f "$$log"' EXIT; { $(1); } | tee "$$log"; \
 	if tail -n 1 "$$log" | grep -q skipped; then echo "A skipped test is not a passed test."; exit 1; fi
 
-.PHONY: help setup venv demo demo-down run lint unit sanitize interpreted test-faults test soak bench clean
+.PHONY: help setup venv demo demo-down run lint unit sanitize waiting compiled interpreted test-faults test soak bench clean
 
 help: ## list what can be done here
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,6 +110,14 @@ sanitize: $(VENV)/stamp ## fuzz the compiled packet kernels under AddressSanitiz
 		assert '$(SANITIZED)' in file and file.endswith('.so'), file"
 	@cd $(SANITIZED) && $(call unskipped,$(SANITIZED_PYTHON) -m pytest -q --capture=sys $(SANITIZED_TESTS))
 
+waiting: $(VENV)/stamp # a part of make test
+	@echo "With etcds that fail:"
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q $(WAITING_TESTS))
+
+compiled: $(VENV)/stamp # a part of make test
+	@echo "With compiled packet kernels:"
+	@$(call unskipped,$(VENV)/bin/pytest -q $(COMPILED_TESTS))
+
 interpreted: $(INTERPRETED)/stamp # a part of make test
 	@echo "With interpreted packet kernels:"
 	@$(call unskipped,$(INTERPRETED)/bin/python -P -m pytest -q tests/unit tests/fuzz tests/golden)
@@ -114,12 +125,12 @@ interpreted: $(INTERPRETED)/stamp # a part of make test
 test-faults: $(VENV)/stamp ## etcd and daemons fail in all ways, under traffic (a part of make test)
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q tests/faults)
 
-# What needs a processor, but neither root nor the machine for itself, goes side by side.
+# What does not need the machine for itself goes side by side, the longest first.
 test: $(INTERPRETED)/stamp ## everything
 	@ls flannelpy/packet/*.so >/dev/null 2>&1 || { echo "The packet kernels don't compile here."; exit 1; }
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint sanitize interpreted
-	@echo "With compiled packet kernels, and everything else:"
-	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q)
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target waiting sanitize interpreted compiled lint
+	@echo "Everything else:"
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q $(addprefix --ignore=,$(WAITING_TESTS) $(COMPILED_TESTS)))
 
 soak: $(VENV)/stamp ## 45 minutes of failing etcds, of hosts that come and go, and of mutants (SECONDS=60: each for so long)
 	@$(call unskipped,$(AS_ROOT) env $(if $(SECONDS),FLANNELPY_SOAK_SECONDS=$(SECONDS)) \
