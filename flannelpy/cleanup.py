@@ -14,7 +14,7 @@ from pathlib import Path
 from flannelpy import logs, parts
 from flannelpy.backend import base as backends
 from flannelpy.errors import FlannelError
-from flannelpy.linux import iptables
+from flannelpy.linux import iptables, presence
 from flannelpy.linux.netlink import Netlink
 from flannelpy.linux.presence import Presence
 from flannelpy.options import Options
@@ -40,11 +40,12 @@ def run(options: Options) -> int:
 async def _clean_up(options: Options) -> None:
     names = options.networks or ("",)
     files = [parts.subnet_file(options, name) for name in names]
+    others_run = presence.anybody()
     with ExitStack() as stopped:
         for file in files:
             stopped.callback(Presence(file).close)  # or it would put right what we remove
-        for file in files:
-            await _remove_what_is_of(file)
+        for name, file in zip(names, files, strict=True):
+            await _remove_what_is_of(file, parts.ready_path(options, name), others_run)
     if options.release:
         _, public_ip = await parts.addresses(options)
         holder = parts.holder(options, public_ip)
@@ -53,15 +54,19 @@ async def _clean_up(options: Options) -> None:
             await _release(parts.registry(options, name), holder)
 
 
-async def _remove_what_is_of(file: Path) -> None:
-    """Of the network that a subnet file tells, and the file."""
+async def _remove_what_is_of(file: Path, ready: Path, others_run: bool) -> None:
+    """Of the network that a subnet file tells, and the files.
+
+    Without such a file masquerading rules may be anybody's: they stay while daemons run with other ones.
+    """
     network = env_file.previous_network(file)
     async with Netlink() as netlink:
         removed = await backends.remove_leftovers(netlink, network)
         rules = [rule for rule in await netlink.prohibitions() if network in (rule.source, rule.destination)]
         await netlink.permit(rules)
-    masquerade = [f"iptables rule: {rule}" for rule in await iptables.remove_masquerade(network)]
-    files = [str(path) for path in (file, parts.ready_path(file)) if env_file.remove(path)]
+    rules_of_iptables = await iptables.remove_masquerade(network) if network or not others_run else []
+    masquerade = [f"iptables rule: {rule}" for rule in rules_of_iptables]
+    files = [str(path) for path in (file, ready) if env_file.remove(path)]
     for what in (*removed, *rules, *masquerade, *files):
         log.info("Removed %s", what)
 

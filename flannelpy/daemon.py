@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, Never
 
 from flannelpy import logs, parts
-from flannelpy.errors import FlannelError, HostChanged, UsageError
+from flannelpy.errors import AlreadyRuns, FlannelError, HostChanged, UsageError
 from flannelpy.host import Host
 from flannelpy.linux import packet_loop, systemd
 from flannelpy.network import Network
@@ -67,7 +67,7 @@ async def _serve(options: Options) -> None:
     """Everything between the flags and the end."""
     external, public_ip = await parts.addresses(options)
     names = options.networks or ("",)
-    host = Host(external, public_ip, len(names))
+    host = Host(external, public_ip)
     speaker = _Speaker()
     networks = [Network(name, options, host, speaker.tell) for name in names]
     speaker.networks = networks
@@ -86,7 +86,7 @@ async def _keep_up(network: Network) -> Never:
     while True:
         try:
             await network.run()
-        except (UsageError, HostChanged):
+        except (UsageError, HostChanged, AlreadyRuns):
             raise
         except FlannelError as error:
             logs.network.set(network.name)
@@ -111,18 +111,20 @@ class _Speaker:
         elif all(are_up):
             self._tell_ready()
         elif self._patience is None:
-            self._patience = asyncio.get_running_loop().call_later(_READY_PATIENCE, self._tell_ready)
+            self._patience = asyncio.get_running_loop().call_later(_READY_PATIENCE, self._end_patience)
+
+    def _end_patience(self) -> None:
+        self._patience = None
+        if not self._is_ready and any(network.is_up for network in self.networks):
+            self._tell_ready()
 
     def _tell_ready(self) -> None:
-        if self._patience:
-            self._patience.cancel()
-        if not self._is_ready:
-            self._is_ready = True
-            systemd.notify("READY=1", self._status())
-            # A full collection takes longer than a TUN's queue lasts, so what start-up made is set aside.
-            gc.collect()
-            gc.freeze()
-            gc.disable()
+        self._is_ready = True
+        systemd.notify("READY=1", self._status())
+        # A full collection takes longer than a TUN's queue lasts, so what start-up made is set aside.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
 
     def _status(self) -> str:
         told = (f"{network.name}: {network.status()}".removeprefix(": ") for network in self.networks)
@@ -141,6 +143,6 @@ async def _show_signs_of_life(networks: Sequence[Network]) -> None:
     """To systemd, for as long as packets and control go on."""
     allowed = systemd.watchdog_seconds()
     while allowed:
-        if all(network.makes_progress() for network in networks):
+        if any(network.makes_progress() for network in networks):  # one's trouble is not the others'
             systemd.notify("WATCHDOG=1")
         await asyncio.sleep(allowed / _SIGNS_OF_LIFE)

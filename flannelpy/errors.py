@@ -21,6 +21,10 @@ class HostError(FlannelError):
     """The machine lacks something (interface, address, device, port, permission): the caller stops."""
 
 
+class AlreadyRuns(HostError):
+    """Another daemon of ours has what is to be ours: the caller stops."""
+
+
 class HostChanged(FlannelError):
     """The machine is no longer the one that we were started on: the caller stops, to be started anew."""
 

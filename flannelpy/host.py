@@ -1,13 +1,13 @@
 """What the networks of one host share: the way out, and what keeps them from each other.
 
-A packet between two networks is refused by a routing rule on the host where it sets out, before any route is looked at.
+A packet between two networks is refused by a routing rule on the host where it sets out, before any route but those to
+the host itself is looked at.
 Counterpart: none; the original's networks reach each other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network
 from itertools import permutations
@@ -18,55 +18,52 @@ from flannelpy.linux.entries import Prohibition
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Netlink
 
-log = logging.getLogger(__name__)
-
 
 class Host:
-    """``networks`` is how many there are to be."""
+    """Networks are known by their names."""
 
-    def __init__(self, external: ExternalInterface, public_ip: IPv4Address, networks: int = 1) -> None:
+    def __init__(self, external: ExternalInterface, public_ip: IPv4Address) -> None:
         self.external = external
         self.public_ip = public_ip
-        self._expected = networks
-        self._claims: dict[str, tuple[IPv4Network, Sequence[str]]] = {}
-        self._masqueraded: list[IPv4Network] = []
+        self._taken: dict[str, tuple[IPv4Network, Sequence[str]]] = {}
+        self._rules: set[Prohibition] = set()  # those that were put
+        self._masqueraded: dict[str, IPv4Network] = {}
         self._busy = asyncio.Lock()
 
-    def check(self, name: str, network: IPv4Network, claims: Sequence[str]) -> None:
+    def check(self, name: str, network: IPv4Network, needs: Sequence[str]) -> None:
         """Whether the network called ``name`` may have these addresses and things.  Raises ConfigError."""
-        for other, (theirs, their_claims) in self._claims.items():
+        for other, (theirs, their_needs) in self._taken.items():
             if other == name:
                 continue
             if network.overlaps(theirs):
                 raise ConfigError(f"Network {network} overlaps {theirs}, the network {other}")
-            for claim in claims:
-                if claim in their_claims:
-                    raise ConfigError(f"{claim} is the network {other}'s: choose another one in Backend")
+            for need in needs:
+                if need in their_needs:
+                    raise ConfigError(f"{need} is the network {other}'s: choose another one in Backend")
 
-    def claim(self, name: str, network: IPv4Network, claims: Sequence[str]) -> None:
+    def take(self, name: str, network: IPv4Network, needs: Sequence[str]) -> None:
         """They are that network's from now on."""
-        self._claims[name] = network, claims
+        self._taken[name] = network, needs
 
     async def isolate(self, netlink: Netlink) -> list[str]:
-        """Have no network reach another one; which rules were missing.  Raises HostError.
+        """Have no network reach another one; which rules were put before and are missing.  Raises HostError.
 
-        Rules of networks that are no more go when all that are to be are there.
+        Rules of others, and of networks that are no more, are left alone.
         """
-        if self._expected < 2:
+        if len(self._taken) < 2:
             return []
         async with self._busy:
             present = await netlink.prohibitions()
-            pairs = permutations([network for network, _ in self._claims.values()], 2)
-            wanted = [Prohibition(source, destination) for source, destination in pairs]
-            missing = [rule for rule in wanted if rule not in present]
+            pairs = permutations([network for network, _ in self._taken.values()], 2)
+            missing = [rule for pair in pairs if (rule := Prohibition(*pair)) not in present]
             await netlink.prohibit(missing)
-            if len(self._claims) == self._expected:
-                await netlink.permit([rule for rule in present if rule not in wanted])
-            return list(map(str, missing))
+            lost = [str(rule) for rule in missing if rule in self._rules]
+            self._rules.update(missing, present)
+            return lost
 
-    async def masquerade(self, network: IPv4Network) -> None:
+    async def masquerade(self, name: str, network: IPv4Network) -> None:
         """Beside the others.  Raises HostError."""
         async with self._busy:
-            if network not in self._masqueraded:
-                self._masqueraded.append(network)
-            await iptables.set_up_masquerade(self._masqueraded)
+            self._masqueraded.pop(name, None)
+            self._masqueraded[name] = network
+            await iptables.set_up_masquerade(list(self._masqueraded.values()))

@@ -2,7 +2,7 @@
 
 Start: network config, lease, backend (packets flow), masquerading, subnet file, ready.
 Stop: packets cease as far as the backend has it; lease and subnet file stay, so a restart changes nothing for Docker.
-Only when another host holds the lease does all of it go.
+Only when another host holds the lease do file, device and what leads to other hosts go.
 Counterpart: network/network.go.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
+from ipaddress import IPv4Network
 from typing import NamedTuple, Never
 
 from flannelpy import logs, parts
@@ -33,7 +34,7 @@ from flannelpy.subnet import env_file
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease_table import LeaseEvent
 from flannelpy.subnet.manager import SubnetManager
-from flannelpy.subnet.renewal import Terms
+from flannelpy.subnet.renewal import Holder, Terms
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Network:
     async def _run(self, cleanup: AsyncExitStack) -> None:
         presence = Presence(self._subnet_file)
         cleanup.callback(presence.close)
-        ready_file = ReadyFile(parts.ready_path(self._subnet_file))
+        ready_file = ReadyFile(parts.ready_path(self._options, self.name))
         cleanup.callback(ready_file.close)
         registry = parts.registry(self._options, self.name)
         cleanup.push_async_callback(registry.close)
@@ -97,28 +98,28 @@ class Network:
         manager = SubnetManager(registry, BootClock(), random.Random(), holder, terms)  # noqa: S311 - nothing secret
         self._say("Waiting for the network config in etcd")
         chosen = await manager.read_config(self._choose)
-        self._host.claim(self.name, chosen.config.network, chosen.backend.claims)
+        self._host.take(self.name, chosen.config.network, chosen.backend.needs)
         cleanup.callback(chosen.backend.close)
         try:
-            await self._start(chosen, manager)
+            await self._start(chosen, manager, holder)
             self._service = _Service(manager, chosen.backend, self._host, ready_file, self._on_change)
             self._on_change()
             await self._service.run(self._choose)
         except LeaseLost:
-            await self._abandon(chosen.backend)
+            await self._abandon(chosen.config.network)
             raise
 
     def _choose(self, config: NetworkConfig) -> _Chosen:
         """What to do about a config.  Raises ConfigError, HostError."""
         backend = backends.create(config, self._host.external, self._options)
-        self._host.check(self.name, config.network, backend.claims)
+        self._host.check(self.name, config.network, backend.needs)
         return _Chosen(config, backend)
 
-    async def _start(self, chosen: _Chosen, manager: SubnetManager) -> None:
+    async def _start(self, chosen: _Chosen, manager: SubnetManager, holder: Holder) -> None:
         """Lease a subnet, carry packets for it, and tell Docker."""
         config, backend = chosen
         self._say("Waiting for a subnet lease")
-        describe = partial(backend.lease_attrs, parts.holder(self._options, self._host.public_ip))
+        describe = partial(backend.lease_attrs, holder)
         lease = await manager.acquire(config, describe, env_file.previous_subnet(self._subnet_file))
         async with Netlink() as netlink:
             previous = env_file.previous_network(self._subnet_file)
@@ -128,17 +129,19 @@ class Network:
         mtu = await backend.start(lease)
         ip_masq = self._options.ip_masq
         if ip_masq:
-            await self._host.masquerade(config.network)
+            await self._host.masquerade(self.name, config.network)
         env_file.write(self._subnet_file, env_file.render(config.network, lease.subnet, mtu, ip_masq))
 
-    async def _abandon(self, backend: Backend) -> None:
-        """The subnet is another host's now."""
+    async def _abandon(self, network: IPv4Network) -> None:
+        """The subnet is another host's now: nothing leads to others any more, and Docker is to know."""
+        previous = env_file.previous_network(self._subnet_file)
         try:
-            env_file.remove(self._subnet_file)
+            async with Netlink() as netlink:
+                await backends.abandon(netlink, network, previous)
         except HostError as error:
             log.warning("%s", error)
         try:
-            await backend.abandon()
+            env_file.remove(self._subnet_file)
         except HostError as error:
             log.warning("%s", error)
 
@@ -192,7 +195,7 @@ class _Service:
         return ", ".join([*words, self._backend.describe()])
 
     def makes_progress(self) -> bool:
-        """Whether a new start could not help."""
+        """Whether packets and control go on."""
         return self._manager.makes_progress() and not self._guard.trouble
 
     def _apply(self, events: Sequence[LeaseEvent]) -> None:

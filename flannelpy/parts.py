@@ -50,6 +50,7 @@ def subnet_file(options: Options, network: str = "") -> Path:
     return options.subnet_dir / f"{network}.env" if network else options.subnet_file
 
 
-def ready_path(file: Path) -> Path:
-    """The file that is there while the network of that subnet file is ready."""
-    return file.with_name("ready" if file.name == "subnet.env" else f"{file.name}.ready")
+def ready_path(options: Options, network: str = "") -> Path:
+    """The file that is there while a network is ready."""
+    file = subnet_file(options, network)
+    return file.with_name("ready" if not network and file.name == "subnet.env" else f"{file.name}.ready")

@@ -21,7 +21,7 @@ from flannelpy.subnet.renewal import Holder
 class AllocBackend:
     """Nothing between hosts."""
 
-    claims: Sequence[str] = ()
+    needs: Sequence[str] = ()
 
     def __init__(self, external: ExternalInterface) -> None:
         self._external = external
@@ -48,9 +48,6 @@ class AllocBackend:
     async def repair(self, netlink: Netlink) -> list[str]:
         """There is nothing that could be wrong."""
         return []
-
-    async def abandon(self) -> None:
-        """Nothing to remove."""
 
     def close(self) -> None:
         """Nothing to remove."""

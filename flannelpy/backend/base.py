@@ -6,7 +6,7 @@ Counterpart: backend/common.go, backend/manager.go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from importlib import import_module
 from ipaddress import IPv4Network
 from typing import Protocol, cast
@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 class Backend(Protocol):
     """One way for packets between hosts, for the life of one lease.
 
-    ``claims``: what it needs for itself alone, in words, so that no two networks of a host want the same.
+    ``needs``: what it has to have for itself alone, in words, so that no two networks of a host take the same.
     """
 
     @property
-    def claims(self) -> Sequence[str]: ...  # noqa: D102
+    def needs(self) -> Sequence[str]: ...  # noqa: D102
 
     def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
         """What other hosts need to know of us; ``found`` is what they know already."""
@@ -49,9 +49,6 @@ class Backend(Protocol):
 
     async def repair(self, netlink: Netlink) -> list[str]:
         """Put right what somebody has changed of what ``start`` set up; what that was.  Raises HostError."""
-
-    async def abandon(self) -> None:
-        """Our subnet is another host's now: also what ``close`` would leave goes.  Raises HostError."""
 
     def close(self) -> None:
         """Remove what ``start`` set up, but for what lets traffic go on while we restart."""
@@ -92,12 +89,9 @@ def create(config: NetworkConfig, external: ExternalInterface, options: Options)
 
 
 async def remove_leftovers(netlink: Netlink, network: IPv4Network | None) -> list[str]:
-    """Of all backends, as the host may have run any of them.  Raises HostError, before anything was removed."""
-    return [
-        left
-        for backend_type in sorted(_ROOMS, key=lambda name: name != "udp")  # it knows whether its devices are in use
-        for left in await _room(backend_type).remove_leftovers(netlink, network)
-    ]
+    """Of all backends, as the host may have run any of them.  Raises HostError."""
+    # udp first, which knows whether its devices are in use.
+    return await _remove(netlink, sorted(_ROOMS, key=lambda name: name != "udp"), network)
 
 
 async def make_way(
@@ -107,34 +101,47 @@ async def make_way(
 
     What that was.  Raises HostError.  A backend adopts what it has left itself, and vxlan routes of host-gw, too.
     """
-    networks = {each for each in (network, previous) if each}
-    return [
-        left
-        for room in _THAT_LEAVE
-        for each in networks
-        if each != network or backend_type not in (room, "vxlan")
-        for left in await _room(room).remove_leftovers(netlink, each)
-    ]
+    adopted = {backend_type, "host-gw"} if backend_type == "vxlan" else {backend_type}
+    left = await _remove(netlink, [room for room in _THAT_LEAVE if room not in adopted], network)
+    return left if previous in (None, network) else [*left, *await _remove(netlink, _THAT_LEAVE, previous)]
+
+
+async def abandon(netlink: Netlink, network: IPv4Network, previous: IPv4Network | None) -> None:
+    """Our subnet is another host's now: nothing leads to others any more, whatever put it there.  Raises HostError."""
+    for each in {network, previous}:
+        await _remove(netlink, _THAT_LEAVE, each)
+
+
+async def _remove(netlink: Netlink, rooms: Iterable[str], network: IPv4Network | None) -> list[str]:
+    return [left for room in rooms for left in await _room(room).remove_leftovers(netlink, network)]
 
 
 def _room(backend_type: str) -> BackendRoom:
     return cast(BackendRoom, import_module(_ROOMS[backend_type]))
 
 
-def of_type(backend_type: str, events: Sequence[LeaseEvent], known: Container[IPv4Network]) -> Iterator[Added | Gone]:
-    """The events that concern a backend; ``known`` are the subnets that it was told of.
+def reachable(
+    backend_type: str, network: IPv4Network, events: Sequence[LeaseEvent], known: Container[IPv4Network]
+) -> Iterator[Added | Gone]:
+    """The events that concern a backend on ``network``; ``known`` are the subnets that it was told of.
 
-    A lease of another type is as good as none: its host cannot be reached our way.
+    A lease of another backend is as good as none, since its host cannot be reached our way; so is one that is no part
+    of the network, such as one from before the config changed: what leads there is not ours.
     """
     for event in events:
-        if isinstance(event, Added) and event.lease.attrs.backend_type != backend_type:
-            theirs = event.lease.attrs.backend_type
-            log.warning(
-                "Ignoring subnet %s: its backend is %s, ours %s",
-                event.lease.subnet,
-                theirs or "udp",
-                backend_type or "udp",
-            )
+        why = _why_ignored(backend_type, network, event.lease) if isinstance(event, Added) else ""
+        if why:
+            assert isinstance(event, Added)
+            log.warning("Ignoring subnet %s: %s", event.lease.subnet, why)
             event = Gone(event.lease.subnet)
         if isinstance(event, Added) or event.subnet in known:
             yield event
+
+
+def _why_ignored(backend_type: str, network: IPv4Network, lease: Lease) -> str:
+    """Why a lease leads nowhere, if it does not."""
+    if lease.attrs.backend_type != backend_type:
+        return f"its backend is {lease.attrs.backend_type or 'udp'}, ours {backend_type or 'udp'}"
+    if lease.subnet == network or not lease.subnet.subnet_of(network):
+        return f"it is no part of the network {network}"
+    return ""

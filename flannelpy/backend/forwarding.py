@@ -9,6 +9,7 @@ Counterpart: the route lists of backend/hostgw/hostgw.go, the ARP and FDB calls 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from ipaddress import IPv4Network
 
 from flannelpy.errors import HostError
 from flannelpy.linux.entries import Entry, Gateway, Unit
-from flannelpy.linux.netlink import Netlink
+from flannelpy.linux.netlink import Netlink, Refusal
 from flannelpy.subnet.retry import Complaint
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,9 @@ class Forwarding:
         present: Callable[[Netlink], Awaitable[Sequence[Entry]]],
     ) -> None:
         self._wanted = wanted
-        self._list_present = present
+        self._list = present
         self._units: Mapping[IPv4Network, Unit] = {}  # as they were put at last
+        self._refused: Mapping[Unit, Refusal] = {}
         self._present: set[Entry] | None = None  # None: nobody knows
         self._is_known = False  # which hosts there are
         self._changed = asyncio.Event()
@@ -77,37 +79,58 @@ class Forwarding:
         async with self._reconciling:
             known = None if look else self._present
             self._present = None
-            present = set(await self._list_present(netlink)) if known is None else known
+            present = set(await self._list(netlink)) if known is None else known
             units = await self._wanted(netlink)
+            before, self._units = self._units, units
             wanted = {entry for unit in units.values() for entry in unit}
-            keys = {entry.key for entry in wanted}
-            stale = [entry for entry in present if entry.key not in keys]
+            stale = _stale(present, wanted)
+            # What was refused is refused again; to try it at each look would make for something to look at.
+            skipped = {unit: why for unit, why in self._refused.items() if look and unit in units.values()}
+            missing = {
+                subnet: unit for subnet, unit in units.items() if unit not in skipped and not present.issuperset(unit)
+            }
+            refused = await _put(netlink, list(missing.values()), units.values())
             await netlink.remove(sorted(stale, key=lambda entry: not isinstance(entry, Gateway)))
-            missing = {subnet: unit for subnet, unit in units.items() if not present.issuperset(unit)}
-            await _put(netlink, list(missing.values()), units.values())
-            before, self._units, self._present = self._units, units, wanted
+            self._say_refused({**skipped, **refused})
+            if not self._refused:
+                self._present = wanted
             if known is not None:
                 return []
-            lost = [
-                entry
-                for subnet, unit in missing.items()
-                if before.get(subnet) == unit
-                for entry in unit
-                if entry not in present
-            ]
-            foreign = [entry for entry in stale if all(entry not in unit for unit in before.values())]
+            put = [unit for subnet, unit in missing.items() if before.get(subnet) == unit and unit not in refused]
+            lost = [entry for unit in put for entry in unit if entry not in present]
+            ours = {entry for unit in before.values() for entry in unit}
+            replaced = {entry.key for unit in missing.values() for entry in unit}
+            foreign = [entry for entry in stale if entry not in ours and entry.key not in replaced]
             return [*_told(lost, "was lost: put right"), *_told(foreign, "leads to no host: removed")]
 
+    def _say_refused(self, refused: Mapping[Unit, Refusal]) -> None:
+        """Once, for as long as it is so: a lease that makes no sense is its host's trouble, not ours."""
+        for unit, refusal in refused.items():
+            if unit not in self._refused:
+                log.error("Ignoring a lease that cannot be: %s", refusal)
+        self._refused = refused
 
-async def _put(netlink: Netlink, missing: Sequence[Unit], wanted: Iterable[Unit]) -> None:
-    """All of each unit, or none of it.  Raises HostError when one could not be put, after the others were."""
+
+async def _put(netlink: Netlink, missing: Sequence[Unit], wanted: Iterable[Unit]) -> Mapping[Unit, Refusal]:
+    """All of each unit, or none of it; those of which the kernel wants to know nothing.
+
+    Raises HostError when others could not be put: then it is the host that lacks something.
+    """
     failed = await netlink.put(missing)
-    if not failed:
-        return
-    kept = {entry for unit in wanted if unit not in failed for entry in unit}
-    with suppress(HostError):  # the first one is told
-        await netlink.remove([entry for unit in failed for entry in reversed(unit) if entry not in kept])
-    raise next(iter(failed.values()))
+    if failed:
+        kept = {entry for unit in wanted if unit not in failed for entry in unit}
+        with suppress(HostError):  # the first one is told
+            await netlink.remove([entry for unit in failed for entry in reversed(unit) if entry not in kept])
+    for refusal in failed.values():
+        if refusal.errno != errno.EINVAL:
+            raise HostError(str(refusal))
+    return failed
+
+
+def _stale(present: set[Entry], wanted: set[Entry]) -> list[Entry]:
+    """What nobody wants; of a key that is wanted it was replaced, unless it is a route beside another one."""
+    keys = {entry.key for entry in wanted}
+    return [entry for entry in present - wanted if isinstance(entry, Gateway) or entry.key not in keys]
 
 
 def _told(entries: Sequence[Entry], what: str) -> list[str]:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
-from flannelpy.backend.base import of_type
+from flannelpy.backend.base import reachable
 from flannelpy.backend.forwarding import Forwarding
 from flannelpy.errors import HostError
 from flannelpy.linux.entries import Gateway, Unit
@@ -29,7 +29,7 @@ BACKEND_TYPE = "host-gw"
 class HostGwBackend:
     """Routes by the kernel alone; every host must be on the link of the external interface."""
 
-    claims: Sequence[str] = ()
+    needs: Sequence[str] = ()
 
     def __init__(self, config: NetworkConfig, external: ExternalInterface, public_ip: IPv4Address | None) -> None:
         """Raises HostError when others know us by an address that is not the interface's."""
@@ -54,7 +54,7 @@ class HostGwBackend:
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
         """Routes follow the leases, in ``run``."""
-        for event in of_type(BACKEND_TYPE, events, self._others):
+        for event in reachable(BACKEND_TYPE, self._network, events, self._others):
             if isinstance(event, Added):
                 log.info("Subnet added: %s via %s", event.lease.subnet, event.lease.attrs.public_ip)
                 self._others[event.lease.subnet] = event.lease.attrs.public_ip
@@ -74,11 +74,6 @@ class HostGwBackend:
     async def repair(self, netlink: Netlink) -> list[str]:
         """Routes that somebody removed or changed come back."""
         return await self._forwarding.repair(netlink)
-
-    async def abandon(self) -> None:
-        """Nothing leads from here to other hosts any more."""
-        async with Netlink() as netlink:
-            await netlink.remove(await gateways_into(self._network, netlink))
 
     def close(self) -> None:
         """Routes stay, for traffic to go on while we restart."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import AsyncIterator
 
 from flannelpy.linux import rtnetlink
@@ -24,10 +25,13 @@ _GROUPS = _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUT
 # struct rtmsg { unsigned char rtm_family, rtm_dst_len, rtm_src_len, rtm_tos, rtm_table; … }
 _TABLE = 4
 _RT_TABLE_LOCAL = 255
+# struct ndmsg { …8 bytes; __u16 ndm_state; … }, of which all that matters is in the byte that has this bit.
+_STATE = 8 if sys.byteorder == "little" else 9
+_NUD_PERMANENT = 0x80
 
 
 async def changes() -> AsyncIterator[None]:
-    """For each time that links, addresses, routes or rules changed, or neighbours went.
+    """For each time that links, addresses, routes, rules or permanent neighbours changed, or others went.
 
     Raises OSError when there was more than the kernel keeps for us.
     """
@@ -41,7 +45,9 @@ async def changes() -> AsyncIterator[None]:
 
 
 def matters(message: Message) -> bool:
-    """Neighbours come and change all the time, and local routes with addresses."""
+    """Neighbours that ARP finds come and change all the time, and local routes with addresses."""
     if message.message_type in (RTM_NEWROUTE, RTM_DELROUTE):
         return message.body[_TABLE] != _RT_TABLE_LOCAL
-    return message.message_type not in (RTM_NEWNEIGH, RTM_GETNEIGH)
+    if message.message_type == RTM_NEWNEIGH:
+        return bool(message.body[_STATE] & _NUD_PERMANENT)
+    return message.message_type != RTM_GETNEIGH

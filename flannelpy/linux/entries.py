@@ -1,6 +1,6 @@
 """What leads packets to other hosts in the kernel: routes by a gateway, neighbours, forwarding entries.  Pure.
 
-An entry has a ``key``: the kernel keeps one entry for each, and putting another one of that key replaces it.
+An entry has a ``key``, and putting another one of that key replaces it.
 
 Source: rtnetlink(7), include/uapi/linux/rtnetlink.h and neighbour.h of the kernel.
 """
@@ -32,7 +32,7 @@ _AF_INET, _AF_BRIDGE = 2, 7
 # struct rtmsg { unsigned char rtm_family, rtm_dst_len, rtm_src_len, rtm_tos, rtm_table, rtm_protocol, rtm_scope,
 #                rtm_type; unsigned rtm_flags; }
 _RTMSG = struct.Struct("=BBBBBBBBI")
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH = 1, 4, 5, 6, 9
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH, _RTA_NH_ID = 1, 4, 5, 6, 9, 30
 _RT_TABLE_MAIN = 254
 _RTPROT_BOOT = 3
 _RTN_UNICAST = 1
@@ -42,7 +42,7 @@ _RTNEXTHOP = struct.Struct("=HBBi")
 
 # struct ndmsg { __u8 ndm_family; …pad; __s32 ndm_ifindex; __u16 ndm_state; __u8 ndm_flags, ndm_type; }
 _NDMSG = struct.Struct("=BxxxiHBB")
-_NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
+_NDA_DST, _NDA_LLADDR, _NDA_PORT, _NDA_VNI, _NDA_IFINDEX = 1, 2, 6, 7, 8
 _NUD_PERMANENT = 0x80
 _NTF_SELF = 0x02
 
@@ -143,7 +143,7 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Prohibition:
-    """A rule that refuses, before any route is looked at, what comes from one network and is for another."""
+    """A rule that refuses, before any route but those to the host itself, what one network sends to another."""
 
     source: IPv4Network
     destination: IPv4Network
@@ -180,7 +180,7 @@ def all_neighbours(link_index: int) -> Message:
 
 
 def all_forwards(link_index: int) -> Message:
-    """The request that lists the forwarding database of a device."""
+    """The request that lists the forwarding database of a device; old kernels list those of others, too."""
     return Message(RTM_GETNEIGH, _NDMSG.pack(_AF_BRIDGE, link_index, 0, 0, 0))
 
 
@@ -188,6 +188,7 @@ class _RouteMessage(NamedTuple):
     """A route of the main table as it was listed."""
 
     destination: IPv4Network
+    type_of_service: int
     protocol: int
     flags: int
     attributes: dict[int, bytes]
@@ -208,7 +209,7 @@ def routes(messages: list[Message]) -> list[Route]:
 
 
 def gateways(messages: list[Message]) -> list[Gateway]:
-    """Those that are like ours: no other programs' and of no metric."""
+    """Those that are like ours: no other programs', of no metric and for every kind of service."""
     return [
         Gateway(
             route.destination,
@@ -219,7 +220,7 @@ def gateways(messages: list[Message]) -> list[Gateway]:
         for route in _of_main_table(messages)
         if route.protocol == _RTPROT_BOOT
         and {_RTA_GATEWAY, _RTA_OIF} <= route.attributes.keys()
-        and not route.number(_RTA_PRIORITY)
+        and not (route.type_of_service or route.number(_RTA_PRIORITY) or _RTA_NH_ID in route.attributes)
     ]
 
 
@@ -242,11 +243,11 @@ def forwards(messages: list[Message], link_index: int) -> list[Forward]:
 def _of_main_table(messages: list[Message]) -> list[_RouteMessage]:
     found = []
     for message in messages:
-        _, length, _, _, table, protocol, _, _, flags = _RTMSG.unpack_from(message.body)
+        _, length, _, type_of_service, table, protocol, _, _, flags = _RTMSG.unpack_from(message.body)
         if table == _RT_TABLE_MAIN:
             has = attributes(message.body, _RTMSG.size)
             destination = IPv4Network((has.get(_RTA_DST, bytes(4)), length))
-            found.append(_RouteMessage(destination, protocol, flags, has))
+            found.append(_RouteMessage(destination, type_of_service, protocol, flags, has))
     return found
 
 
@@ -263,13 +264,14 @@ def _ways_out(route: _RouteMessage) -> list[int]:
 
 
 def _permanent(messages: list[Message], family: int, link_index: int, flags: int) -> list[dict[int, bytes]]:
-    """Their attributes, of those that have an address and a MAC."""
+    """Their attributes, of those that have an address and a MAC, and neither port nor VNI of their own."""
     found = []
     for message in messages:
         its_family, its_index, state, its_flags, _ = _NDMSG.unpack_from(message.body)
         if (its_family, its_index) == (family, link_index) and state & _NUD_PERMANENT and its_flags & flags == flags:
             has = attributes(message.body, _NDMSG.size)
-            if len(has.get(_NDA_DST, b"")) == 4 and len(has.get(_NDA_LLADDR, b"")) == 6:
+            sizes = len(has.get(_NDA_DST, b"")), len(has.get(_NDA_LLADDR, b""))
+            if sizes == (4, 6) and not {_NDA_PORT, _NDA_VNI} & has.keys():
                 found.append(has)
     return found
 

@@ -40,18 +40,32 @@ async def remove_masquerade(network: IPv4Network | None = None) -> list[str]:
     """Remove chain and jumps, and what flanneld v0.5.5 has left for ``network``; what was removed.  Raises HostError.
 
     The original's jump names the network, so it is found by its target; its fourth rule is known by the network alone.
+    While the chain has rules of other networks, only those of ``network`` go.
     """
     if not shutil.which("iptables"):
         return []
     listing = (await _run("iptables", _WAIT, "-t", "nat", "-S")).splitlines()
+    if network and (_networks_in(listing) - {str(network)}):
+        rules = [rule for rule in masquerade_rules(network) if f"-A {rule}" in listing]
+        await _restore([f"-D {rule}" for rule in rules])
+        return rules
     ours = {f"-A POSTROUTING ! -s {network} -d {network} -j MASQUERADE"} if network else set()
     rules = [line[3:] for line in listing if line in ours or re.fullmatch(rf"-A .* -j {_CHAIN}", line)]
     chains = [_CHAIN] if f"-N {_CHAIN}" in listing else []
-    if rules or chains:
-        # All at once: a jump that stays would keep the chain.
-        removal = [*(f"-D {rule}" for rule in rules), *(f"-{how} {chain}" for chain in chains for how in "FX")]
-        await _run("iptables-restore", _WAIT, "--noflush", stdin="\n".join(["*nat", *removal, "COMMIT", ""]))
+    await _restore([*(f"-D {rule}" for rule in rules), *(f"-{how} {chain}" for chain in chains for how in "FX")])
     return [*rules, *(f"chain {chain}" for chain in chains)]
+
+
+def _networks_in(listing: Sequence[str]) -> set[str]:
+    """Those that our chain has rules for."""
+    found = (re.fullmatch(rf"-A {_CHAIN} -s (\S+) -d \1 -j RETURN", line) for line in listing)
+    return {match[1] for match in found if match}
+
+
+async def _restore(commands: Sequence[str]) -> None:
+    """All of them at once, or none: a jump that stays would keep the chain."""
+    if commands:
+        await _run("iptables-restore", _WAIT, "--noflush", stdin="\n".join(["*nat", *commands, "COMMIT", ""]))
 
 
 def masquerade_rules(network: IPv4Network) -> list[str]:

@@ -14,7 +14,7 @@ from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from socket import AF_INET
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from flannelpy.errors import HostError
 from flannelpy.linux import entries
@@ -72,6 +72,16 @@ class Address:
     link_index: int
     address: IPv4Address
     prefix_len: int = 32
+
+
+class Refusal(NamedTuple):
+    """An entry that could not be put, and the errno."""
+
+    entry: Entry
+    errno: int
+
+    def __str__(self) -> str:
+        return f"cannot put the {self.entry}: {os.strerror(self.errno)}"
 
 
 class Netlink:
@@ -140,17 +150,17 @@ class Netlink:
         """The permanent entries of a VXLAN device's forwarding database.  Raises HostError."""
         return entries.forwards(await self._list(entries.all_forwards(link_index)), link_index)
 
-    async def put(self, units: Iterable[Unit]) -> dict[Unit, HostError]:
+    async def put(self, units: Iterable[Unit]) -> dict[Unit, Refusal]:
         """Add these entries, or put them in the place of those of the same key; which units failed, and why.
 
-        Of a unit that failed some entries may have been put.
+        Of a unit that failed some entries may have been put.  Raises HostError.
         """
-        failed: dict[Unit, HostError] = {}
+        failed: dict[Unit, Refusal] = {}
         all_of = [(unit, entry) for unit in units for entry in unit]
         errors = await self._change([entries.put(entry) for _, entry in all_of])
         for (unit, entry), error in zip(all_of, errors, strict=True):
             if error:
-                failed.setdefault(unit, HostError(f"cannot put the {entry}: {os.strerror(error)}"))
+                failed.setdefault(unit, Refusal(entry, error))
         return failed
 
     async def remove(self, unwanted: Sequence[Entry]) -> None:
@@ -181,7 +191,10 @@ class Netlink:
         """Ours.  Raises HostError."""
         messages = await _all(partial(self._route.get_rules, family=AF_INET))
         return [
-            Prohibition(IPv4Network((m.get("src"), m["src_len"])), IPv4Network((m.get("dst"), m["dst_len"])))
+            Prohibition(
+                IPv4Network((m.get("src"), m["src_len"]), strict=False),  # other programs' may have host bits
+                IPv4Network((m.get("dst"), m["dst_len"]), strict=False),
+            )
             for m in messages
             if m["action"] == _FR_ACT_PROHIBIT and m.get("priority") == _RULE_PRIORITY and m["src_len"] and m["dst_len"]
         ]
@@ -275,7 +288,10 @@ class Netlink:
         from pyroute2.netlink.exceptions import NetlinkError
 
         try:
-            [index] = await self._route.link_lookup(ifname=name)
+            link = await self.link(name)
+            if link is None:
+                raise HostError(f"{name} is gone")
+            index = link.index
             await self._route.link("set", index=index, mtu=mtu, txqlen=queue)
             if Address(index, address, network.prefixlen) not in await self.addresses():
                 await self._route.addr("add", index=index, address=str(address), prefixlen=network.prefixlen)
@@ -289,7 +305,7 @@ class Netlink:
                     proto=_RTPROT_KERNEL,
                     scope=_RT_SCOPE_LINK,
                 )
-        except (NetlinkError, ValueError) as error:
+        except NetlinkError as error:
             raise HostError(
                 f"cannot configure {name} with {address}/{network.prefixlen}, MTU {mtu}: {error}"
             ) from error

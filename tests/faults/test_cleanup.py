@@ -98,7 +98,7 @@ def test_while_it_runs_nothing_is_removed(host: Host, backend: Backend) -> None:
     daemon.wait_ready()
     wait_for(lambda: ways(host) >= backend.wanted(host), 5, "the ways to the other host")
     before = belongings(host)
-    said = "a flannelpy runs here with -subnet-file /run/flannel/subnet.env: stop it first"
+    said = "a flannelpy runs here with the subnet file /run/flannel/subnet.env: stop it first"
     assert clean_up(host, "-release") == (1, [said])
     assert belongings(host) == before
     assert len(own_leases(host)) == 1

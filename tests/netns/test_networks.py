@@ -194,12 +194,37 @@ def test_a_network_that_loses_its_subnet_gets_another_and_the_others_go_on(world
     assert daemon.process.poll() is None
 
 
+def test_rules_of_others_are_left_alone(world: World) -> None:
+    """Also one that looks like ours and has host bits, and another daemon's."""
+    host = world.hosts[0]
+    foreign = "from 10.1.2.3/16 to 10.2.0.0/16 prohibit"
+    host.configure(f"rule add {foreign} priority 8285")
+    host.configure("rule delete from 11.2.0.0/16 to 11.1.0.0/16 prohibit")
+    wait_for(lambda: any("from 11.2.0.0/16" in rule for rule in rules(host)), 2, "our rule to come back")
+    assert any("to 10.2.0.0/16 prohibit" in rule for rule in rules(host))
+    assert host.daemons[-1].process.poll() is None
+    host.configure(f"rule delete {foreign} priority 8285")
+
+
+def test_cleanup_of_one_network_spares_a_daemon_of_others(world: World) -> None:
+    host = world.hosts[0]
+    host.run("iptables", "-t", "nat", "-N", "FLANNEL")
+    host.run("iptables", "-t", "nat", "-A", "FLANNEL", "-s", "11.1.0.0/16", "-d", "11.1.0.0/16", "-j", "RETURN")
+    before = host.run("iptables", "-t", "nat", "-S").stdout
+    done = host.run(sys.executable, "-P", "-m", "flannelpy", "-cleanup", check=False)
+    # A TUN in use is no reason to guess what else is ours.
+    assert done.returncode == 1
+    assert host.run("iptables", "-t", "nat", "-S").stdout == before
+    host.run("iptables", "-t", "nat", "-F", "FLANNEL")
+    host.run("iptables", "-t", "nat", "-X", "FLANNEL")
+
+
 def test_cleanup_leaves_nothing_of_any_network(world: World) -> None:
     """Last, since it takes everything away."""
     host = world.hosts[0]
     argv = [sys.executable, "-P", "-m", "flannelpy", *FLAGS, f"-etcd-endpoints={world.etcd.url}", "-host-id=host1"]
     done = host.run(*argv, "-cleanup", check=False)
-    said = "a flannelpy runs here with -subnet-file /run/flannel/networks/blue.env: stop it first"
+    said = "a flannelpy runs here with the subnet file /run/flannel/networks/blue.env: stop it first"
     assert (done.returncode, done.stderr.splitlines()[-1].split("] ")[1]) == (1, said)
     assert host.daemons[-1].stop() == 0
     host.run(*argv, "-cleanup", "-release")

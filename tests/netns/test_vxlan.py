@@ -400,3 +400,82 @@ def test_a_thousand_leases_at_once_are_in_the_kernel_within_two_seconds(make_lab
     assert touched == []
     assert repairs == 0
     assert len(ways(host)) == 3 * MANY
+
+
+# What is not ours
+
+
+def test_a_device_of_another_overlay_is_left_alone(make_lab: Callable[..., Lab]) -> None:
+    """As on a host where somebody else's flannel has the default VNI."""
+    lab = make_lab(hosts=1)
+    [host] = lab.hosts
+    lab.put_config(CONFIG)
+    host.configure(
+        f"link add flannel.1 type vxlan id 1 local {host.public_ip} dev eth1 dstport 8472 nolearning",
+        "address add 10.244.3.0/32 dev flannel.1",
+        "link set flannel.1 up",
+    )
+    before = shown(host, "ip", "address", "show", "flannel.1")
+    daemon = host.start_daemon("-iface=eth1")
+    assert daemon.process.wait(10) == 1
+    said = "flannel.1 has 10.244.3.0, of another overlay; choose another Backend.VNI"
+    assert daemon.log().splitlines()[-1].endswith(said)
+    assert shown(host, "ip", "address", "show", "flannel.1") == before
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw", "udp"])
+def test_leases_that_are_no_part_of_the_network_lead_nowhere(make_lab: Callable[..., Lab], backend: str) -> None:
+    """Left from before the config changed, or put there by mistake: they would take others' routes away."""
+    lab = make_lab(hosts=1)
+    [host] = lab.hosts
+    lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": backend}}))
+    host.configure("route add default via 172.17.8.1")
+    daemon = restarted(host)
+    before = shown(host, "ip", "route")
+    value: dict[str, object] = {"PublicIP": "172.17.8.103"}
+    if backend != "udp":
+        value |= {"BackendType": backend, "BackendData": {"VtepMAC": ORIGINALS_MAC}}
+    for name in ("0.0.0.0-0", "11.0.0.0-16", "10.2.0.0-24", "127.0.0.0-24"):
+        lab.etcd_request("PUT", f"{ETCD_PREFIX}/subnets/{name}", value=json.dumps(value))
+        daemon.wait_for_log(
+            rf"W.*Ignoring subnet {name.replace('-', '/')}: it is no part of the network 11\.0\.0\.0/16$"
+        )
+    assert shown(host, "ip", "route") == before
+    assert "next hops: 0" in daemon.notified[-1]
+
+
+def test_a_lease_that_the_kernel_refuses_is_said_and_troubles_nobody(lab: Lab) -> None:
+    host = lab.hosts[0]
+    daemon = host.daemons[-1]
+    own = host.subnet()
+    inside = IPv4Network((int(own.network_address), 25))
+    value = {"PublicIP": "172.17.8.103", "BackendType": "vxlan", "BackendData": {"VtepMAC": ORIGINALS_MAC}}
+    key = f"{ETCD_PREFIX}/subnets/{str(inside).replace('/', '-')}"
+    lab.etcd_request("PUT", key, value=json.dumps(value))
+    daemon.wait_for_log(
+        rf"E.*Ignoring a lease that cannot be: cannot put the route to {inside} via .*: Invalid argument$"
+    )
+    host.configure("link set eth1 txqueuelen 998")  # a look at everything
+    wait_for(lambda: is_as_it_should_be(host), 5, "nothing of it")
+    assert (host.run_dir / "flannel/ready").exists()
+    assert "not ready" not in daemon.notified[-1]
+    assert daemon.log().count("Ignoring a lease that cannot be") == 1
+    lab.etcd_request("DELETE", key)
+
+
+def test_a_host_that_changed_its_backend_and_is_refused_leaves_nothing(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(hosts=2)
+    lab.put_config(CONFIG)
+    daemons = lab.start_daemons("-iface=eth1")
+    host = lab.hosts[0]
+    wait_for(lambda: is_as_it_should_be(host), 5, "the entries")
+    assert daemons[0].stop() == 0
+    lab.put_config('{"Network":"11.0.0.0/16"}')
+    key = f"{ETCD_PREFIX}/subnets/{str(host.subnet()).replace('/', '-')}"
+    daemon = host.start_daemon("-iface=eth1", env={"FLANNELD_HOST_ID": "twin"})
+    daemon.wait_for_log("waiting 3 s whether it lives")
+    lab.etcd.put(key, json.dumps({"PublicIP": str(host.public_ip), "HostID": "host1"}), ttl=600)
+    assert daemon.process.wait(10) == 3
+    assert "flannel" not in host.run("ip", "link").stdout
+    assert routes(host) == []
+    assert not (host.run_dir / "flannel/subnet.env").exists()

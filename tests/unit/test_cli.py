@@ -112,15 +112,16 @@ def test_empty_variable_is_unset(flag: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("subnet_file", "ready"),
+    ("flag", "network", "ready"),
     [
-        ("/run/flannel/subnet.env", "/run/flannel/ready"),
-        ("/run/flannel/networks/blue.env", "/run/flannel/networks/blue.env.ready"),
-        ("/run/ready", "/run/ready.ready"),
+        ("-subnet-file=/run/flannel/subnet.env", "", "/run/flannel/ready"),
+        ("-subnet-file=/run/ready", "", "/run/ready.ready"),
+        ("-subnet-dir=/run/flannel/networks", "blue", "/run/flannel/networks/blue.env.ready"),
+        ("-subnet-dir=/run/flannel/networks", "subnet", "/run/flannel/networks/subnet.env.ready"),
     ],
 )
-def test_each_subnet_file_has_a_ready_file_of_its_own(subnet_file: str, ready: str) -> None:
-    assert parts.ready_path(Path(subnet_file)) == Path(ready)
+def test_each_subnet_file_has_a_ready_file_of_its_own(flag: str, network: str, ready: str) -> None:
+    assert parts.ready_path(cli.parse([flag]), network) == Path(ready)
 
 
 def test_flag_wins_over_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
@@ -162,7 +163,7 @@ def test_a_unit_that_cannot_be_put_leaves_nothing_behind_and_is_tried_again(
 ) -> None:
     async def scenario(world: World) -> None:
         *_, gateway = unit(2, mac=1)
-        world.netlink.refused = {gateway}
+        world.netlink.refused = {gateway: errno.ENETDOWN}
         world.want(unit(1), unit(2, mac=1), unit(3))
         # What the second shares with the first stays.
         await world.netlink.settled(*unit(1), *unit(3))
@@ -170,9 +171,51 @@ def test_a_unit_that_cannot_be_put_leaves_nothing_behind_and_is_tried_again(
             while not caplog.messages:  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0)
         await asyncio.sleep(0.05)  # it has been tried many times since
-        assert caplog.messages == [f"Failed to lead packets to other hosts: cannot put the {gateway}: refused"]
-        world.netlink.refused = set()
+        assert caplog.messages == [f"Failed to lead packets to other hosts: cannot put the {gateway}: Network is down"]
+        world.netlink.refused = {}
         await world.settled()
+
+    play(scenario, monkeypatch)
+
+
+def test_a_lease_of_which_the_kernel_wants_to_know_nothing_is_said_once_and_troubles_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        *_, gateway = unit(2)
+        world.netlink.refused = {gateway: errno.EINVAL}
+        world.want(unit(1), unit(2))
+        await world.netlink.settled(*unit(1))
+        changes = world.netlink.changes
+        for _ in range(3):
+            assert await world.repair() == []
+        assert world.netlink.changes == changes, "nothing for anybody to look at"
+        world.want(unit(1), unit(2, mac=9), unit(3))
+        await world.netlink.settled(*unit(1), *unit(3))
+        world.netlink.refused = {}
+        world.want(unit(1), unit(2), unit(3))
+        await world.settled()
+
+    play(scenario, monkeypatch)
+    gateway = unit(2)[-1]
+    told = f"Ignoring a lease that cannot be: cannot put the {gateway}: Invalid argument"
+    assert caplog.messages == [told, told]  # two units that differ by a MAC
+
+
+def test_a_route_beside_ours_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may have two of one destination, and takes the first."""
+
+    async def scenario(world: World) -> None:
+        world.want(unit(1))
+        await world.settled()
+        rival = Gateway(IPv4Network("11.0.1.0/24"), IPv4Address("172.17.8.7"), 2)
+        present = world.present
+
+        async def both(netlink: Netlink) -> Sequence[Entry]:
+            return [rival, *await present(netlink)]
+
+        world.forwarding._list = both
+        assert await world.repair() == [f"{rival} leads to no host: removed"]
 
     play(scenario, monkeypatch)
 
@@ -183,7 +226,7 @@ def test_while_it_cannot_be_put_right_that_is_trouble(monkeypatch: pytest.Monkey
         await world.settled()
         forward, *_ = unit(1)
         del world.netlink.entries[forward.key]
-        world.netlink.refused = {forward}
+        world.netlink.refused = {forward: errno.ENETDOWN}
         with pytest.raises(HostError, match="cannot put the forwarding of"):
             await world.repair()
 

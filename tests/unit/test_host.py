@@ -17,8 +17,8 @@ BLUE = IPv4Network("11.1.0.0/16")
 @pytest.fixture
 def host() -> Host:
     address = IPv4Address("172.17.8.101")
-    host = Host(ExternalInterface("eth1", address, 1500), address, 2)
-    host.claim("blue", BLUE, ["UDP port 8285"])
+    host = Host(ExternalInterface("eth1", address, 1500), address)
+    host.take("blue", BLUE, ["UDP port 8285"])
     return host
 
 

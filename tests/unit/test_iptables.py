@@ -172,6 +172,15 @@ def test_rules_that_cannot_be_listed_are_an_error(record: Path) -> None:
     assert str(caught.value) == "-ip-masq: iptables --wait=10 -t nat -S failed: two"
 
 
+def test_while_other_networks_have_rules_only_ours_are_removed(record: Path) -> None:
+    other = IPv4Network("11.7.0.0/16")
+    rules = "".join(f"-A {rule}\n" for network in (NETWORK, other) for rule in masquerade_rules(network))
+    (record.parent / "listing").write_text(f"{OTHERS}-N FLANNEL\n-A POSTROUTING -j FLANNEL\n{rules}")
+    assert asyncio.run(remove_masquerade(NETWORK)) == masquerade_rules(NETWORK)
+    commands = "\n".join(["*nat", *(f"-D {rule}" for rule in masquerade_rules(NETWORK)), "COMMIT"])
+    assert record.read_text() == f"{LIST}iptables-restore --wait=10 --noflush\n{commands}\n"
+
+
 def test_several_networks_share_the_chain(record: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The last one is new, so only its rules are told."""
     caplog.set_level("INFO", logger="flannelpy")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import IPv4Network
 
-from flannelpy.backend.base import of_type
+from flannelpy.backend.base import reachable
 from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.udp.admission import Admission
 from flannelpy.backend.udp.device import Device, leftovers
@@ -73,7 +73,7 @@ class UdpBackend:
         self._told_drops: Counter[DropReason] = Counter()
 
     @property
-    def claims(self) -> Sequence[str]:
+    def needs(self) -> Sequence[str]:
         """The port."""
         return [f"UDP port {self._port}"]
 
@@ -125,7 +125,7 @@ class UdpBackend:
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
         """Next hops follow the leases."""
-        for event in of_type(_BACKEND_TYPE, events, self._routes):
+        for event in reachable(_BACKEND_TYPE, self._network, events, self._routes):
             if isinstance(event, Added):
                 log.info("Subnet added: %s", event.lease.subnet)
                 self._routes.set(event.lease.subnet, NextHop(str(event.lease.attrs.public_ip), self._port))
@@ -161,9 +161,6 @@ class UdpBackend:
         elif flaws:
             await self._device.set_up(netlink)
         return [f"{name} {flaw}: put right" for flaw in flaws]
-
-    async def abandon(self) -> None:
-        """Nothing outlives ``close``."""
 
     def close(self) -> None:
         """The device takes its address and route along."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
-from flannelpy.backend.base import of_type
+from flannelpy.backend.base import reachable
 from flannelpy.backend.forwarding import Forwarding
 from flannelpy.backend.host_gw import gateways_into
 from flannelpy.backend.tunnel import Tunnel
@@ -51,7 +51,7 @@ class VxlanBackend:
         self._forwarding = Forwarding(self._wanted, self._present)
 
     @property
-    def claims(self) -> Sequence[str]:
+    def needs(self) -> Sequence[str]:
         """The VNI names the device."""
         return [f"VNI {self._settings.vni}"]
 
@@ -72,7 +72,7 @@ class VxlanBackend:
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
         """The kernel's entries follow the leases, in ``run``."""
-        for event in of_type(vtep.BACKEND_TYPE, events, self._others):
+        for event in reachable(vtep.BACKEND_TYPE, self._network, events, self._others):
             if isinstance(event, Added):
                 self._add(event.lease)
             else:
@@ -104,12 +104,6 @@ class VxlanBackend:
             await self._device.set_up(netlink)
         lost = await self._forwarding.repair(netlink)
         return [f"{self._device.name} {flaw}: put right" for flaw in flaws] or lost
-
-    async def abandon(self) -> None:
-        """The device goes, with all entries, and routes that need no device of ours; also those of an earlier run."""
-        async with Netlink() as netlink:
-            await netlink.remove(await gateways_into(self._network, netlink))
-            await remove_leftovers(netlink, self._network)
 
     def close(self) -> None:
         """The device stays, for traffic to go on while we restart."""

@@ -67,6 +67,9 @@ class Device:
             raise HostError(
                 f"{self.name} is there already and no VXLAN device; remove it, or choose another Backend.VNI"
             )
+        addresses = [one.address for one in await netlink.addresses() if one.link_index == link.index]
+        if addresses and not any(address in self._tunnel.network for address in addresses):
+            raise HostError(f"{self.name} has {addresses[0]}, of another overlay; choose another Backend.VNI")
         if link.vxlan == await self._wanted(netlink):
             return link
         await netlink.remove_link(link)
