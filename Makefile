@@ -130,7 +130,7 @@ test: $(INTERPRETED)/stamp ## everything
 	@ls flannelpy/packet/*.so >/dev/null 2>&1 || { echo "The packet kernels don't compile here."; exit 1; }
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target waiting sanitize interpreted compiled lint
 	@echo "Everything else:"
-	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q $(addprefix --ignore=,$(WAITING_TESTS) $(COMPILED_TESTS)))
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q tests $(addprefix --ignore=,tests/soak $(WAITING_TESTS) $(COMPILED_TESTS)))
 
 soak: $(VENV)/stamp ## 45 minutes of failing etcds, of hosts that come and go, and of mutants (SECONDS=60: each for so long)
 	@$(call unskipped,$(AS_ROOT) env $(if $(SECONDS),FLANNELPY_SOAK_SECONDS=$(SECONDS)) \
