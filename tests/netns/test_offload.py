@@ -334,7 +334,8 @@ def test_memory_and_descriptors_stay_as_they_are(containers: list[Container], da
     for daemon, (memory, files) in zip(daemons, before, strict=True):
         assert peak_memory(daemon) < 80 * MEGABYTE
         assert peak_memory(daemon) - memory < 2 * MEGABYTE
-        assert descriptors(daemon) == files
+        # The config is looked at every half minute, beside the watch: by a connection that stays.
+        assert descriptors(daemon) - files in (0, 1)
 
 
 @pytest.mark.parametrize("streams", [1, 8])

@@ -387,7 +387,7 @@ def test_a_thousand_leases_at_once_are_in_the_kernel_within_two_seconds(make_lab
     lab.etcd.put_all(leases, ttl=600)
     wait_for(lambda: len(ways(host)) == 3 * MANY, 2, "all entries", pause=0.1)
     # A new list of the same leases, as after a quiet time, or a daemon that starts: nothing is touched.
-    with host.popen("ip", "monitor", "route", "neigh", stdout=subprocess.PIPE) as monitor:
+    with host.popen("ip", "-4", "monitor", "route", "neigh", stdout=subprocess.PIPE) as monitor:
         daemon.stop()
         daemon = restarted(host)
         wait_for(lambda: "next hops: 1000" in daemon.notified[-1], 10, "the leases to be known")
