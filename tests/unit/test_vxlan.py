@@ -16,7 +16,7 @@ from flannelpy.backend.vxlan import settings, vtep
 from flannelpy.backend.vxlan.backend import VxlanBackend
 from flannelpy.backend.vxlan.device import Device
 from flannelpy.backend.vxlan.settings import Settings
-from flannelpy.errors import ConfigError
+from flannelpy.errors import ConfigError, HostError
 from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour
 from flannelpy.linux.netlink import Address, Netlink
 from flannelpy.subnet import config
@@ -233,3 +233,28 @@ def test_without_it_every_host_is_reached_by_vxlan(monkeypatch: pytest.MonkeyPat
         await netlink.settled(*by_vxlan(1, 102))
 
     play(scenario, monkeypatch, DirectRouting=False)
+
+
+def test_a_repair_that_failed_is_not_forgotten_by_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new device is there, and somebody else's route beside its own."""
+
+    async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
+        looks = iter([["was removed"], [], [], []])
+        tries = iter([HostError("rival"), HostError("rival"), None])
+
+        async def flaws(self: Device, _: Netlink) -> list[str]:
+            return next(looks)
+
+        async def set_up(self: Device, _: Netlink) -> None:
+            if error := next(tries):
+                raise error
+
+        monkeypatch.setattr(Device, "flaws", flaws)
+        monkeypatch.setattr(Device, "set_up", set_up)
+        for _ in range(2):
+            with pytest.raises(HostError, match="rival"):
+                await backend.repair(netlink)
+        assert await backend.repair(netlink) == ["flannel.1 was removed: put right"]
+        assert await backend.repair(netlink) == []
+
+    play(scenario, monkeypatch)

@@ -48,6 +48,7 @@ class VxlanBackend:
         self._external = external
         self._others: dict[IPv4Network, _Vtep] = {}
         self._twins: dict[IPv4Network, _Vtep] = {}
+        self._flaws: list[str] = []  # that are not put right yet
         self._forwarding = Forwarding(self._wanted, self._present)
 
     @property
@@ -99,9 +100,11 @@ class VxlanBackend:
 
     async def repair(self, netlink: Netlink) -> list[str]:
         """The device, and what leads to other hosts."""
-        flaws = await self._device.flaws(netlink)
-        if flaws:
+        # A repair that failed is not done, though a second look may find the device with all that it should have.
+        self._flaws = await self._device.flaws(netlink) or self._flaws
+        if self._flaws:
             await self._device.set_up(netlink)
+        flaws, self._flaws = self._flaws, []
         lost = await self._forwarding.repair(netlink)
         return [f"{self._device.name} {flaw}: put right" for flaw in flaws] or lost
 
