@@ -21,6 +21,7 @@ class _Stored(NamedTuple):
     value: str
     expires: float | None
     version: int
+    created: int
 
 
 class _Event(NamedTuple):
@@ -68,7 +69,7 @@ class FakeRegistry:
     async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> Entry:
         self._begin()
         self._compare(name, version)
-        entry = self._put(name, value, lease_ttl)
+        entry = self._put(name, value, lease_ttl, self._stored[name].created)
         self._reply()
         return entry
 
@@ -159,14 +160,16 @@ class FakeRegistry:
             raise CompareFailed(f"{name}: [{version} != {found}]")
 
     def _entry(self, name: str) -> Entry:
-        value, expires, version = self._stored[name]
-        return Entry(name, value, None if expires is None else math.ceil(expires - self._clock()), version)
+        value, expires, version, created = self._stored[name]
+        left = None if expires is None else math.ceil(expires - self._clock())
+        return Entry(name, value, left, version, created)
 
-    def _put(self, name: str, value: str, lease_ttl: int | None) -> Entry:
+    def _put(self, name: str, value: str, lease_ttl: int | None, created: int | None = None) -> Entry:
+        """``created`` is kept by a compare-and-swap only: etcd's plain set creates the key again."""
         if lease_ttl is not None and lease_ttl <= 0:
             raise ValueError(f"lease_ttl is {lease_ttl}")
         expires = None if lease_ttl is None else self._clock() + lease_ttl
-        self._stored[name] = _Stored(value, expires, self._index + 1)
+        self._stored[name] = _Stored(value, expires, self._index + 1, self._index + 1 if created is None else created)
         entry = self._entry(name)
         self._record(Put(entry))
         return entry

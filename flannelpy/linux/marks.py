@@ -1,7 +1,7 @@
 """The marks by which flannelpy recognises its own state in the kernel.  Pure.
 
-flannelpy changes or removes only what carries such a mark, and what lies on a device of its own.  How a route, a rule or
-a device looks proves nothing: operators and other programs use the same destinations, gateways and device names.
+flannelpy changes or removes only what carries such a mark, and what lies on a device of its own.  How a route, a rule
+or a device looks proves nothing: operators and other programs use the same destinations, gateways and device names.
 Counterpart: none; flanneld recognises its state by how it looks.
 """
 

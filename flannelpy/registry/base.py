@@ -14,12 +14,17 @@ from typing import NamedTuple, Protocol
 
 
 class Entry(NamedTuple):
-    """One key below ``subnets``: its relative name, value, remaining seconds (None: for ever) and version."""
+    """One key below ``subnets``: its relative name, value, remaining seconds (None: no end), version and creation.
+
+    ``version`` grows with every write.  ``created`` is the version of the write that created the key: a smaller number
+    means an earlier creation.  ``compare_and_swap`` keeps it; a key that is deleted and created again gets a new one.
+    """
 
     name: str
     value: str
     lease_ttl: int | None
     version: int
+    created: int
 
 
 class Snapshot(NamedTuple):

@@ -197,7 +197,8 @@ class EtcdV2Registry:
     def _entry(self, node: EtcdResult) -> Entry:
         # Between running out and being swept a key has no "ttl" but still an "expiration".
         lease_ttl = None if node.expiration is None else max(node.ttl or 0, 0)
-        return Entry(node.key.removeprefix(self._subnets), node.value or "", lease_ttl, node.modifiedIndex)
+        name = node.key.removeprefix(self._subnets)
+        return Entry(name, node.value or "", lease_ttl, node.modifiedIndex, node.createdIndex)
 
     def _read_config(self, endpoint: _Endpoint) -> str:
         node = endpoint.read(self._config, quorum=True)

@@ -67,17 +67,21 @@ class LeaseAttrs:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A subnet, its holder's attributes, the seconds left (None: a reservation) and the store's version of it."""
+    """A subnet, its holder's attributes, the seconds left (None: a reservation), and the store's version and creation.
+
+    Of two leases the one with the smaller ``created`` was created earlier (registry/base.py, ``Entry``).
+    """
 
     subnet: IPv4Network
     attrs: LeaseAttrs
     lease_ttl: int | None
     version: int
+    created: int
 
     @classmethod
     def from_entry(cls, entry: Entry) -> Lease:
         """Read an entry of the store.  Raises ValueError when key or value is malformed."""
-        return cls(parse_key(entry.name), LeaseAttrs.decode(entry.value), entry.lease_ttl, entry.version)
+        return cls(parse_key(entry.name), LeaseAttrs.decode(entry.value), entry.lease_ttl, entry.version, entry.created)
 
 
 def well_formed(entries: Iterable[Entry]) -> list[Lease]:

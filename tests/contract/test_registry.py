@@ -94,6 +94,29 @@ class TestCreate:
         entry = run(store, lambda registry: registry.create(A, "a & b = ü", DAY))
         assert entry[:3] == (A, "a & b = ü", DAY)
 
+    def test_is_the_creation_and_the_next_one_is_a_later_one(self, store: Store) -> None:
+        async def test(registry: Registry) -> tuple[Entry, Entry, Entry]:
+            first, other = await registry.create(A, "a", DAY), await registry.create(B, "b", DAY)
+            await registry.compare_and_delete(A, first.version)
+            return first, other, await registry.create(A, "a", DAY)
+
+        first, other, again = run(store, test)
+        assert (first.created, other.created, again.created) == (first.version, other.version, again.version)
+        assert first.created < other.created < again.created
+
+    def test_what_is_set_without_a_condition_is_created_again(self, store: Store) -> None:
+        """As flanneld renews its lease."""
+
+        async def test(registry: Registry) -> list[Entry]:
+            found: list[Entry] = []
+            for value in ("a", "b"):
+                store.put(A, value, DAY)
+                found += (await registry.snapshot()).entries
+            return found
+
+        before, after = run(store, test)
+        assert before.created < after.created == after.version
+
     def test_taken(self, store: Store) -> None:
         store.put(A, "a", None)
 
@@ -136,6 +159,16 @@ class TestCompareAndSwap:
         assert new[:3] == (A, "new", DAY)
         assert new.version > old.version
         assert [entry._replace(lease_ttl=DAY) for entry in snapshot.entries] == [new]
+
+    def test_keeps_the_creation(self, store: Store) -> None:
+        async def test(registry: Registry) -> list[Entry]:
+            first = await registry.create(A, "old", 100)
+            second = await registry.compare_and_swap(A, "new", DAY, first.version)
+            third = await registry.compare_and_swap(A, "newer", None, second.version)
+            return [first, second, third, *(await registry.snapshot()).entries]
+
+        entries = run(store, test)
+        assert {entry.created for entry in entries} == {entries[0].version}
 
     def test_of_no_lifetime_is_for_ever(self, store: Store) -> None:
         async def test(registry: Registry) -> tuple[Entry, Snapshot]:

@@ -226,7 +226,7 @@ class Model:
 
     def put(self, name: str, value: str) -> None:
         self.stored[name] = value
-        self.changes.append(Put(Entry(name, value, None, 1)))
+        self.changes.append(Put(Entry(name, value, None, 1, 1)))
 
     def remove(self, name: str) -> None:
         if self.stored.pop(name, None) is not None:
@@ -260,7 +260,7 @@ class Model:
         for name, value in self.stored.items():
             self.learn(name, value)
         self.changes.clear()
-        return Snapshot(tuple(Entry(name, value, None, 1) for name, value in self.stored.items()), 1)
+        return Snapshot(tuple(Entry(name, value, None, 1, 1) for name, value in self.stored.items()), 1)
 
 
 def replay(view: dict[IPv4Network, LeaseAttrs], events: list[LeaseEvent]) -> None:

@@ -62,7 +62,13 @@ def recorded_store() -> tuple[str, list[Entry]]:
     configs, leases = (node for node in root["nodes"])
     assert (configs["key"], leases["key"]) == (f"{PREFIX}/config", f"{PREFIX}/subnets")
     entries = [
-        Entry(node["key"].removeprefix(f"{PREFIX}/subnets/"), node["value"], node["ttl"], node["modifiedIndex"])
+        Entry(
+            node["key"].removeprefix(f"{PREFIX}/subnets/"),
+            node["value"],
+            node["ttl"],
+            node["modifiedIndex"],
+            node["createdIndex"],
+        )
         for node in leases["nodes"]
     ]
     return configs["value"], entries

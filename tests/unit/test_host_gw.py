@@ -18,12 +18,12 @@ from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added, Gone
 
 CONFIG = parse('{"Network":"11.0.0.0/16","Backend":{"Type":"host-gw"}}')
-OWN = Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(EXTERNAL.address, "host-gw"), 86400, 1)
+OWN = Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(EXTERNAL.address, "host-gw"), 86400, 1, 1)
 
 
 def added(number: int, public_ip: str, backend_type: str = "host-gw") -> Added:
     attrs = LeaseAttrs(IPv4Address(public_ip), backend_type)
-    return Added(Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, 86400, 1))
+    return Added(Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, 86400, 1, 1))
 
 
 def route(number: int, public_ip: str) -> Gateway:

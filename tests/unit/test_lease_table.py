@@ -17,11 +17,11 @@ NOT_JSON = "not JSON: Expecting value at line 1 column 1"
 def put(name: str, public_ip: int | str, version: int = 1) -> Entry:
     """``public_ip`` is the last byte of a host's address, or a whole value."""
     value = public_ip if isinstance(public_ip, str) else f'{{"PublicIP":"172.17.8.{public_ip}"}}'
-    return Entry(name, value, 86400, version)
+    return Entry(name, value, 86400, version, version)
 
 
 def added(subnet: IPv4Network, public_ip: int, version: int = 1) -> Added:
-    return Added(Lease(subnet, LeaseAttrs(IPv4Address(f"172.17.8.{public_ip}")), 86400, version))
+    return Added(Lease(subnet, LeaseAttrs(IPv4Address(f"172.17.8.{public_ip}")), 86400, version, version))
 
 
 def table(*entries: Entry) -> LeaseTable:
@@ -139,7 +139,7 @@ def test_two_spellings_of_one_subnet_do_not_flap() -> None:
 def test_an_own_key_that_is_no_lease_is_told_each_time_and_said_once() -> None:
     """It was only said, so the key stayed damaged and hosts that started later could not reach us."""
     leases = table()
-    damaged = Put(Entry("11.0.59.0-24", "", 86400, 7))
+    damaged = Put(Entry("11.0.59.0-24", "", 86400, 7, 1))
     assert leases.apply(Changes((damaged,), 11)) == Update(own=[Damaged(OWN, 7)], ignored=[f"11.0.59.0-24: {NOT_JSON}"])
     assert leases.replace(Snapshot((damaged.entry,), 12)) == Update(own=[Damaged(OWN, 7)])
 

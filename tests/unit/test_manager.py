@@ -184,7 +184,7 @@ def test_a_new_host_takes_a_free_subnet_for_a_day(caplog: pytest.LogCaptureFixtu
         assert own.subnet != IPv4Network("11.0.1.0/24")
         assert own.attrs == ATTRS
         name = f"{own.subnet.network_address}-24"
-        assert (await world.entries())[name] == Entry(name, OURS, LEASE_TTL, own.version)
+        assert (await world.entries())[name] == Entry(name, OURS, LEASE_TTL, own.version, own.created)
         assert world.manager.own == own
         assert caplog.messages == [
             "Picking subnet in range 11.0.1.0 ... 11.0.255.0",
@@ -199,7 +199,7 @@ def test_a_lease_with_our_public_ip_is_ours_again_for_a_full_day(caplog: pytest.
         world.registry.put_raw("11.0.1.0-24", B, 86400)
         old = world.registry.put_raw("11.0.77.0-24", OURS, 100)
         own = await world.acquire(previous=OWN)
-        assert own == Lease(IPv4Network("11.0.77.0/24"), ATTRS, LEASE_TTL, old.version + 1)
+        assert own == Lease(IPv4Network("11.0.77.0/24"), ATTRS, LEASE_TTL, old.version + 1, old.created)
         assert set(await world.entries()) == {"11.0.1.0-24", "11.0.77.0-24"}
 
     play(scenario)
@@ -249,9 +249,9 @@ def test_a_reservation_is_used_and_stays_one() -> None:
         async with world.running():
             assert world.manager.own.subnet == OWN
             assert world.manager.seconds_left() is None
-            version = world.manager.own.version
+            version, created = world.manager.own.version, world.manager.own.created
             await asyncio.sleep(10 * LEASE_TTL)
-            assert await world.entries() == {OWN_NAME: Entry(OWN_NAME, OURS, None, version)}
+            assert await world.entries() == {OWN_NAME: Entry(OWN_NAME, OURS, None, version, created)}
 
     play(scenario)
 
@@ -660,7 +660,7 @@ def test_a_lease_that_somebody_else_holds_makes_us_leave(holder_ttl: int | None)
                 await watch
             assert str(caught.value) == "subnet 11.0.59.0/24 is held by 172.17.8.102 now, not by us (172.17.8.101)"
             assert await world.entries() == {
-                OWN_NAME: Entry(OWN_NAME, B, holder_ttl and holder_ttl - 1, theirs.version)
+                OWN_NAME: Entry(OWN_NAME, B, holder_ttl and holder_ttl - 1, theirs.version, theirs.created)
             }
 
     play(scenario)

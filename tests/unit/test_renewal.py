@@ -46,7 +46,7 @@ ROWS = [
 
 
 def lease(public_ip: IPv4Address, lease_ttl: int | None, host_id: str = "", claim: bool = False) -> Lease:
-    return Lease(SUBNET, LeaseAttrs(public_ip, host_id=host_id, claim=claim), lease_ttl, 5)
+    return Lease(SUBNET, LeaseAttrs(public_ip, host_id=host_id, claim=claim), lease_ttl, 5, 3)
 
 
 @pytest.mark.parametrize(("happening", "leased", "reserved"), ROWS)

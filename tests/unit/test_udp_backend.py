@@ -27,7 +27,7 @@ def config(**backend: object) -> NetworkConfig:
 
 
 def added(public_ip: str) -> Added:
-    return Added(Lease(SUBNET, LeaseAttrs(IPv4Address(public_ip)), 86400, 1))
+    return Added(Lease(SUBNET, LeaseAttrs(IPv4Address(public_ip)), 86400, 1, 1))
 
 
 @pytest.mark.parametrize("text", ['{"Network":"11.0.0.0/16"}', '{"Network":"11.0.0.0/16","Backend":{"Type":"UDP"}}'])
@@ -86,6 +86,6 @@ def test_hosts_of_other_backends_cannot_be_reached(caplog: pytest.LogCaptureFixt
     backend = UdpBackend(config(), EXTERNAL, None)
     backend.apply([added("172.17.8.102")])
     attrs = LeaseAttrs(IPv4Address("172.17.8.102"), "vxlan", {"VtepMAC": "2e:40:72:2d:6b:e3"})
-    backend.apply([Added(Lease(SUBNET, attrs, 86400, 2))])
+    backend.apply([Added(Lease(SUBNET, attrs, 86400, 2, 1))])
     assert backend.describe() == "next hops: 0"
     assert caplog.messages == [f"Ignoring subnet {SUBNET}: its backend is vxlan, ours udp"]

@@ -128,7 +128,7 @@ def test_the_mac_of_others(data: object, mac: str | None) -> None:
 
 def added(number: int, host: int, mac: str = "", backend_type: str = "vxlan") -> Added:
     attrs = LeaseAttrs(IPv4Address(f"172.17.8.{host}"), backend_type, {"VtepMAC": mac or f"02:00:00:00:00:{host:02x}"})
-    return Added(Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, 86400, 1))
+    return Added(Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, 86400, 1, 1))
 
 
 def by_vxlan(number: int, host: int) -> tuple[Entry, ...]:
@@ -160,7 +160,7 @@ def play(
 
     async def whole() -> None:
         backend = VxlanBackend(config.parse(text), EXTERNAL)
-        own = Lease(IPv4Network("11.0.48.0/24"), backend.lease_attrs(US, None), 86400, 1)
+        own = Lease(IPv4Network("11.0.48.0/24"), backend.lease_attrs(US, None), 86400, 1, 1)
         assert await backend.start(own) == 1450
         task = asyncio.create_task(backend.run())
         await scenario(backend, netlink)
