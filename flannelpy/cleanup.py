@@ -14,9 +14,9 @@ from pathlib import Path
 from flannelpy import logs, parts
 from flannelpy.backend import base as backends
 from flannelpy.errors import FlannelError
-from flannelpy.linux import iptables, presence
+from flannelpy.linux import iptables
+from flannelpy.linux.instance_lock import InstanceLock
 from flannelpy.linux.netlink import Netlink
-from flannelpy.linux.presence import Presence
 from flannelpy.options import Options
 from flannelpy.registry.base import Registry
 from flannelpy.subnet import env_file
@@ -40,12 +40,11 @@ def run(options: Options) -> int:
 async def _clean_up(options: Options) -> None:
     names = options.networks or ("",)
     files = [parts.subnet_file(options, name) for name in names]
-    others_run = presence.anybody()
     with ExitStack() as stopped:
         for file in files:
-            stopped.callback(Presence(file).close)  # or it would put right what we remove
+            stopped.callback(InstanceLock(file).close)  # a running daemon would restore what we remove
         for name, file in zip(names, files, strict=True):
-            await _remove_what_is_of(file, parts.ready_path(options, name), others_run)
+            await _remove_what_is_of(file, parts.ready_path(options, name))
     if options.release:
         _, public_ip = await parts.addresses(options)
         holder = parts.holder(options, public_ip)
@@ -54,17 +53,14 @@ async def _clean_up(options: Options) -> None:
             await _release(parts.registry(options, name), holder)
 
 
-async def _remove_what_is_of(file: Path, ready: Path, others_run: bool) -> None:
-    """Of the network that a subnet file tells, and the files.
-
-    Without such a file masquerading rules may be anybody's: they stay while daemons run with other ones.
-    """
+async def _remove_what_is_of(file: Path, ready: Path) -> None:
+    """Remove devices, routes and rules of the network that the subnet file names, then the files."""
     network = env_file.previous_network(file)
     async with Netlink() as netlink:
         removed = await backends.remove_leftovers(netlink, network)
         rules = [rule for rule in await netlink.prohibitions() if network in (rule.source, rule.destination)]
         await netlink.permit(rules)
-    rules_of_iptables = await iptables.remove_masquerade(network) if network or not others_run else []
+    rules_of_iptables = await iptables.remove_masquerade(network) if network else []
     masquerade = [f"iptables rule: {rule}" for rule in rules_of_iptables]
     files = [str(path) for path in (file, ready) if env_file.remove(path)]
     for what in (*removed, *rules, *masquerade, *files):

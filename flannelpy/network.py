@@ -26,8 +26,8 @@ from flannelpy.errors import FlannelError, HostError, LeaseLost
 from flannelpy.host import Host
 from flannelpy.linux import interface
 from flannelpy.linux.clock import BootClock
+from flannelpy.linux.instance_lock import InstanceLock
 from flannelpy.linux.netlink import Netlink
-from flannelpy.linux.presence import Presence
 from flannelpy.linux.ready_file import ReadyFile
 from flannelpy.options import Options
 from flannelpy.subnet import env_file
@@ -87,8 +87,8 @@ class Network:
         self._say(f"not ready: {error}")
 
     async def _run(self, cleanup: AsyncExitStack) -> None:
-        presence = Presence(self._subnet_file)
-        cleanup.callback(presence.close)
+        lock = InstanceLock(self._subnet_file)
+        cleanup.callback(lock.close)
         ready_file = ReadyFile(parts.ready_path(self._options, self.name))
         cleanup.callback(ready_file.close)
         registry = parts.registry(self._options, self.name)

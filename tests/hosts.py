@@ -66,7 +66,7 @@ def belongings(host: Host) -> Belongings:
     links = json.loads(host.run("ip", "-j", "-d", "link").stdout)
     return Belongings(
         subnet_in_file(host),
-        {path.name for path in (host.run_dir / "flannel").glob("*")},
+        {path.name for path in (host.run_dir / "flannel").glob("*") if path.suffix != ".lock"},  # never removed
         {link["ifname"] if _is_tun(link) else "{ifindex} {ifname} {address}".format_map(link) for link in links},
         ways(host),
         sorted(_shown(host, "ip", "-4", "route", "show", "table", "all")),
