@@ -170,7 +170,7 @@ def _owners(name: bytes) -> set[int]:
 
 def _answers(sock: socket.socket) -> list[dict[int, bytes]]:
     """The attributes of all messages of a listing.  Raises OSError."""
-    found = []
+    found: list[dict[int, bytes]] = []
     while True:
         for _, message in decode(sock.recv(1 << 16)):
             if message.message_type == _NLMSG_ERROR:
