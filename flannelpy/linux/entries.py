@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
+from flannelpy.linux.marks import ROUTE_PROTOCOL
 from flannelpy.linux.rtnetlink import (
     NLM_F_CREATE,
     NLM_F_REPLACE,
@@ -62,13 +63,15 @@ class Route:
 class Gateway:
     """A route of the main table by way of another machine, out of the interface with that index.
 
-    ``is_onlink``: the gateway counts as reachable there, whatever its address.
+    ``is_onlink``: the gateway counts as reachable there, whatever its address.  ``protocol`` is the program that put
+    it; by default we.
     """
 
     destination: IPv4Network
     gateway: IPv4Address
     link_index: int
     is_onlink: bool = False
+    protocol: int = ROUTE_PROTOCOL
 
     @property
     def key(self) -> Hashable:
@@ -83,7 +86,7 @@ class Gateway:
         flags = _RTNH_F_ONLINK if self.is_onlink else 0
         return (
             _RTMSG.pack(
-                _AF_INET, self.destination.prefixlen, 0, 0, _RT_TABLE_MAIN, _RTPROT_BOOT, 0, _RTN_UNICAST, flags
+                _AF_INET, self.destination.prefixlen, 0, 0, _RT_TABLE_MAIN, self.protocol, 0, _RTN_UNICAST, flags
             )
             + attribute(_RTA_DST, self.destination.network_address.packed)
             + attribute(_RTA_GATEWAY, self.gateway.packed)
@@ -216,9 +219,10 @@ def gateways(messages: list[Message]) -> list[Gateway]:
             IPv4Address(route.attributes[_RTA_GATEWAY]),
             route.number(_RTA_OIF),
             bool(route.flags & _RTNH_F_ONLINK),
+            route.protocol,
         )
         for route in _of_main_table(messages)
-        if route.protocol == _RTPROT_BOOT
+        if route.protocol in (ROUTE_PROTOCOL, _RTPROT_BOOT)
         and {_RTA_GATEWAY, _RTA_OIF} <= route.attributes.keys()
         and not (route.type_of_service or route.number(_RTA_PRIORITY) or _RTA_NH_ID in route.attributes)
     ]

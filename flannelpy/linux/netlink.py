@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +17,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from flannelpy.errors import HostError
-from flannelpy.linux import entries
+from flannelpy.linux import entries, routes
 from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour, Prohibition, Route, Unit
+from flannelpy.linux.marks import ROUTE_PROTOCOL
+from flannelpy.linux.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
 from flannelpy.linux.rtnetlink import InterruptedListing, Message, RtnetlinkSocket
 
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 _LISTINGS = 5
 # Source: linux/if.h, rtnetlink(7).
 _IFF_UP = 0x1
-_RTPROT_KERNEL = 2
 _RT_SCOPE_LINK = 253
 _FR_ACT_PROHIBIT = 8
 # Of our rules: behind the rule for the machine's own addresses, before that for the main table.  They are known by it.
@@ -134,6 +135,42 @@ class Netlink:
     async def routes(self) -> list[Route]:
         """The main table's routes, one for each way out of a multipath route.  Raises HostError."""
         return entries.routes(await self._list(entries.ALL_ROUTES))
+
+    async def lookups(self, queries: Sequence[RouteQuery], *, matched: bool = False) -> list[RouteAnswer]:
+        """Which route the kernel would use for each packet.  Raises HostError.
+
+        With ``matched`` the route is told as it stands in its table, with protocol and prefix, but of several next hops
+        none is.  A few microseconds each.
+        """
+        try:
+            messages = await self._socket.ask([query.request(matched=matched) for query in queries])
+        except OSError as error:
+            raise HostError(f"cannot ask this machine for its routes: {error.strerror}") from error
+        return [routes.answer(message, matched=matched) for message in messages]
+
+    async def routes_of(self, wanted: RouteFilter) -> AsyncIterator[list[KernelRoute]]:
+        """The routes that the filter lets through, chunk by chunk; to be read to its end.  Raises HostError.
+
+        While routes change, one may be missing or come twice.
+        """
+        with suppress(InterruptedListing):
+            try:
+                async for chunk in self._socket.listing(wanted.request()):
+                    yield [route for route in map(routes.parse, chunk) if wanted.matches(route)]
+            except OSError as error:
+                if error.errno not in _GONE:  # of a table or an interface that is not there
+                    raise HostError(f"cannot list this machine's routes: {error.strerror}") from error
+
+    async def marked_routes(self) -> list[KernelRoute]:
+        """The main table's routes with our mark, to whatever destination.  Raises HostError."""
+        return [route async for chunk in self.routes_of(RouteFilter(ROUTE_PROTOCOL)) for route in chunk]
+
+    async def remove_routes(self, unwanted: Sequence[KernelRoute]) -> None:
+        """Remove exactly these routes; one that has gone already is gone.  Raises HostError."""
+        errors = await self._change([routes.removal(route) for route in unwanted])
+        for route, error in zip(unwanted, errors, strict=True):
+            if error and error not in _GONE:
+                raise HostError(f"cannot remove the route to {route.destination}: {os.strerror(error)}")
 
     async def gateways(self) -> list[Gateway]:
         """The main table's routes by way of other machines that are like those we put: no other programs'.
@@ -302,7 +339,7 @@ class Netlink:
                     dst=str(network),
                     oif=index,
                     prefsrc=str(address),
-                    proto=_RTPROT_KERNEL,
+                    proto=ROUTE_PROTOCOL,
                     scope=_RT_SCOPE_LINK,
                 )
         except NetlinkError as error:

@@ -60,7 +60,7 @@ def gateways(host: Host) -> set[str]:
 
 
 def expected_gateways(lab: Lab, host: Host) -> set[str]:
-    return {f"{other.subnet()} via {other.public_ip} dev eth1" for other in lab.hosts if other is not host}
+    return {f"{other.subnet()} via {other.public_ip} dev eth1 proto 85" for other in lab.hosts if other is not host}
 
 
 def ping(source: Host, target: Host, *options: str) -> subprocess.CompletedProcess[str]:
@@ -103,11 +103,12 @@ def test_there_is_no_device(lab: Lab) -> None:
 
 
 def test_host_gw_the_routes_are_the_originals(host_gw: Lab) -> None:
+    """But for the protocol by which we know ours."""
     net = recorded("host-gw", "host1-net.txt")
     [route] = {anonymous(line.strip()) for line in net.splitlines() if re.match(r"11\.0\S* via", line)}
     for host in host_gw.hosts:
         assert gateways(host) == expected_gateways(host_gw, host)
-        assert {anonymous(line) for line in gateways(host)} == {route}
+        assert {anonymous(line) for line in gateways(host)} == {f"{route} proto 85"}
 
 
 def test_host_gw_the_log_says_what_the_originals_does(host_gw: Lab) -> None:
@@ -217,7 +218,7 @@ def test_host_gw_routes_go_with_cleanup(host_gw: Lab) -> None:
     host, *others = host_gw.hosts
     host.daemons[-1].stop()
     for other in others:
-        assert f"{other.subnet()} via {other.public_ip} dev eth1" in gateways(host)
+        assert f"{other.subnet()} via {other.public_ip} dev eth1 proto 85" in gateways(host)
     done = host.run(sys.executable, "-P", "-m", "flannelpy", "-cleanup")
     assert gateways(host) == set()
     for other in others:

@@ -87,7 +87,7 @@ def expected(host: Host, others: list[Host]) -> set[str]:
     for other in others:
         subnet = other.subnet()
         told |= {
-            f"{subnet} via {subnet.network_address} dev flannel.1 onlink",
+            f"{subnet} via {subnet.network_address} dev flannel.1 proto 85 onlink",
             f"{subnet.network_address} dev flannel.1 lladdr {mac(other)} PERMANENT",
             f"fdb {mac(other)} dst {other.public_ip} self permanent",
         }
@@ -337,7 +337,7 @@ def test_direct_routing_goes_by_the_link_and_follows_it(make_lab: Callable[..., 
     daemons = lab.start_daemons("-iface=eth1")
     one, other = (host.add_container() for host in lab.hosts)
     host = lab.hosts[0]
-    direct = f"{other.host.subnet()} via {other.host.public_ip} dev eth1"
+    direct = f"{other.host.subnet()} via {other.host.public_ip} dev eth1 proto 85"
     wait_for(lambda: ways(host) == {direct}, 5, "a direct route")
     assert pings(one, other)
     # A router in between: what was on our link is no longer.

@@ -58,7 +58,7 @@ def route(**attrs: object) -> Message:
 def test_a_gateway_is_what_pyroute2_reads(request_of: Any, types: tuple[int, int]) -> None:
     theirs = understood(request_of(ENTRIES[1]))
     assert theirs["header"]["type"] == types[0]
-    assert (theirs["family"], theirs["dst_len"], theirs["table"], theirs["proto"]) == (socket.AF_INET, 24, 254, 3)
+    assert (theirs["family"], theirs["dst_len"], theirs["table"], theirs["proto"]) == (socket.AF_INET, 24, 254, 85)
     assert (theirs["scope"], theirs["type"], theirs["flags"]) == (0, 1, 4)
     assert theirs.get("dst") == theirs.get("gateway") == "11.0.49.0"
     assert theirs.get("oif") == 70000

@@ -1,0 +1,182 @@
+"""The kernel's IPv4 routes as it lists them, and which one it would use for a packet.  Pure.
+
+Source: rtnetlink(7), include/uapi/linux/rtnetlink.h, inet_rtm_getroute in net/ipv4/route.c of the kernel.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
+
+from flannelpy.linux.rtnetlink import RTM_DELROUTE, RTM_GETROUTE, Message, attribute, attributes, error_of
+
+_AF_INET = 2
+# struct rtmsg { unsigned char rtm_family, rtm_dst_len, rtm_src_len, rtm_tos, rtm_table, rtm_protocol, rtm_scope,
+#                rtm_type; unsigned rtm_flags; }
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_NUMBER = struct.Struct("=I")
+_RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 2, 3, 4, 5, 6
+_RTA_MULTIPATH, _RTA_TABLE, _RTA_NH_ID = 9, 15, 30
+_RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x1000, 0x2000
+_RTNH_F_ONLINK = 4
+_MAX_SMALL_TABLE = 255
+
+TABLE_MAIN = 254
+PROTOCOL_KERNEL, PROTOCOL_BOOT = 2, 3
+
+
+class RouteFilter(NamedTuple):
+    """Which routes are listed; 0 stands for all."""
+
+    protocol: int = 0
+    link_index: int = 0
+    table: int = TABLE_MAIN
+    kind: int = 0
+
+    def request(self) -> Message:
+        """The request for these; kernels before 4.20 answer it with all routes."""
+        by_link = attribute(_RTA_OIF, _NUMBER.pack(self.link_index)) if self.link_index else b""
+        table = self.table if self.table <= _MAX_SMALL_TABLE else 0
+        by_table = attribute(_RTA_TABLE, _NUMBER.pack(self.table)) if table != self.table else b""
+        return Message(
+            RTM_GETROUTE,
+            _RTMSG.pack(_AF_INET, 0, 0, 0, table, self.protocol, 0, self.kind, 0) + by_table + by_link,
+        )
+
+    def matches(self, route: KernelRoute) -> bool:
+        """Whether a route is one of these.  One of several next hops suffices for ``link_index``."""
+        return (
+            self.protocol in (0, route.protocol)
+            and self.table in (0, route.table)
+            and self.kind in (0, route.kind)
+            and (not self.link_index or self.link_index == route.link_index or _RTA_MULTIPATH in route.attributes)
+        )
+
+
+class KernelRoute(NamedTuple):
+    """A route as the kernel listed it.  ``body`` in a request of RTM_DELROUTE removes exactly this route."""
+
+    body: bytes
+    prefix_len: int
+    tos: int
+    protocol: int
+    scope: int
+    kind: int
+    flags: int
+    attributes: Mapping[int, bytes]
+
+    @property
+    def destination(self) -> IPv4Network:
+        """The prefix that it is for."""
+        return IPv4Network((self.attributes.get(_RTA_DST, bytes(4)), self.prefix_len))
+
+    @property
+    def gateway(self) -> IPv4Address | None:
+        """The next machine; None without one, and where there are several."""
+        found = self.attributes.get(_RTA_GATEWAY)
+        return IPv4Address(found) if found else None
+
+    @property
+    def link_index(self) -> int:
+        """The interface it leads out of; 0 for none, and for several."""
+        return self._number(_RTA_OIF)
+
+    @property
+    def metric(self) -> int:
+        """The lowest one wins."""
+        return self._number(_RTA_PRIORITY)
+
+    @property
+    def table(self) -> int:
+        """The number of its table."""
+        return self._number(_RTA_TABLE) or self.body[4]
+
+    @property
+    def is_onlink(self) -> bool:
+        """Whether the gateway counts as reachable, whatever its address."""
+        return bool(self.flags & _RTNH_F_ONLINK)
+
+    @property
+    def has_several_hops(self) -> bool:
+        """Whether it has several next hops, or a nexthop object, which other programs can change."""
+        return _RTA_MULTIPATH in self.attributes or _RTA_NH_ID in self.attributes
+
+    def _number(self, name: int) -> int:
+        value: int = _NUMBER.unpack(self.attributes.get(name, bytes(_NUMBER.size)))[0]
+        return value
+
+
+def parse(message: Message) -> KernelRoute:
+    """A route of a listing."""
+    _, prefix_len, _, tos, _, protocol, scope, kind, flags = _RTMSG.unpack_from(message.body)
+    has = attributes(message.body, _RTMSG.size)
+    return KernelRoute(message.body, prefix_len, tos, protocol, scope, kind, flags, has)
+
+
+def removal(route: KernelRoute) -> Message:
+    """The request that removes exactly this route, as ``ip route flush`` does it."""
+    return Message(RTM_DELROUTE, route.body)
+
+
+class RouteQuery(NamedTuple):
+    """A packet to ``destination``.
+
+    Without ``input_index`` the host itself sends it.  With it the packet is forwarded: it came in by the interface with
+    that index, and has that source.
+    """
+
+    destination: IPv4Address
+    source: IPv4Address | None = None
+    input_index: int = 0
+
+    def request(self, *, matched: bool) -> Message:
+        """Ask for the route that the kernel would use; with ``matched`` as it stands in its table."""
+        flags = _RTM_F_LOOKUP_TABLE | (_RTM_F_FIB_MATCH if matched else 0)
+        source = attribute(_RTA_SRC, self.source.packed) if self.source else b""
+        by_link = attribute(_RTA_IIF, _NUMBER.pack(self.input_index)) if self.input_index else b""
+        return Message(
+            RTM_GETROUTE,
+            _RTMSG.pack(_AF_INET, 32, 32 if source else 0, 0, 0, 0, 0, 0, flags)
+            + attribute(_RTA_DST, self.destination.packed)
+            + source
+            + by_link,
+        )
+
+
+class RouteAnswer(NamedTuple):
+    """The route that the kernel would use, or the errno by which it refuses the packet.
+
+    EINVAL: blackhole, or a source that cannot be.  EACCES: prohibit.  EHOSTUNREACH: unreachable, or forwarding is off.
+    ENETUNREACH: no route.  EXDEV: rp_filter refuses the source.
+
+    Which of several next hops it would use is known only of a query that is not ``matched``; ``protocol`` and
+    ``prefix`` only of one that is.
+    """
+
+    errno: int = 0
+    link_index: int = 0
+    gateway: IPv4Address | None = None
+    table: int = 0
+    kind: int = 0
+    protocol: int = 0
+    metric: int = 0
+    prefix: IPv4Network | None = None
+
+
+def answer(message: Message, *, matched: bool) -> RouteAnswer:
+    """The answer to a ``RouteQuery``."""
+    if error := error_of(message):
+        return RouteAnswer(errno=error)
+    route = parse(message)
+    return RouteAnswer(
+        0,
+        route.link_index,
+        route.gateway,
+        route.table,
+        route.kind,
+        route.protocol,
+        route.metric,
+        route.destination if matched else None,
+    )
