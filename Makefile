@@ -15,6 +15,9 @@ SANITIZED_TESTS := $(addprefix tests/,fuzz/test_packet.py fuzz/test_offload.py f
 # They wait for leases to end and for etcds to come back, most of the time.
 WAITING_TESTS := $(patsubst %,tests/faults/test_%.py,etcd_outages etcd_v2 chaos public_ip bad_config lease secrets)
 COMPILED_TESTS := $(addprefix tests/,unit fuzz golden contract)
+NAMESPACE_TESTS := tests $(addprefix --ignore=,tests/soak $(WAITING_TESTS) $(COMPILED_TESTS))
+# They wait for kernels, etcds and daemons about half of the time.
+WORKERS := $(shell echo $$((2 * $$(nproc))))
 KERNELS := $(wildcard flannelpy/packet/*.py flannelpy/packet/*.pxd)
 SOURCES := $(shell find flannelpy -name '*.py' -o -name '*.pxd')
 PACKAGING := pyproject.toml setup.py
@@ -42,7 +45,8 @@ endif
 unskipped = log=$$(mktemp); trap 'rm -f "$$log"' EXIT; { $(1); } | tee "$$log"; \
 	if tail -n 1 "$$log" | grep -q skipped; then echo "A skipped test is not a passed test."; exit 1; fi
 
-.PHONY: help setup venv demo demo-down run lint unit sanitize waiting compiled interpreted test-faults test soak bench clean
+.PHONY: help setup venv demo demo-down run lint unit sanitize waiting compiled interpreted namespaces timed test-faults test \
+	soak bench clean
 
 help: ## list what can be done here
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -125,16 +129,27 @@ interpreted: $(INTERPRETED)/stamp # a part of make test
 test-faults: $(VENV)/stamp ## etcd and daemons fail in all ways, under traffic (a part of make test)
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q tests/faults)
 
-# What does not need the machine for itself goes side by side, the longest first.
+# All tests of a file run in one worker, because they share labs.
+namespaces: $(VENV)/stamp # a part of make test
+	@echo "In network namespaces, by $(WORKERS) workers:"
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m "not timed" --numprocesses=$(WORKERS) --dist=loadfile \
+		$(NAMESPACE_TESTS))
+
+timed: $(VENV)/stamp # a part of make test
+	@echo "What measures time, alone:"
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m timed $(NAMESPACE_TESTS))
+
+# What does not need the machine for itself runs side by side, the longest first.
 test: $(INTERPRETED)/stamp ## everything
 	@ls flannelpy/packet/*.so >/dev/null 2>&1 || { echo "The packet kernels don't compile here."; exit 1; }
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target waiting sanitize interpreted compiled lint
-	@echo "Everything else:"
-	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q tests $(addprefix --ignore=,tests/soak $(WAITING_TESTS) $(COMPILED_TESTS)))
+	@$(MAKE) --no-print-directory namespaces
+	@$(MAKE) --no-print-directory timed
 
-soak: $(VENV)/stamp ## 45 minutes of failing etcds, of hosts that come and go, and of mutants (SECONDS=60: each for so long)
+SOAKS = $(if $(ONLY),tests/soak/test_$(ONLY).py,tests/soak)
+soak: $(VENV)/stamp ## an hour of failing etcds, coming hosts and mutants (ONLY=chaos: a part; SECONDS=60: each for so long)
 	@$(call unskipped,$(AS_ROOT) env $(if $(SECONDS),FLANNELPY_SOAK_SECONDS=$(SECONDS)) \
-		$(if $(SEED),FLANNELPY_SEED=$(SEED)) $(VENV)/bin/pytest -q -s tests/soak)
+		$(if $(SEED),FLANNELPY_SEED=$(SEED)) $(VENV)/bin/pytest -q -s $(SOAKS))
 
 bench: $(INTERPRETED)/stamp ## measure, next to socat and VXLAN, into docs/benchmarks.md (ARGS="--only tcp": a part)
 	@$(AS_ROOT) $(VENV)/bin/python scripts/bench.py $(ARGS)

@@ -51,6 +51,8 @@ ETCD_PREFIX = "/coreos.com/network"
 CONFIG = '{"Network":"11.0.0.0/16"}'
 NAMESPACES = Path("/run/netns")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Stands before a command that SIGINT must end.  A shell has its background jobs ignore SIGINT, and their children too.
+INTERRUPTIBLE = ("env", "--default-signal=INT")
 
 T = TypeVar("T")
 _serial = itertools.count(1)
@@ -88,7 +90,7 @@ class Node:
 
     def enter(self, *argv: str) -> list[str]:
         """The command line that runs ``argv`` in here; the process stays the same, so its pid is the command's."""
-        return ["ip", "netns", "exec", self.netns, *argv]
+        return ["ip", "netns", "exec", self.netns, *INTERRUPTIBLE, *argv]
 
     def popen(
         self,

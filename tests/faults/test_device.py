@@ -173,6 +173,7 @@ def test_a_repair_that_fails_at_first_is_tried_until_it_works(
     assert_connected(lab)
 
 
+@pytest.mark.timed
 @over(UDP, VXLAN)
 def test_an_idle_hour_after_repairs_costs_nothing(host: Host, daemon: Daemon, backend: Backend) -> None:
     host.configure(f"link delete {backend.device}")
@@ -182,6 +183,7 @@ def test_an_idle_hour_after_repairs_costs_nothing(host: Host, daemon: Daemon, ba
     assert cpu_seconds(daemon) - before < 0.3
 
 
+@pytest.mark.timed
 @over(UDP, VXLAN)
 def test_somebody_who_deletes_it_all_the_time_costs_no_processor(
     lab: Lab, host: Host, daemon: Daemon, backend: Backend

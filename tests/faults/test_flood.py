@@ -12,7 +12,7 @@ import pytest
 from lab import Container, Daemon, Host, Lab, wait_connected, wait_for
 from overlay import OUTER_PORT, running
 
-pytestmark = pytest.mark.usefixtures("root")
+pytestmark = [pytest.mark.usefixtures("root"), pytest.mark.timed]
 
 SECONDS = 2
 UDP_GRO = 104

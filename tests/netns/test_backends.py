@@ -196,6 +196,7 @@ def test_host_gw_a_public_ip_that_is_not_the_interfaces_is_refused(host_gw: Lab)
     restarted(host)
 
 
+@pytest.mark.timed
 def test_host_gw_has_the_routes_of_a_thousand_leases_two_seconds_after_its_start(host_gw: Lab) -> None:
     host, *_ = host_gw.hosts
     host.daemons[-1].stop()

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 from benchmark.carriers import Rack
-from lab import Host
+from lab import INTERRUPTIBLE, Host
 
 SCRIPT = Path(__file__).parents[2] / "scripts/bench.py"
-QUICK = [sys.executable, str(SCRIPT), "--quick"]
+QUICK = [*INTERRUPTIBLE, sys.executable, str(SCRIPT), "--quick"]
 CARRIERS = ("flannelpy", "socat", "vxlan", "flannelpy-vxlan", "veth", "flannelpy-host-gw")
 
 

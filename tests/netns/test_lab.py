@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import lab as lab_module
 import pytest
-from lab import CommandError, Lab, LabExistsError, lab_exists, remove_lab
+from lab import INTERRUPTIBLE, CommandError, Lab, LabExistsError, lab_exists, remove_lab
 
 
 def traces(prefix: str) -> list[str]:
@@ -64,6 +64,26 @@ def test_nothing_stays_when_the_lab_cannot_be_built() -> None:
     assert not traces(lab.prefix)
 
 
+@pytest.fixture
+def background_job() -> Iterator[None]:
+    """SIGINT is ignored, as in the processes of ``make test &`` and ``nohup make test``."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_sigint_ends_a_command_also_in_a_background_job(background_job: None) -> None:
+    with Lab(hosts=1) as lab:
+        [host] = lab.hosts
+        for node in (host, lab.switch):
+            with node.popen("sh", "-c", "echo started; exec sleep 60") as process:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "started\n"
+                process.send_signal(signal.SIGINT)
+                assert process.wait(10) == -signal.SIGINT
+
+
+@pytest.mark.usefixtures("background_job")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_nothing_stays_after_a_signal(number: signal.Signals) -> None:
     script = (
@@ -71,7 +91,11 @@ def test_nothing_stays_after_a_signal(number: signal.Signals) -> None:
     )
     env = {**os.environ, "PYTHONPATH": str(Path(lab_module.__file__).parent)}
     with subprocess.Popen(
-        [sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*INTERRUPTIBLE, sys.executable, "-c", script],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as process:
         assert process.stdout is not None
         prefix = process.stdout.readline().strip()

@@ -231,6 +231,7 @@ def test_a_narrow_path_costs_speed_only_and_while_it_is_narrow(
     assert "UDP_SEGMENT" not in daemons[0].log()
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("refusal", ["forbidden", "no route", "no link"])
 def test_what_the_underlay_refuses_is_counted_and_the_rest_goes_on(
     lab: Lab, containers: list[Container], daemons: list[Daemon], refusal: str
@@ -315,11 +316,13 @@ def load(lab: Lab, containers: list[Container], request: pytest.FixtureRequest) 
         yield load
 
 
+@pytest.mark.timed
 def test_a_new_lease_has_its_route_within_a_second(lab: Lab, daemons: list[Daemon], load: str) -> None:
     for daemon in daemons:
         assert_control_is_alive(lab, daemon)
 
 
+@pytest.mark.timed
 def test_a_signal_ends_it_within_two_seconds(daemons: list[Daemon], load: str) -> None:
     for daemon in daemons:
         began = time.monotonic()
@@ -338,6 +341,7 @@ def test_memory_and_descriptors_stay_as_they_are(containers: list[Container], da
         assert descriptors(daemon) - files in (0, 1)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("streams", [1, 8])
 def test_tcp_slows_down_to_what_the_underlay_takes(lab: Lab, containers: list[Container], streams: int) -> None:
     one, other = containers

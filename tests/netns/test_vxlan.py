@@ -369,6 +369,7 @@ def test_gbp_learning_vni_and_mtu(make_lab: Callable[..., Lab]) -> None:
 # Many
 
 
+@pytest.mark.timed
 def test_a_thousand_leases_at_once_are_in_the_kernel_within_two_seconds(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(hosts=1)
     lab.put_config('{"Network":"11.0.0.0/8","Backend":{"Type":"vxlan"}}')
@@ -415,12 +416,12 @@ def test_a_device_of_another_overlay_is_left_alone(make_lab: Callable[..., Lab])
         "address add 10.244.3.0/32 dev flannel.1",
         "link set flannel.1 up",
     )
-    before = shown(host, "ip", "address", "show", "flannel.1")
+    before = shown(host, "ip", "-4", "address", "show", "flannel.1")
     daemon = host.start_daemon("-iface=eth1")
     assert daemon.process.wait(10) == 1
     said = "flannel.1 has 10.244.3.0, of another overlay; choose another Backend.VNI"
     assert daemon.log().splitlines()[-1].endswith(said)
-    assert shown(host, "ip", "address", "show", "flannel.1") == before
+    assert shown(host, "ip", "-4", "address", "show", "flannel.1") == before
 
 
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw", "udp"])
