@@ -46,9 +46,9 @@ class Host:
         self._taken[name] = network, needs
 
     async def isolate(self, netlink: Netlink) -> list[str]:
-        """Have no network reach another one; which rules were put before and are missing.  Raises HostError.
+        """Have no network reach another one; returns the rules that were lost and are restored.  Raises HostError.
 
-        Rules of others, and of networks that are no more, are left alone.
+        Only marked rules count.  An unmarked rule of an earlier version is replaced by a marked one.
         """
         if len(self._taken) < 2:
             return []
@@ -56,8 +56,10 @@ class Host:
             present = await netlink.prohibitions()
             pairs = permutations([network for network, _ in self._taken.values()], 2)
             missing = [rule for pair in pairs if (rule := Prohibition(*pair)) not in present]
+            unmarked = await netlink.unmarked_prohibitions() if missing else []
             await netlink.prohibit(missing)
-            lost = [str(rule) for rule in missing if rule in self._rules]
+            await netlink.permit([rule for rule in missing if rule in unmarked], protocol=0)
+            lost = [str(rule) for rule in missing if rule in self._rules and rule not in unmarked]
             self._rules.update(missing, present)
             return lost
 

@@ -7,6 +7,7 @@ Counterpart: none; flanneld recognises its state by how it looks.
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 #: The protocol (``proto``) of every route and rule that flannelpy adds.  ``rtnetlink.h`` leaves the number free.
@@ -17,13 +18,22 @@ CHAIN_PREFIX = "FLANNEL"
 
 # Source: include/uapi/linux/if.h, IFALIASZ; the terminating zero counts.
 _MAX_ALIAS_BYTES = 255
+_DEVICE_PREFIX = "flannelpy "
+
+
+def is_device_alias(alias: str) -> bool:
+    """Whether the alias marks a device of any flannelpy."""
+    return alias.startswith(_DEVICE_PREFIX)
 
 
 def device_alias(subnet_file: Path) -> str:
     """The alias (IFLA_IFALIAS) of a device: it names the subnet file of the daemon that owns the device.
 
-    The kernel limits an alias to 255 bytes, so only the end of a very long path is kept.
+    The kernel limits an alias to 255 bytes: of a longer path, the alias has the end, and a digest of the whole.
     """
-    prefix = "flannelpy "
-    path = str(subnet_file.resolve()).encode(errors="replace")
-    return prefix + path[-(_MAX_ALIAS_BYTES - len(prefix)) :].decode(errors="ignore")
+    path = str(subnet_file.parent.resolve() / subnet_file.name).encode(errors="surrogateescape")
+    room = _MAX_ALIAS_BYTES - len(_DEVICE_PREFIX)
+    if len(path) > room or not path.decode(errors="surrogateescape").isprintable():
+        digest = sha256(path).hexdigest()[:16].encode()
+        path = digest + b" ..." + path[len(digest) + len(b" ...") - room :]
+    return _DEVICE_PREFIX + "".join(each if each.isprintable() else "?" for each in path.decode(errors="ignore"))

@@ -31,8 +31,10 @@ _LISTINGS = 5
 _IFF_UP = 0x1
 _RT_SCOPE_LINK = 253
 _FR_ACT_PROHIBIT = 8
-# Of our rules: behind the rule for the machine's own addresses, before that for the main table.  They are known by it.
+# Of our rules: behind the rule for the machine's own addresses, before that for the main table.
 _RULE_PRIORITY = 8285
+# What a rule between networks consists of; with any other selector it means something else.
+_RULE_ATTRIBUTES = {"FRA_TABLE", "FRA_SUPPRESS_PREFIXLEN", "FRA_PROTOCOL", "FRA_PRIORITY", "FRA_SRC", "FRA_DST"}
 # What a removal says of something that has gone by itself.
 _GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV)
 
@@ -64,6 +66,7 @@ class Link:
     in_use: bool = True
     mac: str = ""
     vxlan: Vxlan | None = None
+    alias: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,26 +228,34 @@ class Netlink:
         raise HostError("cannot list this machine's routes and neighbours: they change all the time")
 
     async def prohibitions(self) -> list[Prohibition]:
-        """Ours.  Raises HostError."""
-        messages = await _all(partial(self._route.get_rules, family=AF_INET))
-        return [
-            Prohibition(
-                IPv4Network((m.get("src"), m["src_len"]), strict=False),  # other programs' may have host bits
-                IPv4Network((m.get("dst"), m["dst_len"]), strict=False),
-            )
-            for m in messages
-            if m["action"] == _FR_ACT_PROHIBIT and m.get("priority") == _RULE_PRIORITY and m["src_len"] and m["dst_len"]
-        ]
+        """Our rules between networks.  Raises HostError."""
+        rules = [_prohibition(m) for m in await self._rules() if m.get("protocol") == ROUTE_PROTOCOL]
+        return [rule for rule in rules if rule]
+
+    async def unmarked_prohibitions(self) -> list[Prohibition]:
+        """The rules of versions before the mark.  Raises HostError.
+
+        The kernel removes the first rule that has all attributes of a request, so it cannot remove one of these alone
+        if a foreign rule with the same networks stands before it: such a rule is left out.
+        """
+        first: dict[tuple[object, ...], Any] = {}
+        for m in await self._rules():
+            first.setdefault(tuple(map(m.get, ("action", "priority", "src", "src_len", "dst", "dst_len"))), m)
+        rules = [_prohibition(m) for m in first.values() if not m.get("protocol")]
+        return [rule for rule in rules if rule]
+
+    async def _rules(self) -> list[Any]:
+        return await _all(partial(self._route.get_rules, family=AF_INET))
 
     async def prohibit(self, rules: Sequence[Prohibition]) -> None:
         """Add these rules.  Raises HostError."""
-        await self._change_rules("add", rules, errno.EEXIST)
+        await self._change_rules("add", rules, errno.EEXIST, ROUTE_PROTOCOL)
 
-    async def permit(self, rules: Sequence[Prohibition]) -> None:
-        """Remove these rules.  Raises HostError."""
-        await self._change_rules("del", rules, errno.ENOENT)
+    async def permit(self, rules: Sequence[Prohibition], protocol: int = ROUTE_PROTOCOL) -> None:
+        """Remove these rules; with protocol 0 those of ``unmarked_prohibitions``.  Raises HostError."""
+        await self._change_rules("del", rules, errno.ENOENT, protocol)
 
-    async def _change_rules(self, command: str, rules: Sequence[Prohibition], harmless: int) -> None:
+    async def _change_rules(self, command: str, rules: Sequence[Prohibition], harmless: int, protocol: int) -> None:
         from pyroute2.netlink.exceptions import NetlinkError
 
         for rule in rules:
@@ -256,6 +267,7 @@ class Netlink:
                     action="prohibit",
                     src=str(rule.source),
                     dst=str(rule.destination),
+                    protocol=protocol,
                 )
             except NetlinkError as error:
                 if error.code != harmless:
@@ -303,6 +315,15 @@ class Netlink:
             await self._route.link("set", index=link.index, address=mac)
         except NetlinkError as error:
             raise HostError(f"cannot give {link.name} the MAC {mac}: {error}") from error
+
+    async def set_alias(self, link: Link, alias: str) -> None:
+        """Give the interface this alias.  Raises HostError."""
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        try:
+            await self._route.link("set", index=link.index, ifalias=alias)
+        except NetlinkError as error:
+            raise HostError(f"cannot set the alias of {link.name}: {error}") from error
 
     async def remove_address(self, address: Address) -> None:
         """Take an address off its interface; nothing happens when it has gone already."""
@@ -361,6 +382,22 @@ async def _all(listing: Callable[[], Awaitable[AsyncIterable[Any]]]) -> list[Any
     raise AssertionError("the last try returns or raises")
 
 
+def _prohibition(message: Any) -> Prohibition | None:
+    """The rule between networks that a message describes, if it is one."""
+    names = {name for name, _ in message["attrs"]}
+    if not {"FRA_SRC", "FRA_DST"} <= names <= _RULE_ATTRIBUTES or message["flags"] or message["tos"]:
+        return None
+    if message["action"] != _FR_ACT_PROHIBIT or message.get("priority") != _RULE_PRIORITY:
+        return None
+    try:
+        return Prohibition(
+            IPv4Network((message.get("src"), message["src_len"])),
+            IPv4Network((message.get("dst"), message["dst_len"])),
+        )
+    except ValueError:  # host bits, which ours never have
+        return None
+
+
 def _link(message: Any) -> Link:
     flags = message["flags"]
     info = message.get("linkinfo")
@@ -374,6 +411,7 @@ def _link(message: Any) -> Link:
         bool(message.get("carrier")),
         message.get("address") or "",
         _vxlan(info.get("data")) if kind == "vxlan" else None,
+        message.get("ifalias") or "",
     )
 
 

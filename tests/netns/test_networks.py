@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from ipaddress import IPv4Interface, IPv4Network
 from itertools import permutations, product
 from pathlib import Path
 
 import pytest
+from hosts import asleep
 from lab import ETCD_PREFIX, Container, Daemon, Host, Lab, wait_for
 
 from flannelpy.subnet import env_file
@@ -194,16 +196,52 @@ def test_a_network_that_loses_its_subnet_gets_another_and_the_others_go_on(world
     assert daemon.process.poll() is None
 
 
+TWIN = "from 11.1.0.0/16 to 11.2.0.0/16 fwmark 7 prohibit"
+#: At the priority of ours; some are the rule of an earlier version but for one thing.
+FOREIGN_RULES = (
+    "from 11.1.2.3/16 to 10.2.0.0/16 prohibit",
+    "from 11.1.0.0/16 to 11.9.0.0/16 prohibit",
+    "from 11.1.0.0/16 to 11.2.0.0/16 blackhole",
+    TWIN,
+    "from 10.1.0.0/16 to 10.2.0.0/16 prohibit protocol 85",
+)
+
+
+@contextmanager
+def foreign_rules(host: Host) -> Iterator[list[str]]:
+    """As ``ip rule`` shows them."""
+    before = rules(host)
+    host.configure(*(f"rule add {rule} priority 8285" for rule in FOREIGN_RULES))
+    yield sorted(set(rules(host)) - set(before))
+    host.configure(*(f"rule delete {rule} priority 8285" for rule in FOREIGN_RULES))
+    assert rules(host) == before
+
+
 def test_rules_of_others_are_left_alone(world: World) -> None:
-    """Also one that looks like ours and has host bits, and another daemon's."""
+    """Also another flannelpy's, and one that looks like ours and has host bits."""
     host = world.hosts[0]
-    foreign = "from 10.1.2.3/16 to 10.2.0.0/16 prohibit"
-    host.configure(f"rule add {foreign} priority 8285")
-    host.configure("rule delete from 11.2.0.0/16 to 11.1.0.0/16 prohibit")
-    wait_for(lambda: any("from 11.2.0.0/16" in rule for rule in rules(host)), 2, "our rule to come back")
-    assert any("to 10.2.0.0/16 prohibit" in rule for rule in rules(host))
-    assert host.daemons[-1].process.poll() is None
-    host.configure(f"rule delete {foreign} priority 8285")
+    with foreign_rules(host) as foreign:
+        assert len(foreign) == len(FOREIGN_RULES)
+        host.configure("rule delete from 11.2.0.0/16 to 11.1.0.0/16 prohibit protocol 85")
+        ours = "8285:\tfrom 11.2.0.0/16 to 11.1.0.0/16 prohibit proto 85"
+        wait_for(lambda: ours in rules(host), 2, "our rule to come back")
+        assert set(foreign) <= set(rules(host))
+        assert host.daemons[-1].process.poll() is None
+
+
+def test_the_rules_of_an_earlier_version_are_replaced_by_marked_ones(world: World) -> None:
+    """Unless a foreign rule stands before one of them, which the kernel would remove in its place."""
+    host = world.hosts[0]
+    one, other = "from 11.1.0.0/16 to 11.2.0.0/16 prohibit", "from 11.2.0.0/16 to 11.1.0.0/16 prohibit"
+    before = rules(host)
+    with foreign_rules(host) as foreign:
+        with asleep(host.daemons[-1]):
+            host.configure(*(f"rule delete {pair} protocol 85" for pair in (one, other)))
+            host.configure(*(f"rule add {pair} priority 8285" for pair in (one, other)))
+        expected = sorted([*before, *foreign, f"8285:\t{one}"])
+        wait_for(lambda: rules(host) == expected, 2, "marked rules")
+        host.configure(f"rule delete {TWIN} priority 8285", f"rule delete {one} priority 8285 protocol 0")
+        host.configure(f"rule add {TWIN} priority 8285")
 
 
 def test_cleanup_of_one_network_spares_a_daemon_of_others(world: World) -> None:

@@ -1,0 +1,50 @@
+"""The marks of our state in the kernel."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from flannelpy.linux.marks import device_alias, is_device_alias
+
+
+def test_the_alias_of_a_device_names_the_subnet_file() -> None:
+    assert device_alias(Path("/run/flannel/subnet.env")) == "flannelpy /run/flannel/subnet.env"
+
+
+def test_a_directory_has_one_alias_whatever_its_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it matter whether the subnet file is a symbolic link, which the first write replaces."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    expected = device_alias(tmp_path / "real/subnet.env")
+    monkeypatch.chdir(tmp_path)
+    for spelling in ("real/subnet.env", "link/subnet.env", "link/../real/subnet.env"):
+        assert device_alias(Path(spelling)) == expected
+    (tmp_path / "real/subnet.env").symlink_to("elsewhere")
+    assert device_alias(tmp_path / "real/subnet.env") == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "another"),
+    [
+        ("/run/a.env", "/run/b.env"),
+        ("/a" + "/long" * 100, "/b" + "/long" * 100),
+        ("/run/\xfc" * 100, "/etc/\xfc" + "/run/\xfc" * 99),
+        ("/run/a\n.env", "/run/a?.env"),
+        (os.fsdecode(b"/run/\xff"), os.fsdecode(b"/run/\xfe")),
+    ],
+)
+def test_two_subnet_files_never_share_an_alias_and_each_fits(one: str, another: str) -> None:
+    aliases = {device_alias(Path(path)) for path in (one, another)}
+    assert len(aliases) == 2
+    for alias in aliases:
+        assert len(alias.encode()) < 256
+        assert alias.isprintable()
+        assert is_device_alias(alias)
+
+
+@pytest.mark.parametrize("alias", ["", "uplink", "flannelpy", "my flannelpy /run/flannel/subnet.env"])
+def test_what_others_write_there_is_no_mark(alias: str) -> None:
+    assert not is_device_alias(alias)
