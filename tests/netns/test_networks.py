@@ -189,7 +189,7 @@ def test_a_network_that_loses_its_subnet_gets_another_and_the_others_go_on(world
     daemon.wait_for_log(rf"E.*\] green: subnet {subnet} is held by 172\.17\.8\.200 now.*; trying again in 10 s")
     wait_for(lambda: not subnet_file(host, "green").exists(), 2, "the subnet file to go")
     assert not is_ready(host, "green")
-    assert "green: not ready: subnet" in status(daemon)
+    wait_for(lambda: "green: not ready: subnet" in status(daemon), 2, "the status line")
     assert blue.ping(far).returncode == 0
     wait_for(lambda: is_ready(host, "green"), 20, "another subnet")
     assert env_file.previous_subnet(subnet_file(host, "green")) != subnet
