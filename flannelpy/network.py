@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
@@ -109,7 +109,7 @@ class Network:
             await self._abandon(chosen.config.network)
             raise
 
-    def _choose(self, config: NetworkConfig) -> _Chosen:
+    async def _choose(self, config: NetworkConfig) -> _Chosen:
         """What to do about a config.  Raises ConfigError, HostError."""
         backend = backends.create(config, self._host.external, self._options)
         self._host.check(self.name, config.network, backend.needs)
@@ -169,7 +169,7 @@ class _Service:
         self._on_change = on_change
         self._guard = Guard(self._check, self._tell_state)
 
-    async def run(self, choose: Callable[[NetworkConfig], object]) -> None:
+    async def run(self, choose: Callable[[NetworkConfig], Awaitable[object]]) -> None:
         """Carry packets, keep the lease, follow the others, and look after the device."""
         self._ready_file.set(True)
         log.info("Watching for new subnet leases")
@@ -198,7 +198,7 @@ class _Service:
         """Whether packets and control go on."""
         return self._manager.makes_progress() and not self._guard.trouble
 
-    def _apply(self, events: Sequence[LeaseEvent]) -> None:
+    async def _apply(self, events: Sequence[LeaseEvent]) -> None:
         self._backend.apply(events)
         self._on_change()
 

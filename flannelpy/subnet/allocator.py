@@ -6,7 +6,7 @@ Counterpart: allocateSubnet in subnet/etcd.go.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -21,18 +21,33 @@ _CHOICES = 100
 
 
 def pick_subnet(
-    config: NetworkConfig, taken: Collection[IPv4Network], previous: IPv4Network | None, rng: random.Random
+    config: NetworkConfig,
+    taken: Collection[IPv4Network],
+    previous: IPv4Network | None,
+    rng: random.Random,
+    hosts: Collection[IPv4Address] = (),
+    connected: Collection[IPv4Network] = (),
 ) -> IPv4Network:
-    """``previous`` if it fits and is free, else a random one of the first free subnets.  Raises OutOfSubnets."""
-    if previous is not None and config.fits(previous) and not any(map(previous.overlaps, taken)):
+    """``previous`` if it fits and is free, else a random one of the first free subnets.  Raises OutOfSubnets.
+
+    The subnet contains none of the ``hosts``.  A new one overlaps none of the ``connected`` networks of this host,
+    either; ``previous`` may, because the bridge of its containers has an address in it.
+    """
+    taken_hosts = [IPv4Network(host) for host in hosts if host in config.network]
+    if previous is not None and config.fits(previous) and not any(map(previous.overlaps, [*taken, *taken_hosts])):
         return previous
-    choices = list(islice(free_subnets(config, taken), _CHOICES))
+    overlapping = [network for network in connected if network.overlaps(config.network)]
+    choices = list(islice(free_subnets(config, [*taken, *taken_hosts, *overlapping]), _CHOICES))
     if not choices:
         raise OutOfSubnets(
             f"out of subnets: no /{config.subnet_len} is free in the range {config.subnet_min} ... {config.subnet_max},"
-            f" there are {len(taken)} leases"
+            f" there are {len(taken)} leases{_left_out(overlapping)}"
         )
     return rng.choice(choices)
+
+
+def _left_out(connected: Collection[IPv4Network]) -> str:
+    return f", and this host is connected to {', '.join(map(str, connected))}" if connected else ""
 
 
 def free_subnets(config: NetworkConfig, taken: Collection[IPv4Network]) -> Iterator[IPv4Network]:

@@ -1,6 +1,7 @@
 """The network config that an operator puts into the store.  Pure.
 
-Keys and defaults are v0.5.5's; what is refused is what v0.13.0 refuses, and a SubnetMin above SubnetMax.
+Keys and defaults are v0.5.5's.  Refused is what v0.13.0 refuses, a SubnetMin above SubnetMax, and a Network that is too
+large or overlaps a block of special use.
 Counterpart: subnet/config.go.
 """
 
@@ -13,8 +14,10 @@ from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.errors import ConfigError
 from flannelpy.subnet import go_json
+from flannelpy.subnet.addresses import special_use_in
 
 _DEFAULT_SUBNET_LEN = 24
+_MIN_NETWORK_LEN = 8
 _MAX_NETWORK_LEN = 28
 _MAX_SUBNET_LEN = 30
 
@@ -69,6 +72,10 @@ def _network(value: object) -> IPv4Network:
         network = IPv4Network(value, strict=False)
     except ValueError as error:
         raise ConfigError(f"Network {_show(value)} is not an IPv4 network such as 10.1.0.0/16") from error
+    if network.prefixlen < _MIN_NETWORK_LEN:
+        raise ConfigError(f"Network {network} is too large: it must be /{_MIN_NETWORK_LEN} or longer")
+    if block := special_use_in(network):
+        raise ConfigError(f"Network {network} overlaps {block}: containers cannot have such addresses")
     if network.prefixlen > _MAX_NETWORK_LEN:
         raise ConfigError(f"Network {network} is too small: minimum useful network prefix is /{_MAX_NETWORK_LEN}")
     return network

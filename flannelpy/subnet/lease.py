@@ -93,6 +93,11 @@ def well_formed(entries: Iterable[Entry]) -> list[Lease]:
     return leases
 
 
+def is_inside(subnet: IPv4Network, network: IPv4Network | None) -> bool:
+    """Whether a lease of ``subnet`` belongs to ``network``, of which it must be a part.  None contains nothing."""
+    return network is not None and subnet.prefixlen > network.prefixlen and subnet.subnet_of(network)
+
+
 def format_key(subnet: IPv4Network) -> str:
     """``11.0.101.0-24`` for 11.0.101.0/24."""
     return f"{subnet.network_address}-{subnet.prefixlen}"

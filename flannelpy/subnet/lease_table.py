@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network
 from math import inf
 
 from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
-from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
+from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, is_inside, parse_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,15 @@ class Elsewhere:
     lease: Lease
 
 
+@dataclass(frozen=True, slots=True)
+class Overlapping:
+    """A lease of another subnet of the network shares addresses with ours."""
+
+    lease: Lease
+
+
 LeaseEvent = Added | Gone
-OwnEvent = Added | Gone | Damaged | Elsewhere
+OwnEvent = Added | Gone | Damaged | Elsewhere | Overlapping
 
 
 @dataclass(slots=True)
@@ -64,12 +71,23 @@ class Update:
 class LeaseTable:
     """Who holds what, seen from the host that holds ``own_subnet``."""
 
-    def __init__(self, own_subnet: IPv4Network, own_public_ip: IPv4Address | None = None, grace: float = 0.0) -> None:
+    def __init__(
+        self,
+        own_subnet: IPv4Network,
+        own_public_ip: IPv4Address | None = None,
+        grace: float = 0.0,
+        network: IPv4Network | None = None,
+    ) -> None:
         """``grace`` in seconds.
 
-        Leases of other subnets with ``own_public_ip`` are ignored: they would lead packets back to us.
+        Leases of other subnets with ``own_public_ip`` are ignored: they would lead packets back to us.  Leases that
+        overlap ours are looked for inside ``network`` only: outside of it a key is no lease of this network.
         """
         self._own_subnet = own_subnet
+        self._own_created: int | None = None
+        self._network = network
+        self._overlapping: dict[IPv4Network, Lease] = {}
+        self._overlaps_changed = False
         self._own_public_ip = own_public_ip
         self._grace = grace
         self._gone_at: dict[IPv4Network, float] = {}
@@ -89,6 +107,7 @@ class LeaseTable:
             self._put(entry, update)
         if format_key(self._own_subnet) not in names:
             update.own.append(Gone(self._own_subnet))
+        self._tell_overlaps(update)
         return update
 
     def apply(self, changes: Changes, now: float = 0.0) -> Update:
@@ -101,6 +120,7 @@ class LeaseTable:
                 case Removed(name):
                     self._ignored.pop(name, None)
                     self._remove_key(name, update, now)
+        self._tell_overlaps(update)
         return update
 
     def forget(self, now: float) -> Update:
@@ -123,13 +143,28 @@ class LeaseTable:
         if lease.subnet == self._own_subnet:
             self._ignored.pop(entry.name, None)
             update.own.append(Added(lease))
+            self._overlaps_changed |= self._own_created != lease.created
+            self._own_created = lease.created
         elif lease.attrs.public_ip == self._own_public_ip:
+            self._overlapping.pop(lease.subnet, None)
             self._drop(lease.subnet, update)
             self._ignore(entry, "it has our public IP", update)
             update.own.append(Elsewhere(lease))
         else:
             self._ignored.pop(entry.name, None)
+            self._note_overlap(lease)
             self._add(lease, update)
+
+    def _note_overlap(self, lease: Lease) -> None:
+        if is_inside(lease.subnet, self._network) and lease.subnet.overlaps(self._own_subnet):
+            self._overlapping[lease.subnet] = lease
+            self._overlaps_changed = True
+
+    def _tell_overlaps(self, update: Update) -> None:
+        """Behind all other events of the own lease: which lease was created earlier depends on them."""
+        if self._overlaps_changed:
+            update.own += map(Overlapping, self._overlapping.values())
+        self._overlaps_changed = False
 
     def _add(self, lease: Lease, update: Update) -> None:
         self._gone_at.pop(lease.subnet, None)
@@ -142,6 +177,7 @@ class LeaseTable:
             self._remove(parse_key(name), update, now)
 
     def _remove(self, subnet: IPv4Network, update: Update, now: float) -> None:
+        self._overlapping.pop(subnet, None)
         if subnet == self._own_subnet:
             update.own.append(Gone(subnet))
         elif not self._grace:

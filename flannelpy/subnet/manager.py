@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Network
 from typing import TypeVar
 
-from flannelpy.errors import ConfigError, HostError, KeyNotFound, RegistryError
+from flannelpy.errors import ConfigError, HostError, KeyNotFound, RegistryError, RegistryUnavailable
 from flannelpy.registry.base import Registry, Snapshot
 from flannelpy.subnet import config as network_config
 from flannelpy.subnet.config import NetworkConfig
@@ -21,9 +21,13 @@ from flannelpy.subnet.lease_table import LeaseEvent, LeaseTable, Update
 from flannelpy.subnet.own_lease import Describe, OwnLease
 from flannelpy.subnet.renewal import Action, Happening, Holder, Terms, action, classify_failure
 from flannelpy.subnet.retry import RETRY_PAUSE, Clock, Complaint, until_done
+from flannelpy.subnet.surroundings import NO_SURROUNDINGS, Surroundings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+#: Follows the other hosts' leases.
+Apply = Callable[[Sequence[LeaseEvent]], Awaitable[None]]
 
 # A watch that heard nothing for this long lists again: the history it waits for may have gone, or never come.
 QUIET_SECONDS = 300.0
@@ -67,16 +71,26 @@ class SubnetManager:
         """Whether the watch does something, if only ask in vain."""
         return self._clock.now() - max(self._progress_at, self._own.tried_at) < _STUCK_SECONDS
 
-    async def read_config(self, accept: Callable[[NetworkConfig], T]) -> T:
-        """What ``accept`` makes of the config, once there is one that neither we nor it (by ConfigError) refuse."""
+    async def read_config(
+        self, accept: Callable[[NetworkConfig], Awaitable[T]], on_silence: Callable[[], Awaitable[None]] | None = None
+    ) -> T:
+        """What ``accept`` makes of the config, once there is one that neither we nor it (by ConfigError) refuse.
+
+        ``on_silence`` is awaited each time that no endpoint answers, before the next try.
+        """
 
         async def read() -> T:
-            self._config_text = await self._registry.read_config()
-            return accept(network_config.parse(self._config_text))
+            try:
+                self._config_text = await self._registry.read_config()
+            except RegistryUnavailable:
+                if on_silence:
+                    await on_silence()
+                raise
+            return await accept(network_config.parse(self._config_text))
 
         return await until_done(self._clock, read, "Failed to retrieve network config", ConfigError, RegistryError)
 
-    async def watch_config(self, accept: Callable[[NetworkConfig], object]) -> None:
+    async def watch_config(self, accept: Callable[[NetworkConfig], Awaitable[object]]) -> None:
         """Say when the config changes, for ever.  It is acted upon at the next start: as a whole, or not at all."""
         said = _AS_AT_START
         while True:
@@ -90,30 +104,36 @@ class SubnetManager:
                 said = verdict
                 log.log(*verdict)
 
-    async def _judge_config(self, accept: Callable[[NetworkConfig], object]) -> tuple[int, str]:
+    async def _judge_config(self, accept: Callable[[NetworkConfig], Awaitable[object]]) -> tuple[int, str]:
         """Level and text of what there is to say about the config as it is now."""
         try:
             text = await self._registry.read_config()
             if text == self._config_text:
                 return _AS_AT_START
-            accept(network_config.parse(text))
+            await accept(network_config.parse(text))
         except KeyNotFound:
             return logging.ERROR, f"Network config in etcd is gone; {_GOING_ON}"
         except (ConfigError, HostError) as error:
             return logging.ERROR, f"Network config in etcd is not valid: {error}; {_GOING_ON}"
         return logging.WARNING, "Network config in etcd has changed; restart flannelpy, then Docker, to act upon it"
 
-    async def acquire(self, config: NetworkConfig, describe: Describe, previous: IPv4Network | None) -> Lease:
-        """The lease of this host: the one it has, else ``previous``, else a new one.  Raises LeaseLost."""
-        return await self._own.acquire(config, describe, previous)
+    async def acquire(
+        self,
+        config: NetworkConfig,
+        describe: Describe,
+        previous: IPv4Network | None,
+        around: Surroundings = NO_SURROUNDINGS,
+    ) -> Lease:
+        """The lease of this host: the one it has, else ``previous``, else a new one.  Raises LeaseLost, HostError."""
+        return await self._own.acquire(config, describe, previous, around)
 
     async def keep_lease(self) -> None:
         """Renew the own lease whenever it is due, for ever.  Raises LeaseLost."""
         await self._own.keep()
 
-    async def watch(self, apply: Callable[[Sequence[LeaseEvent]], None]) -> None:
+    async def watch(self, apply: Apply) -> None:
         """Tell ``apply`` of the other hosts' leases, at first of all, then of changes, for ever.  Raises LeaseLost."""
-        table = LeaseTable(self.own.subnet, self._own.holder.public_ip, self._grace)
+        table = LeaseTable(self.own.subnet, self._own.holder.public_ip, self._grace, self._own.network)
         complaint = Complaint("Watch subnets")
         is_first = True
         while True:
@@ -122,7 +142,7 @@ class SubnetManager:
                 snapshot = await self._registry.snapshot()
                 update = table.replace(snapshot, self._clock.now())
                 if is_first and not update.events:
-                    apply([])
+                    await apply([])
                 is_first = False
                 await self._take_in(update, apply)
                 await self._follow(table, snapshot, apply, complaint)
@@ -137,7 +157,7 @@ class SubnetManager:
         self,
         table: LeaseTable,
         snapshot: Snapshot,
-        apply: Callable[[Sequence[LeaseEvent]], None],
+        apply: Apply,
         complaint: Complaint,
     ) -> None:
         """Apply changes from the snapshot on, until it is time to list again."""
@@ -156,10 +176,10 @@ class SubnetManager:
             if changes.behind > _MAX_BEHIND:
                 return
 
-    async def _take_in(self, update: Update, apply: Callable[[Sequence[LeaseEvent]], None]) -> None:
+    async def _take_in(self, update: Update, apply: Apply) -> None:
         for ignored in update.ignored:
             log.error("Ignoring lease %s", ignored)
         if update.events:
-            apply(update.events)
+            await apply(update.events)
         for event in update.own:
             await self._own.react(event)

@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from ipaddress import IPv4Network
 
-from flannelpy.errors import CompareFailed, KeyExists, KeyNotFound, LeaseLost, OutOfSubnets, RegistryError
+from flannelpy.errors import (
+    CompareFailed,
+    HostError,
+    KeyExists,
+    KeyNotFound,
+    LeaseLost,
+    OutOfSubnets,
+    RegistryError,
+)
 from flannelpy.registry.base import Registry, Snapshot
 from flannelpy.subnet.allocator import pick_subnet
 from flannelpy.subnet.config import NetworkConfig
-from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key, well_formed
-from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, LeaseTable, OwnEvent
+from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, is_inside, parse_key, well_formed
+from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, LeaseTable, Overlapping, OwnEvent
 from flannelpy.subnet.renewal import (
     CLAIM_SECONDS,
     Action,
@@ -32,6 +40,7 @@ from flannelpy.subnet.renewal import (
     retry_delay,
 )
 from flannelpy.subnet.retry import Clock, until_done
+from flannelpy.subnet.surroundings import NO_SURROUNDINGS, Surroundings
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +62,7 @@ class OwnLease:
         self._terms = terms
         self._lease: Lease | None = None
         self._attrs = LeaseAttrs(holder.public_ip)
+        self._network: IPv4Network | None = None
         self._lead = self._renew_at = self._ends_at = 0.0
         self._failures = 0
         self._said = ""  # why the last renewals failed
@@ -64,6 +74,12 @@ class OwnLease:
         assert self._lease is not None, "acquire comes first"
         return self._lease
 
+    @property
+    def network(self) -> IPv4Network:
+        """The network that it is a part of, once it was acquired."""
+        assert self._network is not None, "acquire comes first"
+        return self._network
+
     def seconds_left(self) -> float | None:
         """Until it runs out if it is never renewed again; None for a reservation."""
         if self.lease.lease_ttl is None:
@@ -72,24 +88,39 @@ class OwnLease:
 
     # Acquiring
 
-    async def acquire(self, config: NetworkConfig, describe: Describe, previous: IPv4Network | None) -> Lease:
+    async def acquire(
+        self,
+        config: NetworkConfig,
+        describe: Describe,
+        previous: IPv4Network | None,
+        around: Surroundings = NO_SURROUNDINGS,
+    ) -> Lease:
         """The lease that our public IP has, else ``previous``, else a new one.
 
-        Raises LeaseLost when another host holds it and lives.
+        Raises LeaseLost when another host holds it and lives, HostError when it contains our own address.
         """
-        attempt = partial(self._acquire, config, describe, previous)
+        self._network = config.network
+        attempt = partial(self._acquire, config, describe, previous, around)
         return await until_done(self._clock, attempt, "Failed to acquire subnet", OutOfSubnets, RegistryError)
 
-    async def _acquire(self, config: NetworkConfig, describe: Describe, previous: IPv4Network | None) -> Lease:
+    async def _acquire(
+        self, config: NetworkConfig, describe: Describe, previous: IPv4Network | None, around: Surroundings
+    ) -> Lease:
         races_lost = 0
         while True:
             snapshot = await self._registry.snapshot()
             try:
-                found = self._ours_first(well_formed(snapshot.entries))
+                leases = well_formed(snapshot.entries)
+                found = self._ours_first(leases)
+                _refuse_around_us(config, [previous, *(lease.subnet for lease in found)], around)
                 self._attrs = replace(describe(found[0].attrs if found else None), host_id=self.holder.host_id)
-                lease = await self._reuse(config, found)
+                lease = await self._reuse(found, partial(self._why_unfit, config, leases, around))
                 if lease is None:
-                    lease = await self._create(config, _taken(snapshot), previous)
+                    hosts = {lease.attrs.public_ip for lease in leases} | around.underlay | around.endpoints
+                    taken = _taken(snapshot, config.network)
+                    subnet = pick_subnet(config, taken, previous, self._rng, hosts, around.connected)
+                    log.info("Picking subnet in range %s ... %s", config.subnet_min, config.subnet_max)
+                    lease = await self._write_new(subnet)
                 log.info("Subnet lease acquired: %s", lease.subnet)
                 return self._hold(lease)
             except (KeyExists, CompareFailed, KeyNotFound):
@@ -102,14 +133,14 @@ class OwnLease:
         public_ip = self.holder.public_ip
         return sorted((lease for lease in leases if lease.attrs.public_ip == public_ip), key=self._is_anothers)
 
-    async def _reuse(self, config: NetworkConfig, leases: Sequence[Lease]) -> Lease | None:
+    async def _reuse(self, leases: Sequence[Lease], why_unfit: Callable[[Lease], str]) -> Lease | None:
         """Renew the first lease that fits, if there is one; one that does not is given up."""
         kept: Lease | None = None
         for found in leases:
             anothers = self._is_anothers(found)
             lease = await self._claim(found) if anothers else found
-            if not config.fits(lease.subnet):
-                await self._give_up_misfit(lease)
+            if why := why_unfit(lease):
+                await self._give_up_misfit(lease, why)
             elif kept is None:
                 log.info("Found lease (%s) for current IP (%s), reusing", lease.subnet, self.holder.public_ip)
                 kept = await self._write(lease, lease.version)
@@ -125,12 +156,25 @@ class OwnLease:
         theirs = lease.attrs
         return bool(self.holder.host_id) and (theirs.claim or theirs.host_id not in ("", self.holder.host_id))
 
-    async def _give_up_misfit(self, lease: Lease) -> None:
-        message = "Found lease (%s) for current IP (%s) but not compatible with current config"
+    def _why_unfit(self, config: NetworkConfig, leases: Sequence[Lease], around: Surroundings, found: Lease) -> str:
+        """Why a lease with our public IP cannot be ours again; empty if it can."""
+        if not config.fits(found.subnet):
+            return "not compatible with current config"
+        for endpoint in around.endpoints:
+            if endpoint in found.subnet:
+                return f"it contains {endpoint}, an address of etcd"
+        others = (lease for lease in leases if lease.attrs.public_ip != self.holder.public_ip)
+        for other in (lease for lease in others if is_inside(lease.subnet, config.network)):
+            if other.created < found.created and other.subnet.overlaps(found.subnet):
+                return f"it overlaps {other.subnet}, which {other.attrs.public_ip} leased earlier"
+        return ""
+
+    async def _give_up_misfit(self, lease: Lease, why: str) -> None:
+        message = "Found lease (%s) for current IP (%s) but %s"
         if lease.lease_ttl is None:
-            log.warning(f"{message}, leaving the reservation alone", lease.subnet, self.holder.public_ip)
+            log.warning(f"{message}, leaving the reservation alone", lease.subnet, self.holder.public_ip, why)
         else:
-            log.info(f"{message}, deleting", lease.subnet, self.holder.public_ip)
+            log.info(f"{message}, deleting", lease.subnet, self.holder.public_ip, why)
             await self._registry.compare_and_delete(format_key(lease.subnet), lease.version)
 
     async def _claim(self, lease: Lease) -> Lease:
@@ -154,11 +198,6 @@ class OwnLease:
         match found:
             case Added(lease) if lease.attrs.host_id not in ("", self.holder.host_id):
                 raise LeaseLost(self._not_unique(lease))
-
-    async def _create(self, config: NetworkConfig, taken: Sequence[IPv4Network], previous: IPv4Network | None) -> Lease:
-        subnet = pick_subnet(config, taken, previous, self._rng)
-        log.info("Picking subnet in range %s ... %s", config.subnet_min, config.subnet_max)
-        return await self._write_new(subnet)
 
     # Renewing
 
@@ -206,7 +245,7 @@ class OwnLease:
 
     async def react(self, event: OwnEvent) -> None:
         """Do what the table says about an event of our subnet.  Raises LeaseLost."""
-        happening = classify(event, self.holder)
+        happening = classify(event, self.holder, self.lease.created)
         match action(self.lease, happening):
             case Action.ADOPT:
                 assert isinstance(event, Added)
@@ -220,7 +259,7 @@ class OwnLease:
                 log.warning("Own lease %s was deleted or has expired, taking it back", self.lease.subnet)
                 await self._until_done(self._take_back, "Failed to take own lease back")
             case Action.LEAVE:
-                assert isinstance(event, Added | Elsewhere)
+                assert isinstance(event, Added | Elsewhere | Overlapping)
                 if isinstance(event, Elsewhere):
                     await self._give_back()
                 raise LeaseLost(self._why_we_leave(happening, event.lease))
@@ -264,6 +303,11 @@ class OwnLease:
                 log.warning("%s", self._not_unique(lease))
 
     def _why_we_leave(self, happening: Happening, lease: Lease) -> str:
+        if happening is Happening.OVERLAPS_EARLIER:
+            return (
+                f"our subnet {self.lease.subnet} overlaps {lease.subnet}, which {lease.attrs.public_ip} leased earlier;"
+                " the next start leases another one"
+            )
         if happening is not Happening.TAKEN:
             return self._not_unique(lease)
         ours, theirs = self.holder.public_ip, lease.attrs.public_ip
@@ -304,10 +348,23 @@ class OwnLease:
         return lease
 
 
-def _taken(snapshot: Snapshot) -> list[IPv4Network]:
-    """The subnets that have a key, whatever its value: a create would fail."""
+def _refuse_around_us(config: NetworkConfig, candidates: Iterable[IPv4Network | None], around: Surroundings) -> None:
+    """Raises HostError when a subnet that is to be ours again contains an address by which other hosts reach us."""
+    for subnet in candidates:
+        if subnet is None or not config.fits(subnet):
+            continue
+        for address in sorted(around.underlay):
+            if address in subnet:
+                raise HostError(
+                    f"our address {address} lies inside our own subnet {subnet}, where other hosts cannot reach it:"
+                    " choose another address by -iface or -public-ip, or remove the lease and the subnet file"
+                )
+
+
+def _taken(snapshot: Snapshot, network: IPv4Network) -> list[IPv4Network]:
+    """The subnets of ``network`` that have a key, whatever its value: a create would fail."""
     subnets = []
     for entry in snapshot.entries:
         with suppress(ValueError):
             subnets.append(parse_key(entry.name))
-    return subnets
+    return [subnet for subnet in subnets if is_inside(subnet, network)]

@@ -15,6 +15,8 @@ our public IP elsewhere, earlier identity    leave                          leav
 our public IP elsewhere, any other           nothing                        nothing
 deleted or expired                           take it back by atomic create  take it back by atomic create
 held by another public IP                    leave                          leave
+overlaps a lease created earlier             leave                          leave
+overlaps a lease created later               nothing                        nothing
 store does not answer                        forward on, ask again          forward on, ask again
 history gone, store replaced or set back     list again                     list again
 network config changed or gone               say so                         say so
@@ -26,6 +28,10 @@ Two hosts with one public IP tell each other apart by an identity in the lease. 
 another identity: it writes its own, marked as a claim.  A holder that lives writes its own again, and the newcomer
 gives up; where nobody answers, the newcomer is a reinstalled host and keeps the subnet.  Only where both hold a lease,
 because each was out of the other's sight or they came at the same moment, does the order of identities decide.
+
+Two leases of different length can overlap, because a create is atomic for one key only.  The one that was created later
+leaves.  Renewal by compare-and-swap keeps the creation; flanneld's renewal creates the key again, so it counts as the
+later one, and a host of ours stays.
 
 The machine was suspended, or its time of day was set: neither is a row.  Time is counted since boot, so a lease ages
 while the machine sleeps, and the renewal is found due or overdue when it wakes up.
@@ -41,7 +47,7 @@ from typing import NamedTuple
 
 from flannelpy.errors import HistoryGone, RegistryError
 from flannelpy.subnet.lease import Lease
-from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, OwnEvent
+from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, Overlapping, OwnEvent
 
 #: A newcomer waits so long for an answer to its claim; a holder that lives answers as soon as its watch tells it.
 CLAIM_SECONDS = 3.0
@@ -83,6 +89,8 @@ class Happening(enum.Enum):
     ELSEWHERE = "our public IP elsewhere, any other"
     GONE = "deleted or expired"
     TAKEN = "held by another public IP"
+    OVERLAPS_EARLIER = "overlaps a lease created earlier"
+    OVERLAPS_LATER = "overlaps a lease created later"
     STORE_SILENT = "store does not answer"
     HISTORY_GONE = "history gone, store replaced or set back"
     CONFIG_CHANGED = "network config changed or gone"
@@ -116,6 +124,8 @@ _LEASED: dict[Happening, Action] = {
     Happening.ELSEWHERE: Action.NOTHING,
     Happening.GONE: Action.TAKE_BACK,
     Happening.TAKEN: Action.LEAVE,
+    Happening.OVERLAPS_EARLIER: Action.LEAVE,
+    Happening.OVERLAPS_LATER: Action.NOTHING,
     Happening.STORE_SILENT: Action.FORWARD_ON,
     Happening.HISTORY_GONE: Action.LIST_AGAIN,
     Happening.CONFIG_CHANGED: Action.SAY_SO,
@@ -128,14 +138,16 @@ def action(own: Lease, happening: Happening) -> Action:
     return (_RESERVED if own.lease_ttl is None else _LEASED)[happening]
 
 
-def classify(event: OwnEvent, holder: Holder) -> Happening:
-    """What an event about the own subnet means for ``holder``."""
+def classify(event: OwnEvent, holder: Holder, created: int) -> Happening:
+    """What an event about the own subnet means for ``holder``, whose lease has that creation in the store."""
     match event:
         case Added(lease):
             return _classify_holder(lease, holder)
         case Elsewhere(lease):
             earlier = not lease.attrs.claim and "" < lease.attrs.host_id < holder.host_id
             return Happening.ELSEWHERE_EARLIER if earlier else Happening.ELSEWHERE
+        case Overlapping(lease):
+            return Happening.OVERLAPS_EARLIER if lease.created < created else Happening.OVERLAPS_LATER
         case Damaged():
             return Happening.DAMAGED
         case Gone():

@@ -7,15 +7,16 @@ import random
 from ipaddress import IPv4Network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from flannelpy.errors import ConfigError, OutOfSubnets
 from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
+from flannelpy.subnet.addresses import special_use_in
 from flannelpy.subnet.allocator import free_subnets, pick_subnet
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
-from flannelpy.subnet.lease_table import Added, Elsewhere, Gone, LeaseEvent, LeaseTable, OwnEvent, Update
+from flannelpy.subnet.lease_table import Added, Elsewhere, Gone, LeaseEvent, LeaseTable, Overlapping, OwnEvent, Update
 
 NETWORKS = st.builds(
     lambda at, length: IPv4Network((at, length), strict=False), st.integers(0, 2**32 - 1), st.integers(0, 32)
@@ -88,7 +89,9 @@ def small_configs(draw: st.DrawFn) -> NetworkConfig:
     """Networks of 4 to 128 subnets, often with bounds, also at both ends of the address space."""
     length = draw(st.integers(18, 28))
     subnet_len = draw(st.integers(length + 2, min(30, length + 7)))
-    network = IPv4Network((draw(st.integers(0, 2**32 - 1) | st.sampled_from([0, 2**32 - 1])), length), strict=False)
+    network = IPv4Network(
+        (draw(st.integers(1 << 24, 2**32 - 1) | st.sampled_from([1 << 24, 2**32 - 1])), length), strict=False
+    )
     size = 1 << (32 - subnet_len)
     blocks = 1 << (subnet_len - length)
     low, high = sorted(draw(st.tuples(st.integers(0, blocks - 1), st.integers(0, blocks - 1))))
@@ -96,7 +99,11 @@ def small_configs(draw: st.DrawFn) -> NetworkConfig:
     if draw(st.booleans()):
         keys["SubnetMin"] = str(network.network_address + low * size)
         keys["SubnetMax"] = str(network.network_address + high * size)
-    return parse(json.dumps(keys))
+    try:
+        return parse(json.dumps(keys))
+    except ConfigError:
+        assert special_use_in(network)
+        reject()
 
 
 @given(small_configs())
@@ -126,6 +133,8 @@ def test_any_text_is_a_sound_config_or_refused_with_a_config_error(text: str) ->
         config = parse(text)
     except ConfigError:
         return
+    assert not special_use_in(config.network)
+    assert config.network.prefixlen >= 8
     assert config.network.prefixlen + 2 <= config.subnet_len <= 30
     for bound in (config.subnet_min, config.subnet_max):
         assert IPv4Network((bound, config.subnet_len)).subnet_of(config.network)
@@ -305,7 +314,7 @@ def test_events_lead_to_what_the_store_holds(steps: list[tuple[str, str, str]]) 
 
 
 def subnet_of(event: OwnEvent) -> IPv4Network:
-    return event.lease.subnet if isinstance(event, Added | Elsewhere) else event.subnet
+    return event.lease.subnet if isinstance(event, Added | Elsewhere | Overlapping) else event.subnet
 
 
 @given(STEPS)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import random
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from flannelpy.errors import OutOfSubnets
 from flannelpy.subnet.allocator import free_subnets, pick_subnet
-from flannelpy.subnet.config import parse
+from flannelpy.subnet.config import BackendConfig, NetworkConfig, parse
 
 WIDE = parse('{"Network":"11.0.0.0/8","SubnetLen":24}')
 USUAL = parse('{"Network":"11.0.0.0/16"}')
 SMALL = parse('{"Network":"11.0.0.0/24","SubnetLen":26}')
-LAST = parse('{"Network":"255.255.255.0/24","SubnetLen":26}')
+LAST = NetworkConfig(
+    IPv4Network("255.255.255.0/24"),
+    26,
+    IPv4Address("255.255.255.64"),
+    IPv4Address("255.255.255.192"),
+    BackendConfig("udp", {}),
+)
 
 
 def nets(*texts: str) -> list[IPv4Network]:

@@ -33,7 +33,6 @@ def config(
         ('{"Network":"11.0.0.0/24","SubnetLen":26}', config("11.0.0.0/24", 26, "11.0.0.64", "11.0.0.192")),
         ('{"Network":"10.0.0.0/8","SubnetLen":20}', config("10.0.0.0/8", 20, "10.0.16.0", "10.255.240.0")),
         ('{"Network":"255.255.0.0/16"}', config("255.255.0.0/16", 24, "255.255.1.0", "255.255.255.0")),
-        ('{"Network":"0.0.0.0/0"}', config("0.0.0.0/0", 24, "0.0.1.0", "255.255.255.0")),
         (
             '{"Network":"11.0.0.0/16","SubnetMin":"11.0.16.0","SubnetMax":"11.0.32.0"}',
             config("11.0.0.0/16", 24, "11.0.16.0", "11.0.32.0"),
@@ -71,6 +70,23 @@ def test_keys_and_defaults(text: str, expected: NetworkConfig) -> None:
         ),
         ({"Network": "fd00::/64"}, "Network 'fd00::/64' is not an IPv4 network such as 10.1.0.0/16"),
         ({"Network": "11.0.0.0/29"}, "Network 11.0.0.0/29 is too small: minimum useful network prefix is /28"),
+        *(
+            ({"Network": f"10.1.0.0/{length}"}, f"Network {network}/{length} is too large: it must be /8 or longer")
+            for length, network in ((0, "0.0.0.0"), (1, "0.0.0.0"), (5, "8.0.0.0"), (7, "10.0.0.0"))
+        ),
+        *(
+            ({"Network": network}, f"Network {network} overlaps {block}: containers cannot have such addresses")
+            for network, block in (
+                ("0.0.0.0/8", "0.0.0.0/8 (this host itself)"),
+                ("0.7.0.0/16", "0.0.0.0/8 (this host itself)"),
+                ("127.0.0.0/8", "127.0.0.0/8 (loopback)"),
+                ("127.255.255.0/24", "127.0.0.0/8 (loopback)"),
+                ("169.0.0.0/8", "169.254.0.0/16 (link-local)"),
+                ("169.254.7.0/24", "169.254.0.0/16 (link-local)"),
+                ("224.0.0.0/8", "224.0.0.0/4 (multicast)"),
+                ("239.255.255.0/24", "224.0.0.0/4 (multicast)"),
+            )
+        ),
         ({"SubnetLen": "24"}, "SubnetLen '24' is not a prefix length such as 24"),
         ({"SubnetLen": -1}, "SubnetLen -1 is not a prefix length such as 24"),
         ({"SubnetLen": 24.5}, "SubnetLen 24.5 is not a prefix length such as 24"),

@@ -8,7 +8,7 @@ import pytest
 
 from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
 from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, LeaseTable, Update
+from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, LeaseTable, Overlapping, Update
 
 OWN, B, C = (IPv4Network(f"11.0.{n}.0/24") for n in (59, 101, 55))
 NOT_JSON = "not JSON: Expecting value at line 1 column 1"
@@ -171,3 +171,47 @@ def test_a_lease_that_gets_our_public_ip_is_gone_at_once() -> None:
     update = leases.apply(Changes((Put(put("11.0.55.0-24", 101)),), 6), 1)
     lease = Lease.from_entry(put("11.0.55.0-24", 101))
     assert update == Update([Gone(C)], [Elsewhere(lease)], ["11.0.55.0-24: it has our public IP"])
+
+
+# Leases that overlap ours
+
+NETWORK = IPv4Network("11.0.0.0/16")
+
+
+def changes(*told: Put | Removed) -> Changes:
+    return Changes(told, 11)
+
+
+def overlapping_table(*entries: Entry) -> tuple[LeaseTable, Update]:
+    leases = LeaseTable(OWN, IPv4Address("172.17.8.101"), network=NETWORK)
+    return leases, leases.replace(snapshot(*entries, own=False))
+
+
+@pytest.mark.parametrize("name", ["11.0.59.0-25", "11.0.59.255-32", "11.0.58.0-23", "11.0.0.0-18"])
+def test_a_lease_that_overlaps_ours_is_an_event_of_both_kinds_behind_that_of_the_own_lease(name: str) -> None:
+    subnet = IPv4Network(name.replace("-", "/"))
+    _, update = overlapping_table(put(name, 102, 3), put("11.0.59.0-24", 101, 7))
+    assert update.events == [added(subnet, 102, 3)]
+    assert update.own == [added(OWN, 101, 7), Overlapping(added(subnet, 102, 3).lease)]
+
+
+@pytest.mark.parametrize("name", ["11.0.60.0-24", "11.0.0.0-16", "11.0.0.0-15", "0.0.0.0-0"])
+def test_what_overlaps_us_not_or_is_no_lease_of_the_network_is_no_such_event(name: str) -> None:
+    leases, update = overlapping_table(put("11.0.59.0-24", 101), put(name, 102))
+    assert Overlapping not in set(map(type, [*update.own, *leases.apply(changes(Put(put(name, 103, 2)))).own]))
+
+
+def test_one_of_our_own_public_ip_is_elsewhere_instead() -> None:
+    _, update = overlapping_table(put("11.0.59.0-24", 101), put("11.0.59.0-25", 101))
+    assert [type(event) for event in update.own] == [Added, Elsewhere]
+
+
+def test_an_overlap_is_told_again_when_either_lease_is_created_again_and_no_longer_when_it_is_gone() -> None:
+    leases, _ = overlapping_table(put("11.0.59.0-24", 101, 5), put("11.0.59.0-25", 102, 7))
+    other = Overlapping(added(IPv4Network("11.0.59.0/25"), 102, 7).lease)
+    assert leases.apply(changes(Put(put("11.0.60.0-24", 103, 8)))).own == []
+    assert leases.apply(changes(Put(put("11.0.59.0-24", 101, 9)))).own == [added(OWN, 101, 9), other]
+    again = put("11.0.59.0-25", 102, 10)
+    assert leases.apply(changes(Put(again))).own == [Overlapping(added(IPv4Network("11.0.59.0/25"), 102, 10).lease)]
+    assert leases.apply(changes(Removed("11.0.59.0-25"))).own == []
+    assert leases.apply(changes(Put(put("11.0.59.0-24", 101, 12)))).own == [added(OWN, 101, 12)]

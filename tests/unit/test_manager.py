@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 from bad_configs import BAD_CONFIGS
@@ -20,7 +20,7 @@ from fakes_clock import BOOT, LoopClock, run
 
 from flannelpy import cli
 from flannelpy.backend import base as backends
-from flannelpy.errors import ConfigError, LeaseLost, RegistryUnavailable
+from flannelpy.errors import ConfigError, HostError, LeaseLost, RegistryUnavailable
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.registry.base import Changes, Entry, Snapshot
 from flannelpy.subnet.config import NetworkConfig, parse
@@ -28,6 +28,7 @@ from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added, LeaseEvent
 from flannelpy.subnet.manager import CONFIG_SECONDS, MAX_GRACE_SECONDS, QUIET_SECONDS, SubnetManager
 from flannelpy.subnet.renewal import CLAIM_SECONDS, Holder, Terms
+from flannelpy.subnet.surroundings import Surroundings, surroundings
 
 LEASE_TTL, RENEW_MARGIN = Terms()
 
@@ -38,8 +39,16 @@ TEXT = '{"Network":"11.0.0.0/16"}'
 CONFIG = parse(TEXT)
 # Three subnets: 11.0.0.64, .128 and .192.
 SMALL = parse('{"Network":"11.0.0.0/24","SubnetLen":26}')
-ACCEPT = functools.partial(backends.create, external=ExternalInterface("eth1", OUR_IP, 1500), options=cli.parse([]))
+EXTERNAL = ExternalInterface("eth1", OUR_IP, 1500)
 OWN_NAME, OWN = "11.0.59.0-24", IPv4Network("11.0.59.0/24")
+
+
+async def accept_any(config: NetworkConfig) -> NetworkConfig:
+    return config
+
+
+async def accept_by_backend(config: NetworkConfig) -> object:
+    return backends.create(config, EXTERNAL, cli.parse([]))
 
 
 class World:
@@ -52,7 +61,7 @@ class World:
         self.manager = SubnetManager(self.registry, clock, random.Random(1), Holder(OUR_IP))
         self.told: list[LeaseEvent] = []
 
-    def apply(self, events: Sequence[LeaseEvent]) -> None:
+    async def apply(self, events: Sequence[LeaseEvent]) -> None:
         self.told += events
 
     async def acquire(self, previous: IPv4Network | None = None, config: NetworkConfig = CONFIG) -> Lease:
@@ -102,7 +111,7 @@ def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_config_that_is_there_is_read_at_once(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         world.registry.set_config(TEXT)
-        assert await world.manager.read_config(lambda config: config) == CONFIG
+        assert await world.manager.read_config(accept_any) == CONFIG
         assert world.now() == 0
 
     play(scenario)
@@ -112,7 +121,7 @@ def test_a_config_that_is_there_is_read_at_once(caplog: pytest.LogCaptureFixture
 def test_a_config_that_becomes_right_step_by_step_is_waited_for_with_a_line_for_each_cause(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def accept(config: NetworkConfig) -> str:
+    async def accept(config: NetworkConfig) -> str:
         if config.backend.type != "udp":
             raise ConfigError(f"unknown backend type: {config.backend.type}")
         return f"accepted {config.network}"
@@ -139,7 +148,7 @@ def test_a_config_that_becomes_right_step_by_step_is_waited_for_with_a_line_for_
 
 def test_a_bad_config_of_any_kind_is_said_at_start_and_waited_out(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
-        reading = asyncio.create_task(world.manager.read_config(ACCEPT))
+        reading = asyncio.create_task(world.manager.read_config(accept_by_backend))
         for bad in BAD_CONFIGS.values():
             world.registry.set_config(bad.text)
             await asyncio.sleep(1.5)
@@ -154,7 +163,7 @@ def test_a_store_that_does_not_answer_at_start_is_waited_for_and_then_used(caplo
     async def scenario(world: World) -> None:
         world.registry.set_config(TEXT)
         world.registry.go_down()
-        reading = asyncio.create_task(world.manager.read_config(lambda config: config))
+        reading = asyncio.create_task(world.manager.read_config(accept_any))
         await asyncio.sleep(100)
         world.registry.come_up()
         config = await reading
@@ -1216,7 +1225,7 @@ def test_another_lease_with_our_public_ip_leads_nowhere(caplog: pytest.LogCaptur
 def watch_config(*texts: str | None) -> Callable[[World], Awaitable[None]]:
     """Scenario: the config is each of ``texts`` for a minute; None is none."""
 
-    def accept(config: NetworkConfig) -> None:
+    async def accept(config: NetworkConfig) -> None:
         if config.backend.type != "udp":
             raise ConfigError(f"unknown backend type: {config.backend.type}")
 
@@ -1252,9 +1261,9 @@ def test_a_config_that_changes_while_we_run_is_said_each_time(caplog: pytest.Log
 def test_a_bad_config_of_any_kind_changes_nothing_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         world.registry.set_config(TEXT)
-        await world.manager.read_config(ACCEPT)
+        await world.manager.read_config(accept_by_backend)
         await world.acquire(OWN)
-        watching = asyncio.create_task(world.manager.watch_config(ACCEPT))
+        watching = asyncio.create_task(world.manager.watch_config(accept_by_backend))
         await asyncio.sleep(1)
         for bad in BAD_CONFIGS.values():
             world.registry.set_config(bad.text)
@@ -1273,7 +1282,7 @@ def test_a_bad_config_of_any_kind_changes_nothing_and_is_said(caplog: pytest.Log
 def test_an_outage_is_no_change_of_the_config(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         await watch_config(TEXT)(world)
-        watching = asyncio.create_task(world.manager.watch_config(lambda _: None))
+        watching = asyncio.create_task(world.manager.watch_config(accept_any))
         world.registry.go_down()
         await asyncio.sleep(1000)
         world.registry.come_up()
@@ -1380,3 +1389,169 @@ def test_a_misfit_of_a_twin_that_lives_is_left_to_it() -> None:
             assert (await holder.entries())[OWN_NAME].value == signed(FIRST)
 
     twins(scenario)
+
+
+# Leases that overlap ours
+
+
+@pytest.mark.parametrize("holder_ttl", [86400, None])
+@pytest.mark.parametrize("name", ["11.0.59.0-25", "11.0.56.0-21", "11.0.59.9-32"])
+def test_an_overlapping_lease_that_was_created_earlier_makes_us_leave(name: str, holder_ttl: int | None) -> None:
+    """It came between our look and our create; or ours was deleted, and taken back too late."""
+
+    async def scenario(world: World) -> None:
+        async with world.running() as watch:
+            world.registry.delete_raw(OWN_NAME)
+            world.registry.put_raw(name, B, holder_ttl)
+            await asyncio.sleep(1)
+            with pytest.raises(LeaseLost) as caught:
+                await watch
+            assert str(caught.value) == (
+                f"our subnet 11.0.59.0/24 overlaps {name.replace('-', '/')}, which 172.17.8.102 leased earlier; the"
+                " next start leases another one"
+            )
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("name", ["11.0.59.0-25", "11.0.56.0-21", "11.0.0.0-16", "0.0.0.0-0"])
+def test_an_overlapping_lease_that_was_created_later_changes_nothing_nor_does_one_of_no_network(name: str) -> None:
+    async def scenario(world: World) -> None:
+        if name in ("11.0.0.0-16", "0.0.0.0-0"):  # they do not keep us from a lease, either
+            world.registry.put_raw(name, B, None)
+        async with world.running() as watch:
+            created = world.manager.own.created
+            for value in (B, C):
+                world.registry.put_raw(name, value, None)
+                await asyncio.sleep(2 * LEASE_TTL)
+            assert not watch.done()
+            assert (await world.entries())[OWN_NAME].created == world.manager.own.created == created
+
+    play(scenario)
+
+
+def test_an_overlapping_lease_that_is_written_blindly_as_flanneld_does_is_a_later_one() -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.59.0-25", B, 86400)
+        async with asyncio.timeout(10):
+            await world.acquire(IPv4Network("11.0.60.0/24"))
+        world.registry.put_raw("11.0.60.0-25", C, 86400)
+        watch = asyncio.create_task(world.manager.watch(world.apply))
+        await asyncio.sleep(10)
+        assert not watch.done()
+        watch.cancel()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("lease_ttl", [86400, None])
+def test_a_lease_of_ours_that_an_earlier_one_overlaps_is_not_used_again(
+    lease_ttl: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.59.128-25", B, None)
+        world.registry.put_raw(OWN_NAME, OURS, lease_ttl)
+        own = await world.acquire(OWN)
+        assert not own.subnet.overlaps(OWN)
+        assert (OWN_NAME in await world.entries()) == (lease_ttl is None)
+
+    play(scenario)
+    what = "deleting" if lease_ttl else "leaving the reservation alone"
+    assert caplog.messages[0] == (
+        "Found lease (11.0.59.0/24) for current IP (172.17.8.101) but it overlaps 11.0.59.128/25, which 172.17.8.102"
+        f" leased earlier, {what}"
+    )
+
+
+def test_a_lease_of_ours_that_a_later_one_overlaps_is_used_again() -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw(OWN_NAME, OURS, 86400)
+        world.registry.put_raw("11.0.59.128-25", B, None)
+        assert (await world.acquire()).subnet == OWN
+
+    play(scenario)
+
+
+# What no subnet of ours may contain
+
+ETCD = IPv4Address("11.0.77.9")
+
+
+def around(*addresses: str) -> Surroundings:
+    return surroundings(
+        [IPv4Interface(address) for address in addresses], [IPv4Interface("11.0.59.1/24")], OUR_IP, [ETCD]
+    )
+
+
+@pytest.mark.parametrize("value", [OURS, '{"PublicIP":"172.17.8.101","HostID":"x"}'])
+@pytest.mark.parametrize("lease_ttl", [86400, None])
+def test_a_lease_of_ours_around_our_own_address_is_refused(value: str, lease_ttl: int | None) -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.5.0-24", value, lease_ttl)
+        before = await world.entries()
+        with pytest.raises(HostError, match=r"^our address 11.0.5.7 lies inside our own subnet 11.0.5.0/24, .*-iface"):
+            await world.manager.acquire(CONFIG, lambda _: ATTRS, None, around("11.0.5.7/24"))
+        assert await world.entries() == before
+
+    play(scenario)
+
+
+def test_so_is_the_subnet_of_the_last_run_around_it_but_not_of_another_network() -> None:
+    async def scenario(world: World) -> None:
+        with pytest.raises(HostError, match=r"^our address 11.0.59.1 lies inside our own subnet 11.0.59.0/24"):
+            await world.manager.acquire(CONFIG, lambda _: ATTRS, OWN, around("11.0.59.1/24"))
+        assert await world.entries() == {}
+        await world.manager.acquire(CONFIG, lambda _: ATTRS, IPv4Network("11.1.59.0/24"), around("11.1.59.1/24"))
+
+    play(scenario)
+
+
+def test_a_lease_of_ours_around_etcd_is_given_up() -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.77.0-24", OURS, 86400)
+        own = await world.manager.acquire(CONFIG, lambda _: ATTRS, IPv4Network("11.0.77.0/24"), around())
+        assert ETCD not in own.subnet
+        assert len(await world.entries()) == 1
+
+    play(scenario)
+
+
+def test_a_new_subnet_contains_no_host_and_overlaps_no_connected_network() -> None:
+    """Of 11.0.0.64/26, .128 and .192 one is left: a host, etcd, or a network of this host is in the others."""
+
+    async def scenario(world: World, connected: str, public_ip: str, left: str | None) -> None:
+        world.registry.put_raw("11.9.0.0-24", f'{{"PublicIP":"{public_ip}"}}', None)
+        acquiring = asyncio.create_task(
+            world.manager.acquire(
+                SMALL, lambda _: ATTRS, None, surroundings([], [IPv4Interface(connected)], OUR_IP, [])
+            )
+        )
+        await asyncio.sleep(5)
+        if left is not None:
+            assert (await acquiring).subnet == IPv4Network(left)
+        else:
+            assert not acquiring.done()
+            acquiring.cancel()
+
+    for connected, public_ip, left in (
+        ("11.0.0.65/27", "11.0.0.200", "11.0.0.128/26"),
+        ("11.0.0.129/32", "11.0.0.64", "11.0.0.192/26"),
+        ("11.0.0.129/25", "172.17.8.102", "11.0.0.64/26"),
+        ("11.0.0.129/24", "172.17.8.102", None),
+    ):
+        play(functools.partial(scenario, connected=connected, public_ip=public_ip, left=left))
+
+
+def test_the_subnet_of_the_last_run_is_taken_again_though_the_bridge_is_connected_to_it() -> None:
+    async def scenario(world: World) -> None:
+        assert (await world.manager.acquire(CONFIG, lambda _: ATTRS, OWN, around())).subnet == OWN
+
+    play(scenario)
+
+
+def test_but_not_when_another_host_lives_in_it() -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.1.0-24", '{"PublicIP":"11.0.59.77"}', None)
+        assert (await world.manager.acquire(CONFIG, lambda _: ATTRS, OWN, around())).subnet != OWN
+
+    play(scenario)

@@ -10,7 +10,7 @@ import pytest
 from flannelpy.errors import HistoryGone, RegistryUnavailable
 from flannelpy.subnet import renewal
 from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, OwnEvent
+from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, Overlapping, OwnEvent
 from flannelpy.subnet.renewal import (
     Action,
     Happening,
@@ -23,6 +23,7 @@ from flannelpy.subnet.renewal import (
     retry_delay,
 )
 
+CREATED = 3
 SUBNET = IPv4Network("11.0.59.0/24")
 OURS, THEIRS = IPv4Address("172.17.8.101"), IPv4Address("172.17.8.102")
 
@@ -39,14 +40,18 @@ ROWS = [
     (Happening.ELSEWHERE, Action.NOTHING, Action.NOTHING),
     (Happening.GONE, Action.TAKE_BACK, Action.TAKE_BACK),
     (Happening.TAKEN, Action.LEAVE, Action.LEAVE),
+    (Happening.OVERLAPS_EARLIER, Action.LEAVE, Action.LEAVE),
+    (Happening.OVERLAPS_LATER, Action.NOTHING, Action.NOTHING),
     (Happening.STORE_SILENT, Action.FORWARD_ON, Action.FORWARD_ON),
     (Happening.HISTORY_GONE, Action.LIST_AGAIN, Action.LIST_AGAIN),
     (Happening.CONFIG_CHANGED, Action.SAY_SO, Action.SAY_SO),
 ]
 
 
-def lease(public_ip: IPv4Address, lease_ttl: int | None, host_id: str = "", claim: bool = False) -> Lease:
-    return Lease(SUBNET, LeaseAttrs(public_ip, host_id=host_id, claim=claim), lease_ttl, 5, 3)
+def lease(
+    public_ip: IPv4Address, lease_ttl: int | None, host_id: str = "", claim: bool = False, created: int = CREATED
+) -> Lease:
+    return Lease(SUBNET, LeaseAttrs(public_ip, host_id=host_id, claim=claim), lease_ttl, 5, created)
 
 
 @pytest.mark.parametrize(("happening", "leased", "reserved"), ROWS)
@@ -85,16 +90,18 @@ def test_the_rows_are_all_there_are_and_the_documented_ones() -> None:
         (Elsewhere(lease(OURS, 60, "z")), Happening.ELSEWHERE),
         (Elsewhere(lease(OURS, 60, "m")), Happening.ELSEWHERE),
         (Elsewhere(lease(OURS, 60)), Happening.ELSEWHERE),
+        *((Overlapping(lease(THEIRS, ttl, created=CREATED - 1)), Happening.OVERLAPS_EARLIER) for ttl in (1, None)),
+        *((Overlapping(lease(THEIRS, ttl, created=CREATED + 1)), Happening.OVERLAPS_LATER) for ttl in (1, None)),
     ],
 )
 def test_an_event_about_the_own_subnet_is_one_of_the_rows(event: OwnEvent, expected: Happening) -> None:
-    assert classify(event, Holder(OURS, "m")) is expected
+    assert classify(event, Holder(OURS, "m"), CREATED) is expected
 
 
 @pytest.mark.parametrize("host_id", ["", "a"])
 def test_without_an_identity_whoever_has_our_public_ip_is_us(host_id: str) -> None:
-    assert classify(Added(lease(OURS, 60, host_id, claim=bool(host_id))), Holder(OURS)) is Happening.CHANGED
-    assert classify(Elsewhere(lease(OURS, 60, host_id)), Holder(OURS)) is Happening.ELSEWHERE
+    assert classify(Added(lease(OURS, 60, host_id, claim=bool(host_id))), Holder(OURS), CREATED) is Happening.CHANGED
+    assert classify(Elsewhere(lease(OURS, 60, host_id)), Holder(OURS), CREATED) is Happening.ELSEWHERE
 
 
 def test_a_failure_is_one_of_the_rows() -> None:

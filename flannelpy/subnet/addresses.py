@@ -1,0 +1,27 @@
+"""Which IPv4 addresses a host, or a network of containers, can have.  Pure.
+
+Source: IANA IPv4 Special-Purpose Address Registry; RFC 1122 section 3.2.1.3, RFC 1112 section 4, RFC 5771, RFC 3927.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+
+_ALWAYS_SPECIAL = {
+    IPv4Network("0.0.0.0/8"): "this host itself",
+    IPv4Network("127.0.0.0/8"): "loopback",
+    IPv4Network("224.0.0.0/4"): "multicast",
+}
+# A host may have a link-local address.  Linux routes the reserved block, and some clouds number containers with it.
+_NO_HOSTS = _ALWAYS_SPECIAL | {IPv4Network("240.0.0.0/4"): "reserved and broadcast"}
+_NO_NETWORKS = _ALWAYS_SPECIAL | {IPv4Network("169.254.0.0/16"): "link-local"}
+
+
+def special_use(address: IPv4Address) -> str:
+    """The block that makes ``address`` unfit for a host, such as ``127.0.0.0/8 (loopback)``; empty if none does."""
+    return next((f"{block} ({use})" for block, use in _NO_HOSTS.items() if address in block), "")
+
+
+def special_use_in(network: IPv4Network) -> str:
+    """The block that makes ``network`` unfit for containers, as ``special_use``; empty if it overlaps none."""
+    return next((f"{block} ({use})" for block, use in _NO_NETWORKS.items() if block.overlaps(network)), "")
