@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 from oracle import VnetHeader
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flannelpy.backend.udp.engine import Engine, Plan
     from flannelpy.backend.udp.routes import NextHop
 
 _RUBBISH = b"\xa5" * 100  # of an earlier batch
 _PLAIN = VnetHeader()
+#: From which every host sends.
+PORT = 8285
 #: Whose datagrams they are, unless another is named.
-SENDER = "172.17.8.102"
+SENDER = ("172.17.8.102", PORT)
 
 
 def outbound(
@@ -33,20 +37,24 @@ def outbound(
     return plan
 
 
-def inbound(engine: Engine, packets: list[bytes], now: float = 0.0, sender: str = SENDER) -> Plan:
+def inbound(engine: Engine, packets: list[bytes], now: float = 0.0, sender: tuple[str, int] = SENDER) -> Plan:
     """What becomes of datagrams that came one by one."""
     return inbound_trains(engine, [(packet, len(packet)) for packet in packets], now, sender)
 
 
 def inbound_trains(
-    engine: Engine, trains: list[tuple[bytes, int]], now: float = 0.0, sender: str = SENDER, behind: bytes = _RUBBISH
+    engine: Engine,
+    trains: list[tuple[bytes, int]],
+    now: float = 0.0,
+    sender: tuple[str, int] = SENDER,
+    behind: bytes = _RUBBISH,
 ) -> Plan:
     """What becomes of (datagrams in one piece, segment size), all of one sender."""
     return inbound_of_many(engine, [(*train, sender) for train in trains], now, behind)
 
 
 def inbound_of_many(
-    engine: Engine, trains: list[tuple[bytes, int, str]], now: float = 0.0, behind: bytes = _RUBBISH
+    engine: Engine, trains: Sequence[tuple[bytes, int, tuple[str, int]]], now: float = 0.0, behind: bytes = _RUBBISH
 ) -> Plan:
     """What becomes of (datagrams in one piece, segment size, sender)."""
     data = b"".join(train for train, *_ in trains)

@@ -17,6 +17,7 @@ MAX_SENDERS = 3000
 ONE_IN = 64
 
 _LOAD = 0x20  # BPF_LD | BPF_W | BPF_ABS
+_LOAD_HALF = 0x28  # BPF_LD | BPF_H | BPF_ABS
 _JUMP = 0x05  # BPF_JMP | BPF_JA
 _JUMP_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 _JUMP_AT_LEAST = 0x35  # BPF_JMP | BPF_JGE | BPF_K
@@ -27,6 +28,7 @@ _RETURN = 0x06  # BPF_RET | BPF_K
 _IP_HEADER = 0xFFF00000  # SKF_NET_OFF
 _RANDOM = 0xFFFFF000 + 56  # SKF_AD_OFF + SKF_AD_RANDOM
 _SOURCE = 12
+_SOURCE_PORT = 0
 _WHOLE = 0xFFFFFFFF
 _LONGEST_CONDITIONAL_JUMP = 255
 # Addresses that are compared one by one at the end of the search: more make a shorter program, and a slower one.
@@ -53,10 +55,17 @@ _OTHERS = [
 ]
 
 
-def program(senders: Iterable[str]) -> list[Instruction]:
-    """Lets in what these dotted addresses send; no kernel takes it for many more than MAX_SENDERS."""
+def program(senders: Iterable[str], port: int) -> list[Instruction]:
+    """Lets in what these dotted addresses send from ``port``; no kernel takes it for many more than MAX_SENDERS."""
     addresses = sorted(int(IPv4Address(sender)) for sender in senders)
-    return [Instruction(_LOAD, 0, 0, _IP_HEADER + _SOURCE), *_search(addresses), *_OTHERS]
+    by_address = [Instruction(_LOAD, 0, 0, _IP_HEADER + _SOURCE), *_search(addresses)]
+    return [
+        Instruction(_LOAD_HALF, 0, 0, _SOURCE_PORT),
+        Instruction(_JUMP_EQUAL, 1, 0, port),
+        Instruction(_JUMP, 0, 0, len(by_address)),
+        *by_address,
+        *_OTHERS,
+    ]
 
 
 def encode(instructions: Iterable[Instruction]) -> bytes:

@@ -70,20 +70,20 @@ class UdpSocket:
         """For the event loop."""
         return self._socket.fileno()
 
-    def receive_into(self, view: memoryview) -> tuple[int, int, str] | None:
+    def receive_into(self, view: memoryview) -> tuple[int, int, tuple[str, int]] | None:
         """The next datagrams, put at the start of ``view``; None when there are none.
 
-        Shapes: (length, segment_size, sender), the sender as a dotted address.
+        Shapes: (length, segment_size, sender), the sender as (dotted address, port).
         """
         try:
             if not self.gro:
                 length, sender = self._socket.recvfrom_into(view)
-                return length, length, sender[0]
+                return length, length, sender
             length, controls, _, sender = self._socket.recvmsg_into([view], _GRO_SPACE)
         except OSError:
             # EAGAIN, or an ICMP error about something that we sent earlier: it is read by asking for it.
             return None
-        return length, _GRO_SIZE.unpack(controls[0][2])[0] if controls else length, sender[0]
+        return length, _GRO_SIZE.unpack(controls[0][2])[0] if controls else length, sender
 
     def send(self, data: memoryview | bytes, segment_size: int, to: tuple[str, int]) -> DropReason | None:
         """Send datagrams of ``segment_size``, the last maybe shorter; the reason when they could not be sent."""
@@ -100,9 +100,12 @@ class UdpSocket:
             return _REASONS.get(error.errno or 0, DropReason.SEND_FAILED)
         return None
 
-    def accept_only(self, senders: Collection[str]) -> None:
-        """Have the kernel refuse most of what others send; when it cannot do that it refuses nothing."""
-        if len(senders) > sender_filter.MAX_SENDERS or not self._attach(sender_filter.program(senders)):
+    def accept_only(self, senders: Collection[str], port: int) -> None:
+        """Have the kernel refuse most of what does not come from these dotted addresses and this port.
+
+        A kernel that cannot do that refuses nothing.
+        """
+        if len(senders) > sender_filter.MAX_SENDERS or not self._attach(sender_filter.program(senders, port)):
             with suppress(OSError):  # there is none
                 self._socket.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 

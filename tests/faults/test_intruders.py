@@ -23,10 +23,11 @@ pytestmark = pytest.mark.usefixtures("root")
 INNER_PORT = 4242
 #: The kernel lets in one in 64 of a stranger's.
 MANY = 2000
+#: Sends UDP datagrams with headers of its own: the port that they come from may be in use.
 _SEND = (
     "import socket, sys;"
-    "sender = socket.socket(type=socket.SOCK_DGRAM);"
-    "[sender.sendto(bytes.fromhex(line), (sys.argv[1], int(sys.argv[2]))) for line in sys.stdin]"
+    "sender = socket.socket(type=socket.SOCK_RAW, proto=socket.IPPROTO_UDP);"
+    "[sender.sendto(bytes.fromhex(line), (sys.argv[1], 0)) for line in sys.stdin]"
 )
 
 
@@ -58,10 +59,10 @@ def packet(source: IPv4Address | str, destination: IPv4Address | str, length: in
     return ipv4_packet(str(source), str(destination), udp_datagram(bytes(length), ports=(4241, INNER_PORT)))
 
 
-def send(host: Host, to: Host, packets: list[bytes]) -> None:
-    """Send datagrams to where its daemon listens, past our own."""
-    lines = "".join(f"{data.hex()}\n" for data in packets)
-    host.run(sys.executable, "-I", "-S", "-c", _SEND, str(to.public_ip), str(OUTER_PORT), input=lines)
+def send(host: Host, to: Host, packets: list[bytes], port: int = OUTER_PORT) -> None:
+    """Send datagrams from ``port`` to where its daemon listens, past our own."""
+    lines = "".join(f"{udp_datagram(data, ports=(port, OUTER_PORT)).hex()}\n" for data in packets)
+    host.run(sys.executable, "-I", "-S", "-c", _SEND, str(to.public_ip), input=lines)
 
 
 def lengths_until(seen: Capture, last: int) -> list[int]:
@@ -97,6 +98,24 @@ def test_a_stranger_reaches_no_container_and_is_named(lab: Lab) -> None:
         assert f"(last from {stranger.public_ip})" in daemon.log()
     assert 0 < drops["unknown_sender"] < MANY / 10
     assert drops["unknown_sender"] + drops["socket_refused"] == MANY
+
+
+@pytest.mark.parametrize(("flag", "port"), [("peer", OUTER_PORT + 1), ("strict", 40007), ("off", 1024)])
+def test_what_a_known_host_sends_from_another_port_is_refused_and_named(lab: Lab, flag: str, port: int) -> None:
+    """As a container does that the host masquerades."""
+    peer, host, _ = lab.hosts
+    one, other = containers(lab)
+    with serving(lab, f"-source-check={flag}") as (_, daemon):
+        with watching(other, "eth0") as seen:
+            send(peer, host, [packet(one.address, other.address, 11)] * (3 if flag == "off" else MANY), port)
+            send(peer, host, [packet(one.address, other.address, 77)])
+            assert set(lengths_until(seen, 77)) == ({11, 77} if flag == "off" else {77})
+        drops = dropped(daemon)
+        hint = f"(last from {peer.public_ip}:{port}, not port {OUTER_PORT}; -source-check=off if a NAT changes ports)"
+        assert (hint in daemon.log()) == (flag != "off")
+    if flag != "off":
+        assert 0 < drops["wrong_sender_port"] < MANY / 10
+        assert drops["wrong_sender_port"] + drops["socket_refused"] == MANY
 
 
 def test_a_stranger_that_leases_a_subnet_is_one_no_longer_and_one_again_without_it(lab: Lab) -> None:

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
 import oracle
-from batches import datagrams, for_the_tun
+from batches import PORT, datagrams, for_the_tun
 from fuzz.mutation import Given, Mutator, Train
 from packets import OWN_SUBNET, TCP, UDP, checksum, one_hop_on, why_not, why_refused
 
@@ -33,8 +33,10 @@ LEASES = {
     IPv4Network("11.0.48.0/20"): NextHop("172.17.8.106", 8285),
     IPv4Network("11.0.59.16/28"): NextHop("172.17.8.106", 8285),
 }
-_STRANGER = "172.17.8.150"
-_SENDERS = [_STRANGER] * 4 + ["172.17.8.102"] * 3 + ["172.17.8.106"]
+_STRANGER = NextHop("172.17.8.150", PORT)
+_WRONG_PORT = NextHop("172.17.8.102", 40000)
+_SENDERS = [_STRANGER] * 4 + [NextHop("172.17.8.102", PORT)] * 3 + [NextHop("172.17.8.106", PORT), _WRONG_PORT]
+_REFUSED_SENDERS = {_STRANGER: DropReason.UNKNOWN_SENDER, _WRONG_PORT: DropReason.WRONG_SENDER_PORT}
 _NETWORK, _MASK = int(OWN_SUBNET.network_address), int(OWN_SUBNET.netmask)
 _LAST = int(OWN_SUBNET.broadcast_address)
 _OWN_ADDRESS = OWN_SUBNET.network_address.packed
@@ -57,7 +59,9 @@ class Fuzzer:
         self._mutator = mutator
         self._source_check = source_check
         self._anybody = source_check is SourceCheck.OFF
-        self._engine = Engine(OWN_SUBNET, routes, source_check=source_check, merge_tcp=merge, merge_udp=merge)
+        self._engine = Engine(
+            OWN_SUBNET, routes, port=PORT, source_check=source_check, merge_tcp=merge, merge_udp=merge
+        )
         self._now = 0.0
         self._plans = 0
         self.tally: Counter[str] = Counter()
@@ -103,10 +107,10 @@ class Fuzzer:
         self._plans += 1
         return self._plans % _SAMPLE == 0
 
-    def _trains(self) -> list[tuple[Train, str]]:
+    def _trains(self) -> list[tuple[Train, NextHop]]:
         """As many as one batch may have, from senders known and unknown."""
         mutator = self._mutator
-        found: list[tuple[Train, str]] = []
+        found: list[tuple[Train, NextHop]] = []
         size, most = 0, 1 + mutator.below(BATCH_PACKETS)
         while size < BATCH_BYTES and len(found) < most:
             train = mutator.train()
@@ -124,20 +128,21 @@ class Fuzzer:
 
     # The way in
 
-    def _check_inbound(self, plan: Plan, trains: list[tuple[Train, str]]) -> None:
-        count = strangers = 0
-        known: set[str] = set()
+    def _check_inbound(self, plan: Plan, trains: list[tuple[Train, NextHop]]) -> None:
+        count = 0
+        refused = Counter[DropReason | None]()
+        known: set[NextHop] = set()
         for train, sender in trains:
             arrived = -(-len(train.data) // train.segment_size) if train.data else 1
             count += arrived
-            if sender == _STRANGER:
-                strangers += arrived
-            else:
+            refused[_REFUSED_SENDERS.get(sender)] += arrived
+            if sender not in _REFUSED_SENDERS:
                 known.add(sender)
-        subnets = [_numbers(subnet) for subnet, next_hop in LEASES.items() if next_hop.public_ip in known]
+        subnets = [_numbers(subnet) for subnet, next_hop in LEASES.items() if next_hop in known]
         passed = sum(self._check_for_the_tun(header, packet, subnets) for header, packet in plan.packets)
         assert passed + len(plan.drops) == count
-        assert plan.drops.count(DropReason.UNKNOWN_SENDER) == (0 if self._anybody else strangers)
+        for reason in _REFUSED_SENDERS.values():
+            assert plan.drops.count(reason) == (0 if self._anybody else refused[reason])
         for run in plan.runs:
             reply = bytes(run.data)
             self._check_reply(reply, (11,))
@@ -175,7 +180,7 @@ class Fuzzer:
         self.tally["in: merged"] += segments
         return segments
 
-    def _check_foretold_inbound(self, plan: Plan, trains: list[tuple[Train, str]]) -> None:
+    def _check_foretold_inbound(self, plan: Plan, trains: list[tuple[Train, NextHop]]) -> None:
         """Every datagram, in order, to its last byte."""
         arrived = [(datagram, sender) for train, sender in trains for datagram in train.datagrams()]
         if len(arrived) > _MOST_FORETOLD:
@@ -187,10 +192,10 @@ class Fuzzer:
         assert Counter(plan.drops) == Counter(filter(None, reasons))
         self.tally["in: foretold"] += len(arrived)
 
-    def _why_refused(self, datagram: bytes, sender: str) -> DropReason | None:
-        subnets = [subnet for subnet, next_hop in LEASES.items() if next_hop.public_ip == sender]
-        if not (subnets or self._anybody):
-            return DropReason.UNKNOWN_SENDER
+    def _why_refused(self, datagram: bytes, sender: NextHop) -> DropReason | None:
+        if sender in _REFUSED_SENDERS and not self._anybody:
+            return _REFUSED_SENDERS[sender]
+        subnets = [subnet for subnet, next_hop in LEASES.items() if next_hop.public_ip == sender.public_ip]
         return why_refused(datagram, OWN_SUBNET, subnets if self._source_check is SourceCheck.STRICT else None)
 
     # The way out

@@ -6,7 +6,7 @@ from collections import Counter
 from ipaddress import IPv4Address, IPv4Network
 
 import oracle
-from batches import datagrams, for_the_tun, inbound_of_many, inbound_trains, outbound
+from batches import PORT, datagrams, for_the_tun, inbound_of_many, inbound_trains, outbound
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import VnetHeader
@@ -89,7 +89,8 @@ def batches(sources: st.SearchStrategy[str], destinations: st.SearchStrategy[str
 
 BATCHES = batches(ADDRESSES, ADDRESSES)
 ARRIVING = batches(SOURCES | ADDRESSES, DESTINATIONS) | streams()
-SENDERS = st.sampled_from([*sorted({next_hop.public_ip for next_hop in LEASES.values()}), "172.17.8.150"])
+STRANGER = NextHop("172.17.8.150", PORT)
+SENDERS = st.sampled_from([*sorted(set(LEASES.values())), STRANGER, NextHop("172.17.8.102", 40000)])
 RUBBISH = st.binary(max_size=50)
 
 
@@ -97,7 +98,7 @@ def engine(source_check: SourceCheck = SourceCheck.PEER) -> Engine:
     routes = Routes()
     for subnet, next_hop in LEASES.items():
         routes.set(subnet, next_hop)
-    return Engine(OWN_SUBNET, routes, source_check=source_check)
+    return Engine(OWN_SUBNET, routes, port=PORT, source_check=source_check)
 
 
 def scanned(address: bytes) -> NextHop | None:
@@ -135,22 +136,25 @@ def test_outbound_each_packet_is_sent_or_dropped_exactly_once(packets: list[byte
     assert for_the_tun(plan) == [(vnet_hdr.PLAIN, reply) for reply in replies(answered[0] + answered[1])]
 
 
-def refusal(packet: bytes, sender: str, source_check: SourceCheck) -> DropReason | None:
+def refusal(packet: bytes, sender: NextHop, source_check: SourceCheck) -> DropReason | None:
     """Why what comes from there is dropped."""
-    subnets = [subnet for subnet, next_hop in LEASES.items() if next_hop.public_ip == sender]
+    subnets = [subnet for subnet, next_hop in LEASES.items() if next_hop.public_ip == sender.public_ip]
     if source_check is not SourceCheck.OFF and not subnets:
         return DropReason.UNKNOWN_SENDER
+    if source_check is not SourceCheck.OFF and sender.port != PORT:
+        return DropReason.WRONG_SENDER_PORT
     return why_refused(packet, OWN_SUBNET, subnets if source_check is SourceCheck.STRICT else None)
 
 
 @st.composite
-def sent_trains(draw: st.DrawFn, packets: list[bytes]) -> list[tuple[bytes, int, str]]:
+def sent_trains(draw: st.DrawFn, packets: list[bytes]) -> list[tuple[bytes, int, NextHop]]:
     """In trains that have a sender each."""
-    most = draw(st.sampled_from(["172.17.8.102", "172.17.8.102", "172.17.8.106", "172.17.8.150"]))
+    known = NextHop("172.17.8.102", PORT)
+    most = draw(st.sampled_from([known, known, NextHop("172.17.8.106", PORT), STRANGER]))
     return [(*train, draw(st.just(most) | SENDERS)) for train in draw(trains(packets))]
 
 
-def single(came: list[tuple[bytes, int, str]]) -> list[tuple[bytes, str]]:
+def single(came: list[tuple[bytes, int, NextHop]]) -> list[tuple[bytes, NextHop]]:
     """The datagrams of trains, each with its sender."""
     return [
         (data[start : start + size], sender)

@@ -109,7 +109,7 @@ def host(address: IPv4Address, *, merge: bool = True) -> Engine:
     for lease in leases:
         if lease.subnet != own:
             routes.set(lease.subnet, NextHop(str(lease.attrs.public_ip), PORT))
-    return Engine(own, routes, merge_tcp=merge, merge_udp=merge)
+    return Engine(own, routes, port=PORT, merge_tcp=merge, merge_udp=merge)
 
 
 DATAGRAMS = list(udp_datagrams(RECORDED / "eth1.pcap", PORT))
@@ -177,7 +177,7 @@ def test_what_arrived_is_given_to_the_device_as_the_same_packets(merge: bool, gr
     given = []
     for packets in batches(FROM_HOST2):
         came = trains(packets) if gro else [(packet, len(packet)) for packet in packets]
-        plan = inbound_trains(engine, came, sender=str(HOST2))
+        plan = inbound_trains(engine, came, sender=(str(HOST2), PORT))
         given += for_the_tun(plan)
         assert plan == Plan(packets=plan.packets)
     assert oracle.all_written(given) == [packet for packet in ON_THE_TUN if source(packet) == CONTAINER2]
@@ -188,7 +188,7 @@ def test_the_other_host_takes_every_datagram_but_the_one_without_a_hop_left(merg
     engine = host(HOST2, merge=merge)
     given, drops = [], []
     for packets in batches(FROM_HOST1):
-        plan = inbound(engine, packets, sender=str(HOST1))
+        plan = inbound(engine, packets, sender=(str(HOST1), PORT))
         given += for_the_tun(plan)
         drops += plan.drops
     packets = [hop_taken(data) for data in FROM_HOST1 if data[8] > 1]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 DEADLINE = 10
+PORT = 8285
 SUBNET = IPv4Network("11.0.101.0/24")
 
 
@@ -24,7 +25,8 @@ class RecordingSocket(UdpSocket):
         self.told: list[set[str]] = []
         self.changed = asyncio.Event()
 
-    def accept_only(self, senders: Collection[str]) -> None:
+    def accept_only(self, senders: Collection[str], port: int) -> None:
+        assert port == PORT
         self.told.append(set(senders))
         self.changed.set()
 
@@ -38,11 +40,11 @@ class RecordingSocket(UdpSocket):
 def test_at_first_those_are_accepted_that_are_known_and_then_whoever_comes() -> None:
     async def scenario() -> None:
         routes = Routes()
-        routes.set(SUBNET, NextHop("172.17.8.102", 8285))
+        routes.set(SUBNET, NextHop("172.17.8.102", PORT))
         udp = RecordingSocket()
-        admission = Admission(udp, routes)
+        admission = Admission(udp, routes, PORT)
         assert await udp.next() == {"172.17.8.102"}
-        routes.set(SUBNET, NextHop("172.17.8.103", 8285))
+        routes.set(SUBNET, NextHop("172.17.8.103", PORT))
         admission.changed()
         assert await udp.next() == {"172.17.8.103"}
         routes.remove(SUBNET)
@@ -56,10 +58,10 @@ def test_many_changes_become_one_and_the_more_senders_the_longer_is_the_pause() 
     async def scenario() -> None:
         routes = Routes()
         udp = RecordingSocket()
-        admission = Admission(udp, routes)
+        admission = Admission(udp, routes, PORT)
         began = asyncio.get_running_loop().time()
         for number in range(1000):
-            routes.set(IPv4Network((int(SUBNET[0]) + 256 * number, 24)), NextHop(str(IPv4Address(number)), 8285))
+            routes.set(IPv4Network((int(SUBNET[0]) + 256 * number, 24)), NextHop(str(IPv4Address(number)), PORT))
         admission.changed()
         for _ in range(100):
             admission.changed()
@@ -75,12 +77,12 @@ def test_many_changes_become_one_and_the_more_senders_the_longer_is_the_pause() 
 def test_after_close_the_socket_is_left_alone() -> None:
     async def scenario() -> None:
         udp = RecordingSocket()
-        admission = Admission(udp, Routes())
+        admission = Admission(udp, Routes(), PORT)
         admission.changed()
         admission.close()
         for _ in range(20):
             await asyncio.sleep(0)
         assert udp.told == [set()]
-        Admission(udp, Routes()).close()
+        Admission(udp, Routes(), PORT).close()
 
     asyncio.run(scenario())

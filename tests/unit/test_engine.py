@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import oracle
 import pytest
-from batches import datagrams, for_the_tun, inbound, inbound_of_many, inbound_trains, outbound
+from batches import PORT, datagrams, for_the_tun, inbound, inbound_of_many, inbound_trains, outbound
 from oracle import VnetHeader
 from packets import (
     ICMP,
@@ -32,15 +32,15 @@ from flannelpy.packet.drops import DropReason
 OWN, CONTAINER = "11.0.59.0", "11.0.59.2"
 ON_A, ON_B, NOWHERE = "11.0.101.2", "11.0.55.2", "11.0.254.2"
 SUBNET_A, SUBNET_B = IPv4Network("11.0.101.0/24"), IPv4Network("11.0.55.0/24")
-A, B = NextHop("172.17.8.102", 8285), NextHop("172.17.8.103", 8285)
-STRANGER = "172.17.8.150"
+A, B = NextHop("172.17.8.102", PORT), NextHop("172.17.8.103", PORT)
+STRANGER = NextHop("172.17.8.150", PORT)
 
 
 def engine(source_check: SourceCheck = SourceCheck.PEER, *, merge_tcp: bool = True) -> Engine:
     routes = Routes()
     routes.set(SUBNET_A, A)
     routes.set(SUBNET_B, B)
-    return Engine(OWN_SUBNET, routes, source_check=source_check, merge_tcp=merge_tcp)
+    return Engine(OWN_SUBNET, routes, port=PORT, source_check=source_check, merge_tcp=merge_tcp)
 
 
 def same(plan: Plan, runs: list[Run], packets: list[bytes], drops: dict[DropReason, int]) -> bool:
@@ -161,7 +161,7 @@ def test_errors_are_limited_for_each_sender_on_its_own() -> None:
 
 def test_a_route_that_comes_or_goes_counts_for_the_next_batch() -> None:
     routes = Routes()
-    decider = Engine(OWN_SUBNET, routes)
+    decider = Engine(OWN_SUBNET, routes, port=PORT)
     assert not outbound(decider, [to(ON_A)]).runs
     routes.set(IPv4Network("11.0.101.0/24"), A)
     assert outbound(decider, [to(ON_A)]).runs
@@ -213,9 +213,9 @@ def test_a_packet_loses_two_hops_on_its_way_through_two_hosts() -> None:
     packet = to(ON_A, ttl=63)
     [run] = outbound(engine(), [packet]).runs
     routes = Routes()
-    routes.set(OWN_SUBNET, NextHop("172.17.8.101", 8285))
-    there = Engine(SUBNET_A, routes)
-    assert for_the_tun(inbound(there, [bytes(run.data)], sender="172.17.8.101")) == [
+    routes.set(OWN_SUBNET, NextHop("172.17.8.101", PORT))
+    there = Engine(SUBNET_A, routes, port=PORT)
+    assert for_the_tun(inbound(there, [bytes(run.data)], sender=("172.17.8.101", PORT))) == [
         (vnet_hdr.PLAIN, with_ttl(packet, 61))
     ]
 
@@ -224,27 +224,51 @@ def test_a_packet_loses_two_hops_on_its_way_through_two_hosts() -> None:
 
 
 @pytest.mark.parametrize("source_check", SourceCheck)
-@pytest.mark.parametrize(("sender", "known"), [(A.public_ip, True), (STRANGER, False), ("0.0.0.0", False)])
+@pytest.mark.parametrize(("address", "known"), [(A.public_ip, True), (STRANGER.public_ip, False), ("0.0.0.0", False)])
 def test_only_hosts_with_a_lease_may_send_unless_nobody_asks(
-    source_check: SourceCheck, sender: str, known: bool
+    source_check: SourceCheck, address: str, known: bool
 ) -> None:
     taken = known or source_check is SourceCheck.OFF
     given, drops = ([hop_taken(arriving())], {}) if taken else ([], {DropReason.UNKNOWN_SENDER: 1})
-    assert same(inbound(engine(source_check), [arriving()], sender=sender), [], given, drops)
+    assert same(inbound(engine(source_check), [arriving()], sender=(address, PORT)), [], given, drops)
+
+
+@pytest.mark.parametrize("source_check", SourceCheck)
+@pytest.mark.parametrize("port", [PORT - 1, PORT + 1, 1, 1024, 40000, 65535])
+def test_a_known_address_may_send_from_the_backends_port_only_unless_nobody_asks(
+    source_check: SourceCheck, port: int
+) -> None:
+    """From another port it is a container behind a masquerade, or another network's host."""
+    decider = engine(source_check)
+    sender = A.public_ip, port
+    plan = inbound(decider, [arriving(), arriving(ttl=1), BROKEN], sender=sender)
+    if source_check is SourceCheck.OFF:
+        assert for_the_tun(plan) == [(vnet_hdr.PLAIN, hop_taken(arriving()))]
+        assert not decider.refused_senders
+    else:
+        assert same(plan, [], [], {DropReason.WRONG_SENDER_PORT: 3})
+        assert decider.refused_senders == {DropReason.WRONG_SENDER_PORT: sender}
+
+
+def test_each_train_of_a_batch_is_checked_by_its_own_port() -> None:
+    trains = [(arriving(), 100, (A.public_ip, port)) for port in (PORT, 40000, PORT)] + [(arriving(), 100, STRANGER)]
+    plan = inbound_of_many(engine(), trains)
+    drops = {DropReason.WRONG_SENDER_PORT: 1, DropReason.UNKNOWN_SENDER: 1}
+    assert same(plan, [], [hop_taken(arriving())] * 2, drops)
 
 
 def test_what_an_unknown_sender_sends_is_counted_by_datagrams_and_never_looked_at() -> None:
     trains = [(bytes(64 * 28), 28), (bytes(57), 28), (b"", 0), (arriving(ttl=1), 100), (bytes(65507), 65507)]
     decider = engine()
-    assert decider.unknown_sender == ""
+    assert not decider.refused_senders
     plan = inbound_trains(decider, trains, sender=STRANGER)
     assert same(plan, [], [], {DropReason.UNKNOWN_SENDER: 64 + 3 + 1 + 1 + 1})
-    assert decider.unknown_sender == STRANGER
+    assert decider.refused_senders == {DropReason.UNKNOWN_SENDER: STRANGER}
 
 
 def test_an_unknown_sender_takes_nothing_from_those_between_whom_it_comes() -> None:
     one, two, three = received(3)
-    trains = [(one, 140, A.public_ip), (arriving(), 100, STRANGER), (two + three, 140, A.public_ip)]
+    trains = [(one, 140, A), (arriving(), 100, STRANGER), (two + three, 140, A)]
     plan = inbound_of_many(engine(), trains)
     assert len(plan.packets) == 1
     assert oracle.all_written(for_the_tun(plan)) == list(map(hop_taken, (one, two, three)))
@@ -253,41 +277,41 @@ def test_an_unknown_sender_takes_nothing_from_those_between_whom_it_comes() -> N
 
 def test_a_sender_is_known_while_it_has_a_lease() -> None:
     routes = Routes()
-    decider = Engine(OWN_SUBNET, routes)
+    decider = Engine(OWN_SUBNET, routes, port=PORT)
     assert inbound(decider, [arriving()]).drops == [DropReason.UNKNOWN_SENDER]
     routes.set(SUBNET_A, A)
     assert inbound(decider, [arriving()]).drops == []
     routes.set(SUBNET_A, B)
     assert inbound(decider, [arriving()]).drops == [DropReason.UNKNOWN_SENDER]
-    assert inbound(decider, [arriving()], sender=B.public_ip).drops == []
+    assert inbound(decider, [arriving()], sender=B).drops == []
     routes.remove(SUBNET_A)
-    assert inbound(decider, [arriving()], sender=B.public_ip).drops == [DropReason.UNKNOWN_SENDER]
+    assert inbound(decider, [arriving()], sender=B).drops == [DropReason.UNKNOWN_SENDER]
 
 
 @pytest.mark.parametrize("source_check", SourceCheck)
 @pytest.mark.parametrize(
     ("source", "sender", "lenient", "strict"),
     [
-        pytest.param(ON_A, A.public_ip, True, True, id="its own"),
-        pytest.param("11.0.101.0", A.public_ip, True, True, id="its own device"),
-        pytest.param(ON_B, A.public_ip, True, False, id="another host's"),
-        pytest.param(ON_A, B.public_ip, True, False, id="another host's, the other way"),
-        pytest.param("11.0.100.255", A.public_ip, True, False, id="just below"),
-        pytest.param("11.0.102.0", A.public_ip, True, False, id="just above"),
-        pytest.param("11.0.7.1", B.public_ip, True, True, id="its second subnet"),
-        pytest.param("8.8.8.8", A.public_ip, True, False, id="the world"),
-        pytest.param("11.0.59.0", A.public_ip, False, False, id="ours: the device"),
-        pytest.param("11.0.59.3", A.public_ip, False, False, id="ours: a container"),
-        pytest.param("11.0.59.255", A.public_ip, False, False, id="ours: broadcast"),
+        pytest.param(ON_A, A, True, True, id="its own"),
+        pytest.param("11.0.101.0", A, True, True, id="its own device"),
+        pytest.param(ON_B, A, True, False, id="another host's"),
+        pytest.param(ON_A, B, True, False, id="another host's, the other way"),
+        pytest.param("11.0.100.255", A, True, False, id="just below"),
+        pytest.param("11.0.102.0", A, True, False, id="just above"),
+        pytest.param("11.0.7.1", B, True, True, id="its second subnet"),
+        pytest.param("8.8.8.8", A, True, False, id="the world"),
+        pytest.param("11.0.59.0", A, False, False, id="ours: the device"),
+        pytest.param("11.0.59.3", A, False, False, id="ours: a container"),
+        pytest.param("11.0.59.255", A, False, False, id="ours: broadcast"),
     ],
 )
 def test_sources_are_never_ours_and_if_strict_the_senders(
-    source_check: SourceCheck, source: str, sender: str, lenient: bool, strict: bool
+    source_check: SourceCheck, source: str, sender: NextHop, lenient: bool, strict: bool
 ) -> None:
     routes = Routes()
     for subnet, next_hop in ((SUBNET_A, A), (SUBNET_B, B), (IPv4Network("11.0.7.0/24"), B)):
         routes.set(subnet, next_hop)
-    decider = Engine(OWN_SUBNET, routes, source_check=source_check)
+    decider = Engine(OWN_SUBNET, routes, port=PORT, source_check=source_check)
     packet = arriving(source=source)
     right = strict if source_check is SourceCheck.STRICT else lenient
     given, drops = ([hop_taken(packet)], {}) if right else ([], {DropReason.SPOOFED_SOURCE: 1})
@@ -296,7 +320,7 @@ def test_sources_are_never_ours_and_if_strict_the_senders(
 
 def test_if_strict_each_train_of_a_batch_is_checked_by_its_own_sender() -> None:
     trains = [
-        (arriving(source=source), 100, next_hop.public_ip)
+        (arriving(source=source), 100, next_hop)
         for source, next_hop in ((ON_A, A), (ON_B, B), (ON_A, B), (ON_B, A), (ON_A, A))
     ]
     plan = inbound_of_many(engine(SourceCheck.STRICT), trains)
@@ -336,7 +360,7 @@ def test_what_is_for_our_own_subnet_never_goes_to_the_wire_whoever_leases_it_too
     routes = Routes()
     routes.set(IPv4Network(covered), A)
     packet = ipv4_packet("11.0.101.9", CONTAINER, bytes(80), ttl=ttl)
-    plan = outbound(Engine(OWN_SUBNET, routes), [packet])
+    plan = outbound(Engine(OWN_SUBNET, routes, port=PORT), [packet])
     assert same(plan, [], [error(icmp.NET_UNREACHABLE, packet)], {DropReason.NO_ROUTE: 1})
 
 
@@ -345,7 +369,7 @@ def test_neighbours_of_our_own_subnet_are_not_sent_together_with_them() -> None:
     routes = Routes()
     routes.set(IPv4Network("11.0.0.0/16"), A)
     own = ipv4_packet("11.0.101.9", CONTAINER, bytes(80))
-    plan = outbound(Engine(OWN_SUBNET, routes), [to(ON_A), own, to(ON_B), to("11.0.58.255"), own])
+    plan = outbound(Engine(OWN_SUBNET, routes, port=PORT), [to(ON_A), own, to(ON_B), to("11.0.58.255"), own])
     runs = [Run(A, 100, hop_taken(to(ON_A))), Run(A, 100, hop_taken(to(ON_B)) + hop_taken(to("11.0.58.255")))]
     assert same(plan, runs, [error(icmp.NET_UNREACHABLE, own)] * 2, {DropReason.NO_ROUTE: 2})
 
@@ -488,5 +512,5 @@ def test_a_super_packet_for_our_own_subnet_is_refused_too() -> None:
     routes = Routes()
     routes.set(IPv4Network("11.0.0.0/16"), A)
     packet = tcp(3000, CONTAINER)
-    plan = outbound(Engine(OWN_SUBNET, routes), [packet], headers=[TCP_SUPER])
+    plan = outbound(Engine(OWN_SUBNET, routes, port=PORT), [packet], headers=[TCP_SUPER])
     assert same(plan, [], [error(icmp.NET_UNREACHABLE, packet)], {DropReason.NO_ROUTE: 1})

@@ -15,7 +15,7 @@ import pytest
 from oracle import VnetHeader
 from packets import OWN_SUBNET, TCP, hop_taken, ipv4_packet, tcp_segment, udp_datagram, unfinished, with_checksum
 
-from flannelpy.backend.udp.engine import Engine, Plan
+from flannelpy.backend.udp.engine import Engine, Plan, Train
 from flannelpy.backend.udp.proxy import Proxy
 from flannelpy.backend.udp.routes import NextHop, Routes
 from flannelpy.errors import HostError
@@ -26,7 +26,7 @@ from flannelpy.packet import vnet_hdr
 from flannelpy.packet.drops import DropReason
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from types import TracebackType
 
 LOCALHOST = IPv4Address("127.0.0.1")
@@ -56,12 +56,12 @@ class FullUdp(UdpSocket):
         self._socket = end
         self.gso = self.gro = False
 
-    def receive_into(self, view: memoryview) -> tuple[int, int, str] | None:
+    def receive_into(self, view: memoryview) -> tuple[int, int, tuple[str, int]] | None:
         try:
             length = self._socket.recv_into(view)
         except BlockingIOError:
             return None
-        return length, length, "127.0.0.1"
+        return length, length, ("127.0.0.1", 8285)
 
     def send(self, data: memoryview | bytes, segment_size: int, to: tuple[str, int]) -> DropReason | None:
         try:
@@ -74,15 +74,15 @@ class FullUdp(UdpSocket):
 class RecordingEngine(Engine):
     """Remembers how many packets each batch brought."""
 
-    def __init__(self, routes: Routes) -> None:
-        super().__init__(OWN_SUBNET, routes)
+    def __init__(self, routes: Routes, port: int) -> None:
+        super().__init__(OWN_SUBNET, routes, port=port)
         self.batches: list[int] = []
 
     def outbound(self, lengths: list[int], now: float) -> Plan:
         self.batches.append(len(lengths))
         return super().outbound(lengths, now)
 
-    def inbound(self, trains: list[tuple[int, int, str]], now: float) -> Plan:
+    def inbound(self, trains: Sequence[Train], now: float) -> Plan:
         self.batches.append(len(trains))
         return super().inbound(trains, now)
 
@@ -111,7 +111,7 @@ class Bench:
             next_hop = self.remote.getsockname()
         self.remote.setblocking(False)
         self.routes = Routes()
-        self.engine = RecordingEngine(self.routes)
+        self.engine = RecordingEngine(self.routes, next_hop[1])
         self.route(next_hop)
         self.proxy = Proxy(self.tun, self.udp, self.engine)
         return self
@@ -603,15 +603,22 @@ def test_nothing_is_carried_after_close() -> None:
     play(scenario)
 
 
-def test_an_unknown_sender_is_counted_and_named_and_the_next_is_served() -> None:
+def test_a_refused_sender_is_counted_and_named_and_the_next_is_served() -> None:
     async def scenario(bench: Bench) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as masqueraded,
+        ):
             stranger.bind(("127.0.0.2", 0))
+            masqueraded.bind(("127.0.0.1", 0))
+            senders = stranger.getsockname(), masqueraded.getsockname()
             for number in range(3):
                 stranger.sendto(incoming(number), bench.address)
+            masqueraded.sendto(incoming(3), bench.address)
         bench.remote.sendto(incoming(7), bench.address)
         assert await bench.receive_packets(1) == [hop_taken(incoming(7))]
-        assert bench.proxy.drops == Counter({DropReason.UNKNOWN_SENDER: 3})
-        assert bench.engine.unknown_sender == "127.0.0.2"
+        reasons = DropReason.UNKNOWN_SENDER, DropReason.WRONG_SENDER_PORT
+        assert bench.proxy.drops == Counter(dict(zip(reasons, (3, 1), strict=True)))
+        assert bench.engine.refused_senders == dict(zip(reasons, senders, strict=True))
 
     play(scenario)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 LOCALHOST = IPv4Address("127.0.0.1")
 DATA = random.Random(8285).randbytes(65507)
 DEADLINE = 10
+#: From which senders send; no ephemeral one.
+PORT = 18285
 
 
 @contextmanager
@@ -56,7 +58,7 @@ def receive(end: UdpSocket) -> tuple[bytes, int]:
     train = end.receive_into(memoryview(buffer))
     assert train is not None
     length, segment_size, sender = train
-    assert sender == "127.0.0.1"
+    assert sender[0] == "127.0.0.1"
     assert not any(buffer[length:])
     return bytes(buffer[:length]), segment_size
 
@@ -235,8 +237,9 @@ def test_the_sender_is_told_with_what_it_sent(gro: bool) -> None:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
                 other.bind((address, 0))
                 other.sendto(DATA[:100], to)
+                source = other.getsockname()
             assert select.select([receiver.fileno()], [], [], DEADLINE)[0]
-            assert receiver.receive_into(memoryview(bytearray(65535))) == (100, 100, address)
+            assert receiver.receive_into(memoryview(bytearray(65535))) == (100, 100, source)
         sender.sendto(DATA[:7], to)
         assert receive(receiver) == (DATA[:7], 7)
 
@@ -245,13 +248,13 @@ def received_from(receiver: UdpSocket) -> list[str]:
     """The senders of all that is there; on loopback nothing is on its way any more."""
     senders = []
     while train := receiver.receive_into(memoryview(bytearray(65535))):
-        senders.append(train[2])
+        senders.append(train[2][0])
     return senders
 
 
-def send_from(address: str, to: tuple[str, int], count: int) -> None:
+def send_from(address: str, to: tuple[str, int], count: int, port: int = PORT) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        sender.bind((address, 0))
+        sender.bind((address, port))
         for _ in range(count):
             sender.sendto(DATA[:28], to)
 
@@ -260,7 +263,7 @@ def test_most_of_what_others_send_is_refused_and_counted() -> None:
     """A few of them come in, so that they are noticed: one in 64, by chance."""
     known, unknown = "127.0.0.2", "127.0.0.3"
     with udp() as (receiver, to):
-        receiver.accept_only([known, "127.0.0.4"])
+        receiver.accept_only([known, "127.0.0.4"], PORT)
         send_from(known, to, 100)
         send_from(unknown, to, 4000)
         send_from("127.0.0.4", to, 10)
@@ -270,10 +273,24 @@ def test_most_of_what_others_send_is_refused_and_counted() -> None:
         assert senders.count(unknown) + receiver.refused() == 4000
 
 
+@pytest.mark.parametrize("gro", [True, False])
+@pytest.mark.parametrize("port", [PORT - 1, 40007])
+def test_most_of_what_a_known_address_sends_from_another_port_is_refused_too(port: int, gro: bool) -> None:
+    known = "127.0.0.2"
+    with udp(gro=gro) as (receiver, to):
+        receiver.accept_only([known], PORT)
+        send_from(known, to, 4000, port)
+        received = received_from(receiver)
+        assert 10 < len(received) < 200
+        assert len(received) + receiver.refused() == 4000
+        send_from(known, to, 100)
+        assert received_from(receiver) == [known] * 100
+
+
 def test_who_is_accepted_can_change() -> None:
     with udp() as (receiver, to):
         for senders in ([], ["127.0.0.2"], [f"127.0.{number // 256}.{number % 256}" for number in range(1, 300)]):
-            receiver.accept_only(senders)
+            receiver.accept_only(senders, PORT)
             send_from("127.0.0.2", to, 100)
             received = received_from(receiver)
             assert (received == ["127.0.0.2"] * 100) == bool(senders)
@@ -281,11 +298,14 @@ def test_who_is_accepted_can_change() -> None:
 
 def test_trains_of_unknown_senders_are_refused_whole() -> None:
     with udp() as (receiver, to), udp() as (sender, _):
-        receiver.accept_only(["127.0.0.2"])
-        for _ in range(100):
-            assert sender.send(DATA[: 64 * 28], 28, to) is None
-        assert len(received_from(receiver)) < 30
-        receiver.accept_only(["127.0.0.1"])
+        with same_socket(sender) as same:
+            _, port = same.getsockname()
+        for senders, wanted in ((["127.0.0.2"], port), (["127.0.0.1"], port ^ 1)):
+            receiver.accept_only(senders, wanted)
+            for _ in range(100):
+                assert sender.send(DATA[: 64 * 28], 28, to) is None
+            assert len(received_from(receiver)) < 30
+        receiver.accept_only(["127.0.0.1"], port)
         assert sender.send(DATA[: 64 * 28], 28, to) is None
         assert receive(receiver) == (DATA[: 64 * 28], 28)
 
@@ -295,8 +315,8 @@ def test_trains_of_unknown_senders_are_refused_whole() -> None:
 def test_with_more_senders_than_a_filter_can_hold_all_are_let_in(count: int, before: bool) -> None:
     with udp() as (receiver, to):
         if before:
-            receiver.accept_only([])
-        receiver.accept_only([str(IPv4Address(number)) for number in range(count)])
+            receiver.accept_only([], PORT)
+        receiver.accept_only([str(IPv4Address(number)) for number in range(count)], PORT)
         send_from("127.0.0.3", to, 100)
         assert received_from(receiver) == ["127.0.0.3"] * 100
         assert receiver.refused() == 0

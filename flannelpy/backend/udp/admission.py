@@ -18,10 +18,11 @@ _PAUSE_PER_SENDER = 20e-6
 class Admission:
     """Keeps the socket's filter in step with the routes, from its making until ``close``."""
 
-    def __init__(self, udp: UdpSocket, routes: Routes) -> None:
-        """Needs a running event loop."""
+    def __init__(self, udp: UdpSocket, routes: Routes, port: int) -> None:
+        """Needs a running event loop; every host sends from ``port``."""
         self._udp = udp
         self._routes = routes
+        self._port = port
         self._loop = asyncio.get_running_loop()
         self._due: asyncio.TimerHandle | None = None
         self._admit()
@@ -38,4 +39,4 @@ class Admission:
 
     def _admit(self) -> None:
         self._due = None
-        self._udp.accept_only(self._routes.by_public_ip)
+        self._udp.accept_only(self._routes.by_public_ip, self._port)

@@ -99,6 +99,7 @@ class UdpBackend:
         self._engine = Engine(
             lease.subnet,
             self._routes,
+            port=self._port,
             source_check=self._source_check,
             merge_tcp=Offload.MERGE_TCP in offloads,
             merge_udp=Offload.MERGE_UDP in offloads,
@@ -106,7 +107,7 @@ class UdpBackend:
         self._proxy = Proxy(self._device.tun, self._udp, self._engine)
         self._resources.callback(self._proxy.close)
         if self._source_check is not SourceCheck.OFF:
-            self._admission = Admission(self._udp, self._routes)
+            self._admission = Admission(self._udp, self._routes, self._port)
             self._resources.callback(self._admission.close)
         return mtu
 
@@ -183,10 +184,17 @@ class UdpBackend:
             log.info("Dropped packets: %s", ", ".join(self._told(why, n) for why, n in fresh.most_common()))
 
     def _told(self, reason: DropReason, count: int) -> str:
-        told = f"{reason.name.lower()} {count}"
+        return f"{reason.name.lower()} {count}{self._hint(reason)}"
+
+    def _hint(self, reason: DropReason) -> str:
+        """Who sent the last datagram that was dropped for ``reason``, where that is known."""
+        sender = self._engine.refused_senders.get(reason)
+        if sender is None:
+            return ""
+        address, port = sender
         if reason is DropReason.UNKNOWN_SENDER:
-            told += f" (last from {self._engine.unknown_sender})"
-        return told
+            return f" (last from {address})"
+        return f" (last from {address}:{port}, not port {self._port}; -source-check=off if a NAT changes ports)"
 
 
 def _port(value: object) -> int:

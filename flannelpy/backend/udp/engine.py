@@ -6,9 +6,10 @@ there, so it must be carried out before the next batch of its direction is read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from flannelpy.backend.udp.icmp_limit import IcmpLimit
 from flannelpy.backend.udp.routes import NextHop, Routes
@@ -28,6 +29,10 @@ BATCH_BYTES = 65536
 _BUFFER = BATCH_BYTES + MAX_PACKET + 65
 # All segments of a batch, unless its gso_size is absurdly small.
 _SEGMENTS_BUFFER = 1 << 20
+
+
+#: (length, segment_size, sender) of equal datagrams that came as one; the sender as (public IP, port).
+Train: TypeAlias = tuple[int, int, tuple[str, int]]
 
 
 class Run(NamedTuple):
@@ -59,19 +64,24 @@ class Engine:
         subnet: IPv4Network,
         routes: Routes,
         *,
+        port: int,
         source_check: SourceCheck = SourceCheck.PEER,
         merge_tcp: bool = True,
         merge_udp: bool = True,
     ) -> None:
-        """``merge_tcp``, ``merge_udp``: whether the TUN is to get super-packets of that protocol."""
+        """``port``: that from which every host sends.
+
+        ``merge_tcp``, ``merge_udp``: whether the TUN is to get super-packets of that protocol.
+        """
         own = int(subnet.network_address), int(subnet.netmask)
         self._address = subnet.network_address.packed
         self._routes = routes
+        self._port = port
         self._anybody = source_check is SourceCheck.OFF
         self._strict = source_check is SourceCheck.STRICT
         self._icmp_limit = IcmpLimit()
-        #: The last one whose datagrams were dropped for that.
-        self.unknown_sender = ""
+        #: The last sender, as (address, port), whose datagrams were dropped for UNKNOWN_SENDER or WRONG_SENDER_PORT.
+        self.refused_senders: dict[DropReason, tuple[str, int]] = {}
         self.tun_buffer = bytearray(_BUFFER)
         self.vnet_hdrs = bytearray(BATCH_PACKETS * vnet_hdr.SIZE)
         self.udp_buffer = bytearray(_BUFFER)
@@ -101,30 +111,28 @@ class Engine:
             self._refuse(plan, reason, bytes(self._tun_view[start:end]), now)
         return plan
 
-    def inbound(self, trains: list[tuple[int, int, str]], now: float) -> Plan:
-        """What becomes of the datagrams that were received.
-
-        Shapes: (length, segment_size, sender) of equal ones that came as one, the sender as a public IP.
-        """
+    def inbound(self, trains: Sequence[Train], now: float) -> Plan:
+        """What becomes of the datagrams that were received."""
         coalescer = self._coalescer
         coalescer.begin()
         plan = Plan()
         start = 0
         for length, segment_size, sender in trains:
-            subnets = self._routes.by_public_ip.get(sender, ())
-            if subnets or self._anybody:
+            subnets = self._routes.by_public_ip.get(sender[0], ())
+            if (subnets and sender[1] == self._port) or self._anybody:
                 if self._strict:
                     coalescer.expect(subnets)
                 coalescer.add(start, start + length, segment_size)
             else:
-                self.unknown_sender = sender
-                plan.drops += [DropReason.UNKNOWN_SENDER] * _count(length, segment_size)
+                reason = DropReason.WRONG_SENDER_PORT if subnets else DropReason.UNKNOWN_SENDER
+                self.refused_senders[reason] = sender
+                plan.drops += [reason] * _count(length, segment_size)
             start += length
         coalescer.finish()
         plan.packets = coalescer.packets
-        for reason, packet in coalescer.refused:
-            plan.drops.append(DropReason(reason))
-            self._answer_over_the_wire(plan, reason, packet, now)
+        for number, packet in coalescer.refused:
+            plan.drops.append(DropReason(number))
+            self._answer_over_the_wire(plan, number, packet, now)
         return plan
 
     def _send_super_packet(self, plan: Plan, next_hop: NextHop, packet: Neighbours, at: int) -> int:

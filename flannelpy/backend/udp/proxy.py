@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 
-from flannelpy.backend.udp.engine import BATCH_BYTES, BATCH_PACKETS, MAX_PACKET, Engine, Plan, Run
+from flannelpy.backend.udp.engine import BATCH_BYTES, BATCH_PACKETS, MAX_PACKET, Engine, Plan, Run, Train
 from flannelpy.errors import HostError
 from flannelpy.linux.packet_loop import PacketLoop
 from flannelpy.linux.tun import Tun
@@ -113,9 +113,9 @@ class Proxy:
                 for run in plan.runs:  # ICMP errors, which nobody waits for
                     self._count(self._udp.send(run.data, run.segment_size, run.next_hop))
 
-    def _receive_batch(self, budget: int) -> tuple[list[tuple[int, int, str]], bool]:
+    def _receive_batch(self, budget: int) -> tuple[list[Train], bool]:
         """Likewise: (length, segment_size, sender) of what was received."""
-        trains: list[tuple[int, int, str]] = []
+        trains: list[Train] = []
         start = 0
         while start < BATCH_BYTES and len(trains) < budget:
             train = self._udp.receive_into(self._udp_view[start : start + MAX_PACKET])
