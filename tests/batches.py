@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from oracle import VnetHeader
+from packets import PORT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
 _RUBBISH = b"\xa5" * 100  # of an earlier batch
 _PLAIN = VnetHeader()
-#: From which every host sends.
-PORT = 8285
 #: Whose datagrams they are, unless another is named.
 SENDER = ("172.17.8.102", PORT)
 

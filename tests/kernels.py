@@ -14,7 +14,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from oracle import VnetHeader
-from packets import OWN_SUBNET, numbers
+from packets import BOUND, OWN_SUBNET, PORT, numbers
 
 from flannelpy import packet as package
 from flannelpy.packet import checksum, coalesce, ipv4, segment, sort
@@ -94,7 +94,7 @@ def sort_packets(
     """What a sorter makes of a batch."""
     data = filled_up(b"".join(packet for _, packet in packets))
     headers = bytearray(b"".join(header.encode() for header, _ in packets))
-    sorter = kernels.sort.Sorter(data, headers, numbers(own))
+    sorter = kernels.sort.Sorter(data, headers, numbers(own), (int(BOUND), PORT))
     sorter.sort([len(packet) for _, packet in packets], mask)
     return Sorted(
         list(map(tuple, sorter.neighbours)), sorter.refused, bytes(data[: sum(len(packet) for _, packet in packets)])
@@ -123,7 +123,7 @@ def coalesced(
     coalescer.finish()
     return Coalesced(
         [(header, bytes(packet)) for header, packet in coalescer.packets],
-        [(DropReason(reason), packet) for reason, packet in coalescer.refused],
+        [(DropReason(reason), bytes(source[start:stop])) for reason, start, stop in coalescer.refused],
     )
 
 

@@ -19,6 +19,10 @@ DONT_FRAGMENT, MORE_FRAGMENTS = 0x4000, 0x2000
 
 #: The subnet of the host that packets are tested on.
 OWN_SUBNET = IPv4Network("11.0.59.0/24")
+#: The whole network, and where that host's own socket is bound.
+NETWORK = IPv4Network("11.0.0.0/16")
+BOUND = IPv4Address("172.17.8.101")
+PORT = 8285
 
 _CHECKSUM_AT = {TCP: 16, UDP: 6, UDP_LITE: 6}
 
@@ -156,6 +160,25 @@ def why_refused(
     if destination not in own or destination == own.broadcast_address:
         return DropReason.WRONG_DESTINATION
     return DropReason.TTL_EXPIRED if packet[8] < 2 else None
+
+
+def are_own_datagrams(packets: list[bytes]) -> list[bool]:
+    """Which of these packets from the TUN are datagrams of our own socket, or fragments of such."""
+    found = []
+    fragments_of: tuple[bytes, bytes] | None = None
+    for packet in packets:
+        if why_not(packet) or packet[9] != UDP or packet[12:16] not in (BOUND.packed, OWN_SUBNET[0].packed):
+            found.append(False)
+            continue
+        flags = int.from_bytes(packet[6:8], "big")
+        datagram = packet[16:20], packet[4:6]
+        if flags & 0x1FFF:
+            found.append(datagram == fragments_of)
+        else:
+            l4 = (packet[0] & 0xF) * 4
+            found.append(packet[l4 : l4 + 4] == PORT.to_bytes(2, "big") * 2)
+        fragments_of = datagram if found[-1] and flags & MORE_FRAGMENTS else None
+    return found
 
 
 def numbers(subnet: IPv4Network) -> tuple[int, int]:

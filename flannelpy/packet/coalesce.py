@@ -112,10 +112,10 @@ class Coalescer:
     def begin(self) -> None:
         """Forget the last batch.
 
-        ``packets`` are (vnet header, packet) pairs for the TUN, ``refused`` (DropReason, copy of the packet) pairs.
+        ``packets`` are (vnet header, packet) pairs for the TUN, ``refused`` (DropReason, start, stop).
         """
         self.packets: list[tuple[bytes, memoryview | bytes]] = []
-        self.refused: list[tuple[int, bytes]] = []
+        self.refused: list[tuple[int, int, int]] = []
         self._count = 0
         self._end = 0
 
@@ -148,7 +148,7 @@ class Coalescer:
             reason = _TTL_EXPIRED
         if reason:
             self._close()
-            self.refused.append((reason, bytes(self._source_view[start:stop])))
+            self.refused.append((reason, start, stop))
             return
         take_hop(self._data, start)
         if self._merges:

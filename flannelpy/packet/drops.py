@@ -23,3 +23,4 @@ class DropReason(enum.IntEnum):
     SPOOFED_SOURCE = 15  # it came over the wire, and says that it is from here, or from a host that did not send it
     WRONG_DESTINATION = 16  # it came over the wire, and is for no host or container here
     WRONG_SENDER_PORT = 17  # a datagram from a lease's public IP, but not from the backend's port
+    OWN_DATAGRAM = 18  # one of our own datagrams, which a route led back into our TUN

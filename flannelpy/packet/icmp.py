@@ -19,7 +19,7 @@ _QUOTED_PAYLOAD = 8
 _REPLY_TTL = 8
 
 
-def may_be_answered(packet: bytes) -> bool:
+def may_be_answered(packet: bytes | memoryview) -> bool:
     """Whether an ICMP error about ``packet`` (a checked IPv4 packet) may be sent.
 
     Never about an ICMP error, a later fragment, or to or from an address that is not one host.
@@ -33,17 +33,17 @@ def may_be_answered(packet: bytes) -> bool:
     return len(packet) > header and packet[header] not in _ICMP_ERROR_TYPES
 
 
-def error(kind: tuple[int, int], packet: bytes, sender: bytes) -> bytes:
+def error(kind: tuple[int, int], packet: bytes | memoryview, sender: bytes) -> bytes:
     """The IPv4 packet that tells the source of ``packet`` what became of it.
 
     Shapes: ``kind`` is (type, code), ``sender`` our 4-byte address; quotes the IP header and 8 bytes.
     Counterpart: send_net_unreachable in the original's proxy.
     """
     header = (packet[0] & 0xF) * 4
-    quoted = packet[: header + _QUOTED_PAYLOAD]
+    quoted = bytes(packet[: header + _QUOTED_PAYLOAD])
     icmp = bytearray(_ICMP_HEADER.pack(*kind, 0, 0) + quoted)
     struct.pack_into("!H", icmp, 2, _checksum(icmp))
-    ip = bytearray(_IP_HEADER.pack(0x45, 0, 20 + len(icmp), 0, 0, _REPLY_TTL, _PROTOCOL_ICMP, 0, sender, packet[12:16]))
+    ip = bytearray(_IP_HEADER.pack(0x45, 0, 20 + len(icmp), 0, 0, _REPLY_TTL, _PROTOCOL_ICMP, 0, sender, quoted[12:16]))
     struct.pack_into("!H", ip, 10, _checksum(ip))
     return bytes(ip + icmp)
 
@@ -52,6 +52,6 @@ def _checksum(data: bytearray) -> int:
     return ~ones_sum(data, 0, len(data)) & 0xFFFF
 
 
-def _is_one_host(address: bytes) -> bool:
+def _is_one_host(address: bytes | memoryview) -> bool:
     """Neither 0.0.0.0/8, loopback, multicast, reserved nor broadcast."""
     return 0 < address[0] < 224 and address[0] != 127

@@ -9,6 +9,7 @@ Source: RFC 791 (header), RFC 1624 (checksum update).
 _TOTAL_LENGTH = 2
 _TTL = 8
 _CHECKSUM = 10
+_SOURCE = 12
 _DESTINATION = 16
 _MIN_HEADER = 20
 
@@ -38,6 +39,11 @@ def check(data: bytearray, start: int, end: int) -> int:
     if _word(data, start + _TOTAL_LENGTH) != length:
         return _BAD_LENGTH
     return 0
+
+
+def source(data: bytearray, start: int) -> int:
+    """Source address, 0..2^32-1."""
+    return _word(data, start + _SOURCE) << 16 | _word(data, start + _SOURCE + 2)
 
 
 def destination(data: bytearray, start: int) -> int:

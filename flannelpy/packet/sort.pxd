@@ -2,11 +2,11 @@
 
 cimport cython
 from flannelpy.packet.checksum cimport fold, wide_sum
-from flannelpy.packet.ipv4 cimport check, destination, ip_ttl, take_hop
+from flannelpy.packet.ipv4 cimport check, destination, ip_ttl, source, take_hop
 
-cdef Py_ssize_t _VNET_HDR, _GSO_TYPE, _GSO_SIZE, _CSUM_START, _CSUM_OFFSET, _UDP_CHECKSUM, _PROTOCOL
-cdef unsigned int _NEEDS_CSUM, _GSO_TCPV4, _GSO_UDP_L4, _GSO_ECN, _TCP, _UDP
-cdef int _NO_ROUTE, _TTL_EXPIRED, _BAD_OFFLOAD
+cdef Py_ssize_t _VNET_HDR, _GSO_TYPE, _GSO_SIZE, _CSUM_START, _CSUM_OFFSET, _UDP_CHECKSUM, _ID, _FRAGMENT, _PROTOCOL
+cdef unsigned int _NEEDS_CSUM, _GSO_TCPV4, _GSO_UDP_L4, _GSO_ECN, _TCP, _UDP, _MORE_FRAGMENTS, _FRAGMENT_OFFSET
+cdef int _NO_ROUTE, _TTL_EXPIRED, _BAD_OFFLOAD, _OWN_DATAGRAM
 cdef bint _LITTLE_ENDIAN
 
 
@@ -15,7 +15,10 @@ cdef class Sorter:
     cdef unsigned char* _data
     cdef unsigned char* _headers
     cdef const unsigned int[::1] _words
-    cdef unsigned int _own, _own_mask
+    cdef unsigned int _own, _own_mask, _bound, _port
+    # The datagram of ours whose later fragments are to follow.
+    cdef bint _refuses_fragments
+    cdef unsigned int _destination_cut, _id_cut
     cdef readonly list neighbours, refused
     # The neighbours being built; _size 0 is none.
     cdef unsigned int _destination, _subnet
@@ -30,6 +33,13 @@ cdef class Sorter:
     @cython.locals(gso_size=cython.Py_ssize_t, reason=cython.int, address=cython.uint, length=cython.Py_ssize_t)
     cdef void _take(self, Py_ssize_t header, Py_ssize_t start, Py_ssize_t end, unsigned int mask)
 
+    @cython.locals(
+        address=cython.uint, fragment=cython.uint, l4=cython.Py_ssize_t, found=cython.bint
+    )
+    cdef bint _is_own_datagram(self, Py_ssize_t start, Py_ssize_t end) noexcept
+
+    cdef bint _follows(self, Py_ssize_t start) noexcept
+
     @cython.locals(behind=cython.Py_ssize_t)
     cdef bint _fits(self, Py_ssize_t start, Py_ssize_t length, unsigned int subnet, Py_ssize_t gso_size) noexcept
 
@@ -43,5 +53,7 @@ cdef class Sorter:
     )
     cdef bint _finish_checksum(self, Py_ssize_t header, Py_ssize_t start, Py_ssize_t end) noexcept
 
+
+cdef unsigned int _get16(const unsigned char* data, Py_ssize_t at) noexcept
 
 cdef unsigned int _host16(const unsigned char* data, Py_ssize_t at) noexcept

@@ -3,13 +3,18 @@
 Neighbours are packets that lie one behind the other, are for one subnet and of one length; the last may be shorter.
 Their order is kept.  A packet whose checksum the kernel left to us gets it here, but for super-packets, whose segments
 each get their own (segment.py).  A packet for our own subnet is refused: nobody else may get it, whatever they lease.
+
+A datagram of our own socket is refused too: sent once more it would come back once more, without end.  Such a datagram
+has our port as source and destination, and as source address the one that our socket is bound to, or the TUN's where a
+masquerading rule has changed it.  The later fragments of one, which have no ports, follow the first with the same
+identification and destination.
 """
 
 import sys
 from typing import NamedTuple
 
 from flannelpy.packet.checksum import fold, wide_sum
-from flannelpy.packet.ipv4 import check, destination, ip_ttl, take_hop
+from flannelpy.packet.ipv4 import check, destination, ip_ttl, source, take_hop
 
 _VNET_HDR = 10
 _GSO_TYPE = 1
@@ -21,14 +26,19 @@ _GSO_TCPV4 = 1
 _GSO_UDP_L4 = 5
 _GSO_ECN = 0x80
 _UDP_CHECKSUM = 6
+_ID = 4
+_FRAGMENT = 6
 _PROTOCOL = 9
 _TCP = 6
 _UDP = 17
+_MORE_FRAGMENTS = 0x2000
+_FRAGMENT_OFFSET = 0x1FFF
 
 # DropReason by number.
 _NO_ROUTE = 5
 _TTL_EXPIRED = 6
 _BAD_OFFLOAD = 11
+_OWN_DATAGRAM = 18
 
 # One send takes at most 64 segments (UDP_MAX_SEGMENTS before Linux 6.9) and stays one unit below 65,494 bytes.
 MAX_SEGMENTS = 64
@@ -51,13 +61,15 @@ class Neighbours(NamedTuple):
 class Sorter:
     """Sorts the packets of one buffer, whose length is a multiple of 4, by the vnet headers in another."""
 
-    def __init__(self, buffer: bytearray, headers: bytearray, subnet: tuple[int, int]) -> None:
-        """``subnet``: our own, as (network, mask)."""
+    def __init__(self, buffer: bytearray, headers: bytearray, subnet: tuple[int, int], bound: tuple[int, int]) -> None:
+        """``subnet``: our own, as (network, mask); ``bound``: address and port of our socket."""
         self._buffers = buffer, headers
         self._data = buffer
         self._words = memoryview(buffer).cast("I")
         self._headers = headers
         self._own, self._own_mask = subnet
+        self._bound, self._port = bound
+        self._refuses_fragments = False
         self.neighbours: list[Neighbours] = []
         self.refused: list[tuple[int, int, int]] = []
         self._size = 0
@@ -86,6 +98,8 @@ class Sorter:
     def _take(self, header: int, start: int, end: int, mask: int) -> None:
         gso_size = 0
         reason = check(self._data, start, end)
+        if not reason and self._data[start + _PROTOCOL] == _UDP and self._is_own_datagram(start, end):
+            reason = _OWN_DATAGRAM
         if not reason and self._headers[header + _GSO_TYPE]:
             gso_size = self._gso_size(header, start)
             reason = 0 if gso_size else _BAD_OFFLOAD
@@ -107,6 +121,27 @@ class Sorter:
             self._gso = gso_size
         self._end = end
         self._full = length < self._size
+
+    def _is_own_datagram(self, start: int, end: int) -> bool:
+        """Whether a UDP packet is a datagram of our own socket, or a fragment of one."""
+        address = source(self._data, start)
+        if address not in (self._bound, self._own):
+            return False
+        fragment = _get16(self._data, start + _FRAGMENT)
+        if fragment & _FRAGMENT_OFFSET:
+            found = self._follows(start)
+        else:
+            l4 = start + (self._data[start] & 0xF) * 4
+            found = l4 + 4 <= end and _get16(self._data, l4) == self._port == _get16(self._data, l4 + 2)
+            self._destination_cut, self._id_cut = destination(self._data, start), _get16(self._data, start + _ID)
+        self._refuses_fragments = found and bool(fragment & _MORE_FRAGMENTS)
+        return found
+
+    def _follows(self, start: int) -> bool:
+        """Whether a later fragment belongs to the datagram of ours that came before it."""
+        if not self._refuses_fragments or destination(self._data, start) != self._destination_cut:
+            return False
+        return _get16(self._data, start + _ID) == self._id_cut
 
     def _fits(self, start: int, length: int, subnet: int, gso_size: int) -> bool:
         """Whether the packet extends the neighbours so far."""
@@ -143,6 +178,10 @@ class Sorter:
         self._data[field] = checksum >> 8
         self._data[field + 1] = checksum & 0xFF
         return True
+
+
+def _get16(data: bytearray, at: int) -> int:
+    return data[at] << 8 | data[at + 1]
 
 
 _LITTLE_ENDIAN = sys.byteorder == "little"

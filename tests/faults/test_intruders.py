@@ -154,6 +154,21 @@ def test_a_stranger_is_as_good_as_any_when_nobody_asks(lab: Lab) -> None:
     assert not drops["socket_refused"]
 
 
+@pytest.mark.parametrize("size", [56, 1444])
+def test_our_own_datagrams_that_a_route_leads_back_into_the_device_are_dropped_and_counted(lab: Lab, size: int) -> None:
+    """Also in fragments: with 1444 bytes a datagram is larger than the device's MTU."""
+    host, peer, _ = lab.hosts
+    one, other = containers(lab)
+    with serving(lab) as (daemon, _):
+        host.run("ip", "route", "add", f"{peer.public_ip}/32", "dev", "flannel0")
+        one.run("ping", "-c3", "-i0.2", "-W1", f"-s{size}", str(other.address), check=False)
+        host.run("ip", "route", "del", f"{peer.public_ip}/32", "dev", "flannel0")
+        one.run("ping", "-c1", "-W5", str(other.address))
+        drops = dropped(daemon)
+        assert drops["own_datagram"] >= 3
+        assert not drops["no_route"]
+
+
 class Attempt(NamedTuple):
     """A packet that a known host sends, and why it is refused: always, or with -source-check=strict."""
 

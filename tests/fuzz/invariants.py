@@ -12,9 +12,9 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
 import oracle
-from batches import PORT, datagrams, for_the_tun
+from batches import datagrams, for_the_tun
 from fuzz.mutation import Given, Mutator, Train
-from packets import OWN_SUBNET, TCP, UDP, checksum, one_hop_on, why_not, why_refused
+from packets import BOUND, NETWORK, OWN_SUBNET, PORT, TCP, UDP, checksum, one_hop_on, why_not, why_refused
 
 from flannelpy.backend.udp.engine import BATCH_BYTES, BATCH_PACKETS, Engine, Plan
 from flannelpy.backend.udp.icmp_limit import MAX_DESTINATIONS
@@ -60,7 +60,14 @@ class Fuzzer:
         self._source_check = source_check
         self._anybody = source_check is SourceCheck.OFF
         self._engine = Engine(
-            OWN_SUBNET, routes, port=PORT, source_check=source_check, merge_tcp=merge, merge_udp=merge
+            OWN_SUBNET,
+            routes,
+            network=NETWORK,
+            bound=BOUND,
+            port=PORT,
+            source_check=source_check,
+            merge_tcp=merge,
+            merge_udp=merge,
         )
         self._now = 0.0
         self._plans = 0

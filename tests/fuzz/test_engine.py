@@ -6,20 +6,25 @@ from collections import Counter
 from ipaddress import IPv4Address, IPv4Network
 
 import oracle
-from batches import PORT, datagrams, for_the_tun, inbound_of_many, inbound_trains, outbound
+from batches import datagrams, for_the_tun, inbound_of_many, inbound_trains, outbound
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import VnetHeader
 from packets import (
+    BOUND,
     ICMP,
+    NETWORK,
     OWN_SUBNET,
+    PORT,
     TCP,
     UDP,
+    are_own_datagrams,
     checksum,
     hop_taken,
     ipv4_packet,
     numbers,
     one_hop_on,
+    udp_datagram,
     why_not,
     why_refused,
 )
@@ -37,7 +42,7 @@ from strategies import (
 )
 
 from flannelpy.backend.udp.engine import Engine
-from flannelpy.backend.udp.icmp_limit import BURST, PER_SECOND, IcmpLimit
+from flannelpy.backend.udp.icmp_limit import BURST, PER_SECOND, TOTAL_BURST, TOTAL_PER_SECOND, IcmpLimit
 from flannelpy.backend.udp.routes import NextHop, Routes
 from flannelpy.options import SourceCheck
 from flannelpy.packet import icmp, vnet_hdr
@@ -77,7 +82,7 @@ def batches(sources: st.SearchStrategy[str], destinations: st.SearchStrategy[str
         ipv4_packet,
         sources,
         destinations,
-        st.sampled_from([b"", bytes(8), bytes(100)]) | st.binary(max_size=40),
+        st.sampled_from([b"", bytes(8), bytes(100), udp_datagram(ports=(PORT, PORT))]) | st.binary(max_size=40),
         ttl=st.sampled_from([0, 1, 2, 64]),
         protocol=st.sampled_from([1, 6, 17]),
         fragment=st.sampled_from([0, 0x4000, 0x2000, 7]),
@@ -87,7 +92,7 @@ def batches(sources: st.SearchStrategy[str], destinations: st.SearchStrategy[str
     return st.lists(packets | cut | st.binary(max_size=40), max_size=64)
 
 
-BATCHES = batches(ADDRESSES, ADDRESSES)
+BATCHES = batches(ADDRESSES | st.sampled_from([str(BOUND), str(OWN)]), ADDRESSES)
 ARRIVING = batches(SOURCES | ADDRESSES, DESTINATIONS) | streams()
 STRANGER = NextHop("172.17.8.150", PORT)
 SENDERS = st.sampled_from([*sorted(set(LEASES.values())), STRANGER, NextHop("172.17.8.102", 40000)])
@@ -98,7 +103,7 @@ def engine(source_check: SourceCheck = SourceCheck.PEER) -> Engine:
     routes = Routes()
     for subnet, next_hop in LEASES.items():
         routes.set(subnet, next_hop)
-    return Engine(OWN_SUBNET, routes, port=PORT, source_check=source_check)
+    return Engine(OWN_SUBNET, routes, network=NETWORK, bound=BOUND, port=PORT, source_check=source_check)
 
 
 def scanned(address: bytes) -> NextHop | None:
@@ -109,12 +114,27 @@ def scanned(address: bytes) -> NextHop | None:
     return LEASES[max(holding, key=lambda subnet: subnet.prefixlen)] if holding else None
 
 
+def is_broadcast(address: bytes) -> bool:
+    """Whether it is the last address of the network, of our subnet or of a leased one, or the network's first."""
+    number = IPv4Address(address)
+    holding = [subnet for subnet in LEASES if number in subnet]
+    smallest = max(holding, key=lambda subnet: subnet.prefixlen, default=None)
+    if number in (NETWORK.broadcast_address, OWN_SUBNET.broadcast_address):
+        return True
+    if smallest is None:
+        return number == NETWORK.network_address
+    return number == smallest.broadcast_address
+
+
 @given(BATCHES, RUBBISH)
 def test_outbound_each_packet_is_sent_or_dropped_exactly_once(packets: list[bytes], behind: bytes) -> None:
     sent, dropped = [], Counter[DropReason]()
     # Those that nobody leases are told first.
     answered: tuple[list[tuple[DropReason, bytes]], ...] = ([], [])
-    for packet in packets:
+    for packet, is_own in zip(packets, are_own_datagrams(packets), strict=True):
+        if is_own:
+            dropped[DropReason.OWN_DATAGRAM] += 1
+            continue
         reason = why_not(packet)
         next_hop = None if reason else scanned(packet[16:20])
         ends_here = reason is not None or packet[8] < 2 or IPv4Address(packet[16:20]) in OWN_SUBNET
@@ -247,7 +267,10 @@ def test_outbound_whatever_vnet_headers_say_each_packet_is_sent_or_dropped_once(
 ) -> None:
     """And what is sent are the segments of the oracle, with one hop less."""
     sent, dropped = [], Counter[DropReason]()
-    for header, packet in batch:
+    for (header, packet), is_own in zip(batch, are_own_datagrams([packet for _, packet in batch]), strict=True):
+        if is_own:
+            dropped[DropReason.OWN_DATAGRAM] += 1
+            continue
         next_hop = None if why_not(packet) else scanned(packet[16:20])
         reason = why_not(packet)
         pieces: list[bytes] = []
@@ -273,11 +296,15 @@ def replies(dropped: list[tuple[DropReason, bytes]]) -> list[bytes]:
     """The ICMP errors for packets that were dropped within one moment: a burst for each source."""
     kinds = {DropReason.NO_ROUTE: icmp.NET_UNREACHABLE, DropReason.TTL_EXPIRED: icmp.TIME_EXCEEDED}
     sources: Counter[bytes] = Counter()
-    found = []
+    found: list[bytes] = []
     for reason, packet in dropped:
-        if reason in kinds and icmp.may_be_answered(packet):
+        if (
+            reason in kinds
+            and icmp.may_be_answered(packet)
+            and not any(map(is_broadcast, (packet[12:16], packet[16:20])))
+        ):
             sources[packet[12:16]] += 1
-            if sources[packet[12:16]] <= BURST:
+            if sources[packet[12:16]] <= BURST and len(found) < TOTAL_BURST:
                 found.append(icmp.error(kinds[reason], packet, OWN.packed))
     return found
 
@@ -335,3 +362,14 @@ def test_no_destination_gets_more_errors_than_burst_and_rate_allow(asked: list[t
         now += pause
         allowed[destination] += limit.allow(destination, now)
         assert allowed[destination] <= BURST + now * PER_SECOND + 1e-6
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.floats(0, 0.01, allow_nan=False)), max_size=300))
+def test_all_together_get_no_more_errors_than_total_burst_and_rate_allow(asked: list[tuple[int, float]]) -> None:
+    limit = IcmpLimit()
+    now = 5.0
+    allowed = 0
+    for destination, pause in asked:
+        now += pause
+        allowed += limit.allow(destination, now)
+        assert allowed <= TOTAL_BURST + (now - 5.0) * TOTAL_PER_SECOND + 1e-6

@@ -109,7 +109,9 @@ def host(address: IPv4Address, *, merge: bool = True) -> Engine:
     for lease in leases:
         if lease.subnet != own:
             routes.set(lease.subnet, NextHop(str(lease.attrs.public_ip), PORT))
-    return Engine(own, routes, port=PORT, merge_tcp=merge, merge_udp=merge)
+    return Engine(
+        own, routes, network=IPv4Network("11.0.0.0/16"), bound=address, port=PORT, merge_tcp=merge, merge_udp=merge
+    )
 
 
 DATAGRAMS = list(udp_datagrams(RECORDED / "eth1.pcap", PORT))

@@ -7,11 +7,14 @@ from ipaddress import IPv4Address, IPv4Network
 
 import oracle
 import pytest
-from batches import PORT, datagrams, for_the_tun, inbound, inbound_of_many, inbound_trains, outbound
+from batches import datagrams, for_the_tun, inbound, inbound_of_many, inbound_trains, outbound
 from oracle import VnetHeader
 from packets import (
+    BOUND,
     ICMP,
+    NETWORK,
     OWN_SUBNET,
+    PORT,
     TCP,
     hop_taken,
     ipv4_packet,
@@ -23,7 +26,7 @@ from packets import (
 )
 
 from flannelpy.backend.udp.engine import Engine, Plan, Run
-from flannelpy.backend.udp.icmp_limit import BURST
+from flannelpy.backend.udp.icmp_limit import BURST, TOTAL_BURST
 from flannelpy.backend.udp.routes import NextHop, Routes
 from flannelpy.options import SourceCheck
 from flannelpy.packet import icmp, vnet_hdr
@@ -40,7 +43,9 @@ def engine(source_check: SourceCheck = SourceCheck.PEER, *, merge_tcp: bool = Tr
     routes = Routes()
     routes.set(SUBNET_A, A)
     routes.set(SUBNET_B, B)
-    return Engine(OWN_SUBNET, routes, port=PORT, source_check=source_check, merge_tcp=merge_tcp)
+    return Engine(
+        OWN_SUBNET, routes, network=NETWORK, bound=BOUND, port=PORT, source_check=source_check, merge_tcp=merge_tcp
+    )
 
 
 def same(plan: Plan, runs: list[Run], packets: list[bytes], drops: dict[DropReason, int]) -> bool:
@@ -159,9 +164,53 @@ def test_errors_are_limited_for_each_sender_on_its_own() -> None:
     assert len(outbound(decider, [ipv4_packet("11.0.59.3", NOWHERE, bytes(8))]).packets) == 1
 
 
+@pytest.mark.parametrize("source", [CONTAINER, ON_A])
+@pytest.mark.parametrize(
+    "destination", ["11.0.255.255", "11.0.0.0", "11.0.59.255", "11.0.101.255", "11.0.55.255", "255.255.255.255"]
+)
+@pytest.mark.parametrize("ttl", [63, 1])
+def test_nobody_is_answered_about_a_broadcast(source: str, destination: str, ttl: int) -> None:
+    for packet in (ipv4_packet(source, destination, ttl=ttl), ipv4_packet(destination, ON_A, ttl=1)):
+        assert not outbound(engine(), [packet]).packets
+    assert not inbound(engine(), [ipv4_packet(destination, CONTAINER, ttl=1)]).runs
+
+
+def test_the_networks_first_address_may_be_a_host() -> None:
+    routes = Routes()
+    routes.set(IPv4Network("11.0.0.0/24"), A)
+    decider = Engine(OWN_SUBNET, routes, network=NETWORK, bound=BOUND, port=PORT)
+    dying = ipv4_packet("11.0.0.0", CONTAINER, bytes(8), ttl=1)
+    assert len(inbound(decider, [dying]).runs) == 1
+    first = Engine(IPv4Network("11.0.0.0/24"), Routes(), network=NETWORK, bound=BOUND, port=PORT)
+    assert len(outbound(first, [ipv4_packet("11.0.0.0", ON_A)]).packets) == 1
+
+
+def test_errors_are_limited_in_total_however_sources_rotate() -> None:
+    decider = engine()
+    flood = [ipv4_packet(f"11.0.{number}.{step}", NOWHERE) for number in range(2, 8) for step in range(1, 51)]
+    answered = sum(len(outbound(decider, flood[at : at + 50]).packets) for at in range(0, 300, 50))
+    assert answered == TOTAL_BURST
+    dying = [arriving(ttl=1, source=f"11.0.101.{step}") for step in range(1, 200)]
+    assert not inbound(decider, dying).runs
+    assert len(inbound(decider, dying, 0.02).runs) == 20
+
+
+@pytest.mark.parametrize("address", [str(BOUND), OWN])
+@pytest.mark.parametrize("destination", [ON_A, NOWHERE])
+@pytest.mark.parametrize("ttl", [64, 1])
+def test_our_own_datagram_that_comes_back_is_dropped_and_nobody_is_told(
+    address: str, destination: str, ttl: int
+) -> None:
+    """A route of the underlay leads into the overlay: sent once more it would come back once more."""
+    packet = ipv4_packet(address, destination, udp_datagram(to(ON_A), ports=(PORT, PORT)), ttl=ttl)
+    plan = outbound(engine(), [to(ON_A), packet, to(ON_A)])
+    runs = [Run(A, 100, hop_taken(to(ON_A)))] * 2
+    assert same(plan, runs, [], {DropReason.OWN_DATAGRAM: 1})
+
+
 def test_a_route_that_comes_or_goes_counts_for_the_next_batch() -> None:
     routes = Routes()
-    decider = Engine(OWN_SUBNET, routes, port=PORT)
+    decider = Engine(OWN_SUBNET, routes, network=NETWORK, bound=BOUND, port=PORT)
     assert not outbound(decider, [to(ON_A)]).runs
     routes.set(IPv4Network("11.0.101.0/24"), A)
     assert outbound(decider, [to(ON_A)]).runs
@@ -214,7 +263,7 @@ def test_a_packet_loses_two_hops_on_its_way_through_two_hosts() -> None:
     [run] = outbound(engine(), [packet]).runs
     routes = Routes()
     routes.set(OWN_SUBNET, NextHop("172.17.8.101", PORT))
-    there = Engine(SUBNET_A, routes, port=PORT)
+    there = Engine(SUBNET_A, routes, network=NETWORK, bound=BOUND, port=PORT)
     assert for_the_tun(inbound(there, [bytes(run.data)], sender=("172.17.8.101", PORT))) == [
         (vnet_hdr.PLAIN, with_ttl(packet, 61))
     ]
@@ -277,7 +326,7 @@ def test_an_unknown_sender_takes_nothing_from_those_between_whom_it_comes() -> N
 
 def test_a_sender_is_known_while_it_has_a_lease() -> None:
     routes = Routes()
-    decider = Engine(OWN_SUBNET, routes, port=PORT)
+    decider = Engine(OWN_SUBNET, routes, network=NETWORK, bound=BOUND, port=PORT)
     assert inbound(decider, [arriving()]).drops == [DropReason.UNKNOWN_SENDER]
     routes.set(SUBNET_A, A)
     assert inbound(decider, [arriving()]).drops == []
@@ -311,7 +360,7 @@ def test_sources_are_never_ours_and_if_strict_the_senders(
     routes = Routes()
     for subnet, next_hop in ((SUBNET_A, A), (SUBNET_B, B), (IPv4Network("11.0.7.0/24"), B)):
         routes.set(subnet, next_hop)
-    decider = Engine(OWN_SUBNET, routes, port=PORT, source_check=source_check)
+    decider = Engine(OWN_SUBNET, routes, network=NETWORK, bound=BOUND, port=PORT, source_check=source_check)
     packet = arriving(source=source)
     right = strict if source_check is SourceCheck.STRICT else lenient
     given, drops = ([hop_taken(packet)], {}) if right else ([], {DropReason.SPOOFED_SOURCE: 1})
@@ -360,7 +409,7 @@ def test_what_is_for_our_own_subnet_never_goes_to_the_wire_whoever_leases_it_too
     routes = Routes()
     routes.set(IPv4Network(covered), A)
     packet = ipv4_packet("11.0.101.9", CONTAINER, bytes(80), ttl=ttl)
-    plan = outbound(Engine(OWN_SUBNET, routes, port=PORT), [packet])
+    plan = outbound(Engine(OWN_SUBNET, routes, network=NETWORK, bound=BOUND, port=PORT), [packet])
     assert same(plan, [], [error(icmp.NET_UNREACHABLE, packet)], {DropReason.NO_ROUTE: 1})
 
 
@@ -369,7 +418,10 @@ def test_neighbours_of_our_own_subnet_are_not_sent_together_with_them() -> None:
     routes = Routes()
     routes.set(IPv4Network("11.0.0.0/16"), A)
     own = ipv4_packet("11.0.101.9", CONTAINER, bytes(80))
-    plan = outbound(Engine(OWN_SUBNET, routes, port=PORT), [to(ON_A), own, to(ON_B), to("11.0.58.255"), own])
+    plan = outbound(
+        Engine(OWN_SUBNET, routes, network=NETWORK, bound=BOUND, port=PORT),
+        [to(ON_A), own, to(ON_B), to("11.0.58.255"), own],
+    )
     runs = [Run(A, 100, hop_taken(to(ON_A))), Run(A, 100, hop_taken(to(ON_B)) + hop_taken(to("11.0.58.255")))]
     assert same(plan, runs, [error(icmp.NET_UNREACHABLE, own)] * 2, {DropReason.NO_ROUTE: 2})
 
@@ -512,5 +564,5 @@ def test_a_super_packet_for_our_own_subnet_is_refused_too() -> None:
     routes = Routes()
     routes.set(IPv4Network("11.0.0.0/16"), A)
     packet = tcp(3000, CONTAINER)
-    plan = outbound(Engine(OWN_SUBNET, routes, port=PORT), [packet], headers=[TCP_SUPER])
+    plan = outbound(Engine(OWN_SUBNET, routes, network=NETWORK, bound=BOUND, port=PORT), [packet], headers=[TCP_SUPER])
     assert same(plan, [], [error(icmp.NET_UNREACHABLE, packet)], {DropReason.NO_ROUTE: 1})

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from flannelpy.backend.udp.icmp_limit import BURST, MAX_DESTINATIONS, PER_SECOND, IcmpLimit
+from flannelpy.backend.udp.icmp_limit import (
+    BURST,
+    MAX_DESTINATIONS,
+    PER_SECOND,
+    TOTAL_BURST,
+    TOTAL_PER_SECOND,
+    IcmpLimit,
+)
 
 A, B = 0x0B003B02, 0x0B003B03
 
@@ -44,8 +51,29 @@ def test_the_destination_that_was_silent_for_longest_is_forgotten_first() -> Non
     allowed(limit, A, 0.0)
     allowed(limit, B, 0.0)
     for other in range(MAX_DESTINATIONS - 2):
-        limit.allow(other, 0.0)
-    assert not limit.allow(A, 0.0)  # known still, and heard of again
-    limit.allow(MAX_DESTINATIONS, 0.0)  # makes B go
-    assert not limit.allow(A, 0.0)
-    assert limit.allow(B, 0.0)
+        limit.allow(other, other / 1e6)  # none of them waits for the common bucket
+        limit._total = TOTAL_BURST
+    assert not limit.allow(A, 0.01)  # known still, and heard of again
+    limit.allow(MAX_DESTINATIONS, 0.01)  # makes B go
+    assert not limit.allow(A, 0.01)
+    assert limit.allow(B, 0.01)
+
+
+def test_all_destinations_together_have_a_limit() -> None:
+    limit = IcmpLimit()
+    assert sum(limit.allow(destination, 7.0) for destination in range(1000)) == TOTAL_BURST
+    assert limit.is_spent(7.0)
+    assert not limit.is_spent(7.0 + 1 / 512)
+    assert sum(limit.allow(destination, 7.0 + 1 / 32) for destination in range(2000, 3000)) == TOTAL_PER_SECOND // 32
+    assert sum(limit.allow(destination, 3600.0) for destination in range(4000, 5000)) == TOTAL_BURST
+
+
+def test_a_destination_that_asks_too_often_takes_nothing_from_the_others() -> None:
+    limit = IcmpLimit()
+    allowed(limit, A, 0.0, 10_000)
+    assert sum(limit.allow(destination, 0.0) for destination in range(1000)) == TOTAL_BURST - BURST
+
+
+def test_a_clock_that_does_not_move_gives_nothing_back() -> None:
+    limit = IcmpLimit()
+    assert sum(limit.allow(destination, now) for destination in range(500) for now in (9.0, 8.0)) == TOTAL_BURST

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Self
 import oracle
 import pytest
 from oracle import VnetHeader
-from packets import OWN_SUBNET, TCP, hop_taken, ipv4_packet, tcp_segment, udp_datagram, unfinished, with_checksum
+from packets import (
+    NETWORK,
+    OWN_SUBNET,
+    TCP,
+    hop_taken,
+    ipv4_packet,
+    tcp_segment,
+    udp_datagram,
+    unfinished,
+    with_checksum,
+)
 
 from flannelpy.backend.udp.engine import Engine, Plan, Train
 from flannelpy.backend.udp.proxy import Proxy
@@ -75,7 +85,7 @@ class RecordingEngine(Engine):
     """Remembers how many packets each batch brought."""
 
     def __init__(self, routes: Routes, port: int) -> None:
-        super().__init__(OWN_SUBNET, routes, port=port)
+        super().__init__(OWN_SUBNET, routes, network=NETWORK, bound=LOCALHOST, port=port)
         self.batches: list[int] = []
 
     def outbound(self, lengths: list[int], now: float) -> Plan:

@@ -123,6 +123,26 @@ def test_a_subnet_with_a_new_next_hop_is_no_more_that_of_the_old_one() -> None:
     assert known(table) == {B.public_ip: {"11.0.65.0/24", "11.0.66.0/24"}}
 
 
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("11.0.66.255", True),
+        ("11.0.66.254", False),
+        ("11.0.66.15", True),  # of the /28 in it
+        ("11.0.66.31", False),
+        ("11.0.67.255", False),
+        ("11.0.70.3", True),
+        ("11.0.71.1", False),
+        ("11.0.72.9", False),
+    ],
+)
+def test_the_last_address_of_a_leased_subnet_is_a_broadcast(address: str, expected: bool) -> None:
+    table = routes(
+        ("11.0.66.0/24", A), ("11.0.66.0/28", B), ("11.0.70.0/30", A), ("11.0.71.0/31", A), ("11.0.72.9/32", A)
+    )
+    assert table.is_broadcast(int(IPv4Address(address))) is expected
+
+
 def test_removing_what_is_not_there_leaves_everybody_known() -> None:
     table = routes(*NESTED)
     for subnet in ("11.0.65.0/25", "11.0.66.0/24", "12.0.0.0/8"):

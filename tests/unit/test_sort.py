@@ -10,8 +10,12 @@ import pytest
 from kernels import sort_packets
 from oracle import VnetHeader
 from packets import (
+    BOUND,
+    DONT_FRAGMENT,
     ICMP,
+    MORE_FRAGMENTS,
     OWN_SUBNET,
+    PORT,
     TCP,
     hop_taken,
     ipv4_packet,
@@ -274,10 +278,100 @@ def test_a_packet_without_a_hop_left_is_refused_whatever_it_is(header: VnetHeade
     assert sort_packets([(header, packet)], BY_24).refused == [(DropReason.TTL_EXPIRED, 0, len(packet))]
 
 
+OWN_SOCKET, OWN_DEVICE = str(BOUND), str(OWN_SUBNET[0])
+UDP_SUPER = VnetHeader(1, 5, 0, 1400, 20, 6)
+
+
+def datagram(
+    address: str = OWN_SOCKET,
+    ports: tuple[int, int] = (PORT, PORT),
+    destination: str = A,
+    length: int = 100,
+    fragment: int = 0,
+    identification: int = 7,
+    ttl: int = 64,
+) -> bytes:
+    payload = udp_datagram(bytes(length), ports=ports)
+    return ipv4_packet(address, destination, payload, fragment=fragment, identification=identification, ttl=ttl)
+
+
+@pytest.mark.parametrize("address", [OWN_SOCKET, OWN_DEVICE])
+@pytest.mark.parametrize(
+    ("header", "packet"),
+    [
+        pytest.param(PLAIN, {}, id="plain"),
+        pytest.param(PLAIN, {"fragment": DONT_FRAGMENT}, id="not to be fragmented"),
+        pytest.param(PLAIN, {"ttl": 1}, id="without a hop left"),
+        pytest.param(PLAIN, {"destination": CONTAINER}, id="for our own subnet"),
+        pytest.param(PLAIN, {"length": 0}, id="empty"),
+        pytest.param(VnetHeader(1, 0, 0, 0, 20, 6), {}, id="checksum left to us"),
+        pytest.param(UDP_SUPER, {"length": 4000}, id="super-packet"),
+    ],
+)
+def test_a_datagram_of_our_own_socket_is_refused_and_left_as_it_is(
+    address: str, header: VnetHeader, packet: dict[str, int | str]
+) -> None:
+    own = datagram(address, **packet)  # type: ignore[arg-type]
+    found = sort_packets([(PLAIN, to(B)), (header, own), (PLAIN, to(B))], BY_24)
+    assert found.refused == [(DropReason.OWN_DATAGRAM, 100, 100 + len(own))]
+    assert len(found.neighbours) == 2
+    assert found.data[100 : 100 + len(own)] == own
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        pytest.param(datagram(ports=(PORT, 53)), id="to another port"),
+        pytest.param(datagram(ports=(53, PORT)), id="from another port"),
+        pytest.param(datagram(CONTAINER), id="of a container"),
+        pytest.param(datagram("172.17.8.102"), id="of another host"),
+        pytest.param(datagram(fragment=100), id="a later fragment alone"),
+        pytest.param(ipv4_packet(OWN_SOCKET, A, tcp_segment(ports=(PORT, PORT)), protocol=TCP), id="tcp"),
+        pytest.param(ipv4_packet(OWN_SOCKET, A, b"", protocol=17), id="without ports"),
+        pytest.param(ipv4_packet(OWN_SOCKET, A, PORT.to_bytes(2, "big"), protocol=17), id="with half of them"),
+    ],
+)
+def test_what_else_the_host_sends_goes_its_way(packet: bytes) -> None:
+    found = sort_packets([(PLAIN, packet)], BY_24)
+    assert (len(found.neighbours), found.refused) == (1, [])
+
+
+def test_ports_are_looked_for_behind_the_options() -> None:
+    options = PORT.to_bytes(2, "big") * 2
+    own = ipv4_packet(OWN_SOCKET, A, udp_datagram(ports=(PORT, PORT)), options=bytes(4))
+    other = ipv4_packet(OWN_SOCKET, A, udp_datagram(ports=(1, 2)), options=options)
+    assert sort_packets([(PLAIN, own), (PLAIN, other)], BY_24).refused == [(DropReason.OWN_DATAGRAM, 0, len(own))]
+
+
+def test_later_fragments_of_our_own_datagram_are_refused_and_no_others() -> None:
+    first = datagram(fragment=MORE_FRAGMENTS)
+    middle = datagram(fragment=MORE_FRAGMENTS | 10)
+    last = datagram(fragment=20)
+    batch = [
+        first,
+        to(B),
+        middle,
+        datagram(fragment=MORE_FRAGMENTS | 10, address=CONTAINER),
+        last,
+        datagram(fragment=20),  # of an identification used again
+        first,
+        datagram(fragment=20, identification=8),
+        first,
+        datagram(fragment=20, destination=B),
+        first,
+        datagram(ports=(53, 53), fragment=MORE_FRAGMENTS),
+        last,
+    ]
+    ends = list(accumulate(map(len, batch)))
+    found = sort_packets([(PLAIN, packet) for packet in batch], BY_24)
+    refused = [ends.index(end) for reason, _, end in found.refused if reason == DropReason.OWN_DATAGRAM]
+    assert refused == [0, 2, 4, 6, 8, 10]
+
+
 def test_a_later_batch_knows_nothing_of_an_earlier_one() -> None:
     buffer, headers = bytearray(200), bytearray(20)
     buffer[:200] = to(A) + to(A)[:50] + bytes(50)
-    sorter = Sorter(buffer, headers, numbers(OWN_SUBNET))
+    sorter = Sorter(buffer, headers, numbers(OWN_SUBNET), (int(BOUND), PORT))
     sorter.sort([100, 50], BY_24)
     neighbours, refused = sorter.neighbours, sorter.refused
     assert (len(neighbours), len(refused)) == (1, 1)
@@ -293,5 +387,5 @@ def test_one_hop_is_taken_off_each_neighbour(size: int, count: int) -> None:
     last = to(A, 20)
     buffer = bytearray(to(A, size) * count + last)
     assert len(buffer) % 4 == 0
-    Sorter(buffer, bytearray(10), numbers(OWN_SUBNET)).take_hops(0, len(buffer), size)
+    Sorter(buffer, bytearray(10), numbers(OWN_SUBNET), (int(BOUND), PORT)).take_hops(0, len(buffer), size)
     assert buffer == hop_taken(to(A, size)) * count + hop_taken(last)

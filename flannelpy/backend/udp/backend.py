@@ -99,6 +99,8 @@ class UdpBackend:
         self._engine = Engine(
             lease.subnet,
             self._routes,
+            network=self._network,
+            bound=self._external.address,
             port=self._port,
             source_check=self._source_check,
             merge_tcp=Offload.MERGE_TCP in offloads,

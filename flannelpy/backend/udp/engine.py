@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple, TypeAlias
 
 from flannelpy.backend.udp.icmp_limit import IcmpLimit
@@ -64,22 +64,27 @@ class Engine:
         subnet: IPv4Network,
         routes: Routes,
         *,
+        network: IPv4Network,
+        bound: IPv4Address,
         port: int,
         source_check: SourceCheck = SourceCheck.PEER,
         merge_tcp: bool = True,
         merge_udp: bool = True,
     ) -> None:
-        """``port``: that from which every host sends.
+        """``bound``: the address of our own socket; ``port``: that from which every host sends.
 
         ``merge_tcp``, ``merge_udp``: whether the TUN is to get super-packets of that protocol.
         """
         own = int(subnet.network_address), int(subnet.netmask)
         self._address = subnet.network_address.packed
+        self._own_address = own[0]
         self._routes = routes
         self._port = port
         self._anybody = source_check is SourceCheck.OFF
         self._strict = source_check is SourceCheck.STRICT
         self._icmp_limit = IcmpLimit()
+        self._broadcasts = {int(network.broadcast_address), int(subnet.broadcast_address)}
+        self._all_zeros = int(network.network_address)
         #: The last sender, as (address, port), whose datagrams were dropped for UNKNOWN_SENDER or WRONG_SENDER_PORT.
         self.refused_senders: dict[DropReason, tuple[str, int]] = {}
         self.tun_buffer = bytearray(_BUFFER)
@@ -87,8 +92,9 @@ class Engine:
         self.udp_buffer = bytearray(_BUFFER)
         segments = bytearray(_SEGMENTS_BUFFER)
         self._tun_view = memoryview(self.tun_buffer)
+        self._udp_view = memoryview(self.udp_buffer)
         self._segments_view = memoryview(segments)
-        self._sorter = Sorter(self.tun_buffer, self.vnet_hdrs, own)
+        self._sorter = Sorter(self.tun_buffer, self.vnet_hdrs, own, (int(bound), port))
         self._segmenter = Segmenter(self.tun_buffer, segments)
         self._coalescer = Coalescer(self.udp_buffer, bytearray(_BUFFER), own, merge_tcp, merge_udp)
 
@@ -108,7 +114,7 @@ class Engine:
                 self._sorter.take_hops(start, end, segment_size)
                 plan.runs.append(Run(next_hop, segment_size, self._tun_view[start:end]))
         for reason, start, end in self._sorter.refused:
-            self._refuse(plan, reason, bytes(self._tun_view[start:end]), now)
+            self._refuse(plan, reason, start, end, now)
         return plan
 
     def inbound(self, trains: Sequence[Train], now: float) -> Plan:
@@ -130,9 +136,9 @@ class Engine:
             start += length
         coalescer.finish()
         plan.packets = coalescer.packets
-        for number, packet in coalescer.refused:
-            plan.drops.append(DropReason(number))
-            self._answer_over_the_wire(plan, number, packet, now)
+        for number, start, end in coalescer.refused:
+            plan.drops.append(_REASONS[number])
+            self._answer_over_the_wire(plan, number, start, end, now)
         return plan
 
     def _send_super_packet(self, plan: Plan, next_hop: NextHop, packet: Neighbours, at: int) -> int:
@@ -154,34 +160,44 @@ class Engine:
         """Nobody leases their destination."""
         for start in range(neighbours.start, neighbours.end, neighbours.segment_size):
             end = min(start + neighbours.segment_size, neighbours.end)
-            self._refuse(plan, DropReason.NO_ROUTE, bytes(self._tun_view[start:end]), now)
+            self._refuse(plan, DropReason.NO_ROUTE, start, end, now)
 
-    def _refuse(self, plan: Plan, reason: int, packet: bytes, now: float) -> None:
-        """Drop a packet that came from the TUN, and tell its sender behind the TUN."""
-        if reason == DropReason.TTL_EXPIRED and self._routes.lookup(_address(packet, 16)) is None:
+    def _refuse(self, plan: Plan, reason: int, start: int, end: int, now: float) -> None:
+        """Drop a packet that came from the TUN, and answer its sender behind the TUN."""
+        if reason == DropReason.TTL_EXPIRED and self._routes.lookup(_address(self._tun_view, start + 16)) is None:
             reason = DropReason.NO_ROUTE
-        plan.drops.append(DropReason(reason))
-        reply = self._icmp_error(reason, packet, now)
-        if reply:
-            plan.packets.append((vnet_hdr.PLAIN, reply))
+        plan.drops.append(_REASONS[reason])
+        if reason in _ICMP_ERRORS and not self._icmp_limit.is_spent(now):
+            reply = self._icmp_error(reason, self._tun_view[start:end], now)
+            if reply:
+                plan.packets.append((vnet_hdr.PLAIN, reply))
 
-    def _answer_over_the_wire(self, plan: Plan, reason: int, packet: bytes, now: float) -> None:
+    def _answer_over_the_wire(self, plan: Plan, reason: int, start: int, end: int, now: float) -> None:
         """An error about a packet of another host goes straight back to that host: the TUN is for our own."""
-        reply = self._icmp_error(reason, packet, now)
-        next_hop = self._routes.lookup(_address(packet, 12)) if reply else None
-        if next_hop is not None:
-            plan.runs.append(Run(next_hop, len(reply), reply))
+        if reason in _ICMP_ERRORS and not self._icmp_limit.is_spent(now):
+            packet = self._udp_view[start:end]
+            reply = self._icmp_error(reason, packet, now)
+            next_hop = self._routes.lookup(_address(packet, 12)) if reply else None
+            if next_hop is not None:
+                plan.runs.append(Run(next_hop, len(reply), reply))
 
-    def _icmp_error(self, reason: int, packet: bytes, now: float) -> bytes:
-        """What the packet's source is told, empty when it must not or need not be told anything."""
-        kind = _ICMP_ERRORS.get(reason)
-        if kind is None or not icmp.may_be_answered(packet):
+    def _icmp_error(self, reason: int, packet: memoryview, now: float) -> bytes:
+        """The ICMP error for the packet's source, empty when it must not or need not get one."""
+        source, destination = _address(packet, 12), _address(packet, 16)
+        if not icmp.may_be_answered(packet) or self._is_broadcast(source) or self._is_broadcast(destination):
             return b""
-        if not self._icmp_limit.allow(_address(packet, 12), now):
+        if not self._icmp_limit.allow(source, now):
             return b""
-        return icmp.error(kind, packet, self._address)
+        return icmp.error(_ICMP_ERRORS[reason], packet, self._address)
+
+    def _is_broadcast(self, address: int) -> bool:
+        """Of the network, of our subnet or of another host's; all zeros counts where it is no host's device."""
+        if address in self._broadcasts or self._routes.is_broadcast(address):
+            return True
+        return address == self._all_zeros != self._own_address and self._routes.lookup(address) is None
 
 
+_REASONS = {int(reason): reason for reason in DropReason}
 _ICMP_ERRORS: dict[int, tuple[int, int]] = {
     DropReason.NO_ROUTE: icmp.NET_UNREACHABLE,
     DropReason.TTL_EXPIRED: icmp.TIME_EXCEEDED,
@@ -193,5 +209,5 @@ def _count(length: int, segment_size: int) -> int:
     return -(-length // segment_size) if length else 1
 
 
-def _address(packet: bytes, at: int) -> int:
+def _address(packet: memoryview, at: int) -> int:
     return int.from_bytes(packet[at : at + 4], "big")

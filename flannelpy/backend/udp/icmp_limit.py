@@ -1,13 +1,17 @@
-"""How many ICMP errors one destination gets.  Pure: the time is an argument.
+"""How many ICMP errors there are, in all and for each destination.  Pure: the time is an argument.
 
-A bucket of tokens per destination, like the kernel's own limit for the errors that it sends.
-Source: RFC 1812 section 4.3.2.8; net/ipv4/icmp.c.
+Two buckets of tokens, like the kernel's own limits for the errors that it sends: one for all errors, and one for each
+destination.  An error that the destination's bucket refuses takes no token of the common one, so a flood from one
+address does not silence the errors to all others.
+Source: RFC 1812 section 4.3.2.8; net/ipv4/icmp.c, icmp_msgs_per_sec and icmp_msgs_burst.
 """
 
 from typing import NamedTuple
 
 BURST = 6
 PER_SECOND = 5.0
+TOTAL_BURST = 50
+TOTAL_PER_SECOND = 1000.0
 MAX_DESTINATIONS = 1024
 
 
@@ -17,21 +21,34 @@ class _Bucket(NamedTuple):
 
 
 class IcmpLimit:
-    """Buckets of the destinations that were answered lately."""
+    """The common bucket, and those of the destinations that were answered lately."""
 
     def __init__(self) -> None:
+        self._total = TOTAL_BURST + 0.0
+        self._total_at = 0.0
         self._buckets: dict[int, _Bucket] = {}
+
+    def is_spent(self, now: float) -> bool:
+        """Whether nobody may be sent one more error at ``now`` (seconds)."""
+        passed = now - self._total_at
+        if passed > 0:
+            self._total = min(TOTAL_BURST, self._total + passed * TOTAL_PER_SECOND)
+            self._total_at = now
+        return self._total < 1
 
     def allow(self, destination: int, now: float) -> bool:
         """Whether ``destination`` may be sent one more error at ``now`` (seconds)."""
+        if self.is_spent(now):
+            return False
         tokens, filled_at = self._buckets.pop(destination, _Bucket(BURST, now))
         tokens = min(BURST, tokens + (now - filled_at) * PER_SECOND)
         allowed = tokens >= 1
         self._remember(destination, _Bucket(tokens - allowed, now))
+        self._total -= allowed
         return allowed
 
     def _remember(self, destination: int, bucket: _Bucket) -> None:
-        """Put it last; the destination that was silent for longest makes room."""
+        """Put it last; the destination that was silent for longest makes way."""
         if len(self._buckets) >= MAX_DESTINATIONS:
             del self._buckets[next(iter(self._buckets))]
         self._buckets[destination] = bucket

@@ -10,6 +10,8 @@ from ipaddress import IPv4Network
 from typing import NamedTuple
 
 _ALL_ONES = 0xFFFFFFFF
+# The mask of a /30: shorter subnets have no broadcast address.  Source: RFC 3021.
+_LONGEST_WITH_BROADCAST = 0xFFFFFFFC
 
 
 class NextHop(NamedTuple):
@@ -56,6 +58,13 @@ class Routes:
             if next_hop is not None:
                 return next_hop
         return None
+
+    def is_broadcast(self, address: int) -> bool:
+        """Whether ``address`` (0..2^32-1) is the last one of the leased subnet that it lies in."""
+        for mask, entries in self._longest_first:
+            if address & mask in entries:
+                return address | mask == _ALL_ONES and mask <= _LONGEST_WITH_BROADCAST
+        return False
 
     def _forget(self, subnet: IPv4Network) -> None:
         entries = self._by_length.get(subnet.prefixlen, {})
