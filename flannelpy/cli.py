@@ -134,6 +134,13 @@ def minutes(text: str) -> int:
     return int(text) * 60
 
 
+def seconds(text: str) -> int:
+    """So many whole seconds."""
+    if not re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII):
+        raise ValueError("must be a whole number of seconds, from 1 up")
+    return int(text)
+
+
 def source_check(text: str) -> SourceCheck:
     """One of its names."""
     try:
@@ -381,6 +388,14 @@ FLAGS = (
         boolean,
         "Masquerade what containers send out of the network.",
         default="false",
+    ),
+    Flag(
+        "iptables-resync",
+        "Packets",
+        seconds,
+        "How often iptables rules and accept_local are checked and restored.",
+        value="SECONDS",
+        default="5",
     ),
     Flag(
         "source-check",

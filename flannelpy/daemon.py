@@ -67,7 +67,7 @@ async def _serve(options: Options) -> None:
     """Everything between the flags and the end."""
     external, public_ip = await parts.addresses(options)
     names = options.networks or ("",)
-    host = Host(external, public_ip)
+    host = Host(external, public_ip, options.iptables_resync)
     speaker = _Speaker()
     networks = [Network(name, options, host, speaker.tell) for name in names]
     speaker.networks = networks
@@ -75,6 +75,7 @@ async def _serve(options: Options) -> None:
         async with asyncio.TaskGroup() as tasks:
             for network in networks:
                 tasks.create_task(_keep_up(network) if options.networks else network.run())
+            tasks.create_task(host.firewall.run())
             tasks.create_task(_report_status(speaker))
             tasks.create_task(_show_signs_of_life(networks))
     except ExceptionGroup as failures:

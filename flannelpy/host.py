@@ -1,4 +1,4 @@
-"""What the networks of one host share: the way out, and what keeps them from each other.
+"""What the networks of one host share: the way out, the firewall, and what keeps them from each other.
 
 A packet between two networks is refused by a routing rule on the host where it sets out, before any route but those to
 the host itself is looked at.
@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import permutations
 
 from flannelpy.errors import ConfigError
-from flannelpy.linux import iptables
+from flannelpy.firewall import Firewall
 from flannelpy.linux.entries import Prohibition
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Netlink
@@ -22,12 +22,12 @@ from flannelpy.linux.netlink import Netlink
 class Host:
     """Networks are known by their names."""
 
-    def __init__(self, external: ExternalInterface, public_ip: IPv4Address) -> None:
+    def __init__(self, external: ExternalInterface, public_ip: IPv4Address, iptables_resync: float = 5) -> None:
         self.external = external
         self.public_ip = public_ip
+        self.firewall = Firewall(iptables_resync)
         self._taken: dict[str, tuple[IPv4Network, Sequence[str]]] = {}
         self._rules: set[Prohibition] = set()  # those that were put
-        self._masqueraded: dict[str, IPv4Network] = {}
         self._busy = asyncio.Lock()
 
     def check(self, name: str, network: IPv4Network, needs: Sequence[str]) -> None:
@@ -62,10 +62,3 @@ class Host:
             lost = [str(rule) for rule in missing if rule in self._rules and rule not in unmarked]
             self._rules.update(missing, present)
             return lost
-
-    async def masquerade(self, name: str, network: IPv4Network) -> None:
-        """Beside the others.  Raises HostError."""
-        async with self._busy:
-            self._masqueraded.pop(name, None)
-            self._masqueraded[name] = network
-            await iptables.set_up_masquerade(list(self._masqueraded.values()))

@@ -13,7 +13,6 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from ipaddress import IPv4Network
@@ -23,12 +22,12 @@ from flannelpy import logs, parts
 from flannelpy.backend import base as backends
 from flannelpy.backend.base import Backend
 from flannelpy.backend.guard import Guard
-from flannelpy.backend.removal import Keep, withdraw
 from flannelpy.errors import FlannelError, HostError, LeaseLost
+from flannelpy.firewall_rules import NetworkRules
 from flannelpy.host import Host
 from flannelpy.linux import interface
 from flannelpy.linux.clock import BootClock
-from flannelpy.linux.instance_lock import InstanceLock, Run
+from flannelpy.linux.instance_lock import InstanceLock
 from flannelpy.linux.netlink import Netlink
 from flannelpy.linux.ready_file import ReadyFile
 from flannelpy.options import Options
@@ -89,7 +88,7 @@ class Network:
         self._say(f"not ready: {error}")
 
     async def _run(self, cleanup: AsyncExitStack) -> None:
-        self._lock = lock = InstanceLock(self._subnet_file)
+        lock = InstanceLock(self._subnet_file)
         cleanup.callback(lock.close)
         ready_file = ReadyFile(parts.ready_path(self._options, self.name))
         cleanup.callback(ready_file.close)
@@ -104,18 +103,16 @@ class Network:
         cleanup.callback(chosen.backend.close)
         try:
             await self._start(chosen, manager, holder)
-            self._service = _Service(manager, chosen.backend, self._host, ready_file, self._on_change)
+            self._service = _Service(self.name, manager, chosen.backend, self._host, ready_file, self._on_change)
             self._on_change()
             await self._service.run(self._choose)
         except LeaseLost:
-            chosen.backend.close()
-            await self._withdraw(chosen.config.network)
+            await self._abandon(chosen.config.network)
             raise
 
     async def _choose(self, config: NetworkConfig) -> _Chosen:
         """What to do about a config.  Raises ConfigError, HostError."""
-        options = replace(self._options, subnet_file=self._subnet_file)
-        backend = backends.create(config, self._host.external, options)
+        backend = backends.create(config, self._host.external, self._options)
         self._host.check(self.name, config.network, backend.needs)
         return _Chosen(config, backend)
 
@@ -125,32 +122,31 @@ class Network:
         self._say("Waiting for a subnet lease")
         describe = partial(backend.lease_attrs, holder)
         lease = await manager.acquire(config, describe, env_file.previous_subnet(self._subnet_file))
-        await self._take_over(chosen, lease.subnet)
+        async with Netlink() as netlink:
+            previous = env_file.previous_network(self._subnet_file)
+            for left in await backends.make_way(netlink, config.backend.type, config.network, previous):
+                log.warning("Removed what an earlier run has left: %s", left)
+            await self._host.isolate(netlink)
         mtu = await backend.start(lease)
         ip_masq = self._options.ip_masq
-        if ip_masq:
-            await self._host.masquerade(self.name, config.network)
+        await self._set_up_firewall(chosen, previous)
         env_file.write(self._subnet_file, env_file.render(config.network, lease.subnet, mtu, ip_masq))
-        self._lock.write(Run((config.network,), config.backend.type, backend.device))
 
-    async def _take_over(self, chosen: _Chosen, subnet: IPv4Network) -> None:
-        """Record what this run uses, then remove what earlier runs left and this one does not use."""
+    async def _set_up_firewall(self, chosen: _Chosen, previous: IPv4Network | None) -> None:
+        """Put the rules that the subnet file promises; all others come in the background.  Raises HostError."""
         config, backend = chosen
-        scope = parts.scope(self._subnet_file, self._lock.read(), (config.network, subnet))
-        previous = sorted(scope.networks - {config.network})
-        self._lock.write(Run((config.network, *previous), config.backend.type, backend.device))
-        keep = Keep(config.network, backend.device, backend.adopts_routes)
-        async with Netlink() as netlink:
-            for left in await withdraw(netlink, scope, keep):
-                log.warning("Removed leftover %s", left)
-            await self._host.isolate(netlink)
+        address, ip_masq = self._host.external.address, self._options.ip_masq
+        rules = NetworkRules(config.network, address, lambda: backend.datagrams, previous, is_masqueraded=ip_masq)
+        self._host.firewall.add(self.name, rules, self._on_change)
+        if ip_masq:
+            await self._host.firewall.masquerade(self.name)
 
-    async def _withdraw(self, network: IPv4Network) -> None:
-        """Another host holds the subnet now: remove all that leads to other hosts, and the file that Docker reads."""
+    async def _abandon(self, network: IPv4Network) -> None:
+        """The subnet is another host's now: nothing leads to others any more, and Docker is to know."""
+        previous = env_file.previous_network(self._subnet_file)
         try:
-            scope = parts.scope(self._subnet_file, self._lock.read())
             async with Netlink() as netlink:
-                await withdraw(netlink, scope._replace(networks=scope.networks | {network}))
+                await backends.abandon(netlink, network, previous)
         except HostError as error:
             log.warning("%s", error)
         try:
@@ -168,12 +164,14 @@ class _Service:
 
     def __init__(
         self,
+        name: str,
         manager: SubnetManager,
         backend: Backend,
         host: Host,
         ready_file: ReadyFile,
         on_change: Callable[[], None],
     ) -> None:
+        self._name = name
         self._manager = manager
         self._backend = backend
         self._host = host
@@ -203,8 +201,8 @@ class _Service:
         words = [f"subnet {self._manager.own.subnet} ({time_left})"]
         if self._trouble():
             words.append(f"not ready: {self._trouble()}")
-        if self._guard.repairs:
-            words.append(f"repairs: {self._guard.repairs}")
+        if repairs := self._guard.repairs + self._host.firewall.repairs[self._name]:
+            words.append(f"repairs: {repairs}")
         return ", ".join([*words, self._backend.describe()])
 
     def makes_progress(self) -> bool:
@@ -213,6 +211,7 @@ class _Service:
 
     async def _apply(self, events: Sequence[LeaseEvent]) -> None:
         self._backend.apply(events)
+        self._host.firewall.apply(self._name, events)
         self._on_change()
 
     async def _check(self, netlink: Netlink) -> list[str]:

@@ -39,6 +39,7 @@ class Options:
     subnet_file: Path
     subnet_dir: Path
     ip_masq: bool
+    iptables_resync: int  # seconds
     source_check: SourceCheck
     offload: frozenset[str] | None
     cleanup: bool

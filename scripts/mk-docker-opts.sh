@@ -52,18 +52,19 @@ if [ $single = false ] && [ $combined = false ]; then
 	combined=true
 fi
 
-# The file belongs to the daemon's user, and here root may be reading it: nothing in it is to be a command.
-if [ -f "$subnet_file" ]; then
-	lines=$(cat <"$subnet_file") || fail "can't read $subnet_file"
-	plain='^((FLANNEL|DOCKER)_[A-Z0-9_]*=[A-Za-z0-9_./:=-]*|#.*)?$'
-	strange=$(printf '%s\n' "$lines" | LC_ALL=C grep -Ev "$plain" | head -n 1)
-	[ -z "$strange" ] || fail "$subnet_file: a line is not of the form FLANNEL_MTU=1472: '$strange'"
-	eval "$lines"
-fi
+# The file belongs to the daemon's user, and here root may be reading it: nothing in it is to be a command, and nothing
+# of it is to be printed, since a symbolic link may lead to a file that only root may read.
+[ -f "$subnet_file" ] || fail "$subnet_file is not a subnet file: does flannelpy run?"
+# Shells drop a null byte: as another byte it is found.
+lines=$(LC_ALL=C tr '\000' '\001' <"$subnet_file") || fail "can't read $subnet_file"
+plain='^((FLANNEL|DOCKER)_[A-Z0-9_]*=[A-Za-z0-9_./:=-]*|#.*)?$'
+strange=$(printf '%s\n' "$lines" | LC_ALL=C sed -nE "\\,$plain,!{=;q;}")
+[ -z "$strange" ] || fail "$subnet_file: line $strange is not of the form FLANNEL_MTU=1472"
+unset FLANNEL_SUBNET
+eval "$lines"
+[ -n "$FLANNEL_SUBNET" ] || fail "$subnet_file has no FLANNEL_SUBNET: does flannelpy run?"
 
-if [ -n "$FLANNEL_SUBNET" ]; then
-	DOCKER_OPT_BIP=--bip=$FLANNEL_SUBNET
-fi
+DOCKER_OPT_BIP=--bip=$FLANNEL_SUBNET
 if [ -n "$FLANNEL_MTU" ]; then
 	DOCKER_OPT_MTU=--mtu=$FLANNEL_MTU
 fi
@@ -73,7 +74,7 @@ if [ $masquerade = true ]; then
 	'') ;;
 	true) DOCKER_OPT_IPMASQ=--ip-masq=false ;;
 	false) DOCKER_OPT_IPMASQ=--ip-masq=true ;;
-	*) fail "FLANNEL_IPMASQ must be true or false, not '$FLANNEL_IPMASQ'" ;;
+	*) fail "FLANNEL_IPMASQ must be true or false" ;;
 	esac
 fi
 

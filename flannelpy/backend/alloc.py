@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from ipaddress import IPv4Network
 
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Netlink
@@ -21,8 +22,7 @@ class AllocBackend:
     """Nothing between hosts."""
 
     needs: Sequence[str] = ()
-    device = ""
-    adopts_routes = False
+    datagrams = None
 
     def __init__(self, external: ExternalInterface) -> None:
         self._external = external
@@ -57,3 +57,8 @@ class AllocBackend:
 def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> AllocBackend:
     """See BackendRoom."""
     return AllocBackend(external)
+
+
+async def remove_leftovers(netlink: Netlink, network: IPv4Network | None) -> list[str]:
+    """See BackendRoom: there are none."""
+    return []

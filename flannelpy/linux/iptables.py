@@ -1,105 +1,128 @@
-"""Masquerading: traffic that leaves the overlay, or enters it from elsewhere, gets the host's address.
+"""Runs ``iptables-save`` and ``iptables-restore``, each for a limited time and without stalling the event loop.
 
-The rules live in a chain of our own with one jump to it, and are put in place as a whole, so doing it again changes
-nothing.  The ``iptables`` command is found by PATH: iptables-nft and iptables-legacy behave the same here.
-Counterpart: network/ipmasq.go, whose ACCEPT would end the chain of other people's rules; RETURN does not.
+The commands are found by PATH: iptables-nft and iptables-legacy behave the same here.
+Source: iptables-save(8), iptables-restore(8).
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import re
-import shutil
-from collections.abc import Sequence
-from ipaddress import IPv4Network
+import os
+import signal
+from asyncio import StreamReader, StreamWriter
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
+from contextlib import suppress
 
 from flannelpy.errors import HostError
+from flannelpy.linux.ruleset import Listing
 
-log = logging.getLogger(__name__)
-
-_CHAIN = "FLANNEL"
-_JUMP = ("POSTROUTING", "-j", _CHAIN)
 # Other programs hold the xtables lock for moments.
-_WAIT = "--wait=10"
+_WAIT = "--wait=5"
+# For one command; a table of 30,000 rules takes a second.
+_DEADLINE = 15.0
+_KILL_SECONDS = 1.0
+# The loop does other work between two chunks; a pipe holds no more.
+_CHUNK_BYTES = 1 << 16
+_MOST_BYTES = 1 << 28
+_COMPLAINT_BYTES = 4096
+_LINE_CHARACTERS = 200
 
 
-async def set_up_masquerade(networks: Sequence[IPv4Network]) -> None:
-    """Put the rules of all these networks in place, of which the last one is new.  Raises HostError."""
-    rules = [rule for network in networks for rule in masquerade_rules(network)]
-    for rule in masquerade_rules(networks[-1]):
-        log.info("Adding iptables rule: %s", rule)
-    text = "\n".join(["*nat", f":{_CHAIN} - [0:0]", *(f"-A {rule}" for rule in rules), "COMMIT", ""])
-    await _run("iptables-restore", _WAIT, "--noflush", stdin=text)
-    if not await _succeeds("iptables", _WAIT, "-t", "nat", "-C", *_JUMP):
-        log.info("Adding iptables rule: %s", " ".join(_JUMP))
-        await _run("iptables", _WAIT, "-t", "nat", "-A", *_JUMP)
-
-
-async def remove_masquerade(network: IPv4Network | None = None) -> list[str]:
-    """Remove chain and jumps, and what flanneld v0.5.5 has left for ``network``; what was removed.  Raises HostError.
-
-    The original's jump names the network, so it is found by its target; its fourth rule is known by the network alone.
-    While the chain has rules of other networks, only those of ``network`` go.
-    """
-    if not shutil.which("iptables"):
-        return []
-    listing = (await _run("iptables", _WAIT, "-t", "nat", "-S")).splitlines()
-    if network and (_networks_in(listing) - {str(network)}):
-        rules = [rule for rule in masquerade_rules(network) if f"-A {rule}" in listing]
-        await _restore([f"-D {rule}" for rule in rules])
-        return rules
-    ours = {f"-A POSTROUTING ! -s {network} -d {network} -j MASQUERADE"} if network else set()
-    rules = [line[3:] for line in listing if line in ours or re.fullmatch(rf"-A .* -j {_CHAIN}", line)]
-    chains = [_CHAIN] if f"-N {_CHAIN}" in listing else []
-    await _restore([*(f"-D {rule}" for rule in rules), *(f"-{how} {chain}" for chain in chains for how in "FX")])
-    return [*rules, *(f"chain {chain}" for chain in chains)]
-
-
-def _networks_in(listing: Sequence[str]) -> set[str]:
-    """Those that our chain has rules for."""
-    found = (re.fullmatch(rf"-A {_CHAIN} -s (\S+) -d \1 -j RETURN", line) for line in listing)
-    return {match[1] for match in found if match}
-
-
-async def _restore(commands: Sequence[str]) -> None:
-    """All of them at once, or none: a jump that stays would keep the chain."""
-    if commands:
-        await _run("iptables-restore", _WAIT, "--noflush", stdin="\n".join(["*nat", *commands, "COMMIT", ""]))
-
-
-def masquerade_rules(network: IPv4Network) -> list[str]:
-    """A network's part of the chain, in order.  Multicast is never masqueraded."""
-    return [
-        f"{_CHAIN} -s {network} -d {network} -j RETURN",
-        f"{_CHAIN} -s {network} ! -d 224.0.0.0/4 -j MASQUERADE",
-        f"{_CHAIN} ! -s {network} -d {network} -j MASQUERADE",
-    ]
-
-
-async def _run(*command: str, stdin: str = "") -> str:
-    """What a command prints.  Raises HostError with its last line of complaint."""
-    code, output, complaints = await _finish(*command, stdin=stdin)
-    if code:
-        last = complaints.strip().splitlines()[-1:] or ["no message"]
-        raise HostError(f"-ip-masq: {' '.join(command)} failed: {last[0]}")
-    return output
-
-
-async def _succeeds(*command: str) -> bool:
-    code, _, _ = await _finish(*command)
-    return code == 0
-
-
-async def _finish(*command: str, stdin: str = "") -> tuple[int, str, str]:
-    """Exit code, output and complaints of a command."""
+async def save(table: str, listing: Listing) -> None:
+    """Feed the rules of a table to ``listing``.  Raises HostError."""
+    command = ("iptables-save", "-t", table)
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        complaint = await _run(*command, sink=listing.feed)
+    except ValueError as error:
+        raise HostError(f"{' '.join(command)} printed {error} instead of rules") from error
+    if complaint and "Table does not exist" not in complaint:
+        raise HostError(f"{' '.join(command)} failed: {complaint}")
+    if not complaint and not listing.is_complete:
+        raise HostError(f"{' '.join(command)} printed no table {table}{_readable(listing.last_line)}")
+
+
+async def restore(text: bytes) -> None:
+    """Change the rules of one table, all at once or not at all.  Raises HostError."""
+    command = ("iptables-restore", "--noflush", _WAIT)
+    if complaint := await _run(*command, stdin=text):
+        raise HostError(f"{' '.join(command)} failed: {complaint}")
+
+
+async def _run(*command: str, stdin: bytes = b"", sink: Callable[[bytes], object] = bytes) -> str:
+    """Run a command to its end; its last complaint if it fails, else nothing.  Raises HostError, ValueError."""
+    process = await _start(*command)
+    try:
+        async with asyncio.timeout(_DEADLINE):
+            complaint = await _talk(process, stdin, sink)
+    except TimeoutError:
+        raise HostError(f"{' '.join(command)} did not end within {_DEADLINE:g} s") from None
+    finally:
+        await _end(process)
+    return complaint
+
+
+async def _start(*command: str) -> Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
         )
     except FileNotFoundError as error:
-        raise HostError(f"-ip-masq needs the command {command[0]}: install iptables, or leave -ip-masq out") from error
+        raise HostError(f"the command {command[0]} is missing: install iptables") from error
     except OSError as error:
-        raise HostError(f"-ip-masq: cannot run {command[0]}: {error.strerror}") from error
-    stdout, stderr = await process.communicate(stdin.encode())
-    return process.returncode or 0, stdout.decode(errors="replace"), stderr.decode(errors="replace")
+        raise HostError(f"cannot run {command[0]}: {error.strerror}") from error
+
+
+async def _talk(process: Process, stdin: bytes, sink: Callable[[bytes], object]) -> str:
+    """Write, read and wait; the last complaint of a command that fails."""
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    complaints = bytearray()
+
+    def complain(chunk: bytes) -> None:
+        complaints.extend(chunk)
+        del complaints[:-_COMPLAINT_BYTES]
+
+    await asyncio.gather(
+        _write(process.stdin, stdin),
+        _read(process.stdout, sink),
+        _read(process.stderr, complain),
+    )
+    code = await process.wait()
+    lines = complaints.decode(errors="replace").strip().splitlines() or [""]
+    return f"exit code {code}{_readable(lines[-1])}" if code else ""
+
+
+def _readable(line: str) -> str:
+    """What a command printed, for an error message; nothing if it is no text."""
+    return f": {line[:_LINE_CHARACTERS]}" if line.isascii() and line.isprintable() and line else ""
+
+
+async def _write(stream: StreamWriter, data: bytes) -> None:
+    with suppress(BrokenPipeError, ConnectionResetError):  # the command ended first; its exit code counts
+        stream.write(data)
+        await stream.drain()
+        stream.close()
+
+
+async def _read(stream: StreamReader, sink: Callable[[bytes], object]) -> None:
+    """Raises ValueError when there is no end of it."""
+    total = 0
+    while chunk := await stream.read(_CHUNK_BYTES):
+        sink(chunk)
+        total += len(chunk)
+        if total > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES >> 20} MB")
+
+
+async def _end(process: Process) -> None:
+    """Kill the command, if it still runs, with all processes that it has started."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with suppress(TimeoutError):  # one that waits for a device does not even end then
+            async with asyncio.timeout(_KILL_SECONDS):
+                assert process.stdout
+                await process.stdout.read()  # its pipe is closed at the end of it
+                await process.wait()

@@ -16,6 +16,9 @@ ROUTE_PROTOCOL = 85
 #: The first part of the name of every iptables chain that flannelpy adds.
 CHAIN_PREFIX = "FLANNEL"
 
+#: The connection tracking zone of our own datagrams, apart from what containers send.
+CONNTRACK_ZONE = 8285
+
 # Source: include/uapi/linux/if.h, IFALIASZ; the terminating zero counts.
 _MAX_ALIAS_BYTES = 255
 _DEVICE_PREFIX = "flannelpy "

@@ -9,9 +9,9 @@ import errno
 import fcntl
 import os
 import struct
-from pathlib import Path
 
 from flannelpy.errors import HostError
+from flannelpy.linux import accept_local
 
 _DEVICE = "/dev/net/tun"
 # struct ifreq { char ifr_name[16]; short ifr_flags; ... } is 40 bytes.
@@ -69,11 +69,7 @@ class Tun:
 
         Raises HostError.  Source: accept_local in Documentation/networking/ip-sysctl.rst.
         """
-        path = Path(f"/proc/sys/net/ipv4/conf/{self.name}/accept_local")
-        try:
-            path.write_text("1")
-        except OSError as error:
-            raise HostError(f"cannot write {path}: {error.strerror}") from error
+        accept_local.enable(self.name)
 
     def read_into(self, header: memoryview, view: memoryview) -> int:
         """Length of the next packet, put at the start of ``view``; 0 when there is none.  Raises HostError."""

@@ -23,6 +23,7 @@ import oracle
 import pytest
 from batches import datagrams, for_the_tun, inbound, inbound_trains, outbound
 from fakes import FakeRegistry
+from fakes_iptables import FakeTables
 from packets import checksum, hop_taken
 from pcap import RAW_IP, read, udp_datagrams
 
@@ -32,7 +33,7 @@ from flannelpy.backend.udp import backend as udp_backend
 from flannelpy.backend.udp import device
 from flannelpy.backend.udp.engine import BATCH_PACKETS, Engine, Plan
 from flannelpy.backend.udp.routes import NextHop, Routes
-from flannelpy.linux import entries, iptables, systemd
+from flannelpy.linux import entries, systemd
 from flannelpy.linux.entries import Gateway, Route
 from flannelpy.linux.netlink import Address, Link, Netlink
 from flannelpy.linux.tun import Tun
@@ -315,9 +316,6 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
         bound_to.append((address, port))
         return UdpSocket(IPv4Address("127.0.0.1"), 0, gso=gso, gro=gro)
 
-    async def iptables_command(*command: str, stdin: str = "") -> tuple[int, str, str]:
-        return int("-C" in command), "", ""
-
     Machine.brought_up.clear()
     monkeypatch.setattr(parts, "registry", lambda *_: store)
     monkeypatch.setattr(parts, "Netlink", Machine)
@@ -327,7 +325,7 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
     monkeypatch.setattr(guard, "changes", no_changes)
     monkeypatch.setattr(device, "Tun", Device)
     monkeypatch.setattr(udp_backend, "UdpSocket", bind)
-    monkeypatch.setattr(iptables, "_finish", iptables_command)
+    FakeTables().install(monkeypatch)
     monkeypatch.setattr(systemd, "notify", notify)
     options = cli.parse(
         ["-iface=eth1", f"-etcd-prefix={PREFIX}", f"-subnet-file={subnet_file}", "-ip-masq", "-host-id=host-1"]

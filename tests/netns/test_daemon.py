@@ -114,18 +114,18 @@ def test_systemd_is_told_readiness_and_status(lab: Lab, host: Host) -> None:
 def test_masquerading_is_idempotent(host: Host, flavour: str) -> None:
     tools = host.run_dir / flavour
     tools.mkdir()
-    for tool in ("iptables", "iptables-restore"):
+    for tool in ("iptables", "iptables-restore", "iptables-save"):
         (tools / tool).symlink_to(f"/usr/sbin/{tool.replace('iptables', f'iptables-{flavour}')}")
     path = {"PATH": f"/run/{flavour}:{os.environ['PATH']}"}
     for _ in range(2):
         started(host, "-iface=eth1", "-ip-masq=true", env=path).stop()
     rules = host.run(f"/usr/sbin/iptables-{flavour}", "-t", "nat", "-S").stdout
     assert [rule for rule in rules.splitlines() if "FLANNEL" in rule] == [
-        "-N FLANNEL",
-        "-A POSTROUTING -j FLANNEL",
-        "-A FLANNEL -s 11.0.0.0/16 -d 11.0.0.0/16 -j RETURN",
-        "-A FLANNEL -s 11.0.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
-        "-A FLANNEL ! -s 11.0.0.0/16 -d 11.0.0.0/16 -j MASQUERADE",
+        "-N FLANNEL-M-11.0.0.0/16",
+        "-A POSTROUTING -j FLANNEL-M-11.0.0.0/16",
+        "-A FLANNEL-M-11.0.0.0/16 -s 11.0.0.0/16 -d 11.0.0.0/16 -j RETURN",
+        "-A FLANNEL-M-11.0.0.0/16 -s 11.0.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
+        "-A FLANNEL-M-11.0.0.0/16 ! -s 11.0.0.0/16 -d 11.0.0.0/16 -j MASQUERADE",
     ]
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 
 import pytest
-from lab import Host, Lab
+from firewalls import FLAVOURS, Flavour
+from lab import Lab, wait_for
 
 NETWORK = "11.0.0.0/16"
-SET_UP = "asyncio.run(iptables.set_up_masquerade([IPv4Network(sys.argv[1])]))"
-REMOVE = "print(*asyncio.run(iptables.remove_masquerade(IPv4Network(sys.argv[1]))), sep='\\n')"
-# What flanneld v0.5.5 puts in place for -ip-masq.
-ORIGINAL = f"""*nat
+CHAIN = f"FLANNEL-M-{NETWORK}"
+ALL_CHAINS = {"nat": {CHAIN}, "mangle": {f"FLANNEL-D-{NETWORK}"}, "raw": {f"FLANNEL-Z-{NETWORK}"}}
+OURS = [
+    f"-N {CHAIN}",
+    f"-A POSTROUTING -j {CHAIN}",
+    f"-A {CHAIN} -s {NETWORK} -d {NETWORK} -j RETURN",
+    f"-A {CHAIN} -s {NETWORK} ! -d 224.0.0.0/4 -j MASQUERADE",
+    f"-A {CHAIN} ! -s {NETWORK} -d {NETWORK} -j MASQUERADE",
+]
+# What flanneld v0.5.5 and flannelpy 46c003e put in place for -ip-masq.
+FLANNELD = f"""*nat
 :FLANNEL - [0:0]
 -A FLANNEL -d {NETWORK} -j ACCEPT
 -A FLANNEL ! -d 224.0.0.0/4 -j MASQUERADE
@@ -21,73 +27,88 @@ ORIGINAL = f"""*nat
 -A POSTROUTING ! -s {NETWORK} -d {NETWORK} -j MASQUERADE
 COMMIT
 """
+EARLY = f"""*nat
+:FLANNEL - [0:0]
+-A FLANNEL -s {NETWORK} -d {NETWORK} -j RETURN
+-A FLANNEL -s {NETWORK} ! -d 224.0.0.0/4 -j MASQUERADE
+-A FLANNEL ! -s {NETWORK} -d {NETWORK} -j MASQUERADE
+-A POSTROUTING -j FLANNEL
+COMMIT
+"""
 OTHERS = """*nat
 :DOCKER - [0:0]
+:FLANNELX - [0:0]
+:FLANNEL-POSTRTG - [0:0]
 -A DOCKER -i docker0 -j RETURN
 -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
 -A POSTROUTING -m comment --comment "not for -j FLANNEL" -j DOCKER
+-A POSTROUTING -m comment --comment "-j FLANNEL-M-11.0.0.0/16"
+-A POSTROUTING -j FLANNELX
+-A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
+-A POSTROUTING ! -s 12.0.0.0/16 -d 12.0.0.0/16 -j MASQUERADE
+COMMIT
+*raw
+-A PREROUTING -s 192.0.2.0/24 -m comment --comment FLANNEL-Z-11.0.0.0/16 -j DROP
+COMMIT
+*mangle
+-A FORWARD -p tcp -m comment --comment "FLANNEL -j FLANNEL-D-11.0.0.0/16" -j ACCEPT
 COMMIT
 """
+#: Rules of another network in the chain FLANNEL.
+ANOTHER_NETWORK = (
+    "*nat\n-A FLANNEL -s 12.0.0.0/16 -d 12.0.0.0/16 -j RETURN\n-A POSTROUTING -s 12.0.0.0/16 -j FLANNEL\nCOMMIT\n"
+)
 
 
-class Firewall:
-    """The nat table of a host, as one flavour of iptables shows it."""
-
-    def __init__(self, host: Host, flavour: str) -> None:
-        self.host = host
-        self.command = f"/usr/sbin/iptables-{flavour}"
-        tools = host.run_dir / flavour
-        tools.mkdir()
-        for tool in ("iptables", "iptables-restore"):
-            (tools / tool).symlink_to(f"/usr/sbin/{tool.replace('iptables', f'iptables-{flavour}')}")
-        self.path = f"/run/{flavour}:{os.environ['PATH']}"
-
-    def rules(self) -> str:
-        return self.host.run(self.command, "-t", "nat", "-S").stdout
-
-    def restore(self, text: str) -> None:
-        self.host.run(f"{self.command}-restore", "--noflush", input=text)
-
-    def python(self, statement: str) -> list[str]:
-        """What our function does on the host, printed line by line."""
-        program = (
-            f"import asyncio, sys; from ipaddress import IPv4Network; from flannelpy.linux import iptables; {statement}"
-        )
-        argv = ["env", f"PATH={self.path}", sys.executable, "-c", program, NETWORK]
-        return self.host.run(*argv).stdout.split("\n")[:-1]
-
-
-@pytest.fixture(params=["nft", "legacy"])
-def firewall(request: pytest.FixtureRequest) -> Iterator[Firewall]:
-    """A table in which somebody else has rules."""
+@pytest.fixture(scope="module", params=FLAVOURS)
+def flavour(request: pytest.FixtureRequest) -> Iterator[Flavour]:
+    """A host on which other programs have rules."""
     with Lab(hosts=1) as lab:
-        firewall = Firewall(lab.hosts[0], request.param)
-        firewall.restore(OTHERS)
-        yield firewall
+        lab.put_config()
+        flavour = Flavour(lab.hosts[0], request.param)
+        flavour.restore(OTHERS)
+        yield flavour
 
 
-def test_our_rules_go_and_others_stay(firewall: Firewall) -> None:
-    before = firewall.rules()
-    firewall.python(SET_UP)
-    firewall.restore("*nat\n-A POSTROUTING -j FLANNEL\nCOMMIT\n")
-    assert firewall.python(REMOVE) == ["POSTROUTING -j FLANNEL", "POSTROUTING -j FLANNEL", "chain FLANNEL"]
-    assert firewall.rules() == before
+def test_our_rules_go_and_others_stay(flavour: Flavour) -> None:
+    before = flavour.all_rules()
+    daemon = flavour.start_daemon("-ip-masq")
+    assert [line for line in flavour.rules("nat") if CHAIN in line and "comment" not in line] == OURS
+    wait_for(lambda: {table: flavour.chains(table) for table in ALL_CHAINS} == ALL_CHAINS, 5, "all chains")
+    daemon.stop()
+    assert {table: flavour.chains(table) for table in ALL_CHAINS} == ALL_CHAINS
+    messages = flavour.clean_up()
+    assert f"Removed iptables chain {CHAIN} in table nat" in messages
+    assert flavour.all_rules() == before
+    assert flavour.clean_up() == []
 
 
-def test_what_flanneld_has_left_goes_also_when_our_rules_are_there_too(firewall: Firewall) -> None:
-    before = firewall.rules()
-    firewall.restore(ORIGINAL)
-    firewall.python(SET_UP)
-    assert firewall.python(REMOVE) == [
-        f"POSTROUTING -s {NETWORK} -j FLANNEL",
-        f"POSTROUTING ! -s {NETWORK} -d {NETWORK} -j MASQUERADE",
-        "POSTROUTING -j FLANNEL",
-        "chain FLANNEL",
-    ]
-    assert firewall.rules() == before
+@pytest.mark.parametrize("left", [FLANNELD, EARLY])
+def test_what_flanneld_or_an_early_version_has_left_is_replaced(flavour: Flavour, left: str) -> None:
+    before = flavour.rules("nat")
+    flavour.restore(left)
+    daemon = flavour.start_daemon("-ip-masq")
+    assert sorted(flavour.rules("nat")) == sorted([*before, *OURS])
+    daemon.stop()
+    flavour.restore(left)
+    messages = flavour.clean_up()
+    assert "Removed iptables chain FLANNEL in table nat" in messages
+    assert flavour.rules("nat") == before
 
 
-def test_a_second_time_there_is_nothing_left_to_remove(firewall: Firewall) -> None:
-    before = firewall.rules()
-    assert firewall.python(REMOVE) == [""]
-    assert firewall.rules() == before
+@pytest.mark.parametrize("left", [FLANNELD, EARLY])
+def test_rules_of_another_network_in_its_chain_stay(flavour: Flavour, left: str) -> None:
+    before = flavour.rules("nat")
+    flavour.restore(left)
+    flavour.restore(ANOTHER_NETWORK)
+    flavour.start_daemon("-ip-masq").stop()
+    flavour.clean_up()
+    kept = [line for line in flavour.rules("nat") if line not in before]
+    assert "-A FLANNEL -s 12.0.0.0/16 -d 12.0.0.0/16 -j RETURN" in kept
+    assert "-A POSTROUTING -s 12.0.0.0/16 -j FLANNEL" in kept
+    assert not any(NETWORK in line for line in kept)
+    for line in reversed(kept):
+        if line.startswith("-A"):
+            flavour.run("-t", "nat", "-D", *line.split()[1:])
+    flavour.run("-t", "nat", "-X", "FLANNEL")
+    assert flavour.rules("nat") == before

@@ -81,7 +81,7 @@ def started(host: Host, flavour: str) -> Daemon:
     """A daemon for which ``iptables`` is of this flavour."""
     tools = host.run_dir / flavour
     tools.mkdir()
-    for tool in ("iptables", "iptables-restore"):
+    for tool in ("iptables", "iptables-restore", "iptables-save"):
         (tools / tool).symlink_to(f"/usr/sbin/{tool.replace('iptables', f'iptables-{flavour}')}")
     (tools / "python").write_text(sandbox())
     (tools / "python").chmod(0o755)
@@ -115,7 +115,10 @@ def test_the_powers_of_the_systemd_unit_are_enough(make_lab: Callable[..., Lab],
     one, other = (host.add_container() for host in lab.hosts)
     assert "ttl=60 " in one.run("ping", "-c1", "-W2", str(other.address)).stdout
     for host in lab.hosts:
-        assert "-A POSTROUTING -j FLANNEL\n" in host.run(f"/usr/sbin/iptables-{flavour}", "-t", "nat", "-S").stdout
+        assert (
+            "-A POSTROUTING -j FLANNEL-M-11.0.0.0/16\n"
+            in host.run(f"/usr/sbin/iptables-{flavour}", "-t", "nat", "-S").stdout
+        )
     assert [daemon.stop() for daemon in daemons] == [0, 0]
     assert "flannel0" not in lab.hosts[0].run("ip", "link").stdout
 

@@ -35,6 +35,7 @@ DEFAULTS = {
     "subnet_lease_renew_margin": 3600,
     "subnet_file": Path("/run/flannel/subnet.env"),
     "ip_masq": False,
+    "iptables_resync": 5,
     "source_check": SourceCheck.PEER,
     "offload": None,
     "cleanup": False,
@@ -54,6 +55,7 @@ GOOD = {
     "subnet-lease-renew-margin": ("30", "subnet_lease_renew_margin", 1800),
     "subnet-file": ("/tmp/subnet.env", "subnet_file", Path("/tmp/subnet.env")),
     "ip-masq": ("true", "ip_masq", True),
+    "iptables-resync": ("60", "iptables_resync", 60),
     "source-check": ("strict", "source_check", SourceCheck.STRICT),
     "offload": ("tso,gso", "offload", frozenset({"tso", "gso"})),
     "v": ("3", "verbosity", 3),
@@ -154,6 +156,7 @@ def test_variable_names() -> None:
         "subnet-file": "FLANNELD_SUBNET_FILE",
         "subnet-dir": "FLANNELD_SUBNET_DIR",
         "ip-masq": "FLANNELD_IP_MASQ",
+        "iptables-resync": "FLANNELD_IPTABLES_RESYNC",
         "source-check": "FLANNELD_SOURCE_CHECK",
         "offload": "FLANNELD_OFFLOAD",
         "cleanup": None,
@@ -236,6 +239,13 @@ def test_as_go_reads_it(argv: list[str], expected: dict[str, object]) -> None:
         (
             ["-ip-masq", "true"],
             "extra argument 'true': the value of a boolean follows '=', as in -ip-masq=true",
+        ),
+        *(
+            (
+                [f"-iptables-resync={text}"],
+                f"bad value {text!r} for -iptables-resync: must be a whole number of seconds, from 1 up",
+            )
+            for text in ("0", "", "-1", "5s", "1.5", "٣", "1e3", " 5")
         ),
         (["-ip-masq=yes"], "bad value 'yes' for -ip-masq: must be true or false"),
         (["-ip-masq="], "bad value '' for -ip-masq: must be true or false"),

@@ -1,192 +1,164 @@
-"""Masquerading rules, and the commands that put them in place."""
+"""The two commands: what they are given, what becomes of their answers, and that none of them holds us up."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from ipaddress import IPv4Network
-from typing import TYPE_CHECKING
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from flannelpy import firewall_rules
 from flannelpy.errors import HostError
-from flannelpy.linux.iptables import masquerade_rules, remove_masquerade, set_up_masquerade
+from flannelpy.linux import iptables
+from flannelpy.linux.ruleset import Listing
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-NETWORK = IPv4Network("11.0.0.0/16")
-
-RESTORE = """iptables-restore --wait=10 --noflush
-*nat
-:FLANNEL - [0:0]
--A FLANNEL -s 11.0.0.0/16 -d 11.0.0.0/16 -j RETURN
--A FLANNEL -s 11.0.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE
--A FLANNEL ! -s 11.0.0.0/16 -d 11.0.0.0/16 -j MASQUERADE
-COMMIT
-"""
-CHECK = "iptables --wait=10 -t nat -C POSTROUTING -j FLANNEL\n"
-APPEND = "iptables --wait=10 -t nat -A POSTROUTING -j FLANNEL\n"
-LIST = "iptables --wait=10 -t nat -S\n"
-
-OTHERS = """-P PREROUTING ACCEPT
--P POSTROUTING ACCEPT
--N DOCKER
--N FLANNEL-POSTRTG
--A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
--A POSTROUTING -j FLANNEL-POSTRTG
--A POSTROUTING ! -s 12.0.0.0/16 -d 12.0.0.0/16 -j MASQUERADE
--A DOCKER -i docker0 -j RETURN
-"""
+TABLE = "*nat\n:POSTROUTING ACCEPT [0:0]\n:FLANNEL - [0:0]\n-A FLANNEL -j RETURN\nCOMMIT\n# Completed\n"
+Command = Callable[[str, str], None]
 
 
 @pytest.fixture
-def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where stand-ins for the two commands write what they were called with.
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Puts a shell script in the place of a command."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
-    Beside it, ``jump`` is there when the jump is, and ``listing`` is what ``iptables -S`` prints.
-    """
-    log = tmp_path / "record"
-    (tmp_path / "listing").touch()
-    scripts = {
-        "iptables-restore": f'echo "iptables-restore $*" >>{log}; cat >>{log}',
-        "iptables": f"""echo "iptables $*" >>{log}
-            case "$*" in
-            *-S*) cat {tmp_path}/listing ;;
-            *-C*) test -e {tmp_path}/jump ;;
-            *) touch {tmp_path}/jump ;;
-            esac""",
-    }
-    for name, script in scripts.items():
+    def put(name: str, script: str) -> None:
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    return log
+
+    return put
 
 
-def test_chain_is_replaced_as_a_whole_and_the_jump_is_made_once(record: Path) -> None:
-    asyncio.run(set_up_masquerade([NETWORK]))
-    assert record.read_text() == RESTORE + CHECK + APPEND
-    record.unlink()
-    asyncio.run(set_up_masquerade([NETWORK]))
-    assert record.read_text() == RESTORE + CHECK
+def listing() -> Listing:
+    return firewall_rules.listing("nat", [], [])
 
 
-def test_rules_never_accept_for_others_and_never_masquerade_multicast() -> None:
-    inside, leaving, entering = masquerade_rules(NETWORK)
-    assert inside.endswith("-j RETURN")
-    assert "! -d 224.0.0.0/4" in leaving
-    assert "! -s 11.0.0.0/16 -d 11.0.0.0/16" in entering
+def saved() -> Listing:
+    found = listing()
+    asyncio.run(iptables.save("nat", found))
+    return found
 
 
-def test_each_rule_is_in_the_log(record: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="flannelpy")
-    asyncio.run(set_up_masquerade([NETWORK]))
-    rules = [*masquerade_rules(NETWORK), "POSTROUTING -j FLANNEL"]
-    assert caplog.messages == [f"Adding iptables rule: {rule}" for rule in rules]
-
-
-def test_a_command_that_fails_is_an_error_with_its_last_words(record: Path) -> None:
-    (record.parent / "iptables-restore").write_text("#!/bin/sh\ncat >/dev/null; echo one >&2; echo two >&2; exit 4\n")
+def failure(table: str = "nat") -> str:
     with pytest.raises(HostError) as caught:
-        asyncio.run(set_up_masquerade([NETWORK]))
-    assert str(caught.value) == "-ip-masq: iptables-restore --wait=10 --noflush failed: two"
+        asyncio.run(iptables.save(table, listing()))
+    return str(caught.value)
 
 
-def test_a_command_that_is_not_there_is_an_error_that_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(HostError) as caught:
-        asyncio.run(set_up_masquerade([NETWORK]))
-    assert str(caught.value) == ("-ip-masq needs the command iptables-restore: install iptables, or leave -ip-masq out")
+def test_one_table_is_listed(command: Command, tmp_path: Path) -> None:
+    command("iptables-save", f"echo $* >{tmp_path}/given; cat <<'END'\n{TABLE}END")
+    assert saved().rules == {b"FLANNEL": [b"-A FLANNEL -j RETURN\n"]}
+    assert (tmp_path / "given").read_text() == "-t nat\n"
+
+
+@pytest.mark.parametrize("script", ["true", "echo 'x: Table does not exist (do you need to insmod?)' >&2; exit 1"])
+def test_a_table_that_the_kernel_does_not_have_is_empty(command: Command, script: str) -> None:
+    command("iptables-save", script)
+    assert saved().rules == {}
+
+
+def test_all_commands_are_given_at_once_and_nothing_is_flushed(command: Command, tmp_path: Path) -> None:
+    command("iptables-restore", f"echo $* >{tmp_path}/given; cat >>{tmp_path}/given")
+    text = b"*nat\n" + b"-A FLANNEL -j RETURN\n" * 20_000 + b"COMMIT\n"
+    asyncio.run(iptables.restore(text))
+    assert (tmp_path / "given").read_bytes() == b"--noflush --wait=5\n" + text
+
+
+def test_an_error_is_one_short_line_whatever_the_command_prints(command: Command) -> None:
+    for script in ("head -c 9999 /dev/urandom", "head -c 9999 /dev/urandom >&2; exit 1", "printf 'a\\033[1m'"):
+        command("iptables-save", script)
+        assert failure() in (
+            "iptables-save -t nat printed no table nat",
+            "iptables-save -t nat failed: exit code 1",
+        )
+    command("iptables-save", "head -c 9999 /dev/zero | tr '\\0' x >&2; exit 1")
+    assert len(failure()) < 300
 
 
 @pytest.mark.parametrize(
-    ("listing", "network", "removed"),
+    ("script", "message"),
     [
-        (
-            "-N FLANNEL\n-A POSTROUTING -j FLANNEL\n-A FLANNEL -s 11.0.0.0/16 -d 11.0.0.0/16 -j RETURN\n",
-            None,
-            ["POSTROUTING -j FLANNEL", "chain FLANNEL"],
-        ),
-        (
-            "-N FLANNEL\n-A POSTROUTING -j FLANNEL\n-A POSTROUTING -j FLANNEL\n",
-            NETWORK,
-            ["POSTROUTING -j FLANNEL", "POSTROUTING -j FLANNEL", "chain FLANNEL"],
-        ),
-        ("-N FLANNEL\n", NETWORK, ["chain FLANNEL"]),
-        (
-            "-A POSTROUTING ! -s 11.0.0.0/16 -d 11.0.0.0/16 -j MASQUERADE\n",
-            NETWORK,
-            ["POSTROUTING ! -s 11.0.0.0/16 -d 11.0.0.0/16 -j MASQUERADE"],
-        ),
-        (  # flanneld v0.5.5, after its network was changed
-            "-N FLANNEL\n"
-            "-A POSTROUTING -s 10.9.0.0/16 -j FLANNEL\n"
-            "-A POSTROUTING -s 11.0.0.0/16 -j FLANNEL\n"
-            "-A POSTROUTING ! -s 11.0.0.0/16 -d 11.0.0.0/16 -j MASQUERADE\n"
-            "-A FLANNEL -d 11.0.0.0/16 -j ACCEPT\n"
-            "-A FLANNEL ! -d 224.0.0.0/4 -j MASQUERADE\n",
-            NETWORK,
-            [
-                "POSTROUTING -s 10.9.0.0/16 -j FLANNEL",
-                "POSTROUTING -s 11.0.0.0/16 -j FLANNEL",
-                "POSTROUTING ! -s 11.0.0.0/16 -d 11.0.0.0/16 -j MASQUERADE",
-                "chain FLANNEL",
-            ],
-        ),
+        ("echo one >&2; echo two >&2; exit 4", "failed: exit code 4: two"),
+        ("exit 3", "failed: exit code 3"),
+        ("kill -9 $$", "failed: exit code -9"),
+        ("echo hello", "printed no table nat: hello"),
+        ("printf '%s' '*nat'", "printed no table nat: *nat"),
+        ("head -c 100000 /dev/urandom | tr '\\n' x", "printed no table nat"),
+        ("head -c 3000000 /dev/zero", "printed a line without an end instead of rules"),
+        ("echo \"# Table 'nat' is incompatible, use 'nft' tool.\"", "printed no table nat: # Table 'nat' is incompat"),
+        ("cat /dev/zero >&2 & sleep 0.2; kill $!; exit 1", "failed: exit code 1"),
     ],
 )
-def test_what_is_ours_or_the_originals_is_removed_with_one_command(
-    record: Path, listing: str, network: IPv4Network | None, removed: list[str]
+def test_what_is_no_list_of_rules_is_an_error(command: Command, script: str, message: str) -> None:
+    command("iptables-save", script)
+    assert f"iptables-save -t nat {message}" in failure()
+
+
+def test_a_command_that_ends_without_reading_is_judged_by_its_exit_code(command: Command) -> None:
+    text = b"*nat\n" + b"-A FLANNEL -j RETURN\n" * 20_000 + b"COMMIT\n"
+    command("iptables-restore", "exit 0")
+    asyncio.run(iptables.restore(text))
+    command("iptables-restore", "echo no permission >&2; exit 4")
+    with pytest.raises(HostError, match=r"^iptables-restore --noflush --wait=5 failed: exit code 4: no permission$"):
+        asyncio.run(iptables.restore(text))
+
+
+def test_a_command_that_is_missing_or_cannot_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
-    (record.parent / "listing").write_text(OTHERS + listing)
-    assert asyncio.run(remove_masquerade(network)) == removed
-    rules = [f"-D {what}" for what in removed if not what.startswith("chain ")]
-    chain = ["-F FLANNEL", "-X FLANNEL"] if "chain FLANNEL" in removed else []
-    commands = "\n".join(["*nat", *rules, *chain, "COMMIT"])
-    assert record.read_text() == f"{LIST}iptables-restore --wait=10 --noflush\n{commands}\n"
-
-
-def test_where_nothing_is_ours_nothing_is_removed(record: Path) -> None:
-    (record.parent / "listing").write_text(OTHERS)
-    assert asyncio.run(remove_masquerade(NETWORK)) == []
-    assert record.read_text() == LIST
-
-
-def test_the_originals_rule_for_a_network_that_is_not_known_stays(record: Path) -> None:
-    (record.parent / "listing").write_text("-A POSTROUTING ! -s 11.0.0.0/16 -d 11.0.0.0/16 -j MASQUERADE\n")
-    assert asyncio.run(remove_masquerade(None)) == []
-
-
-def test_without_the_command_there_is_nothing_to_remove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert asyncio.run(remove_masquerade(NETWORK)) == []
+    assert failure() == "the command iptables-save is missing: install iptables"
+    command("iptables-save", "")
+    (tmp_path / "iptables-save").write_bytes(b"\x7fELF")
+    assert failure() == "cannot run iptables-save: Exec format error"
 
 
-def test_rules_that_cannot_be_listed_are_an_error(record: Path) -> None:
-    (record.parent / "iptables").write_text("#!/bin/sh\necho one >&2; echo two >&2; exit 4\n")
-    with pytest.raises(HostError) as caught:
-        asyncio.run(remove_masquerade(NETWORK))
-    assert str(caught.value) == "-ip-masq: iptables --wait=10 -t nat -S failed: two"
+def children_of(name: str) -> list[str]:
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = file.read_bytes()
+        except OSError:
+            continue
+        if name.encode() in text:
+            found.append(text.decode())
+    return found
 
 
-def test_while_other_networks_have_rules_only_ours_are_removed(record: Path) -> None:
-    other = IPv4Network("11.7.0.0/16")
-    rules = "".join(f"-A {rule}\n" for network in (NETWORK, other) for rule in masquerade_rules(network))
-    (record.parent / "listing").write_text(f"{OTHERS}-N FLANNEL\n-A POSTROUTING -j FLANNEL\n{rules}")
-    assert asyncio.run(remove_masquerade(NETWORK)) == masquerade_rules(NETWORK)
-    commands = "\n".join(["*nat", *(f"-D {rule}" for rule in masquerade_rules(NETWORK)), "COMMIT"])
-    assert record.read_text() == f"{LIST}iptables-restore --wait=10 --noflush\n{commands}\n"
+@pytest.mark.parametrize(
+    "how", ["sleep 7654", "trap '' TERM; sleep 7654 & wait", "yes | while read x; do sleep 7654; done"]
+)
+def test_a_command_that_does_not_end_is_killed_with_all_that_it_started(
+    command: Command, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(iptables, "_DEADLINE", 0.3)
+    command("iptables-save", how)
+    start = time.monotonic()
+    assert failure() == "iptables-save -t nat did not end within 0.3 s"
+    assert time.monotonic() - start < 3
+    assert children_of("7654") == []
 
 
-def test_several_networks_share_the_chain(record: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The last one is new, so only its rules are told."""
-    caplog.set_level("INFO", logger="flannelpy")
-    other = IPv4Network("11.7.0.0/16")
-    asyncio.run(set_up_masquerade([NETWORK, other]))
-    rules = "".join(f"-A {rule}\n" for network in (NETWORK, other) for rule in masquerade_rules(network))
-    assert f"*nat\n:FLANNEL - [0:0]\n{rules}COMMIT\n" in record.read_text()
-    told = [*masquerade_rules(other), "POSTROUTING -j FLANNEL"]
-    assert caplog.messages == [f"Adding iptables rule: {rule}" for rule in told]
+def test_a_command_that_hangs_does_not_hold_up_a_stop(command: Command) -> None:
+    command("iptables-save", "sleep 7655")
+
+    async def stop() -> float:
+        task = asyncio.create_task(iptables.save("nat", listing()))
+        await asyncio.sleep(0.3)
+        start = time.monotonic()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return time.monotonic() - start
+
+    assert asyncio.run(stop()) < 0.5
+    assert children_of("7655") == []
+
+
+def test_a_list_without_an_end_is_given_up(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iptables, "_MOST_BYTES", 1 << 21)
+    command("iptables-save", "yes -- '-A X -j FLANNEL'")
+    assert re.fullmatch(r"iptables-save -t nat printed more than 2 MB instead of rules", failure())

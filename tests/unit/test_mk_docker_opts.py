@@ -31,7 +31,7 @@ OUTPUTS = {
     "flannelpy masquerades": (["-i"], MASQUERADED, {}, BIP + FLANNELPY_MASQUERADES + MTU),
     "no masquerading option": (["-i", "-m"], SUBNET, {}, BIP + MTU),
     "no masquerading option, combined": (["-cm"], SUBNET, {}, 'DOCKER_OPTS=" --bip=11.0.13.1/24 --mtu=1472 "\n'),
-    "-m looks at no value": (["-im"], "FLANNEL_IPMASQ=perhaps\n", {}, ""),
+    "-m looks at no value": (["-im"], SUBNET.replace("=false", "=perhaps"), {}, BIP + MTU),
     "other key": (["-c", "-k", "DOCKER_NETWORK_OPTIONS"], SUBNET, {}, 'DOCKER_NETWORK_OPTIONS="' + COMBINED),
     "-k leaves the single ones alone": (["-i", "-k", "OPTS"], SUBNET, {}, SINGLE),
     "file of v0.2.0": (
@@ -40,9 +40,6 @@ OUTPUTS = {
         {},
         'DOCKER_OPT_BIP="--bip=10.1.7.1/24"\n' + MTU + 'DOCKER_OPTS=" --bip=10.1.7.1/24 --mtu=1472 "\n',
     ),
-    "empty file": ([], "", {}, 'DOCKER_OPTS=" "\n'),
-    "no file": ([], None, {}, 'DOCKER_OPTS=" "\n'),
-    "no file, single": (["-i"], None, {}, ""),
     "combined variable was set": (
         ["-c"],
         SUBNET,
@@ -62,15 +59,15 @@ OUTPUTS = {
         + 'DOCKER_OPTS=" --bip=11.0.13.1/24 --dns=11.0.0.2 --dns=11.0.0.3 --ip-masq=true --mtu=1472 "\n',
     ),
     "subnet file wins over an own option": (["-i"], SUBNET, {"DOCKER_OPT_MTU": "--mtu=9000"}, SINGLE),
-    "own option without a subnet file": (
+    "own option that the subnet file has not": (
         ["-i"],
-        None,
+        "FLANNEL_SUBNET=11.0.13.1/24\n",
         {"DOCKER_OPT_MTU": "--mtu=9000"},
-        'DOCKER_OPT_MTU="--mtu=9000"\n',
+        BIP + 'DOCKER_OPT_MTU="--mtu=9000"\n',
     ),
-    "subnet in the environment": (["-i"], None, {"FLANNEL_SUBNET": "11.0.13.1/24"}, BIP),
-    "no option, and similar names": ([], None, {"XDOCKER_OPT_A": "1", "DOCKER_OPTIONS": "2"}, 'DOCKER_OPTS=" "\n'),
-    "a value that looks like an option": (["-i"], None, {"TEXT": "a\nDOCKER_OPT_X=1"}, ""),
+    "the file's subnet, not that of the environment": (["-i"], SUBNET, {"FLANNEL_SUBNET": "11.0.99.1/24"}, SINGLE),
+    "similar names": (["-i"], SUBNET, {"XDOCKER_OPT_A": "1", "DOCKER_OPTIONS": "2"}, SINGLE),
+    "a value that looks like an option": (["-i"], SUBNET, {"TEXT": "a\nDOCKER_OPT_X=1"}, SINGLE),
     "further arguments": (["-i", "more"], SUBNET, {}, SINGLE),
 }
 
@@ -99,12 +96,11 @@ def test_output(
     shell: list[str],
     tmp_path: Path,
     options: list[str],
-    subnet: str | None,
+    subnet: str,
     environment: dict[str, str],
     expected: str,
 ) -> None:
-    if subnet is not None:
-        (tmp_path / "subnet.env").write_text(subnet)
+    (tmp_path / "subnet.env").write_text(subnet)
     files = ["-f", str(tmp_path / "subnet.env"), "-d", str(tmp_path / "docker.env")]
     done = run(shell, tmp_path, files + options, environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -143,11 +139,11 @@ def test_usage(shell: list[str], tmp_path: Path, options: list[str]) -> None:
 
 
 def test_bad_masquerade_value_leaves_the_output_alone(shell: list[str], tmp_path: Path) -> None:
-    (tmp_path / "subnet.env").write_text("FLANNEL_IPMASQ=perhaps\n")
+    (tmp_path / "subnet.env").write_text(SUBNET.replace("=false", "=perhaps"))
     (tmp_path / "docker.env").write_text("OLD=1\n")
     done = run(shell, tmp_path, ["-f", "subnet.env", "-d", "docker.env"], {})
     assert done.returncode == 1
-    assert "FLANNEL_IPMASQ must be true or false, not 'perhaps'" in done.stderr
+    assert done.stderr == f"{SCRIPT}: FLANNEL_IPMASQ must be true or false\n"
     assert (tmp_path / "docker.env").read_text() == "OLD=1\n"
 
 
@@ -162,15 +158,62 @@ def test_bad_masquerade_value_leaves_the_output_alone(shell: list[str], tmp_path
         "PATH=.",
         "FLANNEL_MTU='1'",
         "FLANNEL_MTU=1472\\",
+        "FLANNEL_MTU=1472\0; touch evil",
+        "root:$6$secret:19000::::::",
+        "\u00dcber \u2028 evil",
     ],
 )
 def test_a_subnet_file_is_no_script(shell: list[str], tmp_path: Path, line: str) -> None:
     """Whoever takes the daemon over must not become root when Docker starts."""
-    (tmp_path / "subnet.env").write_text(f"# ours\n\n{SUBNET}{line}\n")
+    (tmp_path / "subnet.env").write_text(f"# ours\n\n{SUBNET}{line}\nanother line\n")
     done = run(shell, tmp_path, ["-f", "subnet.env", "-d", "docker.env"], {})
     assert done.returncode == 1
-    assert f"subnet.env: a line is not of the form FLANNEL_MTU=1472: '{line}'" in done.stderr
+    assert done.stderr == f"{SCRIPT}: subnet.env: line 7 is not of the form FLANNEL_MTU=1472\n"
     assert [file.name for file in tmp_path.iterdir()] == ["subnet.env"]
+
+
+@pytest.mark.parametrize("kind", ["nothing", "directory", "fifo", "device", "link to nothing", "link to a directory"])
+def test_without_a_subnet_file_docker_gets_no_options(shell: list[str], tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "subnet.env"
+    (tmp_path / "docker.env").write_text("OLD=1\n")
+    match kind:
+        case "directory":
+            path.mkdir()
+        case "fifo":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "link to nothing":
+            path.symlink_to("missing")
+        case "link to a directory":
+            path.symlink_to(tmp_path)
+    files = ["-f", "subnet.env", "-d", "docker.env"]
+    done = run(shell, tmp_path, files, {"FLANNEL_SUBNET": "11.0.13.1/24", "DOCKER_OPT_MTU": "--mtu=9000"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{SCRIPT}: subnet.env is not a subnet file: does flannelpy run?\n"
+    assert (tmp_path / "docker.env").read_text() == "OLD=1\n"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "\n", "# FLANNEL_SUBNET=11.0.13.1/24\n", "FLANNEL_SUBNET=\n", "FLANNEL_MTU=1472"]
+)
+def test_a_subnet_file_without_a_subnet_gives_no_options(shell: list[str], tmp_path: Path, content: str) -> None:
+    (tmp_path / "subnet.env").write_text(content)
+    files = ["-f", "subnet.env", "-d", "docker.env"]
+    done = run(shell, tmp_path, files, {"FLANNEL_SUBNET": "11.0.13.1/24"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{SCRIPT}: subnet.env has no FLANNEL_SUBNET: does flannelpy run?\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["subnet.env"]
+
+
+def test_a_link_to_a_file_of_roots_prints_nothing_of_it(shell: list[str], tmp_path: Path) -> None:
+    secret = "root:$6$salt$hash:19000:0:99999:7:::"
+    (tmp_path / "shadow").write_text(f"{secret}\ndaemon:*:19000\n")
+    (tmp_path / "subnet.env").symlink_to("shadow")
+    done = run(shell, tmp_path, ["-f", "subnet.env", "-d", "docker.env"], {})
+    assert done.returncode == 1
+    assert done.stderr == f"{SCRIPT}: subnet.env: line 1 is not of the form FLANNEL_MTU=1472\n"
+    assert not (tmp_path / "docker.env").exists()
 
 
 @pytest.mark.parametrize("key", ["", "1A", "A B", "A;touch evil", "$(touch evil)"])
@@ -182,6 +225,7 @@ def test_bad_key(shell: list[str], tmp_path: Path, key: str) -> None:
 
 
 def test_output_that_cannot_be_written(shell: list[str], tmp_path: Path) -> None:
-    done = run(shell, tmp_path, ["-i", "-d", "missing/docker.env"], {})
+    (tmp_path / "subnet.env").write_text(SUBNET)
+    done = run(shell, tmp_path, ["-i", "-f", "subnet.env", "-d", "missing/docker.env"], {})
     assert done.returncode == 1
     assert "can't write missing/docker.env" in done.stderr

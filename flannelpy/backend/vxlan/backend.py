@@ -13,15 +13,14 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
-from flannelpy.backend.base import reachable
+from flannelpy.backend.base import Datagrams, reachable
 from flannelpy.backend.forwarding import Forwarding
 from flannelpy.backend.host_gw import gateways_into
 from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.vxlan import settings, vtep
-from flannelpy.backend.vxlan.device import Device
+from flannelpy.backend.vxlan.device import Device, leftovers
 from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour, Unit
 from flannelpy.linux.interface import ExternalInterface, on_link
-from flannelpy.linux.marks import device_alias
 from flannelpy.linux.netlink import Link, Netlink
 from flannelpy.options import Options
 from flannelpy.subnet.config import NetworkConfig
@@ -42,11 +41,8 @@ class _Vtep(NamedTuple):
 class VxlanBackend:
     """One VXLAN device; the same VNI and port on all hosts."""
 
-    adopts_routes = True
-
-    def __init__(self, config: NetworkConfig, external: ExternalInterface, alias: str) -> None:
-        """``alias`` marks the device as ours.  Raises ConfigError."""
-        self._alias = alias
+    def __init__(self, config: NetworkConfig, external: ExternalInterface) -> None:
+        """Raises ConfigError."""
         self._network = config.network
         self._settings = settings.parse(config.backend.options, external.mtu)
         self._external = external
@@ -61,9 +57,9 @@ class VxlanBackend:
         return [f"VNI {self._settings.vni}"]
 
     @property
-    def device(self) -> str:
-        """The device is named after the VNI."""
-        return self._settings.device_name
+    def datagrams(self) -> Datagrams:
+        """The kernel derives the source port from the inner flow."""
+        return Datagrams(self._settings.device_name, self._settings.port, 0, accepts_local=False)
 
     def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
         """The public IP and the MAC of our device."""
@@ -75,7 +71,7 @@ class VxlanBackend:
         assert mac is not None, "we wrote it"
         self._own = _Vtep(lease.attrs.public_ip, mac)
         tunnel = Tunnel(self._network, lease.subnet.network_address, self._settings.mtu, queue=0)
-        self._device = Device(self._settings, self._external, mac, tunnel, self._alias)
+        self._device = Device(self._settings, self._external, mac, tunnel)
         async with Netlink() as netlink:
             await self._device.set_up(netlink)
         return self._settings.mtu
@@ -166,4 +162,12 @@ def _by_vxlan(subnet: IPv4Network, host: _Vtep, link: Link) -> Unit:
 
 def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> VxlanBackend:
     """See BackendRoom."""
-    return VxlanBackend(config, external, device_alias(options.subnet_file))
+    return VxlanBackend(config, external)
+
+
+async def remove_leftovers(netlink: Netlink, network: IPv4Network | None) -> list[str]:
+    """See BackendRoom: the device on ``network``; direct routes are host-gw's, too."""
+    links = await leftovers(netlink, network) if network else []
+    for link in links:
+        await netlink.remove_link(link)
+    return [f"device {link.name}" for link in links]

@@ -1,0 +1,240 @@
+"""Keeps the iptables rules of all networks of a daemon, and accept_local, as they should be.
+
+Masquerading (-ip-masq) is put before the subnet file.  All other rules come in the background and never delay or fail
+a start.  Every resync period, and when leases change, each table in use is listed and repaired in one iptables-restore.
+Counterpart: network/ipmasq.go, which puts its rules once; -iptables-resync is that of flannel v0.11.0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from ipaddress import IPv4Network
+from typing import Never
+
+from flannelpy import firewall_rules, logs
+from flannelpy.errors import HostError
+from flannelpy.firewall_rules import KINDS, PURPOSES, NetworkRules
+from flannelpy.linux import accept_local, conntrack, iptables
+from flannelpy.linux.ruleset import Chain, Fault, Repair
+from flannelpy.subnet.lease_table import LeaseEvent
+
+log = logging.getLogger(__name__)
+
+# Between two checks, so that a list of peers is written at most once a second.
+_PAUSE_SECONDS = 1.0
+# If iptables-restore reports success without effect, it gets the same commands again after this time.
+_FUTILE_SECONDS = 60.0
+
+
+class Firewall:
+    """Networks are known by their names; ``repairs`` counts for each what another program had changed."""
+
+    def __init__(self, resync: float) -> None:
+        """``resync``: seconds between two checks."""
+        self.repairs: Counter[str] = Counter()
+        self._resync = resync
+        self._networks: dict[str, NetworkRules] = {}
+        self._on_repair: dict[str, Callable[[], None]] = {}
+        self._written: dict[str, Chain] = {}
+        self._unchecked: set[str] = set()  # tables that may hold chains of earlier runs
+        self._troubles: dict[str, str] = {}
+        self._futile: dict[str, tuple[bytes, float]] = {}
+        self._is_tracking = False
+        self._changed = asyncio.Event()
+        self._busy = asyncio.Lock()
+
+    def add(self, name: str, rules: NetworkRules, on_repair: Callable[[], None]) -> None:
+        """Guard these rules from now on, in place of those that the network had before."""
+        self._networks[name] = rules
+        self._on_repair[name] = on_repair
+        self._unchecked.update(KINDS)
+
+    async def masquerade(self, name: str) -> None:
+        """Put the masquerading rules of a network at once.  Raises HostError."""
+        rules = self._networks[name]
+        chain = firewall_rules.masquerade(rules.network)
+        jumps = [line.decode().strip().removeprefix("-A ") for line in chain.jump_lines()]
+        for rule in (*firewall_rules.masquerade_rules(rules.network), *jumps):
+            log.info("Adding iptables rule: %s", rule)
+        async with self._busy:
+            try:
+                if text := (await _compare("nat", [chain], [], rules.networks)).text("nat"):
+                    await iptables.restore(text)
+            except HostError as error:
+                raise HostError(f"-ip-masq cannot put its rules: {error}; without -ip-masq none are needed") from error
+            self._written[chain.name] = chain
+
+    def apply(self, name: str, events: Sequence[LeaseEvent]) -> None:
+        """The leases of a network's peers have changed; the first call brings all of them."""
+        self._networks[name].apply(events)
+        self._changed.set()
+
+    async def run(self) -> Never:
+        """Check all that is guarded every resync period, and when leases change."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(self._resync - _PAUSE_SECONDS, 0)):
+                    await self._changed.wait()
+            self._changed.clear()
+            async with self._busy:
+                await self._check()
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _check(self) -> None:
+        for name, rules in self._networks.items():
+            self._check_accept_local(name, rules)
+        for table in KINDS:
+            chains = self._chains(table)
+            if chains or table in self._unchecked:
+                await self._guard(table, chains)
+
+    def _check_accept_local(self, name: str, rules: NetworkRules) -> None:
+        datagrams = rules.datagrams()
+        if datagrams is None or not datagrams.accepts_local:
+            return
+        what = f"accept_local of {datagrams.device}"
+        try:
+            if not accept_local.is_enabled(datagrams.device):
+                accept_local.enable(datagrams.device)
+                self._count(name, f"Restored {what}: another program set it to 0; ICMP errors were dropped")
+            self._recovered(what)
+        except HostError as error:
+            self._failed(what, f"Cannot guard {what}: {error}; ICMP errors may be dropped")
+
+    def _chains(self, table: str) -> dict[str, list[Chain]]:
+        """What each network needs in a table now."""
+        networks = self._networks.values()
+        self._is_tracking |= conntrack.is_in_use() or any(rules.is_masqueraded for rules in networks)
+        sources = [rules.network for rules in networks]
+        wanted = {
+            name: rules.chains(table, sources, is_tracking=self._is_tracking) for name, rules in self._networks.items()
+        }
+        return {name: chains for name, chains in wanted.items() if chains}
+
+    async def _guard(self, table: str, wanted: Mapping[str, Sequence[Chain]]) -> None:
+        """Have the kernel's table hold what is wanted, and nothing else of ours."""
+        try:
+            repair = await self._repair(table, [chain for chains in wanted.values() for chain in chains])
+        except HostError as error:
+            if wanted:
+                self._failed(
+                    f"The iptables table {table}",
+                    f"Cannot guard the iptables table {table}: {error}; {PURPOSES[table]} may be missing",
+                )
+            else:
+                self._unchecked.discard(table)
+            return
+        self._unchecked.discard(table)
+        self._recovered(f"The iptables table {table}")
+        for name, chains in wanted.items():
+            for chain in chains:
+                self._report(name, table, chain, [fault for fault in repair.faults if fault.chain == chain.name])
+        for name in repair.removed:
+            log.info("Removed iptables chain %s of an earlier run in table %s", name, table)
+
+    async def _repair(self, table: str, chains: Sequence[Chain]) -> Repair:
+        """Compare, repair, and see that it had an effect; what was repaired.  Raises HostError."""
+        networks = {network for rules in self._networks.values() for network in rules.networks}
+        obsolete = self._obsolete(table) - {chain.name for chain in chains}
+        repair = await _compare(table, chains, obsolete, networks if chains else ())
+        if text := repair.text(table):
+            self._refuse_futile(table, text)
+            await iptables.restore(text)
+            if (await _compare(table, chains, obsolete, networks if chains else ())).text(table) == text:
+                self._futile[table] = text, asyncio.get_running_loop().time() + _FUTILE_SECONDS
+                self._refuse_futile(table, text)
+        self._futile.pop(table, None)
+        return repair
+
+    def _obsolete(self, table: str) -> set[str]:
+        """Chains that earlier runs may have left, until the table was checked once."""
+        rules = self._networks.values() if table in self._unchecked else ()
+        return {name for each in rules for name in each.obsolete(table)}
+
+    def _refuse_futile(self, table: str, text: bytes) -> None:
+        """Do not repeat commands that were accepted without effect: jumps would pile up.  Raises HostError."""
+        before, until = self._futile.get(table, (b"", 0.0))
+        if text == before and asyncio.get_running_loop().time() < until:
+            raise HostError("iptables-restore reports success, but iptables-save does not show the rules")
+
+    def _report(self, name: str, table: str, chain: Chain, faults: Sequence[Fault]) -> None:
+        """Log and count what another program has changed of what we had put."""
+        if self._written.get(chain.name) == chain:
+            for fault in faults:
+                interrupted = f"{PURPOSES[table]} was interrupted"
+                self._count(
+                    name, f"Restored iptables chain {fault.chain} in table {table}: {fault.what}; {interrupted}"
+                )
+        self._written[chain.name] = chain
+
+    def _count(self, name: str, message: str) -> None:
+        token = logs.network.set(name)
+        log.warning("%s", message)
+        logs.network.reset(token)
+        self.repairs[name] += 1
+        self._on_repair[name]()
+
+    def _failed(self, what: str, message: str) -> None:
+        """Log a failure, once for each cause."""
+        if self._troubles.get(what) != message:
+            log.warning("%s; trying again every %g s", message, self._resync)
+        self._troubles[what] = message
+
+    def _recovered(self, what: str) -> None:
+        if self._troubles.pop(what, None):
+            log.info("%s is guarded again", what)
+
+
+async def remove(network: IPv4Network) -> list[str]:
+    """Remove all that flannelpy, or flanneld, has put for a network, and nothing else; what it was.
+
+    Each table is tried.  Raises HostError if one fails.
+    """
+    removed: list[str] = []
+    failed: list[HostError] = []
+    for table in KINDS if shutil.which("iptables-save") else ():
+        try:
+            repair = await _compare(table, [], firewall_rules.names(table, network), [network])
+            if text := repair.text(table):
+                await iptables.restore(text)
+        except HostError as error:
+            failed.append(error)
+        else:
+            removed += [f"iptables rule: {rule}" for rule in repair.removed_rules()]
+            removed += [f"iptables chain {name} in table {table}" for name in repair.removed]
+    if failed:
+        raise failed[0]
+    return removed
+
+
+async def chains() -> list[str]:
+    """The iptables chains of any network, each with its table.  Raises HostError."""
+    found: list[str] = []
+    for table in (*KINDS, "filter") if shutil.which("iptables-save") else ():
+        listing = firewall_rules.listing(table, [], [])
+        await iptables.save(table, listing)
+        found += [f"iptables chain {name.decode()} in table {table}" for name in listing.own_chains]
+    return found
+
+
+async def _compare(
+    table: str, chains: Sequence[Chain], obsolete: Iterable[str], networks: Iterable[IPv4Network]
+) -> Repair:
+    """What a table lacks; also what flanneld has put for ``networks``.  Raises HostError."""
+    names = {chain.name for chain in chains}.union(obsolete)
+    listing = firewall_rules.listing(table, names, networks)
+    await iptables.save(table, listing)
+    repair = Repair()
+    for chain in chains:
+        repair.keep(listing, chain)
+    for name in sorted(obsolete):
+        repair.remove(listing, name)
+    if table == "nat":
+        for network in networks:
+            firewall_rules.remove_shared(listing, repair, network)
+    return repair

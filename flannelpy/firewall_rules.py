@@ -1,0 +1,194 @@
+"""The iptables rules that flannelpy puts for a network, and those that flanneld has left for it.  Pure.
+
+Each network has chains of its own, so that two networks, or two daemons, never replace each other's rules.
+Counterpart: network/ipmasq.go, whose one chain FLANNEL is shared by all networks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network
+
+from flannelpy.backend.base import Datagrams
+from flannelpy.linux.marks import CHAIN_PREFIX, CONNTRACK_ZONE
+from flannelpy.linux.ruleset import Chain, Jump, Listing, Repair
+from flannelpy.subnet.lease_table import Added, LeaseEvent
+
+MASQUERADE, DROP, ZONE = "M", "D", "Z"
+#: The kinds of chains that a network may have in each table.
+KINDS = {"nat": (MASQUERADE,), "mangle": (DROP,), "raw": (ZONE,)}
+#: What the chains of a table are for.
+PURPOSES = {
+    "nat": "masquerading of containers",
+    "mangle": "the protection against datagrams that containers send in the name of this host",
+    "raw": "the protection of the ports of this host's datagrams",
+}
+#: The built-in chains that have jumps to ours.
+HOOKS = {"nat": ("POSTROUTING",), "mangle": ("FORWARD",), "raw": ("OUTPUT", "PREROUTING")}
+
+_OWN = re.compile(rb"%b-[A-Z]-[0-9.]+/[0-9]+" % CHAIN_PREFIX.encode())
+# The chain of flanneld v0.5.5 and of early flannelpy, for all networks.
+_SHARED = CHAIN_PREFIX
+_SHARED_JUMP = f"-A POSTROUTING -j {_SHARED}\n".encode()
+# flanneld's rules that name no network: they belong to the last network that has a jump.
+_UNNAMED = re.compile(
+    rb"-A %b (! -d 224\.0\.0\.0/4 -j MASQUERADE|-d 224\.0\.0\.0/4 -j ACCEPT|! -o flannel\d+ -j MASQUERADE)\n"
+    % _SHARED.encode()
+)
+
+
+def chain_name(kind: str, network: IPv4Network) -> str:
+    """At most 28 characters, the limit of iptables-legacy."""
+    return f"{CHAIN_PREFIX}-{kind}-{network}"
+
+
+def names(table: str, network: IPv4Network) -> list[str]:
+    """All chains that a network may have in a table."""
+    return [chain_name(kind, network) for kind in KINDS[table]]
+
+
+def listing(table: str, names: Iterable[str], networks: Iterable[IPv4Network]) -> Listing:
+    """An empty listing for these chains, and for what flanneld may have put for ``networks``."""
+    found = Listing([*names, _SHARED], HOOKS.get(table, ()), _OWN, CHAIN_PREFIX)
+    for network in networks:
+        found.look_for(_entering(network))
+    return found
+
+
+def masquerade_rules(network: IPv4Network) -> list[str]:
+    """The rules for -ip-masq, in order: RETURN, unlike flanneld's ACCEPT, does not end the chain of others.
+
+    Multicast is never masqueraded.
+    """
+    chain = chain_name(MASQUERADE, network)
+    return [
+        f"{chain} -s {network} -d {network} -j RETURN",
+        f"{chain} -s {network} ! -d 224.0.0.0/4 -j MASQUERADE",
+        f"{chain} ! -s {network} -d {network} -j MASQUERADE",
+    ]
+
+
+def masquerade(network: IPv4Network) -> Chain:
+    """Packets that leave the network, or enter it from elsewhere, get the host's address."""
+    rules = "".join(f"-A {rule}\n" for rule in masquerade_rules(network))
+    return Chain(chain_name(MASQUERADE, network), rules.encode(), (Jump("POSTROUTING", ""),))
+
+
+def drop_line(network: IPv4Network, peer: IPv4Address) -> bytes:
+    """The rule of ``drop`` for one peer."""
+    return f"-A {chain_name(DROP, network)} -d {peer}/32 -j DROP\n".encode()
+
+
+def drop(network: IPv4Network, sources: Iterable[IPv4Network], datagrams: Datagrams, lines: bytes) -> Chain:
+    """Packets of containers that look like our datagrams are dropped; ``lines``: one rule for each peer.
+
+    ``sources`` are the networks of this daemon.  mangle FORWARD, because no ACCEPT in filter precedes it, because DNAT
+    has already chosen the destination, and because the host's own datagrams never pass it.  The jump names our device,
+    not the external interface: a host with several links may reach a peer by any of them.
+    """
+    match = f"! -o {datagrams.device} -p udp -m udp --dport {datagrams.port}"
+    jumps = tuple(Jump("FORWARD", f"-s {source} {match}") for source in sources)
+    return Chain(chain_name(DROP, network), lines, jumps)
+
+
+def zone(network: IPv4Network, address: IPv4Address, datagrams: Datagrams) -> Chain:
+    """Our datagrams are tracked apart from all else.
+
+    If a container that is masqueraded used the ports of our datagrams first, the kernel would give ours another source
+    port, and would pass a peer's datagrams to the container.
+    """
+    name = chain_name(ZONE, network)
+    ports = f"-p udp -m udp --dport {datagrams.port}"
+    if datagrams.source_port:
+        ports = f"-p udp -m udp --sport {datagrams.source_port} --dport {datagrams.port}"
+    jumps = (Jump("OUTPUT", f"-s {address}/32 {ports}"), Jump("PREROUTING", f"-d {address}/32 {ports}"))
+    return Chain(name, f"-A {name} -j CT --zone {CONNTRACK_ZONE}\n".encode(), jumps)
+
+
+def remove_shared(found: Listing, repair: Repair, network: IPv4Network) -> None:
+    """Remove what flanneld v0.5.5 and early flannelpy have put for a network; rules of other networks stay.
+
+    The chain goes, and its jump, when no rule in it names another network and no jump of another network leads there.
+    """
+    rules, jumps = found.rules.get(_SHARED.encode()), [jump.line for jump in found.jumps(_SHARED.encode())]
+    ours = _shared_lines(network)
+    kept = [line for line in [*(rules or ()), *jumps] if line not in ours]
+    goes = rules is not None and all(line == _SHARED_JUMP or _UNNAMED.fullmatch(line) for line in kept)
+    for line in found.found:
+        if line == _entering(network):
+            repair.remove_rule(line)
+    if goes:
+        repair.remove(found, _SHARED)
+    else:
+        for line in [*(rules or ()), *jumps]:
+            if line in ours:
+                repair.remove_rule(line)
+
+
+def _shared_lines(network: IPv4Network) -> Collection[bytes]:
+    """The rules in and to the chain FLANNEL that name the network."""
+    rules = [
+        f"POSTROUTING -s {network} -j {_SHARED}",
+        f"{_SHARED} -d {network} -j ACCEPT",
+        f"{_SHARED} -s {network} -d {network} -j RETURN",
+        f"{_SHARED} -s {network} ! -d 224.0.0.0/4 -j MASQUERADE",
+        f"{_SHARED} ! -s {network} -d {network} -j MASQUERADE",
+    ]
+    return {f"-A {rule}\n".encode() for rule in rules}
+
+
+def _entering(network: IPv4Network) -> bytes:
+    """The fourth rule of flanneld."""
+    return f"-A POSTROUTING ! -s {network} -d {network} -j MASQUERADE\n".encode()
+
+
+class NetworkRules:
+    """What one network needs.
+
+    ``address`` is the source of its datagrams, ``previous`` its network in an earlier run, whose chains go.
+    """
+
+    def __init__(
+        self,
+        network: IPv4Network,
+        address: IPv4Address,
+        datagrams: Callable[[], Datagrams | None],
+        previous: IPv4Network | None,
+        *,
+        is_masqueraded: bool,
+    ) -> None:
+        self.network = network
+        self.is_masqueraded = is_masqueraded
+        self.datagrams = datagrams
+        self.networks = {network, previous or network}
+        self._address = address
+        self._peers: dict[IPv4Network, IPv4Address] | None = None  # None until the first list of leases
+        self._drop_lines = b""
+
+    def apply(self, events: Sequence[LeaseEvent]) -> None:
+        """Follow the leases of the peers; the first call brings all of them."""
+        peers = self._peers = self._peers or {}
+        for event in events:
+            if isinstance(event, Added):
+                peers[event.lease.subnet] = event.lease.attrs.public_ip
+            else:
+                peers.pop(event.subnet, None)
+        self._drop_lines = b"".join(drop_line(self.network, peer) for peer in dict.fromkeys(peers.values()))
+
+    def chains(self, table: str, sources: Iterable[IPv4Network], *, is_tracking: bool) -> list[Chain]:
+        """The chains of one table; ``is_tracking``: whether the kernel tracks connections."""
+        if table == "nat":
+            return [masquerade(self.network)] if self.is_masqueraded else []
+        datagrams = self.datagrams()
+        if datagrams is None:
+            return []
+        if table == "raw":
+            return [zone(self.network, self._address, datagrams)] if is_tracking else []
+        return [] if self._peers is None else [drop(self.network, sources, datagrams, self._drop_lines)]
+
+    def obsolete(self, table: str) -> set[str]:
+        """The chains of one table that may be there, but for a list of peers while the leases are unknown."""
+        found = {name for network in self.networks for name in names(table, network)}
+        is_unknown = self._peers is None and self.datagrams() is not None
+        return found - ({chain_name(DROP, self.network)} if is_unknown else set())

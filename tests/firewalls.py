@@ -1,0 +1,55 @@
+"""The iptables rules of a lab's host, by one flavour of the command."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+from lab import Daemon, Host
+
+FLAVOURS = ("nft", "legacy")
+
+
+class Flavour:
+    """``iptables`` and its companions are of this flavour for what is started with ``env``."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self.host = host
+        self.name = name
+        tools = host.run_dir / name
+        tools.mkdir(exist_ok=True)
+        for tool in ("iptables", "iptables-restore", "iptables-save"):
+            link = tools / tool
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"/usr/sbin/{tool.replace('iptables', f'iptables-{name}')}")
+        self.env = {"PATH": f"/run/{name}:{os.environ['PATH']}"}
+
+    def run(self, *argv: str) -> str:
+        """An iptables command."""
+        return self.host.run(f"/usr/sbin/iptables-{self.name}", *argv).stdout
+
+    def restore(self, text: str) -> None:
+        self.host.run(f"/usr/sbin/iptables-{self.name}-restore", "--noflush", input=text)
+
+    def rules(self, table: str) -> list[str]:
+        """All rules and chains of a table."""
+        return self.run("-t", table, "-S").splitlines()
+
+    def all_rules(self) -> dict[str, list[str]]:
+        return {table: self.rules(table) for table in ("nat", "mangle", "raw", "filter")}
+
+    def chains(self, table: str) -> set[str]:
+        """Those that look like ours."""
+        return {line.split()[1] for line in self.rules(table) if re.match(r"-N FLANNEL-[A-Z]-\d", line)}
+
+    def start_daemon(self, *flags: str, **env: str) -> Daemon:
+        daemon = self.host.start_daemon("-iface=eth1", *flags, env={**self.env, **env})
+        daemon.wait_ready()
+        return daemon
+
+    def clean_up(self, *flags: str) -> list[str]:
+        """What -cleanup logs."""
+        environment = [f"{name}={value}" for name, value in self.env.items()]
+        argv = ["env", *environment, sys.executable, "-P", "-m", "flannelpy", "-iface=eth1", "-cleanup", *flags]
+        return [line.split("] ", 1)[1] for line in self.host.run(*argv).stderr.splitlines()]

@@ -1,0 +1,349 @@
+"""The iptables rules of a running daemon: restored when another program changes them, and what they prevent."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from firewalls import FLAVOURS, Flavour
+from lab import Container, Daemon, Host, Lab, wait_connected, wait_for
+from overlay import Capture
+
+NETWORK = "11.0.0.0/16"
+MASQUERADE, DROP, ZONE = (f"FLANNEL-{kind}-{NETWORK}" for kind in "MDZ")
+OUTSIDE = "172.17.8.1"  # knows no way to the containers
+DATAGRAMS = str(Path(__file__).parent / "datagrams.py")
+#: A check each second, one for what another program has done meanwhile, and the time of a busy machine.
+DEADLINE = 4.0
+FOREIGN = ("-p", "tcp", "--dport", "9", "-j", "ACCEPT")
+UDP = '{"Network":"11.0.0.0/16"}'
+VXLAN = '{"Network":"11.0.0.0/16","Backend":{"Type":"vxlan"}}'
+
+
+class Guarded:
+    """A host with a daemon whose rules are in place, and a container."""
+
+    def __init__(self, flavour: Flavour, *flags: str) -> None:
+        self.flavour = flavour
+        self.host = flavour.host
+        self.daemon = flavour.start_daemon("-ip-masq", *flags)
+        self.container = self.host.add_container()
+        wait_for(lambda: flavour.chains("raw") and flavour.chains("mangle"), 5, "all chains")
+        self.rules = self.flavour.all_rules()
+
+    def has_a_way_out(self) -> bool:
+        return not self.container.run("ping", "-c1", "-W1", OUTSIDE, check=False).returncode
+
+    def repairs(self) -> int:
+        found = re.findall(r"repairs: (\d+)", "\n".join(self.daemon.notified))
+        return int(found[-1]) if found else 0
+
+
+@pytest.fixture(scope="module", params=FLAVOURS)
+def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
+    with Lab(hosts=1) as lab:
+        lab.put_config()
+        yield Guarded(Flavour(lab.hosts[0], request.param), "-iptables-resync=1")
+
+
+def flush(table: str) -> Callable[[Flavour], None]:
+    return lambda flavour: flavour.restore(f"*{table}\n-F\nCOMMIT\n")
+
+
+def change(*commands: str) -> Callable[[Flavour], None]:
+    """Each of them with the table as its first word."""
+
+    def apply(flavour: Flavour) -> None:
+        for command in commands:
+            flavour.run("-t", *command.split())
+
+    return apply
+
+
+SABOTAGE = {
+    "iptables -t nat -F": flush("nat"),
+    "mangle is flushed": flush("mangle"),
+    "raw is flushed": flush("raw"),
+    "the jump is deleted": change(f"nat -D POSTROUTING -j {MASQUERADE}"),
+    "the jump is deleted from raw": change("raw -D OUTPUT 1", "raw -D PREROUTING 1"),
+    "the jump is moved behind a foreign rule": change(
+        f"nat -D POSTROUTING -j {MASQUERADE}",
+        "nat -A POSTROUTING -p udp --dport 9 -j ACCEPT",
+        f"nat -A POSTROUTING -j {MASQUERADE}",
+    ),
+    "a rule that accepts all comes first": change("mangle -I FORWARD 1 -j ACCEPT"),
+    "the jump is repeated": change(f"nat -A POSTROUTING -j {MASQUERADE}"),
+    "the chain is emptied": change(f"nat -F {MASQUERADE}"),
+    "the chain is deleted": change("mangle -F FORWARD", f"mangle -F {DROP}", f"mangle -X {DROP}"),
+    "a rule is replaced": change(f"nat -R {MASQUERADE} 2 -s 11.0.0.0/16 -j RETURN"),
+    "a rule is added": change(f"nat -I {MASQUERADE} 1 -j ACCEPT"),
+    "rules change places": change(f"nat -D {MASQUERADE} 1", f"nat -A {MASQUERADE} -s {NETWORK} -d {NETWORK} -j RETURN"),
+    "a chain of that name leads elsewhere": change(f"raw -F {ZONE}", f"raw -A {ZONE} -j DROP"),
+}
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGE.values(), ids=SABOTAGE)
+def test_whatever_is_lost_comes_back(guarded: Guarded, sabotage: Callable[[Flavour], None]) -> None:
+    """Rules of others, put before and behind ours, stay as they are."""
+    flavour = guarded.flavour
+    before, repairs, logged = guarded.rules, guarded.repairs(), guarded.daemon.log().count("Restored iptables")
+    foreign = [("nat", "POSTROUTING"), ("mangle", "FORWARD"), ("raw", "PREROUTING")]
+    sabotage(flavour)
+    for table, hook in foreign:
+        flavour.run("-t", table, "-A", hook, *FOREIGN)
+
+    def ours(rules: dict[str, list[str]]) -> list[str]:
+        return [line for lines in rules.values() for line in lines if "FLANNEL" in line]
+
+    wait_for(lambda: ours(flavour.all_rules()) == ours(before), DEADLINE, "the rules")
+    assert guarded.has_a_way_out()
+    wait_for(lambda: guarded.repairs() > repairs, 2, "a repair in the status")
+    assert guarded.daemon.log().count("Restored iptables") > logged
+    for table, hook in foreign:
+        flavour.run("-t", table, "-D", hook, *FOREIGN)
+    for table, accepting in (("nat", "POSTROUTING -p udp --dport 9 -j ACCEPT"), ("mangle", "FORWARD -j ACCEPT")):
+        flavour.host.run(f"/usr/sbin/iptables-{flavour.name}", "-t", table, "-D", *accepting.split(), check=False)
+    assert flavour.all_rules() == before
+
+
+def test_accept_local_comes_back(guarded: Guarded) -> None:
+    path = "/proc/sys/net/ipv4/conf/flannel0/accept_local"
+    guarded.host.run("sh", "-c", f"echo 0 >{path}")
+    wait_for(lambda: guarded.host.run("cat", path).stdout == "1\n", DEADLINE, "accept_local")
+    guarded.daemon.wait_for_log("Restored accept_local of flannel0: another program set it to 0")
+
+
+def test_after_a_restart_nothing_is_repaired_or_written_twice(guarded: Guarded) -> None:
+    guarded.daemon.stop()
+    guarded.daemon = guarded.flavour.start_daemon("-ip-masq", "-iptables-resync=1")
+    guarded.daemon.wait_for_log("Watching for new subnet leases")
+    time.sleep(2.5)  # two checks
+    assert guarded.flavour.all_rules() == guarded.rules
+    assert "Restored" not in guarded.daemon.log()
+
+
+def test_by_default_what_nft_flushes_is_back_within_seven_seconds() -> None:
+    with Lab(hosts=1) as lab:
+        lab.put_config()
+        guarded = Guarded(Flavour(lab.hosts[0], "nft"))
+        guarded.host.run("nft", "flush", "ruleset")
+        assert not guarded.has_a_way_out()
+        wait_for(lambda: guarded.flavour.chains("raw"), 7, "the rules")
+        assert guarded.has_a_way_out()
+        assert {table: guarded.flavour.chains(table) for table in ("nat", "mangle", "raw")} == {
+            "nat": {MASQUERADE},
+            "mangle": {DROP},
+            "raw": {ZONE},
+        }
+
+
+# Several daemons
+
+
+def test_two_daemons_keep_to_their_own_chains() -> None:
+    with Lab(hosts=1) as lab:
+        [host] = lab.hosts
+        lab.etcd_request("PUT", "/blue/config", value='{"Network":"11.1.0.0/16","Backend":{"Type":"udp","Port":8286}}')
+        lab.etcd_request("PUT", "/green/config", value='{"Network":"11.2.0.0/16","Backend":{"Type":"vxlan"}}')
+        flavour = Flavour(host, "nft")
+        flags = {
+            name: (f"-etcd-prefix=/{name}", f"-subnet-file=/run/flannel/{name}.env", "-iptables-resync=1")
+            for name in ("blue", "green")
+        }
+        blue = flavour.start_daemon("-ip-masq", *flags["blue"])
+        flavour.start_daemon("-ip-masq", *flags["green"])
+        both = {table: {f"FLANNEL-{kind}-11.{n}.0.0/16" for n in (1, 2)} for kind, table in KINDS.items()}
+        wait_for(lambda: {table: flavour.chains(table) for table in both} == both, 5, "the chains of both")
+        before = flavour.all_rules()
+        flush("nat")(flavour)
+        wait_for(lambda: sorted(flavour.rules("nat")) == sorted(before["nat"]), DEADLINE, "the rules of both")
+        time.sleep(2.5)  # two checks, in which neither moves the jump of the other one
+        assert host.log().count("Restored iptables") == 4  # of each the rules, and the jump
+        blue.stop()
+        flavour.clean_up(*flags["blue"])
+        assert {table: flavour.chains(table) for table in both} == {
+            table: {f"FLANNEL-{kind}-11.2.0.0/16"} for kind, table in KINDS.items()
+        }
+        assert not any("11.1.0.0/16" in line for lines in flavour.all_rules().values() for line in lines)
+        assert host.log().count("Restored iptables") == 4
+
+
+KINDS = {"M": "nat", "D": "mangle", "Z": "raw"}
+
+
+# Commands that do not work
+
+BROKEN = {
+    "missing": None,
+    "hanging": "sleep 1000",
+    "failing": "echo 'Another app is currently holding the xtables lock.' >&2; exit 4",
+    "forbidden": "echo 'Permission denied (you must be root)' >&2; exit 4",
+    "printing garbage": "head -c 100000 /dev/urandom",
+    "printing nothing": "exit 0",
+}
+
+
+def broken(tools: Path, script: str | None) -> dict[str, str]:
+    """An environment in which the commands are of this kind."""
+    for name in ("iptables", "iptables-save", "iptables-restore"):
+        (tools / name).unlink(missing_ok=True)
+        if script is not None:
+            (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+            (tools / name).chmod(0o755)
+    for name in ("env", "ip", "sh", "mount"):
+        (tools / name).unlink(missing_ok=True)
+        (tools / name).symlink_to(str(shutil.which(name)))
+    return {"PATH": str(tools) if script is None else f"{tools}:{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def host(lab: Lab) -> Iterator[Host]:
+    """No daemon outlives a test."""
+    [host] = lab.hosts
+    yield host
+    for daemon in host.daemons:
+        if daemon.process.poll() is None:
+            daemon.kill()
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(hosts=1) as lab:
+        lab.put_config(VXLAN)
+        lab.etcd.put("/coreos.com/network/subnets/11.0.77.0-24", json.dumps({"PublicIP": "172.17.8.177"}))
+        yield lab
+
+
+@pytest.mark.parametrize("script", BROKEN.values(), ids=BROKEN)
+def test_rules_that_are_on_by_default_never_keep_a_daemon(host: Host, tmp_path: Path, script: str | None) -> None:
+    daemon = host.start_daemon("-iface=eth1", "-iptables-resync=1", env=broken(tmp_path, script))
+    daemon.wait_ready(5)
+    if script not in ("sleep 1000", "exit 0"):
+        daemon.wait_for_log("Cannot guard the iptables table mangle: ")
+        time.sleep(2.5)  # two more checks
+        assert daemon.log().count("Cannot guard the iptables table mangle") == 1
+    host.run("sh", "-c", "ip link del flannel.1")  # the guard of routes and devices is not held up
+    daemon.wait_for_log("flannel.1 was removed", 15)
+    wait_for(lambda: "flannel.1" in host.run("ip", "link").stdout, 15, "the device")
+    assert daemon.process.poll() is None
+    start = time.monotonic()
+    assert daemon.stop() == 0
+    assert time.monotonic() - start < 2
+    assert not host.run("pgrep", "-f", "sleep 1000", check=False).stdout
+
+
+@pytest.mark.parametrize("kind", ["missing", "failing", "printing garbage"])
+def test_masquerading_that_cannot_be_put_fails_the_start(host: Host, tmp_path: Path, kind: str) -> None:
+    daemon = host.start_daemon("-iface=eth1", "-ip-masq", env=broken(tmp_path, BROKEN[kind]))
+    assert daemon.process.wait(10) == 1
+    last = daemon.log().splitlines()[-1]
+    assert re.search(r"\] -ip-masq cannot put its rules: .*iptables-save.*; without -ip-masq none are needed$", last)
+    daemon.close()
+
+
+def test_a_command_that_appears_later_is_used(host: Host, tmp_path: Path) -> None:
+    flavour = Flavour(host, "nft")
+    environment = broken(tmp_path, "exit 4")
+    daemon = host.start_daemon("-iface=eth1", "-iptables-resync=1", env=environment)
+    daemon.wait_for_log("Cannot guard the iptables table mangle: .*exit code 4")
+    broken(tmp_path, None)
+    daemon.wait_for_log("The iptables table mangle is guarded again")
+    assert f"-A {DROP} -d 172.17.8.177/32 -j DROP" in flavour.rules("mangle")
+    daemon.stop()
+
+
+# What the rules prevent
+
+
+def send(node: Container | Host, *arguments: str) -> subprocess.Popen[str]:
+    """Starts datagrams.py, and returns when all was sent."""
+    process = node.popen(sys.executable, DATAGRAMS, *arguments)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "sent\n"
+    return process
+
+
+def received(process: subprocess.Popen[str]) -> int:
+    return int(process.communicate(timeout=20)[0])
+
+
+def started(lab: Lab, host: Host, *flags: str) -> tuple[Daemon, Container]:
+    daemon = host.start_daemon("-iface=eth1", "-ip-masq", *flags)
+    daemon.wait_ready()
+    return daemon, host.add_container()
+
+
+def answers(source: Container, target: Container) -> int:
+    text = source.run("ping", "-c5", "-i0.2", "-W1", str(target.address), check=False).stdout
+    return int(re.findall(r"(\d+) received", text)[0])
+
+
+@pytest.mark.parametrize(("config", "port"), [(UDP, 8285), (VXLAN, 8472)])
+def test_a_container_cannot_send_in_the_name_of_its_host(config: str, port: int) -> None:
+    """Not even if an operator accepts all that is forwarded; what is for others, or for other ports, passes."""
+    with Lab(hosts=2) as lab:
+        lab.put_config(config)
+        one, two = lab.hosts
+        for table in ("filter", "mangle", "raw"):
+            one.run("iptables", "-t", table, "-A", "PREROUTING" if table == "raw" else "FORWARD", "-j", "ACCEPT")
+        daemon, container = started(lab, one)
+        other = two.start_daemon("-iface=eth1")
+        wait_connected([daemon, other])
+        wait_for(lambda: f"-A {DROP} -d {two.public_ip}/32 -j DROP" in one.run("iptables-save").stdout, 5, "the rule")
+        own = "udp and src 172.17.8.101 and length < 100"
+        with Capture(two, "eth1", own) as wire:
+            for source_port in (port, 4000):
+                send(container, str(source_port), str(two.public_ip), str(port), str(port), "0")
+            send(container, "4001", str(two.public_ip), "9999", "9999", "0")
+            assert ".9999: UDP, length 28" in wire.readline()
+        with Capture(lab.switch, "br0", own) as wire:
+            send(container, str(port), OUTSIDE, str(port), str(port), "0")
+            assert f" > {OUTSIDE}." in wire.readline()
+        assert answers(container, two.add_container()) == 5
+
+
+@pytest.mark.parametrize("config", [UDP, VXLAN])
+@pytest.mark.parametrize("masquerades", ["-ip-masq", "an operator"])
+def test_a_container_that_used_our_ports_first_changes_nothing(config: str, masquerades: str) -> None:
+    """Neither the source port of our datagrams, nor who gets those of a peer; stateful rules let them in.
+
+    The container sends before the peer has a lease, and to all ports that a kernel may send VXLAN from.
+    """
+    port = 8285 if config is UDP else 8472
+    ports = ("8285", "8285") if config is UDP else ("32768", "60999")
+    with Lab(hosts=2) as lab:
+        lab.put_config(config)
+        one, two = lab.hosts
+        flags = ["-iptables-resync=1", f"-ip-masq={'true' if masquerades == '-ip-masq' else 'false'}"]
+        daemon, container = started(lab, one, *flags)
+        if masquerades == "an operator":
+            one.run(
+                "iptables", "-t", "nat", "-A", "POSTROUTING", "-s", NETWORK, "!", "-o", "docker0", "-j", "MASQUERADE"
+            )
+            container.run("ping", "-c1", "-W1", OUTSIDE)
+        wait_for(lambda: ZONE in one.run("iptables-save", "-t", "raw").stdout, 5, "the zone")
+        for rule in (
+            ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT"],
+            ["-p", "udp", "--dport", "8472", "-j", "ACCEPT"],  # vxlan never has an answer
+            ["-p", "udp", "-j", "DROP"],
+        ):
+            one.run("iptables", "-A", "INPUT", *rule)
+        thief = send(container, str(port), str(two.public_ip), *ports, "8")
+        other, peer = started(lab, two, *flags)
+        wait_connected([daemon, other])
+        with Capture(two, "eth1", f"udp and src {one.public_ip} and dst port {port}") as wire:
+            assert answers(container, peer) == 5
+            if config is UDP:  # which has one source port; the kernel has many for vxlan
+                assert f" {one.public_ip}.8285 > " in wire.readline()
+        assert answers(peer, container) == 5
+        send(container, "8286", str(two.public_ip), str(port), str(port), "0")
+        assert answers(peer, container) == 5
+        assert received(thief) == 0

@@ -1,0 +1,381 @@
+"""The guard of iptables rules: what it restores, counts and logs, and that its troubles are nobody else's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from fakes_clock import run
+from fakes_iptables import FakeTables
+
+from flannelpy import firewall
+from flannelpy.backend.base import Datagrams
+from flannelpy.errors import HostError
+from flannelpy.firewall import Firewall
+from flannelpy.firewall_rules import NetworkRules
+from flannelpy.linux import accept_local, conntrack
+from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_table import Added
+
+BLUE, GREEN, OLD = IPv4Network("11.1.0.0/16"), IPv4Network("11.2.0.0/16"), IPv4Network("11.9.0.0/16")
+HOST = IPv4Address("172.17.8.101")
+UDP = Datagrams("flannel0", 8285, 8285, accepts_local=True)
+Life = Callable[[Callable[["World"], Awaitable[None]]], None]
+
+
+class World:
+    """A firewall on fake tables, in virtual time."""
+
+    def __init__(self, tables: FakeTables) -> None:
+        self.tables = tables
+        self.firewall = Firewall(5)
+        self.told = 0
+
+    def add(
+        self,
+        name: str,
+        network: IPv4Network,
+        datagrams: Datagrams | None = UDP,
+        previous: IPv4Network | None = None,
+        *,
+        is_masqueraded: bool = False,
+    ) -> None:
+        rules = NetworkRules(network, HOST, lambda: datagrams, previous, is_masqueraded=is_masqueraded)
+        self.firewall.add(name, rules, self.tell)
+
+    def tell(self) -> None:
+        self.told += 1
+
+    def rules(self, table: str) -> dict[str, list[str]]:
+        return {name: list(rules) for name, rules in self.tables.tables[table].items() if rules}
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> FakeTables:
+    tables = FakeTables()
+    tables.install(monkeypatch)
+    monkeypatch.setattr(conntrack, "is_in_use", lambda: False)
+    monkeypatch.setattr(accept_local, "is_enabled", lambda device: True)
+    return tables
+
+
+@pytest.fixture
+def live(tables: FakeTables, caplog: pytest.LogCaptureFixture) -> Life:
+    """Runs a story beside the guard."""
+    caplog.set_level("INFO", logger="flannelpy")
+
+    def live(story: Callable[[World], Awaitable[None]]) -> None:
+        async def life() -> None:
+            world = World(tables)
+            guard = asyncio.create_task(world.firewall.run())
+            await story(world)
+            guard.cancel()
+
+        run(life())
+
+    return live
+
+
+def lease(subnet: str, public_ip: str) -> Added:
+    return Added(Lease(IPv4Network(subnet), LeaseAttrs(IPv4Address(public_ip)), None, 1, 1))
+
+
+MASQUERADE = [
+    "-s 11.1.0.0/16 -d 11.1.0.0/16 -j RETURN",
+    "-s 11.1.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
+    "! -s 11.1.0.0/16 -d 11.1.0.0/16 -j MASQUERADE",
+]
+
+
+def test_masquerading_is_put_at_once_and_each_rule_is_logged(live: Life, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE, is_masqueraded=True)
+        await world.firewall.masquerade("")
+        assert world.rules("nat") == {
+            "POSTROUTING": ["-j FLANNEL-M-11.1.0.0/16"],
+            "FLANNEL-M-11.1.0.0/16": MASQUERADE,
+        }
+        assert caplog.messages == [
+            *(f"Adding iptables rule: FLANNEL-M-11.1.0.0/16 {rule}" for rule in MASQUERADE),
+            "Adding iptables rule: POSTROUTING -j FLANNEL-M-11.1.0.0/16",
+        ]
+        await asyncio.sleep(30)
+        assert len(world.tables.restored) == 2  # the other one is the zone, as masquerading tracks connections
+        assert len(caplog.messages) == 4
+
+    live(story)
+
+
+def test_flanneld_s_rules_are_replaced_in_one_go(live: Life) -> None:
+    async def story(world: World) -> None:
+        nat = world.tables.tables["nat"]
+        nat["POSTROUTING"] = ["-s 11.1.0.0/16 -j FLANNEL", "! -s 11.1.0.0/16 -d 11.1.0.0/16 -j MASQUERADE"]
+        nat["FLANNEL"] = ["-d 11.1.0.0/16 -j ACCEPT", "! -d 224.0.0.0/4 -j MASQUERADE"]
+        world.add("", BLUE, is_masqueraded=True)
+        await world.firewall.masquerade("")
+        assert world.rules("nat") == {
+            "POSTROUTING": ["-j FLANNEL-M-11.1.0.0/16"],
+            "FLANNEL-M-11.1.0.0/16": MASQUERADE,
+        }
+        assert len(world.tables.restored) == 1
+
+    live(story)
+
+
+def test_a_failure_of_masquerading_is_an_error_that_names_the_flag(live: Life) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE, is_masqueraded=True)
+        world.tables.failure = "the command iptables-save is missing: install iptables"
+        with pytest.raises(HostError, match=r"^-ip-masq cannot put its rules: the command iptables-save is missing"):
+            await world.firewall.masquerade("")
+        assert world.tables.restored == []
+
+    live(story)
+
+
+def test_what_is_lost_comes_back_is_counted_and_logged(live: Life, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(world: World) -> None:
+        world.add("blue", BLUE, is_masqueraded=True)
+        await world.firewall.masquerade("blue")
+        world.firewall.apply("blue", [lease("11.1.5.0/24", "172.17.8.102")])
+        await asyncio.sleep(10)
+        before = {table: world.rules(table) for table in ("nat", "mangle", "raw")}
+        caplog.clear()
+        nat = world.tables.tables["nat"]
+        nat["POSTROUTING"].clear()
+        world.tables.tables["mangle"]["FORWARD"].clear()
+        del world.tables.tables["mangle"]["FLANNEL-D-11.1.0.0/16"]
+        await asyncio.sleep(5.1)
+        assert {table: world.rules(table) for table in before} == before
+        assert world.firewall.repairs == {"blue": 2}
+        assert world.told == 2
+        assert [message.split(";")[0] for message in caplog.messages] == [
+            "Restored iptables chain FLANNEL-M-11.1.0.0/16 in table nat: its jump in POSTROUTING was removed",
+            "Restored iptables chain FLANNEL-D-11.1.0.0/16 in table mangle: it was removed",
+        ]
+
+    live(story)
+
+
+def test_new_peers_are_no_repair_and_written_at_most_once_a_second(live: Life) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE)
+        world.firewall.apply("", [])
+        await asyncio.sleep(3)
+        written = len(world.tables.restored)
+        for number in range(1, 101):
+            world.firewall.apply("", [lease(f"11.1.{number}.0/24", f"172.17.9.{number}")])
+            await asyncio.sleep(0.03)
+        await asyncio.sleep(1.1)
+        assert len(world.rules("mangle")["FLANNEL-D-11.1.0.0/16"]) == 100
+        assert len(world.tables.restored) - written <= 5
+        assert world.firewall.repairs[""] == 0
+
+    live(story)
+
+
+def test_each_table_in_use_is_listed_once(live: Life) -> None:
+    async def story(world: World) -> None:
+        for name, network in (("blue", BLUE), ("green", GREEN)):
+            world.add(name, network)
+            world.firewall.apply(name, [])
+        await asyncio.sleep(20)
+        world.tables.saved.clear()
+        await asyncio.sleep(25)
+        assert world.tables.saved == ["mangle"] * 5
+
+    live(story)
+
+
+def test_what_earlier_runs_have_left_goes_and_what_is_foreign_stays(live: Life) -> None:
+    async def story(world: World) -> None:
+        foreign = ["-j FLANNELX", '-m comment --comment "-j FLANNEL-M-11.1.0.0/16" -j RETURN']
+        for table, hook, kind in (("nat", "POSTROUTING", "M"), ("mangle", "FORWARD", "D"), ("raw", "OUTPUT", "Z")):
+            chains = world.tables.tables[table]
+            chains["FLANNELX"] = ["-j RETURN"]
+            for network in (BLUE, OLD, GREEN):
+                chains[f"FLANNEL-{kind}-{network}"] = ["-j RETURN"]
+                chains[hook].append(f"-j FLANNEL-{kind}-{network}")
+            chains[hook] += foreign
+        world.add("", BLUE, None, previous=OLD)
+        world.firewall.apply("", [])
+        await asyncio.sleep(1)
+        for table, hook, kind in (("nat", "POSTROUTING", "M"), ("mangle", "FORWARD", "D"), ("raw", "OUTPUT", "Z")):
+            assert world.rules(table) == {
+                hook: [f"-j FLANNEL-{kind}-{GREEN}", *foreign],
+                "FLANNELX": ["-j RETURN"],
+                f"FLANNEL-{kind}-{GREEN}": ["-j RETURN"],
+            }
+
+    live(story)
+
+
+def test_a_network_whose_addresses_changed_leaves_the_old_ones_to_others_from_then_on(live: Life) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE, previous=OLD)
+        world.firewall.apply("", [])
+        await asyncio.sleep(7)
+        world.tables.tables["mangle"][f"FLANNEL-D-{OLD}"] = ["-j RETURN"]  # now another daemon has that network
+        await asyncio.sleep(20)
+        assert f"FLANNEL-D-{OLD}" in world.rules("mangle")
+
+    live(story)
+
+
+def test_several_networks_keep_their_containers_from_each_others_ports(live: Life) -> None:
+    async def story(world: World) -> None:
+        world.add("blue", BLUE)
+        world.add("green", GREEN, UDP._replace(device="flannel1", port=8286))
+        world.firewall.apply("green", [lease("11.2.5.0/24", "172.17.8.102")])
+        world.firewall.apply("blue", [])
+        await asyncio.sleep(2)
+        assert sorted(rule for rule in world.rules("mangle")["FORWARD"] if rule.endswith(f"-D-{GREEN}")) == [
+            f"-s {source} ! -o flannel1 -p udp -m udp --dport 8286 -j FLANNEL-D-{GREEN}" for source in (BLUE, GREEN)
+        ]
+
+    live(story)
+
+
+def test_our_datagrams_get_their_zone_once_the_kernel_tracks_connections(
+    live: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE)
+        world.firewall.apply("", [])
+        await asyncio.sleep(10)
+        assert world.rules("raw") == {}
+        monkeypatch.setattr(conntrack, "is_in_use", lambda: True)
+        await asyncio.sleep(5.1)
+        assert set(world.rules("raw")) == {"OUTPUT", "PREROUTING", "FLANNEL-Z-11.1.0.0/16"}
+        monkeypatch.setattr(conntrack, "is_in_use", lambda: False)
+        await asyncio.sleep(10)
+        assert "FLANNEL-Z-11.1.0.0/16" in world.rules("raw")
+
+    live(story)
+
+
+def test_a_failure_is_one_warning_and_tried_again(live: Life, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(world: World) -> None:
+        world.tables.failure = "iptables-save -t mangle failed: no permission"
+        world.add("", BLUE)
+        world.firewall.apply("", [])
+        await asyncio.sleep(60)
+        [message] = caplog.messages
+        assert message.startswith(
+            "Cannot guard the iptables table mangle: iptables-save -t mangle failed: no permission;"
+        )
+        world.tables.failure = ""
+        await asyncio.sleep(5.1)
+        assert "FLANNEL-D-11.1.0.0/16" in world.tables.tables["mangle"]
+        assert caplog.messages[1:] == ["The iptables table mangle is guarded again"]
+        assert world.firewall.repairs[""] == 0
+
+    live(story)
+
+
+def test_commands_without_effect_do_not_pile_up(live: Life, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(world: World) -> None:
+        world.tables.is_deaf = True
+        world.add("", BLUE)
+        world.firewall.apply("", [])
+        await asyncio.sleep(59)
+        assert len(world.tables.restored) == 1
+        [message] = caplog.messages
+        assert "iptables-restore reports success, but iptables-save does not show the rules" in message
+        world.tables.is_deaf = False
+        await asyncio.sleep(10)
+        assert "FLANNEL-D-11.1.0.0/16" in world.tables.tables["mangle"]
+
+    live(story)
+
+
+def test_accept_local_is_restored(
+    live: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    file = tmp_path / "accept_local"
+    monkeypatch.undo()
+    monkeypatch.setattr(accept_local, "_path", lambda device: file)
+    file.write_text("0\n")
+
+    async def story(world: World) -> None:
+        world.add("", BLUE)
+        world.add("green", GREEN, UDP._replace(accepts_local=False))
+        await asyncio.sleep(5.1)
+        assert file.read_text() == "1"
+        assert world.firewall.repairs == {"": 1}
+        file.unlink()  # with the device
+        await asyncio.sleep(20)
+        file.mkdir()
+        await asyncio.sleep(20)
+        assert world.firewall.repairs == {"": 1}
+
+    tables = FakeTables()
+    tables.install(monkeypatch)
+    live(story)
+    restored, broken = (message for message in caplog.messages if "accept_local" in message)
+    assert restored.startswith("Restored accept_local of flannel0: another program set it to 0")
+    assert broken.startswith(f"Cannot guard accept_local of flannel0: cannot read {file}: Is a directory")
+
+
+# Removal
+
+
+def test_a_networks_rules_are_removed_and_those_of_others_stay(tables: FakeTables) -> None:
+    async def story() -> None:
+        world = World(tables)
+        for name, network in (("blue", BLUE), ("green", GREEN)):
+            world.add(name, network, is_masqueraded=True)
+            await world.firewall.masquerade(name)
+            world.firewall.apply(name, [])
+        guard = asyncio.create_task(world.firewall.run())
+        await asyncio.sleep(3)
+        guard.cancel()
+        assert await firewall.remove(BLUE) == [
+            "iptables rule: POSTROUTING -j FLANNEL-M-11.1.0.0/16",
+            "iptables chain FLANNEL-M-11.1.0.0/16 in table nat",
+            *(
+                f"iptables rule: FORWARD -s {source} ! -o flannel0 -p udp -m udp --dport 8285 -j FLANNEL-D-11.1.0.0/16"
+                for source in (GREEN, BLUE)
+            ),
+            "iptables chain FLANNEL-D-11.1.0.0/16 in table mangle",
+            *(
+                f"iptables rule: {hook} -{way} 172.17.8.101/32 -p udp -m udp --sport 8285 --dport 8285 "
+                "-j FLANNEL-Z-11.1.0.0/16"
+                for hook, way in (("PREROUTING", "d"), ("OUTPUT", "s"))
+            ),
+            "iptables chain FLANNEL-Z-11.1.0.0/16 in table raw",
+        ]
+        assert await firewall.remove(BLUE) == []
+        assert await firewall.chains() == [
+            f"iptables chain FLANNEL-{kind}-11.2.0.0/16 in table {table}"
+            for kind, table in (("M", "nat"), ("D", "mangle"), ("Z", "raw"))
+        ]
+        assert len(await firewall.remove(GREEN)) == 8
+        assert tables.tables == FakeTables().tables
+
+    run(story())
+
+
+def test_a_table_that_fails_does_not_keep_the_others(tables: FakeTables, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def save(table: str, listing: object) -> None:
+        if table == "nat":
+            raise HostError("nat failed")
+        await tables.save(table, listing)  # type: ignore[arg-type]
+
+    async def story() -> None:
+        tables.tables["raw"]["FLANNEL-Z-11.1.0.0/16"] = []
+        monkeypatch.setattr("flannelpy.linux.iptables.save", save)
+        with pytest.raises(HostError, match="nat failed"):
+            await firewall.remove(BLUE)
+        assert "FLANNEL-Z-11.1.0.0/16" not in tables.tables["raw"]
+
+    run(story())
+
+
+def test_without_the_command_there_is_nothing_to_remove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert asyncio.run(firewall.remove(BLUE)) == []
+    assert asyncio.run(firewall.chains()) == []

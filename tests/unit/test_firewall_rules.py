@@ -1,0 +1,203 @@
+"""The rules of a network, and what flanneld and early flannelpy have left for it."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from fakes_iptables import FakeTables
+
+from flannelpy import firewall_rules
+from flannelpy.backend.base import Datagrams
+from flannelpy.firewall_rules import NetworkRules
+from flannelpy.linux.ruleset import Chain, Repair
+from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_table import Added, Gone
+
+NETWORK, OTHER = IPv4Network("11.0.0.0/16"), IPv4Network("11.7.0.0/16")
+HOST = IPv4Address("172.17.8.101")
+UDP = Datagrams("flannel0", 8285, 8285, accepts_local=True)
+VXLAN = Datagrams("flannel.1", 8472, 0, accepts_local=False)
+
+
+def jumps(chain: Chain) -> list[str]:
+    return [line.decode().strip() for line in chain.jump_lines()]
+
+
+@pytest.mark.parametrize("table", firewall_rules.KINDS)
+@pytest.mark.parametrize("network", [NETWORK, OTHER, IPv4Network("255.255.255.240/28"), IPv4Network("8.0.0.0/8")])
+def test_names_are_the_networks_and_short_enough(table: str, network: IPv4Network) -> None:
+    for name in firewall_rules.names(table, network):
+        assert name.startswith("FLANNEL")
+        assert len(name) <= 28
+        assert str(network) in name
+
+
+def test_rules_never_accept_for_others_and_never_masquerade_multicast() -> None:
+    inside, leaving, entering = firewall_rules.masquerade_rules(NETWORK)
+    assert inside.endswith("-j RETURN")
+    assert "! -d 224.0.0.0/4" in leaving
+    assert "! -s 11.0.0.0/16 -d 11.0.0.0/16" in entering
+
+
+def test_only_what_looks_like_our_datagrams_meets_the_list_of_peers() -> None:
+    lines = firewall_rules.drop_line(NETWORK, IPv4Address("172.17.8.102"))
+    chain = firewall_rules.drop(NETWORK, [NETWORK, OTHER], VXLAN, lines)
+    assert chain.rules == b"-A FLANNEL-D-11.0.0.0/16 -d 172.17.8.102/32 -j DROP\n"
+    assert jumps(chain) == [
+        "-A FORWARD -s 11.0.0.0/16 ! -o flannel.1 -p udp -m udp --dport 8472 -j FLANNEL-D-11.0.0.0/16",
+        "-A FORWARD -s 11.7.0.0/16 ! -o flannel.1 -p udp -m udp --dport 8472 -j FLANNEL-D-11.0.0.0/16",
+    ]
+
+
+@pytest.mark.parametrize(("datagrams", "ports"), [(UDP, "--sport 8285 --dport 8285"), (VXLAN, "--dport 8472")])
+def test_our_datagrams_have_a_zone_of_their_own(datagrams: Datagrams, ports: str) -> None:
+    chain = firewall_rules.zone(NETWORK, HOST, datagrams)
+    assert chain.rules == b"-A FLANNEL-Z-11.0.0.0/16 -j CT --zone 8285\n"
+    assert jumps(chain) == [
+        f"-A OUTPUT -s 172.17.8.101/32 -p udp -m udp {ports} -j FLANNEL-Z-11.0.0.0/16",
+        f"-A PREROUTING -d 172.17.8.101/32 -p udp -m udp {ports} -j FLANNEL-Z-11.0.0.0/16",
+    ]
+
+
+# The rules of a network
+
+
+def rules(datagrams: Datagrams | None = UDP, *, is_masqueraded: bool = False) -> NetworkRules:
+    return NetworkRules(NETWORK, HOST, lambda: datagrams, None, is_masqueraded=is_masqueraded)
+
+
+def lease(subnet: str, public_ip: str) -> Added:
+    return Added(Lease(IPv4Network(subnet), LeaseAttrs(IPv4Address(public_ip)), None, 1, 1))
+
+
+def peers(network: NetworkRules) -> list[str]:
+    [chain] = network.chains("mangle", [NETWORK], is_tracking=False)
+    return [line.split()[3].removesuffix("/32") for line in chain.rules.decode().splitlines()]
+
+
+def test_the_list_of_peers_follows_the_leases() -> None:
+    network = rules()
+    assert network.chains("mangle", [NETWORK], is_tracking=False) == []
+    network.apply([])
+    assert peers(network) == []
+    network.apply([lease("11.0.1.0/24", "1.1.1.1"), lease("11.0.2.0/24", "1.1.1.2"), lease("11.0.3.0/24", "1.1.1.1")])
+    assert peers(network) == ["1.1.1.1", "1.1.1.2"]
+    network.apply([Gone(IPv4Network("11.0.1.0/24")), lease("11.0.2.0/24", "1.1.1.3")])
+    assert sorted(peers(network)) == ["1.1.1.1", "1.1.1.3"]
+    network.apply([Gone(IPv4Network("11.0.1.0/24")), Gone(IPv4Network("11.0.3.0/24"))])
+    assert peers(network) == ["1.1.1.3"]
+
+
+def test_what_an_earlier_run_knew_of_peers_stays_until_the_leases_are_known() -> None:
+    name = "FLANNEL-D-11.0.0.0/16"
+    network = rules()
+    assert name not in network.obsolete("mangle")
+    network.apply([])
+    assert name in network.obsolete("mangle")
+    assert name in rules(None).obsolete("mangle")
+
+
+def test_each_backend_has_the_rules_that_it_needs() -> None:
+    network = rules(None, is_masqueraded=True)
+    network.apply([])
+    kinds = [len(network.chains(table, [NETWORK], is_tracking=True)) for table in ("nat", "mangle", "raw")]
+    assert kinds == [1, 0, 0]
+    network = rules(VXLAN)
+    network.apply([])
+    kinds = [len(network.chains(table, [NETWORK], is_tracking=True)) for table in ("nat", "mangle", "raw")]
+    assert kinds == [0, 1, 1]
+    assert network.chains("raw", [NETWORK], is_tracking=False) == []
+
+
+# The chain FLANNEL
+
+
+def flanneld(*networks: IPv4Network) -> dict[str, list[str]]:
+    """What flanneld v0.5.5 has put when it ran for these networks, one after the other."""
+    last = networks[-1]
+    return {
+        "POSTROUTING": [
+            rule
+            for network in networks
+            for rule in (f"-s {network} -j FLANNEL", f"! -s {network} -d {network} -j MASQUERADE")
+        ],
+        "FLANNEL": [f"-d {last} -j ACCEPT", "! -d 224.0.0.0/4 -j MASQUERADE"],
+    }
+
+
+def early(*networks: IPv4Network) -> dict[str, list[str]]:
+    """What flannelpy put before chains belonged to networks."""
+    rules = [
+        rule
+        for network in networks
+        for rule in (
+            f"-s {network} -d {network} -j RETURN",
+            f"-s {network} ! -d 224.0.0.0/4 -j MASQUERADE",
+            f"! -s {network} -d {network} -j MASQUERADE",
+        )
+    ]
+    return {"POSTROUTING": ["-j FLANNEL"], "FLANNEL": rules}
+
+
+def without_shared(chains: dict[str, list[str]], network: IPv4Network = NETWORK) -> tuple[dict[str, list[str]], Repair]:
+    """The table after the removal of a network's rules, as far as it is not empty."""
+    tables = FakeTables()
+    tables.tables["nat"].update(chains)
+    listing = firewall_rules.listing("nat", [], [network])
+    listing.feed(tables.text("nat").encode())
+    repair = Repair()
+    firewall_rules.remove_shared(listing, repair, network)
+    if text := repair.text("nat"):
+        tables.apply(text.decode())
+    built_in = ("PREROUTING", "INPUT", "OUTPUT")
+    return {name: rules for name, rules in tables.tables["nat"].items() if name not in built_in}, repair
+
+
+@pytest.mark.parametrize(
+    "chains",
+    [
+        flanneld(NETWORK),
+        early(NETWORK),
+        {"POSTROUTING": [*early(NETWORK)["POSTROUTING"], "-j FLANNEL"], "FLANNEL": early(NETWORK)["FLANNEL"]},
+        {  # both, one after the other
+            "POSTROUTING": [*flanneld(NETWORK)["POSTROUTING"], "-j FLANNEL"],
+            "FLANNEL": early(NETWORK)["FLANNEL"],
+        },
+        {  # v0.2.0
+            "POSTROUTING": [f"-s {NETWORK} -j FLANNEL"],
+            "FLANNEL": [f"-d {NETWORK} -j ACCEPT", "-d 224.0.0.0/4 -j ACCEPT", "! -o flannel0 -j MASQUERADE"],
+        },
+        {"POSTROUTING": [], "FLANNEL": []},  # after iptables -t nat -F
+        {"POSTROUTING": [f"! -s {NETWORK} -d {NETWORK} -j MASQUERADE"]},
+    ],
+)
+def test_all_that_is_of_one_network_goes(chains: dict[str, list[str]]) -> None:
+    foreign = ["-s 172.17.0.0/16 ! -o docker0 -j MASQUERADE", '-m comment --comment "for -j FLANNEL" -j ACCEPT']
+    left, _ = without_shared({**chains, "POSTROUTING": [foreign[0], *chains["POSTROUTING"], foreign[1]]})
+    assert left == {"POSTROUTING": foreign}
+
+
+@pytest.mark.parametrize(
+    ("chains", "left"),
+    [
+        (early(NETWORK, OTHER), early(OTHER)),
+        (flanneld(NETWORK, OTHER), flanneld(OTHER)),
+        (flanneld(OTHER), flanneld(OTHER)),
+        (early(OTHER), early(OTHER)),
+        (
+            {"POSTROUTING": ["-j FLANNEL"], "FLANNEL": [*early(NETWORK)["FLANNEL"], "-s 10.9.0.0/16 -j RETURN"]},
+            {"POSTROUTING": ["-j FLANNEL"], "FLANNEL": ["-s 10.9.0.0/16 -j RETURN"]},
+        ),
+        (
+            {"POSTROUTING": ["-j FLANNEL", "-p tcp -j FLANNEL"], "FLANNEL": early(NETWORK)["FLANNEL"]},
+            {"POSTROUTING": ["-j FLANNEL", "-p tcp -j FLANNEL"], "FLANNEL": []},
+        ),
+        (
+            {"POSTROUTING": ["! -s 12.0.0.0/16 -d 12.0.0.0/16 -j MASQUERADE"], "FLANNELX": ["-j RETURN"]},
+            {"POSTROUTING": ["! -s 12.0.0.0/16 -d 12.0.0.0/16 -j MASQUERADE"], "FLANNELX": ["-j RETURN"]},
+        ),
+    ],
+)
+def test_what_is_of_another_network_stays(chains: dict[str, list[str]], left: dict[str, list[str]]) -> None:
+    assert without_shared(chains)[0] == left
