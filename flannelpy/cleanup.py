@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from flannelpy import firewall, logs, parts
-from flannelpy.backend import base as backends
+from flannelpy.backend.removal import marked, withdraw
 from flannelpy.errors import FlannelError
 from flannelpy.linux.instance_lock import InstanceLock
 from flannelpy.linux.netlink import Netlink
@@ -38,12 +38,13 @@ def run(options: Options) -> int:
 
 async def _clean_up(options: Options) -> None:
     names = options.networks or ("",)
-    files = [parts.subnet_file(options, name) for name in names]
     with ExitStack() as stopped:
-        for file in files:
-            stopped.callback(InstanceLock(file).close)  # a running daemon would restore what we remove
-        for name, file in zip(names, files, strict=True):
-            await _remove_what_is_of(file, parts.ready_path(options, name))
+        locks: list[InstanceLock] = []
+        for name in names:  # before anything is removed, since a running daemon would restore it
+            locks.append(InstanceLock(parts.subnet_file(options, name)))
+            stopped.callback(locks[-1].close)
+        for name, lock in zip(names, locks, strict=True):
+            await _remove_what_is_of(parts.subnet_file(options, name), parts.ready_path(options, name), lock)
     if options.release:
         _, public_ip = await parts.addresses(options)
         holder = parts.holder(options, public_ip)
@@ -52,17 +53,31 @@ async def _clean_up(options: Options) -> None:
             await _release(parts.registry(options, name), holder)
 
 
-async def _remove_what_is_of(file: Path, ready: Path) -> None:
-    """Remove devices, routes and rules of the network that the subnet file names, then the files."""
-    network = env_file.previous_network(file)
+async def _remove_what_is_of(file: Path, ready: Path, lock: InstanceLock) -> None:
+    """Remove what the subnet file owns, by its text and the record of the last run; without either, nothing."""
+    scope = parts.scope(file, lock.read())
     async with Netlink() as netlink:
-        removed = await backends.remove_leftovers(netlink, network)
-        rules = [rule for rule in await netlink.prohibitions() if network in (rule.source, rule.destination)]
-        await netlink.permit(rules)
-    chains = await firewall.remove(network) if network else []
-    files = [str(path) for path in (file, ready) if env_file.remove(path)]
-    for what in (*removed, *rules, *chains, *files):
+        if scope.networks:
+            removed = await withdraw(netlink, scope)
+        else:
+            removed = []
+            await _list_marked(netlink, file)
+    for network in sorted(scope.networks):
+        removed += await firewall.remove(network)
+    removed += [str(path) for path in (file, ready) if env_file.remove(path)]
+    for what in removed:
         log.info("Removed %s", what)
+    lock.write(None)
+
+
+async def _list_marked(netlink: Netlink, file: Path) -> None:
+    found = await marked(netlink)
+    if any(found):
+        log.warning(
+            "There is neither %s nor a record of its last run, so nothing is removed. Marked as flannelpy's: %s",
+            file,
+            found,
+        )
 
 
 async def _release(registry: Registry, holder: Holder) -> None:

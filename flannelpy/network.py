@@ -13,6 +13,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from ipaddress import IPv4Network
@@ -22,12 +23,13 @@ from flannelpy import logs, parts
 from flannelpy.backend import base as backends
 from flannelpy.backend.base import Backend
 from flannelpy.backend.guard import Guard
+from flannelpy.backend.removal import Keep, withdraw
 from flannelpy.errors import FlannelError, HostError, LeaseLost
 from flannelpy.firewall_rules import NetworkRules
 from flannelpy.host import Host
 from flannelpy.linux import interface
 from flannelpy.linux.clock import BootClock
-from flannelpy.linux.instance_lock import InstanceLock
+from flannelpy.linux.instance_lock import InstanceLock, Run
 from flannelpy.linux.netlink import Netlink
 from flannelpy.linux.ready_file import ReadyFile
 from flannelpy.options import Options
@@ -88,7 +90,7 @@ class Network:
         self._say(f"not ready: {error}")
 
     async def _run(self, cleanup: AsyncExitStack) -> None:
-        lock = InstanceLock(self._subnet_file)
+        self._lock = lock = InstanceLock(self._subnet_file)
         cleanup.callback(lock.close)
         ready_file = ReadyFile(parts.ready_path(self._options, self.name))
         cleanup.callback(ready_file.close)
@@ -107,12 +109,14 @@ class Network:
             self._on_change()
             await self._service.run(self._choose)
         except LeaseLost:
-            await self._abandon(chosen.config.network)
+            chosen.backend.close()
+            await self._withdraw(chosen.config.network)
             raise
 
     async def _choose(self, config: NetworkConfig) -> _Chosen:
         """What to do about a config.  Raises ConfigError, HostError."""
-        backend = backends.create(config, self._host.external, self._options)
+        options = replace(self._options, subnet_file=self._subnet_file)
+        backend = backends.create(config, self._host.external, options)
         self._host.check(self.name, config.network, backend.needs)
         return _Chosen(config, backend)
 
@@ -122,15 +126,13 @@ class Network:
         self._say("Waiting for a subnet lease")
         describe = partial(backend.lease_attrs, holder)
         lease = await manager.acquire(config, describe, env_file.previous_subnet(self._subnet_file))
-        async with Netlink() as netlink:
-            previous = env_file.previous_network(self._subnet_file)
-            for left in await backends.make_way(netlink, config.backend.type, config.network, previous):
-                log.warning("Removed what an earlier run has left: %s", left)
-            await self._host.isolate(netlink)
+        previous = env_file.previous_network(self._subnet_file)
+        await self._take_over(chosen, lease.subnet)
         mtu = await backend.start(lease)
         ip_masq = self._options.ip_masq
         await self._set_up_firewall(chosen, previous)
         env_file.write(self._subnet_file, env_file.render(config.network, lease.subnet, mtu, ip_masq))
+        self._lock.write(Run((config.network,), config.backend.type, backend.device))
 
     async def _set_up_firewall(self, chosen: _Chosen, previous: IPv4Network | None) -> None:
         """Put the rules that the subnet file promises; all others come in the background.  Raises HostError."""
@@ -141,12 +143,24 @@ class Network:
         if ip_masq:
             await self._host.firewall.masquerade(self.name)
 
-    async def _abandon(self, network: IPv4Network) -> None:
-        """The subnet is another host's now: nothing leads to others any more, and Docker is to know."""
-        previous = env_file.previous_network(self._subnet_file)
+    async def _take_over(self, chosen: _Chosen, subnet: IPv4Network) -> None:
+        """Record what this run uses, then remove what earlier runs left and this one does not use."""
+        config, backend = chosen
+        scope = parts.scope(self._subnet_file, self._lock.read(), (config.network, subnet))
+        previous = sorted(scope.networks - {config.network})
+        self._lock.write(Run((config.network, *previous), config.backend.type, backend.device))
+        keep = Keep(config.network, backend.device, backend.adopts_routes)
+        async with Netlink() as netlink:
+            for left in await withdraw(netlink, scope, keep):
+                log.warning("Removed leftover %s", left)
+            await self._host.isolate(netlink)
+
+    async def _withdraw(self, network: IPv4Network) -> None:
+        """Another host holds the subnet now: remove all that leads to other hosts, and the file that Docker reads."""
         try:
+            scope = parts.scope(self._subnet_file, self._lock.read())
             async with Netlink() as netlink:
-                await backends.abandon(netlink, network, previous)
+                await withdraw(netlink, scope._replace(networks=scope.networks | {network}))
         except HostError as error:
             log.warning("%s", error)
         try:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import logging
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
+from flannelpy.backend.removal import Scope
 from flannelpy.linux import identity, interface
+from flannelpy.linux.instance_lock import Run
 from flannelpy.linux.interface import ExternalInterface
+from flannelpy.linux.marks import device_alias
 from flannelpy.linux.netlink import Netlink
 from flannelpy.options import Options
 from flannelpy.registry.base import Registry
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
+from flannelpy.subnet import env_file
 from flannelpy.subnet.renewal import Holder
 
 log = logging.getLogger(__name__)
+
+# No config may have a larger network.
+_MIN_NETWORK_LEN = 8
 
 
 async def addresses(options: Options) -> tuple[ExternalInterface, IPv4Address]:
     """The external interface, and the public IP.  Raises HostError."""
     async with Netlink() as netlink:
-        external = await interface.find(netlink, options.iface)
+        external = await interface.find(netlink, options.iface, _previous_addresses(options))
     log.info("Using %s as external interface", external.address)
     public_ip = options.public_ip or external.address
     log.info("Using %s as external endpoint", public_ip)
@@ -54,3 +61,30 @@ def ready_path(options: Options, network: str = "") -> Path:
     """The file that is there while a network is ready."""
     file = subnet_file(options, network)
     return file.with_name("ready" if not network and file.name == "subnet.env" else f"{file.name}.ready")
+
+
+def scope(subnet_file: Path, last: Run | None, *held: tuple[IPv4Network, IPv4Network]) -> Scope:
+    """What a subnet file owns, by its text, the last run's record, and ``held``: networks with a subnet of each."""
+    pairs = [*held, *_previous(subnet_file)]
+    networks = {network for network, _ in pairs} | set(last.networks if last else ())
+    return Scope(device_alias(subnet_file), frozenset(networks), frozenset(tunnel_address(*pair) for pair in pairs))
+
+
+def tunnel_address(network: IPv4Network, subnet: IPv4Network) -> IPv4Interface:
+    """What a backend's device has as its address."""
+    return IPv4Interface((subnet.network_address, network.prefixlen))
+
+
+def _previous(subnet_file: Path) -> list[tuple[IPv4Network, IPv4Network]]:
+    """Network and subnet of an earlier run, if the subnet file names both.
+
+    Earlier versions accepted networks such as 0.0.0.0/0: those would make everything ours.
+    """
+    network, subnet = env_file.previous_network(subnet_file), env_file.previous_subnet(subnet_file)
+    return [(network, subnet)] if network and subnet and network.prefixlen >= _MIN_NETWORK_LEN else []
+
+
+def _previous_addresses(options: Options) -> frozenset[IPv4Interface]:
+    """Those that devices of earlier runs have."""
+    files = [subnet_file(options, name) for name in options.networks or ("",)]
+    return frozenset(tunnel_address(*pair) for file in files for pair in _previous(file))

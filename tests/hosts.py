@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from lab import Daemon, Host, Lab, wait_for
 
+from flannelpy.linux.marks import ROUTE_PROTOCOL
 from flannelpy.subnet import env_file
 
 # Of a device, as ip names them; a VXLAN device alone has all.
@@ -32,6 +33,8 @@ def subnets_in_use(daemon: Daemon) -> set[IPv4Network]:
 def ways(host: Host) -> set[str]:
     """All that carries packets to other hosts: devices, routes into the network, neighbours, forwarding entries."""
     routes = [line for line in _shown(host, "ip", "route") if line.startswith("11.") and " dev docker0 " not in line]
+    # The network's route is the kernel's, or ours where it was restored.
+    routes = [route.replace(f" proto {ROUTE_PROTOCOL} scope link", " proto kernel scope link") for route in routes]
     neighbours = [f"neighbour {line}" for line in _shown(host, "ip", "neighbour", "show", "nud", "permanent")]
     forwards = [f"fdb {line}" for line in _shown(host, "bridge", "fdb", "show") if " dst " in line]
     return {*_devices(host), *routes, *neighbours, *forwards}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from ipaddress import IPv4Network
 
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Netlink
@@ -23,6 +22,8 @@ class AllocBackend:
 
     needs: Sequence[str] = ()
     datagrams = None
+    device = ""
+    adopts_routes = False
 
     def __init__(self, external: ExternalInterface) -> None:
         self._external = external
@@ -57,8 +58,3 @@ class AllocBackend:
 def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> AllocBackend:
     """See BackendRoom."""
     return AllocBackend(external)
-
-
-async def remove_leftovers(netlink: Netlink, network: IPv4Network | None) -> list[str]:
-    """See BackendRoom: there are none."""
-    return []

@@ -6,7 +6,7 @@ Counterpart: backend/common.go, backend/manager.go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from importlib import import_module
 from ipaddress import IPv4Network
 from typing import NamedTuple, Protocol, cast
@@ -39,7 +39,10 @@ class Backend(Protocol):
     """One way for packets between hosts, for the life of one lease.
 
     ``needs``: what it has to have for itself alone, in words, so that no two networks of a host take the same.
+    ``adopts_routes``: whether its routes stay when it stops, for its next start to adopt.
     """
+
+    adopts_routes: bool
 
     @property
     def needs(self) -> Sequence[str]: ...  # noqa: D102
@@ -47,6 +50,10 @@ class Backend(Protocol):
     @property
     def datagrams(self) -> Datagrams | None:
         """What carries packets since ``start``, if datagrams do."""
+
+    @property
+    def device(self) -> str:
+        """The name of its device; empty without one, and before ``start`` if only that chooses the name."""
 
     def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
         """What other hosts need to know of us; ``found`` is what they know already."""
@@ -76,12 +83,6 @@ class BackendRoom(Protocol):
     def create(self, config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
         """One for this config.  Raises ConfigError, HostError."""
 
-    async def remove_leftovers(self, netlink: Netlink, network: IPv4Network | None) -> list[str]:
-        """Remove what earlier runs have left, on ``network`` if it is known; what that was.  Raises HostError.
-
-        That also says no when what is there is in use.
-        """
-
 
 # Each is imported when it is needed.
 _ROOMS = {
@@ -91,9 +92,6 @@ _ROOMS = {
     "vxlan": "flannelpy.backend.vxlan.backend",
 }
 
-# Those of which something stays when they stop.
-_THAT_LEAVE = ("host-gw", "vxlan")
-
 
 def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
     """The backend that the config asks for.  Raises ConfigError, HostError."""
@@ -102,34 +100,6 @@ def create(config: NetworkConfig, external: ExternalInterface, options: Options)
         known = ", ".join(sorted(_ROOMS))
         raise ConfigError(f"unknown backend type: {backend_type!r}; Backend.Type may be {known}")
     return _room(backend_type).create(config, external, options)
-
-
-async def remove_leftovers(netlink: Netlink, network: IPv4Network | None) -> list[str]:
-    """Of all backends, as the host may have run any of them.  Raises HostError."""
-    # udp first, which knows whether its devices are in use.
-    return await _remove(netlink, sorted(_ROOMS, key=lambda name: name != "udp"), network)
-
-
-async def make_way(
-    netlink: Netlink, backend_type: str, network: IPv4Network, previous: IPv4Network | None
-) -> list[str]:
-    """Remove what would lead packets astray: what other backends, or runs on a ``previous`` network, have left.
-
-    What that was.  Raises HostError.  A backend adopts what it has left itself, and vxlan routes of host-gw, too.
-    """
-    adopted = {backend_type, "host-gw"} if backend_type == "vxlan" else {backend_type}
-    left = await _remove(netlink, [room for room in _THAT_LEAVE if room not in adopted], network)
-    return left if previous in (None, network) else [*left, *await _remove(netlink, _THAT_LEAVE, previous)]
-
-
-async def abandon(netlink: Netlink, network: IPv4Network, previous: IPv4Network | None) -> None:
-    """Our subnet is another host's now: nothing leads to others any more, whatever put it there.  Raises HostError."""
-    for each in {network, previous}:
-        await _remove(netlink, _THAT_LEAVE, each)
-
-
-async def _remove(netlink: Netlink, rooms: Iterable[str], network: IPv4Network | None) -> list[str]:
-    return [left for room in rooms for left in await _room(room).remove_leftovers(netlink, network)]
 
 
 def _room(backend_type: str) -> BackendRoom:

@@ -70,9 +70,9 @@ class Guard:
 async def _listen(bell: asyncio.Event) -> Never:
     """Ring whenever the kernel says that something changed."""
     while True:
+        bell.set()  # for what changed before the socket listened
         try:
             async for _ in changes():
                 bell.set()
-        except OSError:  # more changes than the kernel keeps for us are a change, too
-            bell.set()
+        except OSError:  # more changes than the kernel keeps for us
             await asyncio.sleep(_PAUSE_SECONDS)

@@ -31,6 +31,8 @@ class HostGwBackend:
 
     needs: Sequence[str] = ()
     datagrams = None
+    device = ""
+    adopts_routes = True
 
     def __init__(self, config: NetworkConfig, external: ExternalInterface, public_ip: IPv4Address | None) -> None:
         """Raises HostError when others know us by an address that is not the interface's."""
@@ -117,10 +119,3 @@ async def gateways_into(network: IPv4Network, netlink: Netlink) -> list[Gateway]
 def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> HostGwBackend:
     """See BackendRoom."""
     return HostGwBackend(config, external, options.public_ip)
-
-
-async def remove_leftovers(netlink: Netlink, network: IPv4Network | None) -> list[str]:
-    """See BackendRoom: the routes into ``network``."""
-    gateways = await gateways_into(network, netlink) if network else []
-    await netlink.remove(gateways)
-    return list(map(str, gateways))

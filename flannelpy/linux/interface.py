@@ -6,13 +6,15 @@ Counterpart: lookupIface in main.go, pkg/ip/iface.go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network
 from typing import NamedTuple
 
 from flannelpy.errors import HostChanged, HostError
 from flannelpy.linux.entries import Route
+from flannelpy.linux.marks import is_device_alias
 from flannelpy.linux.netlink import Address, Link, Netlink
+from flannelpy.linux.own_devices import addresses_by_index, is_of_earlier_version
 
 log = logging.getLogger(__name__)
 
@@ -31,23 +33,51 @@ ADDRESS_PATIENCE = 15.0
 _VIRTUALBOX_NAT = IPv4Network("10.0.2.0/24")
 
 
-async def find(netlink: Netlink, iface: str | None) -> ExternalInterface:
-    """The interface that ``iface`` (a name or an address) means, by default the default route's.  Raises HostError."""
+async def find(
+    netlink: Netlink, iface: str | None, leased: Container[IPv4Interface] = frozenset()
+) -> ExternalInterface:
+    """The interface that ``iface`` (a name or an address) means, by default the default route's.  Raises HostError.
+
+    It is never a device of flannelpy, whose packets would travel in themselves; ``leased`` are the addresses by which
+    devices of earlier versions are known.
+    """
     links = {link.index: link for link in await netlink.links()}
     # An interface that came in between is none that somebody chose.
     addresses = [address for address in await netlink.addresses() if address.link_index in links]
+    own = await _overlay_devices(netlink, links.values(), leased)
     for address in addresses:
         log.debug("Candidate interface %s with address %s", links[address.link_index].name, address.address)
     if iface is None:
         log.info("Determining IP address of default interface")
-        routes = [route for route in await netlink.routes() if route.link_index in links]
+        routes = [route for route in await netlink.routes() if route.link_index in links.keys() - own]
         external = _with_address(links[_default_index(routes, links)], addresses)
         _warn_of_nat(external)
         return external
     wanted = _as_address(iface)
     if wanted is None:
-        return _with_address(_named(links.values(), iface), addresses)
-    return _holding(wanted, addresses, links)
+        return _with_address(_not_own(_named(links.values(), iface), own, iface), addresses)
+    # Another interface may have the same address.
+    addresses.sort(key=lambda address: address.link_index in own)
+    return _holding(wanted, addresses, links, own)
+
+
+async def _overlay_devices(netlink: Netlink, links: Iterable[Link], leased: Container[IPv4Interface]) -> set[int]:
+    """The indices of the devices of this flannelpy and of others."""
+    held = await addresses_by_index(netlink)
+    return {
+        link.index
+        for link in links
+        if is_device_alias(link.alias) or is_of_earlier_version(link, held.get(link.index, []), leased)
+    }
+
+
+def _not_own(link: Link, own: Container[int], iface: str) -> Link:
+    if link.index in own:
+        raise HostError(
+            f"-iface={iface} means {link.name}, a device of flannelpy itself: name the interface by which the hosts "
+            "reach each other"
+        )
+    return link
 
 
 def _warn_of_nat(external: ExternalInterface) -> None:
@@ -144,10 +174,12 @@ def _named(links: Collection[Link], name: str) -> Link:
     raise HostError(f"Error looking up interface {name}: no such network interface; -iface may be one of {names}")
 
 
-def _holding(wanted: IPv4Address, addresses: Sequence[Address], links: Mapping[int, Link]) -> ExternalInterface:
+def _holding(
+    wanted: IPv4Address, addresses: Sequence[Address], links: Mapping[int, Link], own: Container[int]
+) -> ExternalInterface:
     for address in addresses:
         if address.address == wanted:
-            return _external(links[address.link_index], wanted)
+            return _external(_not_own(links[address.link_index], own, str(wanted)), wanted)
     held = ", ".join(str(address.address) for address in addresses)
     raise HostError(f"Error looking up interface {wanted}: No interface with given IP found; this machine has {held}")
 

@@ -11,6 +11,8 @@ import pytest
 from hosts import subnet_in_file, ways
 from lab import ETCD_PREFIX, Host
 
+from flannelpy.linux.marks import ROUTE_PROTOCOL
+
 NETWORK = IPv4Network("11.0.0.0/16")
 
 
@@ -100,7 +102,7 @@ class _Vxlan(Backend):
 
     def _to_another(self, lease: Lease) -> Iterator[str]:
         address = lease.subnet.network_address
-        yield f"{lease.subnet} via {address} dev {self.device} onlink"
+        yield f"{lease.subnet} via {address} dev {self.device} proto {ROUTE_PROTOCOL} onlink"
         yield f"neighbour {address} dev {self.device} lladdr {lease.mac} PERMANENT"
         yield f"fdb {lease.mac} dev {self.device} dst {lease.public_ip} self permanent"
 
@@ -116,7 +118,7 @@ class _HostGw(Backend):
         return IPv4Address("172.17.8.130") + number % 100
 
     def _to_another(self, lease: Lease) -> Iterator[str]:
-        yield f"{lease.subnet} via {lease.public_ip} dev eth1"
+        yield f"{lease.subnet} via {lease.public_ip} dev eth1 proto {ROUTE_PROTOCOL}"
 
 
 UDP, VXLAN, HOST_GW, ALLOC = _Udp(), _Vxlan(), _HostGw(), Backend()

@@ -30,11 +30,11 @@ MASQUERADE = ("POSTROUTING", "-s", "10.9.0.0/16", "-j", "MASQUERADE")
 #: udp's device goes with its daemon, unless that made it persistent.
 LINGERING = (
     "tuntap add flannel0 mode tun",
-    "address add 11.0.59.0/16 dev flannel0",
+    "address add {address}/16 dev flannel0",
     "link set flannel0 up",
 )
 REMOVED = {
-    UDP: ["leftover device flannel0"],
+    UDP: ["device flannel0"],
     VXLAN: ["route to 11.0.200.0/24 via 11.0.200.0", "device flannel.1"],
     HOST_GW: ["route to 11.0.200.0/24 via 172.17.8.130"],
 }
@@ -72,7 +72,8 @@ def run_for_a_while(host: Host, backend: Backend) -> None:
     wait_for(lambda: chains_of(host) == CHAINS[backend], 5, "the iptables rules")
     daemon.stop()
     if backend is UDP:
-        host.configure(*LINGERING)
+        address = host.subnet().network_address
+        host.configure(*(command.format(address=address) for command in LINGERING))
 
 
 def chains_of(host: Host) -> set[str]:
@@ -119,15 +120,18 @@ def test_while_it_runs_nothing_is_removed(host: Host, backend: Backend) -> None:
 
 
 @over(UDP)
-def test_a_device_that_is_down_may_be_in_use_of_another_daemon(host: Host) -> None:
+def test_a_device_of_flanneld_that_is_in_use_is_not_taken_away(host: Host) -> None:
+    """A running flanneld does not know our lock, so its device is the only sign of it."""
     daemon = host.start_daemon("-iface=eth1")
     daemon.wait_ready()
-    with asleep(daemon):  # or it would be up again at once
-        host.configure("link set flannel0 down")
-        assert clean_up(host, "-subnet-file=/run/of-another.env") == (
+    with asleep(daemon):
+        host.configure("link set flannel0 alias ''")
+        (host.run_dir / "another.env").write_bytes((host.run_dir / "flannel/subnet.env").read_bytes())
+        assert clean_up(host, "-subnet-file=/run/another.env") == (
             1,
             ["flannel0 is in use: stop flannelpy, then clean up"],
         )
+    (host.run_dir / "another.env").unlink()
     daemon.stop()
 
 

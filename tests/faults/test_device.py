@@ -262,7 +262,8 @@ def test_a_frozen_daemon_gives_no_sign_of_life(host: Host) -> None:
 @over(UDP)
 def test_a_leftover_persistent_device_is_removed_at_start(host: Host, backend: Backend) -> None:
     host.daemons[-1].stop()
-    host.configure("tuntap add flannel3 mode tun", "address add 11.0.59.0/16 dev flannel3", "link set flannel3 up")
+    address = f"{host.subnet().network_address}/16"
+    host.configure("tuntap add flannel3 mode tun", f"address add {address} dev flannel3", "link set flannel3 up")
     daemon = host.start_daemon("-iface=eth1")
     daemon.wait_ready()
     assert re.search(r"W.*Removed leftover device flannel3$", daemon.log(), re.MULTILINE)

@@ -20,6 +20,7 @@ from flannelpy.subnet.renewal import Holder
 
 EXTERNAL = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 1500)
 SUBNET = IPv4Network("11.0.101.0/24")
+ALIAS = "flannelpy /run/flannel/subnet.env"
 
 
 def config(**backend: object) -> NetworkConfig:
@@ -43,7 +44,7 @@ def test_an_unknown_backend_is_refused_with_those_there_are() -> None:
 
 @pytest.mark.parametrize("port", [1, 8285, 65535, None])
 def test_a_port_may_be_named_or_left_out(port: int | None) -> None:
-    UdpBackend(config(Port=port), EXTERNAL, None)
+    UdpBackend(config(Port=port), EXTERNAL, ALIAS, None)
 
 
 @pytest.mark.parametrize(
@@ -52,18 +53,18 @@ def test_a_port_may_be_named_or_left_out(port: int | None) -> None:
 )
 def test_a_port_that_is_none_is_refused(port: object, shown: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        UdpBackend(config(port=port), EXTERNAL, None)
+        UdpBackend(config(port=port), EXTERNAL, ALIAS, None)
     assert str(caught.value) == f"Backend.Port {shown} is not a UDP port: 1 to 65535"
 
 
 def test_other_hosts_learn_the_public_ip_and_nothing_else() -> None:
-    attrs = UdpBackend(config(), EXTERNAL, None).lease_attrs(Holder(IPv4Address("1.2.3.4")), None)
+    attrs = UdpBackend(config(), EXTERNAL, ALIAS, None).lease_attrs(Holder(IPv4Address("1.2.3.4")), None)
     assert attrs.encode() == '{"PublicIP":"1.2.3.4"}'
 
 
 def test_next_hops_follow_the_leases(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="flannelpy")
-    backend = UdpBackend(config(), EXTERNAL, None)
+    backend = UdpBackend(config(), EXTERNAL, ALIAS, None)
     assert backend.describe() == "next hops: 0"
     backend.apply([added("172.17.8.102")])
     assert backend.describe() == "next hops: 1"
@@ -79,11 +80,11 @@ def test_next_hops_follow_the_leases(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_backend_that_never_started_can_be_closed() -> None:
-    UdpBackend(config(), EXTERNAL, None).close()
+    UdpBackend(config(), EXTERNAL, ALIAS, None).close()
 
 
 def test_hosts_of_other_backends_cannot_be_reached(caplog: pytest.LogCaptureFixture) -> None:
-    backend = UdpBackend(config(), EXTERNAL, None)
+    backend = UdpBackend(config(), EXTERNAL, ALIAS, None)
     backend.apply([added("172.17.8.102")])
     attrs = LeaseAttrs(IPv4Address("172.17.8.102"), "vxlan", {"VtepMAC": "2e:40:72:2d:6b:e3"})
     backend.apply([Added(Lease(SUBNET, attrs, 86400, 2, 1))])

@@ -25,6 +25,7 @@ from flannelpy.subnet.lease_table import Added, Gone
 from flannelpy.subnet.renewal import Holder
 
 US = Holder(EXTERNAL.address, "host1")
+ALIAS = "flannelpy /run/flannel/subnet.env"
 OTHER_MAC = "2e:40:72:2d:6b:e3"
 
 
@@ -159,7 +160,7 @@ def play(
     text = json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": "vxlan", **options}})
 
     async def whole() -> None:
-        backend = VxlanBackend(config.parse(text), EXTERNAL)
+        backend = VxlanBackend(config.parse(text), EXTERNAL, ALIAS)
         own = Lease(IPv4Network("11.0.48.0/24"), backend.lease_attrs(US, None), 86400, 1, 1)
         assert await backend.start(own) == 1450
         task = asyncio.create_task(backend.run())

@@ -11,18 +11,18 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from ipaddress import IPv4Network
 
 from flannelpy.backend.base import Datagrams, reachable
 from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.udp.admission import Admission
-from flannelpy.backend.udp.device import Device, leftovers
+from flannelpy.backend.udp.device import Device
 from flannelpy.backend.udp.engine import Engine
 from flannelpy.backend.udp.offloads import Offload, choose, probe
 from flannelpy.backend.udp.proxy import Proxy
 from flannelpy.backend.udp.routes import NextHop, Routes
-from flannelpy.errors import ConfigError, HostError
+from flannelpy.errors import ConfigError
 from flannelpy.linux.interface import ExternalInterface
+from flannelpy.linux.marks import device_alias
 from flannelpy.linux.netlink import Netlink
 from flannelpy.linux.tun import check_access
 from flannelpy.linux.udp_socket import UdpSocket
@@ -50,14 +50,17 @@ _DROP_REPORT_SECONDS = 60
 class UdpBackend:
     """Inner packets as they are in UDP datagrams, one each; the same port on all hosts."""
 
+    adopts_routes = False
+
     def __init__(
         self,
         config: NetworkConfig,
         external: ExternalInterface,
+        alias: str,
         offload: frozenset[str] | None,
         source_check: SourceCheck = SourceCheck.PEER,
     ) -> None:
-        """``offload``: names of offloads, None for what is best.
+        """``alias`` marks the device as ours; ``offload``: names of offloads, None for what is best.
 
         Raises ConfigError when the port makes no sense, HostError when there can be no TUN.
         """
@@ -70,6 +73,8 @@ class UdpBackend:
         self._external = external
         self._routes = Routes()
         self._resources = ExitStack()
+        self._alias = alias
+        self.device = ""
         self._told_drops: Counter[DropReason] = Counter()
 
     @property
@@ -95,9 +100,8 @@ class UdpBackend:
         )
         self._resources.callback(self._udp.close)
         async with Netlink() as netlink:
-            for name in await _remove_unused(netlink):
-                log.warning("Removed leftover device %s", name)
-            self._device = Device(tunnel)
+            self._device = Device(tunnel, self._alias)
+            self.device = self._device.tun.name
             self._resources.callback(self._device.close)
             await self._device.set_up(netlink)
         offloads = self._offloads()
@@ -165,6 +169,7 @@ class UdpBackend:
             flaws = flaws or ["could be used no longer"]
             self._proxy.close()
             await self._device.make_anew(netlink)
+            self.device = self._device.tun.name
             self._proxy.resume(self._device.tun)
         elif flaws:
             await self._device.set_up(netlink)
@@ -215,20 +220,4 @@ def _port(value: object) -> int:
 
 def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> UdpBackend:
     """See BackendRoom."""
-    return UdpBackend(config, external, options.offload, options.source_check)
-
-
-async def remove_leftovers(netlink: Netlink, network: IPv4Network | None) -> list[str]:
-    """See BackendRoom: devices, on whatever network."""
-    for link in await leftovers(netlink):
-        if link.in_use:
-            raise HostError(f"{link.name} is in use: stop flannelpy, then clean up")
-    return [f"leftover device {name}" for name in await _remove_unused(netlink)]
-
-
-async def _remove_unused(netlink: Netlink) -> list[str]:
-    """Persistent devices that nobody has open any more; their names.  Raises HostError."""
-    links = [link for link in await leftovers(netlink) if not link.in_use]
-    for link in links:
-        await netlink.remove_link(link)
-    return [link.name for link in links]
+    return UdpBackend(config, external, device_alias(options.subnet_file), options.offload, options.source_check)

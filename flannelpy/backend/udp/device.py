@@ -1,24 +1,21 @@
-"""The TUN device, put right again when somebody changes it.
+"""The TUN device, restored when another program changes it.
 
 Counterpart: the device half of backend/udp/udp.go, which never looks again.
 """
 
 from __future__ import annotations
 
-import re
-
 from flannelpy.backend.tunnel import Tunnel
 from flannelpy.linux.netlink import Link, Netlink
 from flannelpy.linux.tun import Tun
 
-_OURS = re.compile(r"flannel\d+")
-
 
 class Device:
-    """An open TUN device, as it should be."""
+    """An open TUN device with the settings of ``tunnel``; ``alias`` marks it as ours."""
 
-    def __init__(self, tunnel: Tunnel) -> None:
+    def __init__(self, tunnel: Tunnel, alias: str) -> None:
         """Raises HostError."""
+        self._alias = alias
         self._tunnel = tunnel
         self._offload = (False, False)
         self.tun = Tun()
@@ -30,6 +27,9 @@ class Device:
 
     async def set_up(self, netlink: Netlink) -> None:
         """Give it all it should have.  Raises HostError."""
+        link = await netlink.link(self.tun.name)
+        if link and link.alias != self._alias:
+            await netlink.set_alias(link, self._alias)
         await self._tunnel.set_up(netlink, self.tun.name)
         self.tun.accept_own_address()
 
@@ -38,7 +38,10 @@ class Device:
         link = await netlink.link(self.tun.name)
         if link is None:
             return None, ["was removed"]
-        return link, await self._tunnel.flaws(netlink, link)
+        flaws = await self._tunnel.flaws(netlink, link)
+        if link.alias != self._alias:
+            flaws.append(f'got the alias "{link.alias}" instead of "{self._alias}"')
+        return link, flaws
 
     async def make_anew(self, netlink: Netlink) -> None:
         """In place of one that was removed or can be read no longer.  Raises HostError."""
@@ -50,8 +53,3 @@ class Device:
     def close(self) -> None:
         """The device goes, and takes its address and route along."""
         self.tun.close()
-
-
-async def leftovers(netlink: Netlink) -> list[Link]:
-    """TUN devices named like ours; ``in_use`` where a process has them open."""
-    return [link for link in await netlink.links() if link.kind == "tun" and _OURS.fullmatch(link.name)]

@@ -18,9 +18,10 @@ from flannelpy.backend.forwarding import Forwarding
 from flannelpy.backend.host_gw import gateways_into
 from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.vxlan import settings, vtep
-from flannelpy.backend.vxlan.device import Device, leftovers
+from flannelpy.backend.vxlan.device import Device
 from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour, Unit
 from flannelpy.linux.interface import ExternalInterface, on_link
+from flannelpy.linux.marks import device_alias
 from flannelpy.linux.netlink import Link, Netlink
 from flannelpy.options import Options
 from flannelpy.subnet.config import NetworkConfig
@@ -41,8 +42,11 @@ class _Vtep(NamedTuple):
 class VxlanBackend:
     """One VXLAN device; the same VNI and port on all hosts."""
 
-    def __init__(self, config: NetworkConfig, external: ExternalInterface) -> None:
-        """Raises ConfigError."""
+    adopts_routes = True
+
+    def __init__(self, config: NetworkConfig, external: ExternalInterface, alias: str) -> None:
+        """``alias`` marks the device as ours.  Raises ConfigError."""
+        self._alias = alias
         self._network = config.network
         self._settings = settings.parse(config.backend.options, external.mtu)
         self._external = external
@@ -61,6 +65,11 @@ class VxlanBackend:
         """The kernel derives the source port from the inner flow."""
         return Datagrams(self._settings.device_name, self._settings.port, 0, accepts_local=False)
 
+    @property
+    def device(self) -> str:
+        """The device is named after the VNI."""
+        return self._settings.device_name
+
     def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
         """The public IP and the MAC of our device."""
         return vtep.attrs(holder, self._settings.vni, found)
@@ -71,7 +80,7 @@ class VxlanBackend:
         assert mac is not None, "we wrote it"
         self._own = _Vtep(lease.attrs.public_ip, mac)
         tunnel = Tunnel(self._network, lease.subnet.network_address, self._settings.mtu, queue=0)
-        self._device = Device(self._settings, self._external, mac, tunnel)
+        self._device = Device(self._settings, self._external, mac, tunnel, self._alias)
         async with Netlink() as netlink:
             await self._device.set_up(netlink)
         return self._settings.mtu
@@ -162,12 +171,4 @@ def _by_vxlan(subnet: IPv4Network, host: _Vtep, link: Link) -> Unit:
 
 def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> VxlanBackend:
     """See BackendRoom."""
-    return VxlanBackend(config, external)
-
-
-async def remove_leftovers(netlink: Netlink, network: IPv4Network | None) -> list[str]:
-    """See BackendRoom: the device on ``network``; direct routes are host-gw's, too."""
-    links = await leftovers(netlink, network) if network else []
-    for link in links:
-        await netlink.remove_link(link)
-    return [f"device {link.name}" for link in links]
+    return VxlanBackend(config, external, device_alias(options.subnet_file))

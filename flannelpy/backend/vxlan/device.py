@@ -1,4 +1,4 @@
-"""The VXLAN device as it should be: kept when we stop, adopted at the next start, put right when somebody changes it.
+"""The VXLAN device: kept when we stop, adopted at the next start, restored when another program changes it.
 
 Counterpart: newVXLANDevice, ensureLink and Configure in backend/vxlan/device.go.
 """
@@ -6,39 +6,45 @@ Counterpart: newVXLANDevice, ensureLink and Configure in backend/vxlan/device.go
 from __future__ import annotations
 
 import logging
-import re
-from ipaddress import IPv4Network
+from ipaddress import IPv4Interface
 
 from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.vxlan.settings import Settings
 from flannelpy.errors import HostError
 from flannelpy.linux.interface import ExternalInterface
-from flannelpy.linux.netlink import Link, Netlink, Vxlan
+from flannelpy.linux.marks import is_device_alias
+from flannelpy.linux.netlink import Address, Link, Netlink, Vxlan
+from flannelpy.linux.own_devices import addresses_by_index, is_of_earlier_version
 
 log = logging.getLogger(__name__)
 
-_OURS = re.compile(r"flannel\.\d+")
-
 
 class Device:
-    """The device of ``settings`` on top of the external interface, with that MAC."""
+    """The device of ``settings`` on top of the external interface, with that MAC; ``alias`` marks it as ours."""
 
-    def __init__(self, settings: Settings, external: ExternalInterface, mac: str, tunnel: Tunnel) -> None:
+    def __init__(self, settings: Settings, external: ExternalInterface, mac: str, tunnel: Tunnel, alias: str) -> None:
         self.name = settings.device_name
         self._settings = settings
         self._external = external
         self._mac = mac
         self._tunnel = tunnel
+        self._alias = alias
+        self._index = 0  # of the device that we set up
 
     async def set_up(self, netlink: Netlink) -> None:
-        """Make it, or give the one that is there what it lacks.  Raises HostError."""
-        await self._remove_other_devices(netlink)
+        """Create the device, or give the one that is there what it lacks.  Raises HostError."""
+        await self._remove_renamed(netlink)
         link, wanted = await self._adopt(netlink), await self._wanted(netlink)
         if link is None:
             await netlink.add_vxlan(self.name, wanted, self._mac, self._tunnel.mtu)
-        elif link.mac != self._mac:
+            link = await self.link(netlink)
+        if link.alias != self._alias:
+            await netlink.set_alias(link, self._alias)
+        if link.mac != self._mac:
             await netlink.set_mac(link, self._mac)
-        await self._remove_other_addresses(netlink)
+        self._index = link.index
+        for address in await self._foreign_addresses(netlink, link):
+            await netlink.remove_address(address)
         await self._tunnel.set_up(netlink, self.name)
 
     async def link(self, netlink: Netlink) -> Link:
@@ -55,26 +61,57 @@ class Device:
             return ["was removed"]
         if link.vxlan != await self._wanted(netlink):
             return ["got other settings"]
-        flaws = await self._tunnel.flaws(netlink, link)
-        return [f"got MAC {link.mac} instead of {self._mac}", *flaws] if link.mac != self._mac else flaws
+        flaws = [f"got the address {one.address}" for one in await self._foreign_addresses(netlink, link)]
+        if link.mac != self._mac:
+            flaws.append(f"got MAC {link.mac} instead of {self._mac}")
+        if link.alias != self._alias:
+            flaws.append(f'got the alias "{link.alias}" instead of "{self._alias}"')
+        return [*flaws, *await self._tunnel.flaws(netlink, link)]
 
     async def _adopt(self, netlink: Netlink) -> Link | None:
-        """What an earlier run has left, if it will do."""
+        """The device that an earlier run left, if its settings are right.  Raises HostError for a foreign device."""
         link = await netlink.link(self.name)
         if link is None:
             return None
-        if link.kind != "vxlan":
-            raise HostError(
-                f"{self.name} is there already and no VXLAN device; remove it, or choose another Backend.VNI"
-            )
-        addresses = [one.address for one in await netlink.addresses() if one.link_index == link.index]
-        if addresses and not any(address in self._tunnel.network for address in addresses):
-            raise HostError(f"{self.name} has {addresses[0]}, of another overlay; choose another Backend.VNI")
+        await self._check_ours(netlink, link)
         if link.vxlan == await self._wanted(netlink):
             return link
         await netlink.remove_link(link)
         log.warning("Device %s had other settings: made anew", self.name)
         return None
+
+    async def _check_ours(self, netlink: Netlink, link: Link) -> None:
+        """Raises HostError for a device of another program, which stays."""
+        if link.kind != "vxlan":
+            raise HostError(
+                f"{self.name} is there already and no VXLAN device; remove it, or choose another Backend.VNI"
+            )
+        if link.alias == self._alias or link.index == self._index:
+            return
+        if is_device_alias(link.alias):
+            raise HostError(
+                f"{self.name} belongs to another daemon (alias: {link.alias}); choose another Backend.VNI, or clean up "
+                "with its -subnet-file"
+            )
+        held = (await addresses_by_index(netlink)).get(link.index, [])
+        if is_of_earlier_version(link, held, {self._address}) or (link.mac == self._mac and not held):
+            return
+        if not held:
+            raise HostError(
+                f"{self.name} is there already and not ours: it has neither our alias nor our MAC {self._mac}; remove "
+                "it, or choose another Backend.VNI"
+            )
+        if not any(address.ip in self._tunnel.network for address in held):
+            raise HostError(f"{self.name} has {held[0].ip}, of another overlay; choose another Backend.VNI")
+        shown = ", ".join(map(str, held))
+        raise HostError(
+            f"{self.name} is there already and not ours: it has {shown} instead of {self._address}; remove it, or "
+            "choose another Backend.VNI"
+        )
+
+    @property
+    def _address(self) -> IPv4Interface:
+        return IPv4Interface((self._tunnel.address, self._tunnel.network.prefixlen))
 
     async def _wanted(self, netlink: Netlink) -> Vxlan:
         lower = await netlink.link(self._external.name)
@@ -83,24 +120,18 @@ class Device:
         settings = self._settings
         return Vxlan(settings.vni, settings.port, self._external.address, lower.index, settings.learning, settings.gbp)
 
-    async def _remove_other_devices(self, netlink: Netlink) -> None:
-        """One of another VNI, from before the config changed, would have our route."""
-        for link in await leftovers(netlink, self._tunnel.network):
-            if link.name != self.name:
+    async def _remove_renamed(self, netlink: Netlink) -> None:
+        """Our device under another name still has the VNI, so that the kernel would refuse a new one."""
+        for link in await netlink.links():
+            if link.alias == self._alias and link.kind == "vxlan" and link.name != self.name:
                 await netlink.remove_link(link)
-                log.warning("Removed leftover device %s", link.name)
+                log.warning("Removed device %s: it is our %s under another name", link.name, self.name)
 
-    async def _remove_other_addresses(self, netlink: Netlink) -> None:
-        """Those of a subnet that we had once; their routes go along."""
-        link = await self.link(netlink)
-        for one in await netlink.addresses():
-            ours = (self._tunnel.address, self._tunnel.network.prefixlen)
-            if one.link_index == link.index and (one.address, one.prefix_len) != ours:
-                await netlink.remove_address(one)
-
-
-async def leftovers(netlink: Netlink, network: IPv4Network) -> list[Link]:
-    """VXLAN devices named like ours that have an address of ``network``; those of other overlays are others'."""
-    addresses = {one.link_index for one in await netlink.addresses() if one.address in network}
-    links = await netlink.links()
-    return [link for link in links if link.kind == "vxlan" and _OURS.fullmatch(link.name) and link.index in addresses]
+    async def _foreign_addresses(self, netlink: Netlink, link: Link) -> list[Address]:
+        """Addresses inside the network that are not our lease's: their routes would catch packets to other hosts."""
+        ours = Address(link.index, self._tunnel.address, self._tunnel.network.prefixlen)
+        return [
+            one
+            for one in await netlink.addresses()
+            if one.link_index == link.index and one != ours and one.address in self._tunnel.network
+        ]

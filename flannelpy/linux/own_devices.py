@@ -1,0 +1,53 @@
+"""Which network devices are flannelpy's own.
+
+A device is ours if its alias names our subnet file.  A device without such a mark is ours only if an earlier version
+left it: the name, the kind and the VNI are those that flannelpy uses, and its one address is that of our lease.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container
+from ipaddress import IPv4Interface
+
+from flannelpy.linux.marks import is_device_alias
+from flannelpy.linux.netlink import Link, Netlink
+
+_VXLAN_NAME = re.compile(r"flannel\.(\d+)")
+_TUN_NAME = re.compile(r"flannel\d+")
+
+
+async def own_devices(netlink: Netlink, alias: str, leased: Container[IPv4Interface]) -> list[Link]:
+    """The devices with that alias, and those of earlier versions that have a leased address.  Raises HostError."""
+    held = await addresses_by_index(netlink)
+    return [
+        link
+        for link in await netlink.links()
+        if link.alias == alias or is_of_earlier_version(link, held.get(link.index, []), leased)
+    ]
+
+
+async def addresses_by_index(netlink: Netlink) -> dict[int, list[IPv4Interface]]:
+    """The IPv4 addresses of each interface.  Raises HostError."""
+    held: dict[int, list[IPv4Interface]] = {}
+    for one in await netlink.addresses():
+        held.setdefault(one.link_index, []).append(IPv4Interface((one.address, one.prefix_len)))
+    return held
+
+
+def is_of_earlier_version(link: Link, held: list[IPv4Interface], leased: Container[IPv4Interface]) -> bool:
+    """Whether an earlier version left this unmarked device; ``leased`` are the tunnel addresses of our leases."""
+    return (
+        not is_device_alias(link.alias)
+        and looks_like_ours(link)
+        and bool(held)
+        and all(address in leased for address in held)
+    )
+
+
+def looks_like_ours(link: Link) -> bool:
+    """Whether flannelpy could have made this device.  That alone proves nothing."""
+    if link.vxlan:
+        match = _VXLAN_NAME.fullmatch(link.name)
+        return bool(match) and link.vxlan.vni == int(link.name.partition(".")[2])
+    return link.kind == "tun" and not link.mac and bool(_TUN_NAME.fullmatch(link.name))

@@ -1,0 +1,356 @@
+"""What is ours on a host and what is not: devices that look like ours, several daemons, what -cleanup takes.
+
+Each backend has a lab with one host; a test leaves no daemon behind.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+from faults.backends import HOST_GW, UDP, VXLAN, Backend, over
+from lab import ETCD_PREFIX, Daemon, Host, Lab, wait_for
+
+pytestmark = pytest.mark.usefixtures("root")
+
+ALIAS = "flannelpy /run/flannel/subnet.env"
+ANOTHERS_ALIAS = "flannelpy /run/another/subnet.env"
+MAC = "02:00:00:00:00:77"
+
+
+@pytest.fixture
+def lab(shared_lab: Callable[[str, int], Lab], backend: Backend) -> Lab:
+    return shared_lab(backend.config(), 1)
+
+
+@pytest.fixture
+def host(lab: Lab) -> Iterator[Host]:
+    """Without a daemon of an earlier test, and without anything that one left."""
+    [host] = lab.hosts
+    yield host
+    for daemon in host.daemons:
+        if daemon.process.poll() is None:
+            daemon.kill()
+    for link in links(host):
+        if str(link["ifname"]).startswith("flannel"):
+            host.configure(f"link delete {link['ifname']}")
+    clean_up(host)
+
+
+def links(host: Host) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads(host.run("ip", "-j", "-d", "address").stdout)
+    return found
+
+
+def link(host: Host, name: str) -> dict[str, object] | None:
+    """All that ``ip`` knows of a device, but for the lifetimes of IPv6."""
+    for found in links(host):
+        if found["ifname"] == name:
+            found.pop("operstate", None)
+            found["addr_info"] = [one["local"] for one in found["addr_info"] if one["family"] == "inet"]  # type: ignore[attr-defined]
+            return found
+    return None
+
+
+def alias(host: Host, name: str) -> object:
+    return (link(host, name) or {}).get("ifalias")
+
+
+def started(host: Host, *flags: str) -> Daemon:
+    daemon = host.start_daemon("-iface=eth1", *flags)
+    daemon.wait_ready()
+    return daemon
+
+
+def clean_up(host: Host, *flags: str) -> str:
+    """What -cleanup logs."""
+    return host.run(sys.executable, "-P", "-m", "flannelpy", *flags, "-cleanup").stderr
+
+
+def own_address(host: Host) -> str:
+    return f"{host.subnet().network_address}/16"
+
+
+# Devices
+
+
+def vxlan(host: Host, name: str, number: int) -> str:
+    return f"link add {name} type vxlan id {number} local {host.public_ip} dev eth1 dstport 8472 nolearning"
+
+
+@over(UDP, VXLAN, HOST_GW)
+def test_devices_that_look_like_ours_stay_whatever_happens(host: Host, backend: Backend) -> None:
+    """Through a start, a stop, a start with another backend, and -cleanup."""
+    host.configure(
+        vxlan(host, "flannel.7", 7),
+        "address add 10.8.0.0/16 dev flannel.7",
+        "link set flannel.7 up",
+        vxlan(host, "flannel.8", 9),
+        "address add 11.0.99.1/32 dev flannel.8",
+        f"link set flannel.8 alias '{ANOTHERS_ALIAS}'",
+        "link add flannel.9 type bridge",
+        "link add flannel0 type bridge",
+        "tuntap add flannel1 mode tun user 4242",
+        "tuntap add flannel2 mode tap",
+        "address add 11.0.98.0/32 dev flannel2",
+        "tuntap add flannel3 mode tun",
+        "address add 10.9.0.1/24 dev flannel3",
+        "link set flannel3 up",
+    )
+    names = ("flannel.7", "flannel.8", "flannel.9", *(f"flannel{number}" for number in range(4)))
+    before = [link(host, name) for name in names]
+    assert None not in before
+    for one in (backend, UDP if backend is not UDP else VXLAN):
+        host.lab.put_config(one.config())
+        assert started(host).stop() == 0
+    host.lab.put_config(backend.config())
+    clean_up(host)
+    assert [link(host, name) for name in names] == before
+
+
+#: How a foreign flannel.1 is made, and what the error says of it.
+FOREIGN_DEVICES = {
+    "no address, another MAC": (["link set flannel.1 up"], "neither our alias nor our MAC"),
+    "another address of the network": (["address add 11.0.222.0/16 dev flannel.1"], "it has 11.0.222.0/16 instead of"),
+    "another prefix length": (["address add {address}/24 dev flannel.1"], "it has {address}/24 instead of"),
+    "our address and one more": (
+        ["address add {address}/16 dev flannel.1", "address add 10.1.1.1/24 dev flannel.1"],
+        "10.1.1.1/24 instead of",
+    ),
+    "another overlay": (["address add 10.244.3.0/32 dev flannel.1"], "flannel.1 has 10.244.3.0, of another overlay"),
+    "another daemon's": (
+        ["address add {address}/16 dev flannel.1", f"link set flannel.1 alias '{ANOTHERS_ALIAS}'"],
+        f"belongs to another daemon (alias: {ANOTHERS_ALIAS})",
+    ),
+}
+
+
+@over(VXLAN)
+@pytest.mark.parametrize("kind", FOREIGN_DEVICES)
+def test_a_foreign_device_of_our_name_ends_the_start_with_one_line(host: Host, backend: Backend, kind: str) -> None:
+    commands, said = FOREIGN_DEVICES[kind]
+    started(host).stop()
+    address = {"address": str(host.subnet().network_address)}
+    host.configure("link delete flannel.1", vxlan(host, f"flannel.1 address {MAC}", 1))
+    host.configure(*(command.format_map(address) for command in commands))
+    before = link(host, "flannel.1")
+    daemon = host.start_daemon("-iface=eth1")
+    assert daemon.process.wait(10) == 1
+    last = daemon.log().splitlines()[-1]
+    assert "] flannel.1 " in last
+    assert said.format_map(address) in last
+    assert "Backend.VNI" in last
+    assert link(host, "flannel.1") == before
+
+
+@over(UDP, VXLAN)
+def test_our_device_bears_our_alias_and_gets_it_back(host: Host, backend: Backend) -> None:
+    daemon = started(host)
+    index = (link(host, backend.device) or {})["ifindex"]
+    for changed in ("", "uplink", ANOTHERS_ALIAS):
+        assert alias(host, backend.device) == ALIAS
+        host.configure(f"link set {backend.device} alias '{changed}'")
+        wait_for(lambda: alias(host, backend.device) == ALIAS, 2, "the alias to come back")
+        daemon.wait_for_log(rf'{backend.device} got the alias "{changed}" instead of "{ALIAS}"')
+    assert (link(host, backend.device) or {})["ifindex"] == index
+
+
+@over(VXLAN)
+@pytest.mark.parametrize("subnet", ["as leased", "of the subnet file"])
+def test_a_device_of_an_earlier_version_is_adopted(host: Host, backend: Backend, subnet: str) -> None:
+    """Known by the address of our lease, or by that of the subnet file when the lease is another one by now."""
+    started(host).stop()
+    host.configure("link set flannel.1 alias ''")
+    index = (link(host, "flannel.1") or {})["ifindex"]
+    if subnet != "as leased":
+        name = str(host.subnet()).replace("/", "-")
+        host.lab.etcd_request("DELETE", f"{ETCD_PREFIX}/subnets/{name}")
+        host.lab.etcd_request("PUT", f"{ETCD_PREFIX}/subnets/{name}", value='{"PublicIP":"172.17.8.150"}')
+    daemon = started(host)
+    found = link(host, "flannel.1") or {}
+    assert (found["ifindex"], found["ifalias"]) == (index, ALIAS)
+    assert found["addr_info"] == [str(host.subnet().network_address)]
+    daemon.stop()
+
+
+@over(VXLAN)
+def test_our_device_under_another_name_goes(host: Host, backend: Backend) -> None:
+    daemon = started(host)
+    host.configure("link set flannel.1 down", "link set flannel.1 name renamed")
+    wait_for(lambda: alias(host, "flannel.1") == ALIAS, 3, "a device of our name")
+    assert link(host, "renamed") is None
+    daemon.stop()
+    host.configure("link set flannel.1 down", "link set flannel.1 name renamed")
+    started(host)
+    assert link(host, "renamed") is None
+
+
+@over(UDP)
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_an_idle_tun_device_goes_only_if_it_has_our_address(host: Host, backend: Backend, is_ours: bool) -> None:
+    started(host).stop()
+    address = host.subnet().network_address if is_ours else "11.0.222.0"
+    host.configure("tuntap add flannel3 mode tun", f"address add {address}/16 dev flannel3")
+    daemon = started(host)
+    assert ("Removed leftover device flannel3" in daemon.log()) is is_ours
+    assert (link(host, "flannel3") is None) is is_ours
+
+
+@over(VXLAN)
+def test_addresses_inside_the_network_go_from_our_device_and_others_stay(host: Host, backend: Backend) -> None:
+    started(host)
+    expected = [str(host.subnet().network_address), "192.168.77.1"]
+    host.configure("address add 192.168.77.1/24 dev flannel.1", "address add 11.0.200.1/24 dev flannel.1")
+    wait_for(lambda: (link(host, "flannel.1") or {})["addr_info"] == expected, 3, "the address to go")
+    host.daemons[-1].stop()
+    host.configure("address add 11.0.201.1/32 dev flannel.1")
+    started(host)
+    assert (link(host, "flannel.1") or {})["addr_info"] == expected
+
+
+# The external interface
+
+
+@over(VXLAN)
+@pytest.mark.parametrize("mark", ["ours", "another daemon's", "an earlier version's"])
+def test_a_device_of_flannelpy_is_never_the_external_interface(host: Host, backend: Backend, mark: str) -> None:
+    started(host).stop()
+    aliases = {"ours": ALIAS, "another daemon's": ANOTHERS_ALIAS, "an earlier version's": ""}
+    host.configure(f"link set flannel.1 alias '{aliases[mark]}'", "route add default dev flannel.1")
+    for flag in ("-iface=flannel.1", f"-iface={host.subnet().network_address}"):
+        daemon = host.start_daemon(flag)
+        assert daemon.process.wait(10) == 1
+        assert f"] {flag} means flannel.1, a device of flannelpy itself" in daemon.log().splitlines()[-1]
+    daemon = host.start_daemon()
+    assert daemon.process.wait(10) == 1
+    assert "Unable to find default route" in daemon.log().splitlines()[-1]
+    host.configure("route add default via 172.17.8.1 metric 500")
+    daemon = host.start_daemon()
+    daemon.wait_for_log(f"Using {host.public_ip} as external interface")
+    daemon.kill()
+    host.configure("route delete default metric 500")
+
+
+# Several daemons on one host
+
+
+class Tenant:
+    """A daemon with a network, a key prefix and a subnet file of its own."""
+
+    def __init__(self, host: Host, number: int, backend: Backend) -> None:
+        self.host = host
+        self.network = f"11.{number}.0.0/16"
+        self.prefix = f"/tenant{number}"
+        self.flags = (f"-etcd-prefix={self.prefix}", f"-subnet-file=/run/flannel/tenant{number}.env")
+        settings = {"VNI": number, "Port": 8285 + number} if backend is not HOST_GW else {}
+        config = {"Network": self.network, "Backend": {"Type": backend.name, **settings}}
+        host.lab.etcd.put(f"{self.prefix}/config", json.dumps(config))
+        key, value = backend.foreign_lease(foreign_subnet(number))
+        host.lab.etcd.put(key.replace(ETCD_PREFIX, self.prefix), value)
+
+    def state(self) -> list[str]:
+        """All that a host has with its network or its subnet file in it."""
+        shown = [
+            *self.host.run("ip", "-4", "route").stdout.splitlines(),
+            *self.host.run("ip", "-o", "address").stdout.splitlines(),
+            *self.host.run("ip", "-o", "link").stdout.splitlines(),
+            *self.host.run("iptables-save").stdout.splitlines(),
+        ]
+        words = (self.network.removesuffix("0.0/16"), f"{self.flags[1].partition('=')[2]}")
+        return sorted(line.partition(" [")[0] for line in shown if any(word in line for word in words))
+
+
+def foreign_subnet(number: int) -> IPv4Network:
+    return IPv4Network(f"11.{number}.200.0/24")
+
+
+@contextmanager
+def two_tenants(host: Host, backend: Backend) -> Iterator[tuple[Tenant, Tenant]]:
+    one, other = Tenant(host, 1, backend), Tenant(host, 2, backend)
+    yield one, other
+    for tenant in (one, other):
+        clean_up(host, *tenant.flags)
+        assert tenant.state() == []
+
+
+@over(UDP, VXLAN, HOST_GW)
+def test_several_daemons_with_subnet_files_of_their_own(host: Host, backend: Backend) -> None:
+    """They run side by side, survive a restart, and -cleanup of one leaves the other untouched."""
+    with two_tenants(host, backend) as (one, other):
+        first, second = (started(host, *tenant.flags) for tenant in (one, other))
+        wait_for(
+            lambda: all(any("200.0/24" in line for line in each.state()) for each in (one, other)) or backend is UDP,
+            5,
+            "routes",
+        )
+        before = one.state(), other.state()
+        assert first.stop() == 0
+        assert started(host, *one.flags).stop() == 0
+        wait_for(lambda: other.state() == before[1], 5, "the second daemon to be as before")
+        assert second.process.poll() is None
+        clean_up(host, *one.flags)
+        assert one.state() == []
+        assert other.state() == before[1]
+        refused = host.run(sys.executable, "-P", "-m", "flannelpy", *other.flags, "-cleanup", check=False)
+        assert refused.returncode == 1
+        assert "a flannelpy runs here with the subnet file /run/flannel/tenant2.env: stop it first" in refused.stderr
+        assert other.state() == before[1]
+        assert "put right" not in second.log()
+        assert second.stop() == 0
+
+
+# -cleanup
+
+
+@over(UDP, VXLAN, HOST_GW)
+def test_cleanup_needs_no_subnet_file(host: Host, backend: Backend) -> None:
+    with two_tenants(host, backend) as (one, _):
+        before = one.state()
+        daemon = started(host, *one.flags)
+        wait_for(lambda: any("200.0/24" in line for line in one.state()) or backend is UDP, 5, "the routes")
+        daemon.kill()
+        (host.run_dir / "flannel/tenant1.env").unlink()
+        clean_up(host, *one.flags)
+        assert one.state() == before == []
+
+
+@over(VXLAN, HOST_GW)
+def test_cleanup_without_any_record_removes_nothing_and_lists_what_is_marked(host: Host, backend: Backend) -> None:
+    with two_tenants(host, backend) as (one, _):
+        daemon = started(host, *one.flags)
+        wait_for(lambda: any("200.0/24" in line for line in one.state()), 5, "the routes")
+        daemon.stop()
+        before = one.state()
+        record = host.run_dir / "flannel/.tenant1.env.lock"
+        subnet_file = host.run_dir / "flannel/tenant1.env"
+        kept: list[tuple[Path, bytes]] = [(path, path.read_bytes()) for path in (record, subnet_file)]
+        record.write_text("{}")
+        subnet_file.unlink()
+        said = clean_up(host, *one.flags)
+        assert one.state() == before
+        assert "route to 11.1.200.0/24 via " in said
+        assert ("device flannel.1 (flannelpy /run/flannel/tenant1.env)" in said) == (backend is VXLAN)
+        for path, content in kept:
+            path.write_bytes(content)
+
+
+@over(VXLAN, HOST_GW)
+def test_a_run_on_another_network_leaves_nothing_of_the_old_one(host: Host, backend: Backend) -> None:
+    """Also when the subnet file is gone."""
+    with two_tenants(host, backend) as (one, _):
+        for has_file in (True, False):
+            host.lab.etcd.put(f"{one.prefix}/config", backend.config(IPv4Network("11.1.0.0/16")))
+            started(host, *one.flags)
+            wait_for(lambda: any("200.0/24" in line for line in one.state()), 5, "the routes")
+            host.daemons[-1].kill()
+            if not has_file:
+                (host.run_dir / "flannel/tenant1.env").unlink()
+            host.lab.etcd.put(f"{one.prefix}/config", backend.config(IPv4Network("11.77.0.0/16")))
+            started(host, *one.flags).stop()
+            routes = [line.strip() for line in host.run("ip", "route").stdout.splitlines() if line.startswith("11.1.")]
+            assert routes == []
