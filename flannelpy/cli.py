@@ -22,7 +22,7 @@ from click.core import ParameterSource
 
 from flannelpy import __version__
 from flannelpy.errors import FlannelError, UsageError
-from flannelpy.options import Options, SourceCheck
+from flannelpy.options import Options, SourceCheck, is_host_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -112,7 +112,7 @@ def level(text: str) -> int:
 
 def host_id(text: str) -> str | None:
     """A name that stays readable in the store; no text means not given."""
-    if not re.fullmatch(r"[A-Za-z0-9._:-]{0,64}", text):
+    if not is_host_id(text):
         raise ValueError("must be at most 64 letters, digits and ._:- only")
     return text or None
 

@@ -9,6 +9,11 @@ import sys
 import time
 from contextvars import ContextVar
 
+from flannelpy.foreign import shown
+
+#: Characters of a record's text, and of each line of its traceback.
+LONGEST_TEXT = 2000
+
 _LETTERS = {logging.DEBUG: "I", logging.INFO: "I", logging.WARNING: "W", logging.ERROR: "E", logging.CRITICAL: "F"}
 
 
@@ -16,8 +21,46 @@ _LETTERS = {logging.DEBUG: "I", logging.INFO: "I", logging.WARNING: "W", logging
 network: ContextVar[str] = ContextVar("network", default="")
 
 
+class LogLimit:
+    """Keeps what others can cause without end from filling the log: the first few messages, then one a minute."""
+
+    BURST = 20
+    PAUSE = 60.0
+
+    def __init__(self, log: logging.Logger, subject: str) -> None:
+        """``subject``: what the messages are about, as in "ignored leases"."""
+        self._log = log
+        self._subject = subject
+        self._left = float(self.BURST)
+        self._filled_at = 0.0
+        self._skipped = 0
+        self._reported_at = 0.0
+
+    def message(self, level: int, text: str, now: float) -> None:
+        """Log ``text`` at ``now`` (seconds), or count it for the next report."""
+        self._left = min(self.BURST, self._left + (now - self._filled_at) / self.PAUSE)
+        self._filled_at = now
+        if self._left >= 1:
+            self._left -= 1
+            self._log.log(level, "%s", text, stacklevel=2)
+        elif not self._skipped:
+            self._skipped, self._reported_at = 1, now
+        else:
+            self._skipped += 1
+
+    def report(self, now: float) -> None:
+        """Log how many messages were not logged, once a minute."""
+        if self._skipped and now - self._reported_at >= self.PAUSE:
+            self._log.error("%s: %d more in the last minute", self._subject, self._skipped)
+            self._skipped = 0
+
+
 class GlogFormatter(logging.Formatter):
-    """One line: level letter, month and day, local time in microseconds, process id, file and line, text."""
+    """One line: level letter, month and day, local time in microseconds, process id, file and line, text.
+
+    Whatever a text holds, it begins no second record: newlines and control characters are escaped, and the lines of a
+    traceback are indented.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and the traceback below it when there is one."""
@@ -26,8 +69,11 @@ class GlogFormatter(logging.Formatter):
         head = f"{_LETTERS[record.levelno]}{stamp}.{microseconds:06d} {record.process:05d}"
         name = network.get()
         text = f"{name}: {record.getMessage()}" if name else record.getMessage()
-        line = f"{head} {record.filename}:{record.lineno}] {text}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        line = f"{head} {record.filename}:{record.lineno}] {shown(text, LONGEST_TEXT)}"
+        if not record.exc_info:
+            return line
+        traceback = self.formatException(record.exc_info).split("\n")
+        return "\n".join([line, *(f"    {shown(each, LONGEST_TEXT)}" for each in traceback)])
 
 
 def configure(verbosity: int) -> None:

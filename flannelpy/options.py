@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -45,3 +46,8 @@ class Options:
     cleanup: bool
     release: bool
     verbosity: int
+
+
+def is_host_id(text: str) -> bool:
+    """Whether ``text`` may be a host ID: a name that stays readable in the store."""
+    return re.fullmatch("[A-Za-z0-9._:-]{0,64}", text) is not None

@@ -12,6 +12,7 @@ from ipaddress import IPv4Network
 from typing import NamedTuple, Protocol, cast
 
 from flannelpy.errors import ConfigError
+from flannelpy.foreign import shown
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Netlink
 from flannelpy.options import Options
@@ -98,7 +99,7 @@ def create(config: NetworkConfig, external: ExternalInterface, options: Options)
     backend_type = config.backend.type
     if backend_type not in _ROOMS:
         known = ", ".join(sorted(_ROOMS))
-        raise ConfigError(f"unknown backend type: {backend_type!r}; Backend.Type may be {known}")
+        raise ConfigError(f"unknown backend type: {shown(repr(backend_type))}; Backend.Type may be {known}")
     return _room(backend_type).create(config, external, options)
 
 

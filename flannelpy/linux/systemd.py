@@ -5,12 +5,16 @@ import os
 import re
 import socket
 
+from flannelpy.foreign import shown
+
+# Characters of an assignment; systemd shows a status on one line.
+_LONGEST = 1000
 # What systemd means by "never".
 _INFINITY = 2**64 - 1
 
 
 def notify(*lines: str) -> None:
-    """Send assignments such as ``READY=1``; nothing happens when nobody asked to be told."""
+    """Send assignments such as ``READY=1``, each on one line; nothing happens when no supervisor asked for them."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -20,7 +24,7 @@ def notify(*lines: str) -> None:
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
         sock.connect(address)
-        sock.send("\n".join(lines).encode())
+        sock.send("\n".join(shown(line, _LONGEST) for line in lines).encode())
 
 
 def watchdog_seconds() -> float | None:

@@ -9,7 +9,10 @@ python-etcd's fail-over and urllib3's retries are off, because both would hide f
 whose reply was lost is sent again; when etcd then refuses it, the key is read back, and if it holds what we wrote, the
 refusal came from our own first try and the write has succeeded.
 
-etcd's errors become ours in ``_errors_as_ours`` and are seen nowhere above.
+etcd's errors become ours in ``_errors_as_ours`` and are seen nowhere above.  Every other exception of a call, also
+RecursionError and MemoryError, means that there was no usable answer: ``_understood``.  What others have stored below
+or beside the leases never ends a call: only direct children of ``subnets`` are listed, and events of deeper keys only
+move the cursor on.
 
 Counterpart: subnet/registry.go of flanneld v0.5.5.
 """
@@ -31,6 +34,7 @@ from urllib.parse import quote, unquote, urlsplit
 from flannelpy.errors import (
     CompareFailed,
     ConfigError,
+    FlannelError,
     HistoryGone,
     HostError,
     KeyExists,
@@ -39,6 +43,7 @@ from flannelpy.errors import (
     RegistryUnavailable,
     UsageError,
 )
+from flannelpy.foreign import shown
 from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
 
 if TYPE_CHECKING:
@@ -167,7 +172,11 @@ class EtcdV2Registry:
         self._pending.add(answer)
         answer.add_done_callback(self._pending.discard)
         work = functools.partial(self._cluster.ask, request, settle)
-        threading.Thread(target=_deliver, args=(work, answer), name="etcd", daemon=True).start()
+        try:
+            threading.Thread(target=_deliver, args=(work, answer), name="etcd", daemon=True).start()
+        except (RuntimeError, MemoryError) as error:
+            answer.cancel()
+            raise RegistryUnavailable(f"no thread to ask in: {error}") from error
         return await answer
 
     async def _write(self, name: str, value: str, ttl: int | None, **condition: int) -> Entry:
@@ -208,11 +217,11 @@ class EtcdV2Registry:
 
     def _snapshot(self, endpoint: _Endpoint) -> Snapshot:
         try:
-            directory = endpoint.read(self._key(""), recursive=True, quorum=True)
+            directory = endpoint.read(self._key(""), quorum=True)
         except KeyNotFound as missing:
             return Snapshot((), _index_of(missing) + 1)
-        leaves = (node for node in directory.leaves if self._is_entry(node))
-        return Snapshot(tuple(map(self._entry, leaves)), directory.etcd_index + 1)
+        nodes = (node for node in directory.children if self._is_entry(node))
+        return Snapshot(tuple(map(self._entry, nodes)), directory.etcd_index + 1)
 
     def _watch(self, endpoint: _Endpoint, cursor: int, deadline: float) -> Changes:
         event = endpoint.watch(self._key(""), cursor, max(deadline - time.monotonic(), SHORTEST_POLL))
@@ -233,14 +242,18 @@ class EtcdV2Registry:
         # modifiedIndex, not X-Etcd-Index: the latter is where the store stood when it accepted the watch.
         cursor = event.modifiedIndex + 1
         behind = max(event.etcd_index - event.modifiedIndex, 0)
-        if event.action not in REMOVALS:
-            return Changes((Put(self._entry(event)),) if self._is_entry(event) else (), cursor, behind)
-        if not self._is_entry(event):  # what was inside goes without events of its own
+        removed = event.action in REMOVALS
+        if removed and self._subnets.startswith(f"{event.key.rstrip('/')}/"):
+            # What was inside goes without events of its own.
             raise HistoryGone(f"{event.key}: the directory was removed")
-        return Changes((Removed(event.key.removeprefix(self._subnets)),), cursor, behind)
+        if not self._is_entry(event):
+            return Changes((), cursor, behind)
+        entry = self._entry(event)
+        return Changes((Removed(entry.name) if removed else Put(entry),), cursor, behind)
 
     def _is_entry(self, node: EtcdResult) -> bool:
-        return not node.dir and bool(node.key.startswith(self._subnets))
+        """Whether it is a value, and a direct child of ``subnets``."""
+        return not node.dir and bool(node.key.startswith(self._subnets)) and "/" not in node.key[len(self._subnets) :]
 
 
 def _as_latin1(text: str) -> str:
@@ -304,7 +317,7 @@ class _NoAnswer(Exception):
     """An endpoint gave no answer that can be used; ``sent``: what was asked may have happened all the same."""
 
     def __init__(self, cause: str, sent: bool) -> None:
-        super().__init__(" ".join(cause.split())[:LONGEST_CAUSE])
+        super().__init__(shown(" ".join(cause[: 10 * LONGEST_CAUSE].split()), LONGEST_CAUSE))
         self.sent = sent
 
 
@@ -339,11 +352,13 @@ class _Cluster:
 
 
 def _understood(request: Callable[[_Endpoint], Answer], endpoint: _Endpoint) -> Answer:
-    """The answer to ``request``.  Raises _NoAnswer too when somebody answers who is no etcd: python-etcd trusts it."""
+    """The answer to ``request``.  Raises _NoAnswer too when the answer cannot be understood: python-etcd trusts it."""
     try:
         return request(endpoint)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _NoAnswer(f"not an answer of etcd's ({error})", sent=True) from error
+    except (FlannelError, _NoAnswer):
+        raise
+    except Exception as error:
+        raise _NoAnswer(f"not an answer of etcd's ({str(error) or type(error).__name__})", sent=True) from error
 
 
 class _Endpoint:
@@ -410,7 +425,8 @@ def _errors_as_ours(key: str) -> Iterator[None]:
         refusal = REFUSALS.get(payload.get("errorCode", 0))
         if refusal is None:
             raise _no_answer(error) from error
-        raise refusal(f"{unquote(key)}: {payload.get('message')} ({payload.get('cause')})") from error
+        words = shown(payload.get("message")), shown(payload.get("cause"), LONGEST_CAUSE)
+        raise refusal(f"{unquote(key)}: {words[0]} ({words[1]})") from error
 
 
 def _index_of(refusal: RegistryError) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.errors import ConfigError
+from flannelpy.foreign import shown
 from flannelpy.subnet import go_json
 from flannelpy.subnet.addresses import special_use_in
 
@@ -130,4 +131,4 @@ def _backend(document: Mapping[str, object]) -> BackendConfig:
 
 
 def _show(value: object) -> str:
-    return repr(value) if isinstance(value, str) else go_json.dump(value)
+    return shown(repr(value)) if isinstance(value, str) else go_json.show(value)

@@ -1,16 +1,22 @@
 """JSON as the original reads it: objects whose keys match whatever their case, unknown keys ignored.  Pure.
 
-Source: encoding/json of Go, "preferring an exact match but also accepting a case-insensitive match".
+Of several keys that match, the last one in the text counts, in whatever case it is written.
+Source: encoding/json of Go, decode.go: each key of the text is stored into the field whose name it matches.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+from flannelpy.foreign import shown
+
+#: Objects and lists inside one another.  Python's own limit depends on how deep its stack is already.
+MOST_NESTED = 64
 
 
 def parse_object(text: str) -> dict[str, object]:
     """The JSON object in ``text``.  Raises ValueError with a message that says where it goes wrong."""
     try:
-        document = json.loads(text, parse_constant=_refuse_constant)
+        document = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_in_order)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at line {error.lineno} column {error.colno}") from error
     except RecursionError as error:
@@ -18,16 +24,43 @@ def parse_object(text: str) -> dict[str, object]:
     except ValueError as error:  # a constant of ours below, too many digits
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(document, dict):
-        raise ValueError(f"not a JSON object: {' '.join(text.split())[:40]}")
+        raise ValueError(f"not a JSON object: {shown(' '.join(text[:400].split())[:40])}")
+    if text.count("[") + text.count("{") > MOST_NESTED and _nesting(document) > MOST_NESTED:
+        raise ValueError("not JSON: it is nested too deep")
     return document
 
 
 def get(document: Mapping[str, object], name: str) -> object:
     """The value of key ``name``, or None: a missing key and a null are the same."""
-    if name in document:
-        return document[name]
     folded = name.casefold()
-    return next((value for key, value in document.items() if key.casefold() == folded), None)
+    found = [value for key, value in document.items() if value is not None and key.casefold() == folded]
+    return found[-1] if found else None
+
+
+def _in_order(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object, in which a key that comes several times stands where it comes last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        found = {}
+        for key, value in pairs:
+            found.pop(key, None)
+            found[key] = value
+    return found
+
+
+def _nesting(document: object) -> int:
+    """How many objects and lists lie inside one another."""
+    depth, level = 0, [document]
+    while level:
+        depth += 1
+        level = [inner for outer in level for inner in _values(outer) if isinstance(inner, dict | list)]
+    return depth
+
+
+def _values(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _refuse_constant(name: str) -> float:
@@ -37,3 +70,8 @@ def _refuse_constant(name: str) -> float:
 def dump(value: object) -> str:
     """``value`` as the original writes it: no blanks."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def show(value: object) -> str:
+    """``value`` for a message."""
+    return shown(dump(value))

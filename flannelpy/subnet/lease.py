@@ -11,10 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
+from flannelpy.foreign import shown
+from flannelpy.options import is_host_id
 from flannelpy.registry.base import Entry
 from flannelpy.subnet import go_json
 
-_KEY = re.compile(r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})-(0|[1-9]\d?)")
+_KEY = re.compile(r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})-(0|[1-9]\d?)", re.ASCII)
+#: Characters of a lease's value: those of the original's are a few hundred.
+_LONGEST_VALUE = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class LeaseAttrs:
     @classmethod
     def decode(cls, text: str) -> LeaseAttrs:
         """Read any version's value; unknown keys are ignored.  Raises ValueError."""
+        if len(text) > _LONGEST_VALUE:
+            raise ValueError(f"a value of {len(text)} characters, the longest is {_LONGEST_VALUE}")
         document = go_json.parse_object(text)
         public_ip = go_json.get(document, "PublicIP")
         backend_type = go_json.get(document, "BackendType") or ""
@@ -57,10 +63,10 @@ class LeaseAttrs:
             raise ValueError("BackendType is not a string")
         host_id = go_json.get(document, "HostID")
         return cls(
-            IPv4Address(public_ip),
-            backend_type,
+            _public_ip(public_ip),
+            shown(backend_type),
             go_json.get(document, "BackendData"),
-            host_id if isinstance(host_id, str) else "",
+            host_id if isinstance(host_id, str) and is_host_id(host_id) else "",
             go_json.get(document, "Claim") is True,
         )
 
@@ -82,6 +88,13 @@ class Lease:
     def from_entry(cls, entry: Entry) -> Lease:
         """Read an entry of the store.  Raises ValueError when key or value is malformed."""
         return cls(parse_key(entry.name), LeaseAttrs.decode(entry.value), entry.lease_ttl, entry.version, entry.created)
+
+
+def _public_ip(text: str) -> IPv4Address:
+    try:
+        return IPv4Address(text)
+    except ValueError:
+        raise ValueError(f"PublicIP {shown(repr(text))} is not an IPv4 address") from None
 
 
 def well_formed(entries: Iterable[Entry]) -> list[Lease]:

@@ -10,13 +10,19 @@ Counterpart: leaseWatcher in subnet/watch.go.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from math import inf
 
+from flannelpy.foreign import shown
 from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, is_inside, parse_key
+
+# Entries that are taken in at a time: a millisecond or two.
+_STEP = 200
+_MOST_IGNORED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,23 +98,32 @@ class LeaseTable:
         self._grace = grace
         self._gone_at: dict[IPv4Network, float] = {}
         self._others: dict[IPv4Network, LeaseAttrs] = {}
-        self._ignored: dict[str, str] = {}
+        #: Hash of an ignored key -> hash of its value: both can be as long as their author likes.
+        self._ignored: dict[int, int] = {}
 
     def replace(self, snapshot: Snapshot, now: float = 0.0) -> Update:
         """Make the table equal to the snapshot; the own lease is always told, as held or as gone."""
         update = Update()
+        for _ in self.replacing(snapshot, now, update):
+            pass
+        return update
+
+    def replacing(self, snapshot: Snapshot, now: float, update: Update) -> Iterator[None]:
+        """``replace`` in steps of a millisecond or two, into ``update``; the table is whole after the last one."""
         names = {entry.name for entry in snapshot.entries}
-        for name in [name for name in self._ignored if name not in names]:
+        hashes = set(map(hash, names))
+        for name in [name for name in self._ignored if name not in hashes]:
             del self._ignored[name]
         # A known subnet whose value became malformed still has its key, so it is kept as it was.
         for subnet in [subnet for subnet in self._others if format_key(subnet) not in names]:
             self._remove(subnet, update, now)
-        for entry in snapshot.entries:
+        for number, entry in enumerate(snapshot.entries, 1):
             self._put(entry, update)
+            if not number % _STEP:
+                yield
         if format_key(self._own_subnet) not in names:
             update.own.append(Gone(self._own_subnet))
         self._tell_overlaps(update)
-        return update
 
     def apply(self, changes: Changes, now: float = 0.0) -> Update:
         """Carry the changes over into the table."""
@@ -118,7 +133,7 @@ class LeaseTable:
                 case Put(entry):
                     self._put(entry, update)
                 case Removed(name):
-                    self._ignored.pop(name, None)
+                    self._ignored.pop(hash(name), None)
                     self._remove_key(name, update, now)
         self._tell_overlaps(update)
         return update
@@ -141,7 +156,7 @@ class LeaseTable:
             self._report(entry, error, update)
             return
         if lease.subnet == self._own_subnet:
-            self._ignored.pop(entry.name, None)
+            self._ignored.pop(hash(entry.name), None)
             update.own.append(Added(lease))
             self._overlaps_changed |= self._own_created != lease.created
             self._own_created = lease.created
@@ -151,7 +166,7 @@ class LeaseTable:
             self._ignore(entry, "it has our public IP", update)
             update.own.append(Elsewhere(lease))
         else:
-            self._ignored.pop(entry.name, None)
+            self._ignored.pop(hash(entry.name), None)
             self._note_overlap(lease)
             self._add(lease, update)
 
@@ -196,7 +211,11 @@ class LeaseTable:
             update.own.append(Damaged(self._own_subnet, entry.version))
 
     def _ignore(self, entry: Entry, why: str, update: Update) -> None:
-        """Say it once for each value that a key has."""
-        if self._ignored.get(entry.name) != entry.value:
-            self._ignored[entry.name] = entry.value
-            update.ignored.append(f"{entry.name}: {why}")
+        """Report it once for each value that a key has; of too many keys the first ones are forgotten."""
+        name, value = hash(entry.name), hash(entry.value)
+        if self._ignored.get(name) == value:
+            return
+        if len(self._ignored) >= _MOST_IGNORED:
+            del self._ignored[next(iter(self._ignored))]
+        self._ignored[name] = value
+        update.ignored.append(f"{shown(entry.name)}: {why}")

@@ -6,6 +6,7 @@ Counterpart: subnet/etcd.go, watch.go.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,7 +14,8 @@ from ipaddress import IPv4Network
 from typing import TypeVar
 
 from flannelpy.errors import ConfigError, HostError, KeyNotFound, RegistryError, RegistryUnavailable
-from flannelpy.registry.base import Registry, Snapshot
+from flannelpy.logs import LogLimit
+from flannelpy.registry.base import Registry
 from flannelpy.subnet import config as network_config
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease
@@ -38,6 +40,9 @@ CONFIG_SECONDS = 30.0
 _POLL_SECONDS = 10.0
 # A watch that is so many changes behind lists again: a store may tell them one by one, and a list takes as long as ten.
 _MAX_BEHIND = 20
+# The pause before the next list, by the time that the last one took.
+_PAUSES = 4
+_LONGEST_PAUSE = 10.0
 _AS_AT_START = logging.INFO, "Network config in etcd is again the one from the start"
 _GOING_ON = "going on with the one from the start"
 # The longest that a watch may go without anything done, be it in vain: a poll, and every endpoint's time-outs.
@@ -57,6 +62,9 @@ class SubnetManager:
         self._grace = min(MAX_GRACE_SECONDS, terms.lease_ttl)
         self._config_text = ""
         self._progress_at = clock.now()
+        self._pause = 0.0
+        self._ignored = LogLimit(log, "Ignoring leases")
+        self._lists_again = LogLimit(log, "Watch of subnet leases failed")
 
     @property
     def own(self) -> Lease:
@@ -139,35 +147,51 @@ class SubnetManager:
         while True:
             self._progress_at = self._clock.now()
             try:
-                snapshot = await self._registry.snapshot()
-                update = table.replace(snapshot, self._clock.now())
+                cursor, update = await self._list(table)
                 if is_first and not update.events:
                     await apply([])
                 is_first = False
                 await self._take_in(update, apply)
-                await self._follow(table, snapshot, apply, complaint)
+                await self._follow(table, cursor, apply, complaint)
             except RegistryError as error:
                 if action(self.own, classify_failure(error)) is Action.LIST_AGAIN:
-                    log.warning("Watch of subnet leases failed because etcd index outside history window")
+                    text = "Watch of subnet leases failed because etcd index outside history window"
+                    self._lists_again.message(logging.WARNING, text, self._clock.now())
                 else:
                     complaint.about(error)
                     await self._clock.sleep(RETRY_PAUSE)
 
+    async def _list(self, table: LeaseTable) -> tuple[int, Update]:
+        """Make ``table`` equal to the store; the cursor from which the watch goes on, and what that means.
+
+        Pauses before it by how long the last one took, so that a store full of foreign keys that never rests does not
+        take all of the processor.
+        """
+        await self._clock.sleep(self._pause)
+        began = self._clock.now()
+        snapshot = await self._registry.snapshot()
+        update = Update()
+        for _ in table.replacing(snapshot, self._clock.now(), update):
+            await asyncio.sleep(0)
+        self._pause = min(_PAUSES * (self._clock.now() - began), _LONGEST_PAUSE)
+        return snapshot.cursor, update
+
     async def _follow(
         self,
         table: LeaseTable,
-        snapshot: Snapshot,
+        cursor: int,
         apply: Apply,
         complaint: Complaint,
     ) -> None:
         """Apply changes from the snapshot on, until it is time to list again."""
-        cursor = snapshot.cursor
         quiet_since = self._clock.now()
         while self._clock.now() - quiet_since < QUIET_SECONDS:
             patience = min(_POLL_SECONDS, max(table.seconds_to_forget(self._clock.now()), 0))
             changes = await self._registry.watch(cursor, patience)
             now = self._progress_at = self._clock.now()
             complaint.over()
+            self._ignored.report(now)
+            self._lists_again.report(now)
             cursor = changes.cursor
             if changes.changes:
                 quiet_since = now
@@ -178,7 +202,7 @@ class SubnetManager:
 
     async def _take_in(self, update: Update, apply: Apply) -> None:
         for ignored in update.ignored:
-            log.error("Ignoring lease %s", ignored)
+            self._ignored.message(logging.ERROR, f"Ignoring lease {ignored}", self._clock.now())
         if update.events:
             await apply(update.events)
         for event in update.own:

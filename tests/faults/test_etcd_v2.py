@@ -14,9 +14,11 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, urlencode
 
 import pytest
 from etcd_server import EtcdServer, ServerTls, free_ports
@@ -385,17 +387,17 @@ class TestEvents:
             skipped = await registry.watch(cursor, DEADLINE)
             assert skipped == Changes((), skipped.cursor)
             assert skipped.cursor > cursor
-            server.put("/network/subnets/a/b c?d=1%20", "x")
+            server.put("/network/subnets/b c?d=1%20", "x")
             ((change,), *_) = await registry.watch(skipped.cursor, DEADLINE)
             assert isinstance(change, Put)
-            assert change.entry.name == "a/b c?d=1%20"
+            assert change.entry.name == "b c?d=1%20"
             assert (await registry.snapshot()).entries == (change.entry,)
             await registry.compare_and_delete(change.entry.name, change.entry.version)
             assert (await registry.snapshot()).entries == ()
 
         use(EtcdV2Registry([server.url], "/network"), test)
 
-    @pytest.mark.parametrize("removed", ["/network", "/network/subnets", "/network/subnets/inner"])
+    @pytest.mark.parametrize("removed", ["/network", "/network/subnets"])
     def test_removal_of_a_directory_ends_the_history(self, server: EtcdServer, removed: str) -> None:
         async def test(registry: EtcdV2Registry) -> None:
             cursor = (await registry.snapshot()).cursor
@@ -673,6 +675,28 @@ class TestProcess:
         assert result.stdout == "set()\n"
 
 
+@contextlib.contextmanager
+def answering(status: int, body: str) -> Iterator[str]:
+    """The URL of a service that answers everything with this."""
+
+    class Stranger(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode("latin-1"))
+
+        do_GET = do_PUT = do_DELETE = answer  # noqa: N815 - the names that http.server calls
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as stranger:
+        threading.Thread(target=stranger.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{stranger.server_address[1]}"
+        stranger.shutdown()
+
+
 @pytest.mark.parametrize(
     ("status", "body"),
     [
@@ -690,31 +714,124 @@ class TestProcess:
 def test_somebody_who_is_no_etcd_is_passed_over(server: EtcdServer, call: str, status: int, body: str) -> None:
     """A proxy's error page, or another service on 4001, was a traceback; and the next endpoint was not asked."""
 
-    class Stranger(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode("latin-1"))
-
-        do_GET = do_PUT = do_DELETE = answer  # noqa: N815 - the names that http.server calls
-
-        def log_message(self, *_: object) -> None:
-            pass
-
     arguments: dict[str, tuple[object, ...]] = {
         "create": ("11.0.1.0-24", "{}", 60),
         "compare_and_swap": ("11.0.1.0-24", "{}", 60, 1),
         "compare_and_delete": ("11.0.1.0-24", 1),
         "watch": (1, 0.5),
     }
-    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as stranger:
-        threading.Thread(target=stranger.serve_forever, args=(0.01,), daemon=True).start()
-        url = f"http://127.0.0.1:{stranger.server_address[1]}"
+    with answering(status, body) as url:
         for endpoints in ([url], [url, server.url]):
             with contextlib.suppress(RegistryError):
                 use(
                     EtcdV2Registry(endpoints, "/network"),
                     lambda registry: getattr(registry, call)(*arguments.get(call, ())),
                 )
-        stranger.shutdown()
+
+
+# What others have stored
+
+SUBNETS = "/network/subnets"
+DEEP = SUBNETS + "/x" * 600
+ODD_NAMES = ["a b", "a%2Fb", "\u00fcber\u202e", "n" * 3000, "a\nb", "_hidden", "11.0.1.0-24x", "-", "?", "#"]
+
+
+def test_only_direct_children_are_listed_and_none_of_them_ends_a_call(server: EtcdServer) -> None:
+    """A key nested 600 levels deep ended every daemon of the cluster with RecursionError."""
+    put(server, f"{SUBNETS}/{A}", "lease")
+    put(server, DEEP, "deep")
+    put(server, f"{SUBNETS}/{B}/inside", "a directory in the place of a lease")
+    for name in ODD_NAMES:
+        put(server, f"{SUBNETS}/{quote(name, safe='')}", f"value of {name}")
+    put(server, f"{SUBNETS}/long", "x" * 10_000_000)
+    put(server, f"{SUBNETS}/binary", bytes(range(256)))
+    found = use(EtcdV2Registry([server.url], "/network"), lambda registry: registry.snapshot())
+    values = {entry.name: entry.value for entry in found.entries}
+    assert values[A] == "lease"
+    assert len(values["long"]) == 10_000_000
+    assert not {name for name in values if name.startswith(("x", B))}
+    assert set(values) >= {"a b", "\u00fcber\u202e", "n" * 3000, "a\nb", "11.0.1.0-24x"}
+
+
+def test_events_of_deeper_keys_move_the_cursor_on_and_nothing_else(server: EtcdServer) -> None:
+    async def test(registry: EtcdV2Registry) -> None:
+        put(server, f"{SUBNETS}/{A}", "lease")
+        cursor = (await registry.snapshot()).cursor
+        put(server, DEEP, "deep")
+        put(server, f"{SUBNETS}/{B}/inside", "1")
+        delete(server, f"{SUBNETS}/{B}")
+        delete(server, f"{SUBNETS}/x")
+        put(server, f"{SUBNETS}/{B}", "2")
+        for _ in range(4):
+            changes = await registry.watch(cursor, DEADLINE)
+            assert (changes.changes, changes.cursor) == ((), cursor + 1)
+            cursor = changes.cursor
+        [change] = (await registry.watch(cursor, DEADLINE)).changes
+        assert isinstance(change, Put)
+        assert (change.entry.name, change.entry.value) == (B, "2")
+
+    use(EtcdV2Registry([server.url], "/network"), test)
+
+
+@pytest.mark.parametrize("directory", ["/network/subnets", "/network"])
+def test_a_removal_of_our_directory_or_of_one_above_is_noticed(server: EtcdServer, directory: str) -> None:
+    async def test(registry: EtcdV2Registry) -> None:
+        put(server, f"{SUBNETS}/{A}", "lease")
+        cursor = (await registry.snapshot()).cursor
+        delete(server, directory)
+        with pytest.raises(HistoryGone):
+            await registry.watch(cursor, DEADLINE)
+
+    use(EtcdV2Registry([server.url], "/network"), test)
+
+
+@pytest.mark.parametrize(
+    "error", [RecursionError("deep"), MemoryError(), OverflowError("much"), EOFError(), OSError(5)]
+)
+@pytest.mark.parametrize("call", ["read_config", "snapshot"])
+def test_every_exception_of_a_call_is_no_usable_answer(
+    server: EtcdServer, call: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("json.loads", fail)
+    with pytest.raises(RegistryUnavailable, match=f"{server.url}: not an answer of etcd's"):
+        use(EtcdV2Registry([server.url], "/network"), lambda registry: getattr(registry, call)())
+
+
+def test_without_a_thread_to_ask_in_there_is_no_answer(server: EtcdServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", fail)
+    with pytest.raises(RegistryUnavailable, match="can't start new thread"):
+        use(EtcdV2Registry([server.url], "/network"), lambda registry: registry.snapshot())
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, {"errorCode": 100, "message": "a\nE0101 forged" + "x" * 1000, "cause": "\x1b[2J\u202e", "index": 7}),
+        (404, {"errorCode": 100, "message": ["a"] * 1000, "cause": None, "index": 7}),
+        (500, {"errorCode": 300, "message": "\u2028\x9b" * 1000, "cause": "b\nc"}),
+        (502, "a\n\x1b[2J\u202e" * 100_000),
+    ],
+)
+def test_words_of_others_are_one_short_line(status: int, body: object) -> None:
+    with answering(status, json.dumps(body)) as url, pytest.raises(RegistryError) as caught:
+        use(EtcdV2Registry([url], "/network"), lambda registry: registry.read_config())
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+def put(server: EtcdServer, path: str, value: str | bytes) -> None:
+    """As an administrator's curl does."""
+    data = urlencode({"value": value}).encode()
+    request = urllib.request.Request(f"{server.url}/v2/keys{path}", data, method="PUT")
+    urllib.request.urlopen(request, timeout=DEADLINE).close()
+
+
+def delete(server: EtcdServer, path: str) -> None:
+    request = urllib.request.Request(f"{server.url}/v2/keys{path}?recursive=true", method="DELETE")
+    urllib.request.urlopen(request, timeout=DEADLINE).close()

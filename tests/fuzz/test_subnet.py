@@ -26,7 +26,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-ATTRS = st.builds(LeaseAttrs, st.ip_addresses(v=4), st.text(max_size=8), JSON)
+ATTRS = st.builds(LeaseAttrs, st.ip_addresses(v=4), st.text(max_size=8).filter(str.isprintable), JSON)
 
 
 # Leases

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -66,6 +67,30 @@ def test_values_of_other_versions_are_read(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "host_id",
+    ["a\nWATCHDOG=trigger", "a b", "\x1b[31m", "\ud800", "\u202e", "a" * 65, "a" * 60000, "\u00e9", "a/b", 7, [], {}],
+)
+def test_a_host_id_that_is_none_counts_as_absent_and_the_lease_is_usable(host_id: object) -> None:
+    lease = LeaseAttrs.decode(json.dumps({"PublicIP": str(PUBLIC_IP), "HostID": host_id, "Claim": True}))
+    assert (lease.public_ip, lease.host_id, lease.claim) == (PUBLIC_IP, "", True)
+
+
+@pytest.mark.parametrize(
+    ("backend_type", "expected"),
+    [
+        ("vxlan", "vxlan"),
+        ("a\nb", "a\\nb"),
+        ("\x1b[2J", "\\x1b[2J"),
+        ("\u2028\u202e", "\\u2028\\u202e"),
+        ("x" * 5000, "x" * 100 + "... (5000 characters)"),
+    ],
+)
+def test_a_backend_type_is_one_short_line(backend_type: str, expected: str) -> None:
+    text = json.dumps({"PublicIP": str(PUBLIC_IP), "BackendType": backend_type})
+    assert LeaseAttrs.decode(text).backend_type == expected
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "not JSON"),
@@ -74,9 +99,14 @@ def test_values_of_other_versions_are_read(text: str) -> None:
         ("{}", "no PublicIP"),
         ('{"PublicIP":null}', "no PublicIP"),
         ('{"PublicIP":2887845989}', "no PublicIP"),
-        ('{"PublicIP":""}', "Address cannot be empty"),
-        ('{"PublicIP":"172.17.8"}', "172.17.8"),
-        ('{"PublicIP":"fd00::1"}', "fd00::1"),
+        ('{"PublicIP":""}', "PublicIP '' is not an IPv4 address"),
+        ('{"PublicIP":"172.17.8"}', "PublicIP '172.17.8' is not an IPv4 address"),
+        ('{"PublicIP":"fd00::1"}', "PublicIP 'fd00::1' is not an IPv4 address"),
+        ('{"PublicIP":"1\\nE0101 forged"}', r"PublicIP '1\\nE0101 forged' is not an IPv4 address"),
+        ('{"PublicIP":"\\ud800"}', r"PublicIP '\\ud800' is not an IPv4 address"),
+        ('{"PublicIP":"' + "1" * 60000 + '"}', r"PublicIP '1{99}\.\.\. \(60002 characters\) is not an IPv4 address"),
+        ('{"PublicIP":"172.17.8.101","A":"' + "1" * 65536 + '"}', "a value of 65570 characters, the longest is 65536"),
+        ('{"PublicIP":"172.17.8.101","BackendData":' + "[" * 64 + "]" * 64 + "}", "nested too deep"),
         ('{"PublicIP":"172.17.8.101","BackendType":7}', "BackendType is not a string"),
     ],
 )

@@ -88,8 +88,63 @@ def test_a_traceback_follows_on_lines_of_its_own() -> None:
         made.exc_info = sys.exc_info()
     first, second, *_, last = formatted(made).splitlines()
     assert first == "E1122 10:59:23.000000 11737 udp.py:222] text"
-    assert second == "Traceback (most recent call last):"
-    assert last == "RuntimeError: boom"
+    assert second == "    Traceback (most recent call last):"
+    assert last == "    RuntimeError: boom"
+
+
+FOREIGN = [
+    "a\nE1122 10:59:23.000000 00001 udp.py:1] forged",
+    "a\r\x1b[2Jb",
+    "\u2028\u2029\x85\x0b\x0c",
+    "\u202e\u200f",
+    "\ud800",
+]
+
+
+@pytest.mark.parametrize("text", FOREIGN)
+def test_a_record_is_one_line_whatever_is_in_it(text: str) -> None:
+    line = formatted(record(logging.ERROR, "Ignoring %s", text))
+    assert line.isprintable()
+    assert line.startswith("E1122 10:59:23.000000 11737 udp.py:222] Ignoring ")
+
+
+@pytest.mark.parametrize("text", FOREIGN)
+def test_a_traceback_begins_no_record(text: str) -> None:
+    made = record(logging.ERROR)
+    try:
+        raise RuntimeError(text)
+    except RuntimeError:
+        made.exc_info = sys.exc_info()
+    _, *lines = formatted(made).split("\n")
+    assert all(line.startswith("    ") and line.isprintable() for line in lines)
+
+
+def test_a_line_has_an_end() -> None:
+    assert formatted(record(logging.ERROR, "x" * 10_000_000)).endswith("x... (10000000 characters)")
+    assert len(formatted(record(logging.ERROR, "%s", "\n" * 100_000))) < 5000
+
+
+def test_of_what_others_cause_without_end_some_is_logged_and_the_rest_counted(caplog: pytest.LogCaptureFixture) -> None:
+    limit = logs.LogLimit(logging.getLogger("flannelpy.x"), "Ignoring leases")
+    for number in range(10_000):
+        limit.message(logging.ERROR, f"message {number}", 100.0 + number / 1000)
+        limit.report(100.0 + number / 1000)
+    assert caplog.messages == [f"message {number}" for number in range(limit.BURST)]
+    limit.report(159.0)
+    assert len(caplog.messages) == limit.BURST
+    limit.report(161.0)
+    limit.report(300.0)
+    assert caplog.messages[limit.BURST :] == [f"Ignoring leases: {10_000 - limit.BURST} more in the last minute"]
+    limit.message(logging.WARNING, "later", 300.0)
+    assert caplog.messages[-1] == "later"
+
+
+def test_an_hour_of_it_is_a_hundred_lines(caplog: pytest.LogCaptureFixture) -> None:
+    limit = logs.LogLimit(logging.getLogger("flannelpy.x"), "Ignoring leases")
+    for number in range(36_000):
+        limit.message(logging.ERROR, "message", number / 10)
+        limit.report(number / 10)
+    assert len(caplog.messages) < 150
 
 
 @contextlib.contextmanager

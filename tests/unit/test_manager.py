@@ -1129,7 +1129,7 @@ def test_a_lease_of_ours_does_not_hide_one_of_a_twin() -> None:
 def test_dead_twins_leases_are_put_away() -> None:
     async def scenario(host: Twin, _: Twin) -> None:
         host.registry.put_raw("11.0.60.0-24", signed("dead"), 80000)
-        host.registry.put_raw("11.0.61.0-24", signed("dead too"), 80000)
+        host.registry.put_raw("11.0.61.0-24", signed("dead-too"), 80000)
         own = await host.acquire()
         assert {name: entry.value for name, entry in (await host.entries()).items()} == {"11.0.60.0-24": signed(FIRST)}
         assert str(own.subnet) == "11.0.60.0/24"

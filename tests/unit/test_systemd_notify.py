@@ -41,6 +41,20 @@ def test_assignments_arrive_in_one_datagram(supervisor: socket.socket, lines: tu
     assert supervisor.recv(4096) == expected
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("STATUS=a\nWATCHDOG=trigger", b"STATUS=a\\nWATCHDOG=trigger"),
+        ("STATUS=a\r\x00\x1b[2J", b"STATUS=a\\r\\x00\\x1b[2J"),
+        ("STATUS=\ud800\u2028", b"STATUS=\\ud800\\u2028"),
+        ("STATUS=" + "x" * 100_000, b"STATUS=" + b"x" * 993 + b"... (100007 characters)"),
+    ],
+)
+def test_a_value_is_no_assignment_of_its_own(supervisor: socket.socket, line: str, expected: bytes) -> None:
+    systemd.notify("READY=1", line)
+    assert supervisor.recv(1 << 17) == b"READY=1\n" + expected
+
+
 def test_each_call_is_a_datagram(supervisor: socket.socket) -> None:
     systemd.notify("READY=1")
     systemd.notify("STOPPING=1")

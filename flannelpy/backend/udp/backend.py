@@ -214,7 +214,7 @@ def _port(value: object) -> int:
     if value is None:
         return _DEFAULT_PORT
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 65536:
-        raise ConfigError(f"Backend.Port {go_json.dump(value)} is not a UDP port: 1 to 65535")
+        raise ConfigError(f"Backend.Port {go_json.show(value)} is not a UDP port: 1 to 65535")
     return value
 
 

@@ -60,7 +60,7 @@ def _number(options: Mapping[str, object], key: str, lowest: int, highest: int, 
     if value is None:
         return default
     if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-        raise ConfigError(f"Backend.{key} {go_json.dump(value)} is not a number from {lowest} to {highest}")
+        raise ConfigError(f"Backend.{key} {go_json.show(value)} is not a number from {lowest} to {highest}")
     return value
 
 
@@ -69,5 +69,5 @@ def _flag(options: Mapping[str, object], key: str) -> bool:
     if value is None:
         return False
     if not isinstance(value, bool):
-        raise ConfigError(f"Backend.{key} {go_json.dump(value)} is not true or false")
+        raise ConfigError(f"Backend.{key} {go_json.show(value)} is not true or false")
     return value
