@@ -18,7 +18,7 @@ from typing import Any, Never
 from flannelpy import logs, parts
 from flannelpy.errors import AlreadyRuns, FlannelError, HostChanged, UsageError
 from flannelpy.host import Host
-from flannelpy.linux import packet_loop, systemd
+from flannelpy.linux import memory, packet_loop, systemd
 from flannelpy.network import Network
 from flannelpy.options import Options
 
@@ -36,6 +36,7 @@ _READY_PATIENCE = 10.0
 def run(options: Options) -> int:
     """The whole life of the daemon; its exit code."""
     logs.configure(options.verbosity)
+    memory.keep_small()
     try:
         packet_loop.run(_until_signalled(_serve(options)))
     except FlannelError as error:
