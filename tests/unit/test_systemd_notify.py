@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +15,6 @@ from flannelpy.linux import systemd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -67,7 +69,38 @@ def test_a_supervisor_that_is_not_there_is_no_trouble(monkeypatch: pytest.Monkey
         monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     else:
         monkeypatch.setenv("NOTIFY_SOCKET", value)
+    before = sorted(Path("/proc/self/fd").iterdir())
     systemd.notify("READY=1")
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_a_supervisor_that_reads_nothing_is_not_waited_for(supervisor: socket.socket) -> None:
+    """Its queue takes some messages; a send that waited for room would be ended by the alarm."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.alarm(5)
+    try:
+        for number in range(1000):
+            systemd.notify(f"STATUS={number}")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    received = []
+    with suppress(BlockingIOError):
+        while True:
+            received.append(supervisor.recv(4096).decode())
+    assert received == [f"STATUS={number}" for number in range(len(received))]
+    assert 0 < len(received) < 1000
+
+
+def test_after_one_that_was_not_there_the_next_one_hears(
+    monkeypatch: pytest.MonkeyPatch, supervisor: socket.socket
+) -> None:
+    name = os.environ["NOTIFY_SOCKET"]
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/at/all")
+    systemd.notify("STATUS=lost")
+    monkeypatch.setenv("NOTIFY_SOCKET", name)
+    systemd.notify("READY=1")
+    assert supervisor.recv(4096) == b"READY=1"
 
 
 @pytest.mark.parametrize(

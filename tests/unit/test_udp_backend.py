@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_an_unknown_backend_is_refused_with_those_there_are() -> None:
 
 @pytest.mark.parametrize("port", [1, 8285, 65535, None])
 def test_a_port_may_be_named_or_left_out(port: int | None) -> None:
-    UdpBackend(config(Port=port), EXTERNAL, ALIAS, None)
+    assert UdpBackend(config(Port=port), EXTERNAL, ALIAS, None).needs == [f"UDP port {port or 8285}"]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,13 @@ def test_next_hops_follow_the_leases(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_backend_that_never_started_can_be_closed() -> None:
-    UdpBackend(config(), EXTERNAL, ALIAS, None).close()
+    before = sorted(Path("/proc/self/fd").iterdir())
+    backend = UdpBackend(config(), EXTERNAL, ALIAS, None)
+    backend.apply([added("172.17.8.102")])
+    backend.close()
+    backend.close()
+    assert backend.describe() == "next hops: 1"
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
 def test_hosts_of_other_backends_cannot_be_reached(caplog: pytest.LogCaptureFixture) -> None:

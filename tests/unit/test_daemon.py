@@ -1,0 +1,366 @@
+"""The daemon around its networks: signals and exit codes, restarts, and what systemd gets to know."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannelpy import cli, daemon, logs, parts
+from flannelpy.errors import AlreadyRuns, FlannelError, HostChanged, HostError, LeaseLost, UsageError
+from flannelpy.host import Host
+from flannelpy.linux.interface import ExternalInterface
+from flannelpy.network import Network
+from flannelpy.options import Options
+
+
+class FakeNetwork(Network):
+    """A network whose state the test sets; each ``run`` raises the next of ``failures``, the last one waits."""
+
+    def __init__(self, name: str = "", *failures: Exception, up: bool = False, progress: bool = True) -> None:
+        self.name = name
+        self.up = up
+        self.progress = progress
+        self.words = "subnet 11.0.59.0/24" if up else "Starting"
+        self.runs = 0
+        self._failures = list(failures)
+
+    @property
+    def is_up(self) -> bool:
+        return self.up
+
+    def status(self) -> str:
+        return self.words
+
+    def makes_progress(self) -> bool:
+        return self.progress
+
+    def failed(self, error: FlannelError) -> None:
+        self.words = f"not ready: {error}"
+
+    async def run(self) -> Any:
+        logs.network.set(f"not {self.name}")  # as tasks of a network's own have their context
+        self.runs += 1
+        if self._failures:
+            raise self._failures.pop(0)
+        await asyncio.Event().wait()
+
+
+@pytest.fixture
+def notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
+    """The messages that came to NOTIFY_SOCKET since the last call."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+
+        def read() -> list[str]:
+            found = []
+            with suppress(BlockingIOError):
+                while True:
+                    found.append(sock.recv(4096).decode())
+            return found
+
+        yield read
+
+
+@pytest.fixture(autouse=True)
+def _collector() -> Iterator[None]:
+    """Readiness turns the garbage collector off."""
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.001)
+
+
+def within(seconds: float, scenario: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(seconds) as limit:
+            await scenario()
+        assert not limit.expired()  # a scenario may be one that takes a cancellation for its end
+
+    asyncio.run(limited())
+
+
+# Signals and exit codes
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_cancels_the_work_and_the_next_one_kills(
+    number: signal.Signals, notified: Callable[[], list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="flannelpy")
+    ended: list[object] = []
+
+    async def work() -> None:
+        os.kill(os.getpid(), number)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            # A second signal now ends the process, as without any handler.
+            ended.extend(signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT))
+
+    within(5, lambda: daemon._until_signalled(work()))
+    assert ended == [signal.SIG_DFL, signal.default_int_handler]
+    assert caplog.messages == ["Installing signal handlers", "Exiting..."]
+    assert notified() == ["STOPPING=1"]
+
+
+def test_work_that_fails_is_no_end_by_signal(notified: Callable[[], list[str]]) -> None:
+    async def work() -> None:
+        raise HostError("no device")
+
+    with pytest.raises(HostError, match="no device"):
+        within(5, lambda: daemon._until_signalled(work()))
+    assert notified() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(None, 0), (UsageError("flag"), 2), (HostError("device"), 1), (LeaseLost("lease"), 3), (HostChanged("ip"), 1)],
+)
+def test_exit_codes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: FlannelError | None, code: int
+) -> None:
+    async def serve(_: Options) -> None:
+        if error:
+            raise error
+
+    monkeypatch.setattr(daemon, "_serve", serve)
+    monkeypatch.setattr(logs, "configure", lambda _: None)
+    assert daemon.run(cli.parse([])) == code
+    errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == ([str(error)] if error else [])
+
+
+# What it serves
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, networks: dict[str, FakeNetwork], *flags: str) -> Coroutine[Any, Any, None]:
+    """The daemon's tasks, with these in place of its networks."""
+
+    def network(name: str, options: Options, host: Host, on_change: Callable[[], None]) -> FakeNetwork:
+        assert host.public_ip == IPv4Address("172.17.8.101")
+        networks[name].on_change = on_change  # type: ignore[attr-defined]
+        return networks[name]
+
+    async def addresses(_: Options) -> tuple[ExternalInterface, IPv4Address]:
+        address = IPv4Address("172.17.8.101")
+        return ExternalInterface("eth1", address, 1500), address
+
+    monkeypatch.setattr(daemon, "Network", network)
+    monkeypatch.setattr(parts, "addresses", addresses)
+    return daemon._serve(cli.parse(list(flags)))
+
+
+def test_the_only_networks_failure_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = FakeNetwork("", LeaseLost("taken"))
+    with pytest.raises(LeaseLost, match="taken"):
+        asyncio.run(serve(monkeypatch, {"": network}))
+    assert network.runs == 1
+
+
+def test_one_of_several_is_started_again_while_the_others_run_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, notified: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setattr(daemon, "_RESTART_SECONDS", 0.0)
+    blue = FakeNetwork("blue", LeaseLost("taken"), HostError("busy"))
+    green = FakeNetwork("green", up=True)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(serve(monkeypatch, {"blue": blue, "green": green}, "-networks=blue,green"))
+        await until(lambda: blue.runs == 3)
+        assert not task.done()
+        task.cancel()
+
+    within(5, scenario)
+    assert (blue.words, green.runs) == ("not ready: busy", 1)
+    assert caplog.messages == ["taken; trying again in 0 s", "busy; trying again in 0 s"]
+
+
+def test_a_network_that_failed_rests_before_it_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    blue = FakeNetwork("blue", HostError("busy"))
+
+    async def scenario() -> None:
+        task = asyncio.create_task(daemon._keep_up(blue))
+        await until(lambda: blue.words == "not ready: busy")
+        await asyncio.sleep(0.05)
+        assert blue.runs == 1
+        task.cancel()
+
+    within(5, scenario)
+
+
+@pytest.mark.parametrize("error", [UsageError("flag"), HostChanged("address"), AlreadyRuns("runs")])
+def test_what_concerns_the_whole_host_ends_all_networks(monkeypatch: pytest.MonkeyPatch, error: FlannelError) -> None:
+    monkeypatch.setattr(daemon, "_RESTART_SECONDS", 0.0)
+    networks = {"blue": FakeNetwork("blue", error), "green": FakeNetwork("green", up=True)}
+    with pytest.raises(type(error)):
+        asyncio.run(serve(monkeypatch, networks, "-networks=blue,green"))
+    assert networks["blue"].runs == 1
+
+
+# Readiness
+
+
+def speaker(*networks: FakeNetwork) -> daemon._Speaker:
+    found = daemon._Speaker()
+    found.networks = networks
+    return found
+
+
+def test_the_only_network_is_ready_once(notified: Callable[[], list[str]]) -> None:
+    async def scenario() -> None:
+        network = FakeNetwork()
+        one = speaker(network)
+        one.tell()
+        network.up, network.words = True, "subnet 11.0.59.0/24"
+        one.tell()
+        one.tell()
+        network.up = False
+        one.tell()
+
+    within(5, scenario)
+    subnet = "STATUS=subnet 11.0.59.0/24"
+    assert notified() == ["STATUS=Starting", f"READY=1\n{subnet}", subnet, subnet]
+    assert not gc.isenabled()  # a full collection takes longer than a TUN's queue lasts
+    assert gc.get_freeze_count() > 0
+
+
+def test_all_of_several_networks_are_ready_at_once(notified: Callable[[], list[str]]) -> None:
+    async def scenario() -> None:
+        blue, green = FakeNetwork("blue", up=True), FakeNetwork("green")
+        one = speaker(blue, green)
+        one.tell()
+        assert notified() == []  # for a while, the others are waited for
+        green.up, green.words = True, "up"
+        one.tell()
+
+    within(5, scenario)
+    assert notified() == ["READY=1\nSTATUS=blue: subnet 11.0.59.0/24; green: up"]
+
+
+@pytest.mark.parametrize("stays_up", [True, False])
+def test_some_of_several_networks_are_ready_after_a_while_unless_they_went(
+    monkeypatch: pytest.MonkeyPatch, notified: Callable[[], list[str]], stays_up: bool
+) -> None:
+    monkeypatch.setattr(daemon, "_READY_PATIENCE", 0.02)
+
+    async def scenario() -> None:
+        blue, green = FakeNetwork("blue", up=True), FakeNetwork("green")
+        one = speaker(blue, green)
+        one.tell()
+        one.tell()  # the time runs from the first one that was up
+        blue.up = stays_up
+        await until(lambda: one._patience is None)
+        assert [message.startswith("READY=1\n") for message in notified()] == [True] * stays_up
+        blue.up = green.up = True
+        one.tell()
+        assert [message.startswith("READY=1\n") for message in notified()] == [not stays_up]
+
+    within(5, scenario)
+
+
+def test_patience_that_ends_after_all_are_ready_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, notified: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setattr(daemon, "_READY_PATIENCE", 0.01)
+
+    async def scenario() -> None:
+        blue, green = FakeNetwork("blue", up=True), FakeNetwork("green")
+        one = speaker(blue, green)
+        one.tell()
+        green.up = True
+        one.tell()
+        await until(lambda: one._patience is None)
+
+    within(5, scenario)
+    assert [message.partition("\n")[0] for message in notified()] == ["READY=1"]
+
+
+def test_the_status_is_sent_again_and_again(monkeypatch: pytest.MonkeyPatch, notified: Callable[[], list[str]]) -> None:
+    monkeypatch.setattr(daemon, "_STATUS_SECONDS", 0.001)
+    collected: list[object] = []
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(None))
+
+    async def scenario() -> None:
+        task = asyncio.create_task(daemon._report_status(speaker(FakeNetwork())))
+        await until(lambda: len(collected) > 2)
+        task.cancel()
+
+    within(5, scenario)
+    assert len(notified()) >= 2
+
+
+@pytest.mark.parametrize(
+    ("progress", "signs"), [((True,), True), ((False, True), True), ((True, False), True), ((False, False), False)]
+)
+def test_signs_of_life_end_when_no_network_makes_progress(
+    monkeypatch: pytest.MonkeyPatch, notified: Callable[[], list[str]], progress: tuple[bool, ...], signs: bool
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "3000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    networks = [FakeNetwork(str(number), progress=each) for number, each in enumerate(progress)]
+    asked: list[bool] = []
+
+    def makes_progress() -> bool:
+        asked.append(progress[0])
+        return progress[0]
+
+    monkeypatch.setattr(networks[0], "makes_progress", makes_progress)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(daemon._show_signs_of_life(networks))
+        await until(lambda: len(asked) > 3)
+        task.cancel()
+
+    within(5, scenario)
+    assert set(notified()) == ({"WATCHDOG=1"} if signs else set())
+
+
+def test_signs_of_life_come_often_enough_for_one_to_be_lost(
+    monkeypatch: pytest.MonkeyPatch, notified: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "9000000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(daemon._show_signs_of_life([FakeNetwork()]))
+    assert pauses == [3.0]
+
+
+def test_without_a_watchdog_there_are_no_signs_of_life(
+    monkeypatch: pytest.MonkeyPatch, notified: Callable[[], list[str]]
+) -> None:
+    monkeypatch.delenv("WATCHDOG_USEC", raising=False)
+    within(5, lambda: daemon._show_signs_of_life([FakeNetwork()]))
+    assert notified() == []
