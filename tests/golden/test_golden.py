@@ -36,6 +36,7 @@ from flannelpy.backend.udp.routes import NextHop, Routes
 from flannelpy.linux import entries, systemd
 from flannelpy.linux.entries import Gateway, Route
 from flannelpy.linux.netlink import Address, Link, Netlink
+from flannelpy.linux.routes import KernelRoute, RouteFilter
 from flannelpy.linux.tun import Tun
 from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.packet import ipv4, vnet_hdr
@@ -265,6 +266,18 @@ class Machine(Netlink):
 
     async def remove(self, unwanted: Sequence[entries.Entry]) -> None:
         assert not unwanted
+
+    async def routes_of(self, wanted: RouteFilter) -> AsyncIterator[list[KernelRoute]]:
+        yield []
+
+    async def prohibitions(self) -> list[entries.Prohibition]:
+        return []
+
+    async def remove_routes(self, unwanted: Sequence[KernelRoute]) -> None:
+        assert not unwanted
+
+    async def set_alias(self, link: Link, alias: str) -> None:
+        assert (link.name, alias.split()[0]) == ("flannel0", "flannelpy")
 
     async def addresses(self) -> list[Address]:
         return [Address(2, HOST1, 24), Address(3, IPv4Address("11.0.59.0"), 16)]
