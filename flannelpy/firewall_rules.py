@@ -163,7 +163,7 @@ class NetworkRules:
         self.datagrams = datagrams
         self.networks = {network, previous or network}
         self._address = address
-        self._peers: dict[IPv4Network, IPv4Address] | None = None  # None until the first list of leases
+        self._peers: dict[IPv4Network, bytes] | None = None  # a rule for each lease; None until they are known
         self._drop_lines = b""
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
@@ -171,10 +171,10 @@ class NetworkRules:
         peers = self._peers = self._peers or {}
         for event in events:
             if isinstance(event, Added):
-                peers[event.lease.subnet] = event.lease.attrs.public_ip
+                peers[event.lease.subnet] = drop_line(self.network, event.lease.attrs.public_ip)
             else:
                 peers.pop(event.subnet, None)
-        self._drop_lines = b"".join(drop_line(self.network, peer) for peer in dict.fromkeys(peers.values()))
+        self._drop_lines = b"".join(dict.fromkeys(peers.values()))
 
     def chains(self, table: str, sources: Iterable[IPv4Network], *, is_tracking: bool) -> list[Chain]:
         """The chains of one table; ``is_tracking``: whether the kernel tracks connections."""

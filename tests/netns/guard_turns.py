@@ -1,0 +1,75 @@
+"""Runs the guard of iptables rules on the tables of this namespace, and measures the turns of its event loop.
+
+Prints the longest turn in milliseconds of thread CPU time, the number of repairs, and how many rules there are of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import time
+from ipaddress import IPv4Address, IPv4Network
+
+from flannelpy.backend.base import Datagrams
+from flannelpy.firewall import Firewall
+from flannelpy.firewall_rules import NetworkRules
+from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_table import Added
+
+NETWORK = IPv4Network("11.0.0.0/8")
+MASQUERADE = f"FLANNEL-M-{NETWORK}"
+UDP = Datagrams("flannel0", 8285, 8285, accepts_local=True)
+
+
+class MeasuredLoop(asyncio.SelectorEventLoop):
+    """Keeps the longest turn."""
+
+    longest = 0.0
+
+    def _run_once(self) -> None:
+        start = time.thread_time()
+        super()._run_once()  # type: ignore[misc]
+        self.longest = max(self.longest, time.thread_time() - start)
+
+
+async def check(firewall: Firewall, peers: int) -> None:
+    """Put the rules, and lose them three times."""
+    rules = NetworkRules(NETWORK, IPv4Address("172.17.8.101"), lambda: UDP, None, is_masqueraded=True)
+    subnets = NETWORK.subnets(new_prefix=24)
+    first = IPv4Address("172.20.0.1")
+    leases = [Added(Lease(next(subnets), LeaseAttrs(first + number), None, 1, 1)) for number in range(peers)]
+    repaired = asyncio.Event()
+    firewall.add("", rules, repaired.set)
+    firewall.apply("", leases[:-1])
+    gc.collect()
+    gc.disable()  # as the daemon does
+    await measure_from_now()
+    await firewall.masquerade("")
+    guard = asyncio.create_task(firewall.run())
+    for table, chain in (("nat", MASQUERADE), ("nat", MASQUERADE), ("mangle", "FORWARD")):
+        flush = await asyncio.create_subprocess_exec("iptables", "-t", table, "-F", chain)
+        await flush.wait()
+        firewall.apply("", leases[-1:])
+        await repaired.wait()
+        repaired.clear()
+    guard.cancel()
+
+
+async def measure_from_now() -> None:
+    """What a test does before is no turn of the guard."""
+    await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, MeasuredLoop)
+    loop.longest = 0.0
+
+
+def main() -> None:
+    firewall = Firewall(1)
+    loop = MeasuredLoop()
+    loop.run_until_complete(check(firewall, int(sys.argv[1])))
+    print(f"{loop.longest * 1000:.2f} {firewall.repairs['']}")
+
+
+if __name__ == "__main__":
+    main()
