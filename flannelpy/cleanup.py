@@ -71,8 +71,8 @@ async def _remove_what_is_of(file: Path, ready: Path, lock: InstanceLock) -> Non
 
 
 async def _list_marked(netlink: Netlink, file: Path) -> None:
-    found = await marked(netlink)
-    if any(found):
+    found = ", ".join(filter(None, [str(await marked(netlink)), *await firewall.chains()]))
+    if found:
         log.warning(
             "There is neither %s nor a record of its last run, so nothing is removed. Marked as flannelpy's: %s",
             file,

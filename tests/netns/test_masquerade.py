@@ -112,3 +112,15 @@ def test_rules_of_another_network_in_its_chain_stay(flavour: Flavour, left: str)
             flavour.run("-t", "nat", "-D", *line.split()[1:])
     flavour.run("-t", "nat", "-X", "FLANNEL")
     assert flavour.rules("nat") == before
+
+
+def test_without_the_files_of_a_run_chains_are_only_listed(flavour: Flavour) -> None:
+    before = flavour.all_rules()
+    flavour.restore("*nat\n:FLANNEL-M-12.0.0.0/16 - [0:0]\n-A POSTROUTING -j FLANNEL-M-12.0.0.0/16\nCOMMIT\n")
+    [message] = flavour.clean_up("-subnet-file=/run/never.env")
+    assert "nothing is removed" in message
+    assert "iptables chain FLANNEL-M-12.0.0.0/16 in table nat" in message
+    assert "FLANNELX" not in message
+    assert "FLANNEL-POSTRTG" not in message
+    flavour.restore("*nat\n-D POSTROUTING -j FLANNEL-M-12.0.0.0/16\n-X FLANNEL-M-12.0.0.0/16\nCOMMIT\n")
+    assert flavour.all_rules() == before
