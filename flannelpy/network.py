@@ -105,7 +105,9 @@ class Network:
         cleanup.callback(chosen.backend.close)
         try:
             await self._start(chosen, manager, holder)
-            self._service = _Service(self.name, manager, chosen.backend, self._host, ready_file, self._on_change)
+            self._service = _Service(
+                self.name, manager, chosen.config.network, chosen.backend, self._host, ready_file, self._on_change
+            )
             self._on_change()
             await self._service.run(self._choose)
         except LeaseLost:
@@ -180,6 +182,7 @@ class _Service:
         self,
         name: str,
         manager: SubnetManager,
+        network: IPv4Network,
         backend: Backend,
         host: Host,
         ready_file: ReadyFile,
@@ -192,7 +195,8 @@ class _Service:
         self._external = interface.Watch(host.external, BootClock().now)
         self._ready_file = ready_file
         self._on_change = on_change
-        self._guard = Guard(self._check, self._tell_state)
+        self._guard = Guard(self._check, network, self._tell_state)
+        self._told = ("", "")  # trouble of the external interface, and the backend's words
 
     async def run(self, choose: Callable[[NetworkConfig], Awaitable[object]]) -> None:
         """Carry packets, keep the lease, follow the others, and look after the device."""
@@ -229,12 +233,20 @@ class _Service:
         self._on_change()
 
     async def _check(self, netlink: Netlink) -> list[str]:
-        before = self._external.trouble
         await self._external.check(netlink)
-        if self._external.trouble != before:
-            self._tell_state()
+        self._tell_changes()
         rules = [f"{rule} was lost: put right" for rule in await self._host.isolate(netlink)]
-        return [*rules, *await self._backend.repair(netlink)]
+        try:
+            return [*rules, *await self._backend.repair(netlink)]
+        finally:
+            self._tell_changes()
+
+    def _tell_changes(self) -> None:
+        """Report the state if the external interface or the backend has another one than at the last report."""
+        state = self._external.trouble, self._backend.describe()
+        if state != self._told:
+            self._told = state
+            self._tell_state()
 
     def _tell_state(self) -> None:
         self._ready_file.set(not self._trouble())

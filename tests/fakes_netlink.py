@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Iterable, Sequence
-from ipaddress import IPv4Address
-from typing import Self, TypeVar
+from collections.abc import AsyncIterator, Container, Hashable, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from typing import Self
 
-from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour, Unit
+from flannelpy.linux import entries, routes
+from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour
 from flannelpy.linux.interface import ExternalInterface
-from flannelpy.linux.netlink import Address, Link, Netlink, Refusal
+from flannelpy.linux.netlink import Address, Link, Netlink
+from flannelpy.linux.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
+from flannelpy.linux.rtnetlink import Message
+from flannelpy.linux.rules import PolicyRule
 
 EXTERNAL = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 1500)
 ETH1, FLANNEL1 = 2, 7
-
-Kind = TypeVar("Kind", bound=Entry)
+NO_ROUTE = RouteAnswer(errno=101)
 
 
 class FakeNetlink(Netlink):
-    """``changes`` is how often entries were put or removed; putting what is in ``refused`` fails by that errno."""
+    """``changes`` is how often entries were added or removed; adding what is in ``refused`` fails by that errno.
+
+    ``led_away`` answers instead of the routes about packets to these networks; of the host, or of containers (True).
+    """
 
     def __init__(self) -> None:
-        self.entries: dict[Hashable, Entry] = {}
+        self.gateways: list[Gateway] = []
+        self.others: dict[Hashable, Neighbour | Forward] = {}
         self.changes = 0
         self.refused: dict[Entry, int] = {}
         self.own_addresses = [Address(ETH1, EXTERNAL.address, 24), Address(3, IPv4Address("10.0.0.1"), 8)]
         self.there = {"eth1": Link(ETH1, "eth1", 1500), "flannel.1": Link(FLANNEL1, "flannel.1", 1450, "vxlan")}
+        self.led_away: dict[tuple[IPv4Network, bool], RouteAnswer] = {}
+        self.queries: list[RouteQuery] = []
+        self.policy: list[PolicyRule] = []
+        self.forwarding = {3}
+        self.connected = FLANNEL1  # the interface with a route to everything else
 
     async def __aenter__(self) -> Self:
         return self
@@ -33,14 +45,31 @@ class FakeNetlink(Netlink):
     async def __aexit__(self, *_: object) -> None:
         pass
 
-    def hold(self, *entries: Entry) -> None:
-        """Have these from the start."""
-        self.entries.update({entry.key: entry for entry in entries})
+    @property
+    def entries(self) -> list[Entry]:
+        """All there are."""
+        return [*self.gateways, *self.others.values()]
 
-    async def settled(self, *entries: Entry) -> None:
+    def hold(self, *held: Entry) -> None:
+        """Have these from the start."""
+        for entry in held:
+            if isinstance(entry, Gateway):
+                self.gateways.append(entry)
+            else:
+                self.others[entry.key] = entry
+
+    def lose(self, *lost: Entry) -> None:
+        """Have these no longer."""
+        for entry in lost:
+            if isinstance(entry, Gateway):
+                self.gateways.remove(entry)
+            else:
+                del self.others[entry.key]
+
+    async def settled(self, *wanted: Entry) -> None:
         """Return when there are these and no others."""
         async with asyncio.timeout(5):
-            while set(self.entries.values()) != set(entries):  # noqa: ASYNC110 - what is waited for has no event
+            while set(self.entries) != set(wanted):  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0)
 
     async def link(self, name: str) -> Link | None:
@@ -49,33 +78,73 @@ class FakeNetlink(Netlink):
     async def addresses(self) -> list[Address]:
         return self.own_addresses
 
-    async def gateways(self) -> list[Gateway]:
-        return self._of(Gateway)
+    def name_of(self, link_index: int) -> str:
+        return {link.index: link.name for link in self.there.values()}.get(link_index, f"if{link_index}")
 
-    async def neighbours(self, link_index: int) -> list[Neighbour]:
-        return self._of(Neighbour)
+    def is_forwarding(self, link_index: int) -> bool:
+        return link_index in self.forwarding
 
-    async def forwards(self, link_index: int) -> list[Forward]:
-        return self._of(Forward)
+    async def rules(self) -> list[PolicyRule]:
+        return self.policy
 
-    async def put(self, units: Iterable[Unit]) -> dict[Unit, Refusal]:
-        failed: dict[Unit, Refusal] = {}
-        for unit in units:
-            for entry in unit:
-                if entry in self.refused:
-                    failed.setdefault(unit, Refusal(entry, self.refused[entry]))
-                else:
-                    self.entries[entry.key] = entry
+    async def routes_of(self, wanted: RouteFilter) -> AsyncIterator[list[KernelRoute]]:
+        yield wanted.select([entries.addition(route) for route in self.gateways])
+
+    async def routes_to(self, destinations: Container[IPv4Network]) -> dict[IPv4Network, list[KernelRoute]]:
+        found: dict[IPv4Network, list[KernelRoute]] = {}
+        for route in self.gateways:
+            if route.destination in destinations:
+                found.setdefault(route.destination, []).append(routes.parse(entries.addition(route)))
+        return found
+
+    async def owned(self, network: IPv4Network, link_index: int) -> AsyncIterator[list[Message]]:
+        """As the kernel is asked: routes by their marks and interface, all else of our interface."""
+        kept = [routes.parse(entries.addition(route)) for route in self.gateways]
+        yield [entries.removal_of(route) for route in kept if entries.is_owned(route, network, link_index)]
+        yield [entries.removal(entry) for entry in self.others.values() if entry.link_index == link_index]
+
+    async def lookups(self, queries: Sequence[RouteQuery], *, matched: bool = False) -> list[RouteAnswer]:
+        self.queries += queries
+        return [self._answer(query) for query in queries]
+
+    def _answer(self, query: RouteQuery) -> RouteAnswer:
+        for (network, is_forwarded), answer in self.led_away.items():
+            if query.destination in network and is_forwarded == bool(query.input_index):
+                return answer
+        around = [route for route in self.gateways if query.destination in route.destination]
+        if not around:
+            return RouteAnswer(0, self.connected, None, 254, 1) if self.connected else NO_ROUTE
+        best = max(around, key=lambda route: route.destination.prefixlen)
+        found = routes.parse(entries.addition(best))
+        return RouteAnswer(0, best.link_index, best.gateway, 254, 1, best.protocol, 0, best.destination, found)
+
+    async def add(self, wanted: Sequence[Entry]) -> list[int]:
+        """As the kernel: a route is refused where another one is, all else replaces what is of its key."""
+        return [self._add(entry) for entry in wanted]
+
+    async def append(self, wanted: Sequence[Gateway]) -> list[int]:
+        self.changes += len(wanted)
+        self.gateways += wanted
+        return [0] * len(wanted)
+
+    def _add(self, entry: Entry) -> int:
+        if entry in self.refused:
+            return self.refused[entry]
+        if isinstance(entry, Gateway) and any(route.destination == entry.destination for route in self.gateways):
+            return 17
+        self.changes += 1
+        self.hold(entry)
+        return 0
+
+    async def remove(self, unwanted: Sequence[Message]) -> None:
+        """As the kernel: a route goes if it is that very one, a neighbour by its address."""
+        for key in unwanted:
+            for entry in self.entries:
+                is_it = entries.removal(entry) == key
+                if is_it or (isinstance(entry, Neighbour) and _is_neighbour_of(key, entry)):
+                    self.lose(entry)
                     self.changes += 1
-        return failed
 
-    async def remove(self, entries: Sequence[Entry]) -> None:
-        """As the kernel: a route goes if it is that very one, all else by its key."""
-        for entry in entries:
-            there = self.entries.get(entry.key)
-            if there and (there == entry or not isinstance(entry, Gateway)):
-                del self.entries[entry.key]
-                self.changes += 1
 
-    def _of(self, kind: type[Kind]) -> list[Kind]:
-        return [entry for entry in self.entries.values() if isinstance(entry, kind)]
+def _is_neighbour_of(key: Message, entry: Neighbour) -> bool:
+    return key.message_type == entries.removal(entry).message_type and entries.key(key) == entry.key

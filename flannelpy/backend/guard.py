@@ -1,6 +1,6 @@
-"""Looks after what a host has set up: when somebody changes the network underneath, it is put right within moments.
+"""Checks what a host has set up whenever the kernel reports a change, and has it restored.
 
-The kernel rings when links, addresses or routes change; in case it was not heard, everything is looked at now and then.
+In case a report was lost, everything is checked every ten seconds.
 Counterpart: none; the original never looks again.
 """
 
@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from ipaddress import IPv4Network
 from typing import Never
 
 from flannelpy.errors import HostError
@@ -18,7 +19,7 @@ from flannelpy.linux.netlink import Netlink
 
 log = logging.getLogger(__name__)
 
-#: Puts right what is wrong, and says what was; raises HostError when it cannot.
+#: Restores what is wrong; one line for each thing restored.  Raises HostError when it cannot.
 Check = Callable[[Netlink], Awaitable[list[str]]]
 
 _LOOK_SECONDS = 10.0
@@ -27,11 +28,15 @@ _PAUSE_SECONDS = 0.5
 
 
 class Guard:
-    """``trouble`` is what could not be put right, empty while all is well; ``repairs`` counts what could."""
+    """``trouble`` is what could not be restored, empty while all is well; ``repairs`` counts what could."""
 
-    def __init__(self, check: Check, on_change: Callable[[], None]) -> None:
-        """``on_change`` is called whenever ``trouble`` or ``repairs`` has changed."""
+    def __init__(self, check: Check, network: IPv4Network, on_change: Callable[[], None]) -> None:
+        """``on_change`` is called whenever ``trouble`` or ``repairs`` has changed.
+
+        Changes of routes that do not overlap ``network`` cause no check.
+        """
         self._check = check
+        self._network = network
         self._on_change = on_change
         self.trouble = ""
         self.repairs = 0
@@ -39,7 +44,7 @@ class Guard:
     async def run(self) -> Never:
         """Look whenever something changed."""
         bell = asyncio.Event()
-        listener = asyncio.create_task(_listen(bell))
+        listener = asyncio.create_task(_listen(bell, self._network))
         try:
             async with Netlink() as netlink:
                 while True:
@@ -67,12 +72,12 @@ class Guard:
             self._on_change()
 
 
-async def _listen(bell: asyncio.Event) -> Never:
+async def _listen(bell: asyncio.Event, network: IPv4Network) -> Never:
     """Ring whenever the kernel says that something changed."""
     while True:
         bell.set()  # for what changed before the socket listened
         try:
-            async for _ in changes():
+            async for _ in changes(network):
                 bell.set()
         except OSError:  # more changes than the kernel keeps for us
             await asyncio.sleep(_PAUSE_SECONDS)

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.backend.base import reachable
-from flannelpy.backend.forwarding import Forwarding
+from flannelpy.backend.chunks import in_chunks
+from flannelpy.backend.kernel_entries import EntryReconciler
+from flannelpy.backend.route_check import RouteCheck, Way
 from flannelpy.errors import HostError
 from flannelpy.linux.entries import Gateway, Unit
 from flannelpy.linux.interface import ExternalInterface, on_link
@@ -44,8 +46,9 @@ class HostGwBackend:
         self._network = config.network
         self._external = external
         self._others: dict[IPv4Network, IPv4Address] = {}
-        self._unreachable: dict[IPv4Network, IPv4Address] = {}
-        self._forwarding = Forwarding(self._wanted, self._present)
+        self._off_link: dict[IPv4Network, IPv4Address] = {}
+        self._wanted_for: object = None  # what the entries of the last comparison were made from
+        self._entries = EntryReconciler(self._network, self._wanted, self._no_own_link)
 
     def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
         """The public IP is the gateway."""
@@ -53,6 +56,7 @@ class HostGwBackend:
 
     async def start(self, lease: Lease) -> int:
         """Routes come with the leases; nothing is put around packets, so the MTU is the interface's."""
+        self._route_check = RouteCheck(self._network, lease.subnet)
         return self._external.mtu
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
@@ -64,56 +68,78 @@ class HostGwBackend:
             else:
                 log.info("Subnet removed: %s", event.subnet)
                 del self._others[event.subnet]
-        self._forwarding.changed()
+        self._wanted_for = None
+        self._entries.changed()
 
     def describe(self) -> str:
         """How many hosts we can send to."""
-        return f"next hops: {len(self._others) - len(self._unreachable)}"
+        lost = {*self._off_link, *self._entries.unreachable, *self._route_check.unreachable}
+        return f"next hops: {len(self._others) - len(lost)}" + (f", unreachable: {len(lost)}" if lost else "")
 
     async def run(self) -> None:
         """Carry over into the kernel what changed."""
-        await self._forwarding.run()
+        await self._entries.run()
 
     async def repair(self, netlink: Netlink) -> list[str]:
-        """Routes that somebody removed or changed come back."""
-        return await self._forwarding.repair(netlink)
+        """Routes that another program removed or changed come back."""
+        repaired = await self._entries.repair(netlink)
+        if self._entries.is_settled and not repaired:
+            async with self._entries.lock:
+                await check_routes(netlink, self._entries, self._route_check)
+                await self._route_check.report_leftovers(netlink, self._link_index, self._entries.units)
+        return repaired
 
     def close(self) -> None:
-        """Routes stay, for traffic to go on while we restart."""
+        """Routes stay, for traffic to continue while we restart."""
 
     async def _wanted(self, netlink: Netlink) -> Mapping[IPv4Network, Unit]:
         """The routes that the leases ask for, as far as they can be."""
         link = await netlink.link(self._external.name)
         if link is None:
             raise HostError(f"{self._external.name} is gone: no routes to other hosts")
+        self._link_index = link.index
         networks = await on_link(netlink, link)
-        before = self._unreachable
-        self._unreachable = {
-            subnet: gateway
-            for subnet, gateway in self._others.items()
-            if not any(gateway in network for network in networks)
-        }
-        for subnet, gateway in self._unreachable.items() - before.items():
-            log.error(
-                "Ignoring subnet %s: %s is not on the link of %s (%s), which host-gw needs",
-                subnet,
-                gateway,
-                self._external.name,
-                ", ".join(map(str, networks)) or "no address",
-            )
-        return {
-            subnet: (Gateway(subnet, gateway, link.index),)
-            for subnet, gateway in self._others.items()
-            if subnet not in self._unreachable
-        }
+        if self._wanted_for == (link.index, networks):
+            return self._entries.units
+        self._wanted_for = link.index, networks
+        units, off_link = dict[IPv4Network, Unit](), dict[IPv4Network, IPv4Address]()
+        async for chunk in in_chunks(list(self._others.items())):
+            for subnet, gateway in chunk:
+                if any(gateway in network for network in networks):
+                    units[subnet] = (Gateway(subnet, gateway, link.index),)
+                else:
+                    off_link[subnet] = gateway
+        self._note_off_link(off_link, networks)
+        return units
 
-    async def _present(self, netlink: Netlink) -> Sequence[Gateway]:
-        return await gateways_into(self._network, netlink)
+    def _note_off_link(self, off_link: dict[IPv4Network, IPv4Address], networks: Sequence[IPv4Network]) -> None:
+        """Log each of these hosts once."""
+        before, self._off_link = self._off_link, off_link
+        for subnet, gateway in off_link.items():
+            if before.get(subnet) != gateway:
+                log.error(
+                    "Ignoring subnet %s: %s is not on the link of %s (%s), which host-gw needs",
+                    subnet,
+                    gateway,
+                    self._external.name,
+                    ", ".join(map(str, networks)) or "no address",
+                )
+
+    async def _no_own_link(self, _: Netlink) -> int:
+        return 0
 
 
-async def gateways_into(network: IPv4Network, netlink: Netlink) -> list[Gateway]:
-    """The routes to other hosts' subnets."""
-    return [gateway for gateway in await netlink.gateways() if gateway.destination.subnet_of(network)]
+async def check_routes(netlink: Netlink, reconciler: EntryReconciler, check: RouteCheck, own_link: int = 0) -> None:
+    """Ask the kernel whether it uses the routes that the reconciler added.  Raises HostError."""
+    units, lost = reconciler.units, reconciler.unreachable
+    subnets = [subnet for subnet in units if subnet not in lost] if lost else list(units)
+
+    def way(subnet: IPv4Network) -> Way:
+        route = units[subnet][-1]
+        assert isinstance(route, Gateway)
+        return Way(route.link_index, route.gateway)
+
+    await check.check(netlink, subnets, way, own_link, reconciler.blocked)
 
 
 def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> HostGwBackend:

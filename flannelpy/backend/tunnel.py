@@ -8,7 +8,6 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
-from flannelpy.errors import HostError
 from flannelpy.linux.netlink import Address, Link, Netlink
 
 
@@ -21,32 +20,18 @@ class Tunnel(NamedTuple):
     queue: int
 
     async def set_up(self, netlink: Netlink, name: str) -> None:
-        """Give the device all of it, and see that the route leads there.  Raises HostError."""
+        """Give the device all of it.  Raises HostError."""
         await netlink.bring_up(name, self.address, self.network, self.mtu, self.queue)
-        await self._check_route(netlink, name)
 
     async def flaws(self, netlink: Netlink, link: Link) -> list[str]:
         """What is not as it should be.  Raises HostError."""
-        addresses, routes = await netlink.addresses(), await netlink.routes()
         flaws = []
         if not link.is_up:
             flaws.append("was set down")
         if link.mtu != self.mtu:
             flaws.append(f"got MTU {link.mtu} instead of {self.mtu}")
-        if Address(link.index, self.address, self.network.prefixlen) not in addresses:
+        if Address(link.index, self.address, self.network.prefixlen) not in await netlink.addresses():
             flaws.append(f"lost its address {self.address}/{self.network.prefixlen}")
-        if link.is_up and not any(
-            route.destination == self.network and route.link_index == link.index for route in routes
-        ):
+        if link.is_up and not await netlink.has_connected_route(self.network, link.index):
             flaws.append(f"lost the route to {self.network}")
         return flaws
-
-    async def _check_route(self, netlink: Netlink, name: str) -> None:
-        """A leftover device with our network would swallow the containers' packets."""
-        names = {link.index: link.name for link in await netlink.links()}
-        ways = [names.get(route.link_index) for route in await netlink.routes() if route.destination == self.network]
-        if ways != [name]:
-            others = ", ".join(way or "an interface that just came" for way in ways if way != name)
-            raise HostError(
-                f"the route to {self.network} leads to {others or 'nothing'} instead of {name} alone; remove it"
-            )

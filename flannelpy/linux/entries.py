@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
+from flannelpy.linux import routes as routes_
 from flannelpy.linux.marks import ROUTE_PROTOCOL
+from flannelpy.linux.routes import PROTOCOL_KERNEL, KernelRoute
 from flannelpy.linux.rtnetlink import (
+    NLM_F_APPEND,
     NLM_F_CREATE,
+    NLM_F_EXCL,
     NLM_F_REPLACE,
     RTM_DELNEIGH,
     RTM_DELROUTE,
@@ -33,9 +37,8 @@ _AF_INET, _AF_BRIDGE = 2, 7
 # struct rtmsg { unsigned char rtm_family, rtm_dst_len, rtm_src_len, rtm_tos, rtm_table, rtm_protocol, rtm_scope,
 #                rtm_type; unsigned rtm_flags; }
 _RTMSG = struct.Struct("=BBBBBBBBI")
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH, _RTA_NH_ID = 1, 4, 5, 6, 9, 30
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH, _RTA_TABLE = 1, 4, 5, 6, 9, 15
 _RT_TABLE_MAIN = 254
-_RTPROT_BOOT = 3
 _RTN_UNICAST = 1
 _RTNH_F_ONLINK = 4
 # struct rtnexthop { unsigned short rtnh_len; unsigned char rtnh_flags, rtnh_hops; int rtnh_ifindex; }
@@ -48,6 +51,10 @@ _NUD_PERMANENT = 0x80
 _NTF_SELF = 0x02
 
 _NUMBER = struct.Struct("=I")
+# The attributes of a route that Gateway can describe, and what stands before the value of each.
+_DEFINED = {_RTA_DST, _RTA_GATEWAY, _RTA_OIF}
+_OF_A_GATEWAY = {*_DEFINED, _RTA_TABLE}
+_DST, _GATEWAY, _OIF = (attribute(number, bytes(4))[:4] for number in (_RTA_DST, _RTA_GATEWAY, _RTA_OIF))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +168,88 @@ Entry = Gateway | Neighbour | Forward
 Unit = tuple[Entry, ...]
 
 
-def put(entry: Entry) -> Message:
-    """The request that adds an entry, or puts it in the place of that of its key."""
-    message_type = RTM_NEWROUTE if isinstance(entry, Gateway) else RTM_NEWNEIGH
-    return Message(message_type, entry.body(), NLM_F_CREATE | NLM_F_REPLACE)
+def addition(entry: Entry) -> Message:
+    """The request that adds an entry.
+
+    A route is refused (EEXIST) where there is one of that destination, whoever added it.  A neighbour or FDB entry,
+    which is on a device of ours, replaces that of its key.
+    """
+    if isinstance(entry, Gateway):
+        return Message(RTM_NEWROUTE, entry.body(), NLM_F_CREATE | NLM_F_EXCL)
+    return Message(RTM_NEWNEIGH, entry.body(), NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def appending(route: Gateway) -> Message:
+    """The request that adds a route behind those of its destination, which the kernel uses until they are removed."""
+    return Message(RTM_NEWROUTE, route.body(), NLM_F_CREATE | NLM_F_APPEND)
 
 
 def removal(entry: Entry) -> Message:
-    """The request that removes an entry."""
+    """The request that removes exactly this entry.  It is also the key by which entries are compared."""
     return Message(RTM_DELROUTE if isinstance(entry, Gateway) else RTM_DELNEIGH, entry.body())
+
+
+def removal_of(route: KernelRoute) -> Message:
+    """The same of a route that was listed; a route that ``Gateway`` can describe gets the same key."""
+    if not route.attributes.keys() <= _OF_A_GATEWAY or not route.attributes.keys() >= _DEFINED:
+        return routes_.removal(route)
+    if route.tos or not route.is_unicast or route.table != _RT_TABLE_MAIN:
+        return routes_.removal(route)
+    header = _RTMSG.pack(
+        _AF_INET,
+        route.prefix_len,
+        0,
+        0,
+        _RT_TABLE_MAIN,
+        route.protocol,
+        0,
+        _RTN_UNICAST,
+        route.flags & _RTNH_F_ONLINK,
+    )
+    has = route.attributes
+    return Message(RTM_DELROUTE, header + _DST + has[_RTA_DST] + _GATEWAY + has[_RTA_GATEWAY] + _OIF + has[_RTA_OIF])
+
+
+def is_owned(route: KernelRoute, network: IPv4Network, link_index: int) -> bool:
+    """Whether a route into ``network`` is ours: by its mark, or because it leads out of our own device.
+
+    The device's connected route, to ``network`` as a whole, is not an entry.  Without a device ``link_index`` is 0.
+    """
+    is_on_device = bool(link_index) and route.link_index == link_index and route.protocol != PROTOCOL_KERNEL
+    if not (is_on_device or route.protocol == ROUTE_PROTOCOL):
+        return False
+    address = int.from_bytes(route.attributes.get(_RTA_DST, bytes(4)), "big")
+    is_inside = address & int(network.netmask) == int(network.network_address)
+    return is_inside and (
+        route.prefix_len > network.prefixlen or (route.prefix_len == network.prefixlen and route.gateway is not None)
+    )
+
+
+def destination(key: Message) -> IPv4Network | None:
+    """The destination of a route by its key; None of another entry."""
+    return routes_.parse(key).destination if key.message_type == RTM_DELROUTE else None
+
+
+def describe(key: Message) -> str:
+    """An entry in words, by its key."""
+    if key.message_type == RTM_DELROUTE:
+        route = routes_.parse(key)
+        return f"route to {route.destination}" + (f" via {route.gateway}" if route.gateway else "")
+    return str(_neighbour_entry(key))
+
+
+def key(removal: Message) -> Hashable:
+    """The key within which an entry is replaced by another one."""
+    if removal.message_type == RTM_DELROUTE:
+        return routes_.parse(removal).destination
+    return _neighbour_entry(removal).key
+
+
+def _neighbour_entry(removal: Message) -> Neighbour | Forward:
+    family, link_index, *_ = _NDMSG.unpack_from(removal.body)
+    has = attributes(removal.body, _NDMSG.size)
+    address, mac = IPv4Address(has[_NDA_DST]), has[_NDA_LLADDR].hex(":")
+    return Forward(mac, address, link_index) if family == _AF_BRIDGE else Neighbour(address, mac, link_index)
 
 
 #: The request that lists all IPv4 routes.
@@ -208,23 +288,6 @@ def routes(messages: list[Message]) -> list[Route]:
         Route(route.destination, link_index, route.number(_RTA_PRIORITY))
         for route in _of_main_table(messages)
         for link_index in _ways_out(route)
-    ]
-
-
-def gateways(messages: list[Message]) -> list[Gateway]:
-    """Those that are like ours: no other programs', of no metric and for every kind of service."""
-    return [
-        Gateway(
-            route.destination,
-            IPv4Address(route.attributes[_RTA_GATEWAY]),
-            route.number(_RTA_OIF),
-            bool(route.flags & _RTNH_F_ONLINK),
-            route.protocol,
-        )
-        for route in _of_main_table(messages)
-        if route.protocol in (ROUTE_PROTOCOL, _RTPROT_BOOT)
-        and {_RTA_GATEWAY, _RTA_OIF} <= route.attributes.keys()
-        and not (route.type_of_service or route.number(_RTA_PRIORITY) or _RTA_NH_ID in route.attributes)
     ]
 
 

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
-from socket import AF_INET
+from pathlib import Path
+from socket import AF_INET, if_indextoname
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from flannelpy.errors import HostError
-from flannelpy.linux import entries, routes
-from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour, Prohibition, Route, Unit
+from flannelpy.linux import entries, routes, rules
+from flannelpy.linux.entries import Entry, Gateway, Prohibition, Route
 from flannelpy.linux.marks import ROUTE_PROTOCOL
 from flannelpy.linux.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
 from flannelpy.linux.rtnetlink import InterruptedListing, Message, RtnetlinkSocket
+from flannelpy.linux.rules import PolicyRule
 
 if TYPE_CHECKING:
     from pyroute2 import AsyncIPRoute
@@ -79,13 +81,13 @@ class Address:
 
 
 class Refusal(NamedTuple):
-    """An entry that could not be put, and the errno."""
+    """An entry that the kernel did not take, and the errno."""
 
     entry: Entry
     errno: int
 
     def __str__(self) -> str:
-        return f"cannot put the {self.entry}: {os.strerror(self.errno)}"
+        return f"the kernel refuses the {self.entry}: {os.strerror(self.errno)}"
 
 
 class Netlink:
@@ -156,13 +158,8 @@ class Netlink:
 
         While routes change, one may be missing or come twice.
         """
-        with suppress(InterruptedListing):
-            try:
-                async for chunk in self._socket.listing(wanted.request()):
-                    yield [route for route in map(routes.parse, chunk) if wanted.matches(route)]
-            except OSError as error:
-                if error.errno not in _GONE:  # of a table or an interface that is not there
-                    raise HostError(f"cannot list this machine's routes: {error.strerror}") from error
+        async for chunk in self._listing(wanted.request()):
+            yield wanted.select(chunk)
 
     async def marked_routes(self) -> list[KernelRoute]:
         """The main table's routes with our mark, to whatever destination.  Raises HostError."""
@@ -170,52 +167,99 @@ class Netlink:
 
     async def remove_routes(self, unwanted: Sequence[KernelRoute]) -> None:
         """Remove exactly these routes; one that has gone already is gone.  Raises HostError."""
-        errors = await self._change([routes.removal(route) for route in unwanted])
-        for route, error in zip(unwanted, errors, strict=True):
-            if error and error not in _GONE:
-                raise HostError(f"cannot remove the route to {route.destination}: {os.strerror(error)}")
+        await self.remove([routes.removal(route) for route in unwanted])
 
-    async def gateways(self) -> list[Gateway]:
-        """The main table's routes by way of other machines that are like those we put: no other programs'.
+    async def routes_to(self, destinations: Container[IPv4Network]) -> dict[IPv4Network, list[KernelRoute]]:
+        """The main table's routes to exactly these destinations, in the kernel's order.  Raises HostError."""
+        found: dict[IPv4Network, list[KernelRoute]] = {}
+        async for chunk in self.routes_of(RouteFilter()):
+            for route in chunk:
+                if route.destination in destinations:
+                    found.setdefault(route.destination, []).append(route)
+        return found
+
+    async def owned(self, network: IPv4Network, link_index: int) -> AsyncIterator[list[Message]]:
+        """What is ours of what leads into ``network``, chunk by chunk, by its key (``entries.removal``).
+
+        The device with ``link_index`` is our own, if it is not 0.  Raises HostError.
+        """
+        filters = [RouteFilter(ROUTE_PROTOCOL)]
+        if link_index:
+            filters.append(RouteFilter(link_index=link_index, except_protocol=ROUTE_PROTOCOL))
+        for wanted in filters:
+            async for chunk in self.routes_of(wanted):
+                yield [entries.removal_of(route) for route in chunk if entries.is_owned(route, network, link_index)]
+        if link_index:
+            async for messages in self._listing(entries.all_neighbours(link_index)):
+                yield [entries.removal(one) for one in entries.neighbours(messages, link_index)]
+            async for messages in self._listing(entries.all_forwards(link_index)):
+                yield [entries.removal(one) for one in entries.forwards(messages, link_index)]
+
+    async def rules(self) -> list[PolicyRule]:
+        """The policy rules in the order in which the kernel looks at them.  Raises HostError."""
+        found = [rules.parse(one) async for chunk in self._listing(rules.ALL_RULES) for one in chunk]
+        return sorted(found, key=lambda rule: rule.priority)
+
+    def name_of(self, link_index: int) -> str:
+        """The name of the interface with that index; one that is gone has none."""
+        try:
+            return if_indextoname(link_index)
+        except OSError:
+            return f"if{link_index}"
+
+    def is_forwarding(self, link_index: int) -> bool:
+        """Whether the kernel forwards packets that come in by that interface."""
+        try:
+            text = Path(f"/proc/sys/net/ipv4/conf/{self.name_of(link_index)}/forwarding").read_text()
+        except OSError:
+            return False
+        return text.strip() == "1"
+
+    async def has_connected_route(self, network: IPv4Network, link_index: int) -> bool:
+        """Whether the interface has the route to the network that it is on.  Raises HostError."""
+        # The kernel adds it with the address.  One that we added stands among all that carry our mark.
+        for protocol in (routes.PROTOCOL_KERNEL, ROUTE_PROTOCOL):
+            is_found = False
+            async for chunk in self.routes_of(RouteFilter(protocol, link_index)):
+                is_found |= any(not route.gateway and route.destination == network for route in chunk)
+            if is_found:
+                return True
+        return False
+
+    async def add(self, wanted: Sequence[Entry]) -> list[int]:
+        """Add these entries; the errno of each, 0 where it was done: EEXIST where another route is.
 
         Raises HostError.
         """
-        return entries.gateways(await self._list(entries.ALL_ROUTES))
+        return await self._change(map(entries.addition, wanted))
 
-    async def neighbours(self, link_index: int) -> list[Neighbour]:
-        """The permanent IPv4 neighbours on a link.  Raises HostError."""
-        return entries.neighbours(await self._list(entries.all_neighbours(link_index)), link_index)
+    async def append(self, wanted: Sequence[Gateway]) -> list[int]:
+        """Add these routes behind those of their destinations; the errno of each.  Raises HostError."""
+        return await self._change(map(entries.appending, wanted))
 
-    async def forwards(self, link_index: int) -> list[Forward]:
-        """The permanent entries of a VXLAN device's forwarding database.  Raises HostError."""
-        return entries.forwards(await self._list(entries.all_forwards(link_index)), link_index)
-
-    async def put(self, units: Iterable[Unit]) -> dict[Unit, Refusal]:
-        """Add these entries, or put them in the place of those of the same key; which units failed, and why.
-
-        Of a unit that failed some entries may have been put.  Raises HostError.
-        """
-        failed: dict[Unit, Refusal] = {}
-        all_of = [(unit, entry) for unit in units for entry in unit]
-        errors = await self._change([entries.put(entry) for _, entry in all_of])
-        for (unit, entry), error in zip(all_of, errors, strict=True):
-            if error:
-                failed.setdefault(unit, Refusal(entry, error))
-        return failed
-
-    async def remove(self, unwanted: Sequence[Entry]) -> None:
-        """Remove these entries; of those that are gone already nothing is said.  Raises HostError."""
-        errors = await self._change([entries.removal(entry) for entry in unwanted])
-        for entry, error in zip(unwanted, errors, strict=True):
+    async def remove(self, unwanted: Sequence[Message]) -> None:
+        """Remove these entries, given by their keys; one that has gone already is gone.  Raises HostError."""
+        errors = await self._change(unwanted)
+        for one, error in zip(unwanted, errors, strict=True):
             if error and error not in _GONE:
-                raise HostError(f"cannot remove the {entry}: {os.strerror(error)}")
+                raise HostError(f"cannot remove the {entries.describe(one)}: {os.strerror(error)}")
 
-    async def _change(self, requests: Sequence[Message]) -> list[int]:
+    async def _change(self, requests: Iterable[Message]) -> list[int]:
         """The errno of each.  Raises HostError when the kernel cannot be asked."""
         try:
             return await self._socket.change(requests)
         except OSError as error:
             raise HostError(f"cannot change this machine's routes and neighbours: {error.strerror}") from error
+
+    async def _listing(self, request: Message) -> AsyncIterator[list[Message]]:
+        """Chunk by chunk; while things change, one may be missing or come twice.  Raises HostError."""
+        with suppress(InterruptedListing):
+            try:
+                async for chunk in self._socket.listing(request):
+                    yield chunk
+            except OSError as error:
+                if error.errno not in _GONE:  # of a table or an interface that is not there
+                    raise HostError(f"cannot list this machine's routes and neighbours: {error.strerror}") from error
 
     async def _list(self, request: Message) -> list[Message]:
         """All of an answer, asked for again when things changed under it.  Raises HostError."""
@@ -354,9 +398,10 @@ class Netlink:
             if Address(index, address, network.prefixlen) not in await self.addresses():
                 await self._route.addr("add", index=index, address=str(address), prefixlen=network.prefixlen)
             await self._route.link("set", index=index, state="up")
-            if not any(route.destination == network and route.link_index == index for route in await self.routes()):
+            if not await self.has_connected_route(network, index):
+                # Where another program has one to the same network, ours stands behind it, as the kernel's own would.
                 await self._route.route(
-                    "add",
+                    "append",
                     dst=str(network),
                     oif=index,
                     prefsrc=str(address),

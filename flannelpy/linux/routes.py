@@ -6,7 +6,7 @@ Source: rtnetlink(7), include/uapi/linux/rtnetlink.h, inet_rtm_getroute in net/i
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
@@ -16,6 +16,8 @@ _AF_INET = 2
 # struct rtmsg { unsigned char rtm_family, rtm_dst_len, rtm_src_len, rtm_tos, rtm_table, rtm_protocol, rtm_scope,
 #                rtm_type; unsigned rtm_flags; }
 _RTMSG = struct.Struct("=BBBBBBBBI")
+# The byte of it that is rtm_protocol.
+_PROTOCOL = 5
 _NUMBER = struct.Struct("=I")
 _RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 2, 3, 4, 5, 6
 _RTA_MULTIPATH, _RTA_TABLE, _RTA_NH_ID = 9, 15, 30
@@ -23,17 +25,30 @@ _RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x1000, 0x2000
 _RTNH_F_ONLINK = 4
 _MAX_SMALL_TABLE = 255
 
-TABLE_MAIN = 254
+# struct rtnexthop { unsigned short rtnh_len; unsigned char rtnh_flags, rtnh_hops; int rtnh_ifindex; }
+_RTNEXTHOP = struct.Struct("=HBBi")
+_SCOPE_LINK = 253
+
+TABLE_MAIN, TABLE_LOCAL = 254, 255
 PROTOCOL_KERNEL, PROTOCOL_BOOT = 2, 3
+UNICAST, LOCAL, BLACKHOLE, UNREACHABLE, PROHIBIT, THROW = 1, 2, 6, 7, 8, 9
+
+# As iproute2 prints them.
+_KINDS = {2: "local", 3: "broadcast", 4: "anycast", 5: "multicast", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+_KINDS |= {9: "throw", 10: "nat"}
+_PROTOCOLS = {1: "redirect", 2: "kernel", 3: "boot", 4: "static", 8: "gated", 9: "ra", 11: "zebra", 12: "bird"}
+_PROTOCOLS |= {16: "dhcp", 18: "keepalived", 42: "babel", 186: "bgp", 187: "isis", 188: "ospf", 189: "rip"}
+_TABLES = {253: "default", 254: "main", 255: "local"}
 
 
 class RouteFilter(NamedTuple):
-    """Which routes are listed; 0 stands for all."""
+    """Which routes are listed; 0 stands for all, of ``except_protocol`` for none."""
 
     protocol: int = 0
     link_index: int = 0
     table: int = TABLE_MAIN
     kind: int = 0
+    except_protocol: int = 0
 
     def request(self) -> Message:
         """The request for these; kernels before 4.20 answer it with all routes."""
@@ -45,14 +60,21 @@ class RouteFilter(NamedTuple):
             _RTMSG.pack(_AF_INET, 0, 0, 0, table, self.protocol, 0, self.kind, 0) + by_table + by_link,
         )
 
-    def matches(self, route: KernelRoute) -> bool:
-        """Whether a route is one of these.  One of several next hops suffices for ``link_index``."""
-        return (
-            self.protocol in (0, route.protocol)
-            and self.table in (0, route.table)
+    def select(self, messages: Iterable[Message]) -> list[KernelRoute]:
+        """Those of a listing that are wanted.  One of several next hops suffices for ``link_index``."""
+        # Most of what is not wanted is found out by its header, which takes a tenth of the time.
+        likely = (
+            message
+            for message in messages
+            if self.protocol in (0, message.body[_PROTOCOL]) and message.body[_PROTOCOL] != self.except_protocol
+        )
+        return [
+            route
+            for route in map(parse, likely)
+            if self.table in (0, route.table)
             and self.kind in (0, route.kind)
             and (not self.link_index or self.link_index == route.link_index or _RTA_MULTIPATH in route.attributes)
-        )
+        ]
 
 
 class KernelRoute(NamedTuple):
@@ -103,9 +125,56 @@ class KernelRoute(NamedTuple):
         """Whether it has several next hops, or a nexthop object, which other programs can change."""
         return _RTA_MULTIPATH in self.attributes or _RTA_NH_ID in self.attributes
 
+    @property
+    def is_unicast(self) -> bool:
+        """Whether it leads to another machine or a network, and neither to the host itself nor to an error."""
+        return self.kind == UNICAST
+
+    def text(self, name_of: Callable[[int], str]) -> str:
+        """As ``ip route del`` takes it; ``name_of`` an interface with an index."""
+        return " ".join(self._words(name_of))
+
+    def _words(self, name_of: Callable[[int], str]) -> Iterator[str]:
+        if not self.is_unicast:
+            yield _KINDS.get(self.kind, str(self.kind))
+        yield str(self.destination) if self.prefix_len else "default"
+        if self.tos:
+            yield f"tos {self.tos:#x}"
+        if _RTA_NH_ID in self.attributes:
+            yield f"nhid {self._number(_RTA_NH_ID)}"
+        else:
+            yield from _hop_words(self.gateway, self.link_index, name_of)
+        yield f"proto {_PROTOCOLS.get(self.protocol, self.protocol)}"
+        if self.scope == _SCOPE_LINK and self.is_unicast:
+            yield "scope link"
+        if self.metric:
+            yield f"metric {self.metric}"
+        if self.table != TABLE_MAIN:
+            yield f"table {_TABLES.get(self.table, self.table)}"
+        if self.is_onlink:
+            yield "onlink"
+        for gateway, link_index in self._hops():
+            yield " ".join(["nexthop", *_hop_words(gateway, link_index, name_of)])
+
+    def _hops(self) -> Iterator[tuple[IPv4Address | None, int]]:
+        """Gateway and interface of each next hop of several."""
+        left = b"" if _RTA_NH_ID in self.attributes else self.attributes.get(_RTA_MULTIPATH, b"")
+        while len(left) >= _RTNEXTHOP.size:
+            length, _, _, link_index = _RTNEXTHOP.unpack_from(left)
+            found = attributes(left[:length], _RTNEXTHOP.size).get(_RTA_GATEWAY)
+            yield IPv4Address(found) if found else None, link_index
+            left = left[max(length + 3 & ~3, _RTNEXTHOP.size) :]
+
     def _number(self, name: int) -> int:
         value: int = _NUMBER.unpack(self.attributes.get(name, bytes(_NUMBER.size)))[0]
         return value
+
+
+def _hop_words(gateway: IPv4Address | None, link_index: int, name_of: Callable[[int], str]) -> Iterator[str]:
+    if gateway:
+        yield f"via {gateway}"
+    if link_index:
+        yield f"dev {name_of(link_index)}"
 
 
 def parse(message: Message) -> KernelRoute:
@@ -151,8 +220,8 @@ class RouteAnswer(NamedTuple):
     EINVAL: blackhole, or a source that cannot be.  EACCES: prohibit.  EHOSTUNREACH: unreachable, or forwarding is off.
     ENETUNREACH: no route.  EXDEV: rp_filter refuses the source.
 
-    Which of several next hops it would use is known only of a query that is not ``matched``; ``protocol`` and
-    ``prefix`` only of one that is.
+    Which of several next hops it would use is known only of a query that is not ``matched``; ``protocol``, ``prefix``
+    and ``route`` only of one that is.
     """
 
     errno: int = 0
@@ -163,6 +232,7 @@ class RouteAnswer(NamedTuple):
     protocol: int = 0
     metric: int = 0
     prefix: IPv4Network | None = None
+    route: KernelRoute | None = None
 
 
 def answer(message: Message, *, matched: bool) -> RouteAnswer:
@@ -179,4 +249,5 @@ def answer(message: Message, *, matched: bool) -> RouteAnswer:
         route.protocol,
         route.metric,
         route.destination if matched else None,
+        route if matched else None,
     )

@@ -11,7 +11,7 @@ import asyncio
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
@@ -61,11 +61,11 @@ class RtnetlinkSocket:
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
         self._sequence = 0
 
-    async def change(self, requests: Sequence[Message]) -> list[int]:
+    async def change(self, requests: Iterable[Message]) -> list[int]:
         """The errno of each request, 0 where it was done; many go with one system call.  Raises OSError."""
         return [error_of(answer) for answer in await self.ask(requests, _NLM_F_ACK)]
 
-    async def ask(self, requests: Sequence[Message], flags: int = 0) -> list[Message]:
+    async def ask(self, requests: Iterable[Message], flags: int = 0) -> list[Message]:
         """The answer to each request, which may be an error (``error_of``).  Raises OSError."""
         left, answers = iter(requests), list[Message]()
         while batch := list(islice(left, _BATCH)):

@@ -33,10 +33,11 @@ from flannelpy.backend.udp import backend as udp_backend
 from flannelpy.backend.udp import device
 from flannelpy.backend.udp.engine import BATCH_PACKETS, Engine, Plan
 from flannelpy.backend.udp.routes import NextHop, Routes
-from flannelpy.linux import entries, systemd
-from flannelpy.linux.entries import Gateway, Route
+from flannelpy.linux import systemd
+from flannelpy.linux.entries import Prohibition, Route
 from flannelpy.linux.netlink import Address, Link, Netlink
-from flannelpy.linux.routes import KernelRoute, RouteFilter
+from flannelpy.linux.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
+from flannelpy.linux.rtnetlink import Message
 from flannelpy.linux.tun import Tun
 from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.packet import ipv4, vnet_hdr
@@ -245,9 +246,10 @@ class Device(Tun):
 
 
 class Machine(Netlink):
-    """Host 1's interfaces; ``brought_up`` is what was done to its device."""
+    """Host 1's interfaces; ``brought_up`` and ``alias`` are what was done to its device."""
 
     brought_up: ClassVar[list[str]] = []
+    alias = ""
 
     async def __aenter__(self) -> Self:
         return self
@@ -256,28 +258,32 @@ class Machine(Netlink):
         pass
 
     async def links(self) -> list[Link]:
-        return [Link(2, "eth1", 1500), Link(3, "flannel0", 1472)]
+        return [Link(2, "eth1", 1500), Link(3, "flannel0", 1472, alias=self.alias)]
 
     async def link(self, name: str) -> Link | None:
         return next(link for link in await self.links() if link.name == name)
 
-    async def gateways(self) -> list[Gateway]:
-        return []
+    async def has_connected_route(self, network: IPv4Network, link_index: int) -> bool:
+        return True
 
-    async def remove(self, unwanted: Sequence[entries.Entry]) -> None:
-        assert not unwanted
+    async def lookups(self, queries: Sequence[RouteQuery], *, matched: bool = False) -> list[RouteAnswer]:
+        return [RouteAnswer(link_index=3) for _ in queries]
 
     async def routes_of(self, wanted: RouteFilter) -> AsyncIterator[list[KernelRoute]]:
         yield []
 
-    async def prohibitions(self) -> list[entries.Prohibition]:
+    async def remove(self, unwanted: Sequence[Message]) -> None:
+        assert not unwanted
+
+    async def prohibitions(self) -> list[Prohibition]:
         return []
 
-    async def remove_routes(self, unwanted: Sequence[KernelRoute]) -> None:
-        assert not unwanted
+    async def permit(self, rules: Sequence[Prohibition], protocol: int = 85) -> None:
+        assert not rules
 
     async def set_alias(self, link: Link, alias: str) -> None:
         assert (link.name, alias.split()[0]) == ("flannel0", "flannelpy")
+        Machine.alias = alias
 
     async def addresses(self) -> list[Address]:
         return [Address(2, HOST1, 24), Address(3, IPv4Address("11.0.59.0"), 16)]
@@ -292,7 +298,7 @@ class Machine(Netlink):
         self.brought_up.extend([f"inet {address}/{network.prefixlen} scope global {name}", f"mtu {mtu} "])
 
 
-async def no_changes() -> AsyncIterator[None]:
+async def no_changes(_: IPv4Network) -> AsyncIterator[None]:
     await asyncio.Event().wait()
     yield
 
@@ -330,6 +336,7 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
         return UdpSocket(IPv4Address("127.0.0.1"), 0, gso=gso, gro=gro)
 
     Machine.brought_up.clear()
+    Machine.alias = ""
     monkeypatch.setattr(parts, "registry", lambda *_: store)
     monkeypatch.setattr(parts, "Netlink", Machine)
     monkeypatch.setattr(network, "Netlink", Machine)

@@ -63,6 +63,16 @@ def expected_gateways(lab: Lab, host: Host) -> set[str]:
     return {f"{other.subnet()} via {other.public_ip} dev eth1 proto 85" for other in lab.hosts if other is not host}
 
 
+def shown(host: Host, *argv: str) -> list[str]:
+    return [line.strip() for line in host.run(*argv, check=False).stdout.splitlines()]
+
+
+def next_hops(host: Host) -> str:
+    """As the daemon has told systemd."""
+    lines = [line for line in list(host.daemons[-1].notified) if "next hops" in line]
+    return re.sub(r".*(?=next hops)", "", lines[-1]) if lines else ""
+
+
 def ping(source: Host, target: Host, *options: str) -> subprocess.CompletedProcess[str]:
     argv = ("ping", "-n", "-c", "2", "-i", "0.2", "-W", "1", *options, str(target.containers[0].address))
     return source.containers[0].run(*argv, check=False)
@@ -118,15 +128,126 @@ def test_host_gw_the_log_says_what_the_originals_does(host_gw: Lab) -> None:
     assert list(map(anonymous, ours[: len(original)])) == list(map(anonymous, original))
 
 
-def test_host_gw_a_route_that_somebody_takes_or_bends_is_put_right(host_gw: Lab) -> None:
+def test_host_gw_a_route_that_another_program_removes_is_restored(host_gw: Lab) -> None:
+    host, other, _ = host_gw.hosts
+    host.configure(f"route delete {other.subnet()}")
+    wait_for(lambda: gateways(host) == expected_gateways(host_gw, host), 2, "the routes")
+    assert ping(host, other).returncode == 0
+    line = f"The route to {other.subnet()} via {other.public_ip} was removed by another program; restored"
+    host.daemons[-1].wait_for_log(re.escape(line))
+    assert next_hops(host) == "next hops: 2"
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "via 172.17.8.103 dev eth1 proto static",
+        "via 172.17.8.103 dev eth1 proto bird onlink",
+        "dev eth1 proto dhcp scope link",
+        "nexthop via 172.17.8.1 dev eth1 weight 1 nexthop via 172.17.8.103 dev eth1 weight 1",
+        "nhid 77 proto 99",
+    ],
+)
+def test_host_gw_a_foreign_route_in_the_way_of_ours_stays(host_gw: Lab, way: str) -> None:
+    """It is logged once, its subnet is unreachable, the other one is not; when it goes, ours comes."""
     host, other, third = host_gw.hosts
-    for command in ("delete", "replace"):
-        via = f"via {third.public_ip} dev eth1" if command == "replace" else ""
-        host.configure(f"route {command} {other.subnet()} {via}")
-        wait_for(lambda: gateways(host) == expected_gateways(host_gw, host), 2, "the routes")
-        assert ping(host, other).returncode == 0
-    said = f"route to {other.subnet()} via {other.public_ip} was lost: put right"
-    wait_for(lambda: host.daemons[-1].log().count(said) == 2, 2, "both repairs in the log")
+    wait_for(lambda: next_hops(host) == "next hops: 2", 12, "both subnets to be reachable")
+    host.run("ip", "nexthop", "replace", "id", "77", "via", "172.17.8.1", "dev", "eth1")
+    daemon = host.daemons[-1]
+    said = f"Subnet {other.subnet()} is unreachable: flannelpy leaves the route "
+    before = daemon.log().count(said)
+    host.configure(f"route replace {other.subnet()} {way}")
+    foreign = set(shown(host, "ip", "route", "show", str(other.subnet())))
+    assert "proto 85" not in " ".join(foreign)
+    wait_for(lambda: next_hops(host) == "next hops: 1, unreachable: 1", 3, "the subnet to count as unreachable")
+    for number in (900, 901):
+        host.configure(f"link set eth1 txqueuelen {number}")  # causes a check
+    assert ping(host, third).returncode == 0
+    command = re.findall(rf"{said}.* to remove it: (ip route del .*)", daemon.log())[-1]
+    assert foreign == set(shown(host, "ip", "route", "show", str(other.subnet())))
+    assert daemon.log().count(said) == before + 1
+    host.run(*command.split())
+    wait_for(lambda: gateways(host) == expected_gateways(host_gw, host), 3, "our route")
+    wait_for(lambda: next_hops(host) == "next hops: 2", 3, "the subnet to count as reachable")
+    assert ping(host, other).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        "{own_part} via {in_own} dev docker0",
+        "{own_part} via {in_own} dev docker0 proto static metric 7",
+        "blackhole {own_part} proto 186",
+        "11.0.223.0/24 via 172.17.8.102 dev eth1 proto bird",
+        "11.0.223.0/24 tos 0x10 via 172.17.8.102 dev eth1",
+        "{other} via 172.17.8.102 dev eth1 metric 100",
+        "{other} via 172.17.8.103 dev eth1 proto ra metric 5",
+        "unreachable {other} metric 4278198272",
+        "11.0.224.0/24 nexthop via 172.17.8.102 dev eth1 nexthop via 172.17.8.103 dev eth1",
+        "11.0.225.0/24 via 172.17.8.102 dev eth1",
+        "10.0.0.0/8 via 172.17.8.102 dev eth1",
+    ],
+)
+def test_host_gw_routes_of_other_programs_are_never_touched(host_gw: Lab, route: str) -> None:
+    host, other, _ = host_gw.hosts
+    own = host.subnet()
+    names = {"own_part": f"{own[64]}/26", "in_own": str(own[2]), "other": str(other.subnet())}
+    added = route.format_map(names)
+    host.configure(f"route add {added}")
+    before = shown(host, "ip", "route")
+    said = host.log().count("restored")
+    for number in (902, 903):
+        host.configure(f"link set eth1 txqueuelen {number}")  # causes a check
+    gone = f"11.0.240.0/24 via {other.public_ip} dev eth1 proto 85"
+    host.configure(f"route add {gone}")  # and when that is removed, all that is to be removed has been
+    wait_for(lambda: gone not in shown(host, "ip", "route"), 3, "a route of ours that leads to no peer to go")
+    assert shown(host, "ip", "route") == before
+    assert host.log().count("restored") == said
+    host.configure(f"route delete {added}")
+
+
+@pytest.mark.parametrize(("number", "protocol"), [(241, "static"), (242, "bird"), (243, "ospf")])
+def test_host_gw_a_foreign_route_that_leads_where_the_lease_asks_counts_and_stays(
+    host_gw: Lab, number: int, protocol: str
+) -> None:
+    host, *_ = host_gw.hosts
+    route = f"11.0.{number}.0/24 via 172.17.8.102 dev eth1 proto {protocol}"
+    host.configure(f"route add {route}")
+    wait_for(lambda: next_hops(host) == "next hops: 2", 12, "the peers alone to be reachable")
+    key = f"{ETCD_PREFIX}/subnets/11.0.{number}.0-24"
+    host_gw.etcd.put(key, '{"PublicIP":"172.17.8.102","BackendType":"host-gw"}', ttl=60)
+    wait_for(lambda: next_hops(host) == "next hops: 3", 5, "the lease to count as reachable")
+    assert f"Subnet 11.0.{number}.0/24 is unreachable" not in host.log()
+    host_gw.etcd.put(key, '{"PublicIP":"172.17.8.102","BackendType":"vxlan"}', ttl=60)  # as good as no lease
+    wait_for(lambda: next_hops(host) == "next hops: 2", 12, "the lease to be ignored")
+    host.configure("route add 11.0.240.0/24 via 172.17.8.102 proto 85")
+    wait_for(lambda: not shown(host, "ip", "route", "show", "11.0.240.0/24"), 3, "what leads to no peer to go")
+    assert shown(host, "ip", "route", "show", f"11.0.{number}.0/24") == [route]
+    host.configure(f"route delete {route}")
+
+
+def test_host_gw_a_next_hop_changes_without_a_lost_packet(host_gw: Lab) -> None:
+    """The lease of a subnet moves between two hosts on the link; a third address takes its packets on both."""
+    host, one, other = host_gw.hosts
+    for each in (one, other):
+        each.configure("link add target type bridge", "link set target up", "address add 11.0.252.1/24 dev target")
+    key = f"{ETCD_PREFIX}/subnets/11.0.252.0-24"
+    value = '{{"PublicIP":"{}","BackendType":"host-gw"}}'
+    host_gw.etcd_request("PUT", key, value=value.format(one.public_ip))
+    wait_for(lambda: any("11.0.252.0/24" in line for line in gateways(host)), 5, "the route")
+    for each in (one, other):
+        host.run("ping", "-c1", "-W1", str(each.public_ip))
+    pings = host.popen("ping", "-n", "-q", "-i", "0.002", "-c", "1500", "-W", "1", "11.0.252.1")
+    for number in range(10):
+        target = (other, one)[number % 2]
+        host_gw.etcd_request("PUT", key, value=value.format(target.public_ip))
+        way = f"11.0.252.0/24 via {target.public_ip} dev eth1 proto 85"
+        wait_for(lambda way=way: way in gateways(host), 5, way)  # type: ignore[misc]
+    outcome = pings.communicate(timeout=20)[0]
+    assert " 1500 received, 0% packet loss" in outcome
+    for each in (one, other):
+        each.configure("link delete target")
+    host_gw.etcd_request("DELETE", key)
 
 
 def test_host_gw_a_restart_loses_no_ping(host_gw: Lab) -> None:
@@ -138,31 +259,26 @@ def test_host_gw_a_restart_loses_no_ping(host_gw: Lab) -> None:
     assert " 200 received, 0% packet loss" in pings.communicate(timeout=20)[0]
 
 
-def test_host_gw_routes_of_hosts_that_left_meanwhile_go_at_start(host_gw: Lab) -> None:
-    host, *_ = host_gw.hosts
+def test_host_gw_routes_of_an_earlier_run_are_reconciled_at_start(host_gw: Lab) -> None:
+    """Stale marked ones go, flanneld's that a lease asks for are adopted without a lost packet, the rest stays."""
+    host, other, third = host_gw.hosts
     host.daemons[-1].stop()
-    host.configure("route add 11.0.222.0/24 via 172.17.8.103 dev eth1", "route add 10.9.0.0/16 via 172.17.8.103")
-    restarted(host)
-    wait_for(lambda: gateways(host) == expected_gateways(host_gw, host), 5, "the stale route to go")
-    assert "10.9.0.0/16 via 172.17.8.103" in host.run("ip", "route").stdout
-
-
-def test_host_gw_leaves_other_programs_routes_alone(host_gw: Lab) -> None:
-    host, other, _ = host_gw.hosts
-    foreign = f"11.0.223.0/24 via {other.public_ip} dev eth1 proto bird"
-    twin = f"{other.subnet()} via {other.public_ip} dev eth1 metric 100"
-    host.configure(f"route add {foreign}", f"route add {twin}", f"route delete {other.subnet()} metric 0")
-    wait_for(lambda: expected_gateways(host_gw, host) <= gateways(host), 5, "our routes")
-    said = host.log().count("put right")
-    host.configure("link set eth1 txqueuelen 999")  # a change, to be looked at
-    host_gw.etcd_request(
-        "PUT", f"{ETCD_PREFIX}/subnets/11.0.224.0-24", value='{"PublicIP":"172.17.8.124","BackendType":"host-gw"}'
+    left = "11.0.223.0/24 via 172.17.8.103 dev eth1"
+    host.configure(
+        "route add 11.0.222.0/24 via 172.17.8.103 dev eth1 proto 85",
+        f"route replace {other.subnet()} via {other.public_ip} dev eth1",
+        f"route replace {third.subnet()} via {other.public_ip} dev eth1 proto 85",
+        f"route add {left}",
+        "route add 10.9.0.0/16 via 172.17.8.103",
     )
-    wait_for(lambda: any("11.0.224.0/24" in route for route in gateways(host)), 5, "a new route")
-    assert {foreign, twin} <= gateways(host)
-    assert host.log().count("put right") == said
-    host_gw.etcd_request("DELETE", f"{ETCD_PREFIX}/subnets/11.0.224.0-24")
-    host.configure(f"route delete {foreign}", f"route delete {twin}")
+    pings = host.containers[0].popen("ping", "-n", "-q", "-i", "0.01", "-c", "200", str(other.containers[0].address))
+    daemon = restarted(host)
+    wait_for(lambda: gateways(host) == {*expected_gateways(host_gw, host), left}, 5, "the routes")
+    daemon.wait_for_log("Adopted 1 routes that flanneld or an earlier version of flannelpy added")
+    daemon.wait_for_log(f"Route {left} proto boot may be left from flanneld.*: ip route del {left} proto boot")
+    assert "10.9.0.0/16 via 172.17.8.103" in host.run("ip", "route").stdout
+    assert " 200 received, 0% packet loss" in pings.communicate(timeout=20)[0]
+    host.configure(f"route delete {left}")
 
 
 def test_host_gw_hosts_that_cannot_be_reached_are_said(host_gw: Lab) -> None:

@@ -365,7 +365,8 @@ def nothing(_: Host) -> Callable[[], None]:
         (
             leftover_device,
             ["-iface=eth1"],
-            "the route to 11.0.0.0/16 leads to old0 instead of flannel0 alone; remove it",
+            "Packets to 11.0.0.0/16 do not take flannelpy's routes: "
+            "route 11.0.0.0/16 dev old0 proto kernel scope link takes the host's packets",
         ),
         (
             unwritable_directory,

@@ -94,6 +94,11 @@ def expected(host: Host, others: list[Host]) -> set[str]:
     return told
 
 
+def repairs(host: Host) -> int:
+    """How many the daemons of a host have logged."""
+    return len(re.findall("put right|; restored", host.log()))
+
+
 def others(host: Host) -> list[Host]:
     return [other for other in host.lab.hosts if other is not host]
 
@@ -238,7 +243,7 @@ def test_what_was_left_is_reconciled_at_start(lab: Lab) -> None:
     assert "mtu 1450" in host.run("ip", "link", "show", "flannel.1").stdout
     assert "11.0.222.0" not in host.run("ip", "address", "show", "flannel.1").stdout
     assert pings(host.containers[0], lab.hosts[1].containers[0])
-    assert "leads to no host: removed" in daemon.log()
+    assert "leads to no peer; removed" in daemon.log()
 
 
 def test_a_device_of_other_settings_is_made_anew(lab: Lab) -> None:
@@ -276,7 +281,17 @@ def test_a_device_in_the_way_is_said(lab: Lab) -> None:
     "steal",
     [
         lambda host, other: ("ip", "route", "delete", str(other.subnet())),
-        lambda host, other: ("ip", "route", "replace", str(other.subnet()), "via", "172.17.8.1"),
+        lambda host, other: (
+            "ip",
+            "route",
+            "replace",
+            str(other.subnet()),
+            "via",
+            "11.0.222.0",
+            "dev",
+            "flannel.1",
+            "onlink",
+        ),
         lambda host, other: ("ip", "neighbour", "delete", str(other.subnet().network_address), "dev", "flannel.1"),
         lambda host, other: ("bridge", "fdb", "delete", mac(other), "dev", "flannel.1", "dst", str(other.public_ip)),
         lambda host, other: ("ip", "link", "set", "flannel.1", "address", "02:00:00:00:00:09"),
@@ -285,12 +300,12 @@ def test_a_device_in_the_way_is_said(lab: Lab) -> None:
 )
 def test_what_somebody_takes_or_bends_is_put_right(lab: Lab, steal: Callable[[Host, Host], tuple[str, ...]]) -> None:
     host, other, _ = lab.hosts
-    said = host.log().count("put right")
+    said = repairs(host)
     before = mac(host)
     host.run(*steal(host, other))
     wait_for(lambda: is_as_it_should_be(host) and mac(host) == before, 2, "the entry to come back")
     assert pings(host.containers[0], other.containers[0])
-    wait_for(lambda: host.log().count("put right") == said + 1, 2, "one repair in the log")
+    wait_for(lambda: repairs(host) == said + 1, 2, "one repair in the log")
 
 
 def test_another_backend_finds_nothing_of_this_one_in_its_way(make_lab: Callable[..., Lab]) -> None:
@@ -393,14 +408,14 @@ def test_a_thousand_leases_at_once_are_in_the_kernel_within_two_seconds(make_lab
         daemon.stop()
         daemon = restarted(host)
         wait_for(lambda: "next hops: 1000" in daemon.notified[-1], 10, "the leases to be known")
-        repairs = daemon.log().count("put right")
-        host.configure("route add 11.250.0.0/16 via 172.17.8.1 dev eth1")
+        repaired = repairs(host)
+        host.configure("route add 11.250.0.0/16 via 172.17.8.1 dev eth1 proto 85")
         wait_for(lambda: "11.250.0.0/16" not in host.run("ip", "route").stdout, 5, "a look")
         monitor.terminate()
         assert monitor.stdout
         touched = [line for line in monitor.stdout if "11.250." not in line and "172.17.8." not in line]
     assert touched == []
-    assert repairs == 0
+    assert repaired == 0
     assert len(ways(host)) == 3 * MANY
 
 
@@ -455,13 +470,13 @@ def test_a_lease_that_the_kernel_refuses_is_said_and_troubles_nobody(lab: Lab) -
     key = f"{ETCD_PREFIX}/subnets/{str(inside).replace('/', '-')}"
     lab.etcd_request("PUT", key, value=json.dumps(value))
     daemon.wait_for_log(
-        rf"E.*Ignoring a lease that cannot be: cannot put the route to {inside} via .*: Invalid argument$"
+        rf"E.*Ignoring invalid lease {inside}: the kernel refuses the route to {inside} via .*: Invalid argument$"
     )
     host.configure("link set eth1 txqueuelen 998")  # a look at everything
     wait_for(lambda: is_as_it_should_be(host), 5, "nothing of it")
     assert (host.run_dir / "flannel/ready").exists()
     assert "not ready" not in daemon.notified[-1]
-    assert daemon.log().count("Ignoring a lease that cannot be") == 1
+    assert daemon.log().count("Ignoring invalid lease") == 1
     lab.etcd_request("DELETE", key)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import struct
+from ipaddress import IPv4Network
 
 import pytest
 
+from flannelpy.linux import rtnetlink
 from flannelpy.linux.changes import matters
 from flannelpy.linux.rtnetlink import Message
 
+NETWORK = IPv4Network("11.0.0.0/16")
 PERMANENT, REACHABLE = 0x80, 0x02
 MAIN, LOCAL = 254, 255
 
@@ -30,9 +33,36 @@ MAIN, LOCAL = 254, 255
     ],
 )
 def test_what_matters(message_type: int, table: int, expected: bool) -> None:
-    assert matters(Message(message_type, struct.pack("=4xB7x", table))) is expected
+    assert matters(Message(message_type, struct.pack("=4xB7x", table)), NETWORK) is expected
+
+
+@pytest.mark.parametrize(
+    ("destination", "protocol", "expected"),
+    [
+        ("11.0.49.0/24", 3, True),
+        ("11.0.49.64/26", 186, True),
+        ("11.0.0.0/17", 4, True),
+        ("11.0.0.0/16", 2, True),
+        ("11.0.0.0/8", 4, True),
+        ("8.0.0.0/5", 4, True),
+        ("0.0.0.0/0", 16, True),
+        ("11.1.0.0/24", 4, False),
+        ("10.0.49.0/24", 3, False),
+        ("139.0.49.0/24", 3, False),
+        ("12.0.0.0/6", 4, False),
+        ("10.0.49.0/24", 85, True),
+    ],
+)
+@pytest.mark.parametrize("table", [MAIN, 100, 252])
+def test_of_routes_those_matter_that_overlap_the_network_or_are_ours(
+    destination: str, protocol: int, expected: bool, table: int
+) -> None:
+    network = IPv4Network(destination)
+    header = struct.pack("=BBBBBB6x", 2, network.prefixlen, 0, 0, table, protocol)
+    attribute = rtnetlink.attribute(1, network.network_address.packed) if network.prefixlen else b""
+    assert matters(Message(24, header + attribute), NETWORK) is expected
 
 
 @pytest.mark.parametrize(("state", "expected"), [(PERMANENT, True), (REACHABLE, False)])
 def test_a_neighbour_that_somebody_puts_matters_and_one_that_is_found_does_not(state: int, expected: bool) -> None:
-    assert matters(Message(28, struct.pack("=8xHBB", state, 0, 0))) is expected
+    assert matters(Message(28, struct.pack("=8xHBB", state, 0, 0)), NETWORK) is expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from ipaddress import IPv4Network
 from typing import Self
 
 import pytest
@@ -31,7 +32,7 @@ class Bell:
     period = 60.0
 
     @classmethod
-    async def changes(cls) -> AsyncIterator[None]:
+    async def changes(cls, _: IPv4Network) -> AsyncIterator[None]:
         while True:
             await asyncio.sleep(cls.period)
             yield
@@ -45,7 +46,7 @@ class World:
         self.helpless = ""
         self.looked_at: list[float] = []
         self.told = 0
-        self.guard = Guard(self.check, self.tell)
+        self.guard = Guard(self.check, IPv4Network("11.0.0.0/16"), self.tell)
 
     def tell(self) -> None:
         self.told += 1
@@ -126,7 +127,7 @@ def test_what_cannot_be_put_right_is_said_once_and_tried_again(caplog: pytest.Lo
 
 
 def test_more_changes_than_the_kernel_keeps_for_us_are_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def overrun() -> AsyncIterator[None]:
+    async def overrun(_: IPv4Network) -> AsyncIterator[None]:
         await asyncio.sleep(3)
         raise OSError(105, "No buffer space available")
         yield

@@ -1,4 +1,4 @@
-"""Which routes the host-gw backend wants: without a kernel.  How it comes by them is in test_forwarding.py."""
+"""Which routes the host-gw backend wants: without a kernel.  How it comes by them is in test_kernel_entries.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 from fakes_netlink import ETH1, EXTERNAL, FakeNetlink
 
-from flannelpy.backend import forwarding
+from flannelpy.backend import kernel_entries
 from flannelpy.backend.host_gw import HostGwBackend
 from flannelpy.linux.entries import Gateway
 from flannelpy.linux.netlink import Address
@@ -32,14 +32,16 @@ def route(number: int, public_ip: str) -> Gateway:
 
 def play(scenario: Callable[[HostGwBackend, FakeNetlink], Awaitable[None]], monkeypatch: pytest.MonkeyPatch) -> None:
     netlink = FakeNetlink()
-    monkeypatch.setattr(forwarding, "Netlink", lambda: netlink)
+    monkeypatch.setattr(kernel_entries, "Netlink", lambda: netlink)
 
     async def whole() -> None:
         backend = HostGwBackend(CONFIG, EXTERNAL, None)
         assert await backend.start(OWN) == 1500
-        task = asyncio.create_task(backend.run())
-        await scenario(backend, netlink)
-        task.cancel()
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(backend.run())
+            await scenario(backend, netlink)
+            assert not task.done()
+            task.cancel()
 
     asyncio.run(whole())
 
@@ -57,14 +59,28 @@ def test_routes_follow_the_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     play(scenario, monkeypatch)
 
 
-def test_other_networks_routes_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_marked_routes_into_the_network_are_ours(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that looks like flanneld's is logged once, with the command that removes it."""
+
     async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
         elsewhere = Gateway(IPv4Network("10.9.0.0/16"), IPv4Address("172.17.8.1"), ETH1)
-        netlink.hold(route(9, "172.17.8.109"), elsewhere)
+        left = Gateway(IPv4Network("11.0.8.0/24"), IPv4Address("172.17.8.108"), ETH1, protocol=3)
+        inside_ours = Gateway(IPv4Network("11.0.59.64/26"), IPv4Address("172.17.8.108"), ETH1, protocol=3)
+        static = Gateway(IPv4Network("11.0.7.0/24"), IPv4Address("172.17.8.107"), ETH1, protocol=4)
+        netlink.hold(route(9, "172.17.8.109"), elsewhere, left, inside_ours, static)
         backend.apply([])  # that there are no leases is knowledge, too
-        await netlink.settled(elsewhere)
+        await netlink.settled(elsewhere, left, inside_ours, static)
+        for _ in range(3):
+            await asyncio.sleep(0.001)
+            assert await backend.repair(netlink) == []
 
     play(scenario, monkeypatch)
+    assert caplog.messages == [
+        "Route 11.0.8.0/24 via 172.17.8.108 dev eth1 proto boot may be left from flanneld: no lease asks for it; "
+        "flannelpy leaves it alone; to remove it: ip route del 11.0.8.0/24 via 172.17.8.108 dev eth1 proto boot"
+    ]
 
 
 def test_a_host_that_is_not_on_the_link_is_said_once_and_reached_when_it_is(
@@ -73,7 +89,7 @@ def test_a_host_that_is_not_on_the_link_is_said_once_and_reached_when_it_is(
     async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
         backend.apply([added(1, "172.17.8.102"), added(2, "172.17.9.103")])
         await netlink.settled(route(1, "172.17.8.102"))
-        assert backend.describe() == "next hops: 1"
+        assert backend.describe() == "next hops: 1, unreachable: 1"
         assert await backend.repair(netlink) == []
         netlink.own_addresses.append(Address(ETH1, IPv4Address("172.17.9.101"), 24))
         assert await backend.repair(netlink) == []

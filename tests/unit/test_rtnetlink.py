@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from flannelpy.linux import entries, rtnetlink
+from flannelpy.linux import entries, routes, rtnetlink
 from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour, Route
+from flannelpy.linux.routes import RouteAnswer, RouteFilter, RouteQuery
 from flannelpy.linux.rtnetlink import Message
 
 MAC = "2e:40:72:2d:6b:e3"
@@ -54,7 +56,7 @@ def route(**attrs: object) -> Message:
     return written(rtmsg, rtnetlink.RTM_NEWROUTE, fields, **{"RTA_DST": "11.0.49.0", **attrs})
 
 
-@pytest.mark.parametrize(("request_of", "types"), [(entries.put, (24, 28)), (entries.removal, (25, 29))])
+@pytest.mark.parametrize(("request_of", "types"), [(entries.addition, (24, 28)), (entries.removal, (25, 29))])
 def test_a_gateway_is_what_pyroute2_reads(request_of: Any, types: tuple[int, int]) -> None:
     theirs = understood(request_of(ENTRIES[1]))
     assert theirs["header"]["type"] == types[0]
@@ -65,54 +67,145 @@ def test_a_gateway_is_what_pyroute2_reads(request_of: Any, types: tuple[int, int
 
 
 def test_a_neighbour_is_what_pyroute2_reads() -> None:
-    theirs = understood(entries.put(Neighbour(SUBNET.network_address, MAC, 7)))
+    theirs = understood(entries.addition(Neighbour(SUBNET.network_address, MAC, 7)))
     assert (theirs["family"], theirs["ifindex"], theirs["state"], theirs["flags"]) == (socket.AF_INET, 7, 0x80, 0)
     assert (theirs.get("dst"), theirs.get("lladdr")) == ("11.0.49.0", MAC)
 
 
 def test_a_forward_is_what_pyroute2_reads() -> None:
-    theirs = understood(entries.put(Forward(MAC, HOST, 7)))
+    theirs = understood(entries.addition(Forward(MAC, HOST, 7)))
     assert (theirs["family"], theirs["ifindex"], theirs["state"], theirs["flags"]) == (7, 7, 0x80, 2)
     assert (theirs.get("dst"), theirs.get("lladdr")) == (str(HOST), MAC)
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=str)
 def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
-    message = entries.put(entry)
-    read = {
-        Gateway: entries.gateways([message]) if isinstance(entry, Gateway) else [],
-        Neighbour: entries.neighbours([message], 7) if isinstance(entry, Neighbour) else [],
-        Forward: entries.forwards([message], 7) if isinstance(entry, Forward) else [],
-    }
-    assert read[type(entry)] == [entry]
+    message = entries.addition(entry)
+    if isinstance(entry, Gateway):
+        found = [entries.removal_of(routes.parse(message))]
+    else:
+        listed: list[Entry] = [*entries.neighbours([message], 7), *entries.forwards([message], 7)]
+        found = list(map(entries.removal, listed))
+    assert found == [entries.removal(entry)]
+    assert entries.describe(found[0]) == str(entry)
+
+
+def is_ours(message: Message, link_index: int = 0) -> bool:
+    return entries.is_owned(routes.parse(message), IPv4Network("11.0.0.0/16"), link_index)
 
 
 @pytest.mark.parametrize(
-    ("message", "ways", "ours"),
+    ("message", "ways"),
     [
-        (route(RTA_GATEWAY="172.17.8.102", RTA_OIF=2), [Route(SUBNET, 2, 0)], 1),
-        (route(RTA_OIF=2), [Route(SUBNET, 2, 0)], 0),
-        (route(RTA_GATEWAY="172.17.8.102", RTA_OIF=2, RTA_PRIORITY=100), [Route(SUBNET, 2, 100)], 0),
-        (route(), [], 0),  # unreachable
+        (route(RTA_GATEWAY="172.17.8.102", RTA_OIF=2), [Route(SUBNET, 2, 0)]),
+        (route(RTA_OIF=2), [Route(SUBNET, 2, 0)]),
+        (route(RTA_GATEWAY="172.17.8.102", RTA_OIF=2, RTA_PRIORITY=100), [Route(SUBNET, 2, 100)]),
+        (route(), []),  # unreachable
     ],
 )
-def test_routes_of_all_kinds(message: Message, ways: list[Route], ours: int) -> None:
+def test_routes_of_all_kinds(message: Message, ways: list[Route]) -> None:
     assert entries.routes([message]) == ways
-    assert len(entries.gateways([message])) == ours
+    assert not is_ours(message)
+    assert is_ours(message, 2) == bool(ways), "what leads out of our own device is ours"
 
 
 def test_a_route_with_several_ways_out() -> None:
     hops = [{"oif": index, "attrs": [["RTA_GATEWAY", f"172.17.8.{index}"]]} for index in (2, 3)]
     message = route(RTA_MULTIPATH=hops)
     assert entries.routes([message]) == [Route(SUBNET, 2, 0), Route(SUBNET, 3, 0)]
-    assert entries.gateways([message]) == []
+    assert not is_ours(message, 2)
+    text = routes.parse(message).text(lambda index: f"eth{index}")
+    hop = "nexthop via 172.17.8.{0} dev eth{0}"
+    assert text == f"{SUBNET} proto boot {hop.format(2)} {hop.format(3)}"
 
 
-@pytest.mark.parametrize("changed", [{"table": 255}, {"proto": 186}])
-def test_routes_of_other_tables_and_programs_are_not_ours(changed: dict[str, int]) -> None:
-    fields = {"family": 2, "dst_len": 24, "table": 254, "proto": 3, "type": 1, **changed}
-    message = written(rtmsg, 24, fields, RTA_DST="11.0.49.0", RTA_GATEWAY="172.17.8.102", RTA_OIF=2)
-    assert entries.gateways([message]) == []
+@pytest.mark.parametrize(
+    ("fields", "attrs", "is_owned"),
+    [
+        ({"proto": 85}, {}, True),
+        ({"proto": 85}, {"RTA_PRIORITY": 5}, True),
+        ({"proto": 85, "tos": 0x10}, {}, True),
+        ({"proto": 85, "dst_len": 16}, {"RTA_DST": "11.0.0.0"}, True),
+        ({"proto": 85, "dst_len": 16}, {"RTA_DST": "11.1.0.0"}, False),
+        ({"proto": 85, "dst_len": 8}, {"RTA_DST": "11.0.0.0"}, False),
+        ({"proto": 85, "dst_len": 0}, {}, False),
+        ({"proto": 3}, {}, False),
+        ({"proto": 186}, {}, False),
+    ],
+)
+def test_routes_are_ours_by_their_mark_and_destination(
+    fields: dict[str, int], attrs: dict[str, object], is_owned: bool
+) -> None:
+    whole = {"family": 2, "dst_len": 24, "table": 254, "type": 1, **fields}
+    common = {"RTA_DST": "11.0.49.0", "RTA_GATEWAY": "172.17.8.102", "RTA_OIF": 2}
+    message = written(rtmsg, 24, whole, **{**common, **attrs})
+    assert is_ours(message) == is_owned
+    # What Gateway cannot describe is removed by what the kernel listed.
+    wanted = entries.removal(Gateway(SUBNET, HOST, 2, protocol=whole["proto"]))
+    is_simple = not attrs and "tos" not in fields and whole["dst_len"] == 24
+    assert (entries.removal_of(routes.parse(message)) == wanted) == is_simple
+
+
+@pytest.mark.parametrize(
+    ("fields", "attrs", "text"),
+    [
+        ({"type": 6, "proto": 4}, {}, "blackhole 11.0.49.0/24 proto static"),
+        ({"type": 9, "table": 0}, {"RTA_TABLE": 777}, "throw 11.0.49.0/24 proto boot table 777"),
+        ({"tos": 0x10}, {"RTA_OIF": 2, "RTA_PRIORITY": 5}, "11.0.49.0/24 tos 0x10 dev eth2 proto boot metric 5"),
+        ({"scope": 253, "proto": 16}, {"RTA_OIF": 3}, "11.0.49.0/24 dev eth3 proto dhcp scope link"),
+        ({"proto": 77, "flags": 4}, {"RTA_GATEWAY": "11.0.49.0", "RTA_OIF": 3},
+         "11.0.49.0/24 via 11.0.49.0 dev eth3 proto 77 onlink"),
+    ],
+)  # fmt: skip
+def test_a_route_is_shown_as_ip_route_del_takes_it(fields: dict[str, int], attrs: dict[str, object], text: str) -> None:
+    whole = {"family": 2, "dst_len": 24, "table": 254, "proto": 3, "type": 1, **fields}
+    message = written(rtmsg, 24, whole, RTA_DST="11.0.49.0", **attrs)
+    assert routes.parse(message).text(lambda index: f"eth{index}") == text
+
+
+def test_a_filter_is_what_pyroute2_reads() -> None:
+    theirs = understood(RouteFilter(85, 70000, 254, 6).request())
+    assert (theirs["header"]["type"], theirs["proto"], theirs["table"], theirs["type"]) == (26, 85, 254, 6)
+    assert theirs.get("oif") == 70000
+    theirs = understood(RouteFilter(table=1000).request())
+    assert (theirs["table"], theirs.get("table")) == (0, 1000)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "count"),
+    [
+        (RouteFilter(), 2),
+        (RouteFilter(table=0), 3),
+        (RouteFilter(85), 1),
+        (RouteFilter(except_protocol=85), 1),
+        (RouteFilter(link_index=7), 1),
+        (RouteFilter(kind=6, table=0), 1),
+    ],
+)
+def test_what_an_old_kernel_lists_beside_is_filtered_here(wanted: RouteFilter, count: int) -> None:
+    listed = [
+        route(RTA_OIF=2),
+        entries.addition(Gateway(SUBNET, HOST, 7)),
+        written(rtmsg, 24, {"family": 2, "dst_len": 24, "table": 100, "proto": 3, "type": 6}, RTA_DST="11.0.49.0"),
+    ]
+    assert len(wanted.select(listed)) == count
+
+
+def test_a_query_is_what_pyroute2_reads() -> None:
+    theirs = understood(RouteQuery(HOST, SUBNET[2], 3).request(matched=True))
+    assert (theirs["header"]["type"], theirs["dst_len"], theirs["src_len"], theirs["flags"]) == (26, 32, 32, 0x3000)
+    assert (theirs.get("dst"), theirs.get("src"), theirs.get("iif")) == (str(HOST), "11.0.49.2", 3)
+    theirs = understood(RouteQuery(HOST).request(matched=False))
+    assert (theirs["src_len"], theirs["flags"], theirs.get("src"), theirs.get("iif")) == (0, 0x1000, None, None)
+
+
+def test_an_answer_is_a_route_or_an_errno() -> None:
+    found = routes.answer(route(RTA_GATEWAY="172.17.8.102", RTA_OIF=2), matched=True)
+    assert (found.errno, found.link_index, found.gateway, found.table) == (0, 2, HOST, 254)
+    assert (found.protocol, found.prefix) == (3, SUBNET)
+    assert routes.answer(route(RTA_OIF=2), matched=False).prefix is None
+    refusal = Message(2, (-13).to_bytes(4, sys.byteorder, signed=True) + bytes(16))
+    assert routes.answer(refusal, matched=True) == RouteAnswer(errno=13)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 from fakes_netlink import ETH1, EXTERNAL, FLANNEL1, FakeNetlink
 
-from flannelpy.backend import forwarding
+from flannelpy.backend import kernel_entries
 from flannelpy.backend.vxlan import backend as vxlan_backend
 from flannelpy.backend.vxlan import settings, vtep
 from flannelpy.backend.vxlan.backend import VxlanBackend
@@ -149,7 +149,7 @@ def play(
     scenario: Callable[[VxlanBackend, FakeNetlink], Awaitable[None]], monkeypatch: pytest.MonkeyPatch, **options: bool
 ) -> None:
     netlink = FakeNetlink()
-    for module in (forwarding, vxlan_backend):
+    for module in (kernel_entries, vxlan_backend):
         monkeypatch.setattr(module, "Netlink", lambda: netlink)
 
     async def nothing(self: Device, _: Netlink) -> list[str]:
@@ -163,9 +163,11 @@ def play(
         backend = VxlanBackend(config.parse(text), EXTERNAL, ALIAS)
         own = Lease(IPv4Network("11.0.48.0/24"), backend.lease_attrs(US, None), 86400, 1, 1)
         assert await backend.start(own) == 1450
-        task = asyncio.create_task(backend.run())
-        await scenario(backend, netlink)
-        task.cancel()
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(backend.run())
+            await scenario(backend, netlink)
+            assert not task.done()
+            task.cancel()
 
     asyncio.run(whole())
 
@@ -208,7 +210,7 @@ def test_two_hosts_of_one_mac_do_not_take_turns(
         for _ in range(3):
             assert await backend.repair(netlink) == []
         assert netlink.changes == changes
-        assert backend.describe() == "next hops: 2"
+        assert backend.describe() == "next hops: 2, unreachable: 1"
 
     play(scenario, monkeypatch)
     assert [message for message in caplog.messages if message.startswith("Ignoring")] == [

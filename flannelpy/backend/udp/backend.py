@@ -11,8 +11,10 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from ipaddress import IPv4Network
 
 from flannelpy.backend.base import Datagrams, reachable
+from flannelpy.backend.route_check import RouteCheck, Way
 from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.udp.admission import Admission
 from flannelpy.backend.udp.device import Device
@@ -72,6 +74,8 @@ class UdpBackend:
         self._port = _port(go_json.get(config.backend.options, "Port"))
         self._external = external
         self._routes = Routes()
+        self._route_check: RouteCheck | None = None
+        self._subnets: dict[IPv4Network, None] = {}  # of the peers, in the order in which they came
         self._resources = ExitStack()
         self._alias = alias
         self.device = ""
@@ -104,6 +108,8 @@ class UdpBackend:
             self.device = self._device.tun.name
             self._resources.callback(self._device.close)
             await self._device.set_up(netlink)
+            self._route_check = RouteCheck(self._network, lease.subnet)
+            await self._check_routes(netlink)
         offloads = self._offloads()
         self._engine = Engine(
             lease.subnet,
@@ -140,16 +146,19 @@ class UdpBackend:
         for event in reachable(_BACKEND_TYPE, self._network, events, self._routes):
             if isinstance(event, Added):
                 log.info("Subnet added: %s", event.lease.subnet)
+                self._subnets[event.lease.subnet] = None
                 self._routes.set(event.lease.subnet, NextHop(str(event.lease.attrs.public_ip), self._port))
             else:
                 log.info("Subnet removed: %s", event.subnet)
+                del self._subnets[event.subnet]
                 self._routes.remove(event.subnet)
         if self._admission is not None:
             self._admission.changed()
 
     def describe(self) -> str:
         """How many hosts we can send to."""
-        return f"next hops: {len(self._routes)}"
+        lost = len(self._route_check.unreachable & self._subnets.keys()) if self._route_check else 0
+        return f"next hops: {len(self._routes) - lost}" + (f", unreachable: {lost}" if lost else "")
 
     async def run(self) -> None:
         """Say once a minute, and when we are stopped, what was dropped."""
@@ -173,7 +182,16 @@ class UdpBackend:
             self._proxy.resume(self._device.tun)
         elif flaws:
             await self._device.set_up(netlink)
+        if not flaws:
+            await self._check_routes(netlink)
         return [f"{name} {flaw}: put right" for flaw in flaws]
+
+    async def _check_routes(self, netlink: Netlink) -> None:
+        """Ask the kernel whether packets to the peers come to our device.  Raises HostError."""
+        link = await netlink.link(self._device.tun.name)
+        if link and self._route_check:
+            way = Way(link.index)
+            await self._route_check.check(netlink, list(self._subnets), lambda _: way, link.index)
 
     def close(self) -> None:
         """The device takes its address and route along."""

@@ -14,12 +14,14 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 from flannelpy.backend.base import Datagrams, reachable
-from flannelpy.backend.forwarding import Forwarding
-from flannelpy.backend.host_gw import gateways_into
+from flannelpy.backend.chunks import in_chunks
+from flannelpy.backend.host_gw import check_routes
+from flannelpy.backend.kernel_entries import EntryReconciler
+from flannelpy.backend.route_check import RouteCheck
 from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.vxlan import settings, vtep
 from flannelpy.backend.vxlan.device import Device
-from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour, Unit
+from flannelpy.linux.entries import Forward, Gateway, Neighbour, Unit
 from flannelpy.linux.interface import ExternalInterface, on_link
 from flannelpy.linux.marks import device_alias
 from flannelpy.linux.netlink import Link, Netlink
@@ -53,7 +55,8 @@ class VxlanBackend:
         self._others: dict[IPv4Network, _Vtep] = {}
         self._twins: dict[IPv4Network, _Vtep] = {}
         self._flaws: list[str] = []  # that are not put right yet
-        self._forwarding = Forwarding(self._wanted, self._present)
+        self._wanted_for: object = None  # what the entries of the last comparison were made from
+        self._entries = EntryReconciler(self._network, self._wanted, self._own_link)
 
     @property
     def needs(self) -> Sequence[str]:
@@ -81,8 +84,10 @@ class VxlanBackend:
         self._own = _Vtep(lease.attrs.public_ip, mac)
         tunnel = Tunnel(self._network, lease.subnet.network_address, self._settings.mtu, queue=0)
         self._device = Device(self._settings, self._external, mac, tunnel, self._alias)
+        self._route_check = RouteCheck(self._network, lease.subnet)
         async with Netlink() as netlink:
             await self._device.set_up(netlink)
+            await self._route_check.check_network(netlink, await self._own_link(netlink))
         return self._settings.mtu
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
@@ -93,7 +98,8 @@ class VxlanBackend:
             else:
                 log.info("Subnet removed: %s", event.subnet)
                 del self._others[event.subnet]
-        self._forwarding.changed()
+        self._wanted_for = None
+        self._entries.changed()
 
     def _add(self, lease: Lease) -> None:
         mac = vtep.read(lease.attrs)
@@ -106,11 +112,13 @@ class VxlanBackend:
 
     def describe(self) -> str:
         """How many hosts we can send to."""
-        return f"next hops: {len(self._others) - len(self._twins)}"
+        lost = {*self._twins, *self._entries.unreachable, *self._route_check.unreachable}
+        lost &= self._others.keys()
+        return f"next hops: {len(self._others) - len(lost)}" + (f", unreachable: {len(lost)}" if lost else "")
 
     async def run(self) -> None:
         """Carry over into the kernel what changed."""
-        await self._forwarding.run()
+        await self._entries.run()
 
     async def repair(self, netlink: Netlink) -> list[str]:
         """The device, and what leads to other hosts."""
@@ -119,8 +127,18 @@ class VxlanBackend:
         if self._flaws:
             await self._device.set_up(netlink)
         flaws, self._flaws = self._flaws, []
-        lost = await self._forwarding.repair(netlink)
-        return [f"{self._device.name} {flaw}: put right" for flaw in flaws] or lost
+        lost = await self._entries.repair(netlink)
+        repaired = [f"{self._device.name} {flaw}: put right" for flaw in flaws] or lost
+        if self._entries.is_settled and not repaired:
+            async with self._entries.lock:
+                await check_routes(netlink, self._entries, self._route_check, await self._own_link(netlink))
+                await self._report_leftovers(netlink)
+        return repaired
+
+    async def _report_leftovers(self, netlink: Netlink) -> None:
+        lower = await netlink.link(self._external.name)
+        if lower:
+            await self._route_check.report_leftovers(netlink, lower.index, self._entries.units)
 
     def close(self) -> None:
         """The device stays, for traffic to go on while we restart."""
@@ -130,12 +148,17 @@ class VxlanBackend:
         link = await self._device.link(netlink)
         lower = await netlink.link(self._external.name)
         networks = await on_link(netlink, lower) if lower and self._settings.direct_routing else []
+        lower_index = lower.index if lower else 0
+        if self._wanted_for == (link.index, lower_index, networks):
+            return self._entries.units
+        self._wanted_for = link.index, lower_index, networks
         units: dict[IPv4Network, Unit] = {}
-        for subnet, host in self._without_twins().items():
-            if lower and any(host.public_ip in network for network in networks):
-                units[subnet] = (Gateway(subnet, host.public_ip, lower.index),)
-            else:
-                units[subnet] = _by_vxlan(subnet, host, link)
+        async for chunk in in_chunks(self._without_twins().items()):
+            for subnet, host in chunk:
+                if any(host.public_ip in network for network in networks):
+                    units[subnet] = (Gateway(subnet, host.public_ip, lower_index),)
+                else:
+                    units[subnet] = _by_vxlan(subnet, host, link)
         return units
 
     def _without_twins(self) -> dict[IPv4Network, _Vtep]:
@@ -151,13 +174,8 @@ class VxlanBackend:
                 log.error("Ignoring subnet %s: %s has the VtepMAC %s of %s", subnet, host.public_ip, host.mac, owner)
         return {subnet: host for subnet, host in self._others.items() if subnet not in self._twins}
 
-    async def _present(self, netlink: Netlink) -> Sequence[Entry]:
-        link = await self._device.link(netlink)
-        return [
-            *await gateways_into(self._network, netlink),
-            *await netlink.neighbours(link.index),
-            *await netlink.forwards(link.index),
-        ]
+    async def _own_link(self, netlink: Netlink) -> int:
+        return (await self._device.link(netlink)).index
 
 
 def _by_vxlan(subnet: IPv4Network, host: _Vtep, link: Link) -> Unit:

@@ -1,0 +1,140 @@
+"""Routes of other programs where flannelpy wants one of its own.  They are never changed.
+
+Counterpart: none; flanneld replaces them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Container, Iterable, Sequence
+from ipaddress import IPv4Network
+
+from flannelpy.linux.entries import Gateway
+from flannelpy.linux.marks import ROUTE_PROTOCOL
+from flannelpy.linux.netlink import Netlink
+from flannelpy.linux.routes import PROTOCOL_BOOT, KernelRoute, RouteFilter
+
+log = logging.getLogger(__name__)
+
+# More are logged as one.
+_LOGGED_SINGLY = 10
+
+
+class ForeignRoutes:
+    """What was found where a route of ours should be.
+
+    ``blocking`` routes lead elsewhere, so that the subnet is unreachable.  ``equivalent`` ones lead where the lease
+    asks, so that the subnet is reachable without a route of ours.
+    """
+
+    def __init__(self) -> None:
+        self.blocking: dict[IPv4Network, KernelRoute] = {}
+        self.equivalent: dict[IPv4Network, KernelRoute] = {}
+        self._reported: dict[IPv4Network, KernelRoute] = {}
+
+    async def judge(self, netlink: Netlink, wanted: Sequence[Gateway]) -> list[tuple[Gateway, KernelRoute]]:
+        """Look at the routes that have the destinations of ``wanted``; those to adopt.  Raises HostError.
+
+        To adopt is what flanneld or an earlier version of flannelpy added: protocol boot, metric 0, and exactly what
+        the lease asks for.
+        """
+        there = await netlink.routes_to({route.destination for route in wanted})
+        adopted = []
+        for route in wanted:
+            found = _first(there.get(route.destination, ()))
+            self.blocking.pop(route.destination, None)
+            self.equivalent.pop(route.destination, None)
+            if found is None or found.protocol == ROUTE_PROTOCOL:
+                continue
+            if not leads_as(route, found):
+                self.blocking[route.destination] = found
+            elif found.protocol == PROTOCOL_BOOT:
+                adopted.append((route, found))
+            else:
+                self.equivalent[route.destination] = found
+        return adopted
+
+    def forget_all_but(self, subnets: Container[IPv4Network]) -> None:
+        """Forget what was found about subnets that are no longer leased."""
+        for found in (self.blocking, self.equivalent):
+            for subnet in [subnet for subnet in found if subnet not in subnets]:
+                del found[subnet]
+
+    def report(self, netlink: Netlink) -> None:
+        """Log each blocking route once, with the command that removes it."""
+        fresh = {subnet: route for subnet, route in self.blocking.items() if self._reported.get(subnet) != route}
+        self._reported = dict(self.blocking)
+        if not fresh:
+            return
+        for subnet, route in list(fresh.items())[:_LOGGED_SINGLY]:
+            text = route.text(netlink.name_of)
+            log.error(
+                "Subnet %s is unreachable: flannelpy leaves the route %s alone, which another program added; "
+                "to remove it: ip route del %s",
+                subnet,
+                text,
+                text,
+            )
+        if len(fresh) > _LOGGED_SINGLY:
+            log.error("%d more subnets are unreachable for the same reason", len(fresh) - _LOGGED_SINGLY)
+
+
+def leads_as(wanted: Gateway, found: KernelRoute) -> bool:
+    """Whether a route leads by the same gateway out of the same interface."""
+    return (
+        found.is_unicast
+        and not found.has_several_hops
+        and (found.gateway, found.link_index) == (wanted.gateway, wanted.link_index)
+    )
+
+
+def leftovers(
+    routes: Iterable[KernelRoute], network: IPv4Network, own_subnet: IPv4Network | None, wanted: Container[IPv4Network]
+) -> list[KernelRoute]:
+    """Those that look as if flanneld, or flannelpy before it marked its routes, had left them.
+
+    Protocol boot, metric 0, by a gateway, into the network but not into our own subnet, and asked for by no lease.
+    Whether they are cannot be known, so they are never removed.
+    """
+    return [
+        route
+        for route in routes
+        if route.protocol == PROTOCOL_BOOT
+        and route.gateway is not None
+        and not (route.metric or route.tos or route.has_several_hops)
+        and route.destination != network
+        and route.destination.subnet_of(network)
+        and not (own_subnet and route.destination.subnet_of(own_subnet))
+        and route.destination not in wanted
+    ]
+
+
+async def find_leftovers(
+    netlink: Netlink,
+    network: IPv4Network,
+    own_subnet: IPv4Network | None,
+    link_index: int,
+    wanted: Container[IPv4Network] = (),
+) -> list[KernelRoute]:
+    """``leftovers`` of the main table out of the external interface, which has that index.  Raises HostError."""
+    found: list[KernelRoute] = []
+    async for chunk in netlink.routes_of(RouteFilter(PROTOCOL_BOOT, link_index)):
+        found += leftovers(chunk, network, own_subnet, wanted)
+    return found
+
+
+def log_leftovers(found: Sequence[KernelRoute], name_of: Callable[[int], str]) -> None:
+    """Log each with the command that removes it."""
+    for route in found[:_LOGGED_SINGLY]:
+        log.warning(
+            "Route %s may be left from flanneld: no lease asks for it; flannelpy leaves it alone; "
+            "to remove it: ip route del %s",
+            *(route.text(name_of),) * 2,
+        )
+    if len(found) > _LOGGED_SINGLY:
+        log.warning("%d more routes may be left from flanneld; -cleanup lists them", len(found) - _LOGGED_SINGLY)
+
+
+def _first(routes: Sequence[KernelRoute]) -> KernelRoute | None:
+    """The one that the kernel takes of those that are in the way of a route without metric."""
+    return next((route for route in routes if not (route.metric or route.tos)), None)

@@ -1,0 +1,287 @@
+"""Keeps the kernel's entries that lead to peers equal to what the leases ask for.
+
+For backends whose packets the kernel carries.  The entries of one subnet are added as a whole or not at all.  They
+stay when flannelpy stops, so a restart disturbs no traffic.  As soon as the leases are known, what an earlier run left
+and no lease asks for is removed.
+
+Owned are the routes into the network with our mark, and all that leads into it by our own device.  Nothing else is ever
+changed or removed.  Where another program's route is in the way of ours, that route stays.
+Counterpart: the route lists of backend/hostgw/hostgw.go, the ARP and FDB calls of backend/vxlan/device.go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
+from ipaddress import IPv4Network
+
+from flannelpy.backend.chunks import in_chunks
+from flannelpy.backend.foreign_routes import ForeignRoutes
+from flannelpy.errors import HostError
+from flannelpy.linux import entries
+from flannelpy.linux.entries import Entry, Gateway, Unit
+from flannelpy.linux.netlink import Netlink, Refusal
+from flannelpy.linux.rtnetlink import RTM_DELROUTE, Message
+from flannelpy.subnet.retry import Complaint
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 1.0
+# More of a kind are logged as one.
+_LOGGED_SINGLY = 10
+
+#: What has to be added and for which subnet, by the request that would remove it.
+Missing = dict[Message, tuple[Entry, IPv4Network]]
+
+#: The subnets that ask for an entry, by the request that removes it: the key by which entries are compared.
+Index = Mapping[Message, Sequence[IPv4Network]]
+
+
+class EntryReconciler:
+    """Compares wanted entries with those that the kernel has, and changes the difference."""
+
+    def __init__(
+        self,
+        network: IPv4Network,
+        wanted: Callable[[Netlink], Awaitable[Mapping[IPv4Network, Unit]]],
+        own_link: Callable[[Netlink], Awaitable[int]],
+    ) -> None:
+        """``wanted`` is what each subnet needs, the same object until that changes, and never changed itself.
+
+        ``own_link`` is the index of our own device, 0 without one.  Both raise HostError.
+        """
+        self._network = network
+        self._wanted = wanted
+        self._own_link = own_link
+        self._units: Mapping[IPv4Network, Unit] = {}
+        self._index: Index = {}
+        self._refused: Mapping[IPv4Network, tuple[Unit, Refusal]] = {}
+        self._foreign = ForeignRoutes()
+        self._present: Collection[Message] | None = None  # None: unknown
+        self._is_known = False  # which leases there are
+        self._changed = asyncio.Event()
+        self.lock = asyncio.Lock()  # while it is held nothing is added or removed
+
+    @property
+    def unreachable(self) -> Collection[IPv4Network]:
+        """The subnets that have no route, because one of another program is in the way or the kernel refuses it."""
+        return self._foreign.blocking.keys() | self._refused.keys()
+
+    @property
+    def blocked(self) -> Collection[IPv4Network]:
+        """Those of them where a route of another program is in the way."""
+        return self._foreign.blocking.keys()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the leases are known, and carried over into the kernel."""
+        return self._is_known and not self._changed.is_set()
+
+    @property
+    def units(self) -> Mapping[IPv4Network, Unit]:
+        """What was wanted at the last comparison."""
+        return self._units
+
+    def changed(self) -> None:
+        """Compare soon: the leases are known, and may differ from those before."""
+        self._is_known = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Carry over into the kernel what changed, until cancelled."""
+        complaint = Complaint("Failed to lead packets to other hosts")
+        async with Netlink() as netlink:
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                try:
+                    for line in await self._reconcile(netlink, look=False):
+                        log.info("%s", line)
+                    complaint.over()
+                except HostError as error:
+                    complaint.about(error)
+                    await asyncio.sleep(_RETRY_SECONDS)
+                    self._changed.set()
+
+    async def repair(self, netlink: Netlink) -> list[str]:
+        """Compare with what the kernel really has; one line for each entry restored or removed.  Raises HostError."""
+        if not self.is_settled:
+            return []
+        return await self._reconcile(netlink, look=True)
+
+    async def _reconcile(self, netlink: Netlink, *, look: bool) -> list[str]:
+        """Make the kernel's entries those that are wanted; what no lease explains.  Raises HostError.
+
+        ``look``: list what the kernel has, instead of relying on what was added before.
+        """
+        async with self.lock:
+            known, self._present = (None if look else self._present), None
+            before, before_index, failed_before = self._units, self._index, set(self.unreachable)
+            await self._follow(await self._wanted(netlink))
+            present = await self._list_owned(netlink) if known is None else known
+            await self._judge_again(netlink)
+            missing = await self._find_missing(present, skip_refused=look)
+            stale = await self._find_stale(present)
+            await self._add(netlink, missing, stale)
+            unwanted = _not_replaced(stale, missing)
+            await netlink.remove(sorted([*unwanted, *self._of_failed(present, missing)], key=_is_no_route))
+            self._foreign.report(netlink)
+            if not self.unreachable and not self._foreign.equivalent:
+                self._present = self._index.keys()
+            if known is not None:
+                return []
+            restored = await self._restored(missing, before, {*failed_before, *self.unreachable})
+            replaced = {entry.key for entry, _ in missing.values()} if unwanted else ()
+            removed = [
+                entries.describe(key)
+                for key in unwanted
+                if key not in before_index and entries.key(key) not in replaced
+            ]
+            return [
+                *_summary(restored, "was removed by another program; restored"),
+                *_summary(removed, "leads to no peer; removed"),
+            ]
+
+    async def _restored(
+        self, missing: Missing, before: Mapping[IPv4Network, Unit], failed: Collection[IPv4Network]
+    ) -> list[Entry]:
+        """Of what was added, that which had been added before."""
+        return [
+            entry
+            async for added in in_chunks(missing.values())
+            for entry, subnet in added
+            if subnet not in failed and before.get(subnet) == self._units[subnet]
+        ]
+
+    async def _follow(self, units: Mapping[IPv4Network, Unit]) -> None:
+        """Want these from now on."""
+        if units is self._units:
+            return
+        index: dict[Message, list[IPv4Network]] = {}
+        async for pairs in in_chunks(units.items()):
+            for subnet, unit in pairs:
+                for entry in unit:
+                    index.setdefault(entries.removal(entry), []).append(subnet)
+        self._units, self._index = units, index
+        self._foreign.forget_all_but(units)
+        self._refused = {
+            subnet: (unit, why) for subnet, (unit, why) in self._refused.items() if units.get(subnet) == unit
+        }
+
+    async def _list_owned(self, netlink: Netlink) -> Collection[Message]:
+        found: dict[Message, None] = {}
+        async for chunk in netlink.owned(self._network, await self._own_link(netlink)):
+            found.update(dict.fromkeys(chunk))
+        return found.keys()
+
+    async def _judge_again(self, netlink: Netlink) -> None:
+        """Look whether the routes that were in the way still are, before anything is added for these subnets."""
+        subnets = [*self._foreign.blocking, *self._foreign.equivalent]
+        if subnets:
+            await self._judge(netlink, [_route_of(self._units[subnet]) for subnet in subnets])
+
+    async def _judge(self, netlink: Netlink, routes: Sequence[Gateway]) -> None:
+        """Find out about the routes that are where ours should be, and adopt those that an earlier version added."""
+        adopted = await self._foreign.judge(netlink, routes)
+        if adopted:
+            errors = await netlink.append([route for route, _ in adopted])
+            done = [old for (_, old), error in zip(adopted, errors, strict=True) if not error]
+            await netlink.remove_routes(done)
+            log.info("Adopted %d routes that flanneld or an earlier version of flannelpy added", len(done))
+
+    async def _find_missing(self, present: Collection[Message], *, skip_refused: bool) -> Missing:
+        """Nothing is added for a subnet whose route is blocked.
+
+        What the kernel refused it refuses again; to try that at each look would cause the next look.
+        """
+        skipped = {*self._foreign.blocking, *(self._refused if skip_refused else ())}
+        missing: Missing = {}
+        async for chunk in in_chunks(self._index.items()):
+            for subnet in {subnet for key, subnets in chunk if key not in present for subnet in subnets} - skipped:
+                for entry in self._units[subnet]:
+                    key = entries.removal(entry)
+                    if key not in present and not self._is_equivalent(subnet, entry):
+                        missing[key] = entry, subnet
+        return missing
+
+    def _is_equivalent(self, subnet: IPv4Network, entry: Entry) -> bool:
+        """Whether another program's route does what this one would do."""
+        return isinstance(entry, Gateway) and subnet in self._foreign.equivalent
+
+    async def _find_stale(self, present: Collection[Message]) -> list[Message]:
+        return [key async for keys in in_chunks(present) for key in keys if key not in self._index]
+
+    async def _add(self, netlink: Netlink, missing: Missing, stale: Sequence[Message]) -> None:
+        """Add what is missing, and note which subnets failed.  Raises HostError when the host lacks something."""
+        # A new next hop is appended to the old one, which is removed afterwards: so no packet is lost.
+        replaced = {entries.destination(key) for key in stale}
+        added, appended = list[tuple[Entry, IPv4Network]](), list[tuple[Gateway, IPv4Network]]()
+        async for chunk in in_chunks(missing.values()):
+            for entry, subnet in chunk:
+                if replaced and isinstance(entry, Gateway) and entry.destination in replaced:
+                    appended.append((entry, subnet))
+                else:
+                    added.append((entry, subnet))
+        errors = await netlink.add([entry for entry, _ in added])
+        errors += await netlink.append([route for route, _ in appended])
+        failed = [(*one, error) for one, error in zip([*added, *appended], errors, strict=True) if error]
+        in_the_way = [entry for entry, _, error in failed if isinstance(entry, Gateway) and error == errno.EEXIST]
+        if in_the_way:
+            await self._judge(netlink, in_the_way)
+            for route in in_the_way:
+                del missing[entries.removal(route)]
+        await self._note_failures(netlink, missing, [one for one in failed if one[2] != errno.EEXIST])
+
+    async def _note_failures(
+        self, netlink: Netlink, missing: Missing, failed: Sequence[tuple[Entry, IPv4Network, int]]
+    ) -> None:
+        """EINVAL is the lease's fault.  Raises HostError for any other errno, after removing what was added in part."""
+        tried = {subnet for _, subnet in missing.values()} if self._refused else ()
+        before = self._refused
+        self._refused = {subnet: one for subnet, one in before.items() if subnet not in tried}
+        for entry, subnet, error in failed:
+            self._refused.setdefault(subnet, (self._units[subnet], Refusal(entry, error)))
+        for why in [why for _, why in self._refused.values() if why.errno != errno.EINVAL]:
+            undone = self._of_failed(missing)
+            self._refused = {subnet: one for subnet, one in before.items() if one[1].errno == errno.EINVAL}
+            await netlink.remove(undone)
+            raise HostError(str(why))
+        for subnet in self._refused.keys() - before.keys():
+            log.error("Ignoring invalid lease %s: %s", subnet, self._refused[subnet][1])
+
+    def _of_failed(self, *holders: Container[Message]) -> list[Message]:
+        """The entries of subnets that are unreachable, but for those that other subnets share, if a holder has them."""
+        failed = {*self.unreachable}
+        found = dict.fromkeys(entries.removal(entry) for subnet in failed for entry in self._units.get(subnet, ()))
+        return [
+            key
+            for key in found
+            if any(key in holder for holder in holders) and all(subnet in failed for subnet in self._index[key])
+        ]
+
+
+def _route_of(unit: Unit) -> Gateway:
+    """The route is added last."""
+    route = unit[-1]
+    assert isinstance(route, Gateway)
+    return route
+
+
+def _not_replaced(stale: Sequence[Message], missing: Missing) -> list[Message]:
+    """A neighbour or FDB entry of a key that was added has been replaced; a route stands beside the other one."""
+    if not stale:
+        return []
+    keys = {entry.key for entry, _ in missing.values() if not isinstance(entry, Gateway)}
+    return [one for one in stale if not keys or entries.key(one) not in keys]
+
+
+def _is_no_route(key: Message) -> bool:
+    return key.message_type != RTM_DELROUTE
+
+
+def _summary(found: Sequence[object], what: str) -> list[str]:
+    if len(found) > _LOGGED_SINGLY:
+        return [f"{len(found)} entries, such as the {found[0]}: each {what}"]
+    return [f"The {one} {what}" for one in found]

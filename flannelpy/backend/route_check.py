@@ -1,0 +1,204 @@
+"""Asks the kernel whether packets to peers take flannelpy's routes, and names what leads them elsewhere.
+
+Which routes exist does not decide that: a policy rule, a more specific route or one of another metric may come first.
+So the kernel is asked which route it would use: for packets of the host itself, and for packets of containers, once
+there is a bridge with an address of our subnet.
+Counterpart: none; flanneld does not look.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from itertools import islice
+from typing import NamedTuple
+
+from flannelpy.backend.foreign_routes import find_leftovers, log_leftovers
+from flannelpy.backend.route_cause import Causes
+from flannelpy.errors import HostError
+from flannelpy.linux.netlink import Netlink
+from flannelpy.linux.routes import RouteAnswer, RouteQuery
+
+log = logging.getLogger(__name__)
+
+# In one check, and how many of them are kept back for naming what is wrong.
+_QUERIES, _NAMING = 200, 20
+_ADDRESSES_OF_A_SUBNET = 8
+# The question proved nothing: rp_filter refused its source, or the bridge has just gone.
+_PROVES_NOTHING = (errno.EXDEV, errno.ENODEV)
+
+
+class Way(NamedTuple):
+    """How a packet leaves by our route.  ``gateway`` is None where any one on a device of ours will do."""
+
+    link_index: int
+    gateway: IPv4Address | None = None
+
+    def is_taken(self, query: RouteQuery, answer: RouteAnswer) -> bool:
+        """Whether the kernel's answer is this way, or no answer at all."""
+        if answer.errno:
+            return bool(query.input_index) and answer.errno in _PROVES_NOTHING
+        return answer.link_index == self.link_index and self.gateway in (None, answer.gateway)
+
+
+class _Bridge(NamedTuple):
+    """The interface by which containers' packets come in, and addresses of our subnet that no interface has."""
+
+    link_index: int
+    sources: Sequence[IPv4Address]
+
+
+class RouteCheck:
+    """``unreachable``: the subnets whose packets take another way, whichever of their addresses was asked about."""
+
+    def __init__(self, network: IPv4Network, own_subnet: IPv4Network) -> None:
+        self._network = network
+        self._own = own_subnet
+        self._turn = 0
+        self._causes: dict[IPv4Network, set[str]] = {}
+        self._reported: set[str] = set()
+        self._are_leftovers_logged = False
+        self.unreachable: set[IPv4Network] = set()
+
+    async def check(
+        self,
+        netlink: Netlink,
+        subnets: Sequence[IPv4Network],
+        way: Callable[[IPv4Network], Way],
+        own_link: int = 0,
+        blocked: Collection[IPv4Network] = (),
+    ) -> None:
+        """Ask about some of the peers' ``subnets``, in turn; without any, about the network by our own device.
+
+        ``blocked`` subnets have no route of ours.  Raises HostError when no packet to any peer takes our routes.
+        """
+        if not (subnets or blocked):
+            if own_link:
+                await self.check_network(netlink, own_link)
+            return
+        await self._ask(netlink, subnets, way, own_link)
+        if len(self.unreachable) == len(subnets):
+            raise HostError(self._refusal("every peer"))
+        self._report()
+
+    async def check_network(self, netlink: Netlink, own_link: int) -> None:
+        """Ask about the network outside our own subnet; raises HostError when nothing takes our own device's route."""
+        await self._ask(netlink, [self._network], lambda _: Way(own_link), own_link)
+        if self.unreachable:
+            raise HostError(self._refusal(str(self._network)))
+        self._report()
+
+    def _refusal(self, destination: str) -> str:
+        """Names the causes; they are not logged again one by one."""
+        causes = set[str]().union(*self._causes.values())
+        self._reported |= causes
+        what = "; ".join(sorted(causes)) or "routes of other programs are in the way"
+        return f"Packets to {destination} do not take flannelpy's routes: {what}"
+
+    async def report_leftovers(self, netlink: Netlink, link_index: int, wanted: Collection[IPv4Network]) -> None:
+        """Log once which routes out of the external interface look like flanneld's.  Raises HostError."""
+        if not self._are_leftovers_logged:
+            self._are_leftovers_logged = True
+            found = await find_leftovers(netlink, self._network, self._own, link_index, wanted)
+            log_leftovers(found, netlink.name_of)
+
+    async def _ask(
+        self, netlink: Netlink, subnets: Sequence[IPv4Network], way: Callable[[IPv4Network], Way], own_link: int
+    ) -> None:
+        bridge = await self._bridge(netlink, own_link)
+        kinds = 2 if bridge else 1
+        count = min(_ADDRESSES_OF_A_SUBNET, max(1, (_QUERIES - _NAMING) // (kinds * max(1, len(subnets)))))
+        some = self._in_turn(subnets, (_QUERIES - _NAMING) // (kinds * count))
+        asked = [(subnet, query) for subnet in some for query in self._queries(subnet, count, bridge)]
+        answers = await netlink.lookups([query for _, query in asked])
+        wrong: dict[IPv4Network, list[RouteQuery]] = {subnet: [] for subnet in some}
+        for (subnet, query), answer in zip(asked, answers, strict=True):
+            if not way(subnet).is_taken(query, answer):
+                wrong[subnet].append(query)
+        self._forget_all_but(subnets)
+        for subnet, queries in wrong.items():
+            addresses = {query.destination for asked_subnet, query in asked if asked_subnet is subnet}
+            is_whole = addresses == {query.destination for query in queries}
+            (self.unreachable.add if is_whole else self.unreachable.discard)(subnet)
+            if not queries:
+                self._causes.pop(subnet, None)
+        await self._name_causes(netlink, wrong, way)
+
+    async def _name_causes(
+        self,
+        netlink: Netlink,
+        wrong: dict[IPv4Network, list[RouteQuery]],
+        way: Callable[[IPv4Network], Way],
+    ) -> None:
+        """Of each subnet one, then of each another one, as long as there are questions left."""
+        left = [(subnet, queries[number]) for number in range(max(map(len, wrong.values()), default=0))
+                for subnet, queries in wrong.items() if number < len(queries)][:_NAMING]  # fmt: skip
+        answers = await netlink.lookups([query for _, query in left], matched=True)
+        causes, named = Causes(netlink), dict[IPv4Network, set[str]]()
+        for (subnet, query), answer in zip(left, answers, strict=True):
+            if not way(subnet).is_taken(query, answer):
+                whose = "containers'" if query.input_index else "the host's"
+                named.setdefault(subnet, set()).add(f"{await causes.name(query, answer)} takes {whose} packets")
+        self._causes |= named
+
+    def _report(self) -> None:
+        """Log each cause once, with the subnets that it affects."""
+        affected: dict[str, list[IPv4Network]] = {}
+        for subnet, causes in self._causes.items():
+            for cause in causes:
+                affected.setdefault(cause, []).append(subnet)
+        for cause, subnets in affected.items():
+            if cause not in self._reported:
+                more = f" and {len(subnets) - 1} more subnets" if len(subnets) > 1 else ""
+                log.error("Packets to %s%s do not take flannelpy's routes: %s", subnets[0], more, cause)
+        self._reported = set(affected)
+
+    async def _bridge(self, netlink: Netlink, own_link: int) -> _Bridge | None:
+        """None without one, and while its packets are not forwarded at all."""
+        addresses = await netlink.addresses()
+        held = {one.address for one in addresses}
+        low, high = int(self._own.network_address), int(self._own.broadcast_address)
+        sources = [IPv4Address(number) for number in (low + 2, (low + high) // 2, high - 1)]
+        for one in addresses:
+            if one.address in self._own and one.link_index != own_link and netlink.is_forwarding(one.link_index):
+                free = [source for source in sources if source not in held]
+                return _Bridge(one.link_index, free) if free else None
+        return None
+
+    def _in_turn(self, subnets: Sequence[IPv4Network], count: int) -> Sequence[IPv4Network]:
+        """The next ones after those of the last check."""
+        start = self._turn if self._turn < len(subnets) else 0
+        self._turn = start + count
+        return subnets[start : start + count]
+
+    def _queries(self, subnet: IPv4Network, count: int, bridge: _Bridge | None) -> Iterator[RouteQuery]:
+        excluded = self._own if self._own.subnet_of(subnet) else None
+        for number, address in enumerate(_spread(subnet, count, excluded)):
+            yield RouteQuery(address)
+            if bridge:
+                yield RouteQuery(address, bridge.sources[number % len(bridge.sources)], bridge.link_index)
+
+    def _forget_all_but(self, subnets: Sequence[IPv4Network]) -> None:
+        if self._causes or self.unreachable:
+            kept = set(subnets)
+            self._causes = {subnet: causes for subnet, causes in self._causes.items() if subnet in kept}
+            self.unreachable &= kept
+
+
+def _spread(subnet: IPv4Network, count: int, excluded: IPv4Network | None) -> list[IPv4Address]:
+    """So many addresses of a subnet, the first one first, the next ones as far from each other as can be."""
+    first, size = int(subnet.network_address), subnet.num_addresses
+    numbers = (min(max(1, int(size * _fraction(index))), size - 2) for index in range(2 * count + 2))
+    addresses = (IPv4Address(first + number) for number in dict.fromkeys(numbers))
+    return list(islice((one for one in addresses if not excluded or one not in excluded), count))
+
+
+def _fraction(index: int) -> float:
+    """Van der Corput's sequence: 0, 1/2, 1/4, 3/4, 1/8, 5/8 and so on."""
+    value, weight = 0.0, 0.5
+    while index:
+        value += weight * (index & 1)
+        index, weight = index >> 1, weight / 2
+    return value
