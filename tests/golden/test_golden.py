@@ -327,8 +327,9 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
     bound_to: list[tuple[IPv4Address, int]] = []
 
     def notify(*lines: str) -> None:
+        is_first = not any(line.endswith("next hops: 2") for line in told)
         told.extend(lines)
-        if lines[-1].endswith("next hops: 2"):
+        if lines[-1].endswith("next hops: 2") and is_first:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def bind(address: IPv4Address, port: int, *, gso: bool, gro: bool) -> UdpSocket:
