@@ -110,10 +110,14 @@ class LeaseTable:
 
     def replacing(self, snapshot: Snapshot, now: float, update: Update) -> Iterator[None]:
         """``replace`` in steps of a millisecond or two, into ``update``; the table is whole after the last one."""
-        names = {entry.name for entry in snapshot.entries}
-        hashes = set(map(hash, names))
-        for name in [name for name in self._ignored if name not in hashes]:
-            del self._ignored[name]
+        names: set[str] = set()
+        ignored: dict[int, int] = {}
+        for start in range(0, len(snapshot.entries), _STEP):
+            known = [entry.name for entry in snapshot.entries[start : start + _STEP]]
+            names.update(known)
+            ignored |= {key: self._ignored[key] for key in map(hash, known) if key in self._ignored}
+            yield
+        self._ignored = ignored
         # A known subnet whose value became malformed still has its key, so it is kept as it was.
         for subnet in [subnet for subnet in self._others if format_key(subnet) not in names]:
             self._remove(subnet, update, now)
@@ -211,11 +215,9 @@ class LeaseTable:
             update.own.append(Damaged(self._own_subnet, entry.version))
 
     def _ignore(self, entry: Entry, why: str, update: Update) -> None:
-        """Report it once for each value that a key has; of too many keys the first ones are forgotten."""
+        """Report it once for each value that a key has, and not at all once there are too many to remember."""
         name, value = hash(entry.name), hash(entry.value)
-        if self._ignored.get(name) == value:
+        if self._ignored.get(name) == value or (name not in self._ignored and len(self._ignored) >= _MOST_IGNORED):
             return
-        if len(self._ignored) >= _MOST_IGNORED:
-            del self._ignored[next(iter(self._ignored))]
         self._ignored[name] = value
         update.ignored.append(f"{shown(entry.name)}: {why}")

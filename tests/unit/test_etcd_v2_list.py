@@ -1,0 +1,119 @@
+"""The answer that lists a directory, read node by node, and what a list of very many keys costs the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from ipaddress import IPv4Network
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flannelpy.registry.etcd_v2 import EtcdV2Registry, _children
+from flannelpy.subnet.lease_table import LeaseTable, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TRICKY = ['"nodes":[', "\\", '\\"nodes\\":[{}]', "]},{", "\u2028\ud800", "\U0001f600", "", " \n"]
+KEYS = 50_000
+MOST_SECONDS = 0.1
+
+
+def answer(nodes: list[dict[str, object]], directory: str = "/network/subnets") -> dict[str, object]:
+    return {"action": "get", "node": {"key": directory, "dir": True, "nodes": nodes, "modifiedIndex": 3}}
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+@pytest.mark.parametrize("ensure_ascii", [True, False])
+@pytest.mark.parametrize("count", [1, 3, 200])
+def test_children_are_those_of_json(separators: tuple[str, str], ensure_ascii: bool, count: int) -> None:
+    nodes: list[dict[str, object]] = [
+        {"key": TRICKY[number % len(TRICKY)], "value": TRICKY[number // 2 % len(TRICKY)], "modifiedIndex": number}
+        for number in range(count)
+    ]
+    for directory in TRICKY:
+        text = json.dumps(answer(nodes, directory), separators=separators, ensure_ascii=ensure_ascii)
+        assert list(_children(text)) == nodes
+
+
+@pytest.mark.parametrize(
+    "text", ['{"node":{"dir":true}}', '{"node":{"nodes":[]}}', '{"node":{"key":"/a","value":"b"}}']
+)
+def test_without_children_there_are_none(text: str) -> None:
+    assert list(_children(text)) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"node":{"nodes":[{},', '{"node":{"nodes":[{} {}', '{"node":{"nodes":7}}']
+)
+def test_what_is_no_list_is_refused(text: str) -> None:
+    with pytest.raises((KeyError, IndexError, TypeError, ValueError)):
+        list(_children(text))
+
+
+@pytest.fixture
+def without_gc() -> Iterator[None]:
+    """As in the daemon, which collects at times of its own."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.timed
+@pytest.mark.usefixtures("without_gc")
+def test_very_many_foreign_keys_do_not_stall_the_loop() -> None:
+    """json.loads alone would stop all threads for a quarter of a second."""
+    nodes: list[dict[str, object]] = [
+        {
+            "key": f"/network/subnets/foreign \u00e9 {number}",
+            "value": "x" * 60,
+            "modifiedIndex": number,
+            "createdIndex": 1,
+        }
+        for number in range(KEYS)
+    ]
+    body = json.dumps(answer(nodes), separators=(",", ":"), ensure_ascii=False).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("X-Etcd-Index", "999999")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    async def scenario(url: str) -> tuple[int, float]:
+        loop = asyncio.get_running_loop()
+        pauses: list[float] = []
+
+        async def beat() -> None:
+            while True:
+                began = loop.time()
+                await asyncio.sleep(0.001)
+                pauses.append(loop.time() - began)
+
+        beating = asyncio.create_task(beat())
+        registry = EtcdV2Registry([url], "/network")
+        snapshot = await registry.snapshot()
+        update = Update()
+        for _ in LeaseTable(IPv4Network("11.0.1.0/24")).replacing(snapshot, 0.0, update):
+            await asyncio.sleep(0)
+        beating.cancel()
+        await registry.close()
+        return len(snapshot.entries), max(pauses)
+
+    found = []
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        for _ in range(3):
+            threading.Thread(target=server.handle_request, daemon=True).start()
+            found.append(asyncio.run(scenario(f"http://127.0.0.1:{server.server_address[1]}")))
+    assert {count for count, _ in found} == {KEYS}
+    # The least of three: what else the machine does makes each of them longer.
+    assert min(longest for _, longest in found) < MOST_SECONDS
