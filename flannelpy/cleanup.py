@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from flannelpy import firewall, logs, parts
-from flannelpy.backend.removal import marked, withdraw
+from flannelpy.backend.removal import marked, unmarked_leftovers, withdraw
 from flannelpy.errors import FlannelError
 from flannelpy.linux.instance_lock import InstanceLock
 from flannelpy.linux.netlink import Netlink
@@ -57,27 +57,21 @@ async def _remove_what_is_of(file: Path, ready: Path, lock: InstanceLock) -> Non
     """Remove what the subnet file owns, by its text and the record of the last run; without either, nothing."""
     scope = parts.scope(file, lock.read())
     async with Netlink() as netlink:
-        if scope.networks:
-            removed = await withdraw(netlink, scope)
-        else:
-            removed = []
-            await _list_marked(netlink, file)
+        removed = await withdraw(netlink, scope) if scope.networks else []
+        unmarked = await unmarked_leftovers(netlink, scope.networks)
+        if not scope.networks:
+            found = [*await marked(netlink), *await firewall.chains()]
+            log.info("Removed nothing: there is neither %s nor a record of its last run", file)
+            for what in found:
+                log.info("Marked by flannelpy: %s", what)
     for network in sorted(scope.networks):
         removed += await firewall.remove(network)
     removed += [str(path) for path in (file, ready) if env_file.remove(path)]
     for what in removed:
         log.info("Removed %s", what)
+    for command in unmarked:
+        log.warning("Left alone, since another program may have added it; to remove it: %s", command)
     lock.write(None)
-
-
-async def _list_marked(netlink: Netlink, file: Path) -> None:
-    found = ", ".join(filter(None, [str(await marked(netlink)), *await firewall.chains()]))
-    if found:
-        log.warning(
-            "There is neither %s nor a record of its last run, so nothing is removed. Marked as flannelpy's: %s",
-            file,
-            found,
-        )
 
 
 async def _release(registry: Registry, holder: Holder) -> None:

@@ -54,6 +54,11 @@ class Firewall:
         self._on_repair[name] = on_repair
         self._unchecked.update(KINDS)
 
+    @property
+    def is_clean(self) -> bool:
+        """Whether the chains of earlier runs are gone."""
+        return not self._unchecked
+
     async def masquerade(self, name: str) -> None:
         """Put the masquerading rules of a network at once.  Raises HostError."""
         rules = self._networks[name]

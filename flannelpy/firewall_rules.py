@@ -146,7 +146,7 @@ def _entering(network: IPv4Network) -> bytes:
 class NetworkRules:
     """What one network needs.
 
-    ``address`` is the source of its datagrams, ``previous`` its network in an earlier run, whose chains go.
+    ``address`` is the source of its datagrams, ``previous`` its networks in earlier runs, whose chains go.
     """
 
     def __init__(
@@ -154,14 +154,14 @@ class NetworkRules:
         network: IPv4Network,
         address: IPv4Address,
         datagrams: Callable[[], Datagrams | None],
-        previous: IPv4Network | None,
+        previous: Collection[IPv4Network],
         *,
         is_masqueraded: bool,
     ) -> None:
         self.network = network
         self.is_masqueraded = is_masqueraded
         self.datagrams = datagrams
-        self.networks = {network, previous or network}
+        self.networks = {network, *previous}
         self._address = address
         self._peers: dict[IPv4Network, bytes] | None = None  # a rule for each lease; None until they are known
         self._drop_lines = b""

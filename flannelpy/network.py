@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -104,7 +104,7 @@ class Network:
         self._host.take(self.name, chosen.config.network, chosen.backend.needs)
         cleanup.callback(chosen.backend.close)
         try:
-            await self._start(chosen, manager, holder)
+            cleanup.callback(self._forget_previous, await self._start(chosen, manager, holder))
             self._service = _Service(
                 self.name, manager, chosen.config.network, chosen.backend, self._host, ready_file, self._on_change
             )
@@ -122,21 +122,28 @@ class Network:
         self._host.check(self.name, config.network, backend.needs)
         return _Chosen(config, backend)
 
-    async def _start(self, chosen: _Chosen, manager: SubnetManager, holder: Holder) -> None:
-        """Lease a subnet, carry packets for it, and tell Docker."""
+    async def _start(self, chosen: _Chosen, manager: SubnetManager, holder: Holder) -> Run:
+        """Lease a subnet, carry packets for it, and write the subnet file; returns the record of this run."""
         config, backend = chosen
         self._say("Waiting for a subnet lease")
         describe = partial(backend.lease_attrs, holder)
         lease = await manager.acquire(config, describe, env_file.previous_subnet(self._subnet_file))
-        previous = env_file.previous_network(self._subnet_file)
-        await self._take_over(chosen, lease.subnet)
+        previous = await self._take_over(chosen, lease.subnet)
         mtu = await backend.start(lease)
         ip_masq = self._options.ip_masq
         await self._set_up_firewall(chosen, previous)
         env_file.write(self._subnet_file, env_file.render(config.network, lease.subnet, mtu, ip_masq))
-        self._lock.write(Run((config.network,), config.backend.type, backend.device))
+        run = Run((config.network,), config.backend.type, backend.device)
+        self._lock.write(replace(run, networks=(config.network, *previous)))
+        return run
 
-    async def _set_up_firewall(self, chosen: _Chosen, previous: IPv4Network | None) -> None:
+    def _forget_previous(self, run: Run) -> None:
+        """Drop the networks of earlier runs from the record, unless iptables chains of theirs may still be there."""
+        if self._host.firewall.is_clean:
+            with suppress(HostError):
+                self._lock.write(run)
+
+    async def _set_up_firewall(self, chosen: _Chosen, previous: Sequence[IPv4Network]) -> None:
         """Put the rules that the subnet file promises; all others come in the background.  Raises HostError."""
         config, backend = chosen
         address, ip_masq = self._host.external.address, self._options.ip_masq
@@ -145,8 +152,8 @@ class Network:
         if ip_masq:
             await self._host.firewall.masquerade(self.name)
 
-    async def _take_over(self, chosen: _Chosen, subnet: IPv4Network) -> None:
-        """Record what this run uses, then remove what earlier runs left and this one does not use."""
+    async def _take_over(self, chosen: _Chosen, subnet: IPv4Network) -> Sequence[IPv4Network]:
+        """Record what this run uses, then remove what earlier runs left; returns their other networks."""
         config, backend = chosen
         scope = parts.scope(self._subnet_file, self._lock.read(), (config.network, subnet))
         previous = sorted(scope.networks - {config.network})
@@ -156,6 +163,7 @@ class Network:
             for left in await withdraw(netlink, scope, keep):
                 log.warning("Removed leftover %s", left)
             await self._host.isolate(netlink)
+        return previous
 
     async def _withdraw(self, network: IPv4Network) -> None:
         """Another host holds the subnet now: remove all that leads to other hosts, and the file that Docker reads."""

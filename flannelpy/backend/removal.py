@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from ipaddress import IPv4Interface, IPv4Network
 from typing import NamedTuple
 
+from flannelpy.backend.foreign_routes import leftovers
 from flannelpy.errors import HostError
-from flannelpy.linux.entries import Prohibition
 from flannelpy.linux.marks import is_device_alias
 from flannelpy.linux.netlink import Address, Link, Netlink
 from flannelpy.linux.own_devices import own_devices
-from flannelpy.linux.routes import KernelRoute
+from flannelpy.linux.routes import PROTOCOL_BOOT, KernelRoute, RouteFilter
 
 
 class Scope(NamedTuple):
@@ -58,22 +58,23 @@ async def withdraw(netlink: Netlink, scope: Scope, keep: Keep | None = None) -> 
     return [*map(route_text, routes), *(f"device {link.name}" for link in links), *map(str, rules)]
 
 
-class Marked(NamedTuple):
-    """All state in the kernel that carries the mark of any flannelpy."""
-
-    devices: list[Link]
-    routes: list[KernelRoute]
-    rules: list[Prohibition]
-
-    def __str__(self) -> str:
-        devices = (f"device {link.name} ({link.alias})" for link in self.devices)
-        return ", ".join([*devices, *map(route_text, self.routes), *map(str, self.rules)])
+async def marked(netlink: Netlink) -> list[str]:
+    """What carries the mark of any flannelpy on this host, in words.  Raises HostError."""
+    devices = [f"device {link.name} ({link.alias})" for link in await netlink.links() if is_device_alias(link.alias)]
+    routes, rules = await netlink.marked_routes(), await netlink.prohibitions()
+    return [*devices, *map(route_text, routes), *map(str, rules)]
 
 
-async def marked(netlink: Netlink) -> Marked:
-    """What is marked on this host, whichever subnet file owns it.  Raises HostError."""
-    devices = [link for link in await netlink.links() if is_device_alias(link.alias)]
-    return Marked(devices, await netlink.marked_routes(), await netlink.prohibitions())
+async def unmarked_leftovers(netlink: Netlink, networks: frozenset[IPv4Network]) -> list[str]:
+    """The commands that remove what earlier versions may have left in these networks.  Raises HostError.
+
+    Another program may have added these routes and rules just as well, so they are never removed.
+    """
+    boot = [route async for chunk in netlink.routes_of(RouteFilter(PROTOCOL_BOOT)) for route in chunk]
+    routes = [route for network in sorted(networks) for route in leftovers(boot, network, None, ())]
+    commands = [f"ip route del {route.text(netlink.name_of)}" for route in routes]
+    rules = [rule for rule in await netlink.unmarked_prohibitions() if {rule.source, rule.destination} & networks]
+    return [*commands, *(f"ip rule del from {rule.source} to {rule.destination} prohibit" for rule in rules)]
 
 
 def route_text(route: KernelRoute) -> str:

@@ -246,7 +246,7 @@ class Tenant:
         self.host = host
         self.network = f"11.{number}.0.0/16"
         self.prefix = f"/tenant{number}"
-        self.flags = (f"-etcd-prefix={self.prefix}", f"-subnet-file=/run/flannel/tenant{number}.env")
+        self.flags = (f"-etcd-prefix={self.prefix}", f"-subnet-file=/run/flannel/tenant{number}.env", "-ip-masq")
         settings = {"VNI": number, "Port": 8285 + number} if backend is not HOST_GW else {}
         config = {"Network": self.network, "Backend": {"Type": backend.name, **settings}}
         host.lab.etcd.put(f"{self.prefix}/config", json.dumps(config))
@@ -317,6 +317,26 @@ def test_cleanup_needs_no_subnet_file(host: Host, backend: Backend) -> None:
         (host.run_dir / "flannel/tenant1.env").unlink()
         clean_up(host, *one.flags)
         assert one.state() == before == []
+
+
+@over(UDP, HOST_GW)
+def test_cleanup_lists_what_an_earlier_version_may_have_left(host: Host, backend: Backend) -> None:
+    foreign = ["route 11.1.7.0/24 via 172.17.8.1 dev eth1", "rule from 11.1.0.0/16 to 11.9.0.0/16 prohibit"]
+    others = ["route 11.1.8.0/24 via 172.17.8.1 dev eth1 proto static", "rule from 11.8.0.0/16 to 11.9.0.0/16 prohibit"]
+    with two_tenants(host, backend) as (one, _):
+        started(host, *one.flags).stop()
+        for each in (*foreign, *others):
+            host.configure(f"{each.replace(' ', ' add ', 1)}{' priority 8285' * each.startswith('rule')}")
+        shown = [host.run("ip", kind).stdout for kind in ("route", "rule")]
+        said = clean_up(host, *one.flags)
+        for each in foreign:
+            assert f"to remove it: ip {each.replace(' ', ' del ', 1)}" in said
+        assert said.count("to remove it: ip ") == len(foreign)
+        after = [host.run("ip", kind).stdout for kind in ("route", "rule")]
+        assert [line for line in shown[0].splitlines() if "proto 85" not in line] == after[0].splitlines()
+        assert after[1] == shown[1]
+        for each in (*foreign, *others):
+            host.configure(each.replace(" ", " del ", 1))
 
 
 @over(VXLAN, HOST_GW)

@@ -35,7 +35,7 @@ class MeasuredLoop(asyncio.SelectorEventLoop):
 
 async def check(firewall: Firewall, peers: int) -> None:
     """Put the rules, and lose them three times."""
-    rules = NetworkRules(NETWORK, IPv4Address("172.17.8.101"), lambda: UDP, None, is_masqueraded=True)
+    rules = NetworkRules(NETWORK, IPv4Address("172.17.8.101"), lambda: UDP, (), is_masqueraded=True)
     subnets = NETWORK.subnets(new_prefix=24)
     first = IPv4Address("172.20.0.1")
     leases = [Added(Lease(next(subnets), LeaseAttrs(first + number), None, 1, 1)) for number in range(peers)]

@@ -43,7 +43,9 @@ class World:
         *,
         is_masqueraded: bool = False,
     ) -> None:
-        rules = NetworkRules(network, HOST, lambda: datagrams, previous, is_masqueraded=is_masqueraded)
+        rules = NetworkRules(
+            network, HOST, lambda: datagrams, [previous] if previous else [], is_masqueraded=is_masqueraded
+        )
         self.firewall.add(name, rules, self.tell)
 
     def tell(self) -> None:

@@ -64,7 +64,7 @@ def test_our_datagrams_have_a_zone_of_their_own(datagrams: Datagrams, ports: str
 
 
 def rules(datagrams: Datagrams | None = UDP, *, is_masqueraded: bool = False) -> NetworkRules:
-    return NetworkRules(NETWORK, HOST, lambda: datagrams, None, is_masqueraded=is_masqueraded)
+    return NetworkRules(NETWORK, HOST, lambda: datagrams, (), is_masqueraded=is_masqueraded)
 
 
 def lease(subnet: str, public_ip: str) -> Added:

@@ -1,0 +1,110 @@
+"""Upgrades under traffic, from the version before the marks and from flanneld v0.5.5, and the way back.
+
+The old versions are not run: what they leave in the kernel is put there by hand, as it was recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from faults.backends import HOST_GW, UDP, VXLAN, Backend, over
+from hosts import belongings
+from lab import Host, Lab, wait_connected, wait_for
+from overlay import unbroken_stream
+
+from flannelpy.linux.instance_lock import lock_path
+
+pytestmark = pytest.mark.usefixtures("root")
+
+RATE = 2_000_000  # bytes a second
+
+
+@pytest.fixture
+def lab(make_lab: Callable[..., Lab], backend: Backend) -> Lab:
+    lab = make_lab(hosts=2)
+    lab.put_config(backend.config())
+    lab.start_daemons("-iface=eth1")
+    for host in lab.hosts:
+        host.add_container()
+    return lab
+
+
+def shown(host: Host, *argv: str) -> list[str]:
+    return [line.strip() for line in host.run(*argv).stdout.splitlines()]
+
+
+def become_old(host: Host, backend: Backend, origin: str) -> None:
+    """Give the stopped host the state that the old version leaves, in such an order that packets still pass."""
+    lock_path(host.run_dir / "flannel/subnet.env").unlink()
+    if backend is UDP:
+        address = f"{host.subnet().network_address}/16"
+        host.configure("tuntap add flannel0 mode tun", f"address add {address} dev flannel0", "link set flannel0 up")
+    if backend is VXLAN:
+        host.configure("link set flannel.1 alias ''")
+    routes = [line for line in shown(host, "ip", "route") if " proto 85" in line and " via " in line]
+    if backend is VXLAN and origin == "v0.5.5":
+        _answer_as_flanneld(host)
+        host.configure(*(f"route delete {line}" for line in routes))
+        host.configure(
+            *(f"neighbour delete {line.split()[2]} dev flannel.1" for line in routes),
+        )
+    else:
+        host.configure(*(f"route replace {line.replace('proto 85', 'proto boot')}" for line in routes))
+
+
+def _answer_as_flanneld(host: Host) -> None:
+    """The MAC behind each container, which flanneld gives the kernel when it asks for it."""
+    for other in host.lab.hosts:
+        if other is not host:
+            [mac] = {link["address"] for link in json.loads(other.run("ip", "-j", "link", "show", "flannel.1").stdout)}
+            for container in other.containers:
+                host.run("ip", "neighbour", "replace", str(container.address), "lladdr", mac, "dev", "flannel.1")
+
+
+@contextmanager
+def no_ping_lost(lab: Lab, backend: Backend) -> Iterator[None]:
+    """With the udp backend packets wait while there is no device, so pings may be lost there."""
+    one, other = (host.containers[0] for host in lab.hosts)
+    ping = one.popen("ping", "-n", "-q", "-i0.02", "-c100000", "-W2", str(other.address), stdout=subprocess.PIPE)
+    yield
+    ping.send_signal(signal.SIGINT)
+    summary = ping.communicate(timeout=10)[0]
+    assert backend is UDP or ", 0% packet loss" in summary, summary
+
+
+@over(UDP, VXLAN, HOST_GW)
+@pytest.mark.parametrize("origin", ["before the marks", "v0.5.5"])
+def test_an_upgrade_loses_no_connection_and_leaves_nothing(lab: Lab, backend: Backend, origin: str) -> None:
+    one, other = (host.containers[0] for host in lab.hosts)
+    devices = [shown(host, "ip", "-o", "link", "show", "type", "vxlan") for host in lab.hosts]
+    with unbroken_stream(one, other, RATE) as stream, no_ping_lost(lab, backend):
+        for host in lab.hosts:
+            host.daemons[-1].stop()
+            become_old(host, backend, origin)
+            if backend is not UDP:
+                stream.wait_for_more()
+            host.start_daemon("-iface=eth1")
+        wait_connected([host.daemons[-1] for host in lab.hosts])
+        for host in lab.hosts:
+            wait_for(lambda host=host: backend.is_as_it_should_be(host), 5, "all entries")  # type: ignore[misc]
+        stream.wait_for_more()
+    assert [shown(host, "ip", "-o", "link", "show", "type", "vxlan") for host in lab.hosts] == devices
+
+
+@over(UDP, VXLAN, HOST_GW)
+def test_the_way_back_with_cleanup_leaves_nothing(make_lab: Callable[..., Lab], backend: Backend) -> None:
+    """After it, a host is as it was before its first run, but for its lease and the lock file."""
+    lab = make_lab(hosts=2)
+    lab.put_config(backend.config())
+    before = [belongings(host) for host in lab.hosts]
+    lab.start_daemons("-iface=eth1", "-ip-masq")
+    for host in lab.hosts:
+        host.daemons[-1].stop()
+        host.run(sys.executable, "-P", "-m", "flannelpy", "-cleanup")
+    assert [belongings(host) for host in lab.hosts] == before
