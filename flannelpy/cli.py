@@ -150,11 +150,16 @@ def source_check(text: str) -> SourceCheck:
 
 
 def address(text: str) -> IPv4Address | None:
-    """An IPv4 address; no text means not given."""
+    """The IPv4 address of a host; no text means not given."""
+    from flannelpy.subnet.addresses import special_use
+
     try:
-        return IPv4Address(text) if text else None
+        parsed = IPv4Address(text) if text else None
     except ValueError:
         raise ValueError("must be an IPv4 address, such as 172.17.8.101") from None
+    if parsed and (block := special_use(parsed)):
+        raise ValueError(f"must be the address of a host, such as 172.17.8.101; this one is in {block}")
+    return parsed
 
 
 def endpoints(text: str) -> tuple[str, ...]:

@@ -27,18 +27,19 @@ class LogLimit:
     BURST = 20
     PAUSE = 60.0
 
-    def __init__(self, log: logging.Logger, subject: str) -> None:
-        """``subject``: what the messages are about, as in "ignored leases"."""
+    def __init__(self, log: logging.Logger, subject: str, burst: int = BURST) -> None:
+        """``subject``: what the messages are about, as in "ignored leases"; ``burst``: how many are the first few."""
         self._log = log
         self._subject = subject
-        self._left = float(self.BURST)
+        self._burst = burst
+        self._left = float(burst)
         self._filled_at = 0.0
         self._skipped = 0
         self._reported_at = 0.0
 
     def message(self, level: int, text: str, now: float) -> None:
         """Log ``text`` at ``now`` (seconds), or count it for the next report."""
-        self._left = min(self.BURST, self._left + (now - self._filled_at) / self.PAUSE)
+        self._left = min(self._burst, self._left + (now - self._filled_at) / self.PAUSE)
         self._filled_at = now
         if self._left >= 1:
             self._left -= 1

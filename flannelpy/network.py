@@ -16,28 +16,33 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from ipaddress import IPv4Network
+from ipaddress import IPv4Interface, IPv4Network
 from typing import NamedTuple, Never
 
 from flannelpy import logs, parts
 from flannelpy.backend import base as backends
 from flannelpy.backend.base import Backend
 from flannelpy.backend.guard import Guard
+from flannelpy.backend.lease_gate import LeaseGate
 from flannelpy.backend.removal import Keep, withdraw
+from flannelpy.backend.underlay import Underlay
 from flannelpy.errors import FlannelError, HostError, LeaseLost
 from flannelpy.firewall_rules import NetworkRules
 from flannelpy.host import Host
 from flannelpy.linux import interface
 from flannelpy.linux.clock import BootClock
 from flannelpy.linux.instance_lock import InstanceLock, Run
+from flannelpy.linux.marks import device_alias
 from flannelpy.linux.netlink import Netlink
 from flannelpy.linux.ready_file import ReadyFile
 from flannelpy.options import Options
 from flannelpy.subnet import env_file
 from flannelpy.subnet.config import NetworkConfig
+from flannelpy.subnet.lease_filter import LeaseFilter
 from flannelpy.subnet.lease_table import LeaseEvent
 from flannelpy.subnet.manager import SubnetManager
 from flannelpy.subnet.renewal import Holder, Terms
+from flannelpy.subnet.retry import Complaint
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +66,8 @@ class Network:
         self._on_change = on_change
         self._step = "Starting"
         self._service: _Service | None = None
+        self._underlay = Underlay(host.external, host.public_ip, parts.etcd_hosts(options))
+        self._unblock_complaint = Complaint("Failed to look for routes of ours in the way to etcd")
 
     async def run(self) -> Never:
         """Its whole life.  Raises FlannelError."""
@@ -100,13 +107,13 @@ class Network:
         holder = parts.holder(self._options, self._host.public_ip)
         manager = SubnetManager(registry, BootClock(), random.Random(), holder, terms)  # noqa: S311 - nothing secret
         self._say("Waiting for the network config in etcd")
-        chosen = await manager.read_config(self._choose)
+        chosen = await manager.read_config(self._choose, self._unblock)
         self._host.take(self.name, chosen.config.network, chosen.backend.needs)
         cleanup.callback(chosen.backend.close)
         try:
             cleanup.callback(self._forget_previous, await self._start(chosen, manager, holder))
             self._service = _Service(
-                self.name, manager, chosen.config.network, chosen.backend, self._host, ready_file, self._on_change
+                self.name, manager, chosen, self._underlay, self._host, ready_file, self._on_change
             )
             self._on_change()
             await self._service.run(self._choose)
@@ -120,14 +127,30 @@ class Network:
         options = replace(self._options, subnet_file=self._subnet_file)
         backend = backends.create(config, self._host.external, options)
         self._host.check(self.name, config.network, backend.needs)
+        async with Netlink() as netlink:
+            await self._underlay.check(netlink, config.network, backend.routed)
         return _Chosen(config, backend)
+
+    async def _unblock(self) -> None:
+        """Remove what an earlier run routes to etcd, which does not answer."""
+        subnet = env_file.previous_subnet(self._subnet_file)
+        network = env_file.previous_network(self._subnet_file)
+        leased = {IPv4Interface((subnet.network_address, network.prefixlen))} if subnet and network else set()
+        try:
+            async with Netlink() as netlink:
+                for route in await self._underlay.unblock(netlink, device_alias(self._subnet_file), leased):
+                    log.warning("Removed our route %s: no etcd endpoint answers, and one lies behind it", route)
+        except HostError as error:
+            self._unblock_complaint.about(error)
 
     async def _start(self, chosen: _Chosen, manager: SubnetManager, holder: Holder) -> Run:
         """Lease a subnet, carry packets for it, and write the subnet file; returns the record of this run."""
         config, backend = chosen
         self._say("Waiting for a subnet lease")
         describe = partial(backend.lease_attrs, holder)
-        lease = await manager.acquire(config, describe, env_file.previous_subnet(self._subnet_file))
+        async with Netlink() as netlink:
+            around = await self._underlay.observe(netlink)
+        lease = await manager.acquire(config, describe, env_file.previous_subnet(self._subnet_file), around)
         previous = await self._take_over(chosen, lease.subnet)
         mtu = await backend.start(lease)
         ip_masq = self._options.ip_masq
@@ -190,20 +213,21 @@ class _Service:
         self,
         name: str,
         manager: SubnetManager,
-        network: IPv4Network,
-        backend: Backend,
+        chosen: _Chosen,
+        underlay: Underlay,
         host: Host,
         ready_file: ReadyFile,
         on_change: Callable[[], None],
     ) -> None:
         self._name = name
         self._manager = manager
-        self._backend = backend
+        self._network, self._backend = chosen.config.network, chosen.backend
+        self._underlay = underlay
         self._host = host
         self._external = interface.Watch(host.external, BootClock().now)
         self._ready_file = ready_file
         self._on_change = on_change
-        self._guard = Guard(self._check, network, self._tell_state)
+        self._guard = Guard(self._check, self._network, self._tell_state)
         self._told = ("", "")  # trouble of the external interface, and the backend's words
 
     async def run(self, choose: Callable[[NetworkConfig], Awaitable[object]]) -> None:
@@ -211,11 +235,14 @@ class _Service:
         self._ready_file.set(True)
         log.info("Watching for new subnet leases")
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with Netlink() as netlink, asyncio.TaskGroup() as tasks:
+                around = await self._underlay.observe(netlink)
+                leases = LeaseFilter(self._network, self._manager.own, around)
+                self._gate = LeaseGate(netlink, leases, self._underlay, self._forward)
                 tasks.create_task(self._backend.run())
                 tasks.create_task(self._guard.run())
                 tasks.create_task(self._manager.keep_lease())
-                tasks.create_task(self._manager.watch(self._apply))
+                tasks.create_task(self._manager.watch(self._gate.apply))
                 tasks.create_task(self._manager.watch_config(choose))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from failures
@@ -235,7 +262,7 @@ class _Service:
         """Whether packets and control go on."""
         return self._manager.makes_progress() and not self._guard.trouble
 
-    async def _apply(self, events: Sequence[LeaseEvent]) -> None:
+    def _forward(self, events: Sequence[LeaseEvent]) -> None:
         self._backend.apply(events)
         self._host.firewall.apply(self._name, events)
         self._on_change()
@@ -243,6 +270,7 @@ class _Service:
     async def _check(self, netlink: Netlink) -> list[str]:
         await self._external.check(netlink)
         self._tell_changes()
+        await self._gate.check()
         rules = [f"{rule} was lost: put right" for rule in await self._host.isolate(netlink)]
         try:
             return [*rules, *await self._backend.repair(netlink)]

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 from flannelpy.backend.removal import Scope
+from flannelpy.errors import HostError, UsageError
 from flannelpy.linux import identity, interface
 from flannelpy.linux.instance_lock import Run
 from flannelpy.linux.interface import ExternalInterface
@@ -14,8 +15,9 @@ from flannelpy.linux.marks import device_alias
 from flannelpy.linux.netlink import Netlink
 from flannelpy.options import Options
 from flannelpy.registry.base import Registry
-from flannelpy.registry.etcd_v2 import EtcdV2Registry
+from flannelpy.registry.etcd_v2 import EtcdV2Registry, parse_endpoint
 from flannelpy.subnet import env_file
+from flannelpy.subnet.addresses import edges, special_use
 from flannelpy.subnet.renewal import Holder
 
 log = logging.getLogger(__name__)
@@ -25,11 +27,20 @@ _MIN_NETWORK_LEN = 8
 
 
 async def addresses(options: Options) -> tuple[ExternalInterface, IPv4Address]:
-    """The external interface, and the public IP.  Raises HostError."""
+    """The external interface, and the public IP.  Raises HostError, UsageError."""
     async with Netlink() as netlink:
         external = await interface.find(netlink, options.iface, _previous_addresses(options))
+        held = [IPv4Interface((one.address, one.prefix_len)) for one in await netlink.addresses()]
     log.info("Using %s as external interface", external.address)
     public_ip = options.public_ip or external.address
+    if block := special_use(public_ip):
+        raise HostError(f"-iface={options.iface} means {public_ip}, in {block}: other hosts cannot reach it")
+    for one in held:
+        if options.public_ip in edges(one.network):
+            raise UsageError(
+                f"bad value '{public_ip}' for -public-ip: must be the address of a host; this one is the network or "
+                f"broadcast address of {one.network}"
+            )
     log.info("Using %s as external endpoint", public_ip)
     return external, public_ip
 
@@ -50,6 +61,11 @@ def registry(options: Options, network: str = "") -> Registry:
         username=options.etcd_username,
         password=options.etcd_password,
     )
+
+
+def etcd_hosts(options: Options) -> list[str]:
+    """The names and addresses in -etcd-endpoints."""
+    return [parse_endpoint(endpoint).host for endpoint in options.etcd_endpoints]
 
 
 def subnet_file(options: Options, network: str = "") -> Path:

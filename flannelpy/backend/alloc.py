@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from flannelpy.backend.underlay import Routed
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Netlink
 from flannelpy.options import Options
@@ -24,6 +25,7 @@ class AllocBackend:
     datagrams = None
     device = ""
     adopts_routes = False
+    routed = Routed.NOTHING
 
     def __init__(self, external: ExternalInterface) -> None:
         self._external = external

@@ -5,12 +5,11 @@ Counterpart: backend/common.go, backend/manager.go.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Sequence
 from importlib import import_module
-from ipaddress import IPv4Network
 from typing import NamedTuple, Protocol, cast
 
+from flannelpy.backend.underlay import Routed
 from flannelpy.errors import ConfigError
 from flannelpy.foreign import shown
 from flannelpy.linux.interface import ExternalInterface
@@ -18,10 +17,8 @@ from flannelpy.linux.netlink import Netlink
 from flannelpy.options import Options
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_table import Added, Gone, LeaseEvent
+from flannelpy.subnet.lease_table import LeaseEvent
 from flannelpy.subnet.renewal import Holder
-
-log = logging.getLogger(__name__)
 
 
 class Datagrams(NamedTuple):
@@ -41,9 +38,11 @@ class Backend(Protocol):
 
     ``needs``: what it has to have for itself alone, in words, so that no two networks of a host take the same.
     ``adopts_routes``: whether its routes stay when it stops, for its next start to adopt.
+    ``routed``: what it routes to other hosts.
     """
 
     adopts_routes: bool
+    routed: Routed
 
     @property
     def needs(self) -> Sequence[str]: ...  # noqa: D102
@@ -63,7 +62,10 @@ class Backend(Protocol):
         """Carry packets for ``lease`` from now on; the MTU that containers may use.  Raises HostError."""
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
-        """Follow the other hosts' leases; the first call brings all there are, if any."""
+        """Follow the other hosts' usable leases; the first call has all there are, if any.
+
+        Later calls add a lease, change one that was added, or take one away that was added.
+        """
 
     def describe(self) -> str:
         """The state in a few words, for a status line."""
@@ -105,30 +107,3 @@ def create(config: NetworkConfig, external: ExternalInterface, options: Options)
 
 def _room(backend_type: str) -> BackendRoom:
     return cast(BackendRoom, import_module(_ROOMS[backend_type]))
-
-
-def reachable(
-    backend_type: str, network: IPv4Network, events: Sequence[LeaseEvent], known: Container[IPv4Network]
-) -> Iterator[Added | Gone]:
-    """The events that concern a backend on ``network``; ``known`` are the subnets that it was told of.
-
-    A lease of another backend is as good as none, since its host cannot be reached our way; so is one that is no part
-    of the network, such as one from before the config changed: what leads there is not ours.
-    """
-    for event in events:
-        why = _why_ignored(backend_type, network, event.lease) if isinstance(event, Added) else ""
-        if why:
-            assert isinstance(event, Added)
-            log.warning("Ignoring subnet %s: %s", event.lease.subnet, why)
-            event = Gone(event.lease.subnet)
-        if isinstance(event, Added) or event.subnet in known:
-            yield event
-
-
-def _why_ignored(backend_type: str, network: IPv4Network, lease: Lease) -> str:
-    """Why a lease leads nowhere, if it does not."""
-    if lease.attrs.backend_type != backend_type:
-        return f"its backend is {lease.attrs.backend_type or 'udp'}, ours {backend_type or 'udp'}"
-    if lease.subnet == network or not lease.subnet.subnet_of(network):
-        return f"it is no part of the network {network}"
-    return ""

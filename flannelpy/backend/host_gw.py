@@ -9,10 +9,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
-from flannelpy.backend.base import reachable
 from flannelpy.backend.chunks import in_chunks
 from flannelpy.backend.kernel_entries import EntryReconciler
 from flannelpy.backend.route_check import RouteCheck, Way
+from flannelpy.backend.underlay import Routed
 from flannelpy.errors import HostError
 from flannelpy.linux.entries import Gateway, Unit
 from flannelpy.linux.interface import ExternalInterface, on_link
@@ -35,6 +35,7 @@ class HostGwBackend:
     datagrams = None
     device = ""
     adopts_routes = True
+    routed = Routed.SUBNETS
 
     def __init__(self, config: NetworkConfig, external: ExternalInterface, public_ip: IPv4Address | None) -> None:
         """Raises HostError when others know us by an address that is not the interface's."""
@@ -61,7 +62,7 @@ class HostGwBackend:
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
         """Routes follow the leases, in ``run``."""
-        for event in reachable(BACKEND_TYPE, self._network, events, self._others):
+        for event in events:
             if isinstance(event, Added):
                 log.info("Subnet added: %s via %s", event.lease.subnet, event.lease.attrs.public_ip)
                 self._others[event.lease.subnet] = event.lease.attrs.public_ip

@@ -25,3 +25,8 @@ def special_use(address: IPv4Address) -> str:
 def special_use_in(network: IPv4Network) -> str:
     """The block that makes ``network`` unfit for containers, as ``special_use``; empty if it overlaps none."""
     return next((f"{block} ({use})" for block, use in _NO_NETWORKS.items() if block.overlaps(network)), "")
+
+
+def edges(network: IPv4Network) -> tuple[IPv4Address, ...]:
+    """The first and the last address, which no host has; a network of one or two addresses has none (RFC 3021)."""
+    return (network.network_address, network.broadcast_address) if network.prefixlen < 31 else ()

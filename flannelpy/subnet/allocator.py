@@ -31,12 +31,13 @@ def pick_subnet(
     """``previous`` if it fits and is free, else a random one of the first free subnets.  Raises OutOfSubnets.
 
     The subnet contains none of the ``hosts``.  A new one overlaps none of the ``connected`` networks of this host,
-    either; ``previous`` may, because the bridge of its containers has an address in it.
+    either; ``previous`` may, because the bridge of its containers has an address in it.  A connected network that
+    contains all of Network does not count: whether that works is decided by the routes.
     """
     taken_hosts = [IPv4Network(host) for host in hosts if host in config.network]
     if previous is not None and config.fits(previous) and not any(map(previous.overlaps, [*taken, *taken_hosts])):
         return previous
-    overlapping = [network for network in connected if network.overlaps(config.network)]
+    overlapping = [one for one in connected if one.overlaps(config.network) and not config.network.subnet_of(one)]
     choices = list(islice(free_subnets(config, [*taken, *taken_hosts, *overlapping]), _CHOICES))
     if not choices:
         raise OutOfSubnets(

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import NamedTuple
 
+from flannelpy.subnet.addresses import edges
+
 _NO_ADDRESS: frozenset[IPv4Address] = frozenset()
 
 
@@ -42,12 +44,7 @@ def surroundings(
         frozenset((public_ip, *(one.ip for one in (*external, *others)))),
         frozenset((public_ip, *(one.ip for one in external))),
         frozenset(endpoints),
-        frozenset(edge for network in connected for edge in _edges(network)),
+        frozenset(edge for network in connected for edge in edges(network)),
         links,
         connected,
     )
-
-
-def _edges(network: IPv4Network) -> tuple[IPv4Address, ...]:
-    """A network of one or two addresses has none (RFC 3021)."""
-    return (network.network_address, network.broadcast_address) if network.prefixlen < 31 else ()

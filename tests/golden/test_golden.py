@@ -267,7 +267,8 @@ class Machine(Netlink):
         return True
 
     async def lookups(self, queries: Sequence[RouteQuery], *, matched: bool = False) -> list[RouteAnswer]:
-        return [RouteAnswer(link_index=3) for _ in queries]
+        network = IPv4Network("11.0.0.0/16")
+        return [RouteAnswer(link_index=3 if query.destination in network else 2) for query in queries]
 
     async def routes_of(self, wanted: RouteFilter) -> AsyncIterator[list[KernelRoute]]:
         yield []

@@ -464,13 +464,12 @@ def test_leases_that_are_no_part_of_the_network_lead_nowhere(make_lab: Callable[
 def test_a_lease_that_the_kernel_refuses_is_said_and_troubles_nobody(lab: Lab) -> None:
     host = lab.hosts[0]
     daemon = host.daemons[-1]
-    own = host.subnet()
-    inside = IPv4Network((int(own.network_address), 25))
+    broadcast = IPv4Network("11.0.255.255/32")
     value = {"PublicIP": "172.17.8.103", "BackendType": "vxlan", "BackendData": {"VtepMAC": ORIGINALS_MAC}}
-    key = f"{ETCD_PREFIX}/subnets/{str(inside).replace('/', '-')}"
+    key = f"{ETCD_PREFIX}/subnets/11.0.255.255-32"
     lab.etcd_request("PUT", key, value=json.dumps(value))
     daemon.wait_for_log(
-        rf"E.*Ignoring invalid lease {inside}: the kernel refuses the route to {inside} via .*: Invalid argument$"
+        rf"E.*Ignoring invalid lease {broadcast}: the kernel refuses the route to {broadcast} via .*: Invalid argument$"
     )
     host.configure("link set eth1 txqueuelen 998")  # a look at everything
     wait_for(lambda: is_as_it_should_be(host), 5, "nothing of it")

@@ -263,6 +263,23 @@ def test_as_go_reads_it(argv: list[str], expected: dict[str, object]) -> None:
         ),
         *(
             (
+                [f"-public-ip={text}"],
+                f"bad value {text!r} for -public-ip: must be the address of a host, such as 172.17.8.101; this one is"
+                f" in {block}",
+            )
+            for text, block in (
+                ("0.0.0.0", "0.0.0.0/8 (this host itself)"),
+                ("0.1.2.3", "0.0.0.0/8 (this host itself)"),
+                ("127.0.0.1", "127.0.0.0/8 (loopback)"),
+                ("127.255.255.254", "127.0.0.0/8 (loopback)"),
+                ("224.0.0.1", "224.0.0.0/4 (multicast)"),
+                ("239.255.255.255", "224.0.0.0/4 (multicast)"),
+                ("240.0.0.1", "240.0.0.0/4 (reserved and broadcast)"),
+                ("255.255.255.255", "240.0.0.0/4 (reserved and broadcast)"),
+            )
+        ),
+        *(
+            (
                 [f"-offload={text}"],
                 f"-offload: {text!r} is neither auto nor off nor some of tso,uso,merge-tcp,merge-udp,gso,gro",
             )

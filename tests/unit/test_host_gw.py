@@ -53,7 +53,7 @@ def test_routes_follow_the_leases(monkeypatch: pytest.MonkeyPatch) -> None:
         assert backend.describe() == "next hops: 2"
         backend.apply([added(1, "172.17.8.104"), Gone(IPv4Network("11.0.2.0/24"))])
         await netlink.settled(route(1, "172.17.8.104"))
-        backend.apply([added(1, "172.17.8.104", "vxlan")])
+        backend.apply([Gone(IPv4Network("11.0.1.0/24"))])
         await netlink.settled()
 
     play(scenario, monkeypatch)

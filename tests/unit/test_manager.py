@@ -1519,27 +1519,36 @@ def test_a_lease_of_ours_around_etcd_is_given_up() -> None:
 def test_a_new_subnet_contains_no_host_and_overlaps_no_connected_network() -> None:
     """Of 11.0.0.64/26, .128 and .192 one is left: a host, etcd, or a network of this host is in the others."""
 
-    async def scenario(world: World, connected: str, public_ip: str, left: str | None) -> None:
+    async def scenario(world: World, connected: str, public_ip: str, left: str) -> None:
         world.registry.put_raw("11.9.0.0-24", f'{{"PublicIP":"{public_ip}"}}', None)
-        acquiring = asyncio.create_task(
-            world.manager.acquire(
-                SMALL, lambda _: ATTRS, None, surroundings([], [IPv4Interface(connected)], OUR_IP, [])
-            )
-        )
-        await asyncio.sleep(5)
-        if left is not None:
-            assert (await acquiring).subnet == IPv4Network(left)
-        else:
-            assert not acquiring.done()
-            acquiring.cancel()
+        near = surroundings([], [IPv4Interface(connected)], OUR_IP, [])
+        assert (await world.manager.acquire(SMALL, lambda _: ATTRS, None, near)).subnet == IPv4Network(left)
 
     for connected, public_ip, left in (
         ("11.0.0.65/27", "11.0.0.200", "11.0.0.128/26"),
         ("11.0.0.129/32", "11.0.0.64", "11.0.0.192/26"),
         ("11.0.0.129/25", "172.17.8.102", "11.0.0.64/26"),
-        ("11.0.0.129/24", "172.17.8.102", None),
     ):
         play(functools.partial(scenario, connected=connected, public_ip=public_ip, left=left))
+
+
+@pytest.mark.parametrize("connected", ["11.0.0.0/25", "11.0.0.64/30"])
+def test_a_network_that_this_host_is_connected_to_is_named_when_nothing_is_left(
+    connected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        for name in ("11.0.0.128-26", "11.0.0.192-26"):
+            world.registry.put_raw(name, B, None)
+        near = surroundings([], [IPv4Interface(connected)], OUR_IP, [])
+        acquiring = asyncio.create_task(world.manager.acquire(SMALL, lambda _: ATTRS, None, near))
+        await asyncio.sleep(5)
+        acquiring.cancel()
+
+    play(scenario)
+    assert caplog.messages == [
+        "Failed to acquire subnet: out of subnets: no /26 is free in the range 11.0.0.64 ... 11.0.0.192, there are 2"
+        f" leases, and this host is connected to {connected}"
+    ]
 
 
 def test_the_subnet_of_the_last_run_is_taken_again_though_the_bridge_is_connected_to_it() -> None:

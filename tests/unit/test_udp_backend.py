@@ -69,7 +69,7 @@ def test_next_hops_follow_the_leases(caplog: pytest.LogCaptureFixture) -> None:
     assert backend.describe() == "next hops: 0"
     backend.apply([added("172.17.8.102")])
     assert backend.describe() == "next hops: 1"
-    backend.apply([added("172.17.8.103"), Gone(IPv4Network("11.0.7.0/24"))])
+    backend.apply([added("172.17.8.103")])
     assert backend.describe() == "next hops: 1"
     backend.apply([Gone(SUBNET)])
     assert backend.describe() == "next hops: 0"
@@ -88,12 +88,3 @@ def test_a_backend_that_never_started_can_be_closed() -> None:
     backend.close()
     assert backend.describe() == "next hops: 1"
     assert sorted(Path("/proc/self/fd").iterdir()) == before
-
-
-def test_hosts_of_other_backends_cannot_be_reached(caplog: pytest.LogCaptureFixture) -> None:
-    backend = UdpBackend(config(), EXTERNAL, ALIAS, None)
-    backend.apply([added("172.17.8.102")])
-    attrs = LeaseAttrs(IPv4Address("172.17.8.102"), "vxlan", {"VtepMAC": "2e:40:72:2d:6b:e3"})
-    backend.apply([Added(Lease(SUBNET, attrs, 86400, 2, 1))])
-    assert backend.describe() == "next hops: 0"
-    assert caplog.messages == [f"Ignoring subnet {SUBNET}: its backend is vxlan, ours udp"]

@@ -189,14 +189,14 @@ def test_a_host_that_cannot_be_reached_is_said_and_what_led_there_goes(
     async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
         backend.apply([added(1, 102), added(2, 103), added(3, 104)])
         await netlink.settled(*by_vxlan(1, 102), *by_vxlan(2, 103), *by_vxlan(3, 104))
-        backend.apply([added(1, 102, mac="02:00"), added(2, 103, backend_type="host-gw")])
+        backend.apply([added(1, 102, mac="02:00"), Gone(IPv4Network("11.0.2.0/24"))])
         await netlink.settled(*by_vxlan(3, 104))
+        backend.apply([Gone(IPv4Network("11.0.1.0/24"))])
         assert backend.describe() == "next hops: 1"
 
     play(scenario, monkeypatch)
     assert [message for message in caplog.messages if message.startswith("Ignoring")] == [
         "Ignoring subnet 11.0.1.0/24: its BackendData has no VtepMAC of a host",
-        "Ignoring subnet 11.0.2.0/24: its backend is host-gw, ours vxlan",
     ]
 
 

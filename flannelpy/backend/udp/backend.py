@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import IPv4Network
 
-from flannelpy.backend.base import Datagrams, reachable
+from flannelpy.backend.base import Datagrams
 from flannelpy.backend.route_check import RouteCheck, Way
 from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.udp.admission import Admission
@@ -22,6 +22,7 @@ from flannelpy.backend.udp.engine import Engine
 from flannelpy.backend.udp.offloads import Offload, choose, probe
 from flannelpy.backend.udp.proxy import Proxy
 from flannelpy.backend.udp.routes import NextHop, Routes
+from flannelpy.backend.underlay import Routed
 from flannelpy.errors import ConfigError
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.marks import device_alias
@@ -53,6 +54,7 @@ class UdpBackend:
     """Inner packets as they are in UDP datagrams, one each; the same port on all hosts."""
 
     adopts_routes = False
+    routed = Routed.NETWORK
 
     def __init__(
         self,
@@ -143,7 +145,7 @@ class UdpBackend:
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
         """Next hops follow the leases."""
-        for event in reachable(_BACKEND_TYPE, self._network, events, self._routes):
+        for event in events:
             if isinstance(event, Added):
                 log.info("Subnet added: %s", event.lease.subnet)
                 self._subnets[event.lease.subnet] = None

@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
-from flannelpy.backend.base import Datagrams, reachable
+from flannelpy.backend.base import Datagrams
 from flannelpy.backend.chunks import in_chunks
 from flannelpy.backend.host_gw import check_routes
 from flannelpy.backend.kernel_entries import EntryReconciler
 from flannelpy.backend.route_check import RouteCheck
 from flannelpy.backend.tunnel import Tunnel
+from flannelpy.backend.underlay import Routed
 from flannelpy.backend.vxlan import settings, vtep
 from flannelpy.backend.vxlan.device import Device
 from flannelpy.linux.entries import Forward, Gateway, Neighbour, Unit
@@ -45,6 +46,7 @@ class VxlanBackend:
     """One VXLAN device; the same VNI and port on all hosts."""
 
     adopts_routes = True
+    routed = Routed.NETWORK
 
     def __init__(self, config: NetworkConfig, external: ExternalInterface, alias: str) -> None:
         """``alias`` marks the device as ours.  Raises ConfigError."""
@@ -92,10 +94,10 @@ class VxlanBackend:
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
         """The kernel's entries follow the leases, in ``run``."""
-        for event in reachable(vtep.BACKEND_TYPE, self._network, events, self._others):
+        for event in events:
             if isinstance(event, Added):
                 self._add(event.lease)
-            else:
+            elif event.subnet in self._others:  # not of a lease without a MAC
                 log.info("Subnet removed: %s", event.subnet)
                 del self._others[event.subnet]
         self._wanted_for = None

@@ -1,0 +1,88 @@
+"""Passes the leases of other hosts on to the backend: usable ones only, so that a backend obeys all that it gets.
+
+``LeaseFilter`` decides.  The gate asks the kernel for it, logs what is ignored, and keeps each turn of the event loop
+short.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address
+
+from flannelpy.backend.underlay import Underlay
+from flannelpy.errors import HostError
+from flannelpy.linux.netlink import Netlink
+from flannelpy.logs import LogLimit
+from flannelpy.subnet.lease_filter import LeaseFilter
+from flannelpy.subnet.lease_table import LeaseEvent
+from flannelpy.subnet.retry import Complaint
+
+log = logging.getLogger(__name__)
+
+# Leases that are decided, and questions that the kernel is asked, between two turns of the event loop.
+_AT_A_TIME = 200
+# Lines about ignored leases that may come at once.
+_LINES = 50
+
+
+class LeaseGate:
+    """``forward`` is the backend's ``apply``: its first call has all usable leases there are."""
+
+    def __init__(
+        self,
+        netlink: Netlink,
+        leases: LeaseFilter,
+        underlay: Underlay,
+        forward: Callable[[Sequence[LeaseEvent]], None],
+    ) -> None:
+        self._netlink = netlink
+        self._leases = leases
+        self._underlay = underlay
+        self._forward = forward
+        self._is_fed = self._is_complete = False  # by the watch; what the backend knows
+        self._events: list[LeaseEvent] = []  # decided, and not forwarded yet
+        self._complaint = Complaint("Failed to ask the kernel which leases are usable")
+        self._ignored = LogLimit(log, "Ignoring subnets", _LINES)
+        self._busy = asyncio.Lock()
+
+    async def apply(self, events: Sequence[LeaseEvent]) -> None:
+        """Take in what the watch reports; the first call has all leases there are."""
+        async with self._busy:
+            self._is_fed = True
+            self._leases.update(events)
+            try:
+                await self._decide()
+                self._complaint.over()
+            except HostError as error:  # the next check asks again
+                self._complaint.about(error)
+
+    async def check(self) -> None:
+        """Look whether this host's addresses and routes make other leases usable than before.  Raises HostError."""
+        self._ignored.report(_now())
+        async with self._busy:
+            if self._is_fed:
+                self._leases.observe(await self._underlay.observe(self._netlink))
+                self._leases.answer(await self._ask(self._leases.oldest_answers(_AT_A_TIME)))
+                await self._decide()
+
+    async def _decide(self) -> None:
+        while self._leases.has_work or self._leases.unasked(1):
+            self._leases.answer(await self._ask(self._leases.unasked(_AT_A_TIME)))
+            events, ignored = self._leases.decide(_AT_A_TIME)
+            self._events += events
+            for subnet, fault in ignored:
+                self._ignored.message(logging.WARNING, f"Ignoring subnet {subnet}: {fault}", _now())
+            await asyncio.sleep(0)
+        if self._events or not self._is_complete:
+            self._is_complete = True
+            events, self._events = self._events, []
+            self._forward(events)
+
+    async def _ask(self, addresses: Sequence[IPv4Address]) -> dict[IPv4Address, str]:
+        return await self._underlay.overlay_ways(self._netlink, addresses) if addresses else {}
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

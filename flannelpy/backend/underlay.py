@@ -1,0 +1,149 @@
+"""The network below the overlay: what this host has, and by which way the kernel would reach an address.
+
+A route of ours must not take the way to the hosts of the external interface's own link, nor that to etcd.
+Counterpart: none; flanneld v0.5.5 cuts hosts off from etcd.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Container, Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from itertools import chain
+
+from flannelpy.errors import ConfigError
+from flannelpy.linux.interface import ExternalInterface
+from flannelpy.linux.marks import is_device_alias
+from flannelpy.linux.netlink import Link, Netlink
+from flannelpy.linux.own_devices import addresses_by_index, looks_like_ours, own_devices
+from flannelpy.linux.resolver import resolve
+from flannelpy.linux.routes import RouteFilter, RouteQuery
+from flannelpy.subnet.surroundings import Surroundings, surroundings
+
+_RTN_LOCAL = 2  # Source: rtnetlink(7)
+_RESOLVE_SECONDS = 2.0
+
+
+class Routed(enum.Enum):
+    """What a backend routes to other hosts: nothing, the leased subnets, or the whole network by its device."""
+
+    NOTHING = enum.auto()
+    SUBNETS = enum.auto()
+    NETWORK = enum.auto()
+
+
+class Underlay:
+    """What lies below the overlay of a host with that external interface, public IP and etcd."""
+
+    def __init__(self, external: ExternalInterface, public_ip: IPv4Address, etcd_hosts: Iterable[str]) -> None:
+        """``etcd_hosts``: names or addresses.  Those of IPv6 play no part."""
+        self._external = external
+        self._public_ip = public_ip
+        self._unresolved = set(etcd_hosts)
+        self._endpoints: dict[IPv4Address, str] = {}  # address -> host of the endpoint
+        self._overlay_devices: dict[int, str] = {}  # interface index -> name, empty for all other interfaces
+
+    async def observe(self, netlink: Netlink) -> Surroundings:
+        """The addresses and networks of this host.  Raises HostError."""
+        external, others = await self._addresses(netlink)
+        return surroundings(external, others, self._public_ip, self._endpoints)
+
+    async def overlay_ways(self, netlink: Netlink, addresses: Sequence[IPv4Address]) -> dict[IPv4Address, str]:
+        """The overlay device by which the kernel would send to each address; empty if by none.  Raises HostError."""
+        answers = await netlink.lookups([RouteQuery(address) for address in addresses])
+        await self._learn_devices(netlink, (answer.link_index for answer in answers))
+        names = [self._overlay_devices.get(answer.link_index, "") for answer in answers]
+        return dict(zip(addresses, names, strict=True))
+
+    async def check(self, netlink: Netlink, network: IPv4Network, routed: Routed) -> None:
+        """Raises ConfigError when routes into ``network`` would take the way to our link or to etcd, and HostError."""
+        await self._resolve()
+        if routed is Routed.NOTHING:
+            return
+        external, _ = await self._addresses(netlink)
+        for one in external:
+            if one.network.prefixlen < 32 and network.subnet_of(one.network):
+                raise ConfigError(
+                    f"Network {network} would take the way to hosts in {one.network}, the network of "
+                    f"{self._external.name} ({one.ip}): choose one that is no part of {one.network}"
+                )
+        if routed is Routed.NETWORK:
+            await self._check_neighbours(netlink, network, external)
+            await self._check_endpoints(netlink, network)
+
+    async def unblock(self, netlink: Netlink, alias: str, leased: Container[IPv4Interface]) -> list[str]:
+        """Remove the routes of our own devices that lead to etcd, which does not answer; what was removed.
+
+        Raises HostError.  ``alias`` and ``leased`` tell our devices from those of others (own_devices.py).
+        """
+        await self._resolve()
+        ways = await self.overlay_ways(netlink, list(self._endpoints))
+        if not any(ways.values()):
+            return []
+        own = {link.name: link.index for link in await own_devices(netlink, alias, leased)}
+        removed = []
+        for address, device in ways.items():
+            if device in own:
+                listing = netlink.routes_of(RouteFilter(link_index=own[device]))
+                routes = [route async for chunk in listing for route in chunk if address in route.destination]
+                await netlink.remove_routes(routes)
+                removed += [f"to {route.destination} by {device}" for route in routes]
+        return removed
+
+    async def _resolve(self) -> None:
+        """Find out the addresses of etcd's hosts, as far as they are not known yet."""
+        for host, addresses in (await resolve(self._unresolved, _RESOLVE_SECONDS)).items():
+            if addresses:
+                self._unresolved.discard(host)
+                self._endpoints |= dict.fromkeys(addresses, host)
+
+    async def _check_neighbours(
+        self, netlink: Netlink, network: IPv4Network, external: Sequence[IPv4Interface]
+    ) -> None:
+        """An address without a network, such as 10.1.0.5/32, has neighbours that other routes lead to."""
+        inside = [one for one in external if one.ip in network]
+        routes = await netlink.routes() if inside else []
+        await self._learn_devices(netlink, (route.link_index for route in routes))
+        ways = [route.destination for route in routes if not self._overlay_devices.get(route.link_index)]
+        for one in inside:
+            if not any(one.ip in way and network.prefixlen < way.prefixlen < 32 for way in ways):
+                raise ConfigError(
+                    f"Network {network} would take the way to the neighbours of {self._external.name} ({one}): choose "
+                    f"one that does not contain {one.ip}"
+                )
+
+    async def _check_endpoints(self, netlink: Netlink, network: IPv4Network) -> None:
+        inside = [address for address in self._endpoints if address in network]
+        answers = await netlink.lookups([RouteQuery(address) for address in inside], matched=True)
+        await self._learn_devices(netlink, (answer.link_index for answer in answers))
+        for address, answer in zip(inside, answers, strict=True):
+            way = answer.prefix or IPv4Network("0.0.0.0/0")
+            is_overlay = bool(self._overlay_devices.get(answer.link_index))
+            if answer.kind != _RTN_LOCAL and (is_overlay or way.prefixlen <= network.prefixlen):
+                raise ConfigError(
+                    f"Network {network} would take the way to {address}, an address of the etcd endpoint "
+                    f"{self._endpoints[address]}: choose one that does not contain {address}"
+                )
+
+    async def _addresses(self, netlink: Netlink) -> tuple[list[IPv4Interface], list[IPv4Interface]]:
+        """Those of the external interface, and those of all others but overlay devices."""
+        link = await netlink.link(self._external.name)
+        external_index = link.index if link else 0
+        held = await addresses_by_index(netlink)
+        await self._learn_devices(netlink, held)
+        others = (
+            addresses
+            for index, addresses in held.items()
+            if index != external_index and not self._overlay_devices.get(index)
+        )
+        return held.get(external_index, []), list(chain.from_iterable(others))
+
+    async def _learn_devices(self, netlink: Netlink, link_indices: Iterable[int]) -> None:
+        """Find out which of these are overlay devices.  An index keeps its meaning, so each is asked for once."""
+        if not {0, *self._overlay_devices}.issuperset(link_indices):
+            links = await netlink.links()
+            self._overlay_devices = {link.index: link.name if _is_overlay(link) else "" for link in links}
+
+
+def _is_overlay(link: Link) -> bool:
+    return is_device_alias(link.alias) or looks_like_ours(link)
