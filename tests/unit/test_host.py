@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from flannelpy.errors import ConfigError
 from flannelpy.host import Host
+from flannelpy.linux.entries import Prohibition
 from flannelpy.linux.interface import ExternalInterface
+from flannelpy.linux.marks import ROUTE_PROTOCOL
+from flannelpy.linux.netlink import Netlink
 
 BLUE = IPv4Network("11.1.0.0/16")
 
@@ -33,6 +38,57 @@ def test_what_a_backend_has_for_itself(host: Host) -> None:
         host.check("green", IPv4Network("11.2.0.0/16"), ["UDP port 8285"])
 
 
-def test_all_else_may_be(host: Host) -> None:
-    host.check("green", IPv4Network("11.2.0.0/16"), ["UDP port 8286"])
+def test_all_else_may_be_and_a_check_takes_nothing(host: Host) -> None:
+    green = IPv4Network("11.2.0.0/16")
+    for name in ("green", "red"):
+        host.check(name, green, ["UDP port 8286"])
+    host.take("green", green, ["UDP port 8286"])
+    with pytest.raises(ConfigError, match="the network green"):
+        host.check("red", green, ["UDP port 8287"])
+
+
+def test_a_network_that_changes_frees_what_it_had(host: Host) -> None:
     host.check("blue", BLUE, ["UDP port 8285"])
+    host.take("blue", IPv4Network("11.3.0.0/16"), ["VNI 1"])
+    host.check("green", BLUE, ["UDP port 8285"])
+    with pytest.raises(ConfigError, match="VNI 1 is the network blue's"):
+        host.check("green", BLUE, ["VNI 1"])
+
+
+class FakeNetlink(Netlink):
+    """The rules between networks, marked and unmarked, without a kernel."""
+
+    def __init__(self) -> None:
+        self.marked: list[Prohibition] = []
+        self.unmarked: list[Prohibition] = []
+
+    async def prohibitions(self) -> list[Prohibition]:
+        return list(self.marked)
+
+    async def unmarked_prohibitions(self) -> list[Prohibition]:
+        return list(self.unmarked)
+
+    async def prohibit(self, rules: Sequence[Prohibition]) -> None:
+        self.marked += rules
+
+    async def permit(self, rules: Sequence[Prohibition], protocol: int = ROUTE_PROTOCOL) -> None:
+        for rule in rules:
+            (self.marked if protocol else self.unmarked).remove(rule)
+
+
+def test_rules_are_put_for_each_pair_and_only_a_lost_one_is_reported(host: Host) -> None:
+    green, red = IPv4Network("11.2.0.0/16"), IPv4Network("11.3.0.0/16")
+    one, other = Prohibition(BLUE, green), Prohibition(green, BLUE)
+    foreign = Prohibition(red, BLUE)
+    netlink = FakeNetlink()
+    netlink.unmarked = [one, foreign]
+    assert asyncio.run(host.isolate(netlink)) == []
+    assert netlink.marked == []
+    host.take("green", green, [])
+    assert asyncio.run(host.isolate(netlink)) == []
+    assert set(netlink.marked) == {one, other}
+    assert netlink.unmarked == [foreign]
+    netlink.marked.remove(other)
+    assert asyncio.run(host.isolate(netlink)) == [str(other)]
+    assert set(netlink.marked) == {one, other}
+    assert asyncio.run(host.isolate(netlink)) == []

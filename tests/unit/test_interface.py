@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
 from flannelpy.errors import HostChanged, HostError
 from flannelpy.linux.entries import Route
 from flannelpy.linux.interface import ADDRESS_PATIENCE, ExternalInterface, Watch, find
-from flannelpy.linux.netlink import Address, Link, Netlink
+from flannelpy.linux.netlink import Address, Link, Netlink, Vxlan
 
 LO, ETH0, ETH1, ETH2 = Link(1, "lo", 65536), Link(2, "eth0", 1500), Link(3, "eth1", 9000), Link(7, "eth2", 1400)
 LINKS = (LO, ETH0, ETH1, ETH2)
@@ -35,7 +35,7 @@ class FakeNetlink(Netlink):
         return list(self._links)
 
     async def addresses(self) -> list[Address]:
-        return [Address(index, IPv4Address(address)) for index, address in self._addresses]
+        return [Address(index, IPv4Address(address), 16) for index, address in self._addresses]
 
     async def routes(self) -> list[Route]:
         """``defaults`` are pairs of index and metric; routes to networks are in front of them and behind."""
@@ -243,3 +243,43 @@ def test_another_mtu_is_said_each_time_it_changes(caplog: pytest.LogCaptureFixtu
         f"MTU of eth1 is {mtu} now, it was 1500 at the start; restart flannelpy, then Docker, to follow it"
         for mtu in (1400, 9000)
     ] + ["MTU of eth1 is 1500 again"]
+
+
+# Devices of flannelpy
+
+
+LEASED = frozenset({IPv4Interface("11.0.59.0/16")})
+VXLAN = Vxlan(1, 8472, IPv4Address("172.17.8.101"), 3)
+
+
+@pytest.mark.parametrize(
+    ("link", "is_own"),
+    [
+        (Link(9, "flannel.1", 1450, "vxlan", vxlan=VXLAN, alias="flannelpy /run/flannel/subnet.env"), True),
+        (Link(9, "tunnel", 1450, "tun", alias="flannelpy /run/another.env"), True),
+        (Link(9, "flannel.1", 1450, "vxlan", mac="02:00:00:00:00:01", vxlan=VXLAN), True),
+        (Link(9, "flannel0", 1472, "tun"), True),
+        (Link(9, "flannel0", 1472, "tun", alias="uplink"), True),
+        (Link(9, "flannel.2", 1450, "vxlan", vxlan=VXLAN), False),
+        (Link(9, "flannel0", 1472, "tun", mac="02:00:00:00:00:01"), False),
+        (Link(9, "flannel.1", 1450, "bridge"), False),
+        (Link(9, "wg0", 1420, "wireguard"), False),
+    ],
+)
+def test_a_device_of_flannelpy_is_passed_over(link: Link, is_own: bool) -> None:
+    """By name, by address and as default route; ``LEASED`` is its address."""
+    addresses = (*ADDRESSES, (9, "11.0.59.0"))
+    netlink = FakeNetlink((*LINKS, link), addresses, defaults=((9, 0), (3, 100)))
+    assert asyncio.run(find(netlink, None, LEASED)).name == ("eth1" if is_own else link.name)
+    for iface in (link.name, "11.0.59.0"):
+        if is_own:
+            with pytest.raises(HostError, match=f"^-iface={iface} means {link.name}, a device of flannelpy itself"):
+                asyncio.run(find(netlink, iface, LEASED))
+        else:
+            assert asyncio.run(find(netlink, iface, LEASED)).name == link.name
+
+
+def test_an_address_that_another_interface_has_too_is_that_ones() -> None:
+    own = Link(1, "flannel0", 1472, "tun", alias="flannelpy /run/flannel/subnet.env")
+    netlink = FakeNetlink((own, ETH1), ((1, "172.17.8.101"), (3, "172.17.8.101")))
+    assert found("172.17.8.101", netlink)[0] == "eth1"
