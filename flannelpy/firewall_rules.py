@@ -25,7 +25,7 @@ PURPOSES = {
     "raw": "the protection of the ports of this host's datagrams",
 }
 #: The built-in chains that have jumps to ours.
-HOOKS = {"nat": ("POSTROUTING",), "mangle": ("FORWARD",), "raw": ("OUTPUT", "PREROUTING")}
+HOOKS = {"nat": ("POSTROUTING",), "mangle": ("FORWARD", "PREROUTING"), "raw": ("OUTPUT", "PREROUTING")}
 
 _OWN = re.compile(rb"%b-[A-Z]-[0-9.]+/[0-9]+" % CHAIN_PREFIX.encode())
 # The chain of flanneld v0.5.5 and of early flannelpy, for all networks.
@@ -80,15 +80,20 @@ def drop_line(network: IPv4Network, peer: IPv4Address) -> bytes:
     return f"-A {chain_name(DROP, network)} -d {peer}/32 -j DROP\n".encode()
 
 
-def drop(network: IPv4Network, sources: Iterable[IPv4Network], datagrams: Datagrams, lines: bytes) -> Chain:
+def drop(
+    network: IPv4Network, address: IPv4Address, sources: Iterable[IPv4Network], datagrams: Datagrams, lines: bytes
+) -> Chain:
     """Packets of containers that look like our datagrams are dropped; ``lines``: one rule for each peer.
 
     ``sources`` are the networks of this daemon.  mangle FORWARD, because no ACCEPT in filter precedes it, because DNAT
     has already chosen the destination, and because the host's own datagrams never pass it.  The jump names our device,
-    not the external interface: a host with several links may reach a peer by any of them.
+    not the external interface: a host with several links may reach a peer by any of them.  A container with raw sockets
+    may send with the address of another host, which no network has: rpfilter finds a packet that did not come from
+    where its source is.
     """
     match = f"! -o {datagrams.device} -p udp -m udp --dport {datagrams.port}"
-    jumps = tuple(Jump("FORWARD", f"-s {source} {match}") for source in sources)
+    forged = Jump("PREROUTING", f"! -d {address}/32 -p udp -m udp --dport {datagrams.port} -m rpfilter --invert")
+    jumps = (*(Jump("FORWARD", f"-s {source} {match}") for source in sources), forged)
     return Chain(chain_name(DROP, network), lines, jumps)
 
 
@@ -185,7 +190,9 @@ class NetworkRules:
             return []
         if table == "raw":
             return [zone(self.network, self._address, datagrams)] if is_tracking else []
-        return [] if self._peers is None else [drop(self.network, sources, datagrams, self._drop_lines)]
+        if self._peers is None:
+            return []
+        return [drop(self.network, self._address, sources, datagrams, self._drop_lines)]
 
     def obsolete(self, table: str) -> set[str]:
         """The chains of one table that may be there, but for a list of peers while the leases are unknown."""

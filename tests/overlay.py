@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -54,6 +55,16 @@ def transfer(source: Node, sink: Node, address: str, size: int, timeout: float =
         received, _ = receiver.communicate(timeout=10)
     assert received == sent
     assert sent.split()[1] == str(size)
+
+
+def throughput(one: Container, other: Container, seconds: float = 2) -> float:
+    """Bits per second of one TCP stream."""
+    server = other.popen("iperf3", "-s", "-1", "--forceflush")
+    while "listening" not in (line := _output(server.stdout).readline()):
+        assert line, "iperf3 has ended"
+    report = json.loads(one.run("iperf3", "-c", str(other.address), f"-t{seconds:g}", "-J").stdout)
+    server.communicate(timeout=20)
+    return float(report["end"]["sum_received"]["bits_per_second"])
 
 
 class Stream:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from lab import Container, Daemon, Host, Lab, wait_connected, wait_for
-from overlay import OUTER_PORT, running
+from lab import Daemon, Host, Lab, wait_connected, wait_for
+from overlay import OUTER_PORT, running, throughput
 
 pytestmark = [pytest.mark.usefixtures("root"), pytest.mark.timed]
 
-SECONDS = 2
 UDP_GRO = 104
 # A socket like the daemon's, which takes whole trains; it is never read, so nearly all of the flood is refused.
 _DISCARD = (
@@ -33,17 +31,6 @@ def lab() -> Iterator[Lab]:
     with Lab(hosts=4) as lab:
         lab.put_config()
         yield lab
-
-
-def throughput(one: Container, other: Container) -> float:
-    """Bits per second of one TCP stream."""
-    server = other.popen("iperf3", "-s", "-1", "--forceflush")
-    assert server.stdout is not None
-    while "listening" not in (line := server.stdout.readline()):
-        assert line, "iperf3 has ended"
-    report = json.loads(one.run("iperf3", "-c", str(other.address), f"-t{SECONDS}", "-J").stdout)
-    server.communicate(timeout=20)
-    return float(report["end"]["sum_received"]["bits_per_second"])
 
 
 @contextmanager

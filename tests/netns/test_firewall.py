@@ -85,7 +85,9 @@ SABOTAGE = {
     "a rule that accepts all comes first": change("mangle -I FORWARD 1 -j ACCEPT"),
     "the jump is repeated": change(f"nat -A POSTROUTING -j {MASQUERADE}"),
     "the chain is emptied": change(f"nat -F {MASQUERADE}"),
-    "the chain is deleted": change("mangle -F FORWARD", f"mangle -F {DROP}", f"mangle -X {DROP}"),
+    "the chain is deleted": change(
+        "mangle -F FORWARD", "mangle -F PREROUTING", f"mangle -F {DROP}", f"mangle -X {DROP}"
+    ),
     "a rule is replaced": change(f"nat -R {MASQUERADE} 2 -s 11.0.0.0/16 -j RETURN"),
     "a rule is added": change(f"nat -I {MASQUERADE} 1 -j ACCEPT"),
     "rules change places": change(f"nat -D {MASQUERADE} 1", f"nat -A {MASQUERADE} -s {NETWORK} -d {NETWORK} -j RETURN"),

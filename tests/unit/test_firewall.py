@@ -338,6 +338,8 @@ def test_a_networks_rules_are_removed_and_those_of_others_stay(tables: FakeTable
         assert await firewall.remove(BLUE) == [
             "iptables rule: POSTROUTING -j FLANNEL-M-11.1.0.0/16",
             "iptables chain FLANNEL-M-11.1.0.0/16 in table nat",
+            "iptables rule: PREROUTING ! -d 172.17.8.101/32 -p udp -m udp --dport 8285 -m rpfilter --invert "
+            "-j FLANNEL-D-11.1.0.0/16",
             *(
                 f"iptables rule: FORWARD -s {source} ! -o flannel0 -p udp -m udp --dport 8285 -j FLANNEL-D-11.1.0.0/16"
                 for source in (GREEN, BLUE)
@@ -355,7 +357,7 @@ def test_a_networks_rules_are_removed_and_those_of_others_stay(tables: FakeTable
             f"iptables chain FLANNEL-{kind}-11.2.0.0/16 in table {table}"
             for kind, table in (("M", "nat"), ("D", "mangle"), ("Z", "raw"))
         ]
-        assert len(await firewall.remove(GREEN)) == 8
+        assert len(await firewall.remove(GREEN)) == 9
         assert tables.tables == FakeTables().tables
 
     run(story())

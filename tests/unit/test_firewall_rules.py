@@ -42,11 +42,12 @@ def test_rules_never_accept_for_others_and_never_masquerade_multicast() -> None:
 
 def test_only_what_looks_like_our_datagrams_meets_the_list_of_peers() -> None:
     lines = firewall_rules.drop_line(NETWORK, IPv4Address("172.17.8.102"))
-    chain = firewall_rules.drop(NETWORK, [NETWORK, OTHER], VXLAN, lines)
+    chain = firewall_rules.drop(NETWORK, HOST, [NETWORK, OTHER], VXLAN, lines)
     assert chain.rules == b"-A FLANNEL-D-11.0.0.0/16 -d 172.17.8.102/32 -j DROP\n"
     assert jumps(chain) == [
         "-A FORWARD -s 11.0.0.0/16 ! -o flannel.1 -p udp -m udp --dport 8472 -j FLANNEL-D-11.0.0.0/16",
         "-A FORWARD -s 11.7.0.0/16 ! -o flannel.1 -p udp -m udp --dport 8472 -j FLANNEL-D-11.0.0.0/16",
+        "-A PREROUTING ! -d 172.17.8.101/32 -p udp -m udp --dport 8472 -m rpfilter --invert -j FLANNEL-D-11.0.0.0/16",
     ]
 
 

@@ -1,0 +1,17 @@
+"""Whatever happens to a daemon, the kernel state of other programs stays; tests/soak has more of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from chaos import seed
+from lab import Lab
+from random_life import live
+
+SEED = seed()
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_foreign_state_is_unchanged_over_a_random_life(make_lab: Callable[..., Lab], number: int) -> None:
+    live(make_lab(hosts=1), SEED + number)

@@ -1,0 +1,21 @@
+"""Random lives one after the other: the kernel state of other programs stays."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from chaos import seed
+from lab import Lab
+from random_life import live
+
+SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 8 * 60))
+
+
+def test_foreign_state_is_unchanged_over_random_lives(make_lab: Callable[..., Lab]) -> None:
+    first, end = seed(), time.monotonic() + SECONDS
+    for number in range(1 << 32):
+        live(make_lab(hosts=1), first + number)
+        if time.monotonic() > end:
+            break
