@@ -116,7 +116,7 @@ sanitize: $(VENV)/stamp ## fuzz the compiled packet kernels under AddressSanitiz
 
 waiting: $(VENV)/stamp # a part of make test
 	@echo "With etcds that fail:"
-	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q $(WAITING_TESTS))
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q --numprocesses=3 --dist=loadfile $(WAITING_TESTS))
 
 compiled: $(VENV)/stamp # a part of make test
 	@echo "With compiled packet kernels:"
