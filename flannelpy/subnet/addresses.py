@@ -17,9 +17,17 @@ _NO_HOSTS = _ALWAYS_SPECIAL | {IPv4Network("240.0.0.0/4"): "reserved and broadca
 _NO_NETWORKS = _ALWAYS_SPECIAL | {IPv4Network("169.254.0.0/16"): "link-local"}
 
 
+# Looked up for each lease, so by number: every block consists of whole /8 networks.
+_BY_FIRST_BYTE = {
+    int(part.network_address) >> 24: f"{block} ({use})"
+    for block, use in _NO_HOSTS.items()
+    for part in block.subnets(new_prefix=8)
+}
+
+
 def special_use(address: IPv4Address) -> str:
     """The block that makes ``address`` unfit for a host, such as ``127.0.0.0/8 (loopback)``; empty if none does."""
-    return next((f"{block} ({use})" for block, use in _NO_HOSTS.items() if address in block), "")
+    return _BY_FIRST_BYTE.get(int(address) >> 24, "")
 
 
 def special_use_in(network: IPv4Network) -> str:

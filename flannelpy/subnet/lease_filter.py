@@ -159,8 +159,8 @@ class LeaseFilter:
     def _decide(self, lease: Lease, decisions: Decisions) -> None:
         fault = next(self._faults(lease), None)
         if fault is None and lease.attrs.public_ip not in self._ways:
-            self._unasked[lease.attrs.public_ip] = None  # its answer brings it back here
-        elif fault is None:
+            return  # the answer brings it back here
+        if fault is None:
             self._causes.pop(lease.subnet, None)
             known = self._usable.get(lease.subnet)
             if known is None or known.attrs != lease.attrs:
@@ -229,6 +229,8 @@ class LeaseFilter:
         at_length = self._by_length.setdefault(subnet.prefixlen, {})
         at_length[int(subnet.network_address)] = subnet
         self._by_public_ip.setdefault(address, set()).add(subnet)
+        if address not in self._ways:
+            self._unasked[address] = None
         self._undecided[subnet] = None
         if self._protects_itself(lease):
             self._hosts[int(address)] += 1

@@ -182,3 +182,35 @@ def test_a_device_of_another_program_keeps_its_routes_though_etcd_lies_behind_th
     wait_for(lambda: "Failed" in daemon.log(), 1, "a second look")
     assert host.run("ip", "route").stdout == before
     assert daemon.stop() == 0
+
+
+def test_our_own_address_inside_our_own_subnet_is_refused_at_start(make_lab: Callable[..., Lab]) -> None:
+    """A restart with the bridge of the containers as the interface, and a reservation around the host itself."""
+    lab = make_lab(hosts=1)
+    [host] = lab.hosts
+    lab.put_config('{"Network":"11.0.0.0/16"}')
+    daemon = host.start_daemon("-iface=eth1")
+    daemon.wait_ready()
+    host.add_container()
+    bridge, own = str(host.subnet()[1]), str(host.subnet())
+    assert daemon.stop() == 0
+    before = lab.leases()
+    for flags in (["-iface=docker0"], [f"-iface={bridge}"], ["-iface=eth1", f"-public-ip={bridge}"]):
+        daemon = host.start_daemon(*flags)
+        assert daemon.process.wait(10) == 1
+        assert f"our address {bridge} lies inside our own subnet {own}, where" in daemon.log().splitlines()[-1]
+    assert [lease["value"] for lease in lab.leases()] == [lease["value"] for lease in before]
+    lab.put_config('{"Network":"172.16.0.0/12","SubnetLen":24}')
+    lab.etcd_request("PUT", "/coreos.com/network/subnets/172.17.8.0-24", value='{"PublicIP":"172.17.8.101"}')
+    daemon = host.start_daemon("-iface=eth1")
+    assert daemon.process.wait(10) == 1
+    assert "our address 172.17.8.101 lies inside our own subnet 172.17.8.0/24, where" in daemon.log()
+
+
+@pytest.mark.parametrize("address", ["172.17.8.255", "172.17.8.0"])
+def test_a_public_ip_that_the_link_gives_to_no_host_is_refused(make_lab: Callable[..., Lab], address: str) -> None:
+    lab = make_lab(hosts=1)
+    daemon = lab.hosts[0].start_daemon("-iface=eth1", f"-public-ip={address}")
+    assert daemon.process.wait(10) == 2
+    refusal = "must be the address of a host; this one is the network or broadcast address of 172.17.8.0/24"
+    assert daemon.log().splitlines()[-1].endswith(f"bad value '{address}' for -public-ip: {refusal}")

@@ -1,0 +1,155 @@
+"""The gate between the watch and the backend, with a kernel that answers, fails, or changes its mind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from flannelpy.backend.lease_gate import LeaseGate
+from flannelpy.backend.underlay import Underlay
+from flannelpy.errors import HostError
+from flannelpy.linux.interface import ExternalInterface
+from flannelpy.linux.netlink import Netlink
+from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_filter import LeaseFilter
+from flannelpy.subnet.lease_table import Added, Gone, LeaseEvent
+from flannelpy.subnet.surroundings import NO_SURROUNDINGS, Surroundings
+
+NETWORK, OUR_IP = IPv4Network("11.0.0.0/8"), IPv4Address("172.17.8.101")
+OWN = Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(OUR_IP), 86400, 1, 1)
+
+
+class FakeUnderlay(Underlay):
+    """``captured``: public IPs that an overlay device would get; None while the kernel cannot be asked."""
+
+    def __init__(self) -> None:
+        super().__init__(ExternalInterface("eth1", OUR_IP, 1500), OUR_IP, ())
+        self.around = NO_SURROUNDINGS
+        self.captured: set[IPv4Address] | None = set()
+        self.asked: list[int] = []
+
+    async def observe(self, netlink: Netlink) -> Surroundings:
+        return self.around
+
+    async def overlay_ways(self, netlink: Netlink, addresses: Sequence[IPv4Address]) -> dict[IPv4Address, str]:
+        if self.captured is None:
+            raise HostError("cannot ask this machine for its routes: No buffer space available")
+        self.asked.append(len(addresses))
+        return {address: "flannel0" * (address in self.captured) for address in addresses}
+
+
+class World:
+    def __init__(self) -> None:
+        self.underlay = FakeUnderlay()
+        self.forwarded: list[list[LeaseEvent]] = []
+        leases = LeaseFilter(NETWORK, OWN, NO_SURROUNDINGS)
+        self.gate = LeaseGate(Netlink(), leases, self.underlay, lambda events: self.forwarded.append(list(events)))
+
+
+def play(scenario: Callable[[World], Awaitable[None]]) -> World:
+    async def whole() -> World:
+        world = World()
+        await scenario(world)
+        return world
+
+    return asyncio.run(whole())
+
+
+def added(number: int, public_ip: str | None = None) -> Added:
+    subnet = IPv4Network((f"11.{1 + number // 256}.{number % 256}.0", 24))
+    address = IPv4Address(public_ip) if public_ip else IPv4Address("172.18.0.0") + number
+    return Added(Lease(subnet, LeaseAttrs(address), 86400, 1, 1))
+
+
+@pytest.mark.parametrize("events", [[], [added(1, "127.0.0.1")]])
+def test_that_there_is_no_usable_lease_is_forwarded_once_too(events: list[LeaseEvent]) -> None:
+    async def scenario(world: World) -> None:
+        await world.gate.check()
+        assert world.forwarded == []  # the watch knows nothing yet
+        await world.gate.apply(events)
+        await world.gate.apply([Gone(IPv4Network("11.9.9.0/24"))])
+        await world.gate.check()
+
+    assert play(scenario).forwarded == [[]]
+
+
+def test_all_leases_are_forwarded_in_one_call_and_the_kernel_is_asked_200_questions_at_a_time() -> None:
+    events = [added(number) for number in range(1001)]
+
+    async def scenario(world: World) -> None:
+        await world.gate.apply(events)
+        assert world.underlay.asked == [200, 200, 200, 200, 200, 1]
+        for _ in range(3):
+            await world.gate.check()
+
+    world = play(scenario)
+    assert world.forwarded == [events]
+    assert world.underlay.asked[6:] == [200, 200, 200]
+
+
+def test_others_have_their_turn_while_thousands_of_leases_are_decided() -> None:
+    async def scenario(world: World) -> None:
+        deciding = asyncio.create_task(world.gate.apply([added(number) for number in range(5000)]))
+        turns = 0
+        while not deciding.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns > 20
+
+    play(scenario)
+
+
+def test_while_the_kernel_cannot_be_asked_nothing_is_forwarded_and_nothing_is_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario(world: World) -> None:
+        world.underlay.captured = None
+        await world.gate.apply([added(1)])
+        await world.gate.apply([added(2)])
+        with pytest.raises(HostError):
+            await world.gate.check()
+        assert world.forwarded == []
+        world.underlay.captured = set()
+        await world.gate.check()
+
+    assert play(scenario).forwarded == [[added(1), added(2)]]
+    assert caplog.messages == [
+        "Failed to ask the kernel which leases are usable: cannot ask this machine for its routes: No buffer space"
+        " available"
+    ]
+
+
+def test_a_check_withdraws_what_is_no_longer_usable_and_gives_it_back(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        await world.gate.apply([added(1), added(2)])
+        world.underlay.captured = {IPv4Address("172.18.0.1")}
+        await world.gate.check()
+        await world.gate.check()
+        world.underlay.captured = set()
+        world.underlay.around = NO_SURROUNDINGS._replace(addresses=frozenset([IPv4Address("172.18.0.2")]))
+        await world.gate.check()
+
+    one, two = added(1), added(2)
+    forwarded = play(scenario).forwarded
+    assert forwarded[:2] == [[one, two], [Gone(one.lease.subnet)]]
+    assert sorted(map(str, forwarded[2])) == sorted(map(str, [one, Gone(two.lease.subnet)]))
+    assert caplog.messages == [
+        "Ignoring subnet 11.1.1.0/24: the kernel would send packets for its public IP 172.18.0.1 into flannel0, an "
+        "overlay device of this host",
+        "Ignoring subnet 11.1.2.0/24: its public IP 172.18.0.2 is an address of this host",
+    ]
+
+
+def test_thousands_of_ignored_leases_are_no_thousands_of_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def scenario(world: World) -> None:
+        for number in range(1000):
+            await world.gate.apply([added(number, "224.0.0.1")])
+
+    play(scenario)
+    assert 20 <= len(caplog.messages) <= 60
