@@ -1,0 +1,412 @@
+"""One network's life, with stand-ins for kernel and store: the order of its start, its end, and what it reports."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from fakes import FakeRegistry
+
+from flannelpy import cli, network, parts
+from flannelpy.backend import guard
+from flannelpy.backend.removal import Keep, Scope
+from flannelpy.backend.underlay import Routed, Underlay
+from flannelpy.errors import AlreadyRuns, ConfigError, HostError, LeaseLost, RegistryUnavailable
+from flannelpy.host import Host
+from flannelpy.linux.instance_lock import InstanceLock, Run
+from flannelpy.linux.interface import ExternalInterface
+from flannelpy.linux.marks import device_alias
+from flannelpy.linux.netlink import Address, Link, Netlink
+from flannelpy.network import Network
+from flannelpy.subnet.config import NetworkConfig
+from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_table import Added, Gone, LeaseEvent
+from flannelpy.subnet.renewal import Holder
+from flannelpy.subnet.surroundings import NO_SURROUNDINGS, Surroundings
+
+PUBLIC_IP = IPv4Address("172.17.8.101")
+EXTERNAL = ExternalInterface("eth1", PUBLIC_IP, 1500)
+NETWORK = IPv4Network("11.0.0.0/16")
+OWN = "11.0.59.0-24"
+OTHER = IPv4Network("11.0.101.0/24")
+
+
+class FakeNetlink(Netlink):
+    """A host with one interface."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def links(self) -> list[Link]:
+        return [Link(2, "eth1", 1500)]
+
+    async def link(self, name: str) -> Link | None:
+        return next((link for link in await self.links() if link.name == name), None)
+
+    async def addresses(self) -> list[Address]:
+        return [Address(2, PUBLIC_IP, 24)]
+
+
+class FakeUnderlay(Underlay):
+    """Nothing is in the way, unless ``refusal`` says so."""
+
+    refusal = ""
+    unblocked = 0
+
+    async def observe(self, netlink: Netlink) -> Surroundings:
+        return NO_SURROUNDINGS
+
+    async def overlay_ways(self, netlink: Netlink, addresses: Sequence[IPv4Address]) -> dict[IPv4Address, str]:
+        return dict.fromkeys(addresses, "")
+
+    async def check(self, netlink: Netlink, network: IPv4Network, routed: Routed) -> None:
+        if self.refusal:
+            raise ConfigError(self.refusal)
+
+    async def unblock(self, netlink: Netlink, alias: str, leased: Collection[IPv4Interface]) -> list[str]:  # type: ignore[override]
+        FakeUnderlay.unblocked += 1
+        return []
+
+
+class FakeBackend:
+    """Records what is asked of it, in ``story``."""
+
+    needs = ("a thing",)
+    datagrams = None
+    device = "flannel9"
+    adopts_routes = False
+    routed = Routed.NETWORK
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.failure: Exception | None = None
+
+    def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
+        return LeaseAttrs(holder.public_ip)
+
+    async def start(self, lease: Lease) -> int:
+        self._world.story.append(f"start {lease.subnet}")
+        # Docker must not learn of a subnet before packets flow.
+        assert not self._world.file.exists() or "FLANNEL_MTU" not in self._world.file.read_text()
+        if self._world.start_failure:
+            raise self._world.start_failure
+        return 1472
+
+    def apply(self, events: Sequence[LeaseEvent]) -> None:
+        self._world.events.extend(events)
+
+    def describe(self) -> str:
+        return "as ever"
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def repair(self, netlink: Netlink) -> list[str]:
+        self._world.checks += 1
+        if self._world.repair_failure:
+            raise self._world.repair_failure
+        repaired, self._world.repaired = self._world.repaired, []
+        return repaired
+
+    def close(self) -> None:
+        self._world.story.append("close")
+
+
+class World:
+    """A network, and all that is around it."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+        self.file = directory / "subnet.env"
+        self.ready = directory / "ready"
+        self.store = FakeRegistry(time.monotonic)
+        self.store.set_config('{"Network":"11.0.0.0/16"}')
+        self.story: list[str] = []
+        self.events: list[LeaseEvent] = []
+        self.statuses: list[str] = []
+        self.checks = 0
+        self.repaired: list[str] = []
+        self.start_failure: Exception | None = None
+        self.repair_failure: Exception | None = None
+        self.leftovers: list[str] = []
+        self.withdrawn: list[tuple[Scope, Keep | None]] = []
+        self.host = Host(EXTERNAL, PUBLIC_IP)
+        self.bell = asyncio.Event()
+        self.task: asyncio.Task[Any]
+
+        async def withdraw(_: Netlink, scope: Scope, keep: Keep | None = None) -> list[str]:
+            self.story.append("withdraw" if keep is None else "take over")
+            self.withdrawn.append((scope, keep))
+            return self.leftovers
+
+        async def changes(_: IPv4Network) -> AsyncIterator[None]:
+            while True:
+                await self.bell.wait()
+                self.bell.clear()
+                yield
+
+        def create(config: NetworkConfig, external: ExternalInterface, options: object) -> FakeBackend:
+            assert external is EXTERNAL
+            return FakeBackend(self)
+
+        monkeypatch.setattr(network, "withdraw", withdraw)
+        monkeypatch.setattr(network, "Netlink", FakeNetlink)
+        monkeypatch.setattr(network, "Underlay", FakeUnderlay)
+        monkeypatch.setattr(network.backends, "create", create)  # type: ignore[attr-defined]
+        monkeypatch.setattr(guard, "Netlink", FakeNetlink)
+        monkeypatch.setattr(guard, "changes", changes)
+        monkeypatch.setattr(guard, "_PAUSE_SECONDS", 0.001)
+        monkeypatch.setattr(parts, "registry", lambda *_: self.store)
+        options = cli.parse([f"-subnet-file={self.file}", "-host-id=host-1", *flags])
+        self.network = Network("", options, self.host, lambda: self.statuses.append(self.network.status()))
+
+    @property
+    def is_up(self) -> bool:
+        return self.network.is_up
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                assert not self.task.done(), self.task.exception()
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(tmp_path, monkeypatch)
+
+
+def play(world: World, scenario: Callable[[asyncio.Task[Any]], Awaitable[None]]) -> None:
+    """The network runs beside the scenario, and is cancelled after it, if it has not ended."""
+
+    async def whole() -> None:
+        async with asyncio.timeout(10):
+            task: asyncio.Task[Any] = asyncio.create_task(world.network.run())
+            world.task = task
+            try:
+                await scenario(task)
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(whole())
+
+
+def lease(public_ip: str = "172.17.8.102", **more: str) -> str:
+    return json.dumps({"PublicIP": public_ip, **more})
+
+
+# Start and stop
+
+
+def test_a_start_and_a_stop(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.file.write_text("FLANNEL_NETWORK=11.0.0.0/16\nFLANNEL_SUBNET=11.0.59.1/24\n")
+    world.leftovers = ["route to 11.0.7.0/24"]
+
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        assert (world.is_up, world.network.status(), world.network.makes_progress()) == (False, "Starting", True)
+        await world.until(lambda: world.is_up)
+        await world.until(world.ready.exists)
+        [entry] = (await world.store.snapshot()).entries
+        assert (entry.name, json.loads(entry.value)["PublicIP"]) == (OWN, "172.17.8.101")
+
+    play(world, scenario)
+    assert world.story == ["take over", "start 11.0.59.0/24", "close"]
+    assert world.file.read_text().splitlines() == [
+        "FLANNEL_NETWORK=11.0.0.0/16",
+        "FLANNEL_SUBNET=11.0.59.1/24",
+        "FLANNEL_MTU=1472",
+        "FLANNEL_IPMASQ=false",
+    ]
+    assert world.statuses[:2] == ["Waiting for the network config in etcd", "Waiting for a subnet lease"]
+    assert world.statuses[2].startswith("subnet 11.0.59.0/24 (")
+    assert "Removed leftover route to 11.0.7.0/24" in caplog.messages
+    assert not world.ready.exists()
+    assert not world.is_up
+    assert asyncio.run(_is_closed(world.store))
+
+
+async def _is_closed(store: FakeRegistry) -> bool:
+    try:
+        await store.snapshot()
+    except RegistryUnavailable as error:
+        return "closed" in str(error)
+    return False
+
+
+def test_what_is_taken_over_is_that_of_this_subnet_file(world: World) -> None:
+    """Its alias, its networks now and before, the addresses of its leases; this run's device stays."""
+    world.file.write_text("FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.7.1/24\n")
+    world.store.put_raw(OWN, lease("172.17.8.101", HostID="host-1"), None)
+
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+
+    play(world, scenario)
+    [(scope, keep)] = world.withdrawn
+    assert scope.alias == device_alias(world.file)
+    assert scope.networks == {NETWORK, IPv4Network("10.1.0.0/16")}
+    assert scope.addresses >= {IPv4Interface("10.1.7.0/16"), IPv4Interface("11.0.59.0/16")}
+    assert keep == Keep(NETWORK, "flannel9", routes=False)
+
+
+def test_the_record_names_what_the_run_used(world: World) -> None:
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+
+    play(world, scenario)
+    lock = InstanceLock(world.file)  # free again
+    assert lock.read() == Run((NETWORK,), "udp", "flannel9")
+    lock.close()
+
+
+def test_a_second_network_with_the_subnet_file_does_not_touch_the_store(world: World) -> None:
+    async def scenario(task: asyncio.Task[Any]) -> None:
+        with pytest.raises(AlreadyRuns):
+            await task
+
+    lock = InstanceLock(world.file)
+    play(world, scenario)
+    lock.close()
+    assert world.story == []
+    assert world.statuses == []
+
+
+@pytest.mark.parametrize("error", [HostError("no device"), HostError("port 8285 is taken")])
+def test_a_start_that_fails_leaves_nothing_open_and_no_file(world: World, error: HostError) -> None:
+    world.start_failure = error
+
+    async def scenario(task: asyncio.Task[Any]) -> None:
+        with pytest.raises(HostError, match=str(error)):
+            await task
+
+    play(world, scenario)
+    assert world.story[-1] == "close"
+    assert not world.file.exists()
+    assert not world.ready.exists()
+    InstanceLock(world.file).close()
+
+
+# The config
+
+
+def test_a_config_that_is_refused_is_waited_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeUnderlay, "refusal", "it takes the way to etcd")
+
+    async def scenario(task: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.statuses)
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        assert world.story == []
+        monkeypatch.setattr(FakeUnderlay, "refusal", "")
+        await world.until(lambda: world.is_up)
+
+    play(world, scenario)
+
+
+def test_what_another_network_has_is_refused(world: World) -> None:
+    world.host.take("blue", NETWORK, ["another thing"])
+
+    async def scenario(task: asyncio.Task[Any]) -> None:
+        await asyncio.sleep(0.05)
+        assert world.story == []
+        world.host.take("blue", IPv4Network("11.7.0.0/16"), ["a thing"])
+        await asyncio.sleep(1.1)  # until the config is read again
+        assert world.story == []
+
+    play(world, scenario)
+
+
+# Leases
+
+
+def test_leases_of_others_reach_the_backend(world: World) -> None:
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+        world.store.put_raw("11.0.101.0-24", lease(), 100)
+        await world.until(lambda: world.events)
+        [event] = world.events
+        assert isinstance(event, Added)
+        assert (event.lease.subnet, event.lease.attrs.public_ip) == (OTHER, IPv4Address("172.17.8.102"))
+        world.store.put_raw("11.0.101.0-24", lease("172.17.8.103"), 100)
+        await world.until(lambda: len(world.events) == 2)
+
+    play(world, scenario)
+    assert not [event for event in world.events if isinstance(event, Gone)]
+
+
+def test_a_lost_lease_withdraws_everything(world: World) -> None:
+    async def scenario(task: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+        [entry] = (await world.store.snapshot()).entries
+        world.store.put_raw(entry.name, lease("172.17.8.200"), 100)
+        with pytest.raises(LeaseLost):
+            await task
+
+    play(world, scenario)
+    assert world.story[-2:] == ["withdraw", "close"] or world.story[-3:] == ["close", "withdraw", "close"]
+    scope, keep = world.withdrawn[-1]
+    assert (NETWORK in scope.networks, keep) == (True, None)
+    assert not world.file.exists()
+    assert not world.ready.exists()
+
+
+def test_a_withdrawal_that_fails_still_removes_the_file(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(task: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+
+        async def withdraw(*_: object) -> list[str]:
+            raise HostError("the kernel refuses")
+
+        monkeypatch.setattr(network, "withdraw", withdraw)
+        [entry] = (await world.store.snapshot()).entries
+        world.store.put_raw(entry.name, lease("172.17.8.200"), 100)
+        with pytest.raises(LeaseLost):
+            await task
+
+    play(world, scenario)
+    assert "the kernel refuses" in caplog.messages
+    assert not world.file.exists()
+
+
+# What it reports
+
+
+def test_repairs_are_counted_and_a_trouble_turns_readiness_off(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.ready.exists())
+        world.repaired = ["the device was lost: put right"]
+        world.bell.set()
+        await world.until(lambda: "repairs: 1" in world.network.status())
+        assert world.network.status().endswith(", repairs: 1, as ever")
+        world.repair_failure = HostError("no such device")
+        world.bell.set()
+        await world.until(lambda: not world.ready.exists())
+        assert "not ready: no such device" in world.network.status()
+        assert not world.network.makes_progress()
+        assert world.is_up  # it only is no longer ready
+        world.repair_failure = None
+        await world.until(world.ready.exists)
+        assert world.network.makes_progress()
+        assert "not ready" not in world.network.status()
+
+    play(world, scenario)
+    assert "the device was lost: put right" in caplog.messages
+    assert caplog.messages.count("no such device") == 1
+    assert any("not ready: no such device" in status for status in world.statuses)
+
+
+def test_a_network_that_failed_says_why_until_it_starts_again(world: World) -> None:
+    world.network.failed(HostError("port 8285 is taken"))
+    assert world.statuses == ["not ready: port 8285 is taken"]
+    assert world.network.makes_progress()
