@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import socket
@@ -149,9 +150,11 @@ def test_exit_codes(
         if error:
             raise error
 
+    verbosities: list[int] = []
     monkeypatch.setattr(daemon, "_serve", serve)
-    monkeypatch.setattr(logs, "configure", lambda _: None)
-    assert daemon.run(cli.parse([])) == code
+    monkeypatch.setattr(logs, "configure", verbosities.append)
+    assert daemon.run(cli.parse(["-v=3"])) == code
+    assert verbosities == [3]
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert errors == ([str(error)] if error else [])
 
@@ -199,6 +202,48 @@ def test_one_of_several_is_started_again_while_the_others_run_on(
     within(5, scenario)
     assert (blue.words, green.runs) == ("not ready: busy", 1)
     assert caplog.messages == ["taken; trying again in 0 s", "busy; trying again in 0 s"]
+
+
+def test_the_whole_daemon_reports_its_state_and_signs_of_life(
+    monkeypatch: pytest.MonkeyPatch, notified: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setattr(daemon, "_STATUS_SECONDS", 0.001)
+    monkeypatch.setenv("WATCHDOG_USEC", "3000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    came: list[str] = []
+
+    def has_come() -> bool:
+        came.extend(notified())
+        return {"WATCHDOG=1", "STATUS=Starting"} <= set(came)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(serve(monkeypatch, {"": FakeNetwork("")}))
+        await until(has_come)
+        task.cancel()
+
+    within(5, scenario)
+
+
+def test_a_failure_is_logged_under_the_networks_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "_RESTART_SECONDS", 0.0)
+    names: list[str] = []
+
+    def name(_: logging.LogRecord) -> bool:
+        names.append(logs.network.get())
+        return True
+
+    async def scenario() -> None:
+        blue = FakeNetwork("blue", HostError("busy"))
+        task = asyncio.create_task(daemon._keep_up(blue))
+        await until(lambda: blue.runs == 2)
+        task.cancel()
+
+    daemon.log.addFilter(name)
+    try:
+        within(5, scenario)
+    finally:
+        daemon.log.removeFilter(name)
+    assert names == ["blue"]
 
 
 def test_a_network_that_failed_rests_before_it_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:

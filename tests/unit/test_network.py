@@ -134,6 +134,7 @@ class World:
         self.statuses: list[str] = []
         self.checks = 0
         self.repaired: list[str] = []
+        self.lost_rules: list[str] = []
         self.start_failure: Exception | None = None
         self.repair_failure: Exception | None = None
         self.leftovers: list[str] = []
@@ -157,6 +158,12 @@ class World:
             assert external is EXTERNAL
             return FakeBackend(self)
 
+        async def isolate(_: Netlink) -> list[str]:
+            self.story.append("isolate")
+            rules, self.lost_rules = self.lost_rules, []
+            return rules
+
+        monkeypatch.setattr(self.host, "isolate", isolate)
         monkeypatch.setattr(network, "withdraw", withdraw)
         monkeypatch.setattr(network, "Netlink", FakeNetlink)
         monkeypatch.setattr(network, "Underlay", FakeUnderlay)
@@ -219,7 +226,8 @@ def test_a_start_and_a_stop(world: World, caplog: pytest.LogCaptureFixture) -> N
         assert (entry.name, json.loads(entry.value)["PublicIP"]) == (OWN, "172.17.8.101")
 
     play(world, scenario)
-    assert world.story == ["take over", "start 11.0.59.0/24", "close"]
+    assert world.story[:3] == ["take over", "isolate", "start 11.0.59.0/24"]
+    assert world.story[-1] == "close"
     assert world.file.read_text().splitlines() == [
         "FLANNEL_NETWORK=11.0.0.0/16",
         "FLANNEL_SUBNET=11.0.59.1/24",
@@ -332,7 +340,9 @@ def test_leases_of_others_reach_the_backend(world: World) -> None:
     async def scenario(_: asyncio.Task[Any]) -> None:
         await world.until(lambda: world.is_up)
         world.store.put_raw("11.0.101.0-24", lease(), 100)
+        told = len(world.statuses)
         await world.until(lambda: world.events)
+        assert len(world.statuses) > told
         [event] = world.events
         assert isinstance(event, Added)
         assert (event.lease.subnet, event.lease.attrs.public_ip) == (OTHER, IPv4Address("172.17.8.102"))
@@ -385,10 +395,10 @@ def test_a_withdrawal_that_fails_still_removes_the_file(
 def test_repairs_are_counted_and_a_trouble_turns_readiness_off(world: World, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(_: asyncio.Task[Any]) -> None:
         await world.until(lambda: world.ready.exists())
-        world.repaired = ["the device was lost: put right"]
+        world.repaired, world.lost_rules = ["the device was lost: put right"], ["a rule"]
         world.bell.set()
-        await world.until(lambda: "repairs: 1" in world.network.status())
-        assert world.network.status().endswith(", repairs: 1, as ever")
+        await world.until(lambda: "repairs: 2" in world.network.status())
+        assert world.network.status().endswith(", repairs: 2, as ever")
         world.repair_failure = HostError("no such device")
         world.bell.set()
         await world.until(lambda: not world.ready.exists())
