@@ -139,3 +139,16 @@ def test_more_changes_than_the_kernel_keeps_for_us_are_a_change(monkeypatch: pyt
         assert [round(at) for at in world.looked_at] == [0, 4]  # at the start, and then
 
     play(scenario)
+
+
+def test_a_guard_that_ends_listens_no_longer() -> None:
+    async def whole() -> None:
+        before = asyncio.all_tasks()
+        task = asyncio.create_task(World().guard.run())
+        await asyncio.sleep(1)
+        assert len(asyncio.all_tasks() - before) == 2
+        task.cancel()
+        await asyncio.sleep(1)
+        assert asyncio.all_tasks() == before
+
+    run(whole())
