@@ -63,7 +63,9 @@ class FakeNetlink(Netlink):
         self.unmarked: list[Prohibition] = []
 
     async def prohibitions(self) -> list[Prohibition]:
-        return list(self.marked)
+        found = list(self.marked)
+        await asyncio.sleep(0)  # as while the kernel answers
+        return found
 
     async def unmarked_prohibitions(self) -> list[Prohibition]:
         return list(self.unmarked)
@@ -92,3 +94,15 @@ def test_rules_are_put_for_each_pair_and_only_a_lost_one_is_reported(host: Host)
     assert asyncio.run(host.isolate(netlink)) == [str(other)]
     assert set(netlink.marked) == {one, other}
     assert asyncio.run(host.isolate(netlink)) == []
+
+
+def test_two_networks_that_start_at_the_same_moment_put_each_rule_once(host: Host) -> None:
+    host.take("green", IPv4Network("11.2.0.0/16"), [])
+    netlink = FakeNetlink()
+
+    async def both() -> None:
+        lost = await asyncio.gather(host.isolate(netlink), host.isolate(netlink))
+        assert not any(lost)
+
+    asyncio.run(both())
+    assert len(netlink.marked) == len(set(netlink.marked)) == 2

@@ -13,7 +13,7 @@ from fakes_netlink import FLANNEL1, FakeNetlink
 from flannelpy.backend import kernel_entries
 from flannelpy.backend.kernel_entries import EntryReconciler
 from flannelpy.errors import HostError
-from flannelpy.linux.entries import Forward, Gateway, Neighbour, Unit
+from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour, Unit
 from flannelpy.linux.netlink import Netlink
 from flannelpy.linux.rtnetlink import Message
 
@@ -415,5 +415,46 @@ def test_while_it_cannot_be_put_right_that_is_trouble(monkeypatch: pytest.Monkey
         world.netlink.refused = {forward: errno.ENETDOWN}
         with pytest.raises(HostError, match="the kernel refuses the forwarding of"):
             await world.repair()
+
+    play(scenario, monkeypatch)
+
+
+def test_after_a_failure_it_lists_what_the_kernel_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was added before it cannot be known then: the failure may have come before or after."""
+
+    async def scenario(world: World) -> None:
+        world.want(unit(1))
+        await world.settled()
+        add = world.netlink.add
+
+        async def fail(wanted: Sequence[Entry]) -> list[int]:
+            world.netlink.lose(*unit(1))  # with the device, as it may be
+            monkeypatch.setattr(world.netlink, "add", add)
+            raise HostError("the device has gone")
+
+        monkeypatch.setattr(world.netlink, "add", fail)
+        world.want(unit(1), unit(2))
+        await world.settled()
+
+    play(scenario, monkeypatch)
+
+
+def test_a_check_waits_for_a_change_that_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        world.want(unit(1))
+        await world.settled()
+        add, began = world.netlink.add, asyncio.Event()
+
+        async def slow(wanted: Sequence[Entry]) -> list[int]:
+            began.set()
+            await asyncio.sleep(0.01)
+            return await add(wanted)
+
+        monkeypatch.setattr(world.netlink, "add", slow)
+        world.want(unit(1), unit(2))
+        await began.wait()
+        assert await world.repair() == []  # what is being added was not lost
+        await world.settled()
+        assert world.netlink.changes == 6
 
     play(scenario, monkeypatch)

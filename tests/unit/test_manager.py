@@ -1126,6 +1126,19 @@ def test_a_lease_of_ours_does_not_hide_one_of_a_twin() -> None:
     twins(scenario)
 
 
+def test_who_leaves_for_an_earlier_identity_gives_its_own_lease_back() -> None:
+    """Or the holder's next start would have to ask whether that lease's host lives."""
+
+    async def scenario(holder: Twin, _: Twin) -> None:
+        async with holder.running() as watch:
+            holder.registry.put_raw("11.0.60.0-24", signed(FIRST), LEASE_TTL)
+            with pytest.raises(LeaseLost, match="is not unique"):
+                await watch
+            assert list(await holder.entries()) == ["11.0.60.0-24"]
+
+    twins(scenario, SECOND, FIRST)
+
+
 def test_dead_twins_leases_are_put_away() -> None:
     async def scenario(host: Twin, _: Twin) -> None:
         host.registry.put_raw("11.0.60.0-24", signed("dead"), 80000)
