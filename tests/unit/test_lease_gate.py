@@ -153,3 +153,23 @@ def test_thousands_of_ignored_leases_are_no_thousands_of_lines(caplog: pytest.Lo
 
     play(scenario)
     assert 20 <= len(caplog.messages) <= 60
+
+
+def test_leases_are_forwarded_in_the_order_in_which_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the kernel takes its time over the first ones, and a check comes in between."""
+    first = Added(Lease(IPv4Network("11.0.1.0/24"), LeaseAttrs(IPv4Address("172.17.8.102")), 86400, 2, 2))
+    second = Added(Lease(IPv4Network("11.0.2.0/24"), LeaseAttrs(IPv4Address("172.17.8.103")), 86400, 3, 3))
+
+    async def scenario(world: World) -> None:
+        answer, pauses = world.underlay.overlay_ways, iter((0.01, 0.005))
+
+        async def slow(netlink: Netlink, addresses: Sequence[IPv4Address]) -> dict[IPv4Address, str]:
+            await asyncio.sleep(next(pauses, 0))
+            return await answer(netlink, addresses)
+
+        monkeypatch.setattr(world.underlay, "overlay_ways", slow)
+        await asyncio.gather(world.gate.apply([first]), world.gate.check(), world.gate.apply([second]))
+        assert [event for events in world.forwarded for event in events] == [first, second]
+        assert world.forwarded[0] == [first]
+
+    play(scenario)
