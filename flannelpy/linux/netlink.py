@@ -449,15 +449,20 @@ def _link(message: Any) -> Link:
     kind = (info.get("kind") if info is not None else "") or ""
     return Link(
         message["index"],
-        message.get("ifname"),
+        _text(message.get("ifname")),
         message.get("mtu"),
         kind,
         bool(flags & _IFF_UP),
         bool(message.get("carrier")),
         message.get("address") or "",
         _vxlan(info.get("data")) if kind == "vxlan" else None,
-        message.get("ifalias") or "",
+        _text(message.get("ifalias") or ""),
     )
+
+
+def _text(name: str | bytes) -> str:
+    """A name that another program chose: pyroute2 returns bytes that are no UTF-8 as they are."""
+    return name if isinstance(name, str) else os.fsdecode(name)
 
 
 def _vxlan(data: Any) -> Vxlan:

@@ -213,6 +213,26 @@ def test_addresses_inside_the_network_go_from_our_device_and_others_stay(host: H
     assert (link(host, "flannel.1") or {})["addr_info"] == expected
 
 
+@over(UDP, VXLAN, HOST_GW)
+def test_names_that_are_no_text_harm_nothing(host: Host, backend: Backend) -> None:
+    """The kernel takes any bytes but blanks, slashes and colons as a name, and any as an alias."""
+    names = ["a\udcff\udcfeb", "\x1b[31m", "flannel.\udcc3"]
+    for number, name in enumerate(names):
+        host.run("ip", "link", "add", name, "type", "bridge")
+        host.run("ip", "link", "set", name, "alias", "flannelpy \udcff" if number else "\udcff")
+    try:
+        daemon = started(host)
+        assert daemon.stop() == 0
+        clean_up(host)
+        wrong = host.start_daemon("-iface=no-such-device")
+        assert wrong.process.wait(10) == 1
+        assert "Traceback" not in daemon.log() + wrong.log()
+        assert wrong.log().isascii()
+    finally:
+        for name in names:
+            host.run("ip", "link", "delete", name)
+
+
 # The external interface
 
 
