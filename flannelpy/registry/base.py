@@ -41,7 +41,7 @@ class Put(NamedTuple):
 
 
 class Removed(NamedTuple):
-    """An entry was deleted or expired."""
+    """An entry was deleted, has expired, or made way for something that is no entry.  There may have been none."""
 
     name: str
 

@@ -250,14 +250,19 @@ class EtcdV2Registry:
         if removed and self._subnets.startswith(f"{event.key.rstrip('/')}/"):
             # What was inside goes without events of its own.
             raise HistoryGone(f"{event.key}: the directory was removed")
-        if not self._is_entry(event):
+        # To set a directory removes the value that the key had, without an event of its own.
+        is_removed = event.action == "set" if event.dir else removed
+        if not self._is_child(event) or (event.dir and not is_removed):
             return Changes((), cursor, behind)
         entry = self._entry(event)
-        return Changes((Removed(entry.name) if removed else Put(entry),), cursor, behind)
+        return Changes((Removed(entry.name) if is_removed else Put(entry),), cursor, behind)
 
     def _is_entry(self, node: EtcdResult) -> bool:
         """Whether it is a value, and a direct child of ``subnets``."""
-        return not node.dir and bool(node.key.startswith(self._subnets)) and "/" not in node.key[len(self._subnets) :]
+        return not node.dir and self._is_child(node)
+
+    def _is_child(self, node: EtcdResult) -> bool:
+        return bool(node.key.startswith(self._subnets)) and "/" not in node.key[len(self._subnets) :]
 
 
 def _as_latin1(text: str) -> str:

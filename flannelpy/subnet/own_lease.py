@@ -107,6 +107,7 @@ class OwnLease:
         self, config: NetworkConfig, describe: Describe, previous: IPv4Network | None, around: Surroundings
     ) -> Lease:
         races_lost = 0
+        tried: set[IPv4Network] = set()  # a directory has its key, too, and is in no snapshot
         while True:
             snapshot = await self._registry.snapshot()
             try:
@@ -117,8 +118,9 @@ class OwnLease:
                 lease = await self._reuse(found, partial(self._why_unfit, config, leases, around))
                 if lease is None:
                     hosts = {lease.attrs.public_ip for lease in leases} | around.underlay | around.endpoints
-                    taken = _taken(snapshot, config.network)
+                    taken = [*_taken(snapshot, config.network), *tried]
                     subnet = pick_subnet(config, taken, previous, self._rng, hosts, around.connected)
+                    tried.add(subnet)
                     log.info("Picking subnet in range %s ... %s", config.subnet_min, config.subnet_max)
                     lease = await self._write_new(subnet)
                 log.info("Subnet lease acquired: %s", lease.subnet)

@@ -385,7 +385,7 @@ class TestEvents:
             cursor = (await registry.snapshot()).cursor
             server.request("PUT", "/v2/keys/network/subnets/directory", {"dir": "true"})
             skipped = await registry.watch(cursor, DEADLINE)
-            assert skipped == Changes((), skipped.cursor)
+            assert skipped == Changes((Removed("directory"),), skipped.cursor)
             assert skipped.cursor > cursor
             server.put("/network/subnets/b c?d=1%20", "x")
             ((change,), *_) = await registry.watch(skipped.cursor, DEADLINE)
@@ -395,6 +395,23 @@ class TestEvents:
             await registry.compare_and_delete(change.entry.name, change.entry.version)
             assert (await registry.snapshot()).entries == ()
 
+        use(EtcdV2Registry([server.url], "/network"), test)
+
+    @pytest.mark.parametrize("ttl", [{}, {"ttl": "100"}])
+    def test_a_directory_in_place_of_a_lease_removes_it(self, server: EtcdServer, ttl: dict[str, str]) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            server.request("PUT", "/v2/keys/network/subnets/lease", {"dir": "true"} | ttl)
+            changes = await registry.watch(cursor, DEADLINE)
+            assert changes.changes == (Removed("lease"),)
+            assert (await registry.snapshot()).entries == ()
+            server.request("PUT", "/v2/keys/network/subnets/lease/inner", {"value": "x"})
+            inner = await registry.watch(changes.cursor, DEADLINE)
+            assert inner.changes == ()
+            server.request("PUT", "/v2/keys/network/subnets/lease", {"dir": "true", "prevExist": "true", "ttl": "9"})
+            assert (await registry.watch(inner.cursor, DEADLINE)).changes == ()
+
+        server.put("/network/subnets/lease", "x")
         use(EtcdV2Registry([server.url], "/network"), test)
 
     @pytest.mark.parametrize("removed", ["/network", "/network/subnets"])

@@ -20,7 +20,7 @@ from fakes_clock import BOOT, LoopClock, run
 
 from flannelpy import cli
 from flannelpy.backend import base as backends
-from flannelpy.errors import ConfigError, HostError, LeaseLost, RegistryUnavailable
+from flannelpy.errors import ConfigError, HostError, KeyExists, LeaseLost, RegistryUnavailable
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.registry.base import Changes, Entry, Snapshot
 from flannelpy.subnet.config import NetworkConfig, parse
@@ -424,6 +424,29 @@ def test_out_of_subnets_is_said_once_and_waited_out(caplog: pytest.LogCaptureFix
         " there are 3 leases",
         "Subnet lease acquired: 11.0.0.128/26",
     ]
+
+
+class Directories(FakeRegistry):
+    """Some keys are directories: they are in no snapshot, and a create is refused."""
+
+    names = frozenset({OWN_NAME, "11.0.0.64-26", "11.0.0.192-26"})
+
+    async def create(self, name: str, value: str, lease_ttl: int) -> Entry:
+        if name in self.names:
+            raise KeyExists(f"{name}: key already exists")
+        return await super().create(name, value, lease_ttl)
+
+
+@pytest.mark.parametrize(("config", "previous"), [(CONFIG, OWN), (SMALL, IPv4Network("11.0.0.192/26")), (SMALL, None)])
+def test_a_directory_where_a_lease_would_be_keeps_no_host_from_another_subnet(
+    config: NetworkConfig, previous: IPv4Network | None
+) -> None:
+    async def scenario(world: World) -> None:
+        async with asyncio.timeout(10):
+            own = await world.acquire(previous, config)
+        assert set(await world.entries()) == {f"{own.subnet.network_address}-{own.subnet.prefixlen}"}
+
+    play(scenario, Directories)
 
 
 def test_a_lost_reply_to_our_create_leads_to_one_lease() -> None:
