@@ -47,6 +47,12 @@ BAD_CONFIGS = {
         '[\n  {"Network": "11.0.0.0/16"}\n]', 'network config is not a JSON object: [ {"Network": "11.0.0.0/16"} ]'
     ),
     "null": BadConfig("null", "network config is not a JSON object: null"),
+    "lists without number": BadConfig(
+        _keys(f'"Lists":[{"[]," * 30_000}[]]'), "network config has 90038 characters, the longest has 65536"
+    ),
+    "blanks without number": BadConfig(
+        _keys('"SubnetLen":24') + " " * 70_000, "network config has 70040 characters, the longest has 65536"
+    ),
     "lists without end": BadConfig("[" * 20_000, "network config is not JSON: it is nested too deep"),
     "a number of 5000 digits": BadConfig(
         _keys(f'"SubnetLen":{"9" * 5000}'),

@@ -45,8 +45,8 @@ class Underlay:
 
     async def observe(self, netlink: Netlink) -> Surroundings:
         """The addresses and networks of this host.  Raises HostError."""
-        external, others = await self._addresses(netlink)
-        return surroundings(external, others, self._public_ip, self._endpoints)
+        external, others, overlay = await self._addresses(netlink)
+        return surroundings(external, others, self._public_ip, self._endpoints, overlay)
 
     async def overlay_ways(self, netlink: Netlink, addresses: Sequence[IPv4Address]) -> dict[IPv4Address, str]:
         """The overlay device by which the kernel would send to each address; empty if by none.  Raises HostError."""
@@ -60,7 +60,7 @@ class Underlay:
         await self._resolve()
         if routed is Routed.NOTHING:
             return
-        external, _ = await self._addresses(netlink)
+        external, _, _ = await self._addresses(netlink)
         for one in external:
             if one.network.prefixlen < 32 and network.subnet_of(one.network):
                 raise ConfigError(
@@ -125,18 +125,18 @@ class Underlay:
                     f"{self._endpoints[address]}: choose one that does not contain {address}"
                 )
 
-    async def _addresses(self, netlink: Netlink) -> tuple[list[IPv4Interface], list[IPv4Interface]]:
-        """Those of the external interface, and those of all others but overlay devices."""
+    async def _addresses(
+        self, netlink: Netlink
+    ) -> tuple[list[IPv4Interface], list[IPv4Interface], list[IPv4Interface]]:
+        """Those of the external interface, of overlay devices (the last ones), and of all others (those between)."""
         link = await netlink.link(self._external.name)
         external_index = link.index if link else 0
         held = await addresses_by_index(netlink)
         await self._learn_devices(netlink, held)
-        others = (
-            addresses
-            for index, addresses in held.items()
-            if index != external_index and not self._overlay_devices.get(index)
-        )
-        return held.get(external_index, []), list(chain.from_iterable(others))
+        external = held.pop(external_index, [])
+        overlay = [addresses for index, addresses in held.items() if self._overlay_devices.get(index)]
+        others = [addresses for index, addresses in held.items() if not self._overlay_devices.get(index)]
+        return external, list(chain.from_iterable(others)), list(chain.from_iterable(overlay))
 
     async def _learn_devices(self, netlink: Netlink, link_indices: Iterable[int]) -> None:
         """Find out which of these are overlay devices.  An index keeps its meaning, so each is asked for once."""

@@ -21,6 +21,8 @@ _DEFAULT_SUBNET_LEN = 24
 _MIN_NETWORK_LEN = 8
 _MAX_NETWORK_LEN = 28
 _MAX_SUBNET_LEN = 30
+# Characters: 10 MB of JSON would stop the packets of the udp backend for seconds while they are parsed.
+_LONGEST = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class NetworkConfig:
 
 def parse(text: str) -> NetworkConfig:
     """The config in ``text``.  Raises ConfigError naming key, value and rule."""
+    if len(text) > _LONGEST:
+        raise ConfigError(f"network config has {len(text)} characters, the longest has {_LONGEST}")
     try:
         document = go_json.parse_object(text)
     except ValueError as error:

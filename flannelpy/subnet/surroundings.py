@@ -36,12 +36,13 @@ def surroundings(
     others: Collection[IPv4Interface],
     public_ip: IPv4Address,
     endpoints: Iterable[IPv4Address],
+    overlay: Iterable[IPv4Interface] = (),
 ) -> Surroundings:
-    """Those of a host with these addresses on its external interface, and these on its others."""
+    """Those of a host with these addresses on its external interface, on its others, and on its overlay devices."""
     links = tuple(sorted({one.network for one in external if one.network.prefixlen < 32}))
     connected = tuple(sorted({one.network for one in (*external, *others)}))
     return Surroundings(
-        frozenset((public_ip, *(one.ip for one in (*external, *others)))),
+        frozenset((public_ip, *(one.ip for one in (*external, *others, *overlay)))),
         frozenset((public_ip, *(one.ip for one in external))),
         frozenset(endpoints),
         frozenset(edge for network in connected for edge in edges(network)),

@@ -223,6 +223,18 @@ def test_a_lease_is_used_again_when_its_cause_goes_with_an_address_of_this_host(
     world.remove("172.30.9.0/24")
 
 
+@pytest.mark.parametrize("device", ["flannel7 mode tun", "other0 mode tap"])
+def test_an_address_of_any_device_of_ours_is_no_other_hosts(world: World, device: str) -> None:
+    """Also that of a device of another network, or of another daemon."""
+    name = device.split()[0]
+    world.one.configure(f"tuntap add {device}", f"address add 192.168.99.0/32 dev {name}")
+    world.put("172.30.11.0/24", "192.168.99.0")
+    world.daemon.wait_for_log("W.*Ignoring subnet 172.30.11.0/24: its public IP 192.168.99.0 is an address of this", 10)
+    wait_for(lambda: "172.30.11.0" not in " ".join(world.routes()), 5, "no route of its")
+    world.remove("172.30.11.0/24")
+    world.one.configure(f"link delete {name}")
+
+
 def test_an_overlapping_lease_that_was_created_later_changes_nothing_and_an_earlier_one_makes_us_leave(
     world: World,
 ) -> None:

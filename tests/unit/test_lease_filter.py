@@ -21,6 +21,7 @@ AROUND = surroundings(
     [IPv4Interface("127.0.0.1/8"), IPv4Interface("10.7.1.1/24"), IPv4Interface("192.168.7.3/26")],
     OUR_IP,
     [ETCD],
+    [IPv4Interface("10.7.1.0/8"), IPv4Interface("100.64.3.0/10")],
 )
 PEER = "10.1.0.12"
 
@@ -79,6 +80,8 @@ def usable(decisions: Decisions, before: frozenset[str] = frozenset()) -> set[st
         lease("10.9.0.0/24", "192.168.7.64"),
         lease("10.9.0.0/24", "223.255.255.255"),
         lease("10.9.0.0/24", "1.0.0.0"),
+        lease("10.9.0.0/24", "100.64.0.0"),
+        lease("10.9.0.0/24", "100.127.255.255"),
     ],
     ids=lambda good: f"{good.subnet} of {good.attrs.public_ip}",
 )
@@ -111,6 +114,7 @@ def test_a_lease_inside_the_network_of_a_host_is_usable(good: Lease) -> None:
         ),
         (lease("10.9.0.0/24", "192.168.7.3"), "its public IP 192.168.7.3 is an address of this host"),
         (lease("10.9.0.0/24", "10.7.1.1"), "its public IP 10.7.1.1 is an address of this host"),
+        (lease("10.9.0.0/24", "100.64.3.0"), "its public IP 100.64.3.0 is an address of this host"),
         (
             lease("10.9.0.0/24", "10.1.0.255"),
             "its public IP 10.1.0.255 is the network or broadcast address of a network of this host",
