@@ -3,6 +3,7 @@
 mutate.py [--count=300] [--seed=N] [--only=REGEX] [--jobs=2]
 
 Draws mutants by a seed, which it prints, tests each in a copy of the tree, and lists those that no test has failed for.
+The tests run changed code with your rights: as root, better in namespaces of its own (``unshare --mount --net``).
 ``--only`` takes all whose description matches, such as ``daemon.py:1[0-9]+`` or "forwarding.py.*_busy".
 """
 
