@@ -45,7 +45,16 @@ SETTINGS = (PEER, STRICT, Setting(VXLAN), Setting(HOST_GW))
 FORGED: dict[str, set[str]] = {
     "udp": {"another host's container", "a subnet nobody leases"},
     "udp strict": set(),
-    "vxlan": {"another host's container", "a subnet nobody leases", "the victim itself"},
+    "vxlan": {
+        "another host's container",
+        "a subnet nobody leases",
+        "the victim itself",
+        # The kernel takes datagrams at every address of a host, from wherever they come.
+        "tunnel address",
+        "bridge address",
+        "its own host",
+        "its own host, forged peer",
+    },
     # Masquerading changes no source that leaves by a device without an address of the network.
     "host-gw": {"another host's container", "a subnet nobody leases", "the victim itself", "a public ip", "outside"},
 }
@@ -146,13 +155,22 @@ def labelled(source: str, destination: str, label: str, *, ttl: int = 64, fill: 
     return with_checksum(ipv4_packet(source, destination, payload, ttl=ttl, options=options))
 
 
-def enveloped(source: str, peer: Host, port: int, inner: bytes, ports: tuple[int, int] | None = None) -> bytes:
-    """A datagram that carries the packet as the tunnel's own datagrams do."""
+def enveloped(
+    source: str,
+    peer: Host,
+    port: int,
+    inner: bytes,
+    ports: tuple[int, int] | None = None,
+    to: IPv4Address | None = None,
+) -> bytes:
+    """A datagram that carries the packet as the tunnel's own datagrams do; ``to``: another address than the public IP."""
     if port == _TUNNEL_PORTS["vxlan"]:
         [link] = json.loads(peer.run("ip", "-j", "link", "show", VXLAN.device).stdout)
         mac = bytes.fromhex(link["address"].replace(":", ""))
         inner = bytes.fromhex("0800000000000100") + mac + bytes.fromhex("020000000001") + b"\x08\x00" + inner
-    return with_checksum(ipv4_packet(source, str(peer.public_ip), udp_datagram(inner, ports=ports or (port, port))))
+    return with_checksum(
+        ipv4_packet(source, str(to or peer.public_ip), udp_datagram(inner, ports=ports or (port, port)))
+    )
 
 
 def fragments(packet: bytes) -> list[bytes]:
@@ -221,6 +239,10 @@ def outer_attacks(scene: Scene) -> Iterator[Attack]:
     yield Attack("forged own", enveloped(public_ip, victim.host, port, inner("forged own")))
     peer = str(other.host.public_ip)
     yield Attack("forged peer", enveloped(peer, victim.host, port, inner("forged peer")))
+    for label, to in (("tunnel address", victim.host.subnet()[0]), ("bridge address", victim.host.subnet()[1])):
+        yield Attack(label, enveloped(one, victim.host, port, inner(label), to=to))
+    for label, source in (("its own host", one), ("its own host, forged peer", peer)):
+        yield Attack(label, enveloped(source, scene.attacker.host, port, inner(label)))
 
 
 @pytest.fixture(scope="module", params=SETTINGS, ids=str)
