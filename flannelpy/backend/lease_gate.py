@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 
+from flannelpy.backend.chunks import in_chunks
 from flannelpy.backend.underlay import Underlay
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink import Netlink
@@ -51,7 +52,8 @@ class LeaseGate:
         """Take in what the watch reports; the first call has all leases there are."""
         async with self._busy:
             self._is_fed = True
-            self._leases.update(events)
+            async for chunk in in_chunks(events):
+                self._leases.update(chunk)
             try:
                 await self._decide()
                 self._complaint.over()

@@ -163,7 +163,7 @@ def enveloped(
     ports: tuple[int, int] | None = None,
     to: IPv4Address | None = None,
 ) -> bytes:
-    """A datagram that carries the packet as the tunnel's own datagrams do; ``to``: another address than the public IP."""
+    """A datagram that carries the packet as the tunnel's own datagrams do; ``to``: where else than to the public IP."""
     if port == _TUNNEL_PORTS["vxlan"]:
         [link] = json.loads(peer.run("ip", "-j", "link", "show", VXLAN.device).stdout)
         mac = bytes.fromhex(link["address"].replace(":", ""))
