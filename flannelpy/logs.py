@@ -22,7 +22,10 @@ network: ContextVar[str] = ContextVar("network", default="")
 
 
 class LogLimit:
-    """Keeps what others can cause without end from filling the log: the first few messages, then one a minute."""
+    """Keeps what others can cause without end from filling the log: the first few messages, then one line a minute.
+
+    That line says how many messages were left out.  After as many quiet minutes the first few are logged again.
+    """
 
     BURST = 20
     PAUSE = 60.0
@@ -35,25 +38,33 @@ class LogLimit:
         self._left = float(burst)
         self._filled_at = 0.0
         self._skipped = 0
+        self._level = logging.INFO  # of what was left out
         self._reported_at = 0.0
 
     def message(self, level: int, text: str, now: float) -> None:
         """Log ``text`` at ``now`` (seconds), or count it for the next report."""
-        self._left = min(self._burst, self._left + (now - self._filled_at) / self.PAUSE)
-        self._filled_at = now
-        if self._left >= 1:
-            self._left -= 1
+        self.report(now)
+        if not self._skipped and self._take(now):
             self._log.log(level, "%s", text, stacklevel=2)
-        elif not self._skipped:
-            self._skipped, self._reported_at = 1, now
         else:
+            self._reported_at = self._reported_at if self._skipped else now
+            self._level = max(self._level, level) if self._skipped else level
             self._skipped += 1
 
     def report(self, now: float) -> None:
         """Log how many messages were not logged, once a minute."""
-        if self._skipped and now - self._reported_at >= self.PAUSE:
-            self._log.error("%s: %d more in the last minute", self._subject, self._skipped)
+        if self._skipped and now - self._reported_at >= self.PAUSE and self._take(now):
+            self._log.log(self._level, "%s: %d more in the last minute", self._subject, self._skipped)
             self._skipped = 0
+
+    def _take(self, now: float) -> bool:
+        """Use up one line, if there is one."""
+        self._left = min(self._burst, self._left + (now - self._filled_at) / self.PAUSE)
+        self._filled_at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
 
 class GlogFormatter(logging.Formatter):

@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from flannelpy.errors import CompareFailed, HistoryGone, KeyExists, KeyNotFound, RegistryUnavailable
-from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
+from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot, all_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,7 @@ class FakeRegistry:
             raise KeyNotFound("config: key not found")
         return self._config
 
-    async def snapshot(self) -> Snapshot:
+    async def snapshot(self, is_wanted: Callable[[str], bool] = all_names) -> Snapshot:
         self._begin()
         return Snapshot(tuple(map(self._entry, self._stored)), self._index + 1)
 

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 from chaos import Witness
-from lab import ETCD_PREFIX, Daemon, Lab
+from faults.backends import NETWORK, Backend
+from lab import ETCD_PREFIX, UNDERLAY, Daemon, Lab
 from mesh import unbroken_mesh
 
 _VANDAL = str(Path(__file__).parent / "netns" / "vandal.py")
@@ -18,10 +19,10 @@ _MOST_LINES = 200
 _MOST_GROWTH = 5 << 20
 
 
-def endure(lab: Lab, seconds: float, seed: int, *flags: str) -> None:
+def endure(lab: Lab, seconds: float, seed: int, backend: Backend) -> None:
     """Write random keys and values for so long, and assert that no host loses a ping or its lease, or grows."""
-    lab.put_config()
-    daemons = lab.start_daemons("-iface=eth1", *flags)
+    lab.put_config(backend.config(NETWORK))
+    daemons = lab.start_daemons("-iface=eth1")
     for host in lab.hosts:
         host.add_container()
     witness = Witness(daemons)
@@ -34,6 +35,10 @@ def endure(lab: Lab, seconds: float, seed: int, *flags: str) -> None:
         str(seed),
         lab.etcd.url.removeprefix("http://"),
         f"{ETCD_PREFIX}/subnets",
+        backend.name,
+        # No host has an address of that part of the link.
+        str(list(UNDERLAY.network.subnets(2))[-1]),
+        *(str(host.subnet()) for host in lab.hosts),
     )
     with unbroken_mesh(lab.hosts), lab.switch.popen(*argv, stdin=subprocess.PIPE) as vandal:
         witness.look_for(_WARM_SECONDS)
@@ -42,7 +47,9 @@ def endure(lab: Lab, seconds: float, seed: int, *flags: str) -> None:
         after = [_resident(daemon) for daemon in daemons]
         written, errors = vandal.communicate("\n", timeout=30)
         assert vandal.returncode == 0, errors
-    print(f"{int(written)} requests in {seconds:.0f} s; resident {before} at first, {after} at last")
+    growth = [(last - first) >> 10 for first, last in zip(before, after, strict=True)]
+    counts = [_lines(daemon) - begun for daemon, begun in zip(daemons, lines, strict=True)]
+    print(f"{backend}: {int(written)} requests in {seconds:.0f} s; {counts} lines; {growth} KB more than {before}")
     for daemon, first, last, begun in zip(daemons, before, after, lines, strict=True):
         assert "Traceback" not in daemon.log()
         assert _lines(daemon) - begun < _MOST_LINES

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from ipaddress import IPv4Network
@@ -16,6 +17,7 @@ from typing import Never
 from flannelpy.errors import HostError
 from flannelpy.linux.changes import changes
 from flannelpy.linux.netlink import Netlink
+from flannelpy.logs import LogLimit
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class Guard:
         self._on_change = on_change
         self.trouble = ""
         self.repairs = 0
+        self._errors = LogLimit(log, "Failed to restore what was changed")
 
     async def run(self) -> Never:
         """Look whenever something changed."""
@@ -66,7 +69,7 @@ class Guard:
             self.trouble = ""
         except HostError as error:
             if str(error) != self.trouble:
-                log.error("%s", error)
+                self._errors.message(logging.ERROR, str(error), time.monotonic())
             self.trouble = str(error)
         if (self.trouble, self.repairs) != before:
             self._on_change()

@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
+from itertools import takewhile
 
 from flannelpy.backend.chunks import in_chunks
 from flannelpy.backend.kernel_entries import EntryReconciler
+from flannelpy.backend.lease_log import LeaseLog
 from flannelpy.backend.route_check import RouteCheck, Way
 from flannelpy.backend.underlay import Routed
 from flannelpy.errors import HostError
@@ -46,6 +48,7 @@ class HostGwBackend:
             )
         self._network = config.network
         self._external = external
+        self._lease_log = LeaseLog(log)
         self._others: dict[IPv4Network, IPv4Address] = {}
         self._off_link: dict[IPv4Network, IPv4Address] = {}
         self._wanted_for: object = None  # what the entries of the last comparison were made from
@@ -64,10 +67,10 @@ class HostGwBackend:
         """Routes follow the leases, in ``run``."""
         for event in events:
             if isinstance(event, Added):
-                log.info("Subnet added: %s via %s", event.lease.subnet, event.lease.attrs.public_ip)
+                self._lease_log.added(event.lease.subnet, f" via {event.lease.attrs.public_ip}")
                 self._others[event.lease.subnet] = event.lease.attrs.public_ip
             else:
-                log.info("Subnet removed: %s", event.subnet)
+                self._lease_log.removed(event.subnet)
                 del self._others[event.subnet]
         self._wanted_for = None
         self._entries.changed()
@@ -83,6 +86,7 @@ class HostGwBackend:
 
     async def repair(self, netlink: Netlink) -> list[str]:
         """Routes that another program removed or changed come back."""
+        self._lease_log.report()
         repaired = await self._entries.repair(netlink)
         if self._entries.is_settled and not repaired:
             async with self._entries.lock:
@@ -118,13 +122,8 @@ class HostGwBackend:
         before, self._off_link = self._off_link, off_link
         for subnet, gateway in off_link.items():
             if before.get(subnet) != gateway:
-                log.error(
-                    "Ignoring subnet %s: %s is not on the link of %s (%s), which host-gw needs",
-                    subnet,
-                    gateway,
-                    self._external.name,
-                    ", ".join(map(str, networks)) or "no address",
-                )
+                link = f"{self._external.name} ({', '.join(map(str, networks)) or 'no address'})"
+                self._lease_log.ignored(subnet, f"{gateway} is not on the link of {link}, which host-gw needs")
 
     async def _no_own_link(self, _: Netlink) -> int:
         return 0
@@ -135,8 +134,14 @@ async def check_routes(netlink: Netlink, reconciler: EntryReconciler, check: Rou
     units, lost = reconciler.units, reconciler.unreachable
     subnets = [subnet for subnet in units if subnet not in lost] if lost else list(units)
 
-    def way(subnet: IPv4Network) -> Way:
-        route = units[subnet][-1]
+    lengths = sorted({subnet.prefixlen for subnet in subnets}, reverse=True)
+
+    def way(subnet: IPv4Network, address: IPv4Address) -> Way:
+        """By the longest subnet with the address: leases may overlap."""
+        longer = takewhile(lambda length: length > subnet.prefixlen, lengths)
+        holders = (IPv4Network((int(address) >> 32 - length << 32 - length, length)) for length in longer)
+        holder = next((one for one in holders if one in units and one not in lost), subnet)
+        route = units[holder][-1]
         assert isinstance(route, Gateway)
         return Way(route.link_index, route.gateway)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
@@ -20,6 +21,7 @@ from flannelpy.backend.route_cause import Causes
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink import Netlink
 from flannelpy.linux.routes import RouteAnswer, RouteQuery
+from flannelpy.logs import LogLimit
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,10 @@ class Way(NamedTuple):
         return answer.link_index == self.link_index and self.gateway in (None, answer.gateway)
 
 
+#: The way that our routes mean for an address of a subnet.
+WayTo = Callable[[IPv4Network, IPv4Address], Way]
+
+
 class _Bridge(NamedTuple):
     """The interface by which containers' packets come in, and addresses of our subnet that no interface has."""
 
@@ -59,6 +65,7 @@ class RouteCheck:
         self._turn = 0
         self._causes: dict[IPv4Network, set[str]] = {}
         self._reported: set[str] = set()
+        self._errors = LogLimit(log, "Packets do not take flannelpy's routes")
         self._are_leftovers_logged = False
         self.unreachable: set[IPv4Network] = set()
 
@@ -66,7 +73,7 @@ class RouteCheck:
         self,
         netlink: Netlink,
         subnets: Sequence[IPv4Network],
-        way: Callable[[IPv4Network], Way],
+        way: WayTo,
         own_link: int = 0,
         blocked: Collection[IPv4Network] = (),
     ) -> None:
@@ -85,7 +92,7 @@ class RouteCheck:
 
     async def check_network(self, netlink: Netlink, own_link: int) -> None:
         """Ask about the network outside our own subnet; raises HostError when nothing takes our own device's route."""
-        await self._ask(netlink, [self._network], lambda _: Way(own_link), own_link)
+        await self._ask(netlink, [self._network], lambda *_: Way(own_link), own_link)
         if self.unreachable:
             raise HostError(self._refusal(str(self._network)))
         self._report()
@@ -104,9 +111,7 @@ class RouteCheck:
             found = await find_leftovers(netlink, self._network, self._own, link_index, wanted)
             log_leftovers(found, netlink.name_of)
 
-    async def _ask(
-        self, netlink: Netlink, subnets: Sequence[IPv4Network], way: Callable[[IPv4Network], Way], own_link: int
-    ) -> None:
+    async def _ask(self, netlink: Netlink, subnets: Sequence[IPv4Network], way: WayTo, own_link: int) -> None:
         bridge = await self._bridge(netlink, own_link)
         kinds = 2 if bridge else 1
         count = min(_ADDRESSES_OF_A_SUBNET, max(1, (_QUERIES - _NAMING) // (kinds * max(1, len(subnets)))))
@@ -115,7 +120,7 @@ class RouteCheck:
         answers = await netlink.lookups([query for _, query in asked])
         wrong: dict[IPv4Network, list[RouteQuery]] = {subnet: [] for subnet in some}
         for (subnet, query), answer in zip(asked, answers, strict=True):
-            if not way(subnet).is_taken(query, answer):
+            if not way(subnet, query.destination).is_taken(query, answer):
                 wrong[subnet].append(query)
         self._forget_all_but(subnets)
         for subnet, queries in wrong.items():
@@ -130,7 +135,7 @@ class RouteCheck:
         self,
         netlink: Netlink,
         wrong: dict[IPv4Network, list[RouteQuery]],
-        way: Callable[[IPv4Network], Way],
+        way: WayTo,
     ) -> None:
         """Of each subnet one, then of each another one, as long as there are questions left."""
         left = [(subnet, queries[number]) for number in range(max(map(len, wrong.values()), default=0))
@@ -138,7 +143,7 @@ class RouteCheck:
         answers = await netlink.lookups([query for _, query in left], matched=True)
         causes, named = Causes(netlink), dict[IPv4Network, set[str]]()
         for (subnet, query), answer in zip(left, answers, strict=True):
-            if not way(subnet).is_taken(query, answer):
+            if not way(subnet, query.destination).is_taken(query, answer):
                 whose = "containers'" if query.input_index else "the host's"
                 named.setdefault(subnet, set()).add(f"{await causes.name(query, answer)} takes {whose} packets")
         self._causes |= named
@@ -152,7 +157,8 @@ class RouteCheck:
         for cause, subnets in affected.items():
             if cause not in self._reported:
                 more = f" and {len(subnets) - 1} more subnets" if len(subnets) > 1 else ""
-                log.error("Packets to %s%s do not take flannelpy's routes: %s", subnets[0], more, cause)
+                text = f"Packets to {subnets[0]}{more} do not take flannelpy's routes: {cause}"
+                self._errors.message(logging.ERROR, text, time.monotonic())
         self._reported = set(affected)
 
     async def _bridge(self, netlink: Netlink, own_link: int) -> _Bridge | None:
@@ -190,7 +196,7 @@ class RouteCheck:
 def _spread(subnet: IPv4Network, count: int, excluded: IPv4Network | None) -> list[IPv4Address]:
     """So many addresses of a subnet, the first one first, the next ones as far from each other as can be."""
     first, size = int(subnet.network_address), subnet.num_addresses
-    numbers = (min(max(1, int(size * _fraction(index))), size - 2) for index in range(2 * count + 2))
+    numbers = (max(min(max(1, int(size * _fraction(index))), size - 2), 0) for index in range(2 * count + 2))
     addresses = (IPv4Address(first + number) for number in dict.fromkeys(numbers))
     return list(islice((one for one in addresses if not excluded or one not in excluded), count))
 

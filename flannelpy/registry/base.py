@@ -10,6 +10,7 @@ after the snapshot, ``watch(changes.cursor)`` nothing after the changes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 
@@ -58,6 +59,11 @@ class Changes(NamedTuple):
     behind: int = 0
 
 
+def all_names(_: str) -> bool:
+    """Wants the entries of every name."""
+    return True
+
+
 class Registry(Protocol):
     """A store of one network's config and leases.
 
@@ -67,8 +73,12 @@ class Registry(Protocol):
     async def read_config(self) -> str:
         """The network config as stored.  Raises KeyNotFound."""
 
-    async def snapshot(self) -> Snapshot:
-        """All leases, and the cursor from which a watch goes on.  No leases yet is an empty snapshot."""
+    async def snapshot(self, is_wanted: Callable[[str], bool] = all_names) -> Snapshot:
+        """All entries whose names are wanted, and the cursor with which a watch continues.
+
+        Of other entries there may be some, perhaps with an empty value, so that they can be reported.  No leases yet
+        is an empty snapshot.
+        """
 
     async def create(self, name: str, value: str, lease_ttl: int) -> Entry:
         """Create ``name`` if absent, for at least a second.

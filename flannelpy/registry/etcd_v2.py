@@ -20,8 +20,10 @@ Counterpart: subnet/registry.go of flanneld v0.5.5.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import functools
+import http.client
 import itertools
 import json
 import logging
@@ -46,12 +48,13 @@ from flannelpy.errors import (
     UsageError,
 )
 from flannelpy.foreign import shown
-from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
+from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot, all_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from etcd import Client, EtcdResult
+    from urllib3 import BaseHTTPResponse
 
 Answer = TypeVar("Answer")
 
@@ -62,6 +65,10 @@ LONGEST_CAUSE = 200  # characters; a proxy may answer with a whole web page
 
 _CHILDREN = '"nodes":['
 _IN_A_ROW = 50  # children that are parsed without a break
+_PIECE = 65536  # bytes of an answer that are read at a time
+_DECODE = json.JSONDecoder().raw_decode
+# Of keys that were not asked for so much is listed, in characters, a hundred of which count for each key.
+_MOST_OF_OTHERS = 200_000
 
 # Source: etcd Documentation/v2/errorcode.md
 REFUSALS: dict[int, type[RegistryError]] = {100: KeyNotFound, 101: CompareFailed, 105: KeyExists, 401: HistoryGone}
@@ -132,9 +139,9 @@ class EtcdV2Registry:
         """See Registry."""
         return await self._ask(self._read_config)
 
-    async def snapshot(self) -> Snapshot:
+    async def snapshot(self, is_wanted: Callable[[str], bool] = all_names) -> Snapshot:
         """See Registry."""
-        return await self._ask(self._snapshot)
+        return await self._ask(functools.partial(self._snapshot, is_wanted))
 
     async def create(self, name: str, value: str, lease_ttl: int) -> Entry:
         """See Registry."""
@@ -220,12 +227,13 @@ class EtcdV2Registry:
             raise ConfigError(f"{node.key} is a directory instead of the network config")
         return node.value or ""
 
-    def _snapshot(self, endpoint: _Endpoint) -> Snapshot:
+    def _snapshot(self, is_wanted: Callable[[str], bool], endpoint: _Endpoint) -> Snapshot:
         try:
-            children, index = endpoint.list(self._key(""))
+            with endpoint.list(self._key("")) as (children, index):
+                entries = (self._entry(node) for node in children if self._is_entry(node))
+                return Snapshot(tuple(_reduced(entries, is_wanted)), index + 1)
         except KeyNotFound as missing:
             return Snapshot((), _index_of(missing) + 1)
-        return Snapshot(tuple(self._entry(node) for node in children if self._is_entry(node)), index + 1)
 
     def _watch(self, endpoint: _Endpoint, cursor: int, deadline: float) -> Changes:
         event = endpoint.watch(self._key(""), cursor, max(deadline - time.monotonic(), SHORTEST_POLL))
@@ -384,18 +392,40 @@ class _Endpoint:
         with _errors_as_ours(key):
             return self._client.read(key, **options)
 
-    def list(self, key: str) -> tuple[Iterator[EtcdResult], int]:
+    @contextlib.contextmanager
+    def list(self, key: str) -> Iterator[tuple[Iterator[EtcdResult], int]]:
         """The direct children of a directory, and where the store stands.
 
-        They are parsed one by one, while others have their turn: json.loads of 100,000 keys stops all threads for half
-        a second.
+        They are read and parsed one by one, while other threads have their turn: the whole answer can be larger than
+        all else that the process holds, and json.loads of 100,000 keys stops all threads for half a second.
         """
         from etcd import EtcdResult
 
-        with _errors_as_ours(key):
-            response = self._client.api_execute(f"{self._client.key_endpoint}{key}", "GET", {"quorum": "true"})
-        text, index = response.data.decode(), int(response.headers["X-Etcd-Index"])
-        return (EtcdResult(node=node) for node in _children(text)), index
+        with _errors_as_ours(key), self._get(key) as response:
+            pieces = codecs.iterdecode(response.stream(_PIECE), "utf-8")
+            yield (EtcdResult(node=node) for node in _children(pieces)), int(response.headers["X-Etcd-Index"])
+
+    @contextlib.contextmanager
+    def _get(self, key: str) -> Iterator[BaseHTTPResponse]:
+        """As python-etcd's ``api_execute``, which would read all of the answer first."""
+        import etcd
+        import urllib3
+
+        client = self._client
+        url = f"{client.base_uri}{client.key_endpoint}{key}"
+        options = {"timeout": REPLY_TIMEOUT, "redirect": False, "preload_content": False}
+        try:
+            response = client.http.request(
+                "GET", url, fields={"quorum": "true"}, headers=client._get_headers(), **options
+            )
+            try:
+                client._check_cluster_id(response)
+                yield client._handle_server_response(response)
+                response.drain_conn()
+            finally:
+                response.close()
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+            raise etcd.EtcdConnectionFailed(str(error), cause=error) from error
 
     def write(self, key: str, value: str, ttl: int | None, **condition: int) -> EtcdResult:
         with _errors_as_ours(key):
@@ -436,25 +466,86 @@ class _Endpoint:
         return client
 
 
-def _children(text: str) -> Iterator[dict[str, Any]]:
+def _reduced(entries: Iterator[Entry], is_wanted: Callable[[str], bool]) -> Iterator[Entry]:
+    """Of those with other names the first ones, without their values."""
+    left = _MOST_OF_OTHERS
+    for entry in entries:
+        if is_wanted(entry.name):
+            yield entry
+        elif left > 0:
+            left -= len(entry.name) + 100
+            yield entry._replace(value="")
+
+
+class _Text:
+    """The text of an answer, of which only what is being parsed is kept.  Raises ValueError where it ends early."""
+
+    def __init__(self, pieces: Iterator[str]) -> None:
+        self._pieces = pieces
+        self._text = ""
+        self._at = 0
+
+    def pass_by(self, words: str) -> bool:
+        """Go behind the first occurrence of ``words``; without one all of the text is kept."""
+        while (found := self._text.find(words)) < 0:
+            if not self._read():
+                return False
+        self._at = found + len(words)
+        return True
+
+    def comes(self, character: str) -> bool:
+        """Whether it is the next one; then it is passed by."""
+        if self._at == len(self._text):
+            self._read()
+        comes = self._text.startswith(character, self._at)
+        self._at += comes
+        return comes
+
+    def value(self) -> Any:
+        """The JSON value that comes next."""
+        while True:
+            try:
+                value, self._at = _DECODE(self._text, self._at)
+            except ValueError:
+                if not self._read():
+                    raise
+            else:
+                return value
+
+    def whole(self) -> str:
+        """All of it, if nothing was found yet."""
+        return self._text
+
+    def _read(self) -> bool:
+        """Read on, twice as much as before if one value is long; False at the end."""
+        rest = [self._text[self._at :]]
+        size = wanted = len(rest[0])
+        for piece in self._pieces:
+            rest.append(piece)
+            size += len(piece)
+            if size > 2 * wanted:
+                break
+        self._text, self._at = "".join(rest), 0
+        return size > wanted
+
+
+def _children(pieces: Iterator[str]) -> Iterator[dict[str, Any]]:
     """Those of the directory in an answer of etcd, which writes no blanks between the tokens.
 
     Inside a string the quotes of the key that is looked for would be escaped.
     """
-    at = text.find(_CHILDREN)
-    if at < 0:
-        yield from json.loads(text)["node"].get("nodes", ())
+    text = _Text(pieces)
+    if not text.pass_by(_CHILDREN):
+        yield from json.loads(text.whole())["node"].get("nodes", ())
         return
-    at += len(_CHILDREN)
-    decode = json.JSONDecoder().raw_decode
+    if text.comes("]"):
+        return
     for number in itertools.count():
-        if text[at] == "]":
+        yield text.value()
+        if text.comes("]"):
             return
-        node, at = decode(text, at)
-        yield node
-        if text[at] not in ",]":
-            raise ValueError("a list of nodes without commas")
-        at += text[at] == ","
+        if not text.comes(","):
+            raise ValueError("a list of nodes without commas, or without an end")
         if not number % _IN_A_ROW:
             time.sleep(0)  # lets other threads run
 

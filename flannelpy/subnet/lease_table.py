@@ -22,7 +22,8 @@ from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, is_inside, par
 
 # Entries that are taken in at a time: a millisecond or two.
 _STEP = 200
-_MOST_IGNORED = 10_000
+# Of more no values are remembered, and they are not reported.
+_MOST_IGNORED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,15 @@ OwnEvent = Added | Gone | Damaged | Elsewhere | Overlapping
 
 @dataclass(slots=True)
 class Update:
-    """What a snapshot or changes mean: for other hosts, for the own lease (in order), and what made no sense."""
+    """What a snapshot or changes mean: for other hosts, for the own lease (in order), and what is ignored.
+
+    ``ignored`` are keys that make no sense, each with the cause; ``outside`` the subnets outside of the network.
+    """
 
     events: list[LeaseEvent] = field(default_factory=list)
     own: list[OwnEvent] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    outside: list[IPv4Network] = field(default_factory=list)
 
 
 class LeaseTable:
@@ -86,8 +91,8 @@ class LeaseTable:
     ) -> None:
         """``grace`` in seconds.
 
-        Leases of other subnets with ``own_public_ip`` are ignored: they would lead packets back to us.  Leases that
-        overlap ours are looked for inside ``network`` only: outside of it a key is no lease of this network.
+        Leases of other subnets with ``own_public_ip`` are ignored: they would lead packets back to us.  So are those
+        outside of ``network``, which are no leases of this network, however many there are.
         """
         self._own_subnet = own_subnet
         self._own_created: int | None = None
@@ -153,7 +158,29 @@ class LeaseTable:
         """Until ``forget`` has something to do."""
         return min(self._gone_at.values(), default=inf) - now
 
+    def is_key(self, name: str) -> bool:
+        """Whether it is the key of a lease of this network."""
+        try:
+            return not self._is_outside(parse_key(name))
+        except ValueError:
+            return False
+
+    def _is_outside(self, subnet: IPv4Network) -> bool:
+        return self._network is not None and not is_inside(subnet, self._network)
+
     def _put(self, entry: Entry, update: Update) -> None:
+        try:
+            subnet = parse_key(entry.name)
+        except ValueError as error:
+            if self._is_news(entry.name, ""):
+                update.ignored.append(f"{shown(entry.name)}: {error}")
+            return
+        if not self._is_outside(subnet):
+            self._put_lease(entry, update)
+        elif self._is_news(entry.name, ""):
+            update.outside.append(subnet)
+
+    def _put_lease(self, entry: Entry, update: Update) -> None:
         try:
             lease = Lease.from_entry(entry)
         except ValueError as error:
@@ -175,7 +202,7 @@ class LeaseTable:
             self._add(lease, update)
 
     def _note_overlap(self, lease: Lease) -> None:
-        if is_inside(lease.subnet, self._network) and lease.subnet.overlaps(self._own_subnet):
+        if self._network is not None and lease.subnet.overlaps(self._own_subnet):
             self._overlapping[lease.subnet] = lease
             self._overlaps_changed = True
 
@@ -215,9 +242,14 @@ class LeaseTable:
             update.own.append(Damaged(self._own_subnet, entry.version))
 
     def _ignore(self, entry: Entry, why: str, update: Update) -> None:
-        """Report it once for each value that a key has, and not at all once there are too many to remember."""
-        name, value = hash(entry.name), hash(entry.value)
-        if self._ignored.get(name) == value or (name not in self._ignored and len(self._ignored) >= _MOST_IGNORED):
-            return
-        self._ignored[name] = value
-        update.ignored.append(f"{shown(entry.name)}: {why}")
+        """Report it once for each value that a key has."""
+        if self._is_news(entry.name, entry.value):
+            update.ignored.append(f"{shown(entry.name)}: {why}")
+
+    def _is_news(self, name: str, value: str) -> bool:
+        """Whether this was not reported; it never is once too much was."""
+        key, content = hash(name), hash(value)
+        if self._ignored.get(key) == content or (key not in self._ignored and len(self._ignored) >= _MOST_IGNORED):
+            return False
+        self._ignored[key] = content
+        return True

@@ -64,7 +64,7 @@ class SubnetManager:
         self._progress_at = clock.now()
         self._pause = 0.0
         self._ignored = LogLimit(log, "Ignoring leases")
-        self._lists_again = LogLimit(log, "Watch of subnet leases failed")
+        self._lists_again = LogLimit(log, "Watch of subnet leases failed", burst=5)
 
     @property
     def own(self) -> Lease:
@@ -169,7 +169,7 @@ class SubnetManager:
         """
         await self._clock.sleep(self._pause)
         began = self._clock.now()
-        snapshot = await self._registry.snapshot()
+        snapshot = await self._registry.snapshot(table.is_key)
         update = Update()
         for _ in table.replacing(snapshot, self._clock.now(), update):
             await asyncio.sleep(0)
@@ -203,6 +203,9 @@ class SubnetManager:
     async def _take_in(self, update: Update, apply: Apply) -> None:
         for ignored in update.ignored:
             self._ignored.message(logging.ERROR, f"Ignoring lease {ignored}", self._clock.now())
+        for subnet in update.outside:
+            text = f"Ignoring subnet {subnet}: it is no part of the network {self._own.network}"
+            self._ignored.message(logging.WARNING, text, self._clock.now())
         if update.events:
             await apply(update.events)
         for event in update.own:

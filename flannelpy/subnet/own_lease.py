@@ -23,6 +23,7 @@ from flannelpy.errors import (
     OutOfSubnets,
     RegistryError,
 )
+from flannelpy.logs import LogLimit
 from flannelpy.registry.base import Registry, Snapshot
 from flannelpy.subnet.allocator import pick_subnet
 from flannelpy.subnet.config import NetworkConfig
@@ -66,6 +67,7 @@ class OwnLease:
         self._lead = self._renew_at = self._ends_at = 0.0
         self._failures = 0
         self._said = ""  # why the last renewals failed
+        self._errors = LogLimit(log, "Error renewing lease")
         self.tried_at = 0.0
 
     @property
@@ -222,7 +224,8 @@ class OwnLease:
             if str(error) != self._said:
                 self._said = str(error)
                 when = "1 min" if delay > 50 else f"{delay:.1f} s"
-                log.error("Error renewing lease (trying again in %s): %s", when, error)
+                text = f"Error renewing lease (trying again in {when}): {error}"
+                self._errors.message(logging.ERROR, text, self._clock.now())
 
     async def _renew_or_look(self) -> None:
         own = self.lease
@@ -337,7 +340,8 @@ class OwnLease:
 
     async def _find(self, subnet: IPv4Network) -> OwnEvent:
         """What is there now, as the event that a watch would tell."""
-        return LeaseTable(subnet).replace(await self._registry.snapshot()).own[-1]
+        snapshot = await self._registry.snapshot(format_key(subnet).__eq__)
+        return LeaseTable(subnet).replace(snapshot).own[-1]
 
     def _hold(self, lease: Lease) -> Lease:
         """Take it as the state of the own lease."""

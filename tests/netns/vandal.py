@@ -1,69 +1,125 @@
-"""Writes random keys and values below a directory of etcd, as fast as it takes them, until there is something on stdin.
+"""Writes anything below a directory of etcd, as fast as it takes it, until there is something on stdin.
 
-vandal.py SEED HOST:PORT DIRECTORY    then prints how many requests etcd has answered
+vandal.py SEED HOST:PORT DIRECTORY BACKEND UNDERLAY SUBNET...    then prints how many requests etcd has answered
 
-It never writes what a host would have to obey: the lease of a real host, or a well-formed one with a public IP of the
-underlay.  Everything else may come: keys and values of any bytes, any length, any nesting.
+BACKEND is the type of the network 11.0.0.0/16; the public IPs of leases that hosts obey are taken from UNDERLAY.
+The SUBNETs are those of real hosts.  What would lead their packets elsewhere, or make their leases unusable, is not
+written: their leases, leases of parts of their subnets, and public IPs in them.  Everything else may come: keys and
+values of any bytes, any length, any nesting, and leases that hosts have to obey.
 """
 
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import random
 import select
 import string
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv4Network
 from urllib.parse import quote, urlencode
 
-#: Distinct keys: what is written takes the place of what was written before.
-KEYS = 400
+#: Distinct keys that are written again and again.
+KEYS = 200
+#: Keys of leases that hosts obey.  Hosts remember all that there are, or were in the last minute.
+LEASE_KEYS = 100
+#: Other keys that may be there at a time: each is new, the oldest one goes.
+MOST_NEW_KEYS = 5000
+WRITERS = 3
 ODD = "\x00\x01\n\r\t\x1b\x7f\x9b\u00e9\u200b\u202e\u2028\ud7ff\ue000\ufeff\U0001f600 %/\\\"'{}[]$`;&#?"
 LONGEST = 100_000
+HUGE = 1_000_000
+NETWORK = IPv4Network("11.0.0.0/16")
 
 
 class Vandal:
     """Random keys and values."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, backend: str, underlay: IPv4Network, real: Sequence[IPv4Network]) -> None:
         self._rng = rng
+        self._backend = backend
+        self._underlay = underlay
+        self._real = real
+        self._lease_keys = [self._new_lease_key() for _ in range(LEASE_KEYS)]
         self._keys = [self._key() for _ in range(KEYS)]
 
-    def key(self) -> str:
-        return self._rng.choice(self._keys)
+    def put(self) -> tuple[str, bytes, bool]:
+        """Key, value, and whether the key is new."""
+        if self._rng.random() < 0.3:
+            return self._lease_key(), self.lease(), False
+        if self._rng.random() < 0.5:
+            return self._key(), self._value(), True
+        return self._rng.choice(self._keys), self._value(), False
 
-    def value(self) -> bytes:
+    def known_key(self) -> str:
+        return self._rng.choice((self._lease_key(), self._rng.choice(self._keys)))
+
+    def _value(self) -> bytes:
         return self._rng.choice(VALUES)(self)
 
     def _key(self) -> str:
         kinds: list[Callable[[], str]] = [
             lambda: self._text(20),
             lambda: self._text(1000),
-            lambda: "/".join(["x"] * self._rng.choice((2, 10, 300))),
+            lambda: f"{self._rng.randbytes(8).hex()}/" + "/".join(["x"] * self._rng.choice((1, 10, 300))),
             lambda: f"_{self._text(5)}",
             self._lease_key,
-            self._lease_key,
-            lambda: f"{self._lease_key()}/inside",
-            lambda: self._lease_key().replace("-", self._rng.choice("_/+ ")),
+            self._foreign_key,
+            self._foreign_key,
+            lambda: f"{self._foreign_key()}/inside",
+            lambda: self._foreign_key().replace("-", self._rng.choice("_/+ ")),
         ]
         return self._rng.choice(kinds)()
 
     def _lease_key(self) -> str:
-        """Of subnets that no real host has: they pick one of the first hundred."""
-        octets = self._rng.choice(
-            (
-                f"11.0.{self._rng.randrange(150, 250)}.0",
-                f"11.0.{self._rng.randrange(150, 250)}.7",
-                "999.0.0.0",
-                "10.9.8.0",
-            )
-        )
-        return f"{octets}-{self._rng.choice((24, 24, 24, 8, 25, 32, 33, '024', ''))}"
+        return self._rng.choice(self._lease_keys)
+
+    def _new_lease_key(self) -> str:
+        """Of a subnet of the network that is no real host's, nor a part of one."""
+        while True:
+            length = self._rng.choice((24, 24, 24, 24, 20, 23, 25, 28, 32))
+            address = int(NETWORK.network_address) + self._rng.randrange(1 << 16)
+            subnet = IPv4Network((address >> (32 - length) << (32 - length), length))
+            if not any(subnet.subnet_of(real) for real in self._real):
+                return f"{subnet.network_address}-{length}"
+
+    def _public_ip_inside(self) -> str:
+        """A public IP in the network."""
+        while True:
+            address = NETWORK[self._rng.randrange(1 << 16)]
+            if not any(address in real for real in self._real):
+                return str(address)
+
+    def _foreign_key(self) -> str:
+        """Of a subnet of no host, or nearly one."""
+        address = IPv4Address(self._rng.randrange(1 << 32))
+        octets = self._rng.choice((f"10.{self._rng.randrange(256)}.8.0", str(address), "999.0.0.0", "11.0.256.0"))
+        return f"{octets}-{self._rng.choice((24, 24, 24, 8, 32, 33, '024', ''))}"
 
     def _text(self, longest: int) -> str:
         letters = ODD + string.ascii_letters + string.digits
         return "".join(self._rng.choices(letters, k=self._rng.randint(1, longest)))
+
+    def lease(self) -> bytes:
+        """One that hosts obey, or that differs from that in one respect."""
+        own = {} if self._backend == "udp" else {"BackendType": self._backend}
+        mac = self._rng.choice((f"02:{self._rng.randbytes(5).hex(':')}", "02:00:00:00:00:07", "ff:ff:ff:ff:ff:ff", "x"))
+        public_ip = self._underlay[self._rng.randrange(1, self._underlay.num_addresses - 1)]
+        document: dict[str, object] = {"PublicIP": str(public_ip), **own, "BackendData": {"VtepMAC": mac}}
+        wrong: list[dict[str, object]] = [
+            {"PublicIP": self._public_ip_inside()},
+            {"PublicIP": self._rng.choice(("10.77.0.1", "255.255.255.255", "127.0.0.1", "0.0.0.0", "::1"))},
+            {"BackendType": self._rng.choice(("", "vxlan", "host-gw", "alloc", "UDP", "extension"))},
+            {"HostID": self._rng.choice(("z", "a\nWATCHDOG=trigger", "ok-1")), "Claim": self._rng.random() < 0.5},
+            {"BackendData": self._rng.choice(([], None, {"VtepMAC": None}, "02:00:00:00:00:09"))},
+        ]
+        if self._rng.random() < 0.4:
+            document |= self._rng.choice(wrong)
+        return json.dumps(document).encode()
 
     def json(self) -> bytes:
         """A value that looks like a lease, and is none that leads anywhere."""
@@ -88,38 +144,83 @@ class Vandal:
         return self._rng.randbytes(self._rng.randrange(300))
 
     def long(self) -> bytes:
-        return b"x" * self._rng.randrange(LONGEST)
+        return b"x" * (HUGE if self._rng.random() < 0.05 else self._rng.randrange(LONGEST))
 
     def text(self) -> bytes:
         return self._text(300).encode(errors="surrogatepass")
 
 
-VALUES: Sequence[Callable[[Vandal], bytes]] = [Vandal.json] * 6 + [
-    Vandal.nested,
-    Vandal.rubbish,
-    Vandal.long,
-    Vandal.text,
-]
+VALUES: Sequence[Callable[[Vandal], bytes]] = (
+    [Vandal.json] * 8
+    + [Vandal.lease] * 4
+    + [
+        Vandal.nested,
+        Vandal.rubbish,
+        Vandal.rubbish,
+        Vandal.rubbish,
+        Vandal.long,
+        Vandal.text,
+        Vandal.text,
+    ]
+)
+
+
+class Writer:
+    """One connection."""
+
+    def __init__(self, address: str, directory: str, vandal: Vandal, rng: random.Random) -> None:
+        self._connection = http.client.HTTPConnection(address, timeout=10)
+        self._root = f"/v2/keys{directory}/"
+        self._vandal = vandal
+        self._rng = rng
+        self._new: deque[str] = deque()
+
+    def request(self) -> None:
+        """One of them, and its answer."""
+        if len(self._new) > MOST_NEW_KEYS // WRITERS:
+            self._send("DELETE", self._new.popleft())
+        elif self._rng.random() < 0.2:
+            self._send("DELETE", self._vandal.known_key())
+        else:
+            key, value, is_new = self._vandal.put()
+            if is_new:
+                self._new.append(key.partition("/")[0] or key)
+            fields: list[dict[str, object]] = [{}, {}, {"ttl": self._rng.choice((1, 5, 10**9))}, {"dir": "true"}]
+            self._send("PUT", key, {"value": value} | self._rng.choices(fields, [12, 12, 12, 1])[0])
+
+    def _send(self, method: str, key: str, form: dict[str, object] | None = None) -> None:
+        path = self._root + quote(key, errors="surrogatepass")
+        if form is None:
+            self._connection.request(method, f"{path}?recursive=true")
+        else:
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            self._connection.request(method, path, urlencode(form), headers)
+        self._connection.getresponse().read()
 
 
 def main() -> None:
-    seed, address, directory = sys.argv[1:]
-    rng = random.Random(int(seed))
-    vandal = Vandal(rng)
-    connection = http.client.HTTPConnection(address, timeout=10)
-    answered = 0
-    while not select.select([sys.stdin], [], [], 0)[0]:
-        path = f"/v2/keys{directory}/{quote(vandal.key(), errors='surrogatepass')}"
-        if rng.random() < 0.3:
-            connection.request("DELETE", f"{path}?recursive=true")
-        else:
-            form: dict[str, object] = {"value": vandal.value()} | (
-                {"ttl": rng.choice((1, 5, 10**9))} if rng.random() < 0.3 else {}
-            )
-            connection.request("PUT", path, urlencode(form), {"Content-Type": "application/x-www-form-urlencoded"})
-        connection.getresponse().read()
-        answered += 1
-    print(answered)
+    seed, address, directory, backend, underlay, *real = sys.argv[1:]
+    ended = threading.Event()
+    counts = [0] * WRITERS
+
+    def write(number: int) -> None:
+        rng = random.Random(int(seed) + number)
+        vandal = Vandal(rng, backend, IPv4Network(underlay), [IPv4Network(subnet) for subnet in real])
+        writer = Writer(address, directory, vandal, rng)
+        for count in itertools.count():
+            counts[number] = count
+            if ended.is_set():
+                return
+            writer.request()
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(WRITERS)]
+    for thread in writers:
+        thread.start()
+    select.select([sys.stdin], [], [])
+    ended.set()
+    for thread in writers:
+        thread.join()
+    print(sum(counts))
 
 
 main()

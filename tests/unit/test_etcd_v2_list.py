@@ -6,7 +6,9 @@ import asyncio
 import gc
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import tracemalloc
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,11 @@ def answer(nodes: list[dict[str, object]], directory: str = "/network/subnets") 
     return {"action": "get", "node": {"key": directory, "dir": True, "nodes": nodes, "modifiedIndex": 3}}
 
 
+def pieces(text: str, length: int) -> Iterator[str]:
+    """As they come from the network."""
+    return (text[at : at + length] for at in range(0, len(text), length))
+
+
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
 @pytest.mark.parametrize("ensure_ascii", [True, False])
 @pytest.mark.parametrize("count", [1, 3, 200])
@@ -37,14 +44,15 @@ def test_children_are_those_of_json(separators: tuple[str, str], ensure_ascii: b
     ]
     for directory in TRICKY:
         text = json.dumps(answer(nodes, directory), separators=separators, ensure_ascii=ensure_ascii)
-        assert list(_children(text)) == nodes
+        for length in (1, 7, len(text)):
+            assert list(_children(pieces(text, length))) == nodes
 
 
 @pytest.mark.parametrize(
     "text", ['{"node":{"dir":true}}', '{"node":{"nodes":[]}}', '{"node":{"key":"/a","value":"b"}}']
 )
 def test_without_children_there_are_none(text: str) -> None:
-    assert list(_children(text)) == []
+    assert list(_children(pieces(text, 1))) == []
 
 
 @pytest.mark.parametrize(
@@ -52,7 +60,55 @@ def test_without_children_there_are_none(text: str) -> None:
 )
 def test_what_is_no_list_is_refused(text: str) -> None:
     with pytest.raises((KeyError, IndexError, TypeError, ValueError)):
-        list(_children(text))
+        list(_children(pieces(text, 1)))
+
+
+@pytest.mark.parametrize("length", [60, 5000])
+def test_foreign_keys_take_little_memory(length: int) -> None:
+    """Neither the answer nor what was parsed is held as a whole; some foreign keys are kept, to be reported."""
+    nodes: list[dict[str, object]] = [
+        {"key": f"/network/subnets/{number}", "value": "x" * length, "modifiedIndex": number, "createdIndex": 1}
+        for number in range(2_000_000 // length)
+    ]
+    nodes.insert(7, {"key": "/network/subnets/wanted", "value": "y", "modifiedIndex": 3, "createdIndex": 1})
+    body = json.dumps(answer(nodes), separators=(",", ":")).encode()
+
+    async def scenario(url: str) -> tuple[int, list[str]]:
+        registry = EtcdV2Registry([url], "/network")
+        await registry.snapshot("wanted".__eq__)
+        tracemalloc.start()
+        entries = (await registry.snapshot("wanted".__eq__)).entries
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        await registry.close()
+        return peak, [entry.value for entry in entries]
+
+    with serving(body) as url:
+        peak, values = asyncio.run(scenario(url))
+    assert sorted(values)[-2:] == ["", "y"]
+    assert len(values) < 2100
+    assert peak < 1_500_000
+
+
+@contextmanager
+def serving(body: bytes) -> Iterator[str]:
+    """Answers every request with ``body``; where."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("X-Etcd-Index", "999999")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 @pytest.fixture
@@ -78,17 +134,6 @@ def test_very_many_foreign_keys_do_not_stall_the_loop() -> None:
     ]
     body = json.dumps(answer(nodes), separators=(",", ":"), ensure_ascii=False).encode()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("X-Etcd-Index", "999999")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
     async def scenario(url: str) -> tuple[int, float]:
         loop = asyncio.get_running_loop()
         pauses: list[float] = []
@@ -109,11 +154,8 @@ def test_very_many_foreign_keys_do_not_stall_the_loop() -> None:
         await registry.close()
         return len(snapshot.entries), max(pauses)
 
-    found = []
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        for _ in range(3):
-            threading.Thread(target=server.handle_request, daemon=True).start()
-            found.append(asyncio.run(scenario(f"http://127.0.0.1:{server.server_address[1]}")))
+    with serving(body) as url:
+        found = [asyncio.run(scenario(url)) for _ in range(3)]
     assert {count for count, _ in found} == {KEYS}
     # The least of three: what else the machine does makes each of them longer.
     assert min(longest for _, longest in found) < MOST_SECONDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -215,3 +216,38 @@ def test_an_overlap_is_told_again_when_either_lease_is_created_again_and_no_long
     assert leases.apply(changes(Put(again))).own == [Overlapping(added(IPv4Network("11.0.59.0/25"), 102, 10).lease)]
     assert leases.apply(changes(Removed("11.0.59.0-25"))).own == []
     assert leases.apply(changes(Put(put("11.0.59.0-24", 101, 12)))).own == [added(OWN, 101, 12)]
+
+
+NETWORK = IPv4Network("11.0.0.0/16")
+
+
+@pytest.mark.parametrize("name", ["12.0.1.0-24", "11.0.0.0-16", "11.0.0.0-8", "0.0.0.0-0", "11.1.0.0-32"])
+@pytest.mark.parametrize("value", ["102", '{"PublicIP":"172.17.8.102"}'])
+def test_a_lease_outside_of_the_network_is_reported_once_and_not_remembered(name: str, value: str) -> None:
+    leases = LeaseTable(OWN, network=NETWORK)
+    assert not leases.is_key(name)
+    assert leases.apply(Changes((Put(put(name, value)),), 7)).outside == [IPv4Network(name.replace("-", "/"))]
+    assert leases.replace(snapshot(put(name, ""))) == Update(own=[OURS])
+    assert leases.apply(Changes((Removed(name),), 8)) == Update()
+
+
+@pytest.mark.parametrize("name", ["", "x", "11.0.7.0-024", "11.0.7.1-24", "11.0.7.0-24/x", "11.0.7.0-24\n"])
+def test_what_is_no_key_is_not_wanted(name: str) -> None:
+    assert not LeaseTable(OWN, network=NETWORK).is_key(name)
+
+
+def test_the_keys_of_the_network_are_wanted() -> None:
+    assert all(map(LeaseTable(OWN, network=NETWORK).is_key, ["11.0.59.0-24", "11.0.7.0-24", "11.0.128.0-17"]))
+    assert LeaseTable(OWN).is_key("12.0.1.0-24")
+
+
+@pytest.mark.parametrize("name", ["rubbish {}", "12.{}.0.0-16", "11.0.{}.0-24"])
+def test_what_is_ignored_takes_little_memory(name: str) -> None:
+    leases = LeaseTable(OWN, network=NETWORK)
+    tracemalloc.start()
+    for number in range(20_000):
+        leases.apply(Changes((Put(put(name.format(number % 250), f"{number} " * 100)),), number))
+        leases.apply(Changes((Put(put(name.format(number), f"{number} " * 100)),), number))
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size < 300_000

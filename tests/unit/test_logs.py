@@ -10,11 +10,15 @@ import re
 import sys
 import time
 from datetime import datetime
+from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
 import pytest
 
 from flannelpy import logs
+from flannelpy.backend.lease_log import LeaseLog
+from flannelpy.errors import HostError
+from flannelpy.subnet.retry import Complaint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,6 +141,41 @@ def test_of_what_others_cause_without_end_some_is_logged_and_the_rest_counted(ca
     assert caplog.messages[limit.BURST :] == [f"Ignoring leases: {10_000 - limit.BURST} more in the last minute"]
     limit.message(logging.WARNING, "later", 300.0)
     assert caplog.messages[-1] == "later"
+
+
+def test_of_what_alternates_one_line_a_minute_is_logged(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
+    complaint = Complaint("Watch subnets")
+    for number in range(6000):
+        clock[0] = number / 10
+        complaint.about(HostError("one" if number % 2 else "another"))
+    assert caplog.messages[:2] == ["Watch subnets: another", "Watch subnets: one"]
+    assert len(caplog.messages) <= logs.LogLimit.BURST + 600 // 60
+    assert caplog.messages[-1].startswith("Watch subnets: ")
+    assert caplog.messages[-1].endswith(" more in the last minute")
+
+
+def test_leases_that_come_and_go_without_end_fill_no_log(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
+    lease_log = LeaseLog(logging.getLogger("flannelpy.x"))
+    caplog.set_level(logging.INFO)
+    subnets = [IPv4Network((number << 8, 24)) for number in range(1000)]
+    for number in range(60_000):
+        clock[0] = number / 100
+        lease_log.added(subnets[number % 1000])
+        lease_log.removed(subnets[number % 1000])
+        lease_log.ignored(subnets[number % 1000], "why")
+        lease_log.report()
+    assert len(caplog.messages) < 100
+    lines = [message for message in caplog.messages if message.startswith("Subnet ")]
+    assert lines[:3] == ["Subnet added: 0.0.0.0/24", "Subnet removed: 0.0.0.0/24", "Subnet added: 0.0.1.0/24"]
+    assert len(lines) >= 50  # those of a cluster that starts
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, to be set."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
 
 
 def test_an_hour_of_it_is_a_hundred_lines(caplog: pytest.LogCaptureFixture) -> None:

@@ -22,7 +22,7 @@ from flannelpy import cli
 from flannelpy.backend import base as backends
 from flannelpy.errors import ConfigError, HostError, KeyExists, LeaseLost, RegistryUnavailable
 from flannelpy.linux.interface import ExternalInterface
-from flannelpy.registry.base import Changes, Entry, Snapshot
+from flannelpy.registry.base import Changes, Entry, Snapshot, all_names
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added, LeaseEvent
@@ -897,9 +897,9 @@ def test_a_watch_that_hears_nothing_lists_again() -> None:
 class Counting(FakeRegistry):
     snapshots = 0
 
-    async def snapshot(self) -> Snapshot:
+    async def snapshot(self, is_wanted: Callable[[str], bool] = all_names) -> Snapshot:
         self.snapshots += 1
-        return await super().snapshot()
+        return await super().snapshot(is_wanted)
 
 
 def test_a_busy_watch_does_not_list_again() -> None:
@@ -1358,9 +1358,9 @@ def test_a_watch_that_is_far_behind_lists_again() -> None:
             self.told += bool(changes)
             return Changes(changes[:1], min(cursor + 1, after), after - min(cursor + 1, after))
 
-        async def snapshot(self) -> Snapshot:
+        async def snapshot(self, is_wanted: Callable[[str], bool] = all_names) -> Snapshot:
             self.lists += 1
-            return await super().snapshot()
+            return await super().snapshot(is_wanted)
 
     async def scenario(world: World) -> None:
         registry = world.registry

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -216,6 +217,26 @@ def test_two_hosts_of_one_mac_do_not_take_turns(
     assert [message for message in caplog.messages if message.startswith("Ignoring")] == [
         "Ignoring subnet 11.0.2.0/24: 172.17.8.103 has the VtepMAC 02:00:00:00:00:66 of 172.17.8.102"
     ]
+
+
+@pytest.mark.parametrize("length", [23, 25, 32])
+def test_of_two_leases_with_one_tunnel_address_the_earlier_one_keeps_it(
+    length: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel knows one MAC for an address: the host of the later lease would get the packets of the other one."""
+    earlier = added(2, 102).lease
+    later = replace(added(2, 103).lease, subnet=IPv4Network(f"11.0.2.0/{length}"), created=earlier.created + 1)
+
+    async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
+        backend.apply([Added(later), Added(earlier)])
+        await netlink.settled(*by_vxlan(2, 102))
+        backend.apply([Gone(earlier.subnet)])
+        backend.apply([Added(earlier)])
+        await netlink.settled(*by_vxlan(2, 102))
+
+    play(scenario, monkeypatch)
+    cause = "its first address is the tunnel address of 11.0.2.0/24"
+    assert f"Ignoring subnet 11.0.2.0/{length}: {cause}" in caplog.messages
 
 
 def test_direct_routing_follows_the_link(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from ipaddress import IPv4Network
 
 from flannelpy.backend.base import Datagrams
+from flannelpy.backend.lease_log import LeaseLog
 from flannelpy.backend.route_check import RouteCheck, Way
 from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.udp.admission import Admission
@@ -75,6 +76,7 @@ class UdpBackend:
         self._network = config.network
         self._port = _port(go_json.get(config.backend.options, "Port"))
         self._external = external
+        self._lease_log = LeaseLog(log)
         self._routes = Routes()
         self._route_check: RouteCheck | None = None
         self._subnets: dict[IPv4Network, None] = {}  # of the peers, in the order in which they came
@@ -147,11 +149,11 @@ class UdpBackend:
         """Next hops follow the leases."""
         for event in events:
             if isinstance(event, Added):
-                log.info("Subnet added: %s", event.lease.subnet)
+                self._lease_log.added(event.lease.subnet)
                 self._subnets[event.lease.subnet] = None
                 self._routes.set(event.lease.subnet, NextHop(str(event.lease.attrs.public_ip), self._port))
             else:
-                log.info("Subnet removed: %s", event.subnet)
+                self._lease_log.removed(event.subnet)
                 del self._subnets[event.subnet]
                 self._routes.remove(event.subnet)
         if self._admission is not None:
@@ -174,6 +176,7 @@ class UdpBackend:
 
     async def repair(self, netlink: Netlink) -> list[str]:
         """A device that is gone is made anew, one that was changed gets back what it had; the socket stays."""
+        self._lease_log.report()
         name = self._device.tun.name
         link, flaws = await self._device.flaws(netlink)
         if link is None or self._proxy.stalled:
@@ -193,7 +196,7 @@ class UdpBackend:
         link = await netlink.link(self._device.tun.name)
         if link and self._route_check:
             way = Way(link.index)
-            await self._route_check.check(netlink, list(self._subnets), lambda _: way, link.index)
+            await self._route_check.check(netlink, list(self._subnets), lambda *_: way, link.index)
 
     def close(self) -> None:
         """The device takes its address and route along."""

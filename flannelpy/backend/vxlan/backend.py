@@ -17,6 +17,7 @@ from flannelpy.backend.base import Datagrams
 from flannelpy.backend.chunks import in_chunks
 from flannelpy.backend.host_gw import check_routes
 from flannelpy.backend.kernel_entries import EntryReconciler
+from flannelpy.backend.lease_log import LeaseLog
 from flannelpy.backend.route_check import RouteCheck
 from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.underlay import Routed
@@ -40,6 +41,7 @@ class _Vtep(NamedTuple):
 
     public_ip: IPv4Address
     mac: str
+    created: int
 
 
 class VxlanBackend:
@@ -54,6 +56,7 @@ class VxlanBackend:
         self._network = config.network
         self._settings = settings.parse(config.backend.options, external.mtu)
         self._external = external
+        self._lease_log = LeaseLog(log)
         self._others: dict[IPv4Network, _Vtep] = {}
         self._twins: dict[IPv4Network, _Vtep] = {}
         self._flaws: list[str] = []  # that are not put right yet
@@ -83,7 +86,7 @@ class VxlanBackend:
         """Set the device up; how to reach the others comes with their leases."""
         mac = vtep.read(lease.attrs)
         assert mac is not None, "we wrote it"
-        self._own = _Vtep(lease.attrs.public_ip, mac)
+        self._own = _Vtep(lease.attrs.public_ip, mac, lease.created)
         tunnel = Tunnel(self._network, lease.subnet.network_address, self._settings.mtu, queue=0)
         self._device = Device(self._settings, self._external, mac, tunnel, self._alias)
         self._route_check = RouteCheck(self._network, lease.subnet)
@@ -98,7 +101,7 @@ class VxlanBackend:
             if isinstance(event, Added):
                 self._add(event.lease)
             elif event.subnet in self._others:  # not of a lease without a MAC
-                log.info("Subnet removed: %s", event.subnet)
+                self._lease_log.removed(event.subnet)
                 del self._others[event.subnet]
         self._wanted_for = None
         self._entries.changed()
@@ -106,11 +109,11 @@ class VxlanBackend:
     def _add(self, lease: Lease) -> None:
         mac = vtep.read(lease.attrs)
         if mac is None:
-            log.error("Ignoring subnet %s: its BackendData has no VtepMAC of a host", lease.subnet)
+            self._lease_log.ignored(lease.subnet, "its BackendData has no VtepMAC of a host")
             self._others.pop(lease.subnet, None)
         else:
-            log.info("Subnet added: %s", lease.subnet)
-            self._others[lease.subnet] = _Vtep(lease.attrs.public_ip, mac)
+            self._lease_log.added(lease.subnet)
+            self._others[lease.subnet] = _Vtep(lease.attrs.public_ip, mac, lease.created)
 
     def describe(self) -> str:
         """How many hosts we can send to."""
@@ -124,6 +127,7 @@ class VxlanBackend:
 
     async def repair(self, netlink: Netlink) -> list[str]:
         """The device, and what leads to other hosts."""
+        self._lease_log.report()
         # A repair that failed is not done, though a second look may find the device with all that it should have.
         self._flaws = await self._device.flaws(netlink) or self._flaws
         if self._flaws:
@@ -164,16 +168,24 @@ class VxlanBackend:
         return units
 
     def _without_twins(self) -> dict[IPv4Network, _Vtep]:
-        """All but hosts with the MAC of another one, such as machines that are clones: it can lead to one only."""
+        """All but those with the MAC or the tunnel address of one that was created earlier: either leads to one only.
+
+        Machines that are clones have one MAC; overlapping subnets can have one first address.
+        """
         owners = {self._own.mac: self._own.public_ip}
+        holders: dict[IPv4Address, IPv4Network] = {}
         before, self._twins = self._twins, {}
-        for subnet, host in self._others.items():
+        for subnet, host in sorted(self._others.items(), key=lambda one: one[1].created):
             owner = owners.setdefault(host.mac, host.public_ip)
-            if owner == host.public_ip:
+            holder = holders.setdefault(subnet.network_address, subnet) if owner == host.public_ip else subnet
+            if owner == host.public_ip and holder == subnet:
                 continue
             self._twins[subnet] = host
             if before.get(subnet) != host:
-                log.error("Ignoring subnet %s: %s has the VtepMAC %s of %s", subnet, host.public_ip, host.mac, owner)
+                cause = f"{host.public_ip} has the VtepMAC {host.mac} of {owner}"
+                if holder != subnet:
+                    cause = f"its first address is the tunnel address of {holder}"
+                self._lease_log.ignored(subnet, cause)
         return {subnet: host for subnet, host in self._others.items() if subnet not in self._twins}
 
     async def _own_link(self, netlink: Netlink) -> int:
