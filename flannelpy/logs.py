@@ -22,13 +22,14 @@ network: ContextVar[str] = ContextVar("network", default="")
 
 
 class LogLimit:
-    """Keeps what others can cause without end from filling the log: the first few messages, then one line a minute.
+    """Keeps what others can cause without end from filling the log: the first few messages, then a line now and then.
 
-    That line says how many messages were left out.  After as many quiet minutes the first few are logged again.
+    That line, every two minutes, has the number of messages that were left out.  After a long pause the first few
+    messages are logged again.
     """
 
     BURST = 20
-    PAUSE = 60.0
+    PAUSE = 120.0
 
     def __init__(self, log: logging.Logger, subject: str, burst: int = BURST) -> None:
         """``subject``: what the messages are about, as in "ignored leases"; ``burst``: how many are the first few."""
@@ -52,9 +53,9 @@ class LogLimit:
             self._skipped += 1
 
     def report(self, now: float) -> None:
-        """Log how many messages were not logged, once a minute."""
+        """Log how many messages were not logged, after every two minutes with any."""
         if self._skipped and now - self._reported_at >= self.PAUSE and self._take(now):
-            self._log.log(self._level, "%s: %d more in the last minute", self._subject, self._skipped)
+            self._log.log(self._level, "%s: %d more in the last two minutes", self._subject, self._skipped)
             self._skipped = 0
 
     def _take(self, now: float) -> bool:

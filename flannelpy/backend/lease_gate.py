@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # Leases that are decided, and questions that the kernel is asked, between two turns of the event loop.
 _AT_A_TIME = 200
 # Lines about ignored leases that may come at once.
-_LINES = 30
+_LINES = 50
 
 
 class LeaseGate:

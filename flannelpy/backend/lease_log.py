@@ -36,6 +36,6 @@ class LeaseLog:
         self._ignored.message(logging.ERROR, f"Ignoring subnet {subnet}: {cause}", time.monotonic())
 
     def report(self) -> None:
-        """Log how many lines were left out, once a minute."""
+        """Log how many lines were left out, every two minutes."""
         self._changes.report(time.monotonic())
         self._ignored.report(time.monotonic())

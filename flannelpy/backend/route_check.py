@@ -65,7 +65,7 @@ class RouteCheck:
         self._turn = 0
         self._causes: dict[IPv4Network, set[str]] = {}
         self._reported: set[str] = set()
-        self._errors = LogLimit(log, "Packets do not take flannelpy's routes")
+        self._errors = LogLimit(log, "Packets do not take flannelpy's routes", burst=10)
         self._are_leftovers_logged = False
         self.unreachable: set[IPv4Network] = set()
 

@@ -23,7 +23,6 @@ import asyncio
 import codecs
 import contextlib
 import functools
-import http.client
 import itertools
 import json
 import logging
@@ -424,7 +423,7 @@ class _Endpoint:
                 response.drain_conn()
             finally:
                 response.close()
-        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+        except urllib3.exceptions.HTTPError as error:
             raise etcd.EtcdConnectionFailed(str(error), cause=error) from error
 
     def write(self, key: str, value: str, ttl: int | None, **condition: int) -> EtcdResult:

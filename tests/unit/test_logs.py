@@ -134,24 +134,24 @@ def test_of_what_others_cause_without_end_some_is_logged_and_the_rest_counted(ca
         limit.message(logging.ERROR, f"message {number}", 100.0 + number / 1000)
         limit.report(100.0 + number / 1000)
     assert caplog.messages == [f"message {number}" for number in range(limit.BURST)]
-    limit.report(159.0)
+    limit.report(219.0)
     assert len(caplog.messages) == limit.BURST
-    limit.report(161.0)
-    limit.report(300.0)
-    assert caplog.messages[limit.BURST :] == [f"Ignoring leases: {10_000 - limit.BURST} more in the last minute"]
-    limit.message(logging.WARNING, "later", 300.0)
+    limit.report(221.0)
+    limit.report(400.0)
+    assert caplog.messages[limit.BURST :] == [f"Ignoring leases: {10_000 - limit.BURST} more in the last two minutes"]
+    limit.message(logging.WARNING, "later", 400.0)
     assert caplog.messages[-1] == "later"
 
 
-def test_of_what_alternates_one_line_a_minute_is_logged(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
+def test_of_what_alternates_little_is_logged(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
     complaint = Complaint("Watch subnets")
     for number in range(6000):
         clock[0] = number / 10
         complaint.about(HostError("one" if number % 2 else "another"))
     assert caplog.messages[:2] == ["Watch subnets: another", "Watch subnets: one"]
-    assert len(caplog.messages) <= logs.LogLimit.BURST + 600 // 60
+    assert len(caplog.messages) <= logs.LogLimit.BURST + 600 // 120
     assert caplog.messages[-1].startswith("Watch subnets: ")
-    assert caplog.messages[-1].endswith(" more in the last minute")
+    assert caplog.messages[-1].endswith(" more in the last two minutes")
 
 
 def test_leases_that_come_and_go_without_end_fill_no_log(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
