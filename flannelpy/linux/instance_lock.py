@@ -109,7 +109,7 @@ def _open(path: Path, subnet_file: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, _MODE)
     except OSError as error:
-        cause = "it is a symbolic link: remove it" if path.is_symlink() else _cause(error)
+        cause = "it is a symbolic link: remove it" if error.errno == errno.ELOOP else _cause(error)
         raise HostError(f"cannot open the lock file {path}: {cause}; see -subnet-file") from error
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import stat
 from collections.abc import Callable
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -150,3 +152,51 @@ def test_it_is_removed_once(tmp_path: Path) -> None:
     assert [env_file.remove(file), env_file.remove(file)] == [True, False]
     with pytest.raises(HostError, match=rf"cannot remove subnet file {tmp_path}: Is a directory"):
         env_file.remove(tmp_path)
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+
+
+SPECIAL: dict[str, Callable[[Path], None]] = {
+    "FIFO": os.mkfifo,
+    "socket": _socket,
+    "endless device": lambda path: os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 5)),  # /dev/zero
+    "empty device": lambda path: os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3)),  # /dev/null
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_what_is_no_regular_file_is_neither_read_nor_replaced_nor_removed(tmp_path: Path, kind: str) -> None:
+    """-subnet-file=/dev/null, by root."""
+    if "device" in kind and os.geteuid():
+        pytest.skip("makes a device")
+    path = tmp_path / "subnet.env"
+    SPECIAL[kind](path)
+    before = path.lstat()
+    assert env_file.previous_subnet(path) is None
+    with pytest.raises(HostError, match=f"^cannot write subnet file {path}: it is not a regular file; see -subnet-fi"):
+        env_file.write(path, TEXT)
+    assert env_file.remove(path) is False
+    assert path.lstat().st_ino == before.st_ino
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_of_an_endless_file_the_beginning_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "subnet.env"
+    path.write_text(TEXT)
+    os.truncate(path, 1 << 40)
+    assert env_file.previous_network(path) == NETWORK
+
+
+@pytest.mark.parametrize("put", [os.symlink, os.link])
+def test_a_link_in_place_of_the_draft_is_not_followed(tmp_path: Path, put: Callable[[Path, Path], None]) -> None:
+    """Another user can put it there if the directory is /tmp."""
+    path, target = tmp_path / "subnet.env", tmp_path / "precious"
+    target.write_text("precious\n")
+    put(target, tmp_path / ".subnet.env")
+    env_file.write(path, TEXT)
+    assert (path.read_text(), target.read_text()) == (TEXT, "precious\n")
+    assert not path.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [target, path]

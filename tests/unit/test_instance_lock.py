@@ -130,6 +130,12 @@ def test_a_file_that_others_may_read_is_closed_to_them(subnet_file: Path) -> Non
     assert stat.S_IMODE(lock_path(subnet_file).stat().st_mode) == 0o600
 
 
+def test_a_name_that_is_too_long_for_its_lock_file_is_refused(tmp_path: Path) -> None:
+    subnet_file = tmp_path / ("n" * 252)
+    with pytest.raises(HostError, match=r"^cannot open the lock file .*: File name too long \(ENAMETOOLONG\)"):
+        InstanceLock(subnet_file)
+
+
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     subnet_file = tmp_path / "file/subnet.env"
