@@ -24,8 +24,8 @@ from flannelpy.backend import base as backends
 from flannelpy.backend.base import Backend
 from flannelpy.backend.guard import Guard
 from flannelpy.backend.lease_gate import LeaseGate
-from flannelpy.backend.removal import Keep, withdraw
-from flannelpy.backend.underlay import Underlay
+from flannelpy.backend.removal import Keep, unmarked_leftovers, withdraw
+from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import FlannelError, HostError, LeaseLost
 from flannelpy.firewall_rules import NetworkRules
 from flannelpy.host import Host
@@ -185,6 +185,9 @@ class Network:
         async with Netlink() as netlink:
             for left in await withdraw(netlink, scope, keep):
                 log.warning("Removed leftover %s", left)
+            unadopted = previous if backend.adopts_routes or backend.routed is Routed.NOTHING else scope.networks
+            for command in await unmarked_leftovers(netlink, unadopted, subnet):
+                log.warning("Left alone, since another program may have added it; to remove it: %s", command)
             await self._host.isolate(netlink)
         return previous
 

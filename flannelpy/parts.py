@@ -82,7 +82,7 @@ def ready_path(options: Options, network: str = "") -> Path:
 def scope(subnet_file: Path, last: Run | None, *held: tuple[IPv4Network, IPv4Network]) -> Scope:
     """What a subnet file owns, by its text, the last run's record, and ``held``: networks with a subnet of each."""
     pairs = [*held, *_previous(subnet_file)]
-    networks = {network for network, _ in pairs} | set(last.networks if last else ())
+    networks = {network for network, _ in pairs}.union(filter(_is_possible, last.networks if last else ()))
     return Scope(device_alias(subnet_file), frozenset(networks), frozenset(tunnel_address(*pair) for pair in pairs))
 
 
@@ -92,12 +92,14 @@ def tunnel_address(network: IPv4Network, subnet: IPv4Network) -> IPv4Interface:
 
 
 def _previous(subnet_file: Path) -> list[tuple[IPv4Network, IPv4Network]]:
-    """Network and subnet of an earlier run, if the subnet file names both.
-
-    Earlier versions accepted networks such as 0.0.0.0/0: those would make everything ours.
-    """
+    """Network and subnet of an earlier run, if the subnet file names both."""
     network, subnet = env_file.previous_network(subnet_file), env_file.previous_subnet(subnet_file)
-    return [(network, subnet)] if network and subnet and network.prefixlen >= _MIN_NETWORK_LEN else []
+    return [(network, subnet)] if network and subnet and _is_possible(network) else []
+
+
+def _is_possible(network: IPv4Network) -> bool:
+    """Earlier versions accepted networks such as 0.0.0.0/0: those would make everything ours."""
+    return network.prefixlen >= _MIN_NETWORK_LEN
 
 
 def _previous_addresses(options: Options) -> frozenset[IPv4Interface]:

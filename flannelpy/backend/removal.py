@@ -6,16 +6,22 @@ Counterpart: none; flanneld leaves everything behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Collection, Iterable
 from ipaddress import IPv4Interface, IPv4Network
 from typing import NamedTuple
 
 from flannelpy.backend.foreign_routes import leftovers
 from flannelpy.errors import HostError
 from flannelpy.linux.marks import is_device_alias
-from flannelpy.linux.netlink import Address, Link, Netlink
-from flannelpy.linux.own_devices import own_devices
+from flannelpy.linux.netlink import Link, Netlink
+from flannelpy.linux.own_devices import is_marked, own_devices
 from flannelpy.linux.routes import PROTOCOL_BOOT, KernelRoute, RouteFilter
+
+log = logging.getLogger(__name__)
+
+# More routes are logged by their number.
+_LOGGED_SINGLY = 10
 
 
 class Scope(NamedTuple):
@@ -40,7 +46,7 @@ class Keep(NamedTuple):
 async def withdraw(netlink: Netlink, scope: Scope, keep: Keep | None = None) -> list[str]:
     """Remove what the scope owns, except ``keep``; returns what was removed.  Raises HostError.
 
-    A kept device gets its mark, and loses the addresses of networks that are not kept.
+    A kept device gets its mark, and loses the addresses and routes of networks that are not kept.
     """
     devices = await own_devices(netlink, scope.alias, scope.addresses)
     _check_unused(devices)
@@ -51,29 +57,33 @@ async def withdraw(netlink: Netlink, scope: Scope, keep: Keep | None = None) -> 
     rules = [rule for rule in await netlink.prohibitions() if dropped & {rule.source, rule.destination}]
     await netlink.remove_routes(routes)
     for link in links:
+        await log_lost_routes(netlink, link, scope.networks)
         await netlink.remove_link(link)
     await netlink.permit(rules)
     for link in kept:
-        await _keep(netlink, link, scope.alias, dropped)
+        await _keep(netlink, link, scope, keep)
     return [*map(route_text, routes), *(f"device {link.name}" for link in links), *map(str, rules)]
 
 
 async def marked(netlink: Netlink) -> list[str]:
     """What carries the mark of any flannelpy on this host, in words.  Raises HostError."""
-    devices = [f"device {link.name} ({link.alias})" for link in await netlink.links() if is_device_alias(link.alias)]
+    devices = [f"device {link.name} ({link.alias})" for link in await netlink.links() if is_marked(link)]
     routes, rules = await netlink.marked_routes(), await netlink.prohibitions()
     return [*devices, *map(route_text, routes), *map(str, rules)]
 
 
-async def unmarked_leftovers(netlink: Netlink, networks: frozenset[IPv4Network]) -> list[str]:
+async def unmarked_leftovers(
+    netlink: Netlink, networks: Collection[IPv4Network], own_subnet: IPv4Network | None = None
+) -> list[str]:
     """The commands that remove what earlier versions may have left in these networks.  Raises HostError.
 
-    Another program may have added these routes and rules just as well, so they are never removed.
+    Another program may have added these routes and rules just as well, so they are never removed.  Routes into our own
+    subnet are another program's.
     """
     boot = [route async for chunk in netlink.routes_of(RouteFilter(PROTOCOL_BOOT)) for route in chunk]
-    routes = [route for network in sorted(networks) for route in leftovers(boot, network, None, ())]
+    routes = [route for network in sorted(networks) for route in leftovers(boot, network, own_subnet, ())]
     commands = [f"ip route del {route.text(netlink.name_of)}" for route in routes]
-    rules = [rule for rule in await netlink.unmarked_prohibitions() if {rule.source, rule.destination} & networks]
+    rules = [rule for rule in await netlink.unmarked_prohibitions() if {rule.source, rule.destination} & {*networks}]
     return [*commands, *(f"ip rule del from {rule.source} to {rule.destination} prohibit" for rule in rules)]
 
 
@@ -86,22 +96,51 @@ def _check_unused(devices: Iterable[Link]) -> None:
     """Raises HostError for an unmarked TUN device that a process has open: then a flanneld runs."""
     for link in devices:
         if link.kind == "tun" and link.in_use and not is_device_alias(link.alias):
-            raise HostError(f"{link.name} is in use: stop flannelpy, then clean up")
+            raise HostError(
+                f"another process, such as flanneld, has our device {link.name} open: stop that process first"
+            )
 
 
 def _is_unwanted(route: KernelRoute, scope: Scope, keep: Keep | None) -> bool:
     if keep and keep.routes and route.destination.subnet_of(keep.network):
         return False
-    return any(route.destination.subnet_of(network) for network in scope.networks)
+    return _is_part(route.destination, scope.networks)
 
 
-async def _keep(netlink: Netlink, link: Link, alias: str, dropped: frozenset[IPv4Network]) -> None:
-    if link.alias != alias:
-        await netlink.set_alias(link, alias)
+async def log_lost_routes(netlink: Netlink, link: Link, networks: Collection[IPv4Network]) -> None:
+    """Log which routes go with our device ``link`` though they lead outside these networks.  Raises HostError."""
+    lost = [
+        route.text(netlink.name_of)
+        async for chunk in netlink.routes_of(RouteFilter(link_index=link.index))
+        for route in chunk
+        if route.link_index == link.index and not _is_part(route.destination, networks)
+    ]
+    if lost:
+        more = f" and {len(lost) - _LOGGED_SINGLY} more" if len(lost) > _LOGGED_SINGLY else ""
+        log.warning(
+            "The removal of device %s removes routes of other programs: %s%s",
+            link.name,
+            ", ".join(lost[:_LOGGED_SINGLY]),
+            more,
+        )
+
+
+async def _keep(netlink: Netlink, link: Link, scope: Scope, keep: Keep | None) -> None:
+    """Mark our device, and remove what it has of networks that are not kept."""
+    if link.alias != scope.alias:
+        await netlink.set_alias(link, scope.alias)
+    kept = [keep.network] if keep else []
+
+    def is_dropped(destination: IPv4Network) -> bool:
+        return _is_part(destination, scope.networks) and not _is_part(destination, kept)
+
     for one in await netlink.addresses():
-        if one.link_index == link.index and _is_inside(one, dropped):
+        if one.link_index == link.index and is_dropped(IPv4Network(one.address)):
             await netlink.remove_address(one)
+    listing = netlink.routes_of(RouteFilter(link_index=link.index))
+    routes = [route async for chunk in listing for route in chunk if route.link_index == link.index]
+    await netlink.remove_routes([route for route in routes if is_dropped(route.destination)])
 
 
-def _is_inside(one: Address, networks: Iterable[IPv4Network]) -> bool:
-    return any(one.address in network for network in networks)
+def _is_part(destination: IPv4Network, networks: Iterable[IPv4Network]) -> bool:
+    return any(destination.subnet_of(network) for network in networks)

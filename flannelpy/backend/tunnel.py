@@ -5,6 +5,7 @@ Counterpart: configureIface in backend/udp/udp.go, Configure in backend/vxlan/de
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
@@ -19,19 +20,35 @@ class Tunnel(NamedTuple):
     mtu: int
     queue: int
 
-    async def set_up(self, netlink: Netlink, name: str) -> None:
-        """Give the device all of it.  Raises HostError."""
-        await netlink.bring_up(name, self.address, self.network, self.mtu, self.queue)
+    async def set_up(self, netlink: Netlink, link: Link) -> None:
+        """Give the device all of it, and remove other addresses in the network.  Raises HostError."""
+        for one in self._foreign(link, await netlink.addresses()):
+            await netlink.remove_address(one)
+        await netlink.bring_up(link.name, self.address, self.network, self.mtu, self.queue)
 
     async def flaws(self, netlink: Netlink, link: Link) -> list[str]:
         """What is not as it should be.  Raises HostError."""
-        flaws = []
+        addresses = await netlink.addresses()
+        flaws = [f"got the address {one.address}" for one in self._foreign(link, addresses)]
         if not link.is_up:
             flaws.append("was set down")
         if link.mtu != self.mtu:
             flaws.append(f"got MTU {link.mtu} instead of {self.mtu}")
-        if Address(link.index, self.address, self.network.prefixlen) not in await netlink.addresses():
+        if self._own(link) not in addresses:
             flaws.append(f"lost its address {self.address}/{self.network.prefixlen}")
         if link.is_up and not await netlink.has_connected_route(self.network, link.index):
             flaws.append(f"lost the route to {self.network}")
         return flaws
+
+    def _own(self, link: Link) -> Address:
+        return Address(link.index, self.address, self.network.prefixlen)
+
+    def _foreign(self, link: Link, addresses: Iterable[Address]) -> list[Address]:
+        """Those on the device that lie, or lead, into the network: their routes would catch packets to other hosts."""
+        return [
+            one
+            for one in addresses
+            if one.link_index == link.index
+            and one != self._own(link)
+            and (one.address in self.network or one.destination.subnet_of(self.network))
+        ]

@@ -13,9 +13,8 @@ from itertools import chain
 
 from flannelpy.errors import ConfigError
 from flannelpy.linux.interface import ExternalInterface
-from flannelpy.linux.marks import is_device_alias
 from flannelpy.linux.netlink import Link, Netlink
-from flannelpy.linux.own_devices import addresses_by_index, looks_like_ours, own_devices
+from flannelpy.linux.own_devices import addresses_by_index, is_marked, looks_like_ours, own_devices
 from flannelpy.linux.resolver import resolve
 from flannelpy.linux.routes import RouteFilter, RouteQuery
 from flannelpy.subnet.surroundings import Surroundings, surroundings
@@ -146,4 +145,4 @@ class Underlay:
 
 
 def _is_overlay(link: Link) -> bool:
-    return is_device_alias(link.alias) or looks_like_ours(link)
+    return is_marked(link) or looks_like_ours(link)

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 from flannelpy.errors import HostChanged, HostError
 from flannelpy.linux.entries import Route
-from flannelpy.linux.marks import is_device_alias
 from flannelpy.linux.netlink import Address, Link, Netlink
-from flannelpy.linux.own_devices import addresses_by_index, is_of_earlier_version
+from flannelpy.linux.own_devices import addresses_by_index, is_marked, is_of_earlier_version
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +64,7 @@ async def _overlay_devices(netlink: Netlink, links: Iterable[Link], leased: Cont
     """The indices of the devices of this flannelpy and of others."""
     held = await addresses_by_index(netlink)
     return {
-        link.index
-        for link in links
-        if is_device_alias(link.alias) or is_of_earlier_version(link, held.get(link.index, []), leased)
+        link.index for link in links if is_marked(link) or is_of_earlier_version(link, held.get(link.index, []), leased)
     }
 
 
@@ -92,11 +89,7 @@ def _warn_of_nat(external: ExternalInterface) -> None:
 
 async def on_link(netlink: Netlink, link: Link) -> list[IPv4Network]:
     """The networks whose addresses are reached on that link without a router.  Raises HostError."""
-    return [
-        IPv4Network((int(one.address), one.prefix_len), strict=False)
-        for one in await netlink.addresses()
-        if one.link_index == link.index
-    ]
+    return [one.destination for one in await netlink.addresses() if one.link_index == link.index]
 
 
 class Watch:

@@ -73,11 +73,17 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An IPv4 address on the interface with that index."""
+    """An IPv4 address on the interface with that index; ``peer`` is the other end of a point-to-point address."""
 
     link_index: int
     address: IPv4Address
     prefix_len: int = 32
+    peer: IPv4Address | None = None
+
+    @property
+    def destination(self) -> IPv4Network:
+        """To where the kernel adds a route with the address."""
+        return IPv4Network((int(self.peer or self.address), self.prefix_len), strict=False)
 
 
 class Refusal(NamedTuple):
@@ -135,7 +141,7 @@ class Netlink:
     async def addresses(self) -> list[Address]:
         """All IPv4 addresses, each interface's in the kernel's order.  Raises HostError."""
         messages = await _all(partial(self._route.get_addr, family=AF_INET))
-        return [Address(m["index"], IPv4Address(m.get("local") or m.get("address")), m["prefixlen"]) for m in messages]
+        return [_address(m) for m in messages]
 
     async def routes(self) -> list[Route]:
         """The main table's routes, one for each way out of a multipath route.  Raises HostError."""
@@ -375,7 +381,11 @@ class Netlink:
 
         try:
             await self._route.addr(
-                "del", index=address.link_index, address=str(address.address), prefixlen=address.prefix_len
+                "del",
+                index=address.link_index,
+                local=str(address.address),
+                address=str(address.peer or address.address),
+                prefixlen=address.prefix_len,
             )
         except NetlinkError as error:
             if error.code not in (*_GONE, errno.EADDRNOTAVAIL):
@@ -441,6 +451,12 @@ def _prohibition(message: Any) -> Prohibition | None:
         )
     except ValueError:  # host bits, which ours never have
         return None
+
+
+def _address(message: Any) -> Address:
+    address = IPv4Address(message.get("local") or message.get("address"))
+    peer = IPv4Address(message.get("address") or address)
+    return Address(message["index"], address, message["prefixlen"], None if peer == address else peer)
 
 
 def _link(message: Any) -> Link:

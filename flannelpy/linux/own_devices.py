@@ -1,6 +1,7 @@
 """Which network devices are flannelpy's own.
 
-A device is ours if its alias names our subnet file.  A device without such a mark is ours only if an earlier version
+A device is ours if it is a TUN or VXLAN device whose alias names our subnet file: an operator may give any alias to an
+interface of another kind.  A device without such a mark is ours only if an earlier version
 left it: the name, the kind and the VNI are those that flannelpy uses, and its one address is that of our lease.
 """
 
@@ -23,8 +24,13 @@ async def own_devices(netlink: Netlink, alias: str, leased: Container[IPv4Interf
     return [
         link
         for link in await netlink.links()
-        if link.alias == alias or is_of_earlier_version(link, held.get(link.index, []), leased)
+        if (link.alias == alias and is_marked(link)) or is_of_earlier_version(link, held.get(link.index, []), leased)
     ]
+
+
+def is_marked(link: Link) -> bool:
+    """Whether it is a device of any flannelpy, by its alias."""
+    return is_device_alias(link.alias) and (link.kind == "vxlan" or _is_tun(link))
 
 
 async def addresses_by_index(netlink: Netlink) -> dict[int, list[IPv4Interface]]:
@@ -50,4 +56,9 @@ def looks_like_ours(link: Link) -> bool:
     if link.vxlan:
         match = _VXLAN_NAME.fullmatch(link.name)
         return bool(match) and link.vxlan.vni == int(link.name.partition(".")[2])
-    return link.kind == "tun" and not link.mac and bool(_TUN_NAME.fullmatch(link.name))
+    return _is_tun(link) and bool(_TUN_NAME.fullmatch(link.name))
+
+
+def _is_tun(link: Link) -> bool:
+    """A TAP device is of the same kind, and has a MAC."""
+    return link.kind == "tun" and not link.mac

@@ -22,6 +22,8 @@ _NUMBER = struct.Struct("=I")
 _RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 2, 3, 4, 5, 6
 _RTA_MULTIPATH, _RTA_TABLE, _RTA_NH_ID = 9, 15, 30
 _RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x1000, 0x2000
+# What identifies a route with a nexthop object; the kernel refuses (EINVAL) a request that also has its next hops.
+_OF_A_NEXTHOP_OBJECT = (_RTA_DST, _RTA_PRIORITY, _RTA_TABLE, _RTA_NH_ID)
 _RTNH_F_ONLINK = 4
 _MAX_SMALL_TABLE = 255
 
@@ -78,7 +80,7 @@ class RouteFilter(NamedTuple):
 
 
 class KernelRoute(NamedTuple):
-    """A route as the kernel listed it.  ``body`` in a request of RTM_DELROUTE removes exactly this route."""
+    """A route as the kernel listed it.  ``body``: struct rtmsg, and attributes."""
 
     body: bytes
     prefix_len: int
@@ -185,8 +187,12 @@ def parse(message: Message) -> KernelRoute:
 
 
 def removal(route: KernelRoute) -> Message:
-    """The request that removes exactly this route, as ``ip route flush`` does it."""
-    return Message(RTM_DELROUTE, route.body)
+    """The request that removes exactly this route."""
+    if _RTA_NH_ID not in route.attributes:
+        return Message(RTM_DELROUTE, route.body)
+    has = route.attributes
+    kept = (attribute(name, has[name]) for name in _OF_A_NEXTHOP_OBJECT if name in has)
+    return Message(RTM_DELROUTE, route.body[: _RTMSG.size] + b"".join(kept))
 
 
 class RouteQuery(NamedTuple):

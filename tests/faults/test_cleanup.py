@@ -131,7 +131,7 @@ def test_a_device_of_flanneld_that_is_in_use_is_not_taken_away(host: Host) -> No
         (host.run_dir / "another.env").write_bytes((host.run_dir / "flannel/subnet.env").read_bytes())
         assert clean_up(host, "-subnet-file=/run/another.env") == (
             1,
-            ["flannel0 is in use: stop flannelpy, then clean up"],
+            ["another process, such as flanneld, has our device flannel0 open: stop that process first"],
         )
     (host.run_dir / "another.env").unlink()
     daemon.stop()

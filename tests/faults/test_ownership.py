@@ -201,16 +201,121 @@ def test_an_idle_tun_device_goes_only_if_it_has_our_address(host: Host, backend:
     assert (link(host, "flannel3") is None) is is_ours
 
 
-@over(VXLAN)
+#: Their routes would catch packets to other hosts.
+FOREIGN_ADDRESSES = (
+    "11.0.200.1/24",
+    "11.0.201.0/16",
+    "11.0.202.1 peer 11.0.203.1/32",
+    "11.0.204.1 peer 192.168.5.1/24",
+    "192.168.1.1 peer 11.0.205.0/24",
+)
+
+
+@over(UDP, VXLAN)
 def test_addresses_inside_the_network_go_from_our_device_and_others_stay(host: Host, backend: Backend) -> None:
-    started(host)
-    expected = [str(host.subnet().network_address), "192.168.77.1"]
-    host.configure("address add 192.168.77.1/24 dev flannel.1", "address add 11.0.200.1/24 dev flannel.1")
-    wait_for(lambda: (link(host, "flannel.1") or {})["addr_info"] == expected, 3, "the address to go")
-    host.daemons[-1].stop()
-    host.configure("address add 11.0.201.1/32 dev flannel.1")
-    started(host)
-    assert (link(host, "flannel.1") or {})["addr_info"] == expected
+    daemon = started(host)
+    expected = [str(host.subnet().network_address), "192.168.77.1", "192.168.78.1"]
+    for address in ("192.168.77.1/24", "192.168.78.1 peer 192.168.79.1/32", *FOREIGN_ADDRESSES):
+        host.configure(f"address add {address} dev {backend.device}")
+    wait_for(lambda: (link(host, backend.device) or {})["addr_info"] == expected, 3, "the addresses to go")
+    for address in FOREIGN_ADDRESSES:
+        daemon.wait_for_log(f"{backend.device} got the address {address.partition(' ')[0].partition('/')[0]}: ")
+    daemon.stop()
+    if backend is VXLAN:
+        host.configure("address add 11.0.201.1/32 dev flannel.1")
+        started(host)
+        assert (link(host, "flannel.1") or {})["addr_info"] == expected
+
+
+@over(UDP, VXLAN)
+def test_an_alias_on_an_interface_of_another_kind_marks_nothing(host: Host, backend: Backend) -> None:
+    """Neither the external interface nor a bridge, whatever an operator calls it."""
+    host.configure("link set eth1 alias 'flannelpy underlay'", "link add flannel.5 type bridge")
+    host.configure(f"link set flannel.5 alias '{ALIAS}'")
+    started(host).stop()
+    assert "flannel.5" not in clean_up(host)
+    assert alias(host, "flannel.5") == ALIAS
+    host.configure("link set eth1 alias ''", "link delete flannel.5")
+
+
+#: Where another program changes our device so that it has to be created again, and which of its routes are foreign.
+LOST_ROUTES = ("10.55.0.0/16 dev flannel.1 proto static scope link", "10.56.0.0/16 dev flannel.1 proto 85 scope link")
+
+
+@over(VXLAN)
+@pytest.mark.parametrize("when", ["while it runs", "at start", "cleanup"])
+def test_what_goes_with_our_device_is_named(host: Host, backend: Backend, when: str) -> None:
+    daemon = started(host)
+    inside = "11.0.220.0/24 dev flannel.1 proto static scope link"
+    if when != "while it runs":
+        daemon.stop()
+        host.configure(*(f"route add {route}" for route in (*LOST_ROUTES, inside)))
+        host.lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": "vxlan", "Port": 4789}}))
+        said = clean_up(host) if when == "cleanup" else started(host).log()
+        host.lab.put_config(backend.config())
+    else:
+        host.configure("link set flannel.1 down", "link set flannel.1 name renamed", "link set renamed up")
+        host.configure(*(f"route add {route.replace('flannel.1', 'renamed')}" for route in LOST_ROUTES))
+        daemon.wait_for_log("it is our flannel.1 under another name")
+        said = daemon.log().replace("renamed", "flannel.1")
+    assert f"The removal of device flannel.1 removes routes of other programs: {', '.join(LOST_ROUTES)}\n" in said
+
+
+@over(UDP, VXLAN)
+def test_a_device_that_a_running_flanneld_has_open_ends_the_start(host: Host, backend: Backend) -> None:
+    """Nothing is changed before."""
+    started(host).stop()
+    code = "import time; from flannelpy.linux.tun import Tun; tun = Tun(); print(tun.name, flush=True); time.sleep(60)"
+    flanneld = host.popen(sys.executable, "-c", code)
+    assert flanneld.stdout
+    name = flanneld.stdout.readline().strip()
+    host.configure(f"address add {own_address(host)} dev {name}", f"link set {name} up")
+    before = host.run("ip", "-4", "route").stdout
+    daemon = host.start_daemon("-iface=eth1")
+    assert daemon.process.wait(10) == 1
+    said = f"another process, such as flanneld, has our device {name} open: stop that process first"
+    assert daemon.log().splitlines()[-1].endswith(said)
+    assert host.run("ip", "-4", "route").stdout == before
+    flanneld.kill()
+    flanneld.wait()
+
+
+# Routes
+
+#: Routes with a nexthop object, and how each is made; inside the network, on our own device or marked.
+OF_NEXTHOP_OBJECTS = (
+    "11.0.210.0/24 nhid 71",
+    "11.0.211.0/24 nhid 72 proto 85",
+    "11.0.212.0/24 nhid 73 proto 85 metric 7",
+    "11.0.213.0/24 nhid 74 proto 85",
+)
+
+
+@over(VXLAN)
+@pytest.mark.parametrize("who", ["the guard", "cleanup"])
+def test_our_routes_with_nexthop_objects_are_removed_like_others(host: Host, backend: Backend, who: str) -> None:
+    daemon = started(host)
+    if who == "cleanup":
+        daemon.stop()
+    outside = "10.9.0.0/24 nhid 73 proto 85"
+    host.configure(
+        "nexthop add id 71 via 11.0.210.0 dev flannel.1 onlink",
+        "nexthop add id 72 via 172.17.8.9 dev eth1",
+        "nexthop add id 73 via 172.17.8.10 dev eth1",
+        "nexthop add id 74 group 72/73",
+        *(f"route add {route}" for route in (*OF_NEXTHOP_OBJECTS, outside)),
+    )
+    if who == "cleanup":
+        clean_up(host)
+    left = wait_for(
+        lambda: [found] if "11.0.21" not in (found := host.run("ip", "route").stdout) else [], 3, "the routes to go"
+    )
+    assert outside.split()[0] in left[0]
+    if who == "the guard":
+        host.configure("route add 11.0.214.0/24 via 172.17.8.9 proto 85")
+        daemon.wait_for_log("route to 11.0.214.0/24 via 172.17.8.9 leads to no peer; removed")
+        assert "Invalid argument" not in daemon.log()
+    host.configure("route delete 10.9.0.0/24", *(f"nexthop delete id {number}" for number in (74, 73, 72)))
 
 
 @over(UDP, VXLAN, HOST_GW)
@@ -394,3 +499,57 @@ def test_a_run_on_another_network_leaves_nothing_of_the_old_one(host: Host, back
             started(host, *one.flags).stop()
             routes = [line.strip() for line in host.run("ip", "route").stdout.splitlines() if line.startswith("11.1.")]
             assert routes == []
+
+
+@over(VXLAN, HOST_GW)
+def test_a_record_of_an_impossible_network_makes_nothing_ours(host: Host, backend: Backend) -> None:
+    """Whoever may write the lock file could otherwise have -cleanup remove the routes of all daemons."""
+    foreign = [
+        f"{network} via 172.17.8.1 dev eth1 proto 85" for network in ("10.7.0.0/16", "128.9.0.0/24", "11.9.0.0/16")
+    ]
+    started(host).stop()
+    host.configure(*(f"route add {route}" for route in foreign))
+    record = host.run_dir / "flannel/.subnet.env.lock"
+    known = json.loads(record.read_text())
+    record.write_text(json.dumps({**known, "networks": ["0.0.0.0/0", "10.0.0.0/7", "128.0.0.0/1", *known["networks"]]}))
+    clean_up(host)
+    left = [line.strip() for line in host.run("ip", "route", "show", "proto", "85").stdout.splitlines()]
+    assert left == [route.replace(" proto 85", "") for route in sorted(foreign)]
+    host.configure(*(f"route delete {route}" for route in foreign))
+
+
+@over(UDP, VXLAN, HOST_GW)
+def test_what_an_earlier_version_left_in_another_network_is_named_at_start(host: Host, backend: Backend) -> None:
+    """The config has changed between the two runs."""
+    started(host).stop()
+    lock = host.run_dir / "flannel/.subnet.env.lock"
+    lock.unlink()
+    old = ("11.0.231.0/24 via 172.17.8.1 dev eth1", "11.0.232.128/25 via 172.17.8.1 dev eth1")
+    others = ("11.0.233.0/24 via 172.17.8.1 dev eth1 proto static", "10.3.0.0/16 via 172.17.8.1 dev eth1")
+    rule = "from 11.0.0.0/16 to 11.9.0.0/16 prohibit"
+    host.configure(*(f"route add {route}" for route in (*old, *others)), f"rule add {rule} priority 8285")
+    host.lab.put_config(backend.config(IPv4Network("11.77.0.0/16")))
+    said = started(host).log()
+    host.lab.put_config(backend.config())
+    for command in (*(f"ip route del {route} proto boot" for route in old), f"ip rule del {rule}"):
+        assert f"Left alone, since another program may have added it; to remove it: {command}\n" in said
+    assert said.count("Left alone") == len(old) + 1
+    host.configure(*(f"route delete {route}" for route in (*old, *others)), f"rule delete {rule} priority 8285")
+
+
+@over(VXLAN)
+def test_an_earlier_network_around_the_present_one_costs_our_device_nothing(host: Host, backend: Backend) -> None:
+    """The record of it stays until the iptables chains of that network are known to be gone."""
+    key, value = backend.foreign_lease(foreign_subnet(0))
+    host.lab.etcd.put(key, value)
+    started(host)
+    wait_for(lambda: "11.0.200.0/24" in host.run("ip", "route").stdout, 3, "the route")
+    host.daemons[-1].stop()
+    record = host.run_dir / "flannel/.subnet.env.lock"
+    known = json.loads(record.read_text())
+    record.write_text(json.dumps({**known, "networks": [*known["networks"], "11.0.0.0/12"]}))
+    with host.popen("ip", "-4", "monitor", "address", "route") as monitor:
+        started(host)
+        monitor.terminate()
+        assert [line for line in monitor.communicate()[0].splitlines() if line.startswith("Deleted")] == []
+    host.lab.etcd_request("DELETE", key)

@@ -5,7 +5,9 @@ Counterpart: the device half of backend/udp/udp.go, which never looks again.
 
 from __future__ import annotations
 
+from flannelpy.backend.removal import log_lost_routes
 from flannelpy.backend.tunnel import Tunnel
+from flannelpy.errors import HostError
 from flannelpy.linux.netlink import Link, Netlink
 from flannelpy.linux.tun import Tun
 
@@ -28,9 +30,11 @@ class Device:
     async def set_up(self, netlink: Netlink) -> None:
         """Give it all it should have.  Raises HostError."""
         link = await netlink.link(self.tun.name)
-        if link and link.alias != self._alias:
+        if link is None:
+            raise HostError(f"{self.tun.name} is gone")
+        if link.alias != self._alias:
             await netlink.set_alias(link, self._alias)
-        await self._tunnel.set_up(netlink, self.tun.name)
+        await self._tunnel.set_up(netlink, link)
         self.tun.accept_own_address()
 
     async def flaws(self, netlink: Netlink) -> tuple[Link | None, list[str]]:
@@ -45,6 +49,8 @@ class Device:
 
     async def make_anew(self, netlink: Netlink) -> None:
         """In place of one that was removed or can be read no longer.  Raises HostError."""
+        if link := await netlink.link(self.tun.name):
+            await log_lost_routes(netlink, link, [self._tunnel.network])
         self.tun.close()
         self.tun = Tun()
         self.tun.offload(tso=self._offload[0], uso=self._offload[1])

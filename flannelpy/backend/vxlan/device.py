@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 from ipaddress import IPv4Interface
 
+from flannelpy.backend.removal import log_lost_routes
 from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.vxlan.settings import Settings
 from flannelpy.errors import HostError
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.marks import is_device_alias
-from flannelpy.linux.netlink import Address, Link, Netlink, Vxlan
+from flannelpy.linux.netlink import Link, Netlink, Vxlan
 from flannelpy.linux.own_devices import addresses_by_index, is_of_earlier_version
 
 log = logging.getLogger(__name__)
@@ -43,9 +44,7 @@ class Device:
         if link.mac != self._mac:
             await netlink.set_mac(link, self._mac)
         self._index = link.index
-        for address in await self._foreign_addresses(netlink, link):
-            await netlink.remove_address(address)
-        await self._tunnel.set_up(netlink, self.name)
+        await self._tunnel.set_up(netlink, link)
 
     async def link(self, netlink: Netlink) -> Link:
         """The device as the kernel sees it.  Raises HostError when it is not there."""
@@ -61,7 +60,7 @@ class Device:
             return ["was removed"]
         if link.vxlan != await self._wanted(netlink):
             return ["got other settings"]
-        flaws = [f"got the address {one.address}" for one in await self._foreign_addresses(netlink, link)]
+        flaws = []
         if link.mac != self._mac:
             flaws.append(f"got MAC {link.mac} instead of {self._mac}")
         if link.alias != self._alias:
@@ -76,7 +75,7 @@ class Device:
         await self._check_ours(netlink, link)
         if link.vxlan == await self._wanted(netlink):
             return link
-        await netlink.remove_link(link)
+        await self._remove(netlink, link)
         log.warning("Device %s had other settings: made anew", self.name)
         return None
 
@@ -124,14 +123,9 @@ class Device:
         """Our device under another name still has the VNI, so that the kernel would refuse a new one."""
         for link in await netlink.links():
             if link.alias == self._alias and link.kind == "vxlan" and link.name != self.name:
-                await netlink.remove_link(link)
+                await self._remove(netlink, link)
                 log.warning("Removed device %s: it is our %s under another name", link.name, self.name)
 
-    async def _foreign_addresses(self, netlink: Netlink, link: Link) -> list[Address]:
-        """Addresses inside the network that are not our lease's: their routes would catch packets to other hosts."""
-        ours = Address(link.index, self._tunnel.address, self._tunnel.network.prefixlen)
-        return [
-            one
-            for one in await netlink.addresses()
-            if one.link_index == link.index and one != ours and one.address in self._tunnel.network
-        ]
+    async def _remove(self, netlink: Netlink, link: Link) -> None:
+        await log_lost_routes(netlink, link, [self._tunnel.network])
+        await netlink.remove_link(link)
