@@ -265,7 +265,7 @@ class OwnLease:
                 await self._until_done(self._take_back, "Failed to take own lease back")
             case Action.LEAVE:
                 assert isinstance(event, Added | Elsewhere | Overlapping)
-                if isinstance(event, Elsewhere):
+                if isinstance(event, Elsewhere | Overlapping):
                     await self._give_back()
                 raise LeaseLost(self._why_we_leave(happening, event.lease))
 
@@ -290,7 +290,13 @@ class OwnLease:
             self._hold(await self._write_new(self.lease.subnet))
 
     async def _give_back(self) -> None:
-        """Leave nothing that our twin's next start would have to ask about."""
+        """Remove our lease, but not a reservation.
+
+        A host that shares our public IP would have to ask about it, and the host that we make way for would have to
+        make way for it, once its own lease was created again.
+        """
+        if self.lease.lease_ttl is None:
+            return
         with suppress(RegistryError):
             await self._registry.compare_and_delete(format_key(self.lease.subnet), self.lease.version)
 

@@ -30,8 +30,8 @@ gives up; where nobody answers, the newcomer is a reinstalled host and keeps the
 because each was out of the other's sight or they came at the same moment, does the order of identities decide.
 
 Two leases of different length can overlap, because a create is atomic for one key only.  The one that was created later
-leaves.  Renewal by compare-and-swap keeps the creation; flanneld's renewal creates the key again, so it counts as the
-later one, and a host of ours stays.
+leaves, and removes its lease unless it is a reservation.  Renewal by compare-and-swap keeps the creation; flanneld's
+renewal creates the key again, so it counts as the later one, and a host of ours stays.
 
 The machine was suspended, or its time of day was set: neither is a row.  Time is counted since boot, so a lease ages
 while the machine sleeps, and the renewal is found due or overdue when it wakes up.

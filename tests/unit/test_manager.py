@@ -1446,6 +1446,20 @@ def test_an_overlapping_lease_that_was_created_earlier_makes_us_leave(name: str,
                 f"our subnet 11.0.59.0/24 overlaps {name.replace('-', '/')}, which 172.17.8.102 leased earlier; the"
                 " next start leases another one"
             )
+            assert set(await world.entries()) == {name}  # or ours would be the earlier one when theirs is taken back
+
+    play(scenario)
+
+
+def test_a_reservation_that_an_earlier_lease_overlaps_stays_when_we_leave() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running() as watch:
+            world.registry.delete_raw(OWN_NAME)
+            world.registry.put_raw("11.0.59.0-25", B, 86400)
+            world.registry.put_raw(OWN_NAME, OURS, None)
+            with pytest.raises(LeaseLost):
+                await watch
+            assert set(await world.entries()) == {OWN_NAME, "11.0.59.0-25"}
 
     play(scenario)
 
