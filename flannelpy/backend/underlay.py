@@ -16,7 +16,7 @@ from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Link, Netlink
 from flannelpy.linux.own_devices import addresses_by_index, is_marked, looks_like_ours, own_devices
 from flannelpy.linux.resolver import resolve
-from flannelpy.linux.routes import RouteFilter, RouteQuery
+from flannelpy.linux.routes import PROTOCOL_KERNEL, RouteFilter, RouteQuery
 from flannelpy.subnet.surroundings import Surroundings, surroundings
 
 _RTN_LOCAL = 2  # Source: rtnetlink(7)
@@ -60,11 +60,11 @@ class Underlay:
         if routed is Routed.NOTHING:
             return
         external, _, _ = await self._addresses(netlink)
-        for one in external:
-            if one.network.prefixlen < 32 and network.subnet_of(one.network):
+        for link, address in (await self._links(netlink, external)).items():
+            if network.subnet_of(link):
                 raise ConfigError(
-                    f"Network {network} would take the way to hosts in {one.network}, the network of "
-                    f"{self._external.name} ({one.ip}): choose one that is no part of {one.network}"
+                    f"Network {network} would take the way to hosts in {link}, the network of "
+                    f"{self._external.name} ({address}): choose one that is no part of {link}"
                 )
         if routed is Routed.NETWORK:
             await self._check_neighbours(netlink, network, external)
@@ -95,6 +95,17 @@ class Underlay:
             if addresses:
                 self._unresolved.discard(host)
                 self._endpoints |= dict.fromkeys(addresses, host)
+
+    async def _links(self, netlink: Netlink, external: Iterable[IPv4Interface]) -> dict[IPv4Network, IPv4Address]:
+        """The networks of the external interface, each with our address: of its addresses, and of their peers."""
+        link = await netlink.link(self._external.name)
+        links = {one.network: one.ip for one in external if one.network.prefixlen < 32}
+        if link:
+            async for chunk in netlink.routes_of(RouteFilter(PROTOCOL_KERNEL, link.index)):
+                for route in chunk:
+                    if 0 < route.prefix_len < 32:
+                        links.setdefault(route.destination, self._external.address)
+        return links
 
     async def _check_neighbours(
         self, netlink: Netlink, network: IPv4Network, external: Sequence[IPv4Interface]

@@ -66,6 +66,16 @@ def test_a_network_around_the_link_is_fine_and_our_subnet_lies_outside_of_it(
     assert host.subnet() == IPv4Network("172.17.9.0/24")
 
 
+@over(UDP, VXLAN, HOST_GW)
+def test_a_network_inside_that_of_a_peer_is_refused(make_lab: Callable[..., Lab], backend: Backend) -> None:
+    """The address of a point-to-point link need not lie in the network that the link leads to."""
+    lab = make_lab(hosts=1)
+    lab.hosts[0].configure("address flush dev eth1", "address add 192.0.2.5 peer 172.17.8.0/24 dev eth1")
+    lab.switch.configure("route add 192.0.2.5 dev br0")
+    why = r"would take the way to hosts in 172\.17\.8\.0/24, the network of eth1 \(192\.0\.2\.5\)"
+    check_refused_until_corrected(lab, backend, dict.fromkeys(("172.17.8.0/24", "172.17.8.64/26"), why))
+
+
 @over(UDP, VXLAN)
 def test_an_address_without_a_network_has_neighbours_all_the_same(
     make_lab: Callable[..., Lab], backend: Backend
