@@ -174,6 +174,27 @@ def test_a_host_that_an_earlier_run_cut_off_recovers_when_the_config_is_correcte
     assert "dev eth1" in host.run("ip", "route", "get", "172.17.8.1").stdout
 
 
+def test_a_marked_device_is_known_without_a_subnet_file_and_all_its_routes_to_etcd_go(
+    make_lab: Callable[..., Lab],
+) -> None:
+    lab = make_lab(hosts=1)
+    [host] = lab.hosts
+    host.configure(
+        "tuntap add flannel4 mode tun",
+        "link set flannel4 up alias 'flannelpy /run/flannel/subnet.env'",
+        "address add 172.17.8.48/25 dev flannel4",
+        "route add 172.17.8.0/28 dev flannel4 proto 85",
+        "route add 172.17.8.1/32 dev flannel4 metric 7",
+    )
+    put_config(lab, UDP, "172.17.8.0/25")
+    daemon = host.start_daemon("-iface=eth1")
+    for route in ("172.17.8.0/25", "172.17.8.0/28", "172.17.8.1/32"):
+        daemon.wait_for_log(rf"W.*Removed our route to {route} by flannel4: no etcd endpoint answers", 20)
+    put_config(lab, UDP, GOOD)
+    daemon.wait_ready()
+    assert daemon.stop() == 0
+
+
 def test_a_device_of_another_program_keeps_its_routes_though_etcd_lies_behind_them(
     make_lab: Callable[..., Lab],
 ) -> None:
