@@ -24,8 +24,9 @@ from flannelpy.options import Options
 
 log = logging.getLogger(__name__)
 
-# See gc.set_threshold: objects before the first generation is collected, times before the second and the third.
-_COLLECT_THE_YOUNG = 1000, 5, 1_000_000_000
+# See gc.set_threshold: objects before the first generation is collected, times before the second and the third.  The
+# third one waits besides until a quarter of all objects are new, which keeps full collections rare.
+_COLLECTIONS = 1000, 5, 20
 _STATUS_SECONDS = 60
 # Signs of life per time that the watchdog allows.
 _SIGNS_OF_LIFE = 3
@@ -125,11 +126,11 @@ class _Speaker:
     def _tell_ready(self) -> None:
         self._is_ready = True
         systemd.notify("READY=1", self._status())
-        # A full collection takes longer than a TUN's queue lasts, so what start-up made is set aside, and only what is
-        # young is collected between two status reports.  Messages of pyroute2 refer to each other, and are many.
+        # A full collection takes longer than a TUN's queue lasts, so what start-up made is set aside.  To collect only
+        # with the status would let messages of pyroute2, which refer to each other, take megabytes meanwhile.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(*_COLLECT_THE_YOUNG)
+        gc.set_threshold(*_COLLECTIONS)
 
     def _status(self) -> str:
         told = (f"{network.name}: {network.status()}".removeprefix(": ") for network in self.networks)

@@ -76,7 +76,7 @@ def notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
 
 @pytest.fixture(autouse=True)
 def _collector() -> Iterator[None]:
-    """Readiness has the garbage collector look at young objects only."""
+    """Readiness sets the garbage collector."""
     before = gc.get_threshold()
     yield
     gc.unfreeze()
@@ -292,8 +292,8 @@ def test_the_only_network_is_ready_once(notified: Callable[[], list[str]]) -> No
     within(5, scenario)
     subnet = "STATUS=subnet 11.0.59.0/24"
     assert notified() == ["STATUS=Starting", f"READY=1\n{subnet}", subnet, subnet]
-    assert gc.get_threshold()[2] > 10**6  # a full collection takes longer than a TUN's queue lasts
-    assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() > 0  # a full collection takes longer than a TUN's queue lasts
+    assert gc.isenabled()
 
 
 def test_all_of_several_networks_are_ready_at_once(notified: Callable[[], list[str]]) -> None:
