@@ -48,7 +48,7 @@ class ForeignRoutes:
                 continue
             if not leads_as(route, found):
                 self.blocking[route.destination] = found
-            elif found.protocol == PROTOCOL_BOOT:
+            elif found.protocol == PROTOCOL_BOOT and not found.has_nexthop_object:
                 adopted.append((route, found))
             else:
                 self.equivalent[route.destination] = found
@@ -101,7 +101,7 @@ def leftovers(
         for route in routes
         if route.protocol == PROTOCOL_BOOT
         and route.gateway is not None
-        and not (route.metric or route.tos or route.has_several_hops)
+        and not (route.metric or route.tos or route.has_several_hops or route.has_nexthop_object)
         and route.destination != network
         and route.destination.subnet_of(network)
         and not (own_subnet and route.destination.subnet_of(own_subnet))

@@ -124,8 +124,13 @@ class KernelRoute(NamedTuple):
 
     @property
     def has_several_hops(self) -> bool:
-        """Whether it has several next hops, or a nexthop object, which other programs can change."""
-        return _RTA_MULTIPATH in self.attributes or _RTA_NH_ID in self.attributes
+        """Whether it has several next hops of its own or of a nexthop object."""
+        return _RTA_MULTIPATH in self.attributes
+
+    @property
+    def has_nexthop_object(self) -> bool:
+        """Whether its next hop is an object that other programs can change, as those of FRR are."""
+        return _RTA_NH_ID in self.attributes
 
     @property
     def is_unicast(self) -> bool:

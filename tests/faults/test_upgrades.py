@@ -29,7 +29,7 @@ RATE = 2_000_000  # bytes a second
 def lab(make_lab: Callable[..., Lab], backend: Backend) -> Lab:
     lab = make_lab(hosts=2)
     lab.put_config(backend.config())
-    lab.start_daemons("-iface=eth1")
+    lab.start_daemons("-iface=eth1", "-ip-masq")
     for host in lab.hosts:
         host.add_container()
     return lab
@@ -56,6 +56,37 @@ def become_old(host: Host, backend: Backend, origin: str) -> None:
         )
     else:
         host.configure(*(f"route replace {line.replace('proto 85', 'proto boot')}" for line in routes))
+    _masquerade_as_old(host, origin)
+
+
+#: The chain that both versions share, with its jump; flanneld has a rule outside of it, too.
+OLD_RULES = {
+    "before the marks": (
+        "FLANNEL -s 11.0.0.0/16 -d 11.0.0.0/16 -j RETURN",
+        "FLANNEL -s 11.0.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
+        "FLANNEL ! -s 11.0.0.0/16 -d 11.0.0.0/16 -j MASQUERADE",
+        "POSTROUTING -j FLANNEL",
+    ),
+    "v0.5.5": (
+        "FLANNEL -d 11.0.0.0/16 -j ACCEPT",
+        "FLANNEL ! -d 224.0.0.0/4 -j MASQUERADE",
+        "POSTROUTING -s 11.0.0.0/16 -j FLANNEL",
+        "POSTROUTING ! -s 11.0.0.0/16 -d 11.0.0.0/16 -j MASQUERADE",
+    ),
+}
+
+
+def _masquerade_as_old(host: Host, origin: str) -> None:
+    """In one step, so that no packet meets a table without rules."""
+    rules = "".join(f"-A {rule}\n" for rule in OLD_RULES[origin])
+    host.run("iptables-restore", input=f"*nat\n:FLANNEL - [0:0]\n{rules}COMMIT\n")
+    for table in ("mangle", "raw"):
+        host.run("iptables", "-t", table, "-F")
+        host.run("iptables", "-t", table, "-X")
+
+
+def nat_rules(host: Host) -> list[str]:
+    return shown(host, "iptables", "-t", "nat", "-S")
 
 
 def _answer_as_flanneld(host: Host) -> None:
@@ -83,28 +114,49 @@ def no_ping_lost(lab: Lab, backend: Backend) -> Iterator[None]:
 def test_an_upgrade_loses_no_connection_and_leaves_nothing(lab: Lab, backend: Backend, origin: str) -> None:
     one, other = (host.containers[0] for host in lab.hosts)
     devices = [shown(host, "ip", "-o", "link", "show", "type", "vxlan") for host in lab.hosts]
+    rules = [nat_rules(host) for host in lab.hosts]
     with unbroken_stream(one, other, RATE) as stream, no_ping_lost(lab, backend):
         for host in lab.hosts:
             host.daemons[-1].stop()
             become_old(host, backend, origin)
             if backend is not UDP:
                 stream.wait_for_more()
-            host.start_daemon("-iface=eth1")
+            host.start_daemon("-iface=eth1", "-ip-masq")
         wait_connected([host.daemons[-1] for host in lab.hosts])
         for host in lab.hosts:
             wait_for(lambda host=host: backend.is_as_it_should_be(host), 5, "all entries")  # type: ignore[misc]
         stream.wait_for_more()
     assert [shown(host, "ip", "-o", "link", "show", "type", "vxlan") for host in lab.hosts] == devices
+    assert [nat_rules(host) for host in lab.hosts] == rules
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_the_way_back_with_cleanup_leaves_nothing(make_lab: Callable[..., Lab], backend: Backend) -> None:
-    """After it, a host is as it was before its first run, but for its lease and the lock file."""
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_the_way_back_with_cleanup_leaves_nothing_and_breaks_no_connection(
+    make_lab: Callable[..., Lab], backend: Backend, end: str
+) -> None:
+    """After -cleanup, a host is as it was before its first run, but for its lease, the lock file and Docker's bridge.
+
+    The connection waits until an old version runs again, for which a start of this one stands.
+    """
     lab = make_lab(hosts=2)
     lab.put_config(backend.config())
-    before = [belongings(host) for host in lab.hosts]
     lab.start_daemons("-iface=eth1", "-ip-masq")
     for host in lab.hosts:
+        host.add_container()
         host.daemons[-1].stop()
-        host.run(sys.executable, "-P", "-m", "flannelpy", "-cleanup")
-    assert [belongings(host) for host in lab.hosts] == before
+        _clean_up(host)
+    before = [belongings(host) for host in lab.hosts]
+    lab.start_daemons("-iface=eth1", "-ip-masq")
+    one, other = (host.containers[0] for host in lab.hosts)
+    with unbroken_stream(one, other, RATE) as stream:
+        for host in lab.hosts:
+            host.daemons[-1].stop() if end == "stop" else host.daemons[-1].kill()
+            _clean_up(host)
+        assert [belongings(host) for host in lab.hosts] == before
+        lab.start_daemons("-iface=eth1", "-ip-masq")
+        stream.wait_for_more()
+
+
+def _clean_up(host: Host) -> None:
+    host.run(sys.executable, "-P", "-m", "flannelpy", "-cleanup")

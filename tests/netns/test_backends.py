@@ -206,13 +206,22 @@ def test_host_gw_routes_of_other_programs_are_never_touched(host_gw: Lab, route:
     host.configure(f"route delete {added}")
 
 
-@pytest.mark.parametrize(("number", "protocol"), [(241, "static"), (242, "bird"), (243, "ospf")])
+@pytest.mark.parametrize(
+    ("number", "way"),
+    [
+        (241, "via 172.17.8.102 dev eth1 proto static"),
+        (242, "via 172.17.8.102 dev eth1 proto bird"),
+        (243, "nhid 78 via 172.17.8.102 dev eth1 proto zebra"),  # as FRR adds them
+        (244, "nhid 78 via 172.17.8.102 dev eth1"),
+    ],
+)
 def test_host_gw_a_foreign_route_that_leads_where_the_lease_asks_counts_and_stays(
-    host_gw: Lab, number: int, protocol: str
+    host_gw: Lab, number: int, way: str
 ) -> None:
     host, *_ = host_gw.hosts
-    route = f"11.0.{number}.0/24 via 172.17.8.102 dev eth1 proto {protocol}"
-    host.configure(f"route add {route}")
+    host.run("ip", "nexthop", "replace", "id", "78", "via", "172.17.8.102", "dev", "eth1")
+    route = f"11.0.{number}.0/24 {way}"
+    host.configure(f"route add {route.replace('nhid 78 via 172.17.8.102 dev eth1', 'nhid 78')}")
     wait_for(lambda: next_hops(host) == "next hops: 2", 12, "the peers alone to be reachable")
     key = f"{ETCD_PREFIX}/subnets/11.0.{number}.0-24"
     host_gw.etcd.put(key, '{"PublicIP":"172.17.8.102","BackendType":"host-gw"}', ttl=60)
@@ -223,7 +232,8 @@ def test_host_gw_a_foreign_route_that_leads_where_the_lease_asks_counts_and_stay
     host.configure("route add 11.0.240.0/24 via 172.17.8.102 proto 85")
     wait_for(lambda: not shown(host, "ip", "route", "show", "11.0.240.0/24"), 3, "what leads to no peer to go")
     assert shown(host, "ip", "route", "show", f"11.0.{number}.0/24") == [route]
-    host.configure(f"route delete {route}")
+    host.configure(f"route delete 11.0.{number}.0/24")
+    host_gw.etcd_request("DELETE", key)  # or the host with that public IP would take it for its own, when restarted
 
 
 def test_host_gw_a_next_hop_changes_without_a_lost_packet(host_gw: Lab) -> None:
