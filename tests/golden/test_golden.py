@@ -279,6 +279,9 @@ class Machine(Netlink):
     async def prohibitions(self) -> list[Prohibition]:
         return []
 
+    async def unmarked_prohibitions(self) -> list[Prohibition]:
+        return []
+
     async def permit(self, rules: Sequence[Prohibition], protocol: int = 85) -> None:
         assert not rules
 

@@ -19,10 +19,12 @@ from flannelpy.backend.removal import Keep, Scope
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import AlreadyRuns, ConfigError, HostError, LeaseLost, RegistryUnavailable
 from flannelpy.host import Host
+from flannelpy.linux.entries import Prohibition
 from flannelpy.linux.instance_lock import InstanceLock, Run
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.marks import device_alias
 from flannelpy.linux.netlink import Address, Link, Netlink
+from flannelpy.linux.routes import KernelRoute, RouteFilter
 from flannelpy.network import Network
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
@@ -54,6 +56,12 @@ class FakeNetlink(Netlink):
 
     async def addresses(self) -> list[Address]:
         return [Address(2, PUBLIC_IP, 24)]
+
+    async def routes_of(self, wanted: RouteFilter) -> AsyncIterator[list[KernelRoute]]:
+        yield []
+
+    async def unmarked_prohibitions(self) -> list[Prohibition]:
+        return []
 
 
 class FakeUnderlay(Underlay):
