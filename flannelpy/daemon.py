@@ -24,9 +24,12 @@ from flannelpy.options import Options
 
 log = logging.getLogger(__name__)
 
-# See gc.set_threshold: objects before the first generation is collected, times before the second and the third.  The
-# third one waits besides until a quarter of all objects are new, which keeps full collections rare.
-_COLLECTIONS = 1000, 5, 20
+# How often young objects are collected, if there are so many of them.
+_YOUNG_SECONDS = 0.2
+_FEW_YOUNG = 2000
+# Collecting so many takes 2 ms; more are collected after a longer time.
+_MANY_YOUNG = 20_000
+_MANY_YOUNG_SECONDS = 5.0
 _STATUS_SECONDS = 60
 # Signs of life per time that the watchdog allows.
 _SIGNS_OF_LIFE = 3
@@ -81,6 +84,7 @@ async def _serve(options: Options) -> None:
                 tasks.create_task(_keep_up(network) if options.networks else network.run())
             tasks.create_task(host.firewall.run())
             tasks.create_task(_report_status(speaker))
+            tasks.create_task(_collect_young())
             tasks.create_task(_show_signs_of_life(networks))
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from failures
@@ -126,11 +130,10 @@ class _Speaker:
     def _tell_ready(self) -> None:
         self._is_ready = True
         systemd.notify("READY=1", self._status())
-        # A full collection takes longer than a TUN's queue lasts, so what start-up made is set aside.  To collect only
-        # with the status would let messages of pyroute2, which refer to each other, take megabytes meanwhile.
+        # A full collection takes longer than a TUN's queue lasts, so what start-up made is set aside.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(*_COLLECTIONS)
+        gc.disable()
 
     def _status(self) -> str:
         told = (f"{network.name}: {network.status()}".removeprefix(": ") for network in self.networks)
@@ -143,6 +146,18 @@ async def _report_status(speaker: _Speaker) -> Never:
         await asyncio.sleep(_STATUS_SECONDS)
         speaker.tell()
         gc.collect()
+
+
+async def _collect_young() -> Never:
+    """Messages of pyroute2 refer to each other: while leases change without end, they take megabytes in a minute."""
+    loop = asyncio.get_running_loop()
+    collected_at = loop.time()
+    while True:
+        await asyncio.sleep(_YOUNG_SECONDS)
+        count, now = gc.get_count()[0], loop.time()
+        if count > _FEW_YOUNG and (count < _MANY_YOUNG or now - collected_at > _MANY_YOUNG_SECONDS):
+            gc.collect(0)
+            collected_at = now
 
 
 async def _show_signs_of_life(networks: Sequence[Network]) -> None:
