@@ -120,11 +120,11 @@ waiting: $(VENV)/stamp # a part of make test
 
 compiled: $(VENV)/stamp # a part of make test
 	@echo "With compiled packet kernels:"
-	@$(call unskipped,$(VENV)/bin/pytest -q $(COMPILED_TESTS))
+	@$(call unskipped,$(VENV)/bin/pytest -q -m "not timed" $(COMPILED_TESTS))
 
 interpreted: $(INTERPRETED)/stamp # a part of make test
 	@echo "With interpreted packet kernels:"
-	@$(call unskipped,$(INTERPRETED)/bin/python -P -m pytest -q tests/unit tests/fuzz tests/golden)
+	@$(call unskipped,$(INTERPRETED)/bin/python -P -m pytest -q -m "not timed" tests/unit tests/fuzz tests/golden)
 
 test-faults: $(VENV)/stamp ## etcd and daemons fail in all ways, under traffic (a part of make test)
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q tests/faults)
@@ -137,7 +137,7 @@ namespaces: $(VENV)/stamp # a part of make test
 
 timed: $(VENV)/stamp # a part of make test
 	@echo "What measures time, alone:"
-	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m timed $(NAMESPACE_TESTS))
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m timed tests --ignore=tests/soak)
 
 # What does not need the machine for itself runs side by side, the longest first.
 test: $(INTERPRETED)/stamp ## everything
