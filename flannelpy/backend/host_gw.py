@@ -77,8 +77,8 @@ class HostGwBackend:
 
     def describe(self) -> str:
         """How many hosts we can send to."""
-        lost = {*self._off_link, *self._entries.unreachable, *self._route_check.unreachable}
-        return f"next hops: {len(self._others) - len(lost)}" + (f", unreachable: {len(lost)}" if lost else "")
+        lost = len(self._off_link) + self._entries.unreachable_count + len(self._route_check.unreachable)
+        return f"next hops: {len(self._others) - lost}" + (f", unreachable: {lost}" if lost else "")
 
     async def run(self) -> None:
         """Carry over into the kernel what changed."""
@@ -132,7 +132,7 @@ class HostGwBackend:
 async def check_routes(netlink: Netlink, reconciler: EntryReconciler, check: RouteCheck, own_link: int = 0) -> None:
     """Ask the kernel whether it uses the routes that the reconciler added.  Raises HostError."""
     units, lost = reconciler.units, reconciler.unreachable
-    subnets = [subnet for subnet in units if subnet not in lost] if lost else list(units)
+    subnets = [subnet async for chunk in in_chunks(units) for subnet in chunk if not lost or subnet not in lost]
 
     lengths = sorted({subnet.prefixlen for subnet in subnets}, reverse=True)
 

@@ -70,6 +70,11 @@ class EntryReconciler:
         return self._foreign.blocking.keys() | self._refused.keys()
 
     @property
+    def unreachable_count(self) -> int:
+        """How many these are: no subnet is both blocked and refused."""
+        return len(self._foreign.blocking) + len(self._refused)
+
+    @property
     def blocked(self) -> Collection[IPv4Network]:
         """Those of them where a route of another program is in the way."""
         return self._foreign.blocking.keys()
@@ -217,16 +222,9 @@ class EntryReconciler:
         """Add what is missing, and note which subnets failed.  Raises HostError when the host lacks something."""
         # A new next hop is appended to the old one, which is removed afterwards: so no packet is lost.
         replaced = {entries.destination(key) for key in stale}
-        added, appended = list[tuple[Entry, IPv4Network]](), list[tuple[Gateway, IPv4Network]]()
+        failed: list[tuple[Entry, IPv4Network, int]] = []
         async for chunk in in_chunks(missing.values()):
-            for entry, subnet in chunk:
-                if replaced and isinstance(entry, Gateway) and entry.destination in replaced:
-                    appended.append((entry, subnet))
-                else:
-                    added.append((entry, subnet))
-        errors = await netlink.add([entry for entry, _ in added])
-        errors += await netlink.append([route for route, _ in appended])
-        failed = [(*one, error) for one, error in zip([*added, *appended], errors, strict=True) if error]
+            failed += await _add_beside(netlink, chunk, replaced)
         in_the_way = [entry for entry, _, error in failed if isinstance(entry, Gateway) and error == errno.EEXIST]
         if in_the_way:
             await self._judge(netlink, in_the_way)
@@ -260,6 +258,19 @@ class EntryReconciler:
             for key in found
             if any(key in holder for holder in holders) and all(subnet in failed for subnet in self._index[key])
         ]
+
+
+async def _add_beside(
+    netlink: Netlink, wanted: Sequence[tuple[Entry, IPv4Network]], replaced: Collection[IPv4Network | None]
+) -> list[tuple[Entry, IPv4Network, int]]:
+    """Add entries, routes to ``replaced`` destinations behind those that are there; what failed, by which errno."""
+    appended = [one for one in wanted if replaced and isinstance(one[0], Gateway) and one[0].destination in replaced]
+    added = [one for one in wanted if one not in appended] if appended else wanted
+    errors = [
+        *await netlink.add([entry for entry, _ in added]),
+        *await netlink.append([entry for entry, _ in appended if isinstance(entry, Gateway)]),
+    ]
+    return [(*one, error) for one, error in zip([*added, *appended], errors, strict=True) if error]
 
 
 def _route_of(unit: Unit) -> Gateway:

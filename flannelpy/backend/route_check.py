@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import NamedTuple
 
+from flannelpy.backend.chunks import in_chunks
 from flannelpy.backend.foreign_routes import find_leftovers, log_leftovers
 from flannelpy.backend.route_cause import Causes
 from flannelpy.errors import HostError
@@ -94,6 +95,7 @@ class RouteCheck:
         """Ask about the network outside our own subnet; raises HostError when nothing takes our own device's route."""
         await self._ask(netlink, [self._network], lambda *_: Way(own_link), own_link)
         if self.unreachable:
+            self.unreachable.clear()  # it is no peer's subnet
             raise HostError(self._refusal(str(self._network)))
         self._report()
 
@@ -122,7 +124,7 @@ class RouteCheck:
         for (subnet, query), answer in zip(asked, answers, strict=True):
             if not way(subnet, query.destination).is_taken(query, answer):
                 wrong[subnet].append(query)
-        self._forget_all_but(subnets)
+        await self._forget_all_but(subnets)
         for subnet, queries in wrong.items():
             addresses = {query.destination for asked_subnet, query in asked if asked_subnet is subnet}
             is_whole = addresses == {query.destination for query in queries}
@@ -186,9 +188,11 @@ class RouteCheck:
             if bridge:
                 yield RouteQuery(address, bridge.sources[number % len(bridge.sources)], bridge.link_index)
 
-    def _forget_all_but(self, subnets: Sequence[IPv4Network]) -> None:
+    async def _forget_all_but(self, subnets: Sequence[IPv4Network]) -> None:
         if self._causes or self.unreachable:
-            kept = set(subnets)
+            kept = set[IPv4Network]()
+            async for chunk in in_chunks(subnets):
+                kept.update(chunk)
             self._causes = {subnet: causes for subnet, causes in self._causes.items() if subnet in kept}
             self.unreachable &= kept
 

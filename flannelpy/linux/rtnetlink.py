@@ -31,8 +31,10 @@ _HEADER = struct.Struct("=IHHII")
 # struct rtattr { unsigned short rta_len, rta_type; }
 _ATTRIBUTE = struct.Struct("=HH")
 _ERROR = struct.Struct("=i")
-# The kernel fills as much of a listing as it is given room for: some 250 routes, which take a millisecond to decode.
+# The kernel fills as much of a listing as it is given room for: some 250 routes.
 _BUFFER = 1 << 14
+# To make something of so many takes about a millisecond.
+_CHUNK = 100
 # Requests that are sent with one system call: their answers have to fit into a socket's buffer.
 _BATCH = 40
 
@@ -63,11 +65,14 @@ class RtnetlinkSocket:
 
     async def change(self, requests: Iterable[Message]) -> list[int]:
         """The errno of each request, 0 where it was done; many go with one system call.  Raises OSError."""
-        return [error_of(answer) for answer in await self.ask(requests, _NLM_F_ACK)]
+        return [error_of(answer) async for batch in self._batches(requests, _NLM_F_ACK) for answer in batch]
 
-    async def ask(self, requests: Iterable[Message], flags: int = 0) -> list[Message]:
+    async def ask(self, requests: Iterable[Message]) -> list[Message]:
         """The answer to each request, which may be an error (``error_of``).  Raises OSError."""
-        left, answers = iter(requests), list[Message]()
+        return [answer async for batch in self._batches(requests, 0) for answer in batch]
+
+    async def _batches(self, requests: Iterable[Message], flags: int) -> AsyncIterator[list[Message]]:
+        left = iter(requests)
         while batch := list(islice(left, _BATCH)):
             first = self._sequence + 1
             data = b"".join(self._encode(request, flags) for request in batch)
@@ -75,23 +80,26 @@ class RtnetlinkSocket:
             received: dict[int, Message] = {}
             while len(received) < len(batch):
                 received |= {number: one for number, one in decode(await self._receive()) if number >= first}
-            answers += [received[first + number] for number in range(len(batch))]
+            yield [received[first + number] for number in range(len(batch))]
             await asyncio.sleep(0)
-        return answers
 
     async def listing(self, request: Message) -> AsyncIterator[list[Message]]:
         """All that there is of a kind, chunk by chunk; to be read to its end.  Raises OSError, InterruptedListing."""
         await asyncio.get_running_loop().sock_sendall(self._socket, self._encode(request, _NLM_F_DUMP))
         is_done = is_interrupted = False
         while not is_done:
-            chunk = [message for number, message in decode(await self._receive()) if number == self._sequence]
-            is_interrupted |= any(message.flags & _NLM_F_DUMP_INTR for message in chunk)
-            if chunk and chunk[-1].message_type in (_NLMSG_ERROR, _NLMSG_DONE):
-                is_done = True
-                if error := error_of(chunk.pop()):
-                    raise OSError(error, os.strerror(error))
-            yield chunk
+            await asyncio.sleep(0)  # with each call the kernel may look at thousands that are not wanted
+            data = await self._receive()
             await asyncio.sleep(0)
+            found = [message for number, message in decode(data) if number == self._sequence]
+            is_interrupted |= any(message.flags & _NLM_F_DUMP_INTR for message in found)
+            if found and found[-1].message_type in (_NLMSG_ERROR, _NLMSG_DONE):
+                is_done = True
+                if error := error_of(found.pop()):
+                    raise OSError(error, os.strerror(error))
+            for start in range(0, len(found), _CHUNK):
+                yield found[start : start + _CHUNK]
+                await asyncio.sleep(0)
         if is_interrupted:
             raise InterruptedListing
 

@@ -161,7 +161,7 @@ class UdpBackend:
 
     def describe(self) -> str:
         """How many hosts we can send to."""
-        lost = len(self._route_check.unreachable & self._subnets.keys()) if self._route_check else 0
+        lost = len(self._route_check.unreachable) if self._route_check else 0
         return f"next hops: {len(self._routes) - lost}" + (f", unreachable: {lost}" if lost else "")
 
     async def run(self) -> None:
@@ -197,6 +197,9 @@ class UdpBackend:
         if link and self._route_check:
             way = Way(link.index)
             await self._route_check.check(netlink, list(self._subnets), lambda *_: way, link.index)
+            lower = await netlink.link(self._external.name)
+            if lower:
+                await self._route_check.report_leftovers(netlink, lower.index, ())
 
     def close(self) -> None:
         """The device takes its address and route along."""

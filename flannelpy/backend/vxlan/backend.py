@@ -117,9 +117,8 @@ class VxlanBackend:
 
     def describe(self) -> str:
         """How many hosts we can send to."""
-        lost = {*self._twins, *self._entries.unreachable, *self._route_check.unreachable}
-        lost &= self._others.keys()
-        return f"next hops: {len(self._others) - len(lost)}" + (f", unreachable: {len(lost)}" if lost else "")
+        lost = len(self._twins) + self._entries.unreachable_count + len(self._route_check.unreachable)
+        return f"next hops: {len(self._others) - lost}" + (f", unreachable: {lost}" if lost else "")
 
     async def run(self) -> None:
         """Carry over into the kernel what changed."""

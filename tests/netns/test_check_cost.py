@@ -1,0 +1,111 @@
+"""A check must not keep packets waiting: no turn of the event loop takes long, however many routes there are."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from lab import ETCD_PREFIX, Daemon, Host, Lab, wait_for
+
+MEASURED = Path(__file__).parent / "measured_daemon.py"
+#: Processor time of one turn.
+MAX_MILLISECONDS = 5.0
+FOREIGN, OWN = 20_000, 10_000
+SECONDS = 12.0
+
+pytestmark = [pytest.mark.usefixtures("root"), pytest.mark.timed]
+
+
+class Busy(NamedTuple):
+    """A host with many routes; ``result`` is the longest turn since that file was removed."""
+
+    host: Host
+    daemon: Daemon
+    result: Path
+
+    def longest_turn(self) -> float:
+        """In milliseconds."""
+        if not self.result.exists():
+            return 0.0
+        print(self.result.read_text())  # what ran in it
+        return float(self.result.read_text().split()[0])
+
+
+@pytest.fixture(scope="module", params=["host-gw", "vxlan"])
+def busy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Busy]:
+    directory = tmp_path_factory.mktemp("measured")
+    result, python = directory / "longest", directory / "python"
+    words = shlex.join([sys.executable, str(MEASURED), str(result)])
+    python.write_text(f'#!/bin/sh\nshift 3 # -P -m flannelpy\nexec {words} "$@"\n')
+    python.chmod(0o755)
+    with Lab(hosts=1) as lab:
+        [host] = lab.hosts
+        lab.put_config(json.dumps({"Network": "11.0.0.0/12", "Backend": {"Type": request.param}}))
+        foreign = "".join(
+            f"route add 10.{number >> 14}.{number >> 6 & 255}.{(number & 63) * 4}/30 via 172.17.8.1 proto bird\n"
+            for number in range(FOREIGN)
+        )
+        host.run("ip", "-batch", "-", input=foreign)
+        lab.etcd.put_all(leases(request.param), ttl=3000)
+        daemon = host.start_daemon("-iface=eth1", python=str(python))
+        daemon.wait_ready(60)
+        wait_for(lambda: owned(host) == OWN, 60, "the routes of all leases", pause=0.5)
+        host.add_container()
+        yield Busy(host, daemon, result)
+
+
+def leases(backend: str) -> dict[str, str]:
+    """Of hosts that do not exist."""
+    return {
+        f"{ETCD_PREFIX}/subnets/11.{number >> 14}.{number >> 6 & 255}.{(number & 63) * 4}-30": json.dumps(
+            {
+                "PublicIP": f"172.17.8.{110 + number % 100}"
+                if backend == "host-gw"
+                else f"172.18.{number >> 8}.{number & 255}",
+                "BackendType": backend,
+                "BackendData": {"VtepMAC": f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"},
+            }
+        )
+        for number in range(OWN)
+    }
+
+
+def owned(host: Host) -> int:
+    return len(host.run("ip", "route", "show", "proto", "85").stdout.splitlines())
+
+
+def change_all_the_time(host: Host, destination: str) -> None:
+    """A route of another program comes or goes every 10 ms."""
+    with host.popen("ip", "-batch", "-", stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        end, number = time.monotonic() + SECONDS, 0
+        while time.monotonic() < end:
+            process.stdin.write(f"route {('add', 'del')[number % 2]} {destination} via 172.17.8.1 proto bird\n")
+            process.stdin.flush()
+            number += 1
+            time.sleep(0.01)
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("destination", ["10.200.0.0/24", "11.15.250.0/24", "11.0.0.0/9"])
+def test_no_turn_takes_long_while_a_foreign_route_changes_every_10_ms(busy: Busy, destination: str) -> None:
+    """Outside the network, inside it, and around many leases."""
+    busy.result.unlink(missing_ok=True)
+    change_all_the_time(busy.host, destination)
+    assert busy.longest_turn() < MAX_MILLISECONDS
+    assert owned(busy.host) == OWN
+    assert busy.daemon.process.poll() is None
+
+
+def test_no_turn_takes_long_when_another_program_removes_all_our_routes(busy: Busy) -> None:
+    busy.result.unlink(missing_ok=True)
+    busy.host.run("ip", "route", "flush", "proto", "85")
+    wait_for(lambda: owned(busy.host) == OWN, 30, "all our routes", pause=0.5)
+    assert busy.longest_turn() < MAX_MILLISECONDS
