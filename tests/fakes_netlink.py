@@ -8,11 +8,10 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Self
 
 from flannelpy.linux import entries, routes
-from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour
+from flannelpy.linux.entries import Entry, Forward, Gateway, Identity, Neighbour
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Address, Link, Netlink
 from flannelpy.linux.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
-from flannelpy.linux.rtnetlink import Message
 from flannelpy.linux.rules import PolicyRule
 
 EXTERNAL = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 1500)
@@ -97,11 +96,11 @@ class FakeNetlink(Netlink):
                 found.setdefault(route.destination, []).append(routes.parse(entries.addition(route)))
         return found
 
-    async def owned(self, network: IPv4Network, link_index: int) -> AsyncIterator[list[Message]]:
+    async def owned(self, network: IPv4Network, link_index: int) -> AsyncIterator[list[Identity]]:
         """As the kernel is asked: routes by their marks and interface, all else of our interface."""
         kept = [routes.parse(entries.addition(route)) for route in self.gateways]
-        yield [entries.removal_of(route) for route in kept if entries.is_owned(route, network, link_index)]
-        yield [entries.removal(entry) for entry in self.others.values() if entry.link_index == link_index]
+        yield [entries.identity_of(route) for route in kept if entries.is_owned(route, network, link_index)]
+        yield [entries.identity(entry) for entry in self.others.values() if entry.link_index == link_index]
 
     async def lookups(self, queries: Sequence[RouteQuery], *, matched: bool = False) -> list[RouteAnswer]:
         self.queries += queries
@@ -136,15 +135,15 @@ class FakeNetlink(Netlink):
         self.hold(entry)
         return 0
 
-    async def remove(self, unwanted: Sequence[Message]) -> None:
+    async def remove(self, unwanted: Sequence[Identity]) -> None:
         """As the kernel: a route goes if it is that very one, a neighbour by its address."""
         for key in unwanted:
             for entry in self.entries:
-                is_it = entries.removal(entry) == key
+                is_it = entries.identity(entry) == key
                 if is_it or (isinstance(entry, Neighbour) and _is_neighbour_of(key, entry)):
                     self.lose(entry)
                     self.changes += 1
 
 
-def _is_neighbour_of(key: Message, entry: Neighbour) -> bool:
-    return key.message_type == entries.removal(entry).message_type and entries.key(key) == entry.key
+def _is_neighbour_of(unwanted: Identity, entry: Neighbour) -> bool:
+    return not entries.is_route(unwanted) and entries.key(unwanted) == entry.key

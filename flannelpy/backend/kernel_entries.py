@@ -17,13 +17,12 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
 from ipaddress import IPv4Network
 
-from flannelpy.backend.chunks import in_chunks
+from flannelpy.backend.chunks import in_chunks, set_aside
 from flannelpy.backend.foreign_routes import ForeignRoutes
 from flannelpy.errors import HostError
 from flannelpy.linux import entries
-from flannelpy.linux.entries import Entry, Gateway, Unit
+from flannelpy.linux.entries import Entry, Gateway, Identity, Unit
 from flannelpy.linux.netlink import Netlink, Refusal
-from flannelpy.linux.rtnetlink import RTM_DELROUTE, Message
 from flannelpy.subnet.retry import Complaint
 
 log = logging.getLogger(__name__)
@@ -32,11 +31,11 @@ _RETRY_SECONDS = 1.0
 # More of a kind are logged as one.
 _LOGGED_SINGLY = 10
 
-#: What has to be added and for which subnet, by the request that would remove it.
-Missing = dict[Message, tuple[Entry, IPv4Network]]
+#: What has to be added, and for which subnet.
+Missing = dict[Identity, tuple[Entry, IPv4Network]]
 
-#: The subnets that ask for an entry, by the request that removes it: the key by which entries are compared.
-Index = Mapping[Message, Sequence[IPv4Network]]
+#: The subnets that ask for an entry.
+Index = Mapping[Identity, Sequence[IPv4Network]]
 
 
 class EntryReconciler:
@@ -59,7 +58,7 @@ class EntryReconciler:
         self._index: Index = {}
         self._refused: Mapping[IPv4Network, tuple[Unit, Refusal]] = {}
         self._foreign = ForeignRoutes()
-        self._present: Collection[Message] | None = None  # None: unknown
+        self._present: Collection[Identity] | None = None  # None: unknown
         self._is_known = False  # which leases there are
         self._changed = asyncio.Event()
         self.lock = asyncio.Lock()  # while it is held nothing is added or removed
@@ -135,6 +134,8 @@ class EntryReconciler:
             self._foreign.report(netlink)
             if not self.unreachable and not self._foreign.equivalent:
                 self._present = self._index.keys()
+            if not before:  # the first ones, and all at once
+                set_aside(len(self._index))
             if known is not None:
                 return []
             restored = await self._restored(missing, before, {*failed_before, *self.unreachable})
@@ -164,19 +165,19 @@ class EntryReconciler:
         """Want these from now on."""
         if units is self._units:
             return
-        index: dict[Message, list[IPv4Network]] = {}
+        index: dict[Identity, list[IPv4Network]] = {}
         async for pairs in in_chunks(units.items()):
             for subnet, unit in pairs:
                 for entry in unit:
-                    index.setdefault(entries.removal(entry), []).append(subnet)
+                    index.setdefault(entries.identity(entry), []).append(subnet)
         self._units, self._index = units, index
         self._foreign.forget_all_but(units)
         self._refused = {
             subnet: (unit, why) for subnet, (unit, why) in self._refused.items() if units.get(subnet) == unit
         }
 
-    async def _list_owned(self, netlink: Netlink) -> Collection[Message]:
-        found: dict[Message, None] = {}
+    async def _list_owned(self, netlink: Netlink) -> Collection[Identity]:
+        found: dict[Identity, None] = {}
         async for chunk in netlink.owned(self._network, await self._own_link(netlink)):
             found.update(dict.fromkeys(chunk))
         return found.keys()
@@ -196,7 +197,7 @@ class EntryReconciler:
             await netlink.remove_routes(done)
             log.info("Adopted %d routes that flanneld or an earlier version of flannelpy added", len(done))
 
-    async def _find_missing(self, present: Collection[Message], *, skip_refused: bool) -> Missing:
+    async def _find_missing(self, present: Collection[Identity], *, skip_refused: bool) -> Missing:
         """Nothing is added for a subnet whose route is blocked.
 
         What the kernel refused it refuses again; to try that at each look would cause the next look.
@@ -206,7 +207,7 @@ class EntryReconciler:
         async for chunk in in_chunks(self._index.items()):
             for subnet in {subnet for key, subnets in chunk if key not in present for subnet in subnets} - skipped:
                 for entry in self._units[subnet]:
-                    key = entries.removal(entry)
+                    key = entries.identity(entry)
                     if key not in present and not self._is_equivalent(subnet, entry):
                         missing[key] = entry, subnet
         return missing
@@ -215,10 +216,10 @@ class EntryReconciler:
         """Whether another program's route does what this one would do."""
         return isinstance(entry, Gateway) and subnet in self._foreign.equivalent
 
-    async def _find_stale(self, present: Collection[Message]) -> list[Message]:
+    async def _find_stale(self, present: Collection[Identity]) -> list[Identity]:
         return [key async for keys in in_chunks(present) for key in keys if key not in self._index]
 
-    async def _add(self, netlink: Netlink, missing: Missing, stale: Sequence[Message]) -> None:
+    async def _add(self, netlink: Netlink, missing: Missing, stale: Sequence[Identity]) -> None:
         """Add what is missing, and note which subnets failed.  Raises HostError when the host lacks something."""
         # A new next hop is appended to the old one, which is removed afterwards: so no packet is lost.
         replaced = {entries.destination(key) for key in stale}
@@ -229,7 +230,7 @@ class EntryReconciler:
         if in_the_way:
             await self._judge(netlink, in_the_way)
             for route in in_the_way:
-                del missing[entries.removal(route)]
+                del missing[entries.identity(route)]
         await self._note_failures(netlink, missing, [one for one in failed if one[2] != errno.EEXIST])
 
     async def _note_failures(
@@ -249,10 +250,10 @@ class EntryReconciler:
         for subnet in self._refused.keys() - before.keys():
             log.error("Ignoring invalid lease %s: %s", subnet, self._refused[subnet][1])
 
-    def _of_failed(self, *holders: Container[Message]) -> list[Message]:
+    def _of_failed(self, *holders: Container[Identity]) -> list[Identity]:
         """The entries of subnets that are unreachable, but for those that other subnets share, if a holder has them."""
         failed = {*self.unreachable}
-        found = dict.fromkeys(entries.removal(entry) for subnet in failed for entry in self._units.get(subnet, ()))
+        found = dict.fromkeys(entries.identity(entry) for subnet in failed for entry in self._units.get(subnet, ()))
         return [
             key
             for key in found
@@ -280,7 +281,7 @@ def _route_of(unit: Unit) -> Gateway:
     return route
 
 
-def _not_replaced(stale: Sequence[Message], missing: Missing) -> list[Message]:
+def _not_replaced(stale: Sequence[Identity], missing: Missing) -> list[Identity]:
     """A neighbour or FDB entry of a key that was added has been replaced; a route stands beside the other one."""
     if not stale:
         return []
@@ -288,8 +289,8 @@ def _not_replaced(stale: Sequence[Message], missing: Missing) -> list[Message]:
     return [one for one in stale if not keys or entries.key(one) not in keys]
 
 
-def _is_no_route(key: Message) -> bool:
-    return key.message_type != RTM_DELROUTE
+def _is_no_route(key: Identity) -> bool:
+    return not entries.is_route(key)
 
 
 def _summary(found: Sequence[object], what: str) -> list[str]:

@@ -35,7 +35,7 @@ _NUD_PERMANENT = 0x80
 
 
 # A notification takes some microseconds; after so many the loop has its turn.
-_MANY = 100
+_MANY = 30
 
 
 async def changes(network: IPv4Network) -> AsyncIterator[None]:

@@ -54,6 +54,7 @@ _NUMBER = struct.Struct("=I")
 # The attributes of a route that Gateway can describe, and what stands before the value of each.
 _DEFINED = {_RTA_DST, _RTA_GATEWAY, _RTA_OIF}
 _OF_A_GATEWAY = {*_DEFINED, _RTA_TABLE}
+_OF_ROUTE, _OF_NEIGHBOUR = bytes([RTM_DELROUTE]), bytes([RTM_DELNEIGH])
 _DST, _GATEWAY, _OIF = (attribute(number, bytes(4))[:4] for number in (_RTA_DST, _RTA_GATEWAY, _RTA_OIF))
 
 
@@ -184,17 +185,36 @@ def appending(route: Gateway) -> Message:
     return Message(RTM_NEWROUTE, route.body(), NLM_F_CREATE | NLM_F_APPEND)
 
 
-def removal(entry: Entry) -> Message:
-    """The request that removes exactly this entry.  It is also the key by which entries are compared."""
-    return Message(RTM_DELROUTE if isinstance(entry, Gateway) else RTM_DELNEIGH, entry.body())
+#: What tells an entry from all others: the request that removes it, as bytes, which are hashed and compared quickly and
+#: are none of the garbage collector's business.
+Identity = bytes
 
 
-def removal_of(route: KernelRoute) -> Message:
-    """The same of a route that was listed; a route that ``Gateway`` can describe gets the same key."""
+def identity(entry: Entry) -> Identity:
+    """Of an entry that is wanted."""
+    return (_OF_ROUTE if isinstance(entry, Gateway) else _OF_NEIGHBOUR) + entry.body()
+
+
+def identity_of(route: KernelRoute) -> Identity:
+    """Of a route that was listed; a route that ``Gateway`` can describe gets the identity of that."""
+    return _OF_ROUTE + _plain_body(route)
+
+
+def removal(of: Identity) -> Message:
+    """The request that removes exactly this entry."""
+    return Message(of[0], of[1:])
+
+
+def is_route(of: Identity) -> bool:
+    """Whether it is of a route."""
+    return of[0] == RTM_DELROUTE
+
+
+def _plain_body(route: KernelRoute) -> bytes:
     if not route.attributes.keys() <= _OF_A_GATEWAY or not route.attributes.keys() >= _DEFINED:
-        return routes_.removal(route)
+        return routes_.removal_body(route)
     if route.tos or not route.is_unicast or route.table != _RT_TABLE_MAIN:
-        return routes_.removal(route)
+        return routes_.removal_body(route)
     header = _RTMSG.pack(
         _AF_INET,
         route.prefix_len,
@@ -207,7 +227,7 @@ def removal_of(route: KernelRoute) -> Message:
         route.flags & _RTNH_F_ONLINK,
     )
     has = route.attributes
-    return Message(RTM_DELROUTE, header + _DST + has[_RTA_DST] + _GATEWAY + has[_RTA_GATEWAY] + _OIF + has[_RTA_OIF])
+    return header + _DST + has[_RTA_DST] + _GATEWAY + has[_RTA_GATEWAY] + _OIF + has[_RTA_OIF]
 
 
 def is_owned(route: KernelRoute, network: IPv4Network, link_index: int) -> bool:
@@ -225,29 +245,28 @@ def is_owned(route: KernelRoute, network: IPv4Network, link_index: int) -> bool:
     )
 
 
-def destination(key: Message) -> IPv4Network | None:
-    """The destination of a route by its key; None of another entry."""
-    return routes_.parse(key).destination if key.message_type == RTM_DELROUTE else None
+def destination(of: Identity) -> IPv4Network | None:
+    """The destination of a route; None of another entry."""
+    return routes_.parse(removal(of)).destination if is_route(of) else None
 
 
-def describe(key: Message) -> str:
-    """An entry in words, by its key."""
-    if key.message_type == RTM_DELROUTE:
-        route = routes_.parse(key)
+def describe(of: Identity) -> str:
+    """An entry in words."""
+    if is_route(of):
+        route = routes_.parse(removal(of))
         return f"route to {route.destination}" + (f" via {route.gateway}" if route.gateway else "")
-    return str(_neighbour_entry(key))
+    return str(_neighbour_entry(of))
 
 
-def key(removal: Message) -> Hashable:
+def key(of: Identity) -> Hashable:
     """The key within which an entry is replaced by another one."""
-    if removal.message_type == RTM_DELROUTE:
-        return routes_.parse(removal).destination
-    return _neighbour_entry(removal).key
+    return destination(of) if is_route(of) else _neighbour_entry(of).key
 
 
-def _neighbour_entry(removal: Message) -> Neighbour | Forward:
-    family, link_index, *_ = _NDMSG.unpack_from(removal.body)
-    has = attributes(removal.body, _NDMSG.size)
+def _neighbour_entry(of: Identity) -> Neighbour | Forward:
+    body = removal(of).body
+    family, link_index, *_ = _NDMSG.unpack_from(body)
+    has = attributes(body, _NDMSG.size)
     address, mac = IPv4Address(has[_NDA_DST]), has[_NDA_LLADDR].hex(":")
     return Forward(mac, address, link_index) if family == _AF_BRIDGE else Neighbour(address, mac, link_index)
 

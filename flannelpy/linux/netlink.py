@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from flannelpy.errors import HostError
 from flannelpy.linux import entries, routes, rules
-from flannelpy.linux.entries import Entry, Gateway, Prohibition, Route
+from flannelpy.linux.entries import Entry, Gateway, Identity, Prohibition, Route
 from flannelpy.linux.marks import ROUTE_PROTOCOL
 from flannelpy.linux.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
 from flannelpy.linux.rtnetlink import InterruptedListing, Message, RtnetlinkSocket
@@ -173,7 +173,7 @@ class Netlink:
 
     async def remove_routes(self, unwanted: Sequence[KernelRoute]) -> None:
         """Remove exactly these routes; one that has gone already is gone.  Raises HostError."""
-        await self.remove([routes.removal(route) for route in unwanted])
+        await self.remove(list(map(entries.identity_of, unwanted)))
 
     async def routes_to(self, destinations: Container[IPv4Network]) -> dict[IPv4Network, list[KernelRoute]]:
         """The main table's routes to exactly these destinations, in the kernel's order.  Raises HostError."""
@@ -184,8 +184,8 @@ class Netlink:
                     found.setdefault(route.destination, []).append(route)
         return found
 
-    async def owned(self, network: IPv4Network, link_index: int) -> AsyncIterator[list[Message]]:
-        """What is ours of what leads into ``network``, chunk by chunk, by its key (``entries.removal``).
+    async def owned(self, network: IPv4Network, link_index: int) -> AsyncIterator[list[Identity]]:
+        """What is ours of what leads into ``network``, chunk by chunk.
 
         The device with ``link_index`` is our own, if it is not 0.  Raises HostError.
         """
@@ -194,12 +194,12 @@ class Netlink:
             filters.append(RouteFilter(link_index=link_index, except_protocol=ROUTE_PROTOCOL))
         for wanted in filters:
             async for chunk in self.routes_of(wanted):
-                yield [entries.removal_of(route) for route in chunk if entries.is_owned(route, network, link_index)]
+                yield [entries.identity_of(route) for route in chunk if entries.is_owned(route, network, link_index)]
         if link_index:
             async for messages in self._listing(entries.all_neighbours(link_index)):
-                yield [entries.removal(one) for one in entries.neighbours(messages, link_index)]
+                yield [entries.identity(one) for one in entries.neighbours(messages, link_index)]
             async for messages in self._listing(entries.all_forwards(link_index)):
-                yield [entries.removal(one) for one in entries.forwards(messages, link_index)]
+                yield [entries.identity(one) for one in entries.forwards(messages, link_index)]
 
     async def rules(self) -> list[PolicyRule]:
         """The policy rules in the order in which the kernel looks at them.  Raises HostError."""
@@ -243,9 +243,9 @@ class Netlink:
         """Add these routes behind those of their destinations; the errno of each.  Raises HostError."""
         return await self._change(map(entries.appending, wanted))
 
-    async def remove(self, unwanted: Sequence[Message]) -> None:
-        """Remove these entries, given by their keys; one that has gone already is gone.  Raises HostError."""
-        errors = await self._change(unwanted)
+    async def remove(self, unwanted: Sequence[Identity]) -> None:
+        """Remove these entries; one that has gone already is gone.  Raises HostError."""
+        errors = await self._change(map(entries.removal, unwanted))
         for one, error in zip(unwanted, errors, strict=True):
             if error and error not in _GONE:
                 raise HostError(f"cannot remove the {entries.describe(one)}: {os.strerror(error)}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
-from flannelpy.linux.rtnetlink import RTM_DELROUTE, RTM_GETROUTE, Message, attribute, attributes, error_of
+from flannelpy.linux.rtnetlink import RTM_GETROUTE, Message, attribute, attributes, error_of
 
 _AF_INET = 2
 # struct rtmsg { unsigned char rtm_family, rtm_dst_len, rtm_src_len, rtm_tos, rtm_table, rtm_protocol, rtm_scope,
@@ -191,13 +191,13 @@ def parse(message: Message) -> KernelRoute:
     return KernelRoute(message.body, prefix_len, tos, protocol, scope, kind, flags, has)
 
 
-def removal(route: KernelRoute) -> Message:
-    """The request that removes exactly this route."""
+def removal_body(route: KernelRoute) -> bytes:
+    """What a request of RTM_DELROUTE has to hold to remove exactly this route."""
     if _RTA_NH_ID not in route.attributes:
-        return Message(RTM_DELROUTE, route.body)
+        return route.body
     has = route.attributes
     kept = (attribute(name, has[name]) for name in _OF_A_NEXTHOP_OBJECT if name in has)
-    return Message(RTM_DELROUTE, route.body[: _RTMSG.size] + b"".join(kept))
+    return route.body[: _RTMSG.size] + b"".join(kept)
 
 
 class RouteQuery(NamedTuple):

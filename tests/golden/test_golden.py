@@ -34,10 +34,9 @@ from flannelpy.backend.udp import device
 from flannelpy.backend.udp.engine import BATCH_PACKETS, Engine, Plan
 from flannelpy.backend.udp.routes import NextHop, Routes
 from flannelpy.linux import systemd
-from flannelpy.linux.entries import Prohibition, Route
+from flannelpy.linux.entries import Identity, Prohibition, Route
 from flannelpy.linux.netlink import Address, Link, Netlink
 from flannelpy.linux.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
-from flannelpy.linux.rtnetlink import Message
 from flannelpy.linux.tun import Tun
 from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.packet import ipv4, vnet_hdr
@@ -273,7 +272,7 @@ class Machine(Netlink):
     async def routes_of(self, wanted: RouteFilter) -> AsyncIterator[list[KernelRoute]]:
         yield []
 
-    async def remove(self, unwanted: Sequence[Message]) -> None:
+    async def remove(self, unwanted: Sequence[Identity]) -> None:
         assert not unwanted
 
     async def prohibitions(self) -> list[Prohibition]:

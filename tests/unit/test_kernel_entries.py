@@ -13,9 +13,8 @@ from fakes_netlink import FLANNEL1, FakeNetlink
 from flannelpy.backend import kernel_entries
 from flannelpy.backend.kernel_entries import EntryReconciler
 from flannelpy.errors import HostError
-from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour, Unit
+from flannelpy.linux.entries import Entry, Forward, Gateway, Identity, Neighbour, Unit
 from flannelpy.linux.netlink import Netlink
-from flannelpy.linux.rtnetlink import Message
 
 
 def unit(number: int, host: int = 102, mac: int | None = None) -> Unit:
@@ -268,7 +267,7 @@ def test_what_an_earlier_version_added_is_adopted_without_a_gap(
         lengths: list[int] = []
         remove = world.netlink.remove
 
-        async def remember(unwanted: Sequence[Message]) -> None:
+        async def remember(unwanted: Sequence[Identity]) -> None:
             lengths.append(len(world.netlink.gateways))
             await remove(unwanted)
 
@@ -310,7 +309,7 @@ def test_a_new_next_hop_is_added_before_the_old_one_is_removed(monkeypatch: pyte
         await world.settled()
         remove = world.netlink.remove
 
-        async def check(unwanted: Sequence[Message]) -> None:
+        async def check(unwanted: Sequence[Identity]) -> None:
             assert not unwanted or by_gateway(1, 111) in world.netlink.gateways
             await remove(unwanted)
 

@@ -53,7 +53,7 @@ class World:
         self.netlink.gateways = sorted(ours, key=str)
         self.netlink.queries.clear()
         await self.check.check(
-            self.netlink, subnets, lambda one: Way(ETH1, one.network_address + 256), own_link, blocked
+            self.netlink, subnets, lambda one, _: Way(ETH1, one.network_address + 256), own_link, blocked
         )
 
 

@@ -56,7 +56,11 @@ def route(**attrs: object) -> Message:
     return written(rtmsg, rtnetlink.RTM_NEWROUTE, fields, **{"RTA_DST": "11.0.49.0", **attrs})
 
 
-@pytest.mark.parametrize(("request_of", "types"), [(entries.addition, (24, 28)), (entries.removal, (25, 29))])
+def removal(entry: Entry) -> Message:
+    return entries.removal(entries.identity(entry))
+
+
+@pytest.mark.parametrize(("request_of", "types"), [(entries.addition, (24, 28)), (removal, (25, 29))])
 def test_a_gateway_is_what_pyroute2_reads(request_of: Any, types: tuple[int, int]) -> None:
     theirs = understood(request_of(ENTRIES[1]))
     assert theirs["header"]["type"] == types[0]
@@ -82,11 +86,11 @@ def test_a_forward_is_what_pyroute2_reads() -> None:
 def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
     message = entries.addition(entry)
     if isinstance(entry, Gateway):
-        found = [entries.removal_of(routes.parse(message))]
+        found = [entries.identity_of(routes.parse(message))]
     else:
         listed: list[Entry] = [*entries.neighbours([message], 7), *entries.forwards([message], 7)]
-        found = list(map(entries.removal, listed))
-    assert found == [entries.removal(entry)]
+        found = list(map(entries.identity, listed))
+    assert found == [entries.identity(entry)]
     assert entries.describe(found[0]) == str(entry)
 
 
@@ -141,9 +145,9 @@ def test_routes_are_ours_by_their_mark_and_destination(
     message = written(rtmsg, 24, whole, **{**common, **attrs})
     assert is_ours(message) == is_owned
     # What Gateway cannot describe is removed by what the kernel listed.
-    wanted = entries.removal(Gateway(SUBNET, HOST, 2, protocol=whole["proto"]))
+    wanted = entries.identity(Gateway(SUBNET, HOST, 2, protocol=whole["proto"]))
     is_simple = not attrs and "tos" not in fields and whole["dst_len"] == 24
-    assert (entries.removal_of(routes.parse(message)) == wanted) == is_simple
+    assert (entries.identity_of(routes.parse(message)) == wanted) == is_simple
 
 
 @pytest.mark.parametrize(
