@@ -7,6 +7,7 @@ last removed, and what ran in it.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import time
 from asyncio import events
@@ -18,6 +19,7 @@ longest = 0.0
 _run_once = asyncio.BaseEventLoop._run_once  # type: ignore[attr-defined]
 _handle_run = events.Handle._run
 _ran: list[str] = []
+_collections: list[float] = []
 
 
 def measured_handle(self: events.Handle) -> Any:
@@ -42,7 +44,16 @@ def measured_turn(self: asyncio.BaseEventLoop) -> None:
         draft.replace(RESULT)
 
 
+def measured_collection(phase: str, info: dict[str, int]) -> None:
+    """Note what the garbage collector takes of this turn."""
+    _collections.append(time.thread_time())
+    if phase == "stop":
+        stop, start = _collections.pop(), _collections.pop()
+        _ran.append(f"generation {info['generation']} collected in {(stop - start) * 1000:.3f} ms")
+
+
 if __name__ == "__main__":
+    gc.callbacks.append(measured_collection)
     events.Handle._run = measured_handle  # type: ignore[method-assign]
     asyncio.BaseEventLoop._run_once = measured_turn  # type: ignore[attr-defined]
     from flannelpy.cli import main
