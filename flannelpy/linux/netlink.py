@@ -1,6 +1,8 @@
-"""Links, addresses, routes and what leads to other hosts on this machine, through pyroute2.
+"""Links, addresses, routes, rules and what leads to other hosts on this machine.
 
-pyroute2 takes a tenth of a second to import, so it is imported when the first socket is opened.
+What a check reads goes through our own messages, since pyroute2 takes milliseconds; it makes all other requests.
+
+It takes a tenth of a second to import, so it is imported when the first socket is opened.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ import errno
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Container, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -18,19 +19,21 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from flannelpy.errors import HostError
-from flannelpy.linux import entries, routes, rules
+from flannelpy.linux import entries, links, routes, rules
 from flannelpy.linux.entries import Entry, Gateway, Identity, Prohibition, Route
+from flannelpy.linux.links import Address, Link, Vxlan
 from flannelpy.linux.marks import ROUTE_PROTOCOL
 from flannelpy.linux.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
-from flannelpy.linux.rtnetlink import InterruptedListing, Message, RtnetlinkSocket
+from flannelpy.linux.rtnetlink import InterruptedListing, Message, RtnetlinkSocket, error_of
 from flannelpy.linux.rules import PolicyRule
 
 if TYPE_CHECKING:
     from pyroute2 import AsyncIPRoute
 
+__all__ = ["Address", "Link", "Netlink", "Refusal", "Vxlan"]
+
 _LISTINGS = 5
 # Source: linux/if.h, rtnetlink(7).
-_IFF_UP = 0x1
 _RT_SCOPE_LINK = 253
 _FR_ACT_PROHIBIT = 8
 # Of our rules: behind the rule for the machine's own addresses, before that for the main table.
@@ -39,51 +42,6 @@ _RULE_PRIORITY = 8285
 _RULE_ATTRIBUTES = {"FRA_TABLE", "FRA_SUPPRESS_PREFIXLEN", "FRA_PROTOCOL", "FRA_PRIORITY", "FRA_SRC", "FRA_DST"}
 # What a removal says of something that has gone by itself.
 _GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV)
-
-
-@dataclass(frozen=True, slots=True)
-class Vxlan:
-    """The settings of a VXLAN device that cannot be changed later; ``lower_index`` is the interface below."""
-
-    vni: int
-    port: int
-    local: IPv4Address
-    lower_index: int
-    learning: bool = False
-    gbp: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A network interface; ``kind`` is ``tun``, ``vxlan``, … or empty for hardware.
-
-    ``in_use``: somebody is at its other end; of a TUN device, a process that has it open.
-    """
-
-    index: int
-    name: str
-    mtu: int
-    kind: str = ""
-    is_up: bool = True
-    in_use: bool = True
-    mac: str = ""
-    vxlan: Vxlan | None = None
-    alias: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """An IPv4 address on the interface with that index; ``peer`` is the other end of a point-to-point address."""
-
-    link_index: int
-    address: IPv4Address
-    prefix_len: int = 32
-    peer: IPv4Address | None = None
-
-    @property
-    def destination(self) -> IPv4Network:
-        """To where the kernel adds a route with the address."""
-        return IPv4Network((int(self.peer or self.address), self.prefix_len), strict=False)
 
 
 class Refusal(NamedTuple):
@@ -114,19 +72,17 @@ class Netlink:
 
     async def links(self) -> list[Link]:
         """All interfaces.  Raises HostError."""
-        return [_link(m) for m in await _all(self._route.get_links)]
+        return list(map(links.link, await self._list(links.ALL_LINKS)))
 
     async def link(self, name: str) -> Link | None:
         """The interface of that name, if there is one.  Raises HostError."""
-        from pyroute2.netlink.exceptions import NetlinkError
-
-        try:
-            links = [_link(m) async for m in await self._route.get_links(ifname=name)]
-        except NetlinkError as error:
-            if error.code == errno.ENODEV:
-                return None
-            raise HostError(f"cannot look at {name}: {error}") from error
-        return links[0] if links else None
+        [message] = await self._ask([links.link_named(name)])
+        error = error_of(message)
+        if error == errno.ENODEV:
+            return None
+        if error:
+            raise HostError(f"cannot look at {name}: {os.strerror(error)}")
+        return links.link(message)
 
     async def remove_link(self, link: Link) -> None:
         """Remove the interface, and its addresses and routes with it; one that has gone is gone.  Raises HostError."""
@@ -140,8 +96,7 @@ class Netlink:
 
     async def addresses(self) -> list[Address]:
         """All IPv4 addresses, each interface's in the kernel's order.  Raises HostError."""
-        messages = await _all(partial(self._route.get_addr, family=AF_INET))
-        return [_address(m) for m in messages]
+        return list(map(links.address, await self._list(links.ALL_ADDRESSES)))
 
     async def routes(self) -> list[Route]:
         """The main table's routes, one for each way out of a multipath route.  Raises HostError."""
@@ -153,10 +108,7 @@ class Netlink:
         With ``matched`` the route is told as it stands in its table, with protocol and prefix, but of several next hops
         none is.  A few microseconds each.
         """
-        try:
-            messages = await self._socket.ask([query.request(matched=matched) for query in queries])
-        except OSError as error:
-            raise HostError(f"cannot ask this machine for its routes: {error.strerror}") from error
+        messages = await self._ask([query.request(matched=matched) for query in queries])
         return [routes.answer(message, matched=matched) for message in messages]
 
     async def routes_of(self, wanted: RouteFilter) -> AsyncIterator[list[KernelRoute]]:
@@ -257,6 +209,13 @@ class Netlink:
         except OSError as error:
             raise HostError(f"cannot change this machine's routes and neighbours: {error.strerror}") from error
 
+    async def _ask(self, requests: Sequence[Message]) -> list[Message]:
+        """The answer to each.  Raises HostError when the kernel cannot be asked."""
+        try:
+            return await self._socket.ask(requests)
+        except OSError as error:
+            raise HostError(f"cannot ask the kernel about this machine's network: {error.strerror}") from error
+
     async def _listing(self, request: Message) -> AsyncIterator[list[Message]]:
         """Chunk by chunk; while things change, one may be missing or come twice.  Raises HostError."""
         with suppress(InterruptedListing):
@@ -265,7 +224,7 @@ class Netlink:
                     yield chunk
             except OSError as error:
                 if error.errno not in _GONE:  # of a table or an interface that is not there
-                    raise HostError(f"cannot list this machine's routes and neighbours: {error.strerror}") from error
+                    raise HostError(f"cannot list the state of this machine's network: {error.strerror}") from error
 
     async def _list(self, request: Message) -> list[Message]:
         """All of an answer, asked for again when things changed under it.  Raises HostError."""
@@ -274,8 +233,8 @@ class Netlink:
                 try:
                     return await self._socket.list(request)
                 except OSError as error:
-                    raise HostError(f"cannot list this machine's routes and neighbours: {error.strerror}") from error
-        raise HostError("cannot list this machine's routes and neighbours: they change all the time")
+                    raise HostError(f"cannot list the state of this machine's network: {error.strerror}") from error
+        raise HostError("cannot list the state of this machine's network: it changes all the time")
 
     async def prohibitions(self) -> list[Prohibition]:
         """Our rules between networks.  Raises HostError."""
@@ -451,42 +410,3 @@ def _prohibition(message: Any) -> Prohibition | None:
         )
     except ValueError:  # host bits, which ours never have
         return None
-
-
-def _address(message: Any) -> Address:
-    address = IPv4Address(message.get("local") or message.get("address"))
-    peer = IPv4Address(message.get("address") or address)
-    return Address(message["index"], address, message["prefixlen"], None if peer == address else peer)
-
-
-def _link(message: Any) -> Link:
-    flags = message["flags"]
-    info = message.get("linkinfo")
-    kind = (info.get("kind") if info is not None else "") or ""
-    return Link(
-        message["index"],
-        _text(message.get("ifname")),
-        message.get("mtu"),
-        kind,
-        bool(flags & _IFF_UP),
-        bool(message.get("carrier")),
-        message.get("address") or "",
-        _vxlan(info.get("data")) if kind == "vxlan" else None,
-        _text(message.get("ifalias") or ""),
-    )
-
-
-def _text(name: str | bytes) -> str:
-    """A name that another program chose: pyroute2 returns bytes that are no UTF-8 as they are."""
-    return name if isinstance(name, str) else os.fsdecode(name)
-
-
-def _vxlan(data: Any) -> Vxlan:
-    return Vxlan(
-        data.get("vxlan_id"),
-        data.get("vxlan_port"),
-        IPv4Address(data.get("vxlan_local") or 0),
-        data.get("vxlan_link") or 0,
-        bool(data.get("vxlan_learning")),
-        bool(data.get("vxlan_gbp")),
-    )

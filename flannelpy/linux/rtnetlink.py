@@ -16,6 +16,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
 
+RTM_GETLINK, RTM_GETADDR = 18, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34

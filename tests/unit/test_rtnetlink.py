@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import pytest
+from pyroute2 import IPRoute
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from flannelpy.linux import entries, routes, rtnetlink
+from flannelpy.linux import entries, links, routes, rtnetlink
 from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour, Route
+from flannelpy.linux.links import Address, Link, Vxlan
+from flannelpy.linux.netlink import Netlink
 from flannelpy.linux.routes import RouteAnswer, RouteFilter, RouteQuery
 from flannelpy.linux.rtnetlink import Message
 
@@ -249,3 +255,57 @@ def test_attributes_that_lie_about_their_length_end() -> None:
     assert rtnetlink.attributes(b"head" + good, 4) == {1: b"abc", 2: b"de"}
     assert rtnetlink.attributes(b"head" + good + bytes(4), 4) == {1: b"abc", 2: b"de"}
     assert rtnetlink.attributes(b"head" + good + b"\x01", 4) == {1: b"abc", 2: b"de"}
+
+
+async def listed() -> tuple[list[Link], list[Link | None], list[Address]]:
+    async with Netlink() as netlink:
+        links = await netlink.links()
+        return links, [await netlink.link(one.name) for one in links], await netlink.addresses()
+
+
+def test_links_and_addresses_are_those_that_pyroute2_lists() -> None:
+    """Of the machine that the tests run on."""
+    links, one_by_one, addresses = asyncio.run(listed())
+    with IPRoute() as theirs:
+        expected = [
+            (each["index"], each.get("ifname"), each.get("mtu"), each.get("address") or "", each["flags"] & 1)
+            for each in theirs.get_links()
+        ]
+        expected_addresses = [
+            (each["index"], each.get("local"), each["prefixlen"]) for each in theirs.get_addr(family=socket.AF_INET)
+        ]
+    assert [(each.index, each.name, each.mtu, each.mac, each.is_up) for each in links] == expected
+    assert one_by_one == links
+    assert [(each.link_index, str(each.address), each.prefix_len) for each in addresses] == expected_addresses
+
+
+def test_a_link_that_is_not_there() -> None:
+    async def found() -> Link | None:
+        async with Netlink() as netlink:
+            return await netlink.link("flannel.9999999")
+
+    assert asyncio.run(found()) is None
+
+
+def test_a_vxlan_device_and_its_alias() -> None:
+    data = [["IFLA_VXLAN_ID", 42], ["IFLA_VXLAN_LOCAL", "172.17.8.101"], ["IFLA_VXLAN_LINK", 2]]
+    data += [["IFLA_VXLAN_PORT", 8472], ["IFLA_VXLAN_LEARNING", 1], ["IFLA_VXLAN_UDP_CSUM", 1]]
+    info = {"attrs": [["IFLA_INFO_KIND", "vxlan"], ["IFLA_INFO_DATA", {"attrs": data}]]}
+    attrs = {"IFLA_IFNAME": "flannel.42", "IFLA_MTU": 1450, "IFLA_CARRIER": 1, "IFLA_ADDRESS": MAC}
+    message = written(ifinfmsg, 16, {"index": 7, "flags": 1}, **attrs, IFLA_IFALIAS="one of ours", IFLA_LINKINFO=info)
+    vxlan = Vxlan(42, 8472, IPv4Address("172.17.8.101"), 2, learning=True)
+    assert links.link(message) == Link(7, "flannel.42", 1450, "vxlan", True, True, MAC, vxlan, "one of ours")
+
+
+@pytest.mark.parametrize(
+    ("attrs", "address", "peer"),
+    [
+        ({"IFA_LOCAL": "10.0.0.1", "IFA_ADDRESS": "10.0.0.1"}, "10.0.0.1", None),
+        ({"IFA_LOCAL": "10.0.0.1", "IFA_ADDRESS": "10.9.0.1"}, "10.0.0.1", "10.9.0.1"),
+        ({"IFA_ADDRESS": "10.0.0.1"}, "10.0.0.1", None),
+    ],
+)
+def test_an_address_and_its_peer(attrs: dict[str, str], address: str, peer: str | None) -> None:
+    message = written(ifaddrmsg, 20, {"family": 2, "prefixlen": 24, "index": 7}, **attrs)
+    found = links.address(message)
+    assert found == Address(7, IPv4Address(address), 24, IPv4Address(peer) if peer else None)
