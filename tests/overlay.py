@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 from typing import IO, Self
 
 from lab import Container, Node, wait_for
@@ -18,6 +19,7 @@ from flannelpy.backend.udp.offloads import Offload
 
 _TRAFFIC = str(Path(__file__).parent / "netns" / "traffic.py")
 OUTER_PORT = 8285
+_PACKET_SECONDS = 20
 
 
 def all_but(missing: Offload) -> str:
@@ -114,7 +116,13 @@ class Capture:
         return self
 
     def readline(self) -> str:
-        return _output(self.process.stdout).readline()
+        """Nothing if no packet comes in time: then tcpdump is killed."""
+        timer = Timer(_PACKET_SECONDS, self.process.kill)
+        timer.start()
+        try:
+            return _output(self.process.stdout).readline()
+        finally:
+            timer.cancel()
 
     def __exit__(self, *_: object) -> None:
         self.process.send_signal(signal.SIGINT)

@@ -119,11 +119,12 @@ def test_a_datagram_larger_than_our_mtu_is_delivered_whole(overlay: Lab) -> None
     sender, receiver = overlay.hosts[1:3]
     with Capture(receiver, "flannel0", "udp port 4242") as packets:
         destination = str(receiver.subnet().network_address)
-        # Sent as a host with a larger MTU would, past its own daemon.
+        # Sent as a host with a larger MTU would, past its own daemon, which has the port.
         craft = (
             "import socket, sys; from scapy.all import IP, UDP, Raw;"
             "packet = bytes(IP(dst=sys.argv[2], src='11.0.0.1') / UDP(sport=4241, dport=4242) / Raw(bytes(1972)));"
-            "socket.socket(type=socket.SOCK_DGRAM).sendto(packet, (sys.argv[1], 8285))"
+            "datagram = bytes(UDP(sport=8285, dport=8285, chksum=0) / Raw(packet));"
+            "socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP).sendto(datagram, (sys.argv[1], 0))"
         )
         sender.run(sys.executable, "-W", "ignore", "-c", craft, str(receiver.public_ip), destination)
         assert "length 1972" in packets.readline()
