@@ -149,7 +149,7 @@ test: $(INTERPRETED)/stamp ## everything
 SOAKS = $(if $(ONLY),tests/soak/test_$(ONLY).py,tests/soak)
 soak: $(VENV)/stamp ## an hour of failing etcds, coming hosts and mutants (ONLY=chaos: a part; SECONDS=60: each for so long)
 	@$(call unskipped,$(AS_ROOT) env $(if $(SECONDS),FLANNELPY_SOAK_SECONDS=$(SECONDS)) \
-		$(if $(SEED),FLANNELPY_SEED=$(SEED)) $(VENV)/bin/pytest -q -s $(SOAKS))
+		$(if $(SEED),FLANNELPY_SEED=$(SEED)) $(VENV)/bin/pytest -q -s --timeout=0 $(SOAKS))
 
 bench: $(INTERPRETED)/stamp ## measure, next to socat and VXLAN, into docs/benchmarks.md (ARGS="--only tcp": a part)
 	@$(AS_ROOT) $(VENV)/bin/python scripts/bench.py $(ARGS)

@@ -50,6 +50,8 @@ MEMBER_ARGUMENTS = ("--heartbeat-interval=50", "--election-timeout=500", "--stri
 ETCD_PREFIX = "/coreos.com/network"
 CONFIG = '{"Network":"11.0.0.0/16"}'
 NAMESPACES = Path("/run/netns")
+# From so many on, the daemon may log peers in sum only.
+_LOGGED_PEERS = 20
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Stands before a command that SIGINT must end.  A shell has its background jobs ignore SIGINT, and their children too.
 INTERRUPTIBLE = ("env", "--default-signal=INT")
@@ -306,6 +308,22 @@ class Daemon:
         """The first match in the log.  Raises TimeoutError, RuntimeError when the daemon ends without it."""
         return self._wait_for(lambda: re.search(pattern, self.log(), re.MULTILINE), deadline, f"{pattern!r} in the log")
 
+    def wait_for_peer(self, subnet: IPv4Network, deadline: float = 10) -> None:
+        """Return when the daemon leads packets to a peer's subnet.  Raises as ``wait_for_log`` does.
+
+        Of very many peers the log names some only: then the peer's tunnel address answers.
+        """
+        line = re.compile(rf"Subnet added: {re.escape(str(subnet))}( via \S+)?$", re.MULTILINE)
+
+        def is_known() -> bool:
+            log = self.log()
+            return bool(line.search(log)) or (log.count("Subnet added: ") >= _LOGGED_PEERS and self._reaches(subnet))
+
+        self._wait_for(is_known, deadline, f"the peer {subnet}")
+
+    def _reaches(self, subnet: IPv4Network) -> bool:
+        return not self.host.run("ping", "-c1", "-W1", str(subnet.network_address), check=False).returncode
+
     def wait_ready(self, deadline: float = 10) -> None:
         """Return when the subnet file is written and the data path runs.  Raises as wait_for_log does."""
         self._wait_for(lambda: "READY=1" in self.notified, deadline, "READY=1")
@@ -462,7 +480,7 @@ def wait_connected(daemons: Sequence[Daemon]) -> None:
         daemon.wait_ready()
     subnets = {daemon: daemon.host.subnet() for daemon in daemons}
     for daemon, other in itertools.permutations(daemons, 2):
-        daemon.wait_for_log(rf"Subnet added: {re.escape(str(subnets[other]))}( via \S+)?$")
+        daemon.wait_for_peer(subnets[other])
 
 
 def lab_exists(prefix: str) -> bool:

@@ -7,8 +7,8 @@ from itertools import cycle, islice
 
 import pytest
 from faults.backends import HOST_GW, UDP, VXLAN, Backend
-from hosts import assert_in_order, belongings, leased_again, subnet_in_file
-from lab import Lab
+from hosts import Belongings, assert_in_order, belongings, leased_again, subnet_in_file
+from lab import Host, Lab
 from overlay import unbroken_stream
 
 BYTES_PER_SECOND = 20_000_000
@@ -42,3 +42,7 @@ def test_daemons_killed_again_and_again_under_traffic(
     assert [has.files for has in before.values()] == [FILES_RUNNING] * len(lab.hosts)
     assert [daemon.stop() for daemon in daemons.values()] == [0] * len(lab.hosts)
     assert [belongings(host).files for host in lab.hosts] == [FILES_STOPPED] * len(lab.hosts)
+
+
+def _has(host: Host, expected: Belongings) -> bool:
+    return belongings(host) == expected

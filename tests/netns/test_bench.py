@@ -77,6 +77,9 @@ def shown(host: Host) -> str:
         (r"([0-9a-f]{2}:){5}[0-9a-f]{2}", "MAC"),
         (r"11\.0\.\d+\.", "11.0.X."),
         (r"172\.17\.8\.\d{3}", "HOST"),
+        # What flannelpy makes carries its marks.
+        (r"proto 85", "proto boot"),
+        (r" *alias flannelpy .*\n", ""),
     ):
         text = re.sub(pattern, name, text)
     return "\n".join(sorted(text.splitlines()))

@@ -244,7 +244,8 @@ def host(lab: Lab) -> Iterator[Host]:
 def lab() -> Iterator[Lab]:
     with Lab(hosts=1) as lab:
         lab.put_config(VXLAN)
-        lab.etcd.put("/coreos.com/network/subnets/11.0.77.0-24", json.dumps({"PublicIP": "172.17.8.177"}))
+        peer = {"PublicIP": "172.17.8.177", "BackendType": "vxlan", "BackendData": {"VtepMAC": "02:00:00:00:00:77"}}
+        lab.etcd.put("/coreos.com/network/subnets/11.0.77.0-24", json.dumps(peer))
         yield lab
 
 
@@ -282,7 +283,8 @@ def test_a_command_that_appears_later_is_used(host: Host, tmp_path: Path) -> Non
     daemon.wait_for_log("Cannot guard the iptables table mangle: .*exit code 4")
     broken(tmp_path, None)
     daemon.wait_for_log("The iptables table mangle is guarded again")
-    assert f"-A {DROP} -d 172.17.8.177/32 -j DROP" in flavour.rules("mangle")
+    rule = f"-A {DROP} -d 172.17.8.177/32 -j DROP"
+    wait_for(lambda: rule in flavour.rules("mangle"), DEADLINE, "the peer's rule")
     daemon.stop()
 
 
