@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Network
 from typing import NamedTuple, Never
 
 from flannelpy import logs, parts
@@ -135,7 +135,7 @@ class Network:
         """Remove what an earlier run routes to etcd, which does not answer."""
         subnet = env_file.previous_subnet(self._subnet_file)
         network = env_file.previous_network(self._subnet_file)
-        leased = {IPv4Interface((subnet.network_address, network.prefixlen))} if subnet and network else set()
+        leased = {parts.tunnel_address(network, subnet)} if subnet and network else set()
         try:
             async with Netlink() as netlink:
                 for route in await self._underlay.unblock(netlink, device_alias(self._subnet_file), leased):

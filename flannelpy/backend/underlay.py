@@ -16,10 +16,9 @@ from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Link, Netlink
 from flannelpy.linux.own_devices import addresses_by_index, is_marked, looks_like_ours, own_devices
 from flannelpy.linux.resolver import resolve
-from flannelpy.linux.routes import PROTOCOL_KERNEL, RouteFilter, RouteQuery
+from flannelpy.linux.routes import LOCAL, PROTOCOL_KERNEL, RouteFilter, RouteQuery
 from flannelpy.subnet.surroundings import Surroundings, surroundings
 
-_RTN_LOCAL = 2  # Source: rtnetlink(7)
 _RESOLVE_SECONDS = 2.0
 
 
@@ -129,7 +128,7 @@ class Underlay:
         for address, answer in zip(inside, answers, strict=True):
             way = answer.prefix or IPv4Network("0.0.0.0/0")
             is_overlay = bool(self._overlay_devices.get(answer.link_index))
-            if answer.kind != _RTN_LOCAL and (is_overlay or way.prefixlen <= network.prefixlen):
+            if answer.kind != LOCAL and (is_overlay or way.prefixlen <= network.prefixlen):
                 raise ConfigError(
                     f"Network {network} would take the way to {address}, an address of the etcd endpoint "
                     f"{self._endpoints[address]}: choose one that does not contain {address}"

@@ -29,7 +29,7 @@ class IcmpLimit:
         self._buckets: dict[int, _Bucket] = {}
 
     def is_spent(self, now: float) -> bool:
-        """Whether nobody may be sent one more error at ``now`` (seconds)."""
+        """Whether the common bucket is empty at ``now`` (seconds), so no error may be sent."""
         passed = now - self._total_at
         if passed > 0:
             self._total = min(TOTAL_BURST, self._total + passed * TOTAL_PER_SECOND)
