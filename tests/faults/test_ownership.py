@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from faults.backends import HOST_GW, UDP, VXLAN, Backend, over
+from hosts import freeze, thaw
 from lab import ETCD_PREFIX, Daemon, Host, Lab, wait_for
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -254,8 +255,10 @@ def test_what_goes_with_our_device_is_named(host: Host, backend: Backend, when: 
         said = clean_up(host) if when == "cleanup" else started(host).log()
         host.lab.put_config(backend.config())
     else:
+        freeze(daemon)
         host.configure("link set flannel.1 down", "link set flannel.1 name renamed", "link set renamed up")
         host.configure(*(f"route add {route.replace('flannel.1', 'renamed')}" for route in LOST_ROUTES))
+        thaw(daemon)
         daemon.wait_for_log("it is our flannel.1 under another name")
         said = daemon.log().replace("renamed", "flannel.1")
     assert f"The removal of device flannel.1 removes routes of other programs: {', '.join(LOST_ROUTES)}\n" in said
