@@ -31,7 +31,7 @@ SECONDS = 120
 #: The tests of each part, besides those that name the mutated module.
 TESTS = {
     "flannelpy/subnet/": ("manager", "lease_table", "renewal", "config", "lease"),
-    "flannelpy/backend/udp/": ("udp_backend", "proxy", "engine", "routes", "admission"),
+    "flannelpy/backend/udp/": ("udp_backend", "proxy", "engine", "routes", "sender_queues"),
     "flannelpy/backend/": ("kernel_entries", "guard", "host_gw", "vxlan", "udp_backend", "network"),
     "flannelpy/network.py": ("network", "daemon"),
     "flannelpy/daemon.py": ("daemon", "network"),

@@ -74,7 +74,7 @@ async def _start(*command: str) -> Process:
 
 
 async def _talk(process: Process, stdin: bytes, sink: Callable[[bytes], object]) -> str:
-    """Write, read and wait; the last complaint of a command that fails."""
+    """Write, read and wait; the last complaint of a command that fails.  Raises ValueError."""
     assert process.stdin
     assert process.stdout
     assert process.stderr
@@ -84,11 +84,13 @@ async def _talk(process: Process, stdin: bytes, sink: Callable[[bytes], object])
         complaints.extend(chunk)
         del complaints[:-_COMPLAINT_BYTES]
 
-    await asyncio.gather(
-        _write(process.stdin, stdin),
-        _read(process.stdout, sink),
-        _read(process.stderr, complain),
-    )
+    try:
+        async with asyncio.TaskGroup() as tasks:  # which ends all of them when one fails
+            tasks.create_task(_write(process.stdin, stdin))
+            tasks.create_task(_read(process.stdout, sink))
+            tasks.create_task(_read(process.stderr, complain))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
     code = await process.wait()
     lines = complaints.decode(errors="replace").strip().splitlines() or [""]
     return f"exit code {code}{_readable(lines[-1])}" if code else ""
@@ -125,5 +127,7 @@ async def _end(process: Process) -> None:
         with suppress(TimeoutError):  # one that waits for a device does not even end then
             async with asyncio.timeout(_KILL_SECONDS):
                 assert process.stdout
+                assert process.stderr
                 await process.stdout.read()  # its pipe is closed at the end of it
+                await process.stderr.read()
                 await process.wait()

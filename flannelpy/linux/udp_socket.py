@@ -10,31 +10,36 @@ import errno
 import logging
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address
 
 from flannelpy.errors import HostError
-from flannelpy.linux import sender_filter
+from flannelpy.linux import queue_selection
+from flannelpy.linux.queue_selection import Instruction
 from flannelpy.packet.drops import DropReason
 
 log = logging.getLogger(__name__)
 
 # Numbers that the socket module has no names for.
 _SO_ATTACH_FILTER = 26
-_SO_DETACH_FILTER = 27
 _UDP_SEGMENT = 103
 _UDP_GRO = 104
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _SO_MEMINFO = 55
+_SO_ATTACH_REUSEPORT_CBPF = 51
 
 _SEGMENT_SIZE = struct.Struct("=H")  # as we send it
 _GRO_SIZE = struct.Struct("=i")  # as it is received
 _GRO_SPACE = socket.CMSG_SPACE(_GRO_SIZE.size)
 _MEMINFO = struct.Struct("=9I")
 _SOCK_FPROG = struct.Struct("HP")  # how many instructions, and where
-_BUFFER_BYTES = 8 << 20
+_SEND_BYTES = 8 << 20
+# What TCP fills without loss; the kernel counts packets with their overhead, and doubles it therefore.
+_RECEIVE_BYTES = 4 << 20
+# So many hosts but one never wait behind each other.  The kernel needs memory for queues that are full only.
+_QUEUES = 32
 
 # What one datagram's fate means, by errno; everything else is the underlay's refusal.
 _REASONS = {
@@ -47,24 +52,13 @@ _REASONS = {
 _GSO_REFUSED = errno.EIO
 
 
-class UdpSocket:
-    """A bound, non-blocking socket.  ``gso``, ``gro``: whether several datagrams are sent and received as one."""
+class UdpQueue:
+    """A queue of received datagrams."""
 
-    def __init__(self, address: IPv4Address, port: int, *, gso: bool = True, gro: bool = True) -> None:
-        """Bind, and use ``gso`` and ``gro`` if the kernel has them.  Raises HostError."""
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self.gso = gso and self._has(_UDP_SEGMENT, 0)
-        self.gro = gro and self._has(_UDP_GRO, 1)
-        for option, forced in ((socket.SO_RCVBUF, _SO_RCVBUFFORCE), (socket.SO_SNDBUF, _SO_SNDBUFFORCE)):
-            self._socket.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
-            with suppress(PermissionError):  # beyond the system's limit only with CAP_NET_ADMIN
-                self._socket.setsockopt(socket.SOL_SOCKET, forced, _BUFFER_BYTES)
-        try:
-            self._socket.bind((str(address), port))
-        except OSError as error:
-            self._socket.close()
-            hint = "; is another flannel running?" if error.errno == errno.EADDRINUSE else ""
-            raise HostError(f"cannot listen on UDP {address}:{port}: {error.strerror}{hint}") from error
+    def __init__(self, end: socket.socket, *, gro: bool) -> None:
+        self._socket = end
+        self.gro = gro and _has(end, _UDP_GRO, 1)
+        _set_buffer(end, socket.SO_RCVBUF, _SO_RCVBUFFORCE, _RECEIVE_BYTES)
 
     def fileno(self) -> int:
         """For the event loop."""
@@ -85,6 +79,43 @@ class UdpSocket:
             return None
         return length, _GRO_SIZE.unpack(controls[0][2])[0] if controls else length, sender
 
+    def bind_like(self, other: socket.socket) -> None:
+        """Share its address and port.  Raises OSError."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._socket.bind(other.getsockname())
+
+    def dropped(self) -> int:
+        """Datagrams that the kernel did not put into the queue: its filter refused them, or the queue was full.
+
+        Source: sock_diag.h, SK_MEMINFO_DROPS.
+        """
+        info = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+        return int(_MEMINFO.unpack(info)[8])
+
+    def close(self) -> None:
+        """Close the queue's socket."""
+        self._socket.close()
+
+
+class UdpSocket(UdpQueue):
+    """A bound, non-blocking socket.  ``gso``, ``gro``: whether several datagrams are sent and received as one.
+
+    ``queues``: this socket, which receives everything until ``assign``, and those that take senders over from it.
+    """
+
+    def __init__(self, address: IPv4Address, port: int, *, gso: bool = True, gro: bool = True) -> None:
+        """Bind, and use ``gso`` and ``gro`` if the kernel has them.  Raises HostError."""
+        super().__init__(_new_socket(), gro=gro)
+        self.gso = gso and _has(self._socket, _UDP_SEGMENT, 0)
+        _set_buffer(self._socket, socket.SO_SNDBUF, _SO_SNDBUFFORCE, _SEND_BYTES)
+        try:
+            self._socket.bind((str(address), port))
+        except OSError as error:
+            self._socket.close()
+            hint = "; is another flannel running?" if error.errno == errno.EADDRINUSE else ""
+            raise HostError(f"cannot listen on UDP {address}:{port}: {error.strerror}{hint}") from error
+        self.queues: list[UdpQueue] = [self, *self._more_queues()]
+
     def send(self, data: memoryview | bytes, segment_size: int, to: tuple[str, int]) -> DropReason | None:
         """Send datagrams of ``segment_size``, the last maybe shorter; the reason when they could not be sent."""
         try:
@@ -100,40 +131,77 @@ class UdpSocket:
             return _REASONS.get(error.errno or 0, DropReason.SEND_FAILED)
         return None
 
-    def accept_only(self, senders: Collection[str], port: int) -> None:
-        """Have the kernel refuse most of what does not come from these dotted addresses and this port.
+    def assign(self, senders: Mapping[str, int], port: int | None) -> None:
+        """Have datagrams of these dotted addresses go to the queues with these numbers, if they come from ``port``.
 
-        A kernel that cannot do that refuses nothing.
+        ``port``: None for any.  All others go to queue 0.  Where the kernel has no room for the program
+        (net.core.optmem_max), a sender's address selects its queue.
         """
-        if len(senders) > sender_filter.MAX_SENDERS or not self._attach(sender_filter.program(senders, port)):
-            with suppress(OSError):  # there is none
-                self._socket.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+        count = len(self.queues)
+        if count > 1 and not self._select(queue_selection.program(senders, port, count)):
+            self._select(queue_selection.spread(count))
+
+    def refuse_others(self) -> None:
+        """Have the kernel refuse most of what goes to queue 0, if ``assign`` has led known senders to others."""
+        if len(self.queues) > 1:
+            _attach(self._socket, _SO_ATTACH_FILTER, queue_selection.SAMPLE)
 
     def refused(self) -> int:
-        """Datagrams that the kernel did not give us: of unknown senders, or when the receive buffer was full.
-
-        It does not tell them apart.  Source: sock_diag.h, SK_MEMINFO_DROPS.
-        """
-        info = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
-        return int(_MEMINFO.unpack(info)[8])
+        """Datagrams that the kernel did not give us: of unknown senders, or because a queue was full."""
+        return sum(queue.dropped() for queue in self.queues)
 
     def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
+        """Close all queues."""
+        for queue in self.queues[1:]:
+            queue.close()
+        super().close()
 
-    def _attach(self, program: list[sender_filter.Instruction]) -> bool:
-        code = ctypes.create_string_buffer(sender_filter.encode(program))
-        try:
-            self._socket.setsockopt(
-                socket.SOL_SOCKET, _SO_ATTACH_FILTER, _SOCK_FPROG.pack(len(program), ctypes.addressof(code))
-            )
-        except OSError:  # old kernels have room for fewer instructions: net.core.optmem_max
-            return False
-        return True
+    def _more_queues(self) -> list[UdpQueue]:
+        """Sockets with our address and port, which get nothing yet; none if the kernel cannot select among sockets.
 
-    def _has(self, option: int, value: int) -> bool:
+        They are bound after ours, which shares its port from then on: with no socket of another program.
+        """
+        queues: list[UdpQueue] = []
         try:
-            self._socket.setsockopt(socket.IPPROTO_UDP, option, value)
-        except OSError:
-            return False
-        return True
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            for _ in range(1, _QUEUES):
+                queues.append(UdpQueue(_new_socket(), gro=self.gro))
+                queues[-1].bind_like(self._socket)
+            if self._select(queue_selection.program({}, None, _QUEUES)):
+                return queues
+        except OSError as error:
+            log.warning("All hosts share one receive queue: %s", error.strerror)
+        for queue in queues:
+            queue.close()
+        return []
+
+    def _select(self, program: list[Instruction]) -> bool:
+        return _attach(self._socket, _SO_ATTACH_REUSEPORT_CBPF, program)
+
+
+def _new_socket() -> socket.socket:
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+
+
+def _has(end: socket.socket, option: int, value: int) -> bool:
+    try:
+        end.setsockopt(socket.IPPROTO_UDP, option, value)
+    except OSError:
+        return False
+    return True
+
+
+def _set_buffer(end: socket.socket, option: int, forced: int, size: int) -> None:
+    """Beyond the system's limit only with CAP_NET_ADMIN."""
+    end.setsockopt(socket.SOL_SOCKET, option, size)
+    with suppress(PermissionError):
+        end.setsockopt(socket.SOL_SOCKET, forced, size)
+
+
+def _attach(end: socket.socket, option: int, program: list[Instruction]) -> bool:
+    code = ctypes.create_string_buffer(queue_selection.encode(program))
+    try:
+        end.setsockopt(socket.SOL_SOCKET, option, _SOCK_FPROG.pack(len(program), ctypes.addressof(code)))
+    except OSError:
+        return False
+    return True

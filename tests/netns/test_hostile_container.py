@@ -307,12 +307,9 @@ def _enveloped(scene: Scene, target: str) -> list[bytes]:
 
 
 FLOODS = (_small, _ttl_1, _fragmented, _rotating_sources, _echo_requests, _enveloped)
-#: A flood that udp does not keep from costing other hosts more than half: the daemon of the flooded host reads the
-#: datagrams of all peers from one queue, first come, first served, and another host's container can fill it.
-UNFAIR_BY_UDP = (_small, _fragmented, _rotating_sources)
 #: The backends differ in what a flood costs on its way, which two floods show.
 CASES = [
-    *((STRICT, flood) for flood in FLOODS if flood not in UNFAIR_BY_UDP),
+    *((STRICT, flood) for flood in FLOODS),
     (PEER, _echo_requests),
     *((setting, flood) for setting in SETTINGS if setting.backend is not UDP for flood in (_small, _echo_requests)),
 ]

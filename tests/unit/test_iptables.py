@@ -90,7 +90,8 @@ def test_an_error_is_one_short_line_whatever_the_command_prints(command: Command
         (r"head -c 100000 /dev/zero | tr '\0' '\377'", "printed no table nat"),
         ("head -c 3000000 /dev/zero", "printed a line without an end instead of rules"),
         ("echo \"# Table 'nat' is incompatible, use 'nft' tool.\"", "printed no table nat: # Table 'nat' is incompat"),
-        ("cat /dev/zero >&2 & sleep 0.2; kill $!; exit 1", "failed: exit code 1"),
+        ("head -c 100000000 /dev/zero >&2; exit 1", "failed: exit code 1"),
+        ("exec cat /dev/zero >&2", "printed more than 256 MB instead of rules"),
     ],
 )
 def test_what_is_no_list_of_rules_is_an_error(command: Command, script: str, message: str) -> None:

@@ -14,6 +14,7 @@ import oracle
 import pytest
 from oracle import VnetHeader
 from packets import (
+    ICMP,
     NETWORK,
     OWN_SUBNET,
     TCP,
@@ -25,6 +26,7 @@ from packets import (
     with_checksum,
 )
 
+from flannelpy.backend.udp import proxy
 from flannelpy.backend.udp.engine import Engine, Plan, Train
 from flannelpy.backend.udp.proxy import Proxy
 from flannelpy.backend.udp.routes import NextHop, Routes
@@ -65,6 +67,7 @@ class FullUdp(UdpSocket):
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         self.gso = self.gro = False
+        self.queues = [self]
 
     def receive_into(self, view: memoryview) -> tuple[int, int, tuple[str, int]] | None:
         try:
@@ -240,6 +243,36 @@ def test_a_wake_up_takes_at_most_64_packets_and_lets_others_run_in_between() -> 
         assert max(bench.engine.batches) == 64
         assert sum(bench.engine.batches) == 200
         assert turns >= 4
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("length", [28, 1400])
+def test_a_host_that_floods_us_does_not_delay_the_others(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its own queue, and 64 datagrams of the flood are carried between two looks at the other queues."""
+    order: list[bytes] = []
+
+    def write(_: Tun, header: bytes, packet: memoryview | bytes) -> bool:
+        order.append(bytes(packet[:20]))
+        return True
+
+    monkeypatch.setattr(Tun, "write", write)
+    monkeypatch.setattr(proxy, "_TURN_SECONDS", 1e-9)
+
+    async def scenario(bench: Bench) -> None:
+        _, port = bench.remote.getsockname()
+        for number, sender in enumerate(("127.0.0.2", "127.0.0.3"), 1):
+            bench.routes.set(IPv4Network((int(IPv4Address("11.0.102.0")) + 256 * number, 24)), NextHop(sender, port))
+        bench.udp.assign({"127.0.0.2": 1, "127.0.0.3": 2}, port)
+        for sender, source, count in (("127.0.0.2", "11.0.103.2", 1000), ("127.0.0.3", "11.0.104.2", 3)):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+                end.bind((sender, port))
+                for _ in range(count):
+                    end.sendto(ipv4_packet(source, CONTAINER, bytes(length - 20), protocol=ICMP), bench.address)
+        await bench.until(lambda: len(order) >= 1003)
+        sources = [packet[14] for packet in order]
+        assert (sources.count(103), sources.count(104)) == (1000, 3)
+        assert max(at for at, source in enumerate(sources) if source == 104) < 64 * 4
 
     play(scenario)
 

@@ -7,6 +7,7 @@ import os
 import random
 import select
 import socket
+import struct
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flannelpy.errors import HostError
-from flannelpy.linux.udp_socket import UdpSocket
+from flannelpy.linux.queue_selection import MAX_ASSIGNED, MAX_SENDERS
+from flannelpy.linux.udp_socket import UdpQueue, UdpSocket
 from flannelpy.packet.drops import DropReason
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ DATA = random.Random(8285).randbytes(65507)
 DEADLINE = 10
 #: From which senders send; no ephemeral one.
 PORT = 18285
+SO_ATTACH_REUSEPORT_CBPF = 51
 
 
 @contextmanager
@@ -51,7 +54,7 @@ def plain_socket() -> Iterator[socket.socket]:
         yield end
 
 
-def receive(end: UdpSocket) -> tuple[bytes, int]:
+def receive(end: UdpQueue) -> tuple[bytes, int]:
     """(data, segment size) of what comes next."""
     assert select.select([end.fileno()], [], [], DEADLINE)[0]
     buffer = bytearray(65535)
@@ -244,11 +247,12 @@ def test_the_sender_is_told_with_what_it_sent(gro: bool) -> None:
         assert receive(receiver) == (DATA[:7], 7)
 
 
-def received_from(receiver: UdpSocket) -> list[str]:
-    """The senders of all that is there; on loopback nothing is on its way any more."""
+def received_from(receiver: UdpSocket, *queues: int) -> list[str]:
+    """The senders of all that is in these queues, or in any; on loopback nothing is on its way any more."""
     senders = []
-    while train := receiver.receive_into(memoryview(bytearray(65535))):
-        senders.append(train[2][0])
+    for number in queues or range(len(receiver.queues)):
+        while train := receiver.queues[number].receive_into(memoryview(bytearray(65535))):
+            senders.append(train[2][0])
     return senders
 
 
@@ -259,18 +263,32 @@ def send_from(address: str, to: tuple[str, int], count: int, port: int = PORT) -
             sender.sendto(DATA[:28], to)
 
 
-def test_most_of_what_others_send_is_refused_and_counted() -> None:
-    """A few of them come in, so that they are noticed: one in 64, by chance."""
-    known, unknown = "127.0.0.2", "127.0.0.3"
+def test_until_senders_are_assigned_everything_comes_to_the_socket_itself() -> None:
     with udp() as (receiver, to):
-        receiver.accept_only([known, "127.0.0.4"], PORT)
-        send_from(known, to, 100)
-        send_from(unknown, to, 4000)
-        send_from("127.0.0.4", to, 10)
-        senders = received_from(receiver)
-        assert [sender for sender in senders if sender != unknown] == [known] * 100 + ["127.0.0.4"] * 10
-        assert 10 < senders.count(unknown) < 200
-        assert senders.count(unknown) + receiver.refused() == 4000
+        for number in range(2, 200):
+            send_from(f"127.0.0.{number}", to, 1)
+        assert len(received_from(receiver, 0)) == 198
+        assert received_from(receiver) == []
+
+
+@pytest.mark.parametrize("refuse_others", [True, False])
+def test_each_sender_fills_its_own_queue_only(refuse_others: bool) -> None:
+    """And what others send is mostly refused, but for one in 64, so that they are noticed."""
+    with udp() as (receiver, to):
+        receiver.assign({"127.0.0.2": 1, "127.0.0.4": 7, "127.0.0.5": 7}, PORT)
+        if refuse_others:
+            receiver.refuse_others()
+        send_from("127.0.0.2", to, 60_000)
+        for sender in ("127.0.0.3", "127.0.0.4", "127.0.0.5"):
+            send_from(sender, to, 4000)
+        flooding = received_from(receiver, 1)
+        assert 1000 < len(flooding) < 60_000
+        assert set(flooding) == {"127.0.0.2"}
+        assert received_from(receiver, 7) == ["127.0.0.4"] * 4000 + ["127.0.0.5"] * 4000
+        others = received_from(receiver)
+        assert set(others) == {"127.0.0.3"}
+        assert 10 < len(others) < 200 if refuse_others else len(others) == 4000
+        assert len(flooding) + len(others) + receiver.refused() == 64_000
 
 
 @pytest.mark.parametrize("gro", [True, False])
@@ -278,45 +296,109 @@ def test_most_of_what_others_send_is_refused_and_counted() -> None:
 def test_most_of_what_a_known_address_sends_from_another_port_is_refused_too(port: int, gro: bool) -> None:
     known = "127.0.0.2"
     with udp(gro=gro) as (receiver, to):
-        receiver.accept_only([known], PORT)
+        receiver.assign({known: 1}, PORT)
+        receiver.refuse_others()
         send_from(known, to, 4000, port)
-        received = received_from(receiver)
+        received = received_from(receiver, 0)
         assert 10 < len(received) < 200
         assert len(received) + receiver.refused() == 4000
         send_from(known, to, 100)
-        assert received_from(receiver) == [known] * 100
+        assert received_from(receiver, 1) == [known] * 100
+        receiver.assign({known: 1}, None)
+        send_from(known, to, 100, port)
+        assert received_from(receiver, 1) == [known] * 100
 
 
-def test_who_is_accepted_can_change() -> None:
+def test_who_has_a_queue_can_change() -> None:
     with udp() as (receiver, to):
-        for senders in ([], ["127.0.0.2"], [f"127.0.{number // 256}.{number % 256}" for number in range(1, 300)]):
-            receiver.accept_only(senders, PORT)
+        receiver.refuse_others()
+        for count in (0, 1, 300, MAX_ASSIGNED):
+            senders = {f"127.0.{number // 256}.{number % 256}": 1 + number % 31 for number in range(2, 2 + count)}
+            receiver.assign(senders, PORT)
             send_from("127.0.0.2", to, 100)
-            received = received_from(receiver)
-            assert (received == ["127.0.0.2"] * 100) == bool(senders)
+            assert (received_from(receiver, 3) == ["127.0.0.2"] * 100) == bool(senders)
+            received_from(receiver)
 
 
 def test_trains_of_unknown_senders_are_refused_whole() -> None:
     with udp() as (receiver, to), udp() as (sender, _):
         with same_socket(sender) as same:
             _, port = same.getsockname()
-        for senders, wanted in ((["127.0.0.2"], port), (["127.0.0.1"], port ^ 1)):
-            receiver.accept_only(senders, wanted)
+        receiver.refuse_others()
+        for senders, wanted in (({"127.0.0.2": 1}, port), ({"127.0.0.1": 1}, port ^ 1)):
+            receiver.assign(senders, wanted)
             for _ in range(100):
                 assert sender.send(DATA[: 64 * 28], 28, to) is None
             assert len(received_from(receiver)) < 30
-        receiver.accept_only(["127.0.0.1"], port)
+        receiver.assign({"127.0.0.1": 1}, port)
         assert sender.send(DATA[: 64 * 28], 28, to) is None
-        assert receive(receiver) == (DATA[: 64 * 28], 28)
+        assert receive(receiver.queues[1]) == (DATA[: 64 * 28], 28)
 
 
-@pytest.mark.parametrize("count", [3001, 70000])
+@pytest.mark.parametrize("count", [MAX_SENDERS + 1, 70000])
 @pytest.mark.parametrize("before", [True, False])
-def test_with_more_senders_than_a_filter_can_hold_all_are_let_in(count: int, before: bool) -> None:
+def test_with_more_senders_than_a_program_can_hold_all_are_let_in(count: int, before: bool) -> None:
     with udp() as (receiver, to):
         if before:
-            receiver.accept_only([], PORT)
-        receiver.accept_only([str(IPv4Address(number)) for number in range(count)], PORT)
+            receiver.assign({}, PORT)
+        receiver.refuse_others()
+        receiver.assign({str(IPv4Address(number)): 1 for number in range(count)}, PORT)
         send_from("127.0.0.3", to, 100)
         assert received_from(receiver) == ["127.0.0.3"] * 100
         assert receiver.refused() == 0
+
+
+@pytest.mark.parametrize("optmem", [20480, 1024])
+def test_a_kernel_with_less_room_for_the_program_lets_addresses_select(
+    monkeypatch: pytest.MonkeyPatch, optmem: int
+) -> None:
+    """Source: net.core.optmem_max, which counts 8 bytes an instruction."""
+    original = socket.socket.setsockopt
+
+    def limited(end: socket.socket, level: int, option: int, value: int | bytes) -> None:
+        if isinstance(value, bytes) and struct.unpack("HP", value)[0] * 8 > optmem:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        original(end, level, option, value)
+
+    monkeypatch.setattr(socket.socket, "setsockopt", limited, raising=False)
+    with udp() as (receiver, to):
+        receiver.refuse_others()
+        receiver.assign({f"127.1.{number // 256}.{number % 256}": 1 for number in range(1500)}, PORT)
+        for number in range(20):
+            send_from(f"127.1.0.{number}", to, 10)
+        assert len(received_from(receiver)) == 200
+        assert receiver.refused() == 0
+
+
+@pytest.mark.parametrize("missing", [socket.SO_REUSEPORT, SO_ATTACH_REUSEPORT_CBPF])
+def test_a_kernel_that_cannot_select_has_one_queue(monkeypatch: pytest.MonkeyPatch, missing: int) -> None:
+    original = socket.socket.setsockopt
+
+    def without(end: socket.socket, level: int, option: int, value: int | bytes) -> None:
+        if level == socket.SOL_SOCKET and option == missing:
+            raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+        original(end, level, option, value)
+
+    monkeypatch.setattr(socket.socket, "setsockopt", without, raising=False)
+    with udp() as (receiver, to):
+        assert receiver.queues == [receiver]
+        receiver.assign({"127.0.0.2": 0}, PORT)
+        receiver.refuse_others()
+        for sender in ("127.0.0.2", "127.0.0.3"):
+            send_from(sender, to, 100)
+        assert received_from(receiver) == ["127.0.0.2"] * 100 + ["127.0.0.3"] * 100
+
+
+def test_the_port_of_another_socket_of_ours_is_taken_all_the_same() -> None:
+    """Also with SO_REUSEPORT, which has the queues share it."""
+    with udp() as (receiver, to):
+        with pytest.raises(HostError, match=r"is another flannel running\?"):
+            UdpSocket(LOCALHOST, to[1])
+        send_from("127.0.0.2", to, 1)
+        assert received_from(receiver) == ["127.0.0.2"]
+
+
+def test_close_frees_the_port() -> None:
+    with udp() as (receiver, to):
+        receiver.close()
+        UdpSocket(LOCALHOST, to[1]).close()

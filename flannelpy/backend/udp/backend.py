@@ -17,12 +17,12 @@ from flannelpy.backend.base import Datagrams
 from flannelpy.backend.lease_log import LeaseLog
 from flannelpy.backend.route_check import RouteCheck, Way
 from flannelpy.backend.tunnel import Tunnel
-from flannelpy.backend.udp.admission import Admission
 from flannelpy.backend.udp.device import Device
 from flannelpy.backend.udp.engine import Engine
 from flannelpy.backend.udp.offloads import Offload, choose, probe
 from flannelpy.backend.udp.proxy import Proxy
 from flannelpy.backend.udp.routes import NextHop, Routes
+from flannelpy.backend.udp.sender_queues import SenderQueues
 from flannelpy.backend.underlay import Routed
 from flannelpy.errors import ConfigError
 from flannelpy.linux.interface import ExternalInterface
@@ -72,7 +72,7 @@ class UdpBackend:
         check_access()
         self._offload = choose(offload, compiled=form() == "compiled", kernel=os.uname().release)
         self._source_check = source_check
-        self._admission: Admission | None = None
+        self._sender_queues: SenderQueues | None = None
         self._network = config.network
         self._port = _port(go_json.get(config.backend.options, "Port"))
         self._external = external
@@ -127,9 +127,9 @@ class UdpBackend:
         )
         self._proxy = Proxy(self._device.tun, self._udp, self._engine)
         self._resources.callback(self._proxy.close)
-        if self._source_check is not SourceCheck.OFF:
-            self._admission = Admission(self._udp, self._routes, self._port)
-            self._resources.callback(self._admission.close)
+        expected_port = None if self._source_check is SourceCheck.OFF else self._port
+        self._sender_queues = SenderQueues(self._udp, self._routes, expected_port)
+        self._resources.callback(self._sender_queues.close)
         return mtu
 
     def _offloads(self) -> set[str]:
@@ -156,8 +156,8 @@ class UdpBackend:
                 self._lease_log.removed(event.subnet)
                 del self._subnets[event.subnet]
                 self._routes.remove(event.subnet)
-        if self._admission is not None:
-            self._admission.changed()
+        if self._sender_queues is not None:
+            self._sender_queues.changed()
 
     def describe(self) -> str:
         """How many hosts we can send to."""

@@ -19,11 +19,14 @@ from flannelpy.backend.udp.engine import BATCH_BYTES, BATCH_PACKETS, MAX_PACKET,
 from flannelpy.errors import HostError
 from flannelpy.linux.packet_loop import PacketLoop
 from flannelpy.linux.tun import Tun
-from flannelpy.linux.udp_socket import UdpSocket
+from flannelpy.linux.udp_socket import UdpQueue, UdpSocket
 from flannelpy.packet import vnet_hdr
 from flannelpy.packet.drops import DropReason
 
 log = logging.getLogger(__name__)
+
+# So long one queue is read before the others get their turn: a few batches.
+_TURN_SECONDS = 0.0002
 
 
 class Proxy:
@@ -51,7 +54,8 @@ class Proxy:
         """Move packets between ``tun`` and the socket, from now on."""
         self._tun = tun
         self.stalled = False
-        self._loop.serve(self._udp.fileno(), partial(self._guarded, self._from_udp))
+        for queue in self._udp.queues:
+            self._loop.serve(queue.fileno(), partial(self._guarded, partial(self._from_udp, queue)))
         if self._unsent:
             self._wait_for_room()
         else:
@@ -61,7 +65,8 @@ class Proxy:
         """Leave device and socket alone, until ``resume``."""
         self.stalled = True
         self._loop.desert(self._tun.fd)
-        self._loop.desert(self._udp.fileno())
+        for queue in self._udp.queues:
+            self._loop.desert(queue.fileno())
         self._loop.remove_writer(self._udp.fileno())
 
     def _guarded(self, work: Callable[[int], None], fresh: bool) -> bool:
@@ -101,29 +106,33 @@ class Proxy:
             start += length
         return lengths, True
 
-    def _from_udp(self, budget: int) -> None:
-        """Receive, plan and write until there are no datagrams or the budget is spent."""
+    def _from_udp(self, queue: UdpQueue, budget: int) -> None:
+        """Receive, plan and write until the queue is empty, the budget is spent or another queue may be waiting."""
+        now = self._loop.time()
+        end = now + _TURN_SECONDS
         more = True
-        while more and budget > 0:
-            trains, more = self._receive_batch(budget)
+        while more and budget > 0 and now < end:
+            trains, more = self._receive_batch(queue, budget)
             budget -= len(trains)
             if trains:
-                plan = self._engine.inbound(trains, self._loop.time())
+                plan = self._engine.inbound(trains, now)
                 self._to_tun(plan)
                 for run in plan.runs:  # ICMP errors, which nobody waits for
                     self._count(self._udp.send(run.data, run.segment_size, run.next_hop))
+                now = self._loop.time()
 
-    def _receive_batch(self, budget: int) -> tuple[list[Train], bool]:
+    def _receive_batch(self, queue: UdpQueue, budget: int) -> tuple[list[Train], bool]:
         """Likewise: (length, segment_size, sender) of what was received."""
         trains: list[Train] = []
-        start = 0
-        while start < BATCH_BYTES and len(trains) < budget:
-            train = self._udp.receive_into(self._udp_view[start : start + MAX_PACKET])
+        start = datagrams = 0
+        while start < BATCH_BYTES and datagrams < BATCH_PACKETS and len(trains) < budget:
+            train = queue.receive_into(self._udp_view[start : start + MAX_PACKET])
             if train is None:
                 return trains, False
             trains.append(train)
             length, segment_size, _ = train
             start += length
+            datagrams += length // segment_size if segment_size else 1
             if length > segment_size:
                 budget = BATCH_PACKETS  # the rest of a super-packet follows its first train
         return trains, True
