@@ -12,19 +12,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import pytest
+from attacks import SCRIPT, datagram, fragments, in_vxlan, labelled, line, sniffing
 from faults.backends import HOST_GW, UDP, VXLAN, Backend
 from lab import Host, Lab, Node, wait_connected
 from overlay import throughput
-from packets import ICMP, MORE_FRAGMENTS, ipv4_packet, udp_datagram, with_checksum
+from packets import ICMP, ipv4_packet, udp_datagram
 
-_SCRIPT = str(Path(__file__).parent / "hostile.py")
-_END = "end"
 _TUNNEL_PORTS = {"udp": 8285, "vxlan": 8472}
+_END = "end"
 
 
 class Setting(NamedTuple):
@@ -93,12 +92,12 @@ class Scene:
 
     def send(self, packets: list[bytes]) -> int:
         """How many of them left."""
-        argv = [sys.executable, "-I", "-S", _SCRIPT, "send", "eth0", self.gateway_mac]
+        argv = [sys.executable, "-I", "-S", SCRIPT, "send", "eth0", self.gateway_mac]
         return int(self.attacker.run(*argv, input="".join(f"{packet.hex()}\n" for packet in packets)).stdout)
 
     @contextmanager
     def flooding(self, packets: Sequence[bytes]) -> Iterator[None]:
-        argv = (sys.executable, "-I", "-S", _SCRIPT, "flood", "eth0", self.gateway_mac)
+        argv = (sys.executable, "-I", "-S", SCRIPT, "flood", "eth0", self.gateway_mac)
         with self.attacker.popen(*argv, stdin=subprocess.PIPE) as process:
             try:
                 assert process.stdin is not None
@@ -133,29 +132,6 @@ class Scene:
         return found
 
 
-@contextmanager
-def sniffing(node: Node, device: str, way: str) -> Iterator[subprocess.Popen[str]]:
-    with node.popen(sys.executable, "-I", "-S", _SCRIPT, "sniff", device, way) as process:
-        try:
-            assert line(process) == "listening"
-            yield process
-        finally:
-            process.kill()
-
-
-def line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    found = process.stdout.readline().rstrip()
-    assert found, "it has ended"
-    return found
-
-
-def labelled(source: str, destination: str, label: str, *, ttl: int = 64, fill: int = 0, options: bytes = b"") -> bytes:
-    """A UDP packet that the sniffers know by its label."""
-    payload = udp_datagram(f"attack:{label};".encode() + bytes(fill))
-    return with_checksum(ipv4_packet(source, destination, payload, ttl=ttl, options=options))
-
-
 def enveloped(
     source: str,
     peer: Host,
@@ -165,23 +141,8 @@ def enveloped(
     to: IPv4Address | None = None,
 ) -> bytes:
     """A datagram that carries the packet as the tunnel's own datagrams do; ``to``: where else than to the public IP."""
-    if port == _TUNNEL_PORTS["vxlan"]:
-        [link] = json.loads(peer.run("ip", "-j", "link", "show", VXLAN.device).stdout)
-        mac = bytes.fromhex(link["address"].replace(":", ""))
-        inner = bytes.fromhex("0800000000000100") + mac + bytes.fromhex("020000000001") + b"\x08\x00" + inner
-    return with_checksum(
-        ipv4_packet(source, str(to or peer.public_ip), udp_datagram(inner, ports=ports or (port, port)))
-    )
-
-
-def fragments(packet: bytes) -> list[bytes]:
-    """Two packets that are one: the ports are in the first."""
-    source, destination = str(IPv4Address(packet[12:16])), str(IPv4Address(packet[16:20]))
-    cut = 20 + 16
-    return [
-        ipv4_packet(source, destination, packet[20:cut], protocol=packet[9], fragment=MORE_FRAGMENTS),
-        ipv4_packet(source, destination, packet[cut:], protocol=packet[9], fragment=2),
-    ]
+    payload = in_vxlan(inner, peer) if port == _TUNNEL_PORTS["vxlan"] else inner
+    return datagram(source, str(to or peer.public_ip), payload, ports or (port, port))
 
 
 def inner_attacks(scene: Scene) -> Iterator[Attack]:

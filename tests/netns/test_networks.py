@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from ipaddress import IPv4Interface, IPv4Network
 from itertools import permutations, product
-from pathlib import Path
 
 import pytest
 from hosts import asleep
-from lab import ETCD_PREFIX, Container, Daemon, Host, Lab, wait_for
+from lab import ETCD_PREFIX, Daemon, Host, Lab, wait_for
+from tenants import NETWORKS, Tenant, subnet_file
 
 from flannelpy.subnet import env_file
 
 pytestmark = pytest.mark.usefixtures("root")
 
-NETWORKS = {"blue": IPv4Network("11.1.0.0/16"), "green": IPv4Network("11.2.0.0/16")}
 BACKENDS = {"blue": "vxlan", "green": "udp"}
 MTUS = {"blue": 1450, "green": 1472}
 FLAGS = ("-iface=eth1", "-networks=blue,green")
@@ -30,10 +27,6 @@ FLAGS = ("-iface=eth1", "-networks=blue,green")
 def put_config(lab: Lab, name: str, text: str = "") -> None:
     text = text or f'{{"Network":"{NETWORKS[name]}","Backend":{{"Type":"{BACKENDS[name]}"}}}}'
     lab.etcd_request("PUT", f"{ETCD_PREFIX}/{name}/config", value=text)
-
-
-def subnet_file(host: Host, name: str) -> Path:
-    return host.run_dir / f"flannel/networks/{name}.env"
 
 
 def is_ready(host: Host, name: str) -> bool:
@@ -46,36 +39,6 @@ def rules(host: Host) -> list[str]:
 
 def status(daemon: Daemon) -> str:
     return [line for line in daemon.notified if line.startswith("STATUS=")][-1]
-
-
-class Tenant(Container):
-    """A container behind a bridge of its own network's."""
-
-    def __init__(self, host: Host, name: str) -> None:
-        super().__init__(host, 1)
-        self.network = name
-        self.name = f"{host.name}-{name}"
-        self.netns = f"{host.lab.prefix}-{host.name}-c{1 + list(NETWORKS).index(name)}"
-
-    def start(self) -> None:
-        """As Docker would with a network of that bridge."""
-        text = dict(line.split("=") for line in subnet_file(self.host, self.network).read_text().splitlines())
-        bridge, mtu = IPv4Interface(text["FLANNEL_SUBNET"]), int(text["FLANNEL_MTU"])
-        self.create()
-        self.address = bridge.ip + 1
-        self.host.configure(
-            f"link add {self.network} mtu {mtu} type bridge",
-            f"address add {bridge} dev {self.network}",
-            f"link set {self.network} up",
-            f"link add to-{self.network} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {self.netns}",
-            f"link set to-{self.network} master {self.network} up",
-        )
-        self.configure(
-            f"address add {self.address}/24 dev eth0", "link set eth0 up", f"route add default via {bridge.ip}"
-        )
-
-    def ping(self, other: Tenant) -> subprocess.CompletedProcess[str]:
-        return self.run("ping", "-n", "-c2", "-i0.1", "-W1", str(other.address), check=False)
 
 
 class World(Lab):
