@@ -152,3 +152,11 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
 def test_what_gets_across(scene: Scene, request: pytest.FixtureRequest) -> None:
     crossed = scene.crossed()
     assert crossed == CROSSED[request.node.callspec.params["scene"]]
+
+
+def test_rp_filter_refuses_forged_sources_where_they_start(scene: Scene) -> None:
+    """After the other test: nothing undoes it."""
+    scene.attacker.host.run("sysctl", "-q", "net.ipv4.conf.blue.rp_filter=1")
+    crossed = scene.crossed()
+    assert not crossed & _BY_UDP
+    assert not {label for label in crossed if "forged" in label}
