@@ -20,16 +20,21 @@ class Tunnel(NamedTuple):
     mtu: int
     queue: int
 
-    async def set_up(self, netlink: Netlink, link: Link) -> None:
-        """Give the device all of it, and remove other addresses in the network.  Raises HostError."""
-        for one in self._foreign(link, await netlink.addresses()):
+    async def set_up(self, netlink: Netlink, link: Link) -> list[str]:
+        """Give the device all of it, and remove other addresses in the network, which it returns as flaws.
+
+        Raises HostError.
+        """
+        foreign = self._foreign(link, await netlink.addresses())
+        for one in foreign:
             await netlink.remove_address(one)
         await netlink.bring_up(link.name, self.address, self.network, self.mtu, self.queue)
+        return _flaws(foreign)
 
     async def flaws(self, netlink: Netlink, link: Link) -> list[str]:
         """What is not as it should be.  Raises HostError."""
         addresses = await netlink.addresses()
-        flaws = [f"got the address {one.address}" for one in self._foreign(link, addresses)]
+        flaws = _flaws(self._foreign(link, addresses))
         if not link.is_up:
             flaws.append("was set down")
         if link.mtu != self.mtu:
@@ -52,3 +57,7 @@ class Tunnel(NamedTuple):
             and one != self._own(link)
             and (one.address in self.network or one.destination.subnet_of(self.network))
         ]
+
+
+def _flaws(foreign: Iterable[Address]) -> list[str]:
+    return [f"got the address {one.address}" for one in foreign]

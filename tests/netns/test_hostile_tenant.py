@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -75,7 +76,7 @@ class Scene:
         for name in NETWORKS:
             self.ping(name)
         for host in self.hosts:
-            wait_for(lambda host=host: self.is_guarded(host), 10, "the rules for the other host")  # type: ignore[misc]
+            wait_for(partial(self.is_guarded, host), 10, "the rules for the other host")
 
     def is_guarded(self, host: Host) -> bool:
         """Whether both networks have the rule about the other host's public IP; it comes up to a second later."""

@@ -269,9 +269,10 @@ def test_a_repair_that_failed_is_not_forgotten_by_the_next_look(monkeypatch: pyt
         async def flaws(self: Device, _: Netlink) -> list[str]:
             return next(looks)
 
-        async def set_up(self: Device, _: Netlink) -> None:
+        async def set_up(self: Device, _: Netlink) -> list[str]:
             if error := next(tries):
                 raise error
+            return []
 
         monkeypatch.setattr(Device, "flaws", flaws)
         monkeypatch.setattr(Device, "set_up", set_up)

@@ -186,7 +186,8 @@ class UdpBackend:
             self.device = self._device.tun.name
             self._proxy.resume(self._device.tun)
         elif flaws:
-            await self._device.set_up(netlink)
+            removed = await self._device.set_up(netlink)
+            flaws += [flaw for flaw in removed if flaw not in flaws]  # what has come meanwhile
         if not flaws:
             await self._check_routes(netlink)
         return [f"{name} {flaw}: put right" for flaw in flaws]

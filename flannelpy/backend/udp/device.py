@@ -27,15 +27,16 @@ class Device:
         self._offload = self.tun.offload(tso=tso, uso=uso)
         return self._offload
 
-    async def set_up(self, netlink: Netlink) -> None:
-        """Give it all it should have.  Raises HostError."""
+    async def set_up(self, netlink: Netlink) -> list[str]:
+        """Give it all it should have; which foreign addresses are removed.  Raises HostError."""
         link = await netlink.link(self.tun.name)
         if link is None:
             raise HostError(f"{self.tun.name} is gone")
         if link.alias != self._alias:
             await netlink.set_alias(link, self._alias)
-        await self._tunnel.set_up(netlink, link)
+        removed = await self._tunnel.set_up(netlink, link)
         self.tun.accept_own_address()
+        return removed
 
     async def flaws(self, netlink: Netlink) -> tuple[Link | None, list[str]]:
         """The device as the kernel sees it, if it is there, and what is not as it should be."""

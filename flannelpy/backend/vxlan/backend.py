@@ -130,7 +130,8 @@ class VxlanBackend:
         # A repair that failed is not done, though a second look may find the device with all that it should have.
         self._flaws = await self._device.flaws(netlink) or self._flaws
         if self._flaws:
-            await self._device.set_up(netlink)
+            removed = await self._device.set_up(netlink)
+            self._flaws += [flaw for flaw in removed if flaw not in self._flaws]  # what has come meanwhile
         flaws, self._flaws = self._flaws, []
         lost = await self._entries.repair(netlink)
         repaired = [f"{self._device.name} {flaw}: put right" for flaw in flaws] or lost

@@ -32,8 +32,11 @@ class Device:
         self._alias = alias
         self._index = 0  # of the device that we set up
 
-    async def set_up(self, netlink: Netlink) -> None:
-        """Create the device, or give the one that is there what it lacks.  Raises HostError."""
+    async def set_up(self, netlink: Netlink) -> list[str]:
+        """Create the device, or give the one that is there what it lacks; which foreign addresses are removed.
+
+        Raises HostError.
+        """
         await self._remove_renamed(netlink)
         link, wanted = await self._adopt(netlink), await self._wanted(netlink)
         if link is None:
@@ -44,7 +47,7 @@ class Device:
         if link.mac != self._mac:
             await netlink.set_mac(link, self._mac)
         self._index = link.index
-        await self._tunnel.set_up(netlink, link)
+        return await self._tunnel.set_up(netlink, link)
 
     async def link(self, netlink: Netlink) -> Link:
         """The device as the kernel sees it.  Raises HostError when it is not there."""
