@@ -398,10 +398,11 @@ def assert_control_is_alive(lab: Lab, daemon: Daemon) -> None:
 
 
 def bytes_unsent(host: Host) -> int:
-    """What the kernel keeps for the daemon's UDP socket.  Source: proc(5), /proc/net/udp."""
+    """What the kernel keeps for the daemon's UDP sockets.  Source: proc(5), /proc/net/udp."""
     sockets = host.run("cat", "/proc/net/udp").stdout
-    [queues] = re.findall(rf":{OUTER_PORT:04X} 00000000:0000 \w\w (\w+:\w+) ", sockets)
-    return int(queues.split(":")[0], 16)
+    found = re.findall(rf":{OUTER_PORT:04X} 00000000:0000 \w\w (\w+):\w+ ", sockets)
+    assert found
+    return sum(int(count, 16) for count in found)
 
 
 def peak_memory(daemon: Daemon) -> int:
