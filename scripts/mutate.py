@@ -36,6 +36,8 @@ TESTS = {
     "flannelpy/network.py": ("network", "daemon"),
     "flannelpy/daemon.py": ("daemon", "network"),
     "flannelpy/host.py": ("host",),
+    "flannelpy/firewall": ("firewall", "firewall_rules", "ruleset"),
+    "flannelpy/linux/ruleset.py": ("ruleset", "firewall_rules", "firewall"),
     "flannelpy/linux/systemd.py": ("systemd_notify",),
 }
 _SWAPS: dict[type[ast.AST], Any] = {
@@ -175,7 +177,8 @@ def draw(options: argparse.Namespace) -> list[Mutant]:
     sources = [*(ROOT / "flannelpy/subnet").rglob("*.py"), *(ROOT / "flannelpy/backend").rglob("*.py")]
     sources += [ROOT / "flannelpy" / name for name in ("network.py", "daemon.py")]
     if options.only:
-        sources += [ROOT / "flannelpy/host.py", ROOT / "flannelpy/linux/systemd.py"]
+        sources += [ROOT / "flannelpy" / name for name in ("host.py", "firewall.py", "firewall_rules.py")]
+        sources += [ROOT / "flannelpy/linux" / name for name in ("ruleset.py", "systemd.py")]
         return [one for path in sources for one in mutants(path) if re.search(options.only, str(one))]
     found = [one for path in sorted(sources) for one in mutants(path)]
     print(f"seed {options.seed}, {options.count} of {len(found)} mutants", flush=True)
