@@ -17,6 +17,7 @@ from flannelpy.errors import HostError
 from flannelpy.firewall import Firewall
 from flannelpy.firewall_rules import NetworkRules
 from flannelpy.linux import accept_local, conntrack
+from flannelpy.linux.ruleset import Listing
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added
 
@@ -134,6 +135,32 @@ def test_a_failure_of_masquerading_is_an_error_that_names_the_flag(live: Life) -
         with pytest.raises(HostError, match=r"^-ip-masq cannot put its rules: the command iptables-save is missing"):
             await world.firewall.masquerade("")
         assert world.tables.restored == []
+
+    live(story)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3.8, 4.3, 4.8, 5.3])
+def test_masquerading_and_the_guard_do_not_put_the_same_rules_twice(
+    live: Life, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """A network starts at any moment, and a table may take long to be listed."""
+
+    async def story(world: World) -> None:
+        save = world.tables.save
+
+        async def slow(table: str, listing: Listing) -> None:
+            await save(table, listing)
+            await asyncio.sleep(0.5)
+
+        monkeypatch.setattr("flannelpy.linux.iptables.save", slow)
+        world.add("green", GREEN)
+        await asyncio.sleep(seconds)
+        world.add("blue", BLUE, is_masqueraded=True)
+        await world.firewall.masquerade("blue")
+        await asyncio.sleep(20)
+        assert world.rules("nat")["POSTROUTING"] == ["-j FLANNEL-M-11.1.0.0/16"]
+        assert [text.splitlines()[0] for text in world.tables.restored].count("*nat") == 1
+        assert world.firewall.repairs == {}
 
     live(story)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -11,13 +12,16 @@ from fakes_netlink import ETH1, EXTERNAL, FakeNetlink
 
 from flannelpy.backend import kernel_entries
 from flannelpy.backend.host_gw import HostGwBackend
+from flannelpy.linux import entries, routes
 from flannelpy.linux.entries import Gateway
 from flannelpy.linux.netlink import Address
+from flannelpy.linux.routes import RouteAnswer
 from flannelpy.subnet.config import parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added, Gone
 
 CONFIG = parse('{"Network":"11.0.0.0/16","Backend":{"Type":"host-gw"}}')
+OTHER = IPv4Network("11.0.2.0/24")
 OWN = Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(EXTERNAL.address, "host-gw"), 86400, 1, 1)
 
 
@@ -101,3 +105,56 @@ def test_a_host_that_is_not_on_the_link_is_said_once_and_reached_when_it_is(
     assert complaint == (
         "Ignoring subnet 11.0.2.0/24: 172.17.9.103 is not on the link of eth1 (172.17.8.0/24), which host-gw needs"
     )
+
+
+def test_packets_that_take_another_way_make_a_host_unreachable(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = IPv4Network("11.0.1.0/24")
+    foreign = route(1, "172.17.8.1")
+    found = routes.parse(entries.addition(foreign))
+
+    async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
+        backend.apply([added(1, "172.17.8.102"), added(2, "172.17.8.103"), added(3, "172.17.8.104")])
+        await netlink.settled(route(1, "172.17.8.102"), route(2, "172.17.8.103"), route(3, "172.17.8.104"))
+        await asyncio.sleep(0.001)
+        netlink.led_away[away, False] = RouteAnswer(0, ETH1, foreign.gateway, 254, 1, 4, 0, away, found)
+        assert await backend.repair(netlink) == []
+        assert backend.describe() == "next hops: 2, unreachable: 1"
+        netlink.led_away.clear()
+        assert await backend.repair(netlink) == []
+        assert backend.describe() == "next hops: 3"
+
+    play(scenario, monkeypatch)
+    assert [message.partition(": route")[0] for message in caplog.messages] == [
+        "Packets to 11.0.1.0/24 do not take flannelpy's routes"
+    ]
+
+
+def test_a_subnet_whose_route_is_blocked_is_not_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    static = Gateway(IPv4Network("11.0.1.0/24"), IPv4Address("172.17.8.1"), ETH1, protocol=4)
+
+    async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
+        netlink.hold(static)
+        backend.apply([added(1, "172.17.8.102"), added(2, "172.17.8.103")])
+        await netlink.settled(static, route(2, "172.17.8.103"))
+        await asyncio.sleep(0.001)
+        assert await backend.repair(netlink) == []
+        assert {IPv4Network((int(one.destination) & ~255, 24)) for one in netlink.queries} == {OTHER}
+        assert backend.describe() == "next hops: 1, unreachable: 1"
+
+    play(scenario, monkeypatch)
+
+
+def test_of_leases_that_overlap_the_longer_one_says_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    longer = Added(replace(added(2, "172.17.8.103").lease, subnet=IPv4Network("11.0.2.0/25")))
+
+    async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
+        backend.apply([added(2, "172.17.8.102"), longer])
+        inside = Gateway(longer.lease.subnet, IPv4Address("172.17.8.103"), ETH1)
+        await netlink.settled(route(2, "172.17.8.102"), inside)
+        await asyncio.sleep(0.001)
+        assert await backend.repair(netlink) == []
+        assert backend.describe() == "next hops: 2"
+
+    play(scenario, monkeypatch)

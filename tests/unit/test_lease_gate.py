@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from flannelpy.backend import lease_gate
 from flannelpy.backend.lease_gate import LeaseGate
 from flannelpy.backend.underlay import Underlay
 from flannelpy.errors import HostError
@@ -177,3 +178,20 @@ def test_leases_are_forwarded_in_the_order_in_which_they_came(monkeypatch: pytes
         assert world.forwarded[0] == [first]
 
     play(scenario)
+
+
+def test_a_check_forwards_nothing_before_all_leases_are_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend removes what the first call does not have."""
+    events = [added(1), added(2)]
+
+    async def slowly(items: Sequence[LeaseEvent]) -> AsyncIterator[Sequence[LeaseEvent]]:
+        for item in items:
+            yield [item]
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(lease_gate, "in_chunks", slowly)
+
+    async def scenario(world: World) -> None:
+        await asyncio.gather(world.gate.apply(events), world.gate.check())
+
+    assert play(scenario).forwarded == [events]

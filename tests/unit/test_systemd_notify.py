@@ -118,6 +118,7 @@ def test_after_one_that_was_not_there_the_next_one_hears(
         (" 60000000", None),
         ("60000000\n", None),
         ("٦٠", None),
+        (str(2**64 - 2), (2**64 - 2) / 1_000_000),
         (str(2**64 - 1), None),
         (str(2**64), None),
         ("9" * 5000, None),
