@@ -392,6 +392,29 @@ def test_a_lease_of_which_the_kernel_wants_to_know_nothing_is_said_once_and_trou
     assert caplog.messages == [line, line]  # two units that differ by a MAC
 
 
+def test_what_was_refused_is_not_forgotten_when_something_else_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        refused, failing = unit(2)[-1], unit(3)[-1]
+        world.netlink.refused = {refused: errno.EINVAL}
+        world.want(unit(1), unit(2))
+        await world.netlink.settled(*unit(1))
+        await world.idle()
+        world.netlink.refused = {refused: errno.EINVAL, failing: errno.ENETDOWN}
+        world.netlink.lose(*unit(1))
+        world.units = {**world.units, IPv4Network("11.0.3.0/24"): unit(3)}
+        with pytest.raises(HostError, match="Network is down"):
+            await world.repair()
+        assert world.reconciler.unreachable == {IPv4Network("11.0.2.0/24")}
+        world.netlink.refused = {refused: errno.EINVAL}
+        await world.repair()
+        assert world.reconciler.unreachable == {IPv4Network("11.0.2.0/24")}
+
+    play(scenario, monkeypatch)
+    assert [message.partition(":")[0] for message in caplog.messages] == ["Ignoring invalid lease 11.0.2.0/24"]
+
+
 def test_a_route_of_ours_beside_ours_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel may have two of one destination, and takes the first."""
 

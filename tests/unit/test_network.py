@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import pytest
 from fakes import FakeRegistry
@@ -20,7 +20,7 @@ from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import AlreadyRuns, ConfigError, HostError, LeaseLost, RegistryUnavailable
 from flannelpy.host import Host
 from flannelpy.linux.entries import Prohibition
-from flannelpy.linux.instance_lock import InstanceLock, Run
+from flannelpy.linux.instance_lock import InstanceLock, Run, lock_path
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.marks import device_alias
 from flannelpy.linux.netlink import Address, Link, Netlink
@@ -68,7 +68,7 @@ class FakeUnderlay(Underlay):
     """Nothing is in the way, unless ``refusal`` says so."""
 
     refusal = ""
-    unblocked = 0
+    unblocked: ClassVar[list[tuple[str, set[IPv4Interface]]]] = []
 
     async def observe(self, netlink: Netlink) -> Surroundings:
         return NO_SURROUNDINGS
@@ -81,8 +81,8 @@ class FakeUnderlay(Underlay):
             raise ConfigError(self.refusal)
 
     async def unblock(self, netlink: Netlink, alias: str, leased: Collection[IPv4Interface]) -> list[str]:  # type: ignore[override]
-        FakeUnderlay.unblocked += 1
-        return []
+        FakeUnderlay.unblocked.append((alias, set(leased)))
+        return ["to 11.0.0.0/16 by flannel0"]
 
 
 class FakeBackend:
@@ -105,8 +105,10 @@ class FakeBackend:
         self._world.story.append(f"start {lease.subnet}")
         # Docker must not learn of a subnet before packets flow.
         assert not self._world.file.exists() or "FLANNEL_MTU" not in self._world.file.read_text()
+        self._world.recorded = json.loads(lock_path(self._world.file).read_text())
         if self._world.start_failure:
             raise self._world.start_failure
+        self.device = "flannel10"  # another one has taken the first name
         return 1472
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
@@ -116,6 +118,7 @@ class FakeBackend:
         return "as ever"
 
     async def run(self) -> None:
+        self._world.runs += 1
         await asyncio.Event().wait()
 
     async def repair(self, netlink: Netlink) -> list[str]:
@@ -140,7 +143,10 @@ class World:
         self.story: list[str] = []
         self.events: list[LeaseEvent] = []
         self.statuses: list[str] = []
-        self.checks = 0
+        self.recorded: dict[str, object] = {}  # by an earlier run, or this one, when the backend starts
+        self.adopts_routes, self.routed = False, Routed.NETWORK
+        self.unadopted: list[tuple[Collection[IPv4Network], IPv4Network]] = []
+        self.runs = self.checks = 0
         self.repaired: list[str] = []
         self.lost_rules: list[str] = []
         self.start_failure: Exception | None = None
@@ -164,7 +170,17 @@ class World:
 
         def create(config: NetworkConfig, external: ExternalInterface, options: object) -> FakeBackend:
             assert external is EXTERNAL
-            return FakeBackend(self)
+            backend = FakeBackend(self)
+            backend.adopts_routes, backend.routed = self.adopts_routes, self.routed
+            return backend
+
+        async def unmarked_leftovers(_: Netlink, networks: Collection[IPv4Network], own: IPv4Network) -> list[str]:
+            self.unadopted.append((networks, own))
+            return ["ip route del 11.0.7.0/24"]
+
+        async def masquerade(name: str) -> None:
+            self.story.append(f"masquerade {name!r}")
+            assert "FLANNEL_MTU" not in self.file.read_text()
 
         async def isolate(_: Netlink) -> list[str]:
             self.story.append("isolate")
@@ -172,7 +188,9 @@ class World:
             return rules
 
         monkeypatch.setattr(self.host, "isolate", isolate)
+        monkeypatch.setattr(self.host.firewall, "masquerade", masquerade)
         monkeypatch.setattr(network, "withdraw", withdraw)
+        monkeypatch.setattr(network, "unmarked_leftovers", unmarked_leftovers)
         monkeypatch.setattr(network, "Netlink", FakeNetlink)
         monkeypatch.setattr(network, "Underlay", FakeUnderlay)
         monkeypatch.setattr(network.backends, "create", create)  # type: ignore[attr-defined]
@@ -280,8 +298,95 @@ def test_the_record_names_what_the_run_used(world: World) -> None:
 
     play(world, scenario)
     lock = InstanceLock(world.file)  # free again
-    assert lock.read() == Run((NETWORK,), "udp", "flannel9")
+    assert lock.read() == Run((NETWORK,), "udp", "flannel10")
     lock.close()
+
+
+@pytest.mark.parametrize("is_clean", [True, False])
+def test_earlier_networks_stay_in_the_record_until_nothing_is_left_of_them(world: World, is_clean: bool) -> None:
+    """A crash at any moment must not make the next run forget what this one has used or found."""
+    world.file.write_text("FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.7.1/24\n")
+    world.store.put_raw(OWN, lease("172.17.8.101", HostID="host-1"), None)
+    networks = [str(NETWORK), "10.1.0.0/16"]
+
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+        assert world.recorded == {"networks": networks, "backend": "udp", "device": "flannel9"}
+        now = json.loads(lock_path(world.file).read_text())
+        assert now == {"networks": networks, "backend": "udp", "device": "flannel10"}
+        if is_clean:
+            world.host.firewall._unchecked.clear()
+
+    play(world, scenario)
+    left = json.loads(lock_path(world.file).read_text())
+    assert left["networks"] == (networks[:1] if is_clean else networks)
+
+
+@pytest.mark.parametrize(
+    ("adopts_routes", "routed", "names_own"),
+    [(False, Routed.NETWORK, True), (True, Routed.NETWORK, False), (False, Routed.NOTHING, False)],
+)
+def test_unmarked_routes_are_named_where_no_backend_adopts_them(
+    world: World, caplog: pytest.LogCaptureFixture, adopts_routes: bool, routed: Routed, names_own: bool
+) -> None:
+    world.file.write_text("FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.7.1/24\n")
+    world.store.put_raw(OWN, lease("172.17.8.101", HostID="host-1"), None)
+    world.adopts_routes, world.routed = adopts_routes, routed
+
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+
+    play(world, scenario)
+    [(networks, own)] = world.unadopted
+    assert own == IPv4Network("11.0.59.0/24")
+    assert set(networks) == {IPv4Network("10.1.0.0/16"), *([NETWORK] * names_own)}
+    assert (
+        "Left alone, since another program may have added it; to remove it: ip route del 11.0.7.0/24" in caplog.messages
+    )
+
+
+def test_masquerading_is_put_before_docker_learns_of_the_subnet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, monkeypatch, "-ip-masq")
+    world.file.write_text("FLANNEL_NETWORK=11.0.0.0/16\nFLANNEL_SUBNET=11.0.59.1/24\n")
+
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+
+    play(world, scenario)
+    assert world.story[:4] == ["take over", "isolate", "start 11.0.59.0/24", "masquerade ''"]
+    assert "FLANNEL_IPMASQ=true" in world.file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "leased"),
+    [
+        ("FLANNEL_NETWORK=11.0.0.0/16\nFLANNEL_SUBNET=11.0.59.1/24\n", {IPv4Interface("11.0.59.0/16")}),
+        ("FLANNEL_NETWORK=11.0.0.0/16\n", set()),
+        ("FLANNEL_SUBNET=11.0.59.1/24\n", set()),
+        ("", set()),
+    ],
+)
+def test_while_etcd_is_silent_our_routes_to_it_are_looked_for(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    text: str,
+    leased: set[IPv4Interface],
+) -> None:
+    monkeypatch.setattr(FakeUnderlay, "unblocked", [])
+    world.file.write_text(text)
+    world.store.go_down()
+
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: FakeUnderlay.unblocked)
+        assert not world.is_up
+
+    play(world, scenario)
+    assert FakeUnderlay.unblocked[0] == (device_alias(world.file), leased)
+    removed = "to 11.0.0.0/16 by flannel0: no etcd endpoint answers, and one lies behind it"
+    assert f"Removed our route {removed}" in caplog.messages
 
 
 def test_a_second_network_with_the_subnet_file_does_not_touch_the_store(world: World) -> None:
@@ -370,7 +475,7 @@ def test_a_lost_lease_withdraws_everything(world: World) -> None:
             await task
 
     play(world, scenario)
-    assert world.story[-2:] == ["withdraw", "close"] or world.story[-3:] == ["close", "withdraw", "close"]
+    assert world.story[-3:] == ["close", "withdraw", "close"]  # packets cease first
     scope, keep = world.withdrawn[-1]
     assert (NETWORK in scope.networks, keep) == (True, None)
     assert not world.file.exists()
@@ -397,7 +502,29 @@ def test_a_withdrawal_that_fails_still_removes_the_file(
     assert not world.file.exists()
 
 
+def test_a_lease_that_somebody_removes_is_taken_back(world: World) -> None:
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+        [entry] = (await world.store.snapshot()).entries
+        await asyncio.sleep(0.01)
+        world.store.delete_raw(entry.name)
+        async with asyncio.timeout(5):
+            while not (again := (await world.store.snapshot()).entries):  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.001)
+        assert (again[0].name, again[0].value) == (entry.name, entry.value)
+
+    play(world, scenario)
+
+
 # What it reports
+
+
+def test_the_backend_runs_once_beside_the_watch(world: World) -> None:
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.checks)
+        assert world.runs == 1
+
+    play(world, scenario)
 
 
 def test_repairs_are_counted_and_a_trouble_turns_readiness_off(world: World, caplog: pytest.LogCaptureFixture) -> None:
