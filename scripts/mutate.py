@@ -32,7 +32,7 @@ SECONDS = 120
 TESTS = {
     "flannelpy/subnet/": ("manager", "lease_table", "renewal", "config", "lease"),
     "flannelpy/backend/udp/": ("udp_backend", "proxy", "engine", "routes", "sender_queues"),
-    "flannelpy/backend/": ("kernel_entries", "guard", "host_gw", "vxlan", "udp_backend", "network"),
+    "flannelpy/backend/": ("kernel_entries", "guard", "host_gw", "vxlan", "udp_backend", "network", "route_check"),
     "flannelpy/network.py": ("network", "daemon"),
     "flannelpy/daemon.py": ("daemon", "network"),
     "flannelpy/host.py": ("host",),

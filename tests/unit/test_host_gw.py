@@ -158,3 +158,21 @@ def test_of_leases_that_overlap_the_longer_one_says_the_way(monkeypatch: pytest.
         assert backend.describe() == "next hops: 2"
 
     play(scenario, monkeypatch)
+
+
+def test_before_the_routes_are_put_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
+        assert await backend.repair(netlink) == []
+        for number in (1, 2):
+            backend.apply([added(number, "172.17.8.102")])
+            assert await backend.repair(netlink) == []
+            assert netlink.queries == []
+            await netlink.settled(*(route(each, "172.17.8.102") for each in range(1, number + 1)))
+        await asyncio.sleep(0.001)
+        netlink.lose(route(1, "172.17.8.102"))
+        assert len(await backend.repair(netlink)) == 1
+        assert netlink.queries == []  # the next check asks
+        assert await backend.repair(netlink) == []
+        assert netlink.queries != []
+
+    play(scenario, monkeypatch)

@@ -12,6 +12,7 @@ import pytest
 from fakes_netlink import ETH1, EXTERNAL, FLANNEL1, FakeNetlink
 
 from flannelpy.backend import kernel_entries
+from flannelpy.backend.base import Datagrams
 from flannelpy.backend.vxlan import backend as vxlan_backend
 from flannelpy.backend.vxlan import settings, vtep
 from flannelpy.backend.vxlan.backend import VxlanBackend
@@ -281,5 +282,31 @@ def test_a_repair_that_failed_is_not_forgotten_by_the_next_look(monkeypatch: pyt
                 await backend.repair(netlink)
         assert await backend.repair(netlink) == ["flannel.1 was removed: put right"]
         assert await backend.repair(netlink) == []
+
+    play(scenario, monkeypatch)
+
+
+def test_its_port_is_one_for_all_hosts_and_its_source_port_the_kernels() -> None:
+    backend = VxlanBackend(
+        config.parse('{"Network":"11.0.0.0/16","Backend":{"Type":"vxlan","VNI":7,"Port":4789}}'), EXTERNAL, ALIAS
+    )
+    assert backend.datagrams == Datagrams("flannel.7", 4789, 0, accepts_local=False)
+    assert (backend.device, backend.needs) == ("flannel.7", ["VNI 7"])
+
+
+def test_before_the_entries_are_put_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
+        netlink.queries.clear()  # about the network, at the start
+        assert await backend.repair(netlink) == []
+        backend.apply([added(1, 102)])
+        assert await backend.repair(netlink) == []
+        assert netlink.queries == []
+        await netlink.settled(*by_vxlan(1, 102))
+        await asyncio.sleep(0.001)
+        netlink.lose(*by_vxlan(1, 102))
+        assert len(await backend.repair(netlink)) == 3
+        assert netlink.queries == []  # the next check asks
+        assert await backend.repair(netlink) == []
+        assert netlink.queries != []
 
     play(scenario, monkeypatch)
