@@ -17,12 +17,12 @@ from flannelpy.linux.routes import KernelRoute, RouteFilter
 from flannelpy.linux.rtnetlink import Message, attribute
 
 _RTM_NEWROUTE = 24
-_KERNEL = 2
+_KERNEL, _UNICAST = 2, 1
 
 
-def direct(destination: IPv4Network, link_index: int, protocol: int = _KERNEL) -> Message:
+def direct(destination: IPv4Network, link_index: int, protocol: int = _KERNEL, kind: int = _UNICAST) -> Message:
     """A route without a gateway, as the kernel lists it."""
-    head = struct.pack("=BBBBBBBBI", 2, destination.prefixlen, 0, 0, 254, protocol, 253, 1, 0)
+    head = struct.pack("=BBBBBBBBI", 2, destination.prefixlen, 0, 0, 254, protocol, 253, kind, 0)
     address, index = destination.network_address.packed, struct.pack("=I", link_index)
     return Message(_RTM_NEWROUTE, head + attribute(1, address) + attribute(4, index))
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from fakes_machine import FakeMachine, direct
 from fakes_netlink import ETH1, FLANNEL1, FakeNetlink
 
 from flannelpy.backend.route_check import RouteCheck, Way
@@ -300,3 +301,45 @@ def test_what_is_right_when_it_is_to_be_named_is_not_logged(caplog: pytest.LogCa
 
     play(scenario)
     assert caplog.messages == []
+
+
+def test_of_the_routes_that_refuse_a_packet_the_longest_one_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    blackhole, prohibit = 6, 8
+
+    async def scenario(world: World) -> None:
+        machine = FakeMachine()
+        for text, kind in (("11.0.0.0/8", blackhole), ("11.0.1.0/25", blackhole), ("11.0.0.0/16", blackhole)):
+            machine.direct.append(direct(IPv4Network(text), 0, 4, kind))
+        machine.direct += [direct(subnet(2), 0, 4, blackhole), direct(IPv4Network("11.0.1.0/26"), 0, 4, prohibit)]
+        machine.led_away = {(IPv4Network("11.0.1.0/25"), False): RouteAnswer(errno=BLACKHOLE)}
+        world.netlink = machine
+        await world.ask(1, 2, 3)
+
+    play(scenario)
+    assert caplog.messages == [
+        "Packets to 11.0.1.0/24 do not take flannelpy's routes: route blackhole 11.0.1.0/25 proto static takes the"
+        " host's packets"
+    ]
+
+
+def test_a_peer_stays_unreachable_until_it_is_asked_about_again(caplog: pytest.LogCaptureFixture) -> None:
+    numbers = [number for number in range(256) if number != 48]
+
+    async def scenario(world: World) -> None:
+        world.netlink.led_away = {(subnet(1), False): elsewhere()}
+        await world.ask(*numbers)
+        for _ in range(4):
+            assert world.check.unreachable == {subnet(1)}
+            await world.ask(*numbers)
+        world.netlink.led_away = {}
+        for _ in range(2):
+            await world.ask(*numbers)
+        assert not world.check.unreachable
+        world.netlink.led_away = {(subnet(1), False): elsewhere()}
+        for _ in range(2):
+            await world.ask(*numbers)
+        await world.ask(2, 3)  # it is no peer any more
+        assert not world.check.unreachable
+
+    play(scenario)
+    assert len(caplog.messages) == 2

@@ -218,12 +218,12 @@ def test_the_way_to_etcd_must_be_a_longer_one_and_none_of_an_overlay(
     prefix: str, link_index: int, kind: int, is_refused: bool
 ) -> None:
     async def scenario(world: World) -> None:
-        world.lead("172.20.0.0/16", link_index, prefix, kind)
+        assert await world.check("172.21.0.0/16") == ""
         if link_index == TUN.index:
             world.machine.have(TUN)  # after the links were listed
+        world.lead("172.20.0.0/16", link_index, prefix, kind)
         refusal = await world.check(NETWORK)
         assert await world.check(NETWORK, Routed.SUBNETS) == ""
-        assert await world.check("172.21.0.0/16") == ""
         assert refusal == (
             "Network 172.16.0.0/12 would take the way to 172.20.0.5, an address of the etcd endpoint etcd: choose one "
             "that does not contain 172.20.0.5"
