@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -12,7 +12,7 @@ from fakes_netlink import FakeNetlink
 from flannelpy.linux import entries, routes
 from flannelpy.linux.entries import Identity, Prohibition, Route
 from flannelpy.linux.marks import ROUTE_PROTOCOL
-from flannelpy.linux.netlink import Address, Link, Vxlan
+from flannelpy.linux.netlink import Address, Link, Netlink, Vxlan
 from flannelpy.linux.routes import KernelRoute, RouteFilter
 from flannelpy.linux.rtnetlink import Message, attribute
 
@@ -71,6 +71,9 @@ class FakeMachine(FakeNetlink):
 
     async def routes_of(self, wanted: RouteFilter) -> AsyncIterator[list[KernelRoute]]:
         yield wanted.select([*map(entries.addition, self.gateways), *self.direct])
+
+    async def routes_to(self, destinations: Container[IPv4Network]) -> dict[IPv4Network, list[KernelRoute]]:
+        return await Netlink.routes_to(self, destinations)
 
     async def remove(self, unwanted: Sequence[Identity]) -> None:
         await super().remove(unwanted)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from fakes_machine import FakeMachine
 
-from flannelpy.backend.foreign_routes import leftovers, log_leftovers
+from flannelpy.backend.foreign_routes import ForeignRoutes, leftovers, log_leftovers
 from flannelpy.linux import entries, routes
 from flannelpy.linux.entries import Gateway
 from flannelpy.linux.routes import KernelRoute
@@ -18,11 +20,16 @@ BOOT = 3
 TOS, PRIORITY, NEXTHOP_OBJECT, MULTIPATH = 3, 6, 30, 9
 
 
-def route(destination: str, more: bytes = b"", tos: int = 0, protocol: int = BOOT) -> KernelRoute:
-    message = entries.addition(Gateway(IPv4Network(destination), IPv4Address("172.17.8.102"), 2, protocol=protocol))
-    body = bytearray(message.body + more)
+def message(destination: str, more: bytes = b"", tos: int = 0, protocol: int = BOOT, host: int = 102) -> Message:
+    address = IPv4Address(f"172.17.8.{host}")
+    plain = entries.addition(Gateway(IPv4Network(destination), address, 2, protocol=protocol))
+    body = bytearray(plain.body + more)
     body[TOS] = tos
-    return routes.parse(Message(message.message_type, bytes(body)))
+    return Message(plain.message_type, bytes(body))
+
+
+def route(destination: str, more: bytes = b"", tos: int = 0, protocol: int = BOOT) -> KernelRoute:
+    return routes.parse(message(destination, more, tos, protocol))
 
 
 def number(name: int, value: int) -> bytes:
@@ -61,3 +68,38 @@ def test_ten_are_named_and_the_others_counted(count: int, lines: int, caplog: py
     )
     if count > 10:
         assert caplog.messages[-1] == (f"{count - 10} more routes may be left from flanneld; -cleanup lists them")
+
+
+SUBNET = IPv4Network("11.1.7.0/24")
+WANTED = Gateway(SUBNET, IPv4Address("172.17.8.102"), 2)
+ELSEWHERE, STATIC, OURS = 103, 4, 85
+
+
+@pytest.mark.parametrize(
+    ("there", "verdict"),
+    [
+        ([], ""),
+        ([message("11.1.7.0/24", protocol=OURS, host=ELSEWHERE)], ""),
+        ([message("11.1.7.0/24", host=ELSEWHERE)], "blocking"),
+        ([message("11.1.7.0/24", protocol=STATIC, host=ELSEWHERE)], "blocking"),
+        ([message("11.1.7.0/24", protocol=STATIC)], "equivalent"),
+        ([message("11.1.7.0/24", number(NEXTHOP_OBJECT, 1))], "equivalent"),
+        ([message("11.1.7.0/24")], "adopted"),
+        # A route without metric and TOS goes before one with a metric, and beside one with a TOS.
+        ([message("11.1.7.0/24", number(PRIORITY, 100), host=ELSEWHERE)], ""),
+        ([message("11.1.7.0/24", tos=4, host=ELSEWHERE)], ""),
+        ([message("11.1.7.0/24", tos=4, host=ELSEWHERE), message("11.1.7.0/24")], "adopted"),
+        ([message("11.1.7.0/24"), message("11.1.7.0/24", host=ELSEWHERE)], "adopted"),
+        ([message("11.1.7.0/25", host=ELSEWHERE)], ""),
+    ],
+)
+def test_what_the_first_route_without_a_metric_says_about_ours(there: list[Message], verdict: str) -> None:
+    machine, foreign = FakeMachine(), ForeignRoutes()
+    machine.direct += there
+    adopted = asyncio.run(foreign.judge(machine, [WANTED]))
+    assert [bool(foreign.blocking), bool(foreign.equivalent), bool(adopted)] == [
+        verdict == word for word in ("blocking", "equivalent", "adopted")
+    ]
+    machine.direct[:] = []
+    assert asyncio.run(foreign.judge(machine, [WANTED])) == []
+    assert (foreign.blocking, foreign.equivalent) == ({}, {})

@@ -26,9 +26,11 @@ from flannelpy.linux.marks import device_alias
 from flannelpy.linux.netlink import Address, Link, Netlink
 from flannelpy.linux.routes import KernelRoute, RouteFilter
 from flannelpy.network import Network
+from flannelpy.subnet import env_file
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added, Gone, LeaseEvent
+from flannelpy.subnet.manager import SubnetManager
 from flannelpy.subnet.renewal import Holder
 from flannelpy.subnet.surroundings import NO_SURROUNDINGS, Surroundings
 
@@ -514,6 +516,44 @@ def test_a_lease_that_somebody_removes_is_taken_back(world: World) -> None:
         assert (again[0].name, again[0].value) == (entry.name, entry.value)
 
     play(world, scenario)
+
+
+@pytest.mark.parametrize("part", ["keep_lease", "watch", "watch_config"])
+def test_what_fails_for_good_ends_all_of_it(world: World, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    failing = asyncio.Event()
+
+    async def fail(*_: object) -> None:
+        await failing.wait()
+        raise LeaseLost("it is another host's")
+
+    monkeypatch.setattr(SubnetManager, part, fail)
+
+    async def scenario(task: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.runs)
+        failing.set()
+        with pytest.raises(LeaseLost):
+            await task
+
+    play(world, scenario)
+    assert world.story[-1] == "close"
+
+
+def test_a_subnet_file_that_cannot_be_removed_is_said(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(task: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+        [entry] = (await world.store.snapshot()).entries
+        world.store.put_raw(entry.name, lease("172.17.8.200"), 100)
+        with pytest.raises(LeaseLost):
+            await task
+
+    def remove(_: Path) -> None:
+        raise HostError("the disk is read-only")
+
+    monkeypatch.setattr(env_file, "remove", remove)
+    play(world, scenario)
+    assert "the disk is read-only" in caplog.messages
 
 
 # What it reports

@@ -310,3 +310,22 @@ def test_before_the_entries_are_put_nothing_is_asked(monkeypatch: pytest.MonkeyP
         assert netlink.queries != []
 
     play(scenario, monkeypatch)
+
+
+def test_a_route_that_flanneld_may_have_left_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
+        left = Gateway(IPv4Network("11.0.8.0/24"), IPv4Address("172.17.8.108"), ETH1, protocol=3)
+        asked_for = replace(direct(1, 108), protocol=3)
+        netlink.hold(left)
+        backend.apply([added(1, 102)])
+        await netlink.settled(left, *by_vxlan(1, 102))
+        await asyncio.sleep(0.001)
+        netlink.hold(asked_for)
+        for _ in range(3):
+            assert await backend.repair(netlink) == []
+
+    play(scenario, monkeypatch)
+    [message] = [message for message in caplog.messages if "may be left" in message]
+    assert message.startswith("Route 11.0.8.0/24 via 172.17.8.108 dev eth1 proto boot may be left from flanneld")
