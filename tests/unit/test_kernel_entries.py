@@ -303,6 +303,23 @@ def test_a_foreign_route_that_leads_where_the_lease_asks_counts_and_stays(
     assert caplog.messages == []
 
 
+def test_a_route_that_another_program_put_in_place_of_ours_is_no_repair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was restored, so nobody is told so and nothing is counted."""
+
+    async def scenario(world: World) -> None:
+        world.want((by_gateway(1, 101),), (by_gateway(2, 102),))
+        await world.settled()
+        equivalent = by_gateway(1, 101, STATIC)
+        world.netlink.lose(by_gateway(1, 101))
+        world.netlink.hold(equivalent)
+        for _ in range(2):
+            assert await world.repair() == []
+        assert set(world.netlink.gateways) == {equivalent, by_gateway(2, 102)}
+        assert not world.reconciler.unreachable
+
+    play(scenario, monkeypatch, 0)
+
+
 def test_a_new_next_hop_is_added_before_the_old_one_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(world: World) -> None:
         world.want((by_gateway(1, 101),))
