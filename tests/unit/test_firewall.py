@@ -230,8 +230,10 @@ def test_what_earlier_runs_have_left_goes_and_what_is_foreign_stays(live: Life) 
                 chains[hook].append(f"-j FLANNEL-{kind}-{network}")
             chains[hook] += foreign
         world.add("", BLUE, None, previous=OLD)
+        assert world.firewall.is_clean is False
         world.firewall.apply("", [])
         await asyncio.sleep(1)
+        assert world.firewall.is_clean is True
         for table, hook, kind in (("nat", "POSTROUTING", "M"), ("mangle", "FORWARD", "D"), ("raw", "OUTPUT", "Z")):
             assert world.rules(table) == {
                 hook: [f"-j FLANNEL-{kind}-{GREEN}", *foreign],
@@ -316,6 +318,25 @@ def test_commands_without_effect_do_not_pile_up(live: Life, caplog: pytest.LogCa
         assert "iptables-restore reports success, but iptables-save does not show the rules" in message
         world.tables.is_deaf = False
         await asyncio.sleep(10)
+        assert "FLANNEL-D-11.1.0.0/16" in world.tables.tables["mangle"]
+
+    live(story)
+
+
+def test_commands_that_were_in_vain_are_given_again_once_the_rules_were_there(live: Life) -> None:
+    async def story(world: World) -> None:
+        world.tables.is_deaf = True
+        world.add("", BLUE)
+        world.firewall.apply("", [])
+        await asyncio.sleep(6)
+        before = {chain: list(rules) for chain, rules in world.tables.tables["mangle"].items()}
+        [text] = world.tables.restored
+        world.tables.is_deaf = False
+        world.tables.apply(text)  # by an operator
+        await asyncio.sleep(6)
+        world.tables.tables["mangle"] = before
+        await asyncio.sleep(6)
+        assert world.tables.restored == [text, text]
         assert "FLANNEL-D-11.1.0.0/16" in world.tables.tables["mangle"]
 
     live(story)
