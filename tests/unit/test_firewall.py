@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from fakes_clock import run
 from fakes_iptables import FakeTables
 
-from flannelpy import firewall
+from flannelpy import firewall, logs
 from flannelpy.backend.base import Datagrams
 from flannelpy.errors import HostError
 from flannelpy.firewall import Firewall
@@ -189,6 +190,31 @@ def test_what_is_lost_comes_back_is_counted_and_logged(live: Life, caplog: pytes
     live(story)
 
 
+def test_a_repair_is_logged_under_the_networks_name_and_what_concerns_all_under_none(live: Life) -> None:
+    names: list[str] = []
+
+    def name(_: logging.LogRecord) -> bool:
+        names.append(logs.network.get())
+        return True
+
+    async def story(world: World) -> None:
+        world.add("blue", BLUE)
+        world.firewall.apply("blue", [])
+        await asyncio.sleep(10)
+        names.clear()
+        world.tables.tables["mangle"]["FORWARD"].clear()
+        await asyncio.sleep(10)
+        world.tables.failure = "no such command"
+        await asyncio.sleep(10)
+
+    firewall.log.addFilter(name)
+    try:
+        live(story)
+    finally:
+        firewall.log.removeFilter(name)
+    assert names == ["blue", ""]
+
+
 def test_new_peers_are_no_repair_and_written_at_most_once_a_second(live: Life) -> None:
     async def story(world: World) -> None:
         world.add("", BLUE)
@@ -219,7 +245,9 @@ def test_each_table_in_use_is_listed_once(live: Life) -> None:
     live(story)
 
 
-def test_what_earlier_runs_have_left_goes_and_what_is_foreign_stays(live: Life) -> None:
+def test_what_earlier_runs_have_left_goes_and_what_is_foreign_stays(
+    live: Life, caplog: pytest.LogCaptureFixture
+) -> None:
     async def story(world: World) -> None:
         foreign = ["-j FLANNELX", '-m comment --comment "-j FLANNEL-M-11.1.0.0/16" -j RETURN']
         for table, hook, kind in (("nat", "POSTROUTING", "M"), ("mangle", "FORWARD", "D"), ("raw", "OUTPUT", "Z")):
@@ -240,6 +268,9 @@ def test_what_earlier_runs_have_left_goes_and_what_is_foreign_stays(live: Life) 
                 "FLANNELX": ["-j RETURN"],
                 f"FLANNEL-{kind}-{GREEN}": ["-j RETURN"],
             }
+            for network in (BLUE, OLD):
+                removed = f"Removed iptables chain FLANNEL-{kind}-{network} of an earlier run in table {table}"
+                assert caplog.messages.count(removed) == 1
 
     live(story)
 
@@ -361,13 +392,17 @@ def test_accept_local_is_restored(
         file.mkdir()
         await asyncio.sleep(20)
         assert world.firewall.repairs == {"": 1}
+        file.rmdir()
+        file.write_text("1\n")
+        await asyncio.sleep(20)
 
     tables = FakeTables()
     tables.install(monkeypatch)
     live(story)
-    restored, broken = (message for message in caplog.messages if "accept_local" in message)
+    restored, broken, guarded = (message for message in caplog.messages if "accept_local" in message)
     assert restored.startswith("Restored accept_local of flannel0: another program set it to 0")
     assert broken.startswith(f"Cannot guard accept_local of flannel0: cannot read {file}: Is a directory")
+    assert guarded == "accept_local of flannel0 is guarded again"
 
 
 # Removal
