@@ -319,6 +319,51 @@ def test_our_datagrams_get_their_zone_once_the_kernel_tracks_connections(
     live(story)
 
 
+def test_one_network_that_is_masqueraded_has_the_kernel_track_the_connections_of_all(live: Life) -> None:
+    async def story(world: World) -> None:
+        for name, network in (("blue", BLUE), ("green", GREEN)):
+            world.add(name, network, is_masqueraded=name == "green")
+            world.firewall.apply(name, [])
+        await asyncio.sleep(10)
+        assert {f"FLANNEL-Z-{network}" for network in (BLUE, GREEN)} <= world.rules("raw").keys()
+
+    live(story)
+
+
+@pytest.mark.parametrize("is_masqueraded", [True, False])
+def test_flanneld_s_masquerading_goes_only_where_ours_is_in_its_place(live: Life, is_masqueraded: bool) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE, is_masqueraded=is_masqueraded)
+        world.firewall.apply("", [])
+        await asyncio.sleep(10)
+        nat = world.tables.tables["nat"]
+        shared = ["-s 11.1.0.0/16 -j FLANNEL", "! -s 11.1.0.0/16 -d 11.1.0.0/16 -j MASQUERADE"]
+        nat["POSTROUTING"] += shared
+        nat["FLANNEL"] = ["-d 11.1.0.0/16 -j ACCEPT", "! -d 224.0.0.0/4 -j MASQUERADE"]
+        await asyncio.sleep(10)
+        ours = ["-j FLANNEL-M-11.1.0.0/16"] if is_masqueraded else shared
+        assert world.rules("nat")["POSTROUTING"] == ours
+        restored = len(world.tables.restored)
+        await asyncio.sleep(30)
+        assert len(world.tables.restored) == restored
+
+    live(story)
+
+
+def test_where_iptables_is_missing_and_not_needed_nothing_is_left_to_remove(
+    live: Life, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(world: World) -> None:
+        world.tables.failure = "the command iptables-save is missing: install iptables"
+        world.add("", BLUE, None)
+        world.firewall.apply("", [])
+        await asyncio.sleep(10)
+        assert world.firewall.is_clean is True
+
+    live(story)
+    assert caplog.messages == []
+
+
 def test_a_failure_is_one_warning_and_tried_again(live: Life, caplog: pytest.LogCaptureFixture) -> None:
     async def story(world: World) -> None:
         world.tables.failure = "iptables-save -t mangle failed: no permission"
