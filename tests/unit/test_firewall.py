@@ -399,6 +399,20 @@ def test_commands_without_effect_do_not_pile_up(live: Life, caplog: pytest.LogCa
     live(story)
 
 
+def test_flanneld_s_rules_that_cannot_be_removed_are_no_reason_to_try_all_the_time(live: Life) -> None:
+    async def story(world: World) -> None:
+        world.tables.is_deaf = True
+        world.tables.tables["nat"]["POSTROUTING"] = ["-s 11.1.0.0/16 -j FLANNEL"]
+        world.tables.tables["nat"]["FLANNEL"] = ["-d 11.1.0.0/16 -j ACCEPT", "! -d 224.0.0.0/4 -j MASQUERADE"]
+        world.add("", BLUE, is_masqueraded=True)
+        world.firewall.apply("", [])
+        await asyncio.sleep(59)
+        [text] = (text for text in world.tables.restored if text.startswith("*nat"))
+        assert "-j FLANNEL\n" in text
+
+    live(story)
+
+
 def test_commands_that_were_in_vain_are_given_again_once_the_rules_were_there(live: Life) -> None:
     async def story(world: World) -> None:
         world.tables.is_deaf = True
