@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
+from flannelpy.errors import HostError
 from flannelpy.linux.netlink import Address, Link, Netlink
 
 
@@ -43,6 +44,11 @@ class Tunnel(NamedTuple):
             flaws.append(f"lost its address {self.address}/{self.network.prefixlen}")
         if link.is_up and not await netlink.has_connected_route(self.network, link.index):
             flaws.append(f"lost the route to {self.network}")
+        if link.is_up and not link.in_use and not flaws:
+            raise HostError(
+                f"{link.name} has no carrier, so it drops all packets: another program set its carrier off, or its "
+                "protodown on"
+            )
         return flaws
 
     def _own(self, link: Link) -> Address:

@@ -6,6 +6,7 @@ Counterpart: none; flanneld v0.5.5 cuts hosts off from etcd.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Container, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -17,7 +18,7 @@ from flannelpy.linux.netlink import Link, Netlink
 from flannelpy.linux.own_devices import addresses_by_index, is_marked, looks_like_ours, own_devices
 from flannelpy.linux.resolver import resolve
 from flannelpy.linux.routes import LOCAL, PROTOCOL_KERNEL, RouteFilter, RouteQuery
-from flannelpy.subnet.surroundings import Surroundings, surroundings
+from flannelpy.subnet.surroundings import NO_SURROUNDINGS, Surroundings, surroundings
 
 _RESOLVE_SECONDS = 2.0
 
@@ -39,12 +40,18 @@ class Underlay:
         self._public_ip = public_ip
         self._unresolved = set(etcd_hosts)
         self._endpoints: dict[IPv4Address, str] = {}  # address -> host of the endpoint
+        self._observed: object = None
+        self._surroundings = NO_SURROUNDINGS
         self._overlay_devices: dict[int, str] = {}  # interface index -> name, empty for all other interfaces
 
     async def observe(self, netlink: Netlink) -> Surroundings:
         """The addresses and networks of this host.  Raises HostError."""
-        external, others, overlay = await self._addresses(netlink)
-        return surroundings(external, others, self._public_ip, self._endpoints, overlay)
+        now = (await self._addresses(netlink), frozenset(self._endpoints))
+        if now != self._observed:  # as a rule nothing has changed, and hosts with thousands of addresses exist
+            (external, others, overlay), endpoints = self._observed = now
+            await asyncio.sleep(0)
+            self._surroundings = surroundings(external, others, self._public_ip, endpoints, overlay)
+        return self._surroundings
 
     async def overlay_ways(self, netlink: Netlink, addresses: Sequence[IPv4Address]) -> dict[IPv4Address, str]:
         """The overlay device by which the kernel would send to each address; empty if by none.  Raises HostError."""

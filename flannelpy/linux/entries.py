@@ -8,7 +8,7 @@ Source: rtnetlink(7), include/uapi/linux/rtnetlink.h and neighbour.h of the kern
 from __future__ import annotations
 
 import struct
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
@@ -129,11 +129,15 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Where a VXLAN device sends what is for a MAC: an entry of its forwarding database."""
+    """Where a VXLAN device sends what is for a MAC: an entry of its forwarding database.
+
+    ``way_out``: the index of the interface by which it sends, 0 where the routes decide, as ours always do.
+    """
 
     mac: str
     public_ip: IPv4Address
     link_index: int
+    way_out: int = 0
 
     @property
     def key(self) -> Hashable:
@@ -149,6 +153,7 @@ class Forward:
             _NDMSG.pack(_AF_BRIDGE, self.link_index, _NUD_PERMANENT, _NTF_SELF, 0)
             + attribute(_NDA_DST, self.public_ip.packed)
             + attribute(_NDA_LLADDR, _packed(self.mac))
+            + (attribute(_NDA_IFINDEX, _NUMBER.pack(self.way_out)) if self.way_out else b"")
         )
 
 
@@ -268,7 +273,9 @@ def _neighbour_entry(of: Identity) -> Neighbour | Forward:
     family, link_index, *_ = _NDMSG.unpack_from(body)
     has = attributes(body, _NDMSG.size)
     address, mac = IPv4Address(has[_NDA_DST]), has[_NDA_LLADDR].hex(":")
-    return Forward(mac, address, link_index) if family == _AF_BRIDGE else Neighbour(address, mac, link_index)
+    if family == _AF_BRIDGE:
+        return Forward(mac, address, link_index, _way_out(has))
+    return Neighbour(address, mac, link_index)
 
 
 #: The request that lists all IPv4 routes.
@@ -321,7 +328,7 @@ def neighbours(messages: list[Message], link_index: int) -> list[Neighbour]:
 def forwards(messages: list[Message], link_index: int) -> list[Forward]:
     """Those that are permanent and lead to a host, of that device."""
     return [
-        Forward(found[_NDA_LLADDR].hex(":"), IPv4Address(found[_NDA_DST]), link_index)
+        Forward(found[_NDA_LLADDR].hex(":"), IPv4Address(found[_NDA_DST]), link_index, _way_out(found))
         for found in _permanent(messages, _AF_BRIDGE, link_index, _NTF_SELF)
     ]
 
@@ -360,6 +367,11 @@ def _permanent(messages: list[Message], family: int, link_index: int, flags: int
             if sizes == (4, 6) and not {_NDA_PORT, _NDA_VNI} & has.keys():
                 found.append(has)
     return found
+
+
+def _way_out(found: Mapping[int, bytes]) -> int:
+    number: int = _NUMBER.unpack(found.get(_NDA_IFINDEX, bytes(_NUMBER.size)))[0]
+    return number
 
 
 def _packed(mac: str) -> bytes:

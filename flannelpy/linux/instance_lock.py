@@ -147,7 +147,7 @@ def _is_held_by_old_version(subnet_file: Path) -> bool:
 
     Any local user can bind that name, so only a socket of root or of our own user counts.
     """
-    name = b"flannelpy " + os.fsencode(subnet_file.resolve())[-90:]
+    name = b"flannelpy " + os.fsencode(os.path.realpath(subnet_file))[-90:]
     if b" @" + name + b"\n" not in Path("/proc/net/unix").read_bytes():
         return False
     try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from functools import cached_property, lru_cache
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from flannelpy.linux.rtnetlink import RTM_GETADDR, RTM_GETLINK, Message, attribute, attributes
 
@@ -58,7 +59,7 @@ class Link:
     alias: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Address:
     """An IPv4 address on the interface with that index; ``peer`` is the other end of a point-to-point address."""
 
@@ -67,12 +68,18 @@ class Address:
     prefix_len: int = 32
     peer: IPv4Address | None = None
 
+    @cached_property
+    def interface(self) -> IPv4Interface:
+        """With its prefix length."""
+        return IPv4Interface((self.address, self.prefix_len))
+
     @property
     def destination(self) -> IPv4Network:
         """To where the kernel adds a route with the address."""
         return IPv4Network((int(self.peer or self.address), self.prefix_len), strict=False)
 
 
+_CACHED_ADDRESSES = 10_000
 _NO_STATISTICS = attribute(_IFLA_EXT_MASK, _NUMBER.pack(_RTEXT_FILTER_SKIP_STATS))
 
 #: The request that lists all interfaces.
@@ -111,8 +118,14 @@ def link(message: Message) -> Link:
 
 def address(message: Message) -> Address:
     """An address as it was listed."""
-    _, prefix_len, _, _, link_index = _IFADDRMSG.unpack_from(message.body)
-    has = attributes(message.body, _IFADDRMSG.size)
+    return _address(message.body)
+
+
+@lru_cache(_CACHED_ADDRESSES)
+def _address(body: bytes) -> Address:
+    """A host may have thousands, which hardly ever change."""
+    _, prefix_len, _, _, link_index = _IFADDRMSG.unpack_from(body)
+    has = attributes(body, _IFADDRMSG.size)
     local = has.get(_IFA_LOCAL) or has[_IFA_ADDRESS]
     peer = has.get(_IFA_ADDRESS, local)
     return Address(link_index, IPv4Address(local), prefix_len, None if peer == local else IPv4Address(peer))

@@ -7,6 +7,7 @@ It takes a tenth of a second to import, so it is imported when the first socket 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Container, Iterable, Sequence
@@ -16,7 +17,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from socket import AF_INET, if_indextoname
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from flannelpy.errors import HostError
 from flannelpy.linux import entries, links, routes, rules
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Address", "Link", "Netlink", "Refusal", "Vxlan"]
 
+T = TypeVar("T")
+
 _LISTINGS = 5
+_LISTING_PAUSE = 0.01  # doubled with each
 # Source: linux/if.h, rtnetlink(7).
 _RT_SCOPE_LINK = 253
 _FR_ACT_PROHIBIT = 8
@@ -72,7 +76,7 @@ class Netlink:
 
     async def links(self) -> list[Link]:
         """All interfaces.  Raises HostError."""
-        return list(map(links.link, await self._list(links.ALL_LINKS)))
+        return await self._list(links.ALL_LINKS, links.link)
 
     async def link(self, name: str) -> Link | None:
         """The interface of that name, if there is one.  Raises HostError."""
@@ -96,11 +100,11 @@ class Netlink:
 
     async def addresses(self) -> list[Address]:
         """All IPv4 addresses, each interface's in the kernel's order.  Raises HostError."""
-        return list(map(links.address, await self._list(links.ALL_ADDRESSES)))
+        return await self._list(links.ALL_ADDRESSES, links.address)
 
     async def routes(self) -> list[Route]:
         """The main table's routes, one for each way out of a multipath route.  Raises HostError."""
-        return entries.routes(await self._list(entries.ALL_ROUTES))
+        return entries.routes(await self._list(entries.ALL_ROUTES, lambda message: message))
 
     async def lookups(self, queries: Sequence[RouteQuery], *, matched: bool = False) -> list[RouteAnswer]:
         """Which route the kernel would use for each packet.  Raises HostError.
@@ -226,15 +230,25 @@ class Netlink:
                 if error.errno not in _GONE:  # of a table or an interface that is not there
                     raise HostError(f"cannot list the state of this machine's network: {error.strerror}") from error
 
-    async def _list(self, request: Message) -> list[Message]:
-        """All of an answer, asked for again when things changed under it.  Raises HostError."""
-        for _ in range(_LISTINGS):
-            with suppress(InterruptedListing):
-                try:
-                    return await self._socket.list(request)
-                except OSError as error:
-                    raise HostError(f"cannot list the state of this machine's network: {error.strerror}") from error
-        raise HostError("cannot list the state of this machine's network: it changes all the time")
+    async def _list(self, request: Message, parse: Callable[[Message], T]) -> list[T]:
+        """All of an answer, asked for again when things changed under it.  Raises HostError.
+
+        Where they change all the time, the last answer counts: one may be missing in it.
+        """
+        found: list[T] = []
+        for number in range(_LISTINGS):
+            if number:
+                await asyncio.sleep(_LISTING_PAUSE * 2**number)
+            found = []
+            try:
+                async for chunk in self._socket.listing(request):
+                    found += map(parse, chunk)
+                break
+            except InterruptedListing:
+                continue
+            except OSError as error:
+                raise HostError(f"cannot list the state of this machine's network: {error.strerror}") from error
+        return found
 
     async def prohibitions(self) -> list[Prohibition]:
         """Our rules between networks.  Raises HostError."""
@@ -393,6 +407,7 @@ async def _all(listing: Callable[[], Awaitable[AsyncIterable[Any]]]) -> list[Any
         except NetlinkError as error:
             if not (patience and isinstance(error, NetlinkDumpInterrupted)):
                 raise HostError(f"cannot list this machine's links, addresses or rules: {error}") from error
+            await asyncio.sleep(_LISTING_PAUSE * 2 ** (_LISTINGS - patience))
     raise AssertionError("the last try returns or raises")
 
 

@@ -7,6 +7,7 @@ left it: the name, the kind and the VNI are those that flannelpy uses, and its o
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Container
 from ipaddress import IPv4Interface
@@ -28,6 +29,10 @@ async def own_devices(netlink: Netlink, alias: str, leased: Container[IPv4Interf
     ]
 
 
+# Addresses between two turns of the event loop.
+_AT_A_TIME = 300
+
+
 def is_marked(link: Link) -> bool:
     """Whether it is a device of any flannelpy, by its alias."""
     return is_device_alias(link.alias) and (link.kind == "vxlan" or _is_tun(link))
@@ -36,8 +41,10 @@ def is_marked(link: Link) -> bool:
 async def addresses_by_index(netlink: Netlink) -> dict[int, list[IPv4Interface]]:
     """The IPv4 addresses of each interface.  Raises HostError."""
     held: dict[int, list[IPv4Interface]] = {}
-    for one in await netlink.addresses():
-        held.setdefault(one.link_index, []).append(IPv4Interface((one.address, one.prefix_len)))
+    for number, one in enumerate(await netlink.addresses()):
+        if not number % _AT_A_TIME:
+            await asyncio.sleep(0)
+        held.setdefault(one.link_index, []).append(one.interface)
     return held
 
 

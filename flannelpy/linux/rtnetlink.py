@@ -105,10 +105,6 @@ class RtnetlinkSocket:
         if is_interrupted:
             raise InterruptedListing
 
-    async def list(self, request: Message) -> list[Message]:
-        """All that there is of a kind.  Raises OSError, InterruptedListing."""
-        return [message async for chunk in self.listing(request) for message in chunk]
-
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()

@@ -109,6 +109,8 @@ class LeaseFilter:
     def observe(self, around: Surroundings) -> None:
         """Take in that this host has other addresses or networks than before."""
         before, self._around = self._around, around
+        if before is around:
+            return
         for address in before.addresses ^ around.addresses | before.edges ^ around.edges:
             self._reconsider(self._by_public_ip.get(address, ()))
         for address in before.underlay ^ around.underlay | before.endpoints ^ around.endpoints:

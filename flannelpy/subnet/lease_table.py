@@ -18,6 +18,7 @@ from math import inf
 
 from flannelpy.foreign import shown
 from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
+from flannelpy.subnet.addresses import special_use
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, is_inside, parse_key
 
 # Entries that are taken in at a time: a millisecond or two.
@@ -202,7 +203,10 @@ class LeaseTable:
             self._add(lease, update)
 
     def _note_overlap(self, lease: Lease) -> None:
-        if self._network is not None and lease.subnet.overlaps(self._own_subnet):
+        """Only a lease that a host can have takes our subnet away."""
+        if self._network is None or special_use(lease.attrs.public_ip):
+            return
+        if lease.subnet.overlaps(self._own_subnet):
             self._overlapping[lease.subnet] = lease
             self._overlaps_changed = True
 

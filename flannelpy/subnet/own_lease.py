@@ -68,6 +68,7 @@ class OwnLease:
         self._failures = 0
         self._said = ""  # why the last renewals failed
         self._errors = LogLimit(log, "Error renewing lease")
+        self._losses = LogLimit(log, "Own lease was deleted")
         self.tried_at = 0.0
 
     @property
@@ -261,7 +262,8 @@ class OwnLease:
                 version = event.version if isinstance(event, Damaged) else event.lease.version
                 await self._until_done(partial(self._repair, version), "Failed to write own lease")
             case Action.TAKE_BACK:
-                log.warning("Own lease %s was deleted or has expired, taking it back", self.lease.subnet)
+                text = f"Own lease {self.lease.subnet} was deleted or has expired, taking it back"
+                self._losses.message(logging.WARNING, text, self._clock.now())
                 await self._until_done(self._take_back, "Failed to take own lease back")
             case Action.LEAVE:
                 assert isinstance(event, Added | Elsewhere | Overlapping)

@@ -40,7 +40,7 @@ def surroundings(
 ) -> Surroundings:
     """Those of a host with these addresses on its external interface, on its others, and on its overlay devices."""
     links = tuple(sorted({one.network for one in external if one.network.prefixlen < 32}))
-    connected = tuple(sorted({one.network for one in (*external, *others)}))
+    connected = tuple(dict.fromkeys(one.network for one in (*external, *others)))
     return Surroundings(
         frozenset((public_ip, *(one.ip for one in (*external, *others, *overlay)))),
         frozenset((public_ip, *(one.ip for one in external))),

@@ -50,10 +50,8 @@ def test_daemons_killed_again_and_again_under_traffic(
 def _is_guarded(host: Host, backend: Backend) -> bool:
     """Whether all rules are there, of which some come in the background."""
     rules = belongings(host).rules
-    return (
-        backend is HOST_GW
-        or (any("--zone" in rule for rule in rules)
-        and any(rule.endswith("/32 -j DROP") for rule in rules))
+    return backend is HOST_GW or (
+        any("--zone" in rule for rule in rules) and any(rule.endswith("/32 -j DROP") for rule in rules)
     )
 
 

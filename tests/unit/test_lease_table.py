@@ -202,6 +202,13 @@ def test_what_overlaps_us_not_or_is_no_lease_of_the_network_is_no_such_event(nam
     assert Overlapping not in set(map(type, [*update.own, *leases.apply(changes(Put(put(name, 103, 2)))).own]))
 
 
+@pytest.mark.parametrize("public_ip", ["0.0.0.0", "127.0.0.1", "224.0.0.9", "255.255.255.255"])
+def test_a_lease_that_no_host_can_have_does_not_take_our_subnet_away(public_ip: str) -> None:
+    other = Entry("11.0.0.0-18", f'{{"PublicIP":"{public_ip}"}}', 60, 3, 3)
+    _, update = overlapping_table(other, put("11.0.59.0-24", 101, 7))
+    assert update.own == [added(OWN, 101, 7)]
+
+
 def test_one_of_our_own_public_ip_is_elsewhere_instead() -> None:
     _, update = overlapping_table(put("11.0.59.0-24", 101), put("11.0.59.0-25", 101))
     assert [type(event) for event in update.own] == [Added, Elsewhere]
