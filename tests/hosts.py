@@ -115,7 +115,7 @@ def next_hops(daemon: Daemon) -> int:
 def freeze(daemon: Daemon) -> None:
     """Have the daemon sleep, and return when it does."""
     daemon.process.send_signal(signal.SIGSTOP)
-    wait_for(lambda: Path(f"/proc/{daemon.pid}/stat").read_text().split()[2] == "T", 5, "the daemon to sleep")
+    wait_for(lambda: Path(f"/proc/{daemon.pid}/stat").read_text().split()[2] == "T", 15, "the daemon to sleep")
 
 
 def thaw(daemon: Daemon) -> None:

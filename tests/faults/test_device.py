@@ -298,6 +298,7 @@ CARRIER = {"udp": ("carrier off", "carrier on"), "vxlan": ("protodown on", "prot
 def test_a_device_without_a_carrier_is_named_and_not_ready(host: Host, daemon: Daemon, backend: Backend) -> None:
     """It drops all packets, though it is up and has its address and route."""
     ready, (off, on) = host.run_dir / "flannel/ready", CARRIER[backend.name]
+    wait_until_repaired(host, backend)
     host.configure(f"link set {backend.device} {off}")
     daemon.wait_for_log(rf"E.*\] {backend.device} has no carrier, so it drops all packets", 15)
     wait_for(lambda: not ready.exists(), 2, "the ready file to go")

@@ -22,6 +22,8 @@ MASQUERADE, DROP, ZONE = (f"FLANNEL-{kind}-{NETWORK}" for kind in "MDZ")
 OUTSIDE = "172.17.8.1"  # knows no way to the containers
 DATAGRAMS = str(Path(__file__).parent / "datagrams.py")
 GUARD_TURNS = str(Path(__file__).parent / "guard_turns.py")
+#: Nobody else's sleep on this machine.
+_HANGS = f"sleep {100_000 + os.getpid()}"
 #: A check each second, one for what another program has done meanwhile, and the time of a busy machine.
 DEADLINE = 4.0
 FOREIGN = ("-p", "tcp", "--dport", "9", "-j", "ACCEPT")
@@ -209,7 +211,7 @@ KINDS = {"M": "nat", "D": "mangle", "Z": "raw"}
 
 BROKEN = {
     "missing": None,
-    "hanging": "sleep 1000",
+    "hanging": _HANGS,
     "failing": "echo 'Another app is currently holding the xtables lock.' >&2; exit 4",
     "forbidden": "echo 'Permission denied (you must be root)' >&2; exit 4",
     "printing garbage": "head -c 100000 /dev/urandom",
@@ -253,7 +255,7 @@ def lab() -> Iterator[Lab]:
 def test_rules_that_are_on_by_default_never_keep_a_daemon(host: Host, tmp_path: Path, script: str | None) -> None:
     daemon = host.start_daemon("-iface=eth1", "-iptables-resync=1", env=broken(tmp_path, script))
     daemon.wait_ready(5)
-    if script not in ("sleep 1000", "exit 0"):
+    if script not in (_HANGS, "exit 0"):
         daemon.wait_for_log("Cannot guard the iptables table mangle: ")
         time.sleep(2.5)  # two more checks
         assert daemon.log().count("Cannot guard the iptables table mangle") == 1
@@ -264,7 +266,7 @@ def test_rules_that_are_on_by_default_never_keep_a_daemon(host: Host, tmp_path: 
     start = time.monotonic()
     assert daemon.stop() == 0
     assert time.monotonic() - start < 2
-    assert not host.run("pgrep", "-f", "sleep 1000", check=False).stdout
+    assert not host.run("pgrep", "-f", _HANGS, check=False).stdout
 
 
 @pytest.mark.parametrize("kind", ["missing", "failing", "printing garbage"])
