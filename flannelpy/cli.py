@@ -395,6 +395,13 @@ FLAGS = (
         default="false",
     ),
     Flag(
+        "iptables-forward-rules",
+        "Packets",
+        boolean,
+        "Accept packets between containers of different hosts in iptables.",
+        default="true",
+    ),
+    Flag(
         "iptables-resync",
         "Packets",
         seconds,

@@ -16,7 +16,7 @@ from contextlib import suppress
 from ipaddress import IPv4Network
 from typing import Never
 
-from flannelpy import firewall_rules, logs
+from flannelpy import docker_chains, firewall_rules, logs
 from flannelpy.errors import HostError
 from flannelpy.firewall_rules import KINDS, PURPOSES, NetworkRules
 from flannelpy.linux import accept_local, conntrack, iptables
@@ -40,7 +40,7 @@ class Firewall:
         self._resync = resync
         self._networks: dict[str, NetworkRules] = {}
         self._on_repair: dict[str, Callable[[], None]] = {}
-        self._written: dict[str, Chain] = {}
+        self._written: dict[tuple[str, str], Chain] = {}  # by table and name
         self._unchecked: set[str] = set()  # tables that may hold chains of earlier runs
         self._troubles: dict[str, str] = {}
         self._futile: dict[str, tuple[bytes, float]] = {}
@@ -72,7 +72,7 @@ class Firewall:
                     await iptables.restore(text)
             except HostError as error:
                 raise HostError(f"-ip-masq cannot put its rules: {error}; without -ip-masq none are needed") from error
-            self._written[chain.name] = chain
+            self._written["nat", chain.name] = chain
 
     def apply(self, name: str, events: Sequence[LeaseEvent]) -> None:
         """The leases of a network's peers have changed; the first call brings all of them."""
@@ -101,7 +101,7 @@ class Firewall:
                 await self._guard(table, chains)
 
     def _check_accept_local(self, name: str, rules: NetworkRules) -> None:
-        datagrams = rules.datagrams()
+        datagrams = rules.datagrams
         if datagrams is None or not datagrams.accepts_local:
             return
         what = f"accept_local of {datagrams.device}"
@@ -171,13 +171,13 @@ class Firewall:
 
     def _report(self, name: str, table: str, chain: Chain, faults: Sequence[Fault]) -> None:
         """Log and count what another program has changed of what we had put."""
-        if self._written.get(chain.name) == chain:
+        if self._written.get((table, chain.name)) == chain:
             for fault in faults:
                 interrupted = f"{PURPOSES[table]} was interrupted"
                 self._count(
                     name, f"Restored iptables chain {fault.chain} in table {table}: {fault.what}; {interrupted}"
                 )
-        self._written[chain.name] = chain
+        self._written[table, chain.name] = chain
 
     def _count(self, name: str, message: str) -> None:
         token = logs.network.set(name)
@@ -222,7 +222,7 @@ async def remove(network: IPv4Network) -> list[str]:
 async def chains() -> list[str]:
     """The iptables chains of any network, each with its table.  Raises HostError."""
     found: list[str] = []
-    for table in (*KINDS, "filter") if shutil.which("iptables-save") else ():
+    for table in KINDS if shutil.which("iptables-save") else ():
         listing = firewall_rules.listing(table, [], [])
         await iptables.save(table, listing)
         found += [f"iptables chain {name.decode()} in table {table}" for name in listing.own_chains]
@@ -241,6 +241,8 @@ async def _compare(
         repair.keep(listing, chain)
     for name in sorted(obsolete):
         repair.remove(listing, name)
+    if table == "filter":
+        (docker_chains.keep if chains else docker_chains.remove)(listing, repair)
     if table == "nat":
         for network in networks:
             firewall_rules.remove_shared(listing, repair, network)

@@ -7,26 +7,36 @@ Counterpart: network/ipmasq.go, whose one chain FLANNEL is shared by all network
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
+from typing import Protocol
 
-from flannelpy.backend.base import Datagrams
+from flannelpy import docker_chains
+from flannelpy.backend.base import Datagrams, Forwarding
+from flannelpy.docker_chains import DOCKER_USER
 from flannelpy.linux.marks import CHAIN_PREFIX, CONNTRACK_ZONE
-from flannelpy.linux.ruleset import Chain, Jump, Listing, Repair
+from flannelpy.linux.ruleset import Chain, Jump, Listing, Place, Repair
 from flannelpy.subnet.lease_table import Added, LeaseEvent
 
-MASQUERADE, DROP, ZONE = "M", "D", "Z"
+MASQUERADE, DROP, ZONE, ACCEPT = "M", "D", "Z", "A"
 #: The kinds of chains that a network may have in each table.
-KINDS = {"nat": (MASQUERADE,), "mangle": (DROP,), "raw": (ZONE,)}
+KINDS = {"nat": (MASQUERADE,), "mangle": (DROP,), "raw": (ZONE, ACCEPT), "filter": (ACCEPT,)}
 #: What the chains of a table are for.
 PURPOSES = {
     "nat": "masquerading of containers",
     "mangle": "the protection against datagrams that containers send in the name of this host",
-    "raw": "the protection of the ports of this host's datagrams",
+    "raw": "the protection of the ports of this host's datagrams, and the way past Docker's rules for containers",
+    "filter": "forwarding of packets between the containers of different hosts",
 }
-#: The built-in chains that have jumps to ours.
-HOOKS = {"nat": ("POSTROUTING",), "mangle": ("FORWARD", "PREROUTING"), "raw": ("OUTPUT", "PREROUTING")}
+#: The chains that have jumps to ours.
+HOOKS = {
+    "nat": ("POSTROUTING",),
+    "mangle": ("FORWARD", "PREROUTING"),
+    "raw": ("OUTPUT", "PREROUTING"),
+    "filter": (DOCKER_USER, "FORWARD"),
+}
 
+_REPLY = "-m conntrack --ctstate RELATED,ESTABLISHED"
 _OWN = re.compile(rb"%b-[A-Z]-[0-9.]+/[0-9]+" % CHAIN_PREFIX.encode())
 # The chain of flanneld v0.5.5 and of early flannelpy, for all networks.
 _SHARED = CHAIN_PREFIX
@@ -50,7 +60,8 @@ def names(table: str, network: IPv4Network) -> list[str]:
 
 def listing(table: str, names: Iterable[str], networks: Iterable[IPv4Network]) -> Listing:
     """An empty listing for these chains, and for what flanneld may have put for ``networks``."""
-    found = Listing([*names, _SHARED], HOOKS.get(table, ()), _OWN, CHAIN_PREFIX)
+    foreign = docker_chains.NAMES if table == "filter" else ()
+    found = Listing([*names, _SHARED], HOOKS[table], _OWN, CHAIN_PREFIX, foreign)
     for network in networks:
         found.look_for(_entering(network))
     return found
@@ -111,6 +122,50 @@ def zone(network: IPv4Network, address: IPv4Address, datagrams: Datagrams) -> Ch
     return Chain(name, f"-A {name} -j CT --zone {CONNTRACK_ZONE}\n".encode(), jumps)
 
 
+def accept_first(
+    network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, peers: Iterable[IPv4Address]
+) -> Chain:
+    """Packets for containers here pass before a rule in raw drops them, as Docker does since version 28.
+
+    They come from the network, and by the devices that lead there: anybody on the external link could forge a source.
+    """
+    name = chain_name(ACCEPT, network)
+    jumps = tuple(Jump("PREROUTING", f"-d {subnet} -i {device}") for device in forwarding.devices)
+    rules = [f"-s {network}", *(f"-s {peer}/32 -i {forwarding.masquerading}" for peer in peers)]
+    return Chain(name, "".join(f"-A {name} {rule} -j ACCEPT\n" for rule in rules).encode(), jumps)
+
+
+def accept_forwarded(
+    network: IPv4Network,
+    subnet: IPv4Network,
+    forwarding: Forwarding,
+    peers: Iterable[IPv4Address],
+    others: Iterable[IPv4Network],
+    *,
+    is_masqueraded: bool,
+) -> Chain:
+    """Packets between containers of different hosts pass, whatever the policy of FORWARD is.
+
+    The jumps come last, so that rules of Docker's user and of an operator decide first.  ``others``: the other networks
+    of this daemon, which masquerading opens nothing to.
+    """
+    name = chain_name(ACCEPT, network)
+    rules = []
+    for device in forwarding.devices:
+        rules += [f"-s {network} -d {subnet} -i {device} -j ACCEPT", f"-s {network} -d {network} -o {device} -j ACCEPT"]
+    if forwarding.masquerading:
+        rules += [f"-s {peer}/32 -d {subnet} -i {forwarding.masquerading} -j ACCEPT" for peer in peers]
+        rules.append(f"-s {subnet} -o {forwarding.masquerading} {_REPLY} -j ACCEPT")
+    if is_masqueraded:
+        rules += [f"-s {subnet} -d {other} -j RETURN" for other in others]
+        rules += [
+            f"-s {subnet} ! -d {network} -j ACCEPT",
+            f"-d {subnet} {_REPLY} -j ACCEPT",
+        ]
+    jumps = (Jump(DOCKER_USER, "", Place.LAST), Jump("FORWARD", "", Place.LAST))
+    return Chain(name, "".join(f"-A {name} {rule}\n" for rule in rules).encode(), jumps)
+
+
 def remove_shared(found: Listing, repair: Repair, network: IPv4Network) -> None:
     """Remove what flanneld v0.5.5 and early flannelpy have put for a network; rules of other networks stay.
 
@@ -148,6 +203,16 @@ def _entering(network: IPv4Network) -> bytes:
     return f"-A POSTROUTING ! -s {network} -d {network} -j MASQUERADE\n".encode()
 
 
+class Carrier(Protocol):
+    """What a backend tells about its packets, which may change while it runs."""
+
+    @property
+    def datagrams(self) -> Datagrams | None: ...  # noqa: D102
+
+    @property
+    def forwarding(self) -> Forwarding | None: ...  # noqa: D102
+
+
 class NetworkRules:
     """What one network needs.
 
@@ -157,45 +222,94 @@ class NetworkRules:
     def __init__(
         self,
         network: IPv4Network,
+        subnet: IPv4Network,
         address: IPv4Address,
-        datagrams: Callable[[], Datagrams | None],
+        carrier: Carrier,
         previous: Collection[IPv4Network],
         *,
         is_masqueraded: bool,
+        is_forwarded: bool,
     ) -> None:
+        """``is_masqueraded``, ``is_forwarded``: -ip-masq, -iptables-forward-rules."""
         self.network = network
         self.is_masqueraded = is_masqueraded
-        self.datagrams = datagrams
         self.networks = {network, *previous}
+        self._is_forwarded = is_forwarded
+        self._subnet = subnet
         self._address = address
-        self._peers: dict[IPv4Network, bytes] | None = None  # a rule for each lease; None until they are known
+        self._carrier = carrier
+        self._peers: dict[IPv4Network, IPv4Address] | None = None  # of each lease; None until they are known
+        self._public_ips: Sequence[IPv4Address] = ()
         self._drop_lines = b""
+
+    @property
+    def datagrams(self) -> Datagrams | None:
+        """Of the backend."""
+        return self._carrier.datagrams
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
         """Follow the leases of the peers; the first call brings all of them."""
         peers = self._peers = self._peers or {}
         for event in events:
             if isinstance(event, Added):
-                peers[event.lease.subnet] = drop_line(self.network, event.lease.attrs.public_ip)
+                peers[event.lease.subnet] = event.lease.attrs.public_ip
             else:
                 peers.pop(event.subnet, None)
-        self._drop_lines = b"".join(dict.fromkeys(peers.values()))
+        self._public_ips = list(dict.fromkeys(peers.values()))
+        self._drop_lines = b"".join(drop_line(self.network, peer) for peer in self._public_ips)
 
-    def chains(self, table: str, sources: Iterable[IPv4Network], *, is_tracking: bool) -> list[Chain]:
-        """The chains of one table; ``is_tracking``: whether the kernel tracks connections."""
+    def chains(self, table: str, networks: Sequence[IPv4Network], *, is_tracking: bool) -> list[Chain]:
+        """The chains of one table.
+
+        ``networks``: all of this daemon.  ``is_tracking``: whether the kernel tracks connections.
+        """
         if table == "nat":
             return [masquerade(self.network)] if self.is_masqueraded else []
-        datagrams = self.datagrams()
-        if datagrams is None:
-            return []
+        if table == "mangle":
+            return self._drop(networks)
         if table == "raw":
-            return [zone(self.network, self._address, datagrams)] if is_tracking else []
-        if self._peers is None:
+            return [*self._zone(is_tracking=is_tracking), *self._accept_first()]
+        return self._accept_forwarded(networks)
+
+    def _drop(self, networks: Sequence[IPv4Network]) -> list[Chain]:
+        datagrams = self.datagrams
+        if datagrams is None or self._peers is None:
             return []
-        return [drop(self.network, self._address, sources, datagrams, self._drop_lines)]
+        return [drop(self.network, self._address, networks, datagrams, self._drop_lines)]
+
+    def _zone(self, *, is_tracking: bool) -> list[Chain]:
+        datagrams = self.datagrams
+        return [zone(self.network, self._address, datagrams)] if datagrams and is_tracking else []
+
+    def _accept_first(self) -> list[Chain]:
+        forwarding = self._forwarding()
+        if forwarding is None:
+            return []
+        return [accept_first(self.network, self._subnet, forwarding, self._masquerading_peers(forwarding))]
+
+    def _accept_forwarded(self, networks: Sequence[IPv4Network]) -> list[Chain]:
+        forwarding = self._forwarding()
+        if forwarding is None:
+            return []
+        return [
+            accept_forwarded(
+                self.network,
+                self._subnet,
+                forwarding,
+                self._masquerading_peers(forwarding),
+                [network for network in networks if network != self.network],
+                is_masqueraded=self.is_masqueraded,
+            )
+        ]
+
+    def _forwarding(self) -> Forwarding | None:
+        return self._carrier.forwarding if self._is_forwarded else None
+
+    def _masquerading_peers(self, forwarding: Forwarding) -> Sequence[IPv4Address]:
+        return self._public_ips if forwarding.masquerading else ()
 
     def obsolete(self, table: str) -> set[str]:
         """The chains of one table that may be there, but for a list of peers while the leases are unknown."""
         found = {name for network in self.networks for name in names(table, network)}
-        is_unknown = self._peers is None and self.datagrams() is not None
+        is_unknown = self._peers is None and self.datagrams is not None
         return found - ({chain_name(DROP, self.network)} if is_unknown else set())

@@ -154,7 +154,7 @@ class Network:
         previous = await self._take_over(chosen, lease.subnet)
         mtu = await backend.start(lease)
         ip_masq = self._options.ip_masq
-        await self._set_up_firewall(chosen, previous)
+        await self._set_up_firewall(chosen, lease.subnet, previous)
         env_file.write(self._subnet_file, env_file.render(config.network, lease.subnet, mtu, ip_masq))
         run = Run((config.network,), config.backend.type, backend.device)
         self._lock.write(replace(run, networks=(config.network, *previous)))
@@ -166,11 +166,18 @@ class Network:
             with suppress(HostError):
                 self._lock.write(run)
 
-    async def _set_up_firewall(self, chosen: _Chosen, previous: Sequence[IPv4Network]) -> None:
+    async def _set_up_firewall(self, chosen: _Chosen, subnet: IPv4Network, previous: Sequence[IPv4Network]) -> None:
         """Put the rules that the subnet file promises; all others come in the background.  Raises HostError."""
-        config, backend = chosen
-        address, ip_masq = self._host.external.address, self._options.ip_masq
-        rules = NetworkRules(config.network, address, lambda: backend.datagrams, previous, is_masqueraded=ip_masq)
+        ip_masq = self._options.ip_masq
+        rules = NetworkRules(
+            chosen.config.network,
+            subnet,
+            self._host.external.address,
+            chosen.backend,
+            previous,
+            is_masqueraded=ip_masq,
+            is_forwarded=self._options.iptables_forward_rules,
+        )
         self._host.firewall.add(self.name, rules, self._on_change)
         if ip_masq:
             await self._host.firewall.masquerade(self.name)

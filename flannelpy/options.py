@@ -40,6 +40,7 @@ class Options:
     subnet_file: Path
     subnet_dir: Path
     ip_masq: bool
+    iptables_forward_rules: bool
     iptables_resync: int  # seconds
     source_check: SourceCheck
     offload: frozenset[str] | None

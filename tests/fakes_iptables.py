@@ -79,6 +79,9 @@ def _apply(chains: dict[str, list[str]], command: str) -> None:
         chains[name].insert(int(number) - 1, rule)
     elif word == "-D":
         chains[name].remove(rule)
+    elif word == "-N":
+        assert name not in chains
+        chains[name] = []
     elif word == "-F":
         chains[name].clear()
     elif word == "-X":

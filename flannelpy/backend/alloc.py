@@ -23,6 +23,7 @@ class AllocBackend:
 
     needs: Sequence[str] = ()
     datagrams = None
+    forwarding = None
     device = ""
     adopts_routes = False
     routed = Routed.NOTHING

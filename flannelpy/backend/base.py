@@ -33,6 +33,16 @@ class Datagrams(NamedTuple):
     accepts_local: bool
 
 
+class Forwarding(NamedTuple):
+    """By which devices packets come from containers of other hosts, and go there.
+
+    ``masquerading``: the device by which they come with the public IP of a host that masquerades them, if there is one.
+    """
+
+    devices: Sequence[str]
+    masquerading: str = ""
+
+
 class Backend(Protocol):
     """One way for packets between hosts, for the life of one lease.
 
@@ -50,6 +60,10 @@ class Backend(Protocol):
     @property
     def datagrams(self) -> Datagrams | None:
         """What carries packets since ``start``, if datagrams do."""
+
+    @property
+    def forwarding(self) -> Forwarding | None:
+        """How the host forwards packets since ``start``, if this backend has it forward any."""
 
     @property
     def device(self) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from itertools import takewhile
 
+from flannelpy.backend.base import Forwarding
 from flannelpy.backend.chunks import in_chunks
 from flannelpy.backend.kernel_entries import EntryReconciler
 from flannelpy.backend.lease_log import LeaseLog
@@ -53,6 +54,11 @@ class HostGwBackend:
         self._off_link: dict[IPv4Network, IPv4Address] = {}
         self._wanted_for: object = None  # what the entries of the last comparison were made from
         self._entries = EntryReconciler(self._network, self._wanted, self._no_own_link)
+
+    @property
+    def forwarding(self) -> Forwarding:
+        """By the external interface."""
+        return Forwarding([self._external.name], masquerading=self._external.name)
 
     def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
         """The public IP is the gateway."""

@@ -7,8 +7,10 @@ Source: iptables-save(8), iptables-restore(8).
 
 from __future__ import annotations
 
+import enum
+import math
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 # More than this without a line end is not what iptables-save prints.
@@ -16,33 +18,41 @@ _LONGEST_LINE = 1 << 20
 _END_BYTES = 200
 
 
+class Place(enum.Enum):
+    """Where a jump has to stand among the foreign rules of its hook."""
+
+    FIRST = enum.auto()  # before all of them
+    LAST = enum.auto()  # behind all of them that a packet reaches: an unconditional RETURN ends them
+
+
 class Jump(NamedTuple):
-    """A rule of the built-in chain ``hook`` that leads to a chain of ours; ``match`` as iptables-save prints it."""
+    """A rule of another chain, the ``hook``, that leads to a chain of ours; ``match`` as iptables-save prints it."""
 
     hook: str
     match: str
+    place: Place = Place.FIRST
 
 
 class Chain(NamedTuple):
-    """A chain with all its rules (``-A NAME …`` lines) in order, and the jumps, which precede all foreign rules."""
+    """A chain with all its rules (``-A NAME …`` lines) in order, and the jumps to it."""
 
     name: str
     rules: bytes
     jumps: tuple[Jump, ...]
 
-    def jump_lines(self) -> dict[bytes, str]:
-        """The jumps as iptables-save prints them, each with its hook."""
+    def jump_lines(self) -> dict[bytes, Jump]:
+        """The jumps as iptables-save prints them."""
         return {
-            " ".join(["-A", *filter(None, jump), "-j", f"{self.name}\n"]).encode(): jump.hook for jump in self.jumps
+            " ".join(["-A", jump.hook, *filter(None, [jump.match]), "-j", f"{self.name}\n"]).encode(): jump
+            for jump in self.jumps
         }
 
 
 class FoundJump(NamedTuple):
-    """A jump in a listing; ``in_front``: no foreign rule of its hook precedes it."""
+    """A jump in a listing, and the places in its hook that it has."""
 
     line: bytes
-    target: bytes
-    in_front: bool
+    places: frozenset[Place]
 
 
 class Fault(NamedTuple):
@@ -55,19 +65,28 @@ class Fault(NamedTuple):
 class Listing:
     """The output of one ``iptables-save -t TABLE``, as far as it concerns the chains called ``names``.
 
-    ``own`` matches the names of all chains of ours, whose jumps may precede each other, and ``prefix`` begins them.
+    ``hooks`` are the chains with jumps to ours.  ``own`` matches the names of all chains of ours, whose jumps may
+    precede each other, and ``prefix`` begins them.
     ``rules``: the rules of each chain that exists.  ``own_chains``: all chains of ours.
+    ``foreign``: the names of foreign chains that are listed like ``names``.
     ``found``: the rules that were looked for, each as often as it is there.
     """
 
-    def __init__(self, names: Iterable[str], hooks: Collection[str], own: re.Pattern[bytes], prefix: str) -> None:
+    def __init__(
+        self,
+        names: Iterable[str],
+        hooks: Collection[str],
+        own: re.Pattern[bytes],
+        prefix: str,
+        foreign: Collection[str] = (),
+    ) -> None:
         self.rules: dict[bytes, list[bytes]] = {}
         self.found: list[bytes] = []
         self.own_chains: list[bytes] = []
-        self._names = {name.encode() for name in names}
+        self._names = {name.encode() for name in (*names, *foreign)}
         self._own = own
-        self._prefix = prefix.encode()
-        self._foreign: dict[bytes, int | None] = {f"-A {hook} ".encode(): None for hook in hooks}
+        self._texts = [text.encode() for text in (prefix, *foreign)]
+        self._hooks = {hook.encode(): _Hook(hook.encode(), own) for hook in hooks}
         self._jumps: list[tuple[int, bytes, bytes]] = []
         self._wanted_lines: list[bytes] = []
         self._offset = 0
@@ -84,13 +103,13 @@ class Listing:
         lines, self._rest = data[:end], data[end:]
         if len(self._rest) > _LONGEST_LINE:
             raise ValueError("a line without an end")
-        for start, line in _lines_with(lines, self._prefix):
+        found = {start: line for text in self._texts for start, line in _lines_with(lines, text)}
+        for start, line in sorted(found.items()):
             self._take(self._offset + start, line)
         for wanted in self._wanted_lines:
             self.found += [line for _, line in _lines_with(lines, wanted) if line == wanted]
-        for hook, at in self._foreign.items():
-            if at is None:
-                self._foreign[hook] = self._first_foreign(hook, lines)
+        for hook in self._hooks.values():
+            hook.feed(lines, self._offset)
         self._offset += len(lines)
         self._end = (self._end + lines)[-_END_BYTES:]
 
@@ -107,12 +126,17 @@ class Listing:
 
     def jumps(self, target: bytes) -> list[FoundJump]:
         """All jumps to one chain."""
-        found = (jump for jump in self._jumps if jump[2] == target)
-        return [FoundJump(line, target, at < self._foreign_at(line)) for at, line, _ in found]
+        return [FoundJump(line, self._places(line, at)) for at, line, found in self._jumps if found == target]
 
-    def _foreign_at(self, line: bytes) -> int:
-        at = self._foreign.get(b"-A %b " % line.split(b" ", 2)[1])
-        return self._offset if at is None else at
+    def _places(self, line: bytes, at: int) -> frozenset[Place]:
+        hook = self._hooks.get(line.split(b" ", 2)[1])
+        return frozenset(Place) if hook is None else hook.places(at)
+
+    def last_number(self, hook: str, without: Collection[bytes]) -> int:
+        """The number of the rule that is put at place LAST of a hook, once the jumps ``without`` are removed."""
+        found, begin = self._hooks[hook.encode()], f"-A {hook} ".encode()
+        before = [line for at, line, _ in self._jumps if at < found.last and line.startswith(begin)]
+        return found.last_number - sum(line in without for line in before) + 1
 
     def _take(self, offset: int, line: bytes) -> None:
         command, _, rest = line.partition(b" ")
@@ -126,15 +150,57 @@ class Listing:
             chain = rest.partition(b" ")[0]
             if chain in self._names:
                 self.rules.setdefault(chain, []).append(line)
-            elif (target := _target(line)) in self._names:
+            if (target := _target(line)) in self._names:
                 self._jumps.append((offset, line, target))
 
-    def _first_foreign(self, hook: bytes, lines: bytes) -> int | None:
-        """Where the first rule of the hook is that is no jump of ours."""
-        for start, line in _lines_that_begin(lines, hook):
+
+class _Hook:
+    """Where the foreign rules of one hook are.
+
+    ``first``: the offset of the first.  ``last``: that of the last one that packets reach, rule ``last_number``.
+    """
+
+    def __init__(self, name: bytes, own: re.Pattern[bytes]) -> None:
+        self._own = own
+        self._prefix = b"-A %b " % name
+        self._end_rule = b"-A %b -j RETURN\n" % name
+        self._rules = 0
+        self._end: float = math.inf  # the offset of an unconditional RETURN
+        self.first: float = math.inf
+        self.last: float = -1
+        self.last_number = 0
+
+    def feed(self, lines: bytes, offset: int) -> None:
+        """Take whole lines, which begin at ``offset`` of the output."""
+        if self.first == math.inf:
+            self.first = self._first_foreign(lines, offset)
+        if self._end == math.inf:
+            end = next(_lines_that_begin(lines, self._end_rule), (len(lines), b""))[0]
+            self._take_last(lines[:end], offset)
+            if end < len(lines):
+                self._end = offset + end
+
+    def places(self, at: int) -> frozenset[Place]:
+        """Those of a jump at an offset."""
+        places = {Place.FIRST} if at < self.first else set()
+        return frozenset(places | ({Place.LAST} if self.last < at < self._end else set()))
+
+    def _first_foreign(self, lines: bytes, offset: int) -> float:
+        found = (at for at, line in _lines_that_begin(lines, self._prefix) if not self._own.fullmatch(_target(line)))
+        return next((offset + at for at in found), math.inf)
+
+    def _take_last(self, lines: bytes, offset: int) -> None:
+        ours_behind = 0
+        for at, line in _lines_that_begin_reversed(lines, self._prefix):
             if not self._own.fullmatch(_target(line)):
-                return self._offset + start
-        return None
+                self.last = offset + at
+                break
+            ours_behind += 1
+        else:
+            self._rules += ours_behind
+            return
+        self._rules += lines.count(b"\n" + self._prefix) + lines.startswith(self._prefix)
+        self.last_number = self._rules - ours_behind
 
 
 def _lines_with(data: bytes, text: bytes) -> Iterator[tuple[int, bytes]]:
@@ -158,6 +224,16 @@ def _lines_that_begin(data: bytes, text: bytes) -> Iterator[tuple[int, bytes]]:
             return
 
 
+def _lines_that_begin_reversed(data: bytes, text: bytes) -> Iterator[tuple[int, bytes]]:
+    """The same, from the end."""
+    end = len(data)
+    while end:
+        at = data.rfind(b"\n" + text, 0, end) + 1
+        if at or data.startswith(text):
+            yield at, data[at : data.find(b"\n", at) + 1]
+        end = max(at - 1, 0)
+
+
 def _target(line: bytes) -> bytes:
     """The chain that a rule leads to; empty for other rules."""
     words = line.rstrip(b"\n").rsplit(b" ", 2)
@@ -174,10 +250,13 @@ class Repair:
         self._removals: list[bytes] = []
         self._rules: list[bytes] = []
         self._inserts: list[bytes] = []
+        self._inserts_last: list[tuple[Listing, str, bytes]] = []
 
     def text(self, table: str) -> bytes:
         """The input of iptables-restore, which does all of it at once or nothing; empty when nothing is to do."""
-        commands = [*self._heads, *self._removals, *self._rules, *self._inserts]
+        removed = {b"-A" + line[2:] for line in self._removals}
+        last = [_insert(line, hook, found.last_number(hook, removed)) for found, hook, line in self._inserts_last]
+        commands = [*self._heads, *self._removals, *self._rules, *last, *self._inserts]
         return b"".join([b"*%b\n" % table.encode(), *commands, b"COMMIT\n"]) if commands else b""
 
     def keep(self, listing: Listing, chain: Chain) -> None:
@@ -189,26 +268,41 @@ class Repair:
             self._heads.append(b":%b - [0:0]\n" % name)
             self._rules.append(chain.rules)
         jumps, wanted = listing.jumps(name), chain.jump_lines()
-        for line, hook in wanted.items():
-            fault = self._keep_jump(line, hook, [jump for jump in jumps if jump.line == line])
-            if fault and present is not None:
-                self.faults.append(Fault(chain.name, f"its jump in {hook} {fault}"))
-        for jump in jumps:
-            if jump.line not in wanted:
+        for line, jump in wanted.items():
+            found = [each for each in jumps if each.line == line]
+            if len(found) == 1 and jump.place in found[0].places:
+                continue
+            for each in found:
+                self.remove_rule(each.line)
+            self._insert(listing, line, jump)
+            if present is not None:
+                self.faults.append(Fault(chain.name, f"its jump in {jump.hook} {_fault(found, jump.place)}"))
+        for each in jumps:
+            if each.line not in wanted:
                 self.faults.append(Fault(chain.name, "another jump led there"))
-                self.remove_rule(jump.line)
+                self.remove_rule(each.line)
 
-    def _keep_jump(self, line: bytes, hook: str, found: list[FoundJump]) -> str:
-        """What is wrong with a jump, if anything."""
-        if len(found) == 1 and found[0].in_front:
-            return ""
-        for jump in found:
-            self.remove_rule(jump.line)
-        self._insert(line, hook)
-        return "was moved behind foreign rules" if len(found) == 1 else "was repeated" if found else "was removed"
+    def _insert(self, listing: Listing, line: bytes, jump: Jump) -> None:
+        if jump.place is Place.FIRST:
+            self._inserts.append(_insert(line, jump.hook, 1))
+        else:
+            self._inserts_last.append((listing, jump.hook, line))
 
-    def _insert(self, line: bytes, hook: str) -> None:
-        self._inserts.append(line.replace(f"-A {hook}".encode(), f"-I {hook} 1".encode(), 1))
+    def create(self, name: str) -> None:
+        """Create an empty foreign chain."""
+        self._heads.append(f"-N {name}\n".encode())
+
+    def insert_first(self, hook: str, line: bytes) -> None:
+        """Put a rule before all others of a hook."""
+        self._inserts.append(_insert(line, hook, 1))
+
+    def removes(self, line: bytes) -> bool:
+        """Whether a rule is removed."""
+        return line.replace(b"-A", b"-D", 1) in self._removals
+
+    def delete(self, name: str) -> None:
+        """Delete a foreign chain, which has to be empty."""
+        self._removals.append(f"-X {name}\n".encode())
 
     def removed_rules(self) -> list[str]:
         """The rules of ``remove_rule``, without their command."""
@@ -227,3 +321,14 @@ class Repair:
                 self.remove_rule(jump.line)
             self._removals.append(f"-F {name}\n-X {name}\n".encode())
             self.removed.append(name)
+
+
+def _insert(line: bytes, hook: str, number: int) -> bytes:
+    return line.replace(f"-A {hook}".encode(), f"-I {hook} {number}".encode(), 1)
+
+
+def _fault(found: Sequence[FoundJump], place: Place) -> str:
+    """What was wrong with a jump."""
+    if len(found) != 1:
+        return "was repeated" if found else "was removed"
+    return "was moved behind foreign rules" if place is Place.FIRST else "no longer stood last"

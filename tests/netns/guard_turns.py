@@ -11,15 +11,23 @@ import sys
 import time
 from ipaddress import IPv4Address, IPv4Network
 
-from flannelpy.backend.base import Datagrams
+from flannelpy.backend.base import Datagrams, Forwarding
 from flannelpy.firewall import Firewall
 from flannelpy.firewall_rules import NetworkRules
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added
 
 NETWORK = IPv4Network("11.0.0.0/8")
+SUBNET = IPv4Network("11.255.0.0/24")
 MASQUERADE = f"FLANNEL-M-{NETWORK}"
 UDP = Datagrams("flannel0", 8285, 8285, accepts_local=True)
+
+
+class Carrier:
+    """As much of a backend as the rules ask for."""
+
+    datagrams = UDP
+    forwarding = Forwarding(["flannel0", "eth1"], "eth1")
 
 
 class MeasuredLoop(asyncio.SelectorEventLoop):
@@ -35,7 +43,9 @@ class MeasuredLoop(asyncio.SelectorEventLoop):
 
 async def check(firewall: Firewall, peers: int) -> None:
     """Put the rules, and lose them three times."""
-    rules = NetworkRules(NETWORK, IPv4Address("172.17.8.101"), lambda: UDP, (), is_masqueraded=True)
+    rules = NetworkRules(
+        NETWORK, SUBNET, IPv4Address("172.17.8.101"), Carrier(), (), is_masqueraded=True, is_forwarded=True
+    )
     subnets = NETWORK.subnets(new_prefix=24)
     first = IPv4Address("172.20.0.1")
     leases = [Added(Lease(next(subnets), LeaseAttrs(first + number), None, 1, 1)) for number in range(peers)]

@@ -7,13 +7,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from fakes_clock import run
 from fakes_iptables import FakeTables
 
 from flannelpy import firewall, logs
-from flannelpy.backend.base import Datagrams
+from flannelpy.backend.base import Datagrams, Forwarding
 from flannelpy.errors import HostError
 from flannelpy.firewall import Firewall
 from flannelpy.firewall_rules import NetworkRules
@@ -26,6 +27,13 @@ BLUE, GREEN, OLD = IPv4Network("11.1.0.0/16"), IPv4Network("11.2.0.0/16"), IPv4N
 HOST = IPv4Address("172.17.8.101")
 UDP = Datagrams("flannel0", 8285, 8285, accepts_local=True)
 Life = Callable[[Callable[["World"], Awaitable[None]]], None]
+
+
+class Carrier(NamedTuple):
+    """As much of a backend as the rules ask for."""
+
+    datagrams: Datagrams | None
+    forwarding: Forwarding | None
 
 
 class World:
@@ -44,9 +52,16 @@ class World:
         previous: IPv4Network | None = None,
         *,
         is_masqueraded: bool = False,
+        forwarding: Forwarding | None = None,
     ) -> None:
         rules = NetworkRules(
-            network, HOST, lambda: datagrams, [previous] if previous else [], is_masqueraded=is_masqueraded
+            network,
+            next(network.subnets(new_prefix=24)),
+            HOST,
+            Carrier(datagrams, forwarding),
+            [previous] if previous else [],
+            is_masqueraded=is_masqueraded,
+            is_forwarded=True,
         )
         self.firewall.add(name, rules, self.tell)
 

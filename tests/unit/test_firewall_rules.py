@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
 
 import pytest
 from fakes_iptables import FakeTables
 
 from flannelpy import firewall_rules
-from flannelpy.backend.base import Datagrams
+from flannelpy.backend.base import Datagrams, Forwarding
 from flannelpy.firewall_rules import NetworkRules
 from flannelpy.linux.ruleset import Chain, Repair
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added, Gone
 
 NETWORK, OTHER = IPv4Network("11.0.0.0/16"), IPv4Network("11.7.0.0/16")
+SUBNET = IPv4Network("11.0.13.0/24")
 HOST = IPv4Address("172.17.8.101")
+PEERS = [IPv4Address("172.17.8.102"), IPv4Address("172.17.8.103")]
 UDP = Datagrams("flannel0", 8285, 8285, accepts_local=True)
 VXLAN = Datagrams("flannel.1", 8472, 0, accepts_local=False)
 
@@ -64,8 +67,18 @@ def test_our_datagrams_have_a_zone_of_their_own(datagrams: Datagrams, ports: str
 # The rules of a network
 
 
-def rules(datagrams: Datagrams | None = UDP, *, is_masqueraded: bool = False) -> NetworkRules:
-    return NetworkRules(NETWORK, HOST, lambda: datagrams, (), is_masqueraded=is_masqueraded)
+class Carrier(NamedTuple):
+    """As much of a backend as the rules ask for."""
+
+    datagrams: Datagrams | None = None
+    forwarding: Forwarding | None = None
+
+
+def rules(
+    datagrams: Datagrams | None = UDP, forwarding: Forwarding | None = None, *, is_masqueraded: bool = False
+) -> NetworkRules:
+    carrier = Carrier(datagrams, forwarding)
+    return NetworkRules(NETWORK, SUBNET, HOST, carrier, (), is_masqueraded=is_masqueraded, is_forwarded=True)
 
 
 def lease(subnet: str, public_ip: str) -> Added:
@@ -109,6 +122,68 @@ def test_each_backend_has_the_rules_that_it_needs() -> None:
     kinds = [len(network.chains(table, [NETWORK], is_tracking=True)) for table in ("nat", "mangle", "raw")]
     assert kinds == [0, 1, 1]
     assert network.chains("raw", [NETWORK], is_tracking=False) == []
+
+
+def test_what_comes_from_containers_of_other_hosts_passes_docker_s_rules_by_our_device_only() -> None:
+    chain = firewall_rules.accept_first(NETWORK, SUBNET, Forwarding(["flannel0"]), [])
+    assert chain.rules == b"-A FLANNEL-A-11.0.0.0/16 -s 11.0.0.0/16 -j ACCEPT\n"
+    assert jumps(chain) == ["-A PREROUTING -d 11.0.13.0/24 -i flannel0 -j FLANNEL-A-11.0.0.0/16"]
+
+
+def test_by_the_external_interface_hosts_that_masquerade_pass_too() -> None:
+    forwarding = Forwarding(["flannel.1", "eth1"], masquerading="eth1")
+    chain = firewall_rules.accept_first(NETWORK, SUBNET, forwarding, PEERS)
+    assert chain.rules.decode().splitlines() == [
+        "-A FLANNEL-A-11.0.0.0/16 -s 11.0.0.0/16 -j ACCEPT",
+        "-A FLANNEL-A-11.0.0.0/16 -s 172.17.8.102/32 -i eth1 -j ACCEPT",
+        "-A FLANNEL-A-11.0.0.0/16 -s 172.17.8.103/32 -i eth1 -j ACCEPT",
+    ]
+    assert [jump.split()[5] for jump in jumps(chain)] == ["flannel.1", "eth1"]
+
+
+def forwarded(forwarding: Forwarding, *others: IPv4Network, is_masqueraded: bool = False) -> list[str]:
+    peers = PEERS if forwarding.masquerading else []
+    chain = firewall_rules.accept_forwarded(NETWORK, SUBNET, forwarding, peers, others, is_masqueraded=is_masqueraded)
+    assert jumps(chain) == [f"-A {hook} -j FLANNEL-A-11.0.0.0/16" for hook in ("DOCKER-USER", "FORWARD")]
+    return [line.removeprefix("-A FLANNEL-A-11.0.0.0/16 ") for line in chain.rules.decode().splitlines()]
+
+
+def test_packets_between_containers_of_different_hosts_are_forwarded() -> None:
+    assert forwarded(Forwarding(["flannel0"])) == [
+        "-s 11.0.0.0/16 -d 11.0.13.0/24 -i flannel0 -j ACCEPT",
+        "-s 11.0.0.0/16 -d 11.0.0.0/16 -o flannel0 -j ACCEPT",
+    ]
+    assert forwarded(Forwarding(["eth1"], "eth1")) == [
+        "-s 11.0.0.0/16 -d 11.0.13.0/24 -i eth1 -j ACCEPT",
+        "-s 11.0.0.0/16 -d 11.0.0.0/16 -o eth1 -j ACCEPT",
+        "-s 172.17.8.102/32 -d 11.0.13.0/24 -i eth1 -j ACCEPT",
+        "-s 172.17.8.103/32 -d 11.0.13.0/24 -i eth1 -j ACCEPT",
+        "-s 11.0.13.0/24 -o eth1 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    ]
+
+
+def test_masquerading_opens_the_way_out_and_back_but_not_to_other_networks() -> None:
+    assert forwarded(Forwarding(["flannel0"]), OTHER, is_masqueraded=True)[2:] == [
+        "-s 11.0.13.0/24 -d 11.7.0.0/16 -j RETURN",
+        "-s 11.0.13.0/24 ! -d 11.0.0.0/16 -j ACCEPT",
+        "-d 11.0.13.0/24 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    ]
+
+
+def test_forward_rules_follow_the_leases_where_hosts_masquerade() -> None:
+    network = rules(None, Forwarding(["eth1"], "eth1"))
+    for events, count in (([], 0), ([lease("11.0.1.0/24", "1.1.1.1"), lease("11.0.2.0/24", "1.1.1.2")], 2)):
+        network.apply(events)
+        for table in ("raw", "filter"):
+            [chain] = network.chains(table, [NETWORK], is_tracking=True)
+            assert chain.rules.count(b"-s 1.1.1.") == count
+
+
+def test_without_the_flag_nothing_is_forwarded() -> None:
+    carrier = Carrier(UDP, Forwarding(["flannel0"]))
+    network = NetworkRules(NETWORK, SUBNET, HOST, carrier, (), is_masqueraded=True, is_forwarded=False)
+    assert network.chains("filter", [NETWORK], is_tracking=True) == []
+    assert [chain.name[8] for chain in network.chains("raw", [NETWORK], is_tracking=True)] == ["Z"]
 
 
 # The chain FLANNEL

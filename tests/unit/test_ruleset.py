@@ -10,7 +10,7 @@ from fakes_iptables import FakeTables
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannelpy.linux.ruleset import Chain, Fault, Jump, Listing, Repair
+from flannelpy.linux.ruleset import Chain, Fault, Jump, Listing, Place, Repair
 
 NAME = "FLANNEL-M-11.0.0.0/16"
 OTHER = "FLANNEL-M-11.7.0.0/16"
@@ -145,6 +145,79 @@ def test_whatever_is_there_one_repair_is_enough_and_foreign_rules_keep_their_ord
     before.pop(NAME, None)
     ours = (f"-j {NAME}", f"-p udp -j {NAME}")
     assert {name: [rule for rule in rules if rule not in ours] for name, rules in after.items()} == before
+
+
+# Jumps that stand last
+
+LAST = Chain(NAME, RULES, (Jump("DOCKER-USER", "", Place.LAST), Jump("FORWARD", "", Place.LAST)))
+
+
+def repair_last(tables: FakeTables, chunk: int = 1 << 16) -> Repair:
+    listing = Listing([NAME], ["DOCKER-USER", "FORWARD"], OWN, "FLANNEL")
+    data = tables.text("filter").encode()
+    for start in range(0, len(data), chunk):
+        listing.feed(data[start : start + chunk])
+    found = Repair()
+    found.keep(listing, LAST)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([], ["-j OURS"]),
+        (["-j RETURN"], ["-j OURS", "-j RETURN"]),
+        (["-j DROP", "-j RETURN"], ["-j DROP", "-j OURS", "-j RETURN"]),
+        (["-j OURS", "-j DROP", "-j RETURN"], ["-j DROP", "-j OURS", "-j RETURN"]),
+        (["-j RETURN", "-j OURS"], ["-j OURS", "-j RETURN"]),
+        (["-j RETURN", "-s 1.1.1.1 -j DROP"], ["-j OURS", "-j RETURN", "-s 1.1.1.1 -j DROP"]),
+        (["-s 1.1.1.1 -j RETURN", "-j OURS"], ["-s 1.1.1.1 -j RETURN", "-j OURS"]),
+        (["-s 1.1.1.1 -j RETURN", "-j RETURN"], ["-s 1.1.1.1 -j RETURN", "-j OURS", "-j RETURN"]),
+        (["-j OURS", "-j OURS"], ["-j OURS"]),
+        (["-j OTHER", "-j DROP"], ["-j OTHER", "-j DROP", "-j OURS"]),
+        (["-j DROP", "-j OTHER", "-j RETURN"], ["-j DROP", "-j OURS", "-j OTHER", "-j RETURN"]),
+        (["-j OURS", "-j OTHER", "-j RETURN"], ["-j OURS", "-j OTHER", "-j RETURN"]),
+        (["-j OURS", "-j OTHER", "-j DROP", "-j OURS"], ["-j OTHER", "-j DROP", "-j OURS"]),
+        (["-p tcp -j OURS", "-j DROP"], ["-j DROP", "-j OURS"]),
+    ],
+)
+def test_a_jump_stands_last_among_what_packets_reach(before: list[str], after: list[str]) -> None:
+    def named(rules: list[str]) -> list[str]:
+        return [rule.replace("OURS", NAME).replace("OTHER", OTHER) for rule in rules]
+
+    tables = FakeTables()
+    for hook in ("DOCKER-USER", "FORWARD"):
+        tables.tables["filter"][hook] = named(before)
+    tables.tables["filter"][NAME] = []
+    if text := repair_last(tables).text("filter"):
+        tables.apply(text.decode())
+    for hook in ("DOCKER-USER", "FORWARD"):
+        assert tables.tables["filter"][hook] == named(after)
+    assert repair_last(tables).text("filter") == b""
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["-j RETURN", "-j DROP", f"-j {NAME}", f"-j {OTHER}", "-s 1.1.1.1/32 -j RETURN", "-j DOCKER", "-j FLANNEL"]
+        ),
+        max_size=8,
+    ),
+    st.integers(1, 300),
+)
+def test_one_repair_brings_a_jump_to_the_end(rules: list[str], chunk: int) -> None:
+    tables = FakeTables()
+    for hook in ("DOCKER-USER", "FORWARD"):
+        tables.tables["filter"][hook] = list(rules)
+    tables.tables["filter"][NAME] = []
+    if text := repair_last(tables, chunk).text("filter"):
+        tables.apply(text.decode())
+    assert repair_last(tables, chunk).text("filter") == b""
+    found = tables.tables["filter"]["FORWARD"]
+    assert [rule for rule in found if rule != f"-j {NAME}"] == [rule for rule in rules if rule != f"-j {NAME}"]
+    reached = found[: found.index("-j RETURN")] if "-j RETURN" in found else found
+    assert f"-j {NAME}" in reached
+    assert {rule for rule in reached[reached.index(f"-j {NAME}") :] if "FLANNEL-M" not in rule} == set()
 
 
 @given(st.binary(max_size=400), st.integers(1, 50))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import IPv4Network
 
-from flannelpy.backend.base import Datagrams
+from flannelpy.backend.base import Datagrams, Forwarding
 from flannelpy.backend.lease_log import LeaseLog
 from flannelpy.backend.route_check import RouteCheck, Way
 from flannelpy.backend.tunnel import Tunnel
@@ -94,6 +94,11 @@ class UdpBackend:
     def datagrams(self) -> Datagrams:
         """From our port to that of the other host, which is the same."""
         return Datagrams(self._device.tun.name, self._port, self._port, accepts_local=True)
+
+    @property
+    def forwarding(self) -> Forwarding:
+        """All by our device."""
+        return Forwarding([self._device.tun.name])
 
     def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
         """Only the public IP: the original's hosts all use one port."""

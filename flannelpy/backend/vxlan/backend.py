@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
-from flannelpy.backend.base import Datagrams
+from flannelpy.backend.base import Datagrams, Forwarding
 from flannelpy.backend.chunks import in_chunks
 from flannelpy.backend.host_gw import check_routes
 from flannelpy.backend.kernel_entries import EntryReconciler
@@ -72,6 +72,13 @@ class VxlanBackend:
     def datagrams(self) -> Datagrams:
         """The kernel derives the source port from the inner flow."""
         return Datagrams(self._settings.device_name, self._settings.port, 0, accepts_local=False)
+
+    @property
+    def forwarding(self) -> Forwarding:
+        """By our device; with DirectRouting, from hosts on the link by the external interface, too."""
+        if not self._settings.direct_routing:
+            return Forwarding([self.device])
+        return Forwarding([self.device, self._external.name], masquerading=self._external.name)
 
     @property
     def device(self) -> str:

@@ -1,0 +1,147 @@
+"""Packets between containers of different hosts pass what Docker and a firewall put, and an operator's rules win."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+
+import pytest
+from faults.backends import HOST_GW, UDP, VXLAN
+from lab import Container, Host, Lab, wait_connected, wait_for
+
+pytestmark = pytest.mark.usefixtures("root")
+
+NETWORK = "11.0.0.0/16"
+NAME = f"FLANNEL-A-{NETWORK}"
+OUTSIDE = "172.17.8.1"
+#: VXLAN between hosts on one link goes by the external interface.
+DIRECT = json.dumps({"Network": NETWORK, "Backend": {"Type": "vxlan", "DirectRouting": True}})
+CONFIGS = {**{str(backend): backend.config() for backend in (UDP, VXLAN, HOST_GW)}, "direct": DIRECT}
+
+
+def docker_like(host: Host, *, masquerade: bool) -> None:
+    """What Docker 28 puts when it starts: drops that are appended in raw, and FORWARD that accepts little."""
+    subnet = host.subnet()
+    host.run("iptables", "-t", "raw", "-A", "PREROUTING", "-d", str(subnet[2]), "!", "-i", "docker0", "-j", "DROP")
+    if masquerade:
+        nat = ("-s", str(subnet), "!", "-o", "docker0", "-j", "MASQUERADE")
+        host.run("iptables", "-t", "nat", "-A", "POSTROUTING", *nat)
+    for rule in ("-N DOCKER", "-A FORWARD -o docker0 -j DOCKER", "-A DOCKER ! -i docker0 -o docker0 -j DROP"):
+        host.run("iptables", *rule.split())
+
+
+def rules(host: Host) -> list[str]:
+    """All of them, but for counters."""
+    tables = [host.run("iptables-save", "-t", table).stdout for table in ("filter", "nat", "mangle", "raw")]
+    return [line.split(" [")[0] for text in tables for line in text.splitlines() if not line.startswith("#")]
+
+
+def is_guarded(host: Host) -> bool:
+    return host.run("iptables-save").stdout.count(f"-j {NAME}") >= 3
+
+
+def reaches(one: Container, address: object, count: int = 3) -> bool:
+    return not one.run("ping", "-n", f"-c{count}", "-i0.2", "-W1", str(address), check=False).returncode
+
+
+Start = Callable[..., list[Container]]
+
+
+@pytest.fixture
+def start(make_lab: Callable[..., Lab]) -> Start:
+    def start(config: str, *flags: str, masquerade: bool = False) -> list[Container]:
+        """Two hosts whose FORWARD drops, a container each."""
+        lab = make_lab(hosts=2)
+        lab.put_config(config)
+        for host in lab.hosts:
+            host.run("iptables", "-P", "FORWARD", "DROP")
+        wait_connected([host.start_daemon("-iface=eth1", *flags) for host in lab.hosts])
+        containers = [host.add_container() for host in lab.hosts]
+        for host in lab.hosts:
+            docker_like(host, masquerade=masquerade)
+        return containers
+
+    return start
+
+
+@pytest.mark.parametrize("is_masquerading", [True, False])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_containers_of_different_hosts_reach_each_other(start: Start, config: str, is_masquerading: bool) -> None:
+    """Where Docker masquerades, packets may come with the public IP of their host."""
+    one, other = start(CONFIGS[config], masquerade=is_masquerading)
+    wait_for(lambda: reaches(one, other.address, 1), 10, "the rules")
+    assert reaches(one, other.address)
+    assert reaches(other, one.address)
+    assert not one.host.run("ping", "-n", "-c1", "-W1", str(other.address), check=False).returncode
+
+
+def test_with_masq_containers_reach_the_world_too(start: Start) -> None:
+    one, other = start(UDP.config(), "-ip-masq")
+    wait_for(lambda: reaches(one, other.address, 1), 10, "the rules")
+    assert reaches(one, OUTSIDE)
+
+
+def test_without_the_flag_what_docker_drops_is_dropped(start: Start) -> None:
+    one, other = start(UDP.config(), "-iptables-forward-rules=false", "-iptables-resync=1")
+    wait_for(lambda: "FLANNEL-D" in one.host.run("iptables-save").stdout, 5, "the other rules")
+    assert NAME not in "".join(rules(one.host))
+    assert not reaches(one, other.address)
+
+
+def test_a_forged_source_from_the_link_does_not_pass(start: Start) -> None:
+    """Only what comes by our device is accepted: else anybody on the link would pass Docker's drop."""
+    one, other = start(UDP.config())
+    wait_for(lambda: reaches(one, other.address, 1), 10, "the rules")
+    host = one.host
+    saved = host.run("iptables-save").stdout
+    accepts = [line for line in saved.splitlines() if line.startswith(f"-A {NAME}") and "ACCEPT" in line]
+    assert accepts
+    assert all(" -i flannel" in line or " -o flannel" in line for line in accepts if "-d" in line)
+    assert all("-i flannel" in line for line in saved.splitlines() if line.startswith("-A PREROUTING") and NAME in line)
+
+
+def test_a_drop_of_the_operator_wins(start: Start) -> None:
+    one, other = start(VXLAN.config(), "-iptables-resync=1")
+    wait_for(lambda: reaches(one, other.address, 1), 10, "the rules")
+    for host in (one.host, other.host):
+        host.run("iptables", "-A", "DOCKER-USER", "-p", "icmp", "-j", "DROP")
+    wait_for(lambda: not reaches(one, other.address, 1), 10, "our jump to come last again")
+    assert one.host.run("iptables", "-S", "DOCKER-USER").stdout.splitlines()[1:] == [
+        "-A DOCKER-USER -p icmp -j DROP",
+        f"-A DOCKER-USER -j {NAME}",
+    ]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_cleanup_removes_what_we_put_and_nothing_else(make_lab: Callable[..., Lab], config: str) -> None:
+    lab = make_lab(hosts=1)
+    [host] = lab.hosts
+    lab.put_config(CONFIGS[config])
+    host.run("iptables", "-P", "FORWARD", "DROP")
+    host.run("iptables", "-A", "FORWARD", "-p", "tcp", "-j", "ACCEPT")
+    for table in ("nat", "mangle", "raw"):
+        host.run("iptables", "-t", table, "-S")
+    before = rules(host)
+    daemon = host.start_daemon("-iface=eth1")
+    wait_for(lambda: is_guarded(host), 10, "the rules")
+    daemon.stop()
+    host.run(sys.executable, "-m", "flannelpy", "-cleanup")
+    assert rules(host) == before
+
+
+@pytest.fixture
+def lone(make_lab: Callable[..., Lab]) -> Host:
+    lab = make_lab(hosts=1)
+    lab.put_config()
+    return lab.hosts[0]
+
+
+def test_what_is_removed_comes_back_and_is_counted(lone: Host) -> None:
+    daemon = lone.start_daemon("-iface=eth1", "-iptables-resync=1")
+    wait_for(lambda: is_guarded(lone), 10, "the rules")
+    before = rules(lone)
+    for change in ("-F FORWARD", "-F DOCKER-USER", "-t raw -F", f"-F {NAME}", "-A FORWARD -p tcp -j ACCEPT"):
+        lone.run("iptables", *change.split())
+        wait_for(lambda: [rule for rule in rules(lone) if "-p tcp" not in rule] == before, 5, f"repair of {change}")
+    daemon.wait_for_log("Restored iptables chain FLANNEL-A.*its jump in FORWARD no longer stood last", 5)
