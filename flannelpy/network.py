@@ -81,15 +81,15 @@ class Network:
 
     @property
     def is_up(self) -> bool:
-        """Whether packets flow and Docker was told, as far as it depends on the start."""
-        return self._service is not None
+        """Whether a subnet is leased, and packets reach all hosts whose leases were there at the start."""
+        return self._service is not None and self._service.is_up
 
     def status(self) -> str:
         """How it is, in a few words."""
         return self._service.status() if self._service else self._step
 
     def makes_progress(self) -> bool:
-        """Whether packets and control go on, as far as a new start could help."""
+        """Whether all tasks still get their turn: a start of the process anew could help if not."""
         return self._service is None or self._service.makes_progress()
 
     def failed(self, error: FlannelError) -> None:
@@ -115,7 +115,6 @@ class Network:
             self._service = _Service(
                 self.name, manager, chosen, self._underlay, self._host, ready_file, self._on_change
             )
-            self._on_change()
             await self._service.run(self._choose)
         except LeaseLost:
             chosen.backend.close()
@@ -237,18 +236,20 @@ class _Service:
         self._external = interface.Watch(host.external, BootClock().now)
         self._ready_file = ready_file
         self._on_change = on_change
+        self.is_up = False
+        self._has_leases = asyncio.Event()
         self._guard = Guard(self._check, self._network, self._tell_state)
         self._told = ("", "")  # trouble of the external interface, and the backend's words
 
     async def run(self, choose: Callable[[NetworkConfig], Awaitable[object]]) -> None:
         """Carry packets, keep the lease, follow the others, and look after the device."""
-        self._ready_file.set(True)
         log.info("Watching for new subnet leases")
         try:
             async with Netlink() as netlink, asyncio.TaskGroup() as tasks:
                 around = await self._underlay.observe(netlink)
                 leases = LeaseFilter(self._network, self._manager.own, around)
                 self._gate = LeaseGate(netlink, leases, self._underlay, self._forward)
+                tasks.create_task(self._announce())
                 tasks.create_task(self._backend.run())
                 tasks.create_task(self._guard.run())
                 tasks.create_task(self._manager.keep_lease())
@@ -257,24 +258,34 @@ class _Service:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from failures
 
+    async def _announce(self) -> None:
+        """Report readiness once the first list of leases is applied: Docker waits for it."""
+        await self._has_leases.wait()
+        await self._backend.settled()
+        self.is_up = True
+        self._tell_state()
+
     def status(self) -> str:
         """Subnet, time left, what is wrong, and the backend's words."""
         seconds = self._manager.seconds_left()
         time_left = "reserved" if seconds is None else f"{timedelta(seconds=round(seconds))} left"
         words = [f"subnet {self._manager.own.subnet} ({time_left})"]
-        if self._trouble():
+        if not self.is_up:
+            words.append("waiting for the leases of other hosts")
+        elif self._trouble():
             words.append(f"not ready: {self._trouble()}")
         if repairs := self._guard.repairs + self._host.firewall.repairs[self._name]:
             words.append(f"repairs: {repairs}")
         return ", ".join([*words, self._backend.describe()])
 
     def makes_progress(self) -> bool:
-        """Whether packets and control go on."""
-        return self._manager.makes_progress() and not self._guard.trouble
+        """Whether the watch of the leases and the guard get their turns, whatever comes of them."""
+        return self._manager.makes_progress() and self._guard.makes_progress()
 
     def _forward(self, events: Sequence[LeaseEvent]) -> None:
         self._backend.apply(events)
         self._host.firewall.apply(self._name, events)
+        self._has_leases.set()
         self._on_change()
 
     async def _check(self, netlink: Netlink) -> list[str]:
@@ -295,7 +306,7 @@ class _Service:
             self._tell_state()
 
     def _tell_state(self) -> None:
-        self._ready_file.set(not self._trouble())
+        self._ready_file.set(self.is_up and not self._trouble())
         self._on_change()
 
     def _trouble(self) -> str:

@@ -42,6 +42,9 @@ class AllocBackend:
     def apply(self, events: Sequence[LeaseEvent]) -> None:
         """Other hosts are of no concern."""
 
+    async def settled(self) -> None:
+        """There is nothing to carry over."""
+
     def describe(self) -> str:
         """What carries the packets."""
         return "alloc: packets are not carried"

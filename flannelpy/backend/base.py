@@ -81,6 +81,9 @@ class Backend(Protocol):
         Later calls add a lease, change one that was added, or take one away that was added.
         """
 
+    async def settled(self) -> None:
+        """Return once it was tried to carry the leases of the first ``apply`` over into the kernel."""
+
     def describe(self) -> str:
         """The state in a few words, for a status line."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from ipaddress import IPv4Network
@@ -27,6 +26,8 @@ Check = Callable[[Netlink], Awaitable[list[str]]]
 _LOOK_SECONDS = 10.0
 # Between two looks, so that somebody who fights us costs neither of us a processor.
 _PAUSE_SECONDS = 0.5
+# A check that takes longer does not end any more.
+_STUCK_SECONDS = 60.0
 
 
 class Guard:
@@ -42,7 +43,12 @@ class Guard:
         self._on_change = on_change
         self.trouble = ""
         self.repairs = 0
+        self._looked_at: float | None = None  # when the last check ended
         self._errors = LogLimit(log, "Failed to restore what was changed")
+
+    def makes_progress(self) -> bool:
+        """Whether checks begin and end, whatever they find."""
+        return self._looked_at is None or _now() - self._looked_at < _STUCK_SECONDS
 
     async def run(self) -> Never:
         """Look whenever something changed."""
@@ -50,12 +56,14 @@ class Guard:
         listener = asyncio.create_task(_listen(bell, self._network))
         try:
             async with Netlink() as netlink:
+                self._looked_at = _now()
                 while True:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_LOOK_SECONDS if not self.trouble else _PAUSE_SECONDS):
                             await bell.wait()
                     bell.clear()
                     await self._look(netlink)
+                    self._looked_at = _now()
                     await asyncio.sleep(_PAUSE_SECONDS)
         finally:
             listener.cancel()
@@ -69,10 +77,14 @@ class Guard:
             self.trouble = ""
         except HostError as error:
             if str(error) != self.trouble:
-                self._errors.message(logging.ERROR, str(error), time.monotonic())
+                self._errors.message(logging.ERROR, str(error), _now())
             self.trouble = str(error)
         if (self.trouble, self.repairs) != before:
             self._on_change()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def _listen(bell: asyncio.Event, network: IPv4Network) -> Never:

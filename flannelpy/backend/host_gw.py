@@ -81,6 +81,10 @@ class HostGwBackend:
         self._wanted_for = None
         self._entries.changed()
 
+    async def settled(self) -> None:
+        """The entries were added, or the kernel refused them."""
+        await self._entries.settled()
+
     def describe(self) -> str:
         """How many hosts we can send to."""
         lost = len(self._off_link) + self._entries.unreachable_count + len(self._route_check.unreachable)

@@ -61,6 +61,7 @@ class EntryReconciler:
         self._present: Collection[Identity] | None = None  # None: unknown
         self._is_known = False  # which leases there are
         self._changed = asyncio.Event()
+        self._has_tried = asyncio.Event()
         self.lock = asyncio.Lock()  # while it is held nothing is added or removed
 
     @property
@@ -93,6 +94,10 @@ class EntryReconciler:
         self._is_known = True
         self._changed.set()
 
+    async def settled(self) -> None:
+        """Return once ``run`` has tried to carry over the first leases."""
+        await self._has_tried.wait()
+
     async def run(self) -> None:
         """Carry over into the kernel what changed, until cancelled."""
         complaint = Complaint("Failed to lead packets to other hosts")
@@ -106,8 +111,10 @@ class EntryReconciler:
                     complaint.over()
                 except HostError as error:
                     complaint.about(error)
+                    self._has_tried.set()
                     await asyncio.sleep(_RETRY_SECONDS)
                     self._changed.set()
+                self._has_tried.set()
 
     async def repair(self, netlink: Netlink) -> list[str]:
         """Compare with what the kernel really has; one line for each entry restored or removed.  Raises HostError."""

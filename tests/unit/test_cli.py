@@ -35,6 +35,7 @@ DEFAULTS = {
     "subnet_lease_renew_margin": 3600,
     "subnet_file": Path("/run/flannel/subnet.env"),
     "ip_masq": False,
+    "iptables_forward_rules": True,
     "iptables_resync": 5,
     "source_check": SourceCheck.PEER,
     "offload": None,
@@ -55,6 +56,7 @@ GOOD = {
     "subnet-lease-renew-margin": ("30", "subnet_lease_renew_margin", 1800),
     "subnet-file": ("/tmp/subnet.env", "subnet_file", Path("/tmp/subnet.env")),
     "ip-masq": ("true", "ip_masq", True),
+    "iptables-forward-rules": ("false", "iptables_forward_rules", False),
     "iptables-resync": ("60", "iptables_resync", 60),
     "source-check": ("strict", "source_check", SourceCheck.STRICT),
     "offload": ("tso,gso", "offload", frozenset({"tso", "gso"})),
@@ -95,7 +97,7 @@ def test_every_spelling(flag: str) -> None:
     text, field, value = GOOD[flag]
     assert differing(cli.parse([f"-{flag}={text}"])) == {field: value}
     assert differing(cli.parse([f"--{flag}={text}"])) == {field: value}
-    if flag != "ip-masq":  # a boolean's value comes only after '='
+    if flag not in ("ip-masq", "iptables-forward-rules"):  # a boolean's value comes only after '='
         assert differing(cli.parse([f"-{flag}", text])) == {field: value}
         assert differing(cli.parse([f"--{flag}", text])) == {field: value}
 
@@ -156,6 +158,7 @@ def test_variable_names() -> None:
         "subnet-file": "FLANNELD_SUBNET_FILE",
         "subnet-dir": "FLANNELD_SUBNET_DIR",
         "ip-masq": "FLANNELD_IP_MASQ",
+        "iptables-forward-rules": "FLANNELD_IPTABLES_FORWARD_RULES",
         "iptables-resync": "FLANNELD_IPTABLES_RESYNC",
         "source-check": "FLANNELD_SOURCE_CHECK",
         "offload": "FLANNELD_OFFLOAD",

@@ -44,6 +44,7 @@ class World:
     def __init__(self) -> None:
         self.wrong: list[str] = []
         self.helpless = ""
+        self.stuck = False
         self.looked_at: list[float] = []
         self.told = 0
         self.guard = Guard(self.check, IPv4Network("11.0.0.0/16"), self.tell)
@@ -53,6 +54,8 @@ class World:
 
     async def check(self, _: Netlink) -> list[str]:
         self.looked_at.append(asyncio.get_running_loop().time())
+        if self.stuck:
+            await asyncio.Event().wait()
         if self.helpless:
             raise HostError(self.helpless)
         repaired, self.wrong = self.wrong, []
@@ -152,3 +155,16 @@ def test_a_guard_that_ends_listens_no_longer() -> None:
         assert asyncio.all_tasks() == before
 
     run(whole())
+
+
+def test_a_check_that_finds_trouble_is_progress_and_one_that_does_not_end_is_none() -> None:
+    async def scenario(world: World) -> None:
+        assert world.guard.makes_progress()
+        world.helpless = "cannot make a TUN device"
+        await asyncio.sleep(300)
+        assert world.guard.makes_progress()
+        world.stuck = True
+        await asyncio.sleep(300)
+        assert not world.guard.makes_progress()
+
+    play(scenario)

@@ -92,6 +92,7 @@ class FakeBackend:
 
     needs = ("a thing",)
     datagrams = None
+    forwarding = None
     device = "flannel9"
     adopts_routes = False
     routed = Routed.NETWORK
@@ -115,6 +116,9 @@ class FakeBackend:
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
         self._world.events.extend(events)
+
+    async def settled(self) -> None:
+        await self._world.settled.wait()
 
     def describe(self) -> str:
         return "as ever"
@@ -140,6 +144,8 @@ class World:
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
         self.file = directory / "subnet.env"
         self.ready = directory / "ready"
+        self.settled = asyncio.Event()
+        self.settled.set()
         self.store = FakeRegistry(time.monotonic)
         self.store.set_config('{"Network":"11.0.0.0/16"}')
         self.story: list[str] = []
@@ -578,7 +584,7 @@ def test_repairs_are_counted_and_a_trouble_turns_readiness_off(world: World, cap
         world.bell.set()
         await world.until(lambda: not world.ready.exists())
         assert "not ready: no such device" in world.network.status()
-        assert not world.network.makes_progress()
+        assert world.network.makes_progress()  # a start anew would not help
         assert world.is_up  # it only is no longer ready
         world.repair_failure = None
         await world.until(world.ready.exists)
@@ -589,6 +595,18 @@ def test_repairs_are_counted_and_a_trouble_turns_readiness_off(world: World, cap
     assert "the device was lost: put right" in caplog.messages
     assert caplog.messages.count("no such device") == 1
     assert any("not ready: no such device" in status for status in world.statuses)
+
+
+def test_readiness_waits_for_the_first_list_of_leases_in_the_kernel(world: World) -> None:
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        world.settled.clear()
+        await world.until(lambda: "waiting for the leases of other hosts" in world.network.status())
+        assert (world.is_up, world.ready.exists()) == (False, False)
+        world.settled.set()
+        await world.until(lambda: world.is_up and world.ready.exists())
+        assert "waiting" not in world.network.status()
+
+    play(world, scenario)
 
 
 def test_a_network_that_failed_says_why_until_it_starts_again(world: World) -> None:

@@ -164,6 +164,9 @@ class UdpBackend:
         if self._sender_queues is not None:
             self._sender_queues.changed()
 
+    async def settled(self) -> None:
+        """Routes are in effect as soon as they are applied."""
+
     def describe(self) -> str:
         """How many hosts we can send to."""
         lost = len(self._route_check.unreachable) if self._route_check else 0

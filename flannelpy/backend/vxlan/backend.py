@@ -122,6 +122,10 @@ class VxlanBackend:
             self._lease_log.added(lease.subnet)
             self._others[lease.subnet] = _Vtep(lease.attrs.public_ip, mac, lease.created)
 
+    async def settled(self) -> None:
+        """The entries were added, or the kernel refused them."""
+        await self._entries.settled()
+
     def describe(self) -> str:
         """How many hosts we can send to."""
         lost = len(self._twins) + self._entries.unreachable_count + len(self._route_check.unreachable)
