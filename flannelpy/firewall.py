@@ -11,7 +11,7 @@ import asyncio
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Network
 from typing import Never
@@ -19,8 +19,10 @@ from typing import Never
 from flannelpy import docker_chains, firewall_rules, logs
 from flannelpy.errors import HostError
 from flannelpy.firewall_rules import KINDS, PURPOSES, NetworkRules
+from flannelpy.forward_check import ForwardCheck
 from flannelpy.linux import accept_local, conntrack, iptables
 from flannelpy.linux.ruleset import Chain, Fault, Repair
+from flannelpy.obstacles import DropSearch
 from flannelpy.subnet.lease_table import LeaseEvent
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class Firewall:
         self._troubles: dict[str, str] = {}
         self._futile: dict[str, tuple[bytes, float]] = {}
         self._is_tracking = False
+        self._forward_check = ForwardCheck()
         self._changed = asyncio.Event()
         self._busy = asyncio.Lock()
 
@@ -95,10 +98,16 @@ class Firewall:
     async def _check(self) -> None:
         for name, rules in self._networks.items():
             self._check_accept_local(name, rules)
+        searches = {name: search for name, rules in self._networks.items() if (search := rules.drop_search())}
         for table in KINDS:
             chains = self._chains(table)
             if chains or table in self._unchecked:
-                await self._guard(table, chains)
+                await self._guard(table, chains, searches.values() if table == "filter" else ())
+        await self._forward_check.check({name: (self._networks[name].network, one) for name, one in searches.items()})
+
+    def obstacle(self, name: str) -> str:
+        """What certainly keeps packets of a network's containers from other hosts; empty if nothing is known."""
+        return self._forward_check.certain(name)
 
     def _check_accept_local(self, name: str, rules: NetworkRules) -> None:
         datagrams = rules.datagrams
@@ -123,10 +132,10 @@ class Firewall:
         }
         return {name: chains for name, chains in wanted.items() if chains}
 
-    async def _guard(self, table: str, wanted: Mapping[str, Sequence[Chain]]) -> None:
+    async def _guard(self, table: str, wanted: Mapping[str, Sequence[Chain]], searches: Collection[DropSearch]) -> None:
         """Have the kernel's table hold what is wanted, and nothing else of ours."""
         try:
-            repair = await self._repair(table, [chain for chains in wanted.values() for chain in chains])
+            repair = await self._repair(table, [chain for chains in wanted.values() for chain in chains], searches)
         except HostError as error:
             if wanted:
                 self._failed(
@@ -144,11 +153,11 @@ class Firewall:
         for name in repair.removed:
             log.info("Removed iptables chain %s of an earlier run in table %s", name, table)
 
-    async def _repair(self, table: str, chains: Sequence[Chain]) -> Repair:
+    async def _repair(self, table: str, chains: Sequence[Chain], searches: Collection[DropSearch]) -> Repair:
         """Compare, repair, and see that it had an effect; what was repaired.  Raises HostError."""
         networks = {network for rules in self._networks.values() for network in rules.networks}
         obsolete = self._obsolete(table) - {chain.name for chain in chains}
-        repair = await _compare(table, chains, obsolete, networks if chains else ())
+        repair = await _compare(table, chains, obsolete, networks if chains else (), searches)
         if text := repair.text(table):
             self._refuse_futile(table, text)
             await iptables.restore(text)
@@ -230,11 +239,15 @@ async def chains() -> list[str]:
 
 
 async def _compare(
-    table: str, chains: Sequence[Chain], obsolete: Iterable[str], networks: Iterable[IPv4Network]
+    table: str,
+    chains: Sequence[Chain],
+    obsolete: Iterable[str],
+    networks: Iterable[IPv4Network],
+    searches: Iterable[DropSearch] = (),
 ) -> Repair:
     """What a table lacks; also what flanneld has put for ``networks``.  Raises HostError."""
     names = {chain.name for chain in chains}.union(obsolete)
-    listing = firewall_rules.listing(table, names, networks)
+    listing = firewall_rules.listing(table, names, networks, searches)
     await iptables.save(table, listing)
     repair = Repair()
     for chain in chains:

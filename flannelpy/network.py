@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -33,7 +33,7 @@ from flannelpy.linux import interface
 from flannelpy.linux.clock import BootClock
 from flannelpy.linux.instance_lock import InstanceLock, Run
 from flannelpy.linux.marks import device_alias
-from flannelpy.linux.netlink import Netlink
+from flannelpy.linux.netlink import Address, Netlink
 from flannelpy.linux.ready_file import ReadyFile
 from flannelpy.options import Options
 from flannelpy.subnet import env_file
@@ -239,7 +239,8 @@ class _Service:
         self.is_up = False
         self._has_leases = asyncio.Event()
         self._guard = Guard(self._check, self._network, self._tell_state)
-        self._told = ("", "")  # trouble of the external interface, and the backend's words
+        self._told = ("", "", "")  # the troubles of interface and forwarding, and the backend's words
+        self._has_containers = False
 
     async def run(self, choose: Callable[[NetworkConfig], Awaitable[object]]) -> None:
         """Carry packets, keep the lease, follow the others, and look after the device."""
@@ -290,6 +291,7 @@ class _Service:
 
     async def _check(self, netlink: Netlink) -> list[str]:
         await self._external.check(netlink)
+        self._has_containers = _is_bridged(self._manager.own.subnet, await netlink.addresses())
         self._tell_changes()
         await self._gate.check()
         rules = [f"{rule} was lost: put right" for rule in await self._host.isolate(netlink)]
@@ -300,7 +302,7 @@ class _Service:
 
     def _tell_changes(self) -> None:
         """Report the state if the external interface or the backend has another one than at the last report."""
-        state = self._external.trouble, self._backend.describe()
+        state = self._external.trouble, self._obstacle(), self._backend.describe()
         if state != self._told:
             self._told = state
             self._tell_state()
@@ -311,4 +313,16 @@ class _Service:
 
     def _trouble(self) -> str:
         """Why we are not ready, if we are not."""
-        return self._guard.trouble or self._external.trouble
+        return self._guard.trouble or self._external.trouble or self._obstacle()
+
+    def _obstacle(self) -> str:
+        """What keeps packets of containers from other hosts; it counts once there is a network of containers.
+
+        Before, it may be what Docker cures when it starts, and Docker waits for us.
+        """
+        return self._host.firewall.obstacle(self._name) if self._has_containers else ""
+
+
+def _is_bridged(subnet: IPv4Network, addresses: Iterable[Address]) -> bool:
+    """Whether a bridge of containers has an address of the subnet, whose first one is the tunnel's."""
+    return any(one.address in subnet and one.address != subnet.network_address for one in addresses)

@@ -9,6 +9,7 @@ from flannelpy.errors import HostError
 if TYPE_CHECKING:
     import pytest
 
+    from flannelpy.linux.nftables import BaseChain
     from flannelpy.linux.ruleset import Listing
 
 BUILT_IN = {
@@ -28,13 +29,18 @@ class FakeTables:
         }
         self.failure = ""
         self.is_deaf = False  # iptables-restore reports success and does nothing
+        self.base_chains: list[BaseChain] = []  # of nftables, at the hook forward
         self.saved: list[str] = []  # tables, as often as they were listed
         self.restored: list[str] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Take the place of both commands."""
+        """Take the place of both commands, and of nft."""
         monkeypatch.setattr("flannelpy.linux.iptables.save", self.save)
         monkeypatch.setattr("flannelpy.linux.iptables.restore", self.restore)
+        monkeypatch.setattr("flannelpy.linux.nftables.forward_chains", self.forward_chains)
+
+    async def forward_chains(self) -> list[BaseChain]:
+        return self.base_chains
 
     async def save(self, table: str, listing: Listing) -> None:
         self.saved.append(table)

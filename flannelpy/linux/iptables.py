@@ -1,4 +1,4 @@
-"""Runs ``iptables-save`` and ``iptables-restore``, each for a limited time and without stalling the event loop.
+"""Runs ``iptables-save`` and ``iptables-restore``.
 
 The commands are found by PATH: iptables-nft and iptables-legacy behave the same here.
 Source: iptables-save(8), iptables-restore(8).
@@ -6,128 +6,29 @@ Source: iptables-save(8), iptables-restore(8).
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
-from asyncio import StreamReader, StreamWriter
-from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
-from contextlib import suppress
-
 from flannelpy.errors import HostError
+from flannelpy.linux import command
 from flannelpy.linux.ruleset import Listing
 
 # Other programs hold the xtables lock for moments.
 _WAIT = "--wait=5"
-# For one command; a table of 30,000 rules takes a second.
-_DEADLINE = 15.0
-_KILL_SECONDS = 1.0
-# The loop does other work between two chunks, each of which takes about a millisecond.
-_CHUNK_BYTES = 1 << 15
-_MOST_BYTES = 1 << 28
-_COMPLAINT_BYTES = 4096
-_LINE_CHARACTERS = 200
 
 
 async def save(table: str, listing: Listing) -> None:
     """Feed the rules of a table to ``listing``.  Raises HostError."""
-    command = ("iptables-save", "-t", table)
+    words = ("iptables-save", "-t", table)
     try:
-        complaint = await _run(*command, sink=listing.feed)
+        complaint = await command.run(*words, package="iptables", sink=listing.feed)
     except ValueError as error:
-        raise HostError(f"{' '.join(command)} printed {error} instead of rules") from error
+        raise HostError(f"{' '.join(words)} printed {error} instead of rules") from error
     if complaint and "Table does not exist" not in complaint:
-        raise HostError(f"{' '.join(command)} failed: {complaint}")
+        raise HostError(f"{' '.join(words)} failed: {complaint}")
     if not complaint and not listing.is_complete:
-        raise HostError(f"{' '.join(command)} printed no table {table}{_readable(listing.last_line)}")
+        raise HostError(f"{' '.join(words)} printed no table {table}{command.readable(listing.last_line)}")
 
 
 async def restore(text: bytes) -> None:
     """Change the rules of one table, all at once or not at all.  Raises HostError."""
-    command = ("iptables-restore", "--noflush", _WAIT)
-    if complaint := await _run(*command, stdin=text):
-        raise HostError(f"{' '.join(command)} failed: {complaint}")
-
-
-async def _run(*command: str, stdin: bytes = b"", sink: Callable[[bytes], object] = bytes) -> str:
-    """Run a command to its end; its last complaint if it fails, else nothing.  Raises HostError, ValueError."""
-    process = await _start(*command)
-    try:
-        async with asyncio.timeout(_DEADLINE):
-            complaint = await _talk(process, stdin, sink)
-    except TimeoutError:
-        raise HostError(f"{' '.join(command)} did not end within {_DEADLINE:g} s") from None
-    finally:
-        await _end(process)
-    return complaint
-
-
-async def _start(*command: str) -> Process:
-    try:
-        return await asyncio.create_subprocess_exec(
-            *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
-        )
-    except FileNotFoundError as error:
-        raise HostError(f"the command {command[0]} is missing: install iptables") from error
-    except OSError as error:
-        raise HostError(f"cannot run {command[0]}: {error.strerror}") from error
-
-
-async def _talk(process: Process, stdin: bytes, sink: Callable[[bytes], object]) -> str:
-    """Write, read and wait; the last complaint of a command that fails.  Raises ValueError."""
-    assert process.stdin
-    assert process.stdout
-    assert process.stderr
-    complaints = bytearray()
-
-    def complain(chunk: bytes) -> None:
-        complaints.extend(chunk)
-        del complaints[:-_COMPLAINT_BYTES]
-
-    try:
-        async with asyncio.TaskGroup() as tasks:  # which ends all of them when one fails
-            tasks.create_task(_write(process.stdin, stdin))
-            tasks.create_task(_read(process.stdout, sink))
-            tasks.create_task(_read(process.stderr, complain))
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    code = await process.wait()
-    lines = complaints.decode(errors="replace").strip().splitlines() or [""]
-    return f"exit code {code}{_readable(lines[-1])}" if code else ""
-
-
-def _readable(line: str) -> str:
-    """What a command printed, for an error message; nothing if it is no text."""
-    return f": {line[:_LINE_CHARACTERS]}" if line.isascii() and line.isprintable() and line else ""
-
-
-async def _write(stream: StreamWriter, data: bytes) -> None:
-    with suppress(BrokenPipeError, ConnectionResetError):  # the command ended first; its exit code counts
-        stream.write(data)
-        await stream.drain()
-        stream.close()
-
-
-async def _read(stream: StreamReader, sink: Callable[[bytes], object]) -> None:
-    """Raises ValueError when there is no end of it."""
-    total = 0
-    while chunk := await stream.read(_CHUNK_BYTES):
-        sink(chunk)
-        await asyncio.sleep(0)  # read() does not wait while there is more
-        total += len(chunk)
-        if total > _MOST_BYTES:
-            raise ValueError(f"more than {_MOST_BYTES >> 20} MB")
-
-
-async def _end(process: Process) -> None:
-    """Kill the command, if it still runs, with all processes that it has started."""
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        with suppress(TimeoutError):  # one that waits for a device does not even end then
-            async with asyncio.timeout(_KILL_SECONDS):
-                assert process.stdout
-                assert process.stderr
-                await process.stdout.read()  # its pipe is closed at the end of it
-                await process.stderr.read()
-                await process.wait()
+    words = ("iptables-restore", "--noflush", _WAIT)
+    if complaint := await command.run(*words, package="iptables", stdin=text):
+        raise HostError(f"{' '.join(words)} failed: {complaint}")

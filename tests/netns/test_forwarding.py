@@ -145,3 +145,78 @@ def test_what_is_removed_comes_back_and_is_counted(lone: Host) -> None:
         lone.run("iptables", *change.split())
         wait_for(lambda: [rule for rule in rules(lone) if "-p tcp" not in rule] == before, 5, f"repair of {change}")
     daemon.wait_for_log("Restored iptables chain FLANNEL-A.*its jump in FORWARD no longer stood last", 5)
+
+
+# What cannot be cured is named
+
+
+def is_ready(host: Host) -> bool:
+    return (host.run_dir / "flannel/ready").exists()
+
+
+CERTAIN = {
+    "ip_forward": (
+        ["sysctl -q -w net.ipv4.ip_forward=0"],
+        ["sysctl -q -w net.ipv4.ip_forward=1"],
+        "net.ipv4.ip_forward is 0",
+    ),
+    "a rule in front": (
+        ["iptables -I FORWARD -j REJECT"],
+        ["iptables -D FORWARD -j REJECT"],
+        "The iptables rule '-A FORWARD -j REJECT --reject-with icmp-port-unreachable' drops packets",
+    ),
+    "nftables": (
+        [
+            "nft add table inet mine",
+            "nft add chain inet mine guard { type filter hook forward priority 9; policy drop; }",
+        ],
+        ["nft delete table inet mine"],
+        "The nftables chain inet mine guard drops packets",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CERTAIN)
+def test_what_certainly_stops_packets_is_named_and_counts_once_there_are_containers(lone: Host, what: str) -> None:
+    """Docker, which waits for readiness, may be what cures it."""
+    put, undo, text = CERTAIN[what]
+    for command in put:
+        lone.run(*command.split())
+    daemon = lone.start_daemon("-iface=eth1", "-iptables-resync=1")
+    daemon.wait_ready()
+    wait_for(lambda: is_guarded(lone), 10, "the rules")
+    assert is_ready(lone)
+    lone.add_container()
+    wait_for(lambda: not is_ready(lone), 15, "the ready file to go")
+    wait_for(lambda: text in daemon.notified[-1], 5, "the status line")
+    assert "not ready: " in daemon.notified[-1]
+    if what != "nftables":  # which is looked at once a minute
+        for command in undo:
+            lone.run(*command.split())
+        wait_for(lambda: is_ready(lone), 15, "the ready file to come back")
+
+
+FIREWALLD = """
+table inet firewalld {
+  chain filter_FORWARD {
+    type filter hook forward priority 10; policy accept;
+    ct state established accept
+    reject with icmpx admin-prohibited
+  }
+}
+"""
+
+
+def test_what_may_stop_packets_is_a_warning_with_what_to_do(lone: Host) -> None:
+    lone.run("nft", "-f", "-", input=FIREWALLD)
+    lone.run("iptables", "-A", "FORWARD", "-p", "tcp", "-j", "ACCEPT")
+    lone.run("iptables", "-A", "FORWARD", "-j", "DROP")
+    daemon = lone.start_daemon("-iface=eth1", "-iptables-resync=1")
+    daemon.wait_for_log(
+        "chain inet firewalld filter_FORWARD may drop .*firewall-cmd --permanent --zone=trusted --add-so"
+    )
+    daemon.wait_for_log("The iptables rule '-A FORWARD -j DROP' may drop")
+    lone.add_container()
+    daemon.wait_for_log("Subnet lease acquired")
+    assert is_ready(lone)
+    assert daemon.log().count("may drop") == 2

@@ -13,6 +13,7 @@ import pytest
 
 from flannelpy import firewall_rules
 from flannelpy.errors import HostError
+from flannelpy.linux import command as command_module
 from flannelpy.linux import iptables
 from flannelpy.linux.ruleset import Listing
 
@@ -136,7 +137,7 @@ def children_of(name: str) -> list[str]:
 def test_a_command_that_does_not_end_is_killed_with_all_that_it_started(
     command: Command, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(iptables, "_DEADLINE", 0.3)
+    monkeypatch.setattr(command_module, "_DEADLINE", 0.3)
     command("iptables-save", how)
     start = time.monotonic()
     assert failure() == "iptables-save -t nat did not end within 0.3 s"
@@ -161,6 +162,6 @@ def test_a_command_that_hangs_does_not_hold_up_a_stop(command: Command) -> None:
 
 
 def test_a_list_without_an_end_is_given_up(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(iptables, "_MOST_BYTES", 1 << 21)
+    monkeypatch.setattr(command_module, "_MOST_BYTES", 1 << 21)
     command("iptables-save", "yes -- '-A X -j FLANNEL'")
     assert re.fullmatch(r"iptables-save -t nat printed more than 2 MB instead of rules", failure())

@@ -1,0 +1,109 @@
+"""Runs a command of another program, for a limited time and without stalling the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from asyncio import StreamReader, StreamWriter
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
+from contextlib import suppress
+
+from flannelpy.errors import HostError
+
+# For one command; iptables lists 30,000 rules in a second.
+_DEADLINE = 15.0
+_KILL_SECONDS = 1.0
+# The loop does other work between two chunks, each of which takes about a millisecond.
+_CHUNK_BYTES = 1 << 15
+_MOST_BYTES = 1 << 28
+_COMPLAINT_BYTES = 4096
+_LINE_CHARACTERS = 200
+
+
+async def run(*command: str, package: str, stdin: bytes = b"", sink: Callable[[bytes], object] = bytes) -> str:
+    """Run a command to its end and feed its output to ``sink``; its last complaint if it fails, else nothing.
+
+    ``package``: what provides the command.  Raises HostError, and ValueError for output without an end.
+    """
+    process = await _start(*command, package=package)
+    try:
+        async with asyncio.timeout(_DEADLINE):
+            complaint = await _talk(process, stdin, sink)
+    except TimeoutError:
+        raise HostError(f"{' '.join(command)} did not end within {_DEADLINE:g} s") from None
+    finally:
+        await _end(process)
+    return complaint
+
+
+async def _start(*command: str, package: str) -> Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
+        )
+    except FileNotFoundError as error:
+        raise HostError(f"the command {command[0]} is missing: install {package}") from error
+    except OSError as error:
+        raise HostError(f"cannot run {command[0]}: {error.strerror}") from error
+
+
+async def _talk(process: Process, stdin: bytes, sink: Callable[[bytes], object]) -> str:
+    """Write, read and wait; the last complaint of a command that fails.  Raises ValueError."""
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    complaints = bytearray()
+
+    def complain(chunk: bytes) -> None:
+        complaints.extend(chunk)
+        del complaints[:-_COMPLAINT_BYTES]
+
+    try:
+        async with asyncio.TaskGroup() as tasks:  # which ends all of them when one fails
+            tasks.create_task(_write(process.stdin, stdin))
+            tasks.create_task(_read(process.stdout, sink))
+            tasks.create_task(_read(process.stderr, complain))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    code = await process.wait()
+    lines = complaints.decode(errors="replace").strip().splitlines() or [""]
+    return f"exit code {code}{readable(lines[-1])}" if code else ""
+
+
+def readable(line: str) -> str:
+    """What a command printed, for an error message; nothing if it is no text."""
+    return f": {line[:_LINE_CHARACTERS]}" if line.isascii() and line.isprintable() and line else ""
+
+
+async def _write(stream: StreamWriter, data: bytes) -> None:
+    with suppress(BrokenPipeError, ConnectionResetError):  # the command ended first; its exit code counts
+        stream.write(data)
+        await stream.drain()
+        stream.close()
+
+
+async def _read(stream: StreamReader, sink: Callable[[bytes], object]) -> None:
+    """Raises ValueError when there is no end of it."""
+    total = 0
+    while chunk := await stream.read(_CHUNK_BYTES):
+        sink(chunk)
+        await asyncio.sleep(0)  # read() does not wait while there is more
+        total += len(chunk)
+        if total > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES >> 20} MB")
+
+
+async def _end(process: Process) -> None:
+    """Kill the command, if it still runs, with all processes that it has started."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with suppress(TimeoutError):  # one that waits for a device does not even end then
+            async with asyncio.timeout(_KILL_SECONDS):
+                assert process.stdout
+                assert process.stderr
+                await process.stdout.read()  # its pipe is closed at the end of it
+                await process.stderr.read()
+                await process.wait()
