@@ -25,12 +25,28 @@ _TUN_F_CSUM = 0x01
 _TUN_F_TSO4 = 0x02
 _TUN_F_USO4 = 0x20
 _TUN_F_USO6 = 0x40
+_NO_MODULE = "; is the tun module there (modprobe tun)?"
+#: What most often is behind an error of open().
+_CAUSES = {
+    errno.EACCES: "; this user has no permission to read and write it: chmod 666 it, or run flannelpy as root",
+    errno.EPERM: "; a container or sandbox gives no permission: systemd needs DeviceAllow=/dev/net/tun rw",
+    errno.ENOENT: _NO_MODULE,
+    errno.ENODEV: _NO_MODULE,
+    errno.ENXIO: _NO_MODULE,
+}
 
 
 def check_access() -> None:
-    """Say early what would fail late.  Raises HostError."""
-    if not os.access(_DEVICE, os.R_OK | os.W_OK):
-        raise HostError(f"cannot open {_DEVICE}; is the tun module there, and are we root?")
+    """Say early what would fail late.  Raises HostError that names the cause."""
+    os.close(_open())
+
+
+def _open() -> int:
+    """A new descriptor of the device.  Raises HostError."""
+    try:
+        return os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"cannot open {_DEVICE}: {error.strerror}{_CAUSES.get(error.errno or 0, '')}") from error
 
 
 class Tun:
@@ -38,12 +54,7 @@ class Tun:
 
     def __init__(self, pattern: str = "flannel%d") -> None:
         """Open the first free device of that name.  Raises HostError."""
-        try:
-            self.fd = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise HostError(
-                f"cannot open {_DEVICE}: {error.strerror}; is the tun module there, and are we root?"
-            ) from error
+        self.fd = _open()
         try:
             reply = fcntl.ioctl(
                 self.fd, _TUNSETIFF, _IFREQ.pack(pattern.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR)
