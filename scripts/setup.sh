@@ -28,6 +28,9 @@ need nft nftables
 need openssl openssl
 need "$PYTHON" python3
 
+# CNI plugins have a directory of their own.
+[ -x /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"
+
 "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
 
 # A compiler is wanted, not needed: without it the packet kernels run as plain Python, slower.
