@@ -1,0 +1,7 @@
+"""Every test in here needs root, a Debian with apt, and minutes."""
+
+from __future__ import annotations
+
+from lab_fixtures import pytest_runtest_makereport, root
+
+__all__ = ["pytest_runtest_makereport", "root"]
