@@ -15,7 +15,7 @@ SANITIZED_TESTS := $(addprefix tests/,fuzz/test_packet.py fuzz/test_offload.py f
 # They wait for leases to end and for etcds to come back, most of the time.
 WAITING_TESTS := $(patsubst %,tests/faults/test_%.py,etcd_outages etcd_v2 chaos public_ip bad_config lease secrets)
 COMPILED_TESTS := $(addprefix tests/,unit fuzz golden contract)
-NAMESPACE_TESTS := tests $(addprefix --ignore=,tests/soak $(WAITING_TESTS) $(COMPILED_TESTS))
+NAMESPACE_TESTS := tests $(addprefix --ignore=,tests/soak tests/systemd $(WAITING_TESTS) $(COMPILED_TESTS))
 # They wait for kernels, etcds and daemons about half of the time.
 WORKERS := $(shell echo $$((2 * $$(nproc))))
 KERNELS := $(wildcard flannelpy/packet/*.py flannelpy/packet/*.pxd)
@@ -45,11 +45,17 @@ endif
 unskipped = log=$$(mktemp); trap 'rm -f "$$log"' EXIT; { $(1); } | tee "$$log"; \
 	if tail -n 1 "$$log" | grep -q skipped; then echo "A skipped test is not a passed test."; exit 1; fi
 
+# $(call borrowing,DIRECTORY): an environment that takes its libraries from .venv, and is otherwise empty.
+borrowing = $(PYTHON) -m venv --clear --without-pip $(1); site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	$(VENV)/bin/python -c "$$site" >"$$($(1)/bin/python -c "$$site")/libraries.pth"
+# $(call installing,DIRECTORY): install into it what follows, where no C compiler is.
+installing = CC=/bin/false $(VENV)/bin/pip --python $(1)/bin/python install --quiet --no-deps --no-build-isolation
+
 .PHONY: help setup venv demo demo-down run lint unit sanitize waiting compiled interpreted namespaces timed test-faults test \
-	soak bench clean
+	test-systemd dist soak bench clean
 
 help: ## list what can be done here
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install the programs that are missing (Debian)
 	@sh scripts/setup.sh
@@ -69,14 +75,11 @@ $(VENV)/stamp: $(PACKAGING) $(KERNELS) | setup
 # It is unpacked first, because of an archive pip would take the wheel that it built from an earlier one.
 $(INTERPRETED)/stamp: $(PACKAGING) $(SOURCES) $(VENV)/stamp
 	@echo "Building $(INTERPRETED)"
-	@$(PYTHON) -m venv --clear --without-pip $(INTERPRETED)
+	@$(call borrowing,$(INTERPRETED))
 	@log=$(INTERPRETED)/sdist.log; $(VENV)/bin/python -m build --no-isolation --sdist --outdir $(INTERPRETED)/sdist >$$log 2>&1 \
 		|| { cat $$log; exit 1; }
 	@tar -xzf $(INTERPRETED)/sdist/*.tar.gz --strip-components=1 -C $(INTERPRETED)/sdist
-	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
-		$(VENV)/bin/python -c "$$site" >"$$($(INTERPRETED)/bin/python -c "$$site")/libraries.pth"
-	@CC=/bin/false $(VENV)/bin/pip --python $(INTERPRETED)/bin/python install --quiet --no-deps --no-build-isolation \
-		$(INTERPRETED)/sdist
+	@$(call installing,$(INTERPRETED)) $(INTERPRETED)/sdist
 	@cd $(INTERPRETED) && bin/python -c "import flannelpy.packet.ipv4 as kernel; file = kernel.__file__; \
 		assert '$(INTERPRETED)' in file and file.endswith('.py'), file"
 	@touch $@
@@ -137,12 +140,29 @@ namespaces: $(VENV)/stamp # a part of make test
 
 timed: $(VENV)/stamp # a part of make test
 	@echo "What measures time, alone:"
-	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m timed tests --ignore=tests/soak)
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m timed tests --ignore=tests/soak --ignore=tests/systemd)
+
+test-systemd: $(VENV)/stamp ## the units in a Debian that boots in a namespace, with Docker, firewalld and ufw: minutes
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -s --timeout=900 tests/systemd)
+
+# The wheel is built from the sdist, which holds nothing compiled.  The environment of the interpreted kernels is
+# installed from an sdist.
+dist: $(INTERPRETED)/stamp ## an sdist and a wheel for this Python in dist/, checked, installed and run without a compiler
+	@echo "Building dist"
+	@rm -rf dist
+	@mkdir -p build
+	@log=build/dist.log; $(VENV)/bin/python -m build --no-isolation --outdir dist >$$log 2>&1 || { cat $$log; exit 1; }
+	@$(VENV)/bin/twine check --strict dist/*
+	@$(call borrowing,build/installed)
+	@$(call installing,build/installed) --no-index dist/*.whl
+	@version=$$(cd build && installed/bin/flannelpy -version 2>&1); echo "The wheel: $$version"; [[ $$version = *" (compiled)" ]]
+	@version=$$(cd build && ../$(INTERPRETED)/bin/flannelpy -version 2>&1); echo "The sdist: $$version"; \
+		[[ $$version = *" (interpreted)" ]]
 
 # What does not need the machine for itself runs side by side, the longest first.
 test: $(INTERPRETED)/stamp ## everything
 	@ls flannelpy/packet/*.so >/dev/null 2>&1 || { echo "The packet kernels don't compile here."; exit 1; }
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target waiting sanitize interpreted compiled lint
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target waiting sanitize interpreted compiled dist lint
 	@$(MAKE) --no-print-directory namespaces
 	@$(MAKE) --no-print-directory timed
 

@@ -1,3 +1,3 @@
 """A faithful flanneld: a subnet for every host, containers connected across hosts."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
