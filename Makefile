@@ -1,6 +1,9 @@
 # What can be done here: make help.
 
 PYTHON ?= python3
+# The Docker of the demo and of the tests, by its name in scripts/docker_packages.py.
+DOCKER ?= debian12
+UNPACKED_DOCKER = build/docker/$(DOCKER)
 ENDPOINTS ?= http://127.0.0.1:4001,http://127.0.0.1:2379
 
 VENV := .venv
@@ -84,8 +87,14 @@ $(INTERPRETED)/stamp: $(PACKAGING) $(SOURCES) $(VENV)/stamp
 		assert '$(INTERPRETED)' in file and file.endswith('.py'), file"
 	@touch $@
 
-demo: $(VENV)/stamp ## three hosts whose containers ping each other (BACKEND=vxlan or host-gw; KEEP=1: to look around)
-	@$(AS_ROOT) $(VENV)/bin/python scripts/demo.py $(if $(BACKEND),--backend=$(BACKEND)) $(if $(KEEP),--keep)
+# Unpacked, not installed, from Debian's packages: nothing outside of build is written.
+build/docker/%: | $(VENV)/stamp
+	@$(VENV)/bin/python scripts/docker_packages.py $*
+
+demo: $(if $(RUNTIME),$(UNPACKED_DOCKER))
+demo: $(VENV)/stamp ## three hosts whose containers ping each other (BACKEND=vxlan or host-gw; RUNTIME=docker; KEEP=1: stay)
+	@$(AS_ROOT) $(VENV)/bin/python scripts/demo.py $(if $(BACKEND),--backend=$(BACKEND)) \
+		$(if $(RUNTIME),--$(RUNTIME)=$(DOCKER)) $(if $(KEEP),--keep)
 
 demo-down: $(VENV)/stamp ## remove the hosts that make demo KEEP=1 left
 	@$(AS_ROOT) $(VENV)/bin/python scripts/demo.py down

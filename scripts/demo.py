@@ -1,6 +1,6 @@
 """The walk-through: three hosts, a flannelpy on each, and containers that reach each other across them.
 
-usage: demo.py [--backend=udp | --backend=vxlan | --backend=host-gw] [--keep], or demo.py down
+usage: demo.py [--backend=udp | --backend=vxlan | --backend=host-gw] [--docker=VERSION] [--keep], or demo.py down
 
 Exit code 0: every container answered every other one, with the TTL that it should have on that way.
 """
@@ -11,20 +11,38 @@ import itertools
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from lab import ETCD_PREFIX, Lab, LabExistsError, lab_exists, remove_lab, wait_for
+from docker_packages import RELEASES, unpack
+from dockers import IMAGE, START, Docker, remove_cgroups
+from lab import ETCD_PREFIX, Lab, LabExistsError, lab_exists, remove_lab, wait_connected, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from ipaddress import IPv4Address
 
+    from dockers import DockerContainer
     from lab import Container, Host, Node
 
 PREFIX = "flannelpy-demo"
 PINGS = 3
 LOG_TAIL = 20
 
-Matrix = dict[tuple["Container", "Container"], "Reply | None"]
+
+class Pinger(Protocol):
+    """A container, of whatever kind."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def address(self) -> IPv4Address: ...  # noqa: D102
+
+    def ping(self, address: IPv4Address, count: int) -> str: ...  # noqa: D102
+
+
+Matrix = dict[tuple[Pinger, Pinger], "Reply | None"]
 
 
 class Reply(NamedTuple):
@@ -83,20 +101,33 @@ HOST_GW = Backend(
     ip_ttl=62,
     why="in the kernel of either host. No flannelpy touches them, and no tunnel: each host is a router to the others.",
 )
-OPTIONS = {f"--backend={backend.name}": backend for backend in (UDP, VXLAN, HOST_GW)}
-USAGE = f"usage: demo.py [{' | '.join(OPTIONS)}] [--keep], or demo.py down"
+BACKENDS = {f"--backend={backend.name}": backend for backend in (UDP, VXLAN, HOST_GW)}
+RUNTIMES = {f"--docker={name}": name for name in RELEASES}
+USAGE = f"usage: demo.py [{' | '.join(BACKENDS)}] [{' | '.join(RUNTIMES)}] [--keep], or demo.py down"
 
 
-def walk_through(lab: Lab, backend: Backend) -> bool:
-    """Tell the whole story.  Returns whether it ended well."""
+def walk_through(lab: Lab, backend: Backend, dockers: Sequence[Docker]) -> bool:
+    """Tell the whole story, with a real Docker for each host if there are any.  Returns whether it ended well."""
+    tell_the_hosts(lab, backend)
+    if not dockers:
+        return tell_the_pings(tell_the_containers(lab), backend)
+    containers = tell_the_dockers(dockers)
+    if not tell_the_pings(containers, backend):
+        return False
+    tell_the_restarts(dockers[0], lab.hosts[1])
+    for container in containers:
+        container.look()
+    return tell_the_pings(containers, backend, " again")
+
+
+def tell_the_hosts(lab: Lab, backend: Backend) -> None:
+    """All that comes before containers."""
     tell_the_rack(lab)
     tell_the_config(lab, backend)
     tell_the_daemons(lab, backend)
     for host in lab.hosts:
         tell_a_host(host, backend)
     tell_the_leases(lab)
-    containers = tell_the_containers(lab)
-    return tell_the_pings(containers, backend)
 
 
 def tell_the_rack(lab: Lab) -> None:
@@ -155,7 +186,7 @@ def tell_the_containers(lab: Lab) -> list[Container]:
     """A container per host, as Docker makes it."""
     title("A container on every host")
     say("Docker would be started with --bip=$FLANNEL_SUBNET --mtu=$FLANNEL_MTU, after sourcing the subnet file.")
-    say("Here plain ip commands do what it does with them.\n")
+    say("Here plain ip commands do what it does with them. With real Docker: make demo RUNTIME=docker\n")
     containers = [host.add_container() for host in lab.hosts]
     for container in containers:
         env = container.host.subnet_env()
@@ -164,9 +195,9 @@ def tell_the_containers(lab: Lab) -> list[Container]:
     return containers
 
 
-def tell_the_pings(containers: list[Container], backend: Backend) -> bool:
+def tell_the_pings(containers: Sequence[Pinger], backend: Backend, when: str = "") -> bool:
     """The proof.  Returns whether every ping was answered as it should be."""
-    title("Every container pings every other")
+    title(f"Every container pings every other{when}")
     replies: Matrix = {(a, b): ping(a, b) for a, b in itertools.permutations(containers, 2)}
     say(table(containers, replies))
     good = [reply for reply in replies.values() if reply and reply.ip_ttl == backend.ip_ttl]
@@ -178,17 +209,17 @@ def tell_the_pings(containers: list[Container], backend: Backend) -> bool:
     return True
 
 
-def ping(source: Container, target: Container) -> Reply | None:
+def ping(source: Pinger, target: Pinger) -> Reply | None:
     """Ping a few times.  Returns the fastest answer, nothing if one is missing."""
-    output = source.run("ping", "-n", "-c", str(PINGS), "-i", "0.1", "-W", "2", str(target.address), check=False).stdout
+    output = source.ping(target.address, PINGS)
     replies = [Reply(float(ms), int(ip_ttl)) for ip_ttl, ms in re.findall(r"ttl=(\d+) time=([\d.]+) ms", output)]
     return min(replies) if len(replies) == PINGS else None
 
 
-def table(containers: list[Container], replies: Matrix) -> str:
+def table(containers: Sequence[Pinger], replies: Matrix) -> str:
     """Rows ping columns."""
 
-    def cell(source: Container, target: Container) -> str:
+    def cell(source: Pinger, target: Pinger) -> str:
         if source is target:
             return "-"
         reply = replies[source, target]
@@ -199,13 +230,48 @@ def table(containers: list[Container], replies: Matrix) -> str:
     return "\n" + "\n".join("  " + "".join(f"{text:<18}" for text in row).rstrip() for row in rows)
 
 
-def tell_how_to_look_around(lab: Lab) -> None:
+def tell_the_dockers(dockers: Sequence[Docker]) -> list[DockerContainer]:
+    """A dockerd on every host, with a container."""
+    title(f"Docker {dockers[0].release.version} on every host, and a container")
+    say("It gets the address and the MTU of its bridge from the subnet file. The image is a busybox.\n")
+    first = dockers[0]
+    for line in START.splitlines():
+        say(f"  {prompt(first)} {line}")
+    say(f"  {prompt(first)} docker import image.tar {IMAGE}")
+    say(f"  {prompt(first)} docker run --detach --name=c1 --restart=always {IMAGE} sleep 1000000\n")
+    containers = []
+    for docker in dockers:
+        docker.start()
+        docker.import_image()
+        containers.append(docker.run_container("c1", "--restart=always"))
+    for docker in dockers:
+        show(docker, "docker", "exec", "c1", "ifconfig", "eth0")
+    return containers
+
+
+def tell_the_restarts(docker: Docker, host: Host) -> None:
+    """Docker starts again on one host, flannelpy on another one."""
+    title("Restarts")
+    say(f"  {docker.name}: dockerd is restarted, and its container with it")
+    docker.stop()
+    docker.start()
+    wait_for(lambda: docker.docker("ps", "--quiet"), 30, f"the container of {docker.name}")
+    say(f"  {host.name}: flannelpy is restarted, and its container runs on")
+    host.daemons[-1].stop()
+    wait_connected(
+        [host.start_daemon("-iface=eth1"), *(other.daemons[-1] for other in host.lab.hosts if other is not host)]
+    )
+
+
+def tell_how_to_look_around(lab: Lab, dockers: Sequence[Docker]) -> None:
     """The commands that enter a lab that stays."""
     title("The lab stays. To look around, as root:")
     for host in lab.hosts:
         say(f"\n  {host.name}      nsenter -t {host.daemons[-1].pid} -n -m   # its flannelpy logs to {host.log_file}")
         for container in host.containers:
             say(f"  {container.name}   ip netns exec {container.netns} bash")
+    for docker in dockers:
+        say(f"\n  {docker.name}-c1   {docker.entrance} exec -it c1 sh")
     say("\nmake demo-down removes it.")
 
 
@@ -247,20 +313,27 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def demo(backend: Backend, keep: bool) -> int:
-    """Build the lab, tell the story, remove the lab unless it is kept.  Returns the exit code."""
+def demo(backend: Backend, release: str, keep: bool) -> int:
+    """Build the lab, tell the story, remove the lab unless it is kept.  Returns the exit code.
+
+    ``release``: of the real Docker to use; none if empty.
+    """
     try:
-        with Lab(hosts=3, prefix=PREFIX) as lab:
+        with ExitStack() as parts:
+            lab = parts.enter_context(Lab(hosts=3, prefix=PREFIX))
             try:
-                well = walk_through(lab, backend)
+                dockers = [parts.enter_context(Docker(host, unpack(release))) for host in lab.hosts if release]
+                well = walk_through(lab, backend, dockers)
             except Exception as error:
                 tell_what_went_wrong(lab, error)
                 return 1
             if keep:
+                parts.pop_all()
                 lab.keep()
-                tell_how_to_look_around(lab)
+                tell_how_to_look_around(lab, dockers)
             else:
-                say(f"\nRemoving the lab. To keep it and look around: make demo BACKEND={backend.name} KEEP=1")
+                how = f"BACKEND={backend.name}{' RUNTIME=docker' if release else ''} KEEP=1"
+                say(f"\nRemoving the lab. To keep it and look around: make demo {how}")
     except LabExistsError:
         say("A demo lab is here already: look around in it, or remove it with: make demo-down")
         return 1
@@ -274,20 +347,22 @@ def down() -> int:
     """Remove a lab that was kept.  Returns the exit code."""
     say("Removing the demo lab." if lab_exists(PREFIX) else "There is no demo lab.")
     remove_lab(PREFIX)
+    remove_cgroups(f"{PREFIX}-*")
     return 0
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
-    backends = [OPTIONS[each] for each in arguments if each in OPTIONS] or [UDP]
-    others = [each for each in arguments if each not in OPTIONS]
+    backends = [BACKENDS[each] for each in arguments if each in BACKENDS] or [UDP]
+    releases = [RUNTIMES[each] for each in arguments if each in RUNTIMES] or [""]
+    others = [each for each in arguments if each not in {*BACKENDS, *RUNTIMES}]
     if others not in ([], ["--keep"], ["down"]):
         say(f"{USAGE}; not {' '.join(arguments)}")
         return 2
     if os.geteuid() != 0:
         say("The demo makes network namespaces, and that needs root: sudo make demo")
         return 1
-    return down() if others == ["down"] else demo(backends[-1], keep=others == ["--keep"])
+    return down() if others == ["down"] else demo(backends[-1], releases[-1], keep=others == ["--keep"])
 
 
 if __name__ == "__main__":

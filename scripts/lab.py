@@ -163,6 +163,10 @@ class Container(Node):
             f"route add default via {docker0.ip}",
         )
 
+    def ping(self, address: IPv4Address, count: int) -> str:
+        """What ping prints, a line for each answer."""
+        return self.run("ping", "-n", f"-c{count}", "-i0.1", "-W2", str(address), check=False).stdout
+
 
 class Machine(Node):
     """A namespace with ``eth1`` on the switch."""
@@ -461,7 +465,7 @@ class Lab:
 
     def remove(self) -> None:
         """Take the lab down; a second call does nothing."""
-        with _undisturbed():
+        with undisturbed():
             for etcd in self._etcds:
                 etcd.kill()
             for process in self.processes:
@@ -490,7 +494,7 @@ def lab_exists(prefix: str) -> bool:
 
 def remove_lab(prefix: str) -> None:
     """End every process in the lab's namespaces, delete the namespaces and the directory, if there are any."""
-    with _undisturbed():
+    with undisturbed():
         names = _namespaces(prefix)
         inside = {_identity(NAMESPACES / name) for name in names}
         wait_for(lambda: not _kill_inside(inside), 10, f"the processes of {prefix} to end")
@@ -547,7 +551,7 @@ def _listen(path: Path, lines: list[str]) -> socket.socket:
         while message := listener.recv(65536):
             lines.extend(message.decode().splitlines())
 
-    with _undisturbed():  # the thread inherits this: signals are for the main thread
+    with undisturbed():  # the thread inherits this: signals are for the main thread
         threading.Thread(target=read, daemon=True).start()
     return listener
 
@@ -560,7 +564,7 @@ def _end_as_ctrl_c_does() -> None:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Signals that would end us wait until this block is done."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
