@@ -39,7 +39,7 @@ class Pinger(Protocol):
     @property
     def address(self) -> IPv4Address: ...  # noqa: D102
 
-    def ping(self, address: IPv4Address, count: int) -> str: ...  # noqa: D102
+    def ping_text(self, address: IPv4Address, count: int) -> str: ...  # noqa: D102
 
 
 Matrix = dict[tuple[Pinger, Pinger], "Reply | None"]
@@ -211,7 +211,7 @@ def tell_the_pings(containers: Sequence[Pinger], backend: Backend, when: str = "
 
 def ping(source: Pinger, target: Pinger) -> Reply | None:
     """Ping a few times.  Returns the fastest answer, nothing if one is missing."""
-    output = source.ping(target.address, PINGS)
+    output = source.ping_text(target.address, PINGS)
     replies = [Reply(float(ms), int(ip_ttl)) for ip_ttl, ms in re.findall(r"ttl=(\d+) time=([\d.]+) ms", output)]
     return min(replies) if len(replies) == PINGS else None
 
@@ -233,7 +233,10 @@ def table(containers: Sequence[Pinger], replies: Matrix) -> str:
 def tell_the_dockers(dockers: Sequence[Docker]) -> list[DockerContainer]:
     """A dockerd on every host, with a container."""
     title(f"Docker {dockers[0].release.version} on every host, and a container")
-    say("It gets the address and the MTU of its bridge from the subnet file. The image is a busybox.\n")
+    say("It gets the address and the MTU of its bridge from the subnet file. The image is a busybox.")
+    say("As on fresh hosts nothing forwards yet: Docker switches it on, and drops what it does not know about.\n")
+    for docker in dockers:
+        docker.host.run("sh", "-c", "echo 0 >/proc/sys/net/ipv4/ip_forward")
     first = dockers[0]
     for line in START.splitlines():
         say(f"  {prompt(first)} {line}")
@@ -255,7 +258,7 @@ def tell_the_restarts(docker: Docker, host: Host) -> None:
     say(f"  {docker.name}: dockerd is restarted, and its container with it")
     docker.stop()
     docker.start()
-    wait_for(lambda: docker.docker("ps", "--quiet"), 30, f"the container of {docker.name}")
+    wait_for(docker.runs_containers, 30, f"the container of {docker.name}")
     say(f"  {host.name}: flannelpy is restarted, and its container runs on")
     host.daemons[-1].stop()
     wait_connected(

@@ -83,7 +83,7 @@ class DockerContainer(Node):
         """What a command of the image prints that runs inside the container.  Raises CommandError, if ``check``."""
         return self.docker.run("docker", "exec", self.container, *argv, check=check).stdout
 
-    def ping(self, address: IPv4Address, count: int) -> str:
+    def ping_text(self, address: IPv4Address, count: int) -> str:
         """What busybox's ping prints, a line for each answer."""
         return self.exec("ping", f"-c{count}", "-i0.1", "-W2", str(address), check=False)
 
@@ -193,6 +193,10 @@ class Docker(Node):
         """Start a container of the image, which waits, and ends at once when it is told to."""
         self.docker("run", "--detach", f"--name={name}", "--stop-signal=KILL", *options, IMAGE)
         return DockerContainer(self, name)
+
+    def runs_containers(self) -> bool:
+        """Whether any container runs."""
+        return bool(self.docker("ps", "--quiet"))
 
     def stop(self) -> None:
         """Ask dockerd to stop, and wait until it has.  Raises subprocess.TimeoutExpired."""

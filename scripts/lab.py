@@ -163,7 +163,7 @@ class Container(Node):
             f"route add default via {docker0.ip}",
         )
 
-    def ping(self, address: IPv4Address, count: int) -> str:
+    def ping_text(self, address: IPv4Address, count: int) -> str:
         """What ping prints, a line for each answer."""
         return self.run("ping", "-n", f"-c{count}", "-i0.1", "-W2", str(address), check=False).stdout
 

@@ -6,7 +6,7 @@ import json
 import re
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,6 +84,17 @@ def _is_tun(link: dict[str, Any]) -> bool:
 def _shown(host: Host, *argv: str) -> list[str]:
     """What a command prints; nothing where what it was to show is not there."""
     return [line.strip() for line in host.run(*argv, check=False).stdout.splitlines()]
+
+
+def traces(prefix: str) -> list[str]:
+    """What of a lab is to be seen from outside: namespaces, directory, mounts, processes."""
+    found = [str(path) for where in ("/run", "/run/netns") for path in Path(where).glob(f"{prefix}*")]
+    found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if prefix in line]
+    for command_line in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            if prefix in command_line.read_text():
+                found.append(command_line.read_text())
+    return found
 
 
 def subnet_in_file(host: Host) -> IPv4Network | None:

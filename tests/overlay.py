@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Timer
 from typing import IO, Self
 
+from dockers import DockerContainer
 from lab import Container, Node, wait_for
 
 from flannelpy.backend.udp.offloads import Offload
@@ -88,7 +89,9 @@ class Stream:
 
 
 @contextmanager
-def unbroken_stream(source: Container, sink: Container, rate: int) -> Iterator[Stream]:
+def unbroken_stream(
+    source: Container | DockerContainer, sink: Container | DockerContainer, rate: int
+) -> Iterator[Stream]:
     """So many bytes a second over one connection until the block ends; all must have arrived as they were sent."""
     with (
         listening(sink, "tcp-sink", "5001") as receiver,

@@ -7,23 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import lab as lab_module
 import pytest
+from hosts import traces
 from lab import INTERRUPTIBLE, CommandError, Lab, LabExistsError, lab_exists, remove_lab
-
-
-def traces(prefix: str) -> list[str]:
-    """What of a lab is to be seen from outside: namespaces, directory, mounts, processes."""
-    found = [str(path) for where in ("/run", "/run/netns") for path in Path(where).glob(f"{prefix}*")]
-    found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if prefix in line]
-    for command_line in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it has ended
-            if prefix in command_line.read_text():
-                found.append(command_line.read_text())
-    return found
 
 
 def test_hosts_reach_each_other_and_have_a_run_directory_each(lab: Lab) -> None:

@@ -1,6 +1,8 @@
 """Traffic between two namespaces: run as a script inside each of them.
 
 tcp-sink PORT           accept one connection, print "listening", then the SHA-256 and length of what came
+tcp-peer PORT           accept one connection, print "listening", then the address that it came from
+tcp-connect IP PORT     connect, and wait until the other side closes the connection
 tcp-source IP PORT N    send N seeded random bytes, print their SHA-256 and length
 tcp-stream IP PORT N    send seeded random bytes, N a second, until stdin ends, then print as tcp-source does
 udp-echo PORT           print "listening", then send every datagram back until killed
@@ -49,6 +51,19 @@ def tcp_sink(port: str) -> None:
                 digest.update(block)
                 length += len(block)
         print(digest.hexdigest(), length)
+
+
+def tcp_peer(port: str) -> None:
+    with socket.create_server(("0.0.0.0", int(port))) as server:
+        print("listening", flush=True)
+        connection, (address, _) = server.accept()
+        connection.close()
+    print(address)
+
+
+def tcp_connect(address: str, port: str) -> None:
+    with socket.create_connection((address, int(port)), timeout=10) as connection:
+        connection.recv(1)
 
 
 def tcp_source(address: str, port: str, size: str) -> None:
@@ -156,6 +171,8 @@ def _errno_of(sock: socket.socket, attempt: Callable[[], object]) -> str:
 if __name__ == "__main__":
     commands: dict[str, Callable[..., None]] = {
         "tcp-sink": tcp_sink,
+        "tcp-peer": tcp_peer,
+        "tcp-connect": tcp_connect,
         "tcp-source": tcp_source,
         "tcp-stream": tcp_stream,
         "udp-echo": udp_echo,

@@ -1,0 +1,90 @@
+"""Docker follows when the host gets another subnet."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from ipaddress import IPv4Network
+
+import pytest
+from docker_rig import Rig, assert_connected
+from dockers import Docker
+from faults.backends import HOST_GW, UDP, VXLAN, Backend, lease_key
+from hosts import subnet_in_file
+from lab import ETCD_PREFIX
+
+BACKENDS = pytest.mark.parametrize("backend", [UDP, VXLAN, HOST_GW], ids=str)
+
+
+def addresses(docker: Docker) -> list[str]:
+    """Those of docker0."""
+    shown = docker.host.run("ip", "-4", "address", "show", "docker0").stdout
+    return re.findall(r"inet (\S+)", shown)
+
+
+@BACKENDS
+def test_a_subnet_that_another_host_took_is_replaced(start_rig: Callable[..., Rig], backend: Backend) -> None:
+    """flannelpy ends with 3; once it and Docker have started again, containers have addresses of the new subnet."""
+    rig = start_rig(backend.config())
+    host, docker = rig.hosts[0], rig.dockers[0]
+    before = host.subnet()
+    rig.lab.etcd_request("PUT", lease_key(before), value=backend.lease("172.17.8.99"))
+    assert host.daemons[-1].process.wait(20) == 3
+    assert subnet_in_file(host) is None
+    docker.stop()
+    rig.lab.etcd_request("DELETE", lease_key(before))
+    rig.lab.etcd_request("PUT", lease_key(before), value=backend.lease("172.17.8.99"))
+    rig.start_flannelpy(host)
+    assert host.subnet() != before
+    docker.start()
+    rig.look()
+    one, other = rig.containers
+    assert one.address in host.subnet()
+    assert addresses(docker) == [f"{host.subnet()[1]}/24"]
+    assert_connected(one, other)
+    assert_connected(other, one)
+
+
+@BACKENDS
+@pytest.mark.parametrize("is_known", [True, False], ids=["of-this-docker", "of-another-docker"])
+def test_a_docker0_of_an_earlier_subnet_gets_the_new_address(
+    start_rig: Callable[..., Rig], backend: Backend, is_known: bool
+) -> None:
+    """README has nothing to remove: dockerd changes the address of a bridge that is there.
+
+    "of-another-docker": a bridge that dockerd finds at its first start.
+    """
+    rig = start_rig(backend.config())
+    host, docker = rig.hosts[0], rig.dockers[0]
+    docker.stop()
+    if not is_known:
+        docker.run("rm", "-rf", "/mnt/data/network")
+    old = IPv4Network("11.0.250.0/24")
+    host.run("ip", "address", "flush", "dev", "docker0")
+    host.run("ip", "address", "add", f"{old[1]}/24", "dev", "docker0")
+    docker.start()
+    rig.look()
+    one, other = rig.containers
+    assert addresses(docker) == [f"{host.subnet()[1]}/24"]
+    assert one.address in host.subnet()
+    assert_connected(one, other)
+    assert_connected(other, one)
+
+
+def test_containers_follow_another_mtu(start_rig: Callable[..., Rig]) -> None:
+    """All hosts change over from udp to vxlan, and Docker is started again."""
+    rig = start_rig(UDP.config())
+    rig.lab.etcd_request("PUT", f"{ETCD_PREFIX}/config", value=VXLAN.config())
+    for host in rig.hosts:
+        assert host.daemons[-1].stop() == 0
+    rig.lab.start_daemons("-iface=eth1")
+    for docker in rig.dockers:
+        docker.stop()
+        docker.start()
+    rig.look()
+    one, other = rig.containers
+    [link] = json.loads(one.run("ip", "-j", "link", "show", "eth0").stdout)
+    assert link["mtu"] == VXLAN.mtu
+    assert_connected(one, other)
+    assert_connected(other, one)
