@@ -18,7 +18,8 @@ SANITIZED_TESTS := $(addprefix tests/,fuzz/test_packet.py fuzz/test_offload.py f
 # They wait for leases to end and for etcds to come back, most of the time.
 WAITING_TESTS := $(patsubst %,tests/faults/test_%.py,etcd_outages etcd_v2 chaos public_ip bad_config lease secrets)
 COMPILED_TESTS := $(addprefix tests/,unit fuzz golden contract)
-NAMESPACE_TESTS := tests $(addprefix --ignore=,tests/soak tests/systemd $(WAITING_TESTS) $(COMPILED_TESTS))
+APART_TESTS := tests/soak tests/systemd tests/docker/matrix
+NAMESPACE_TESTS := tests $(addprefix --ignore=,$(APART_TESTS) $(WAITING_TESTS) $(COMPILED_TESTS))
 # They wait for kernels, etcds and daemons about half of the time.
 WORKERS := $(shell echo $$((2 * $$(nproc))))
 KERNELS := $(wildcard flannelpy/packet/*.py flannelpy/packet/*.pxd)
@@ -55,7 +56,7 @@ borrowing = $(PYTHON) -m venv --clear --without-pip $(1); site='import sysconfig
 installing = CC=/bin/false $(VENV)/bin/pip --python $(1)/bin/python install --quiet --no-deps --no-build-isolation
 
 .PHONY: help setup venv demo demo-down run lint unit sanitize waiting compiled interpreted namespaces timed test-faults test \
-	test-systemd dist soak bench clean
+	test-docker test-systemd dist soak bench clean
 
 help: ## list what can be done here
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -141,8 +142,13 @@ interpreted: $(INTERPRETED)/stamp # a part of make test
 test-faults: $(VENV)/stamp ## etcd and daemons fail in all ways, under traffic (a part of make test)
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q tests/faults)
 
+# ONLY=ways: a part, by the names of the tests/docker/matrix/test_*.py.
+test-docker: $(VENV)/stamp $(UNPACKED_DOCKER) ## real Docker in all settings: half an hour (DOCKER=newest; ONLY=ways)
+	@$(call unskipped,$(AS_ROOT) env FLANNELPY_DOCKER=$(DOCKER) $(VENV)/bin/pytest -q \
+		$(if $(ONLY),tests/docker/matrix/test_$(ONLY).py,tests/docker))
+
 # All tests of a file run in one worker, because they share labs.
-namespaces: $(VENV)/stamp # a part of make test
+namespaces: $(VENV)/stamp build/docker/debian12 # a part of make test
 	@echo "In network namespaces, by $(WORKERS) workers:"
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m "not timed" --numprocesses=$(WORKERS) --dist=loadfile \
 		$(NAMESPACE_TESTS))

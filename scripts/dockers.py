@@ -31,6 +31,15 @@ START = """\
 [ "$FLANNEL_IPMASQ" = true ] && masq=false || masq=true
 dockerd --bip="$FLANNEL_SUBNET" --mtu="$FLANNEL_MTU" --ip-masq="$masq"
 """
+#: What the README has its readers run for each network of -networks, here for the network blue.
+CREATE_NETWORK = """\
+. /run/flannel/networks/blue.env
+[ "$FLANNEL_IPMASQ" = true ] && masq=false || masq=true
+bridge=${FLANNEL_SUBNET%/*}
+docker network create --subnet="${bridge%.*}.$((${bridge##*.} - 1))/${FLANNEL_SUBNET#*/}" \\
+    --opt com.docker.network.driver.mtu="$FLANNEL_MTU" \\
+    --opt com.docker.network.bridge.enable_ip_masquerade="$masq" blue
+"""
 IMAGE = "tiny"
 _START_SECONDS = 60
 _STOP_SECONDS = 30
