@@ -1,10 +1,11 @@
-"""The table of deviations names a test for every row, and the tests are there."""
+"""The table of deviations names a test for every row, and the tests are there; README's commands are tested ones."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import dockers
 import pytest
 
 TESTS = Path(__file__).parents[1]
@@ -22,3 +23,11 @@ def test_every_deviation_has_its_test(row: str) -> None:
         assert file.exists(), file
         if function:
             assert f"def {function}(" in file.read_text(), f"{file}::{function}"
+
+
+README = (TESTS.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize("lines", [dockers.START, dockers.CREATE_NETWORK])
+def test_the_docker_tests_run_what_the_readme_says(lines: str) -> None:
+    assert f"```sh\n{lines}```" in README

@@ -72,6 +72,23 @@ def test_a_docker0_of_an_earlier_subnet_gets_the_new_address(
     assert_connected(other, one)
 
 
+@pytest.mark.parametrize("are_stopped", [False, True], ids=["running", "stopped"])
+def test_with_live_restore_docker_follows_once_no_container_runs(
+    start_rig: Callable[..., Rig], are_stopped: bool
+) -> None:
+    """Docker ignores --bip while containers run that it has restored; README says to stop them first."""
+    rig = start_rig(UDP.config(), options=["--live-restore"])
+    host, docker = rig.hosts[0], rig.dockers[0]
+    before, after = host.subnet(), IPv4Network("11.0.250.0/24")
+    subnet_file = host.run_dir / "flannel/subnet.env"
+    subnet_file.write_text(subnet_file.read_text().replace(f"{before[1]}/", f"{after[1]}/"))
+    if are_stopped:
+        docker.docker("stop", "c1")
+    docker.stop()
+    docker.start("--live-restore")
+    assert addresses(docker) == [f"{(after if are_stopped else before)[1]}/24"]
+
+
 def test_containers_follow_another_mtu(start_rig: Callable[..., Rig]) -> None:
     """All hosts change over from udp to vxlan, and Docker is started again."""
     rig = start_rig(UDP.config())
