@@ -155,7 +155,7 @@ namespaces: $(VENV)/stamp build/docker/debian12 # a part of make test
 
 timed: $(VENV)/stamp # a part of make test
 	@echo "What measures time, alone:"
-	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m timed tests --ignore=tests/soak --ignore=tests/systemd)
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m timed tests $(addprefix --ignore=,$(APART_TESTS)))
 
 test-systemd: $(VENV)/stamp ## the units in a Debian that boots in a namespace, with Docker, firewalld and ufw: minutes
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -s --timeout=900 tests/systemd)
