@@ -179,6 +179,21 @@ def test_a_repair_that_fails_at_first_is_tried_until_it_works(
     assert_connected(lab)
 
 
+CARRIER = {"udp": ("carrier off", "carrier on"), "vxlan": ("protodown on", "protodown off")}
+
+
+@over(UDP, VXLAN)
+def test_a_device_without_a_carrier_is_named_and_not_ready(host: Host, daemon: Daemon, backend: Backend) -> None:
+    """It drops all packets, though it is up and has its address and route."""
+    ready, (off, on) = host.run_dir / "flannel/ready", CARRIER[backend.name]
+    wait_until_repaired(host, backend)
+    host.configure(f"link set {backend.device} {off}")
+    daemon.wait_for_log(rf"E.*\] {backend.device} has no carrier, so it drops all packets", 15)
+    wait_for(lambda: not ready.exists(), 2, "the ready file to go")
+    host.configure(f"link set {backend.device} {on}")
+    wait_for(ready.exists, 15, "the ready file to come back")
+
+
 @pytest.mark.timed
 @over(UDP, VXLAN)
 def test_an_idle_hour_after_repairs_costs_nothing(host: Host, daemon: Daemon, backend: Backend) -> None:
@@ -289,18 +304,3 @@ def test_another_address_for_good_ends_it(lab: Lab, host: Host) -> None:
         re.MULTILINE,
     )
     assert not (host.run_dir / "flannel/ready").exists()
-
-
-CARRIER = {"udp": ("carrier off", "carrier on"), "vxlan": ("protodown on", "protodown off")}
-
-
-@over(UDP, VXLAN)
-def test_a_device_without_a_carrier_is_named_and_not_ready(host: Host, daemon: Daemon, backend: Backend) -> None:
-    """It drops all packets, though it is up and has its address and route."""
-    ready, (off, on) = host.run_dir / "flannel/ready", CARRIER[backend.name]
-    wait_until_repaired(host, backend)
-    host.configure(f"link set {backend.device} {off}")
-    daemon.wait_for_log(rf"E.*\] {backend.device} has no carrier, so it drops all packets", 15)
-    wait_for(lambda: not ready.exists(), 2, "the ready file to go")
-    host.configure(f"link set {backend.device} {on}")
-    wait_for(ready.exists, 15, "the ready file to come back")

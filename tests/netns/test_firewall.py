@@ -18,7 +18,7 @@ from lab import Container, Daemon, Host, Lab, wait_connected, wait_for
 from overlay import Capture
 
 NETWORK = "11.0.0.0/16"
-MASQUERADE, DROP, ZONE = (f"FLANNEL-{kind}-{NETWORK}" for kind in "MDZ")
+MASQUERADE, DROP, ZONE, ACCEPT = (f"FLANNEL-{kind}-{NETWORK}" for kind in "MDZA")
 OUTSIDE = "172.17.8.1"  # knows no way to the containers
 DATAGRAMS = str(Path(__file__).parent / "datagrams.py")
 GUARD_TURNS = str(Path(__file__).parent / "guard_turns.py")
@@ -39,7 +39,7 @@ class Guarded:
         self.host = flavour.host
         self.daemon = flavour.start_daemon("-ip-masq", *flags)
         self.container = self.host.add_container()
-        wait_for(lambda: flavour.chains("raw") and flavour.chains("mangle"), 5, "all chains")
+        wait_for(lambda: flavour.chains("filter") and flavour.chains("mangle"), 5, "all chains")
         self.rules = self.flavour.all_rules()
 
     def has_a_way_out(self) -> bool:
@@ -146,12 +146,13 @@ def test_by_default_what_nft_flushes_is_back_within_seven_seconds() -> None:
         guarded = Guarded(Flavour(lab.hosts[0], "nft"))
         guarded.host.run("nft", "flush", "ruleset")
         assert not guarded.has_a_way_out()
-        wait_for(lambda: guarded.flavour.chains("raw"), 7, "the rules")
+        wait_for(lambda: guarded.flavour.chains("filter"), 7, "the rules")
         assert guarded.has_a_way_out()
-        assert {table: guarded.flavour.chains(table) for table in ("nat", "mangle", "raw")} == {
+        assert {table: guarded.flavour.chains(table) for table in ("nat", "mangle", "raw", "filter")} == {
             "nat": {MASQUERADE},
             "mangle": {DROP},
-            "raw": {ZONE},
+            "raw": {ZONE, ACCEPT},
+            "filter": {ACCEPT},
         }
 
 
@@ -188,7 +189,9 @@ def test_two_daemons_keep_to_their_own_chains() -> None:
         }
         blue = flavour.start_daemon("-ip-masq", *flags["blue"])
         flavour.start_daemon("-ip-masq", *flags["green"])
-        both = {table: {f"FLANNEL-{kind}-11.{n}.0.0/16" for n in (1, 2)} for kind, table in KINDS.items()}
+        both = {
+            table: {f"FLANNEL-{kind}-11.{n}.0.0/16" for n in (1, 2) for kind in kinds} for table, kinds in KINDS.items()
+        }
         wait_for(lambda: {table: flavour.chains(table) for table in both} == both, 5, "the chains of both")
         before = flavour.all_rules()
         flush("nat")(flavour)
@@ -198,13 +201,13 @@ def test_two_daemons_keep_to_their_own_chains() -> None:
         blue.stop()
         flavour.clean_up(*flags["blue"])
         assert {table: flavour.chains(table) for table in both} == {
-            table: {f"FLANNEL-{kind}-11.2.0.0/16"} for kind, table in KINDS.items()
+            table: {f"FLANNEL-{kind}-11.2.0.0/16" for kind in kinds} for table, kinds in KINDS.items()
         }
         assert not any("11.1.0.0/16" in line for lines in flavour.all_rules().values() for line in lines)
         assert host.log().count("Restored iptables") == 4
 
 
-KINDS = {"M": "nat", "D": "mangle", "Z": "raw"}
+KINDS = {"nat": "M", "mangle": "D", "raw": "ZA", "filter": "A"}
 
 
 # Commands that do not work
@@ -214,7 +217,7 @@ BROKEN = {
     "hanging": _HANGS,
     "failing": "echo 'Another app is currently holding the xtables lock.' >&2; exit 4",
     "forbidden": "echo 'Permission denied (you must be root)' >&2; exit 4",
-    "printing garbage": "head -c 100000 /dev/urandom",
+    "printing garbage": r"head -c 100000 /dev/zero | tr '\0' '\377'",
     "printing nothing": "exit 0",
 }
 

@@ -10,7 +10,12 @@ from lab import Lab, wait_for
 
 NETWORK = "11.0.0.0/16"
 CHAIN = f"FLANNEL-M-{NETWORK}"
-ALL_CHAINS = {"nat": {CHAIN}, "mangle": {f"FLANNEL-D-{NETWORK}"}, "raw": {f"FLANNEL-Z-{NETWORK}"}}
+ALL_CHAINS = {
+    "nat": {CHAIN},
+    "mangle": {f"FLANNEL-D-{NETWORK}"},
+    "raw": {f"FLANNEL-Z-{NETWORK}", f"FLANNEL-A-{NETWORK}"},
+    "filter": {f"FLANNEL-A-{NETWORK}"},
+}
 OURS = [
     f"-N {CHAIN}",
     f"-A POSTROUTING -j {CHAIN}",

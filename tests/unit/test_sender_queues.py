@@ -148,6 +148,26 @@ def test_many_changes_become_one_and_the_more_senders_the_longer_is_the_pause() 
     asyncio.run(scenario())
 
 
+def test_the_queues_follow_at_once_when_asked_and_only_if_there_is_something_to_do() -> None:
+    async def scenario() -> None:
+        routes = Routes()
+        udp = RecordingSocket()
+        queues = SenderQueues(udp, routes, PORT)
+        routes.set(SUBNET, NextHop("172.17.8.102", PORT))
+        queues.changed()
+        queues.settle()
+        assert udp.told == [{}, {"172.17.8.102": 1}]
+        queues.settle()
+        await asyncio.sleep(0.01)
+        assert len(udp.told) == 2
+        routes.remove(SUBNET)
+        queues.changed()
+        udp.changed.clear()
+        assert await udp.next() == {}
+
+    asyncio.run(scenario())
+
+
 def test_after_close_the_socket_is_left_alone() -> None:
     async def scenario() -> None:
         udp = RecordingSocket()

@@ -165,7 +165,9 @@ class UdpBackend:
             self._sender_queues.changed()
 
     async def settled(self) -> None:
-        """Routes are in effect as soon as they are applied."""
+        """Packets go to the other hosts as soon as their leases are applied; theirs have to be accepted, too."""
+        if self._sender_queues is not None:
+            self._sender_queues.settle()
 
     def describe(self) -> str:
         """How many hosts we can send to."""

@@ -41,6 +41,12 @@ class SenderQueues:
         if self._due is None:
             self._due = self._loop.call_later(len(self._routes.by_public_ip) * _PAUSE_PER_SENDER, self._assign)
 
+    def settle(self) -> None:
+        """Have the queues follow the routes at once, if they don't yet."""
+        if self._due is not None:
+            self._due.cancel()
+            self._assign()
+
     def close(self) -> None:
         """Leave the socket alone from now on."""
         if self._due is not None:
