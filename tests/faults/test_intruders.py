@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
@@ -163,10 +164,12 @@ def test_our_own_datagrams_that_a_route_leads_back_into_the_device_are_dropped_a
         host.run("ip", "route", "add", f"{peer.public_ip}/32", "dev", "flannel0")
         one.run("ping", "-c3", "-i0.2", "-W1", f"-s{size}", str(other.address), check=False)
         host.run("ip", "route", "del", f"{peer.public_ip}/32", "dev", "flannel0")
-        one.run("ping", "-c1", "-W5", str(other.address))
+        # A check that found the route has ignored the peer's lease; the next one takes it up again.
+        ping = partial(one.run, "ping", "-c1", "-W1", str(other.address), check=False)
+        wait_for(lambda: not ping().returncode, 15, "a ping")
         drops = dropped(daemon)
-        assert drops["own_datagram"] >= 3
-        assert not drops["no_route"]
+        assert drops["own_datagram"] >= 1
+        assert drops["own_datagram"] + drops["no_route"] >= 3
 
 
 class Attempt(NamedTuple):
