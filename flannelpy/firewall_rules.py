@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from flannelpy import docker_chains
 from flannelpy.backend.base import Datagrams, Forwarding
@@ -129,48 +129,56 @@ def zone(network: IPv4Network, address: IPv4Address, datagrams: Datagrams) -> Ch
     return Chain(name, f"-A {name} -j CT --zone {CONNTRACK_ZONE}\n".encode(), jumps)
 
 
-def accept_first(
-    network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, peers: Iterable[IPv4Address]
-) -> Chain:
+def accept_first_line(network: IPv4Network, peer: IPv4Address, device: str) -> bytes:
+    """The rule of ``accept_first`` for one host that masquerades."""
+    return f"-A {chain_name(ACCEPT, network)} -s {peer}/32 -i {device} -j ACCEPT\n".encode()
+
+
+def accept_first(network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, lines: bytes) -> Chain:
     """Packets for containers here pass before a rule in raw drops them, as Docker does since version 28.
 
     They come from the network, and by the devices that lead there: anybody on the external link could forge a source.
+    ``lines``: one rule for each host that masquerades.
     """
     name = chain_name(ACCEPT, network)
     jumps = tuple(Jump("PREROUTING", f"-d {subnet} -i {device}") for device in forwarding.devices)
-    rules = [f"-s {network}", *(f"-s {peer}/32 -i {forwarding.masquerading}" for peer in peers)]
-    return Chain(name, "".join(f"-A {name} {rule} -j ACCEPT\n" for rule in rules).encode(), jumps)
+    return Chain(name, f"-A {name} -s {network} -j ACCEPT\n".encode() + lines, jumps)
+
+
+def accept_forwarded_line(network: IPv4Network, subnet: IPv4Network, peer: IPv4Address, device: str) -> bytes:
+    """The rule of ``accept_forwarded`` for one host that masquerades."""
+    return f"-A {chain_name(ACCEPT, network)} -s {peer}/32 -d {subnet} -i {device} -j ACCEPT\n".encode()
 
 
 def accept_forwarded(
     network: IPv4Network,
     subnet: IPv4Network,
     forwarding: Forwarding,
-    peers: Iterable[IPv4Address],
+    lines: bytes,
     others: Iterable[IPv4Network],
     *,
     is_masqueraded: bool,
 ) -> Chain:
     """Packets between containers of different hosts pass, whatever the policy of FORWARD is.
 
-    The jumps come last, so that rules of Docker's user and of an operator decide first.  ``others``: the other networks
-    of this daemon, which masquerading opens nothing to.
+    The jumps come last, so that rules of Docker's user and of an operator decide first.  ``lines``: one rule for each
+    host that masquerades.  ``others``: the other networks of this daemon, which masquerading opens nothing to.
     """
     name = chain_name(ACCEPT, network)
-    rules = []
+    before, after = [], []
     for device in forwarding.devices:
-        rules += [f"-s {network} -d {subnet} -i {device} -j ACCEPT", f"-s {network} -d {network} -o {device} -j ACCEPT"]
-    if forwarding.masquerading:
-        rules += [f"-s {peer}/32 -d {subnet} -i {forwarding.masquerading} -j ACCEPT" for peer in peers]
-        rules.append(f"-s {subnet} -o {forwarding.masquerading} {_REPLY} -j ACCEPT")
-    if is_masqueraded:
-        rules += [f"-s {subnet} -d {other} -j RETURN" for other in others]
-        rules += [
-            f"-s {subnet} ! -d {network} -j ACCEPT",
-            f"-d {subnet} {_REPLY} -j ACCEPT",
+        before += [
+            f"-s {network} -d {subnet} -i {device} -j ACCEPT",
+            f"-s {network} -d {network} -o {device} -j ACCEPT",
         ]
+    if forwarding.masquerading:
+        after.append(f"-s {subnet} -o {forwarding.masquerading} {_REPLY} -j ACCEPT")
+    if is_masqueraded:
+        after += [f"-s {subnet} -d {other} -j RETURN" for other in others]
+        after += [f"-s {subnet} ! -d {network} -j ACCEPT", f"-d {subnet} {_REPLY} -j ACCEPT"]
     jumps = (Jump(DOCKER_USER, "", Place.LAST), Jump("FORWARD", "", Place.LAST))
-    return Chain(name, "".join(f"-A {name} {rule}\n" for rule in rules).encode(), jumps)
+    first, last = ("".join(f"-A {name} {rule}\n" for rule in rules).encode() for rules in (before, after))
+    return Chain(name, first + lines + last, jumps)
 
 
 def remove_shared(found: Listing, repair: Repair, network: IPv4Network) -> None:
@@ -220,6 +228,14 @@ class Carrier(Protocol):
     def forwarding(self) -> Forwarding | None: ...  # noqa: D102
 
 
+class _PeerRules(NamedTuple):
+    """The rules about one public IP, each in its chain: made once, because there may be thousands."""
+
+    drop: bytes
+    accept_first: bytes
+    accept_forwarded: bytes
+
+
 class NetworkRules:
     """What one network needs.
 
@@ -245,9 +261,8 @@ class NetworkRules:
         self._subnet = subnet
         self._address = address
         self._carrier = carrier
-        self._peers: dict[IPv4Network, IPv4Address] | None = None  # of each lease; None until they are known
-        self._public_ips: Sequence[IPv4Address] = ()
-        self._drop_lines = b""
+        self._peers: dict[IPv4Network, _PeerRules] | None = None  # of each lease; None until they are known
+        self._lines = _PeerRules(b"", b"", b"")  # of all peers
 
     @property
     def datagrams(self) -> Datagrams | None:
@@ -259,11 +274,20 @@ class NetworkRules:
         peers = self._peers = self._peers or {}
         for event in events:
             if isinstance(event, Added):
-                peers[event.lease.subnet] = event.lease.attrs.public_ip
+                peers[event.lease.subnet] = self._rules_about(event.lease.attrs.public_ip)
             else:
                 peers.pop(event.subnet, None)
-        self._public_ips = list(dict.fromkeys(peers.values()))
-        self._drop_lines = b"".join(drop_line(self.network, peer) for peer in self._public_ips)
+        columns = zip(*peers.values(), strict=True) if peers else ((), (), ())
+        self._lines = _PeerRules(*(b"".join(dict.fromkeys(column)) for column in columns))
+
+    def _rules_about(self, peer: IPv4Address) -> _PeerRules:
+        forwarding = self._forwarding()
+        device = forwarding.masquerading if forwarding else ""
+        return _PeerRules(
+            drop_line(self.network, peer),
+            accept_first_line(self.network, peer, device) if device else b"",
+            accept_forwarded_line(self.network, self._subnet, peer, device) if device else b"",
+        )
 
     def chains(self, table: str, networks: Sequence[IPv4Network], *, is_tracking: bool) -> list[Chain]:
         """The chains of one table.
@@ -282,7 +306,7 @@ class NetworkRules:
         datagrams = self.datagrams
         if datagrams is None or self._peers is None:
             return []
-        return [drop(self.network, self._address, networks, datagrams, self._drop_lines)]
+        return [drop(self.network, self._address, networks, datagrams, self._lines.drop)]
 
     def _zone(self, *, is_tracking: bool) -> list[Chain]:
         datagrams = self.datagrams
@@ -292,7 +316,7 @@ class NetworkRules:
         forwarding = self._forwarding()
         if forwarding is None:
             return []
-        return [accept_first(self.network, self._subnet, forwarding, self._masquerading_peers(forwarding))]
+        return [accept_first(self.network, self._subnet, forwarding, self._lines.accept_first)]
 
     def _accept_forwarded(self, networks: Sequence[IPv4Network]) -> list[Chain]:
         forwarding = self._forwarding()
@@ -303,7 +327,7 @@ class NetworkRules:
                 self.network,
                 self._subnet,
                 forwarding,
-                self._masquerading_peers(forwarding),
+                self._lines.accept_forwarded,
                 [network for network in networks if network != self.network],
                 is_masqueraded=self.is_masqueraded,
             )
@@ -316,9 +340,6 @@ class NetworkRules:
 
     def _forwarding(self) -> Forwarding | None:
         return self._carrier.forwarding if self._is_forwarded else None
-
-    def _masquerading_peers(self, forwarding: Forwarding) -> Sequence[IPv4Address]:
-        return self._public_ips if forwarding.masquerading else ()
 
     def obsolete(self, table: str) -> set[str]:
         """The chains of one table that may be there, but for a list of peers while the leases are unknown."""

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 from typing import NamedTuple
 
 import pytest
-from lab import Container, Daemon, Host, Lab, Node, wait_connected
+from lab import Container, Daemon, Host, Lab, Node, wait_connected, wait_for
 from overlay import OUTER_PORT, Capture
 from packets import ipv4_packet, udp_datagram
 

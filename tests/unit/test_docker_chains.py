@@ -13,7 +13,7 @@ from flannelpy.linux.ruleset import Listing, Repair
 
 NETWORK, SUBNET = IPv4Network("11.0.0.0/16"), IPv4Network("11.0.13.0/24")
 OTHER = "FLANNEL-A-11.7.0.0/16"
-CHAIN = firewall_rules.accept_forwarded(NETWORK, SUBNET, Forwarding(["flannel0"]), [], [], is_masqueraded=False)
+CHAIN = firewall_rules.accept_forwarded(NETWORK, SUBNET, Forwarding(["flannel0"]), b"", [], is_masqueraded=False)
 NAME = CHAIN.name
 OWN_JUMP = "-m comment --comment flannelpy -j DOCKER-USER"
 

@@ -125,14 +125,15 @@ def test_each_backend_has_the_rules_that_it_needs() -> None:
 
 
 def test_what_comes_from_containers_of_other_hosts_passes_docker_s_rules_by_our_device_only() -> None:
-    chain = firewall_rules.accept_first(NETWORK, SUBNET, Forwarding(["flannel0"]), [])
+    chain = firewall_rules.accept_first(NETWORK, SUBNET, Forwarding(["flannel0"]), b"")
     assert chain.rules == b"-A FLANNEL-A-11.0.0.0/16 -s 11.0.0.0/16 -j ACCEPT\n"
     assert jumps(chain) == ["-A PREROUTING -d 11.0.13.0/24 -i flannel0 -j FLANNEL-A-11.0.0.0/16"]
 
 
 def test_by_the_external_interface_hosts_that_masquerade_pass_too() -> None:
     forwarding = Forwarding(["flannel.1", "eth1"], masquerading="eth1")
-    chain = firewall_rules.accept_first(NETWORK, SUBNET, forwarding, PEERS)
+    lines = b"".join(firewall_rules.accept_first_line(NETWORK, peer, "eth1") for peer in PEERS)
+    chain = firewall_rules.accept_first(NETWORK, SUBNET, forwarding, lines)
     assert chain.rules.decode().splitlines() == [
         "-A FLANNEL-A-11.0.0.0/16 -s 11.0.0.0/16 -j ACCEPT",
         "-A FLANNEL-A-11.0.0.0/16 -s 172.17.8.102/32 -i eth1 -j ACCEPT",
@@ -143,7 +144,8 @@ def test_by_the_external_interface_hosts_that_masquerade_pass_too() -> None:
 
 def forwarded(forwarding: Forwarding, *others: IPv4Network, is_masqueraded: bool = False) -> list[str]:
     peers = PEERS if forwarding.masquerading else []
-    chain = firewall_rules.accept_forwarded(NETWORK, SUBNET, forwarding, peers, others, is_masqueraded=is_masqueraded)
+    lines = b"".join(firewall_rules.accept_forwarded_line(NETWORK, SUBNET, peer, "eth1") for peer in peers)
+    chain = firewall_rules.accept_forwarded(NETWORK, SUBNET, forwarding, lines, others, is_masqueraded=is_masqueraded)
     assert jumps(chain) == [f"-A {hook} -j FLANNEL-A-11.0.0.0/16" for hook in ("DOCKER-USER", "FORWARD")]
     return [line.removeprefix("-A FLANNEL-A-11.0.0.0/16 ") for line in chain.rules.decode().splitlines()]
 
