@@ -14,7 +14,6 @@ _DOCKER = "DOCKER"
 #: Those that a listing of the table filter has to have.
 NAMES = (DOCKER_USER, _DOCKER)
 
-_JUMP = f"-A FORWARD -j {DOCKER_USER}\n".encode()
 # Docker versions that find the chain there add no jump to it (moby/libnetwork#2631).
 _OWN_JUMP = f"-A FORWARD -m comment --comment flannelpy -j {DOCKER_USER}\n".encode()
 
@@ -32,7 +31,7 @@ def keep(listing: Listing, repair: Repair) -> None:
 
 
 def remove(listing: Listing, repair: Repair) -> None:
-    """Remove our jump to DOCKER-USER, and the chain if it holds rules of ours only and nobody else jumps there.
+    """Remove our jump to DOCKER-USER, and the chain if it holds only our rules and no other rule jumps there.
 
     Call it last: it looks at what ``repair`` removes.
     """

@@ -99,7 +99,7 @@ def _fetch(name: str, directory: Path) -> None:
 
 
 def _put(root: Path, target: Path, link: Path) -> None:
-    """Move what was unpacked to its place; somebody else may have done the same in the meantime."""
+    """Move what was unpacked to its place; another process may have done the same in the meantime."""
     root.chmod(0o755)
     if not target.exists():
         root.rename(target)

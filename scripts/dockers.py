@@ -124,7 +124,7 @@ class Docker(Node):
 
     @property
     def entrance(self) -> str:
-        """What stands before the words of a ``docker`` command, for somebody at a shell."""
+        """The prefix of a ``docker`` command that a user types in a shell."""
         assert self._machine
         pid = self._machine.pid
         return f"nsenter -t {pid} -n -m --pid=/proc/{pid}/ns/pid_for_children /mnt/release/usr/bin/docker"
@@ -199,7 +199,7 @@ class Docker(Node):
             self.docker("import", "--change=CMD sleep 1000000", "/mnt/release/image.tar", IMAGE)
 
     def run_container(self, name: str, *options: str) -> DockerContainer:
-        """Start a container of the image, which waits, and ends at once when it is told to."""
+        """Start a container of the image that sleeps until SIGTERM, and then ends at once."""
         self.docker("run", "--detach", f"--name={name}", "--stop-signal=KILL", *options, IMAGE)
         return DockerContainer(self, name)
 

@@ -179,7 +179,7 @@ def _hierarchies() -> list[Path]:
 
 def _make_cgroup(path: Path) -> None:
     path.mkdir()
-    for name in ("cpuset.cpus", "cpuset.mems"):  # version 1 lets nobody in where these are empty
+    for name in ("cpuset.cpus", "cpuset.mems"):  # version 1 refuses processes where these are empty
         if (path / name).exists() and (path.parent / name).exists():
             (path / name).write_text((path.parent / name).read_text())
 

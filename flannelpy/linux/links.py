@@ -45,7 +45,7 @@ class Vxlan:
 class Link:
     """A network interface; ``kind`` is ``tun``, ``vxlan``, … or empty for hardware.
 
-    ``in_use``: somebody is at its other end; of a TUN device, a process that has it open.
+    ``in_use``: it has a carrier; a TUN device has one while a process has it open.
     """
 
     index: int

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeAlias
 OTHERS = 0
 #: So many senders can each have the queue that the caller wants, two instructions per sender; BPF_MAXINSNS is 4096.
 MAX_ASSIGNED = 1700
-#: So many can be told from unknown ones; with more of them nobody is unknown.
+#: The program tells so many from unknown senders; with more of them it accepts every sender.
 MAX_SENDERS = 3000
 ONE_IN = 64
 

@@ -1,4 +1,4 @@
-"""DOCKER-USER exists, has a jump to it once Docker runs, and goes only if nobody but us has used it."""
+"""DOCKER-USER exists, has a jump to it once Docker runs, and -cleanup removes it only if no other program uses it."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class World:
         self._run(str(SCRIPTS / "mk-docker-opts.sh"), "-i", *files, **options)
 
     def calls(self, state: str, *, enabled: bool = True) -> list[str]:
-        """What systemctl is told when flannelpy is ready and Docker's state is this one."""
+        """The systemctl commands of the script when flannelpy is ready and Docker has this state."""
         noted = self.directory / "calls"
         noted.write_text("")
         files = [str(self.subnet_file), str(self.docker_file)]

@@ -1,4 +1,4 @@
-"""Routes of other programs: which of them flanneld may have left, and how many lines are said about them."""
+"""Routes of other programs: which of them flanneld may have left, and how many log lines they cause."""
 
 from __future__ import annotations
 

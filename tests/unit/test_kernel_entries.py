@@ -304,7 +304,7 @@ def test_a_foreign_route_that_leads_where_the_lease_asks_counts_and_stays(
 
 
 def test_a_route_that_another_program_put_in_place_of_ours_is_no_repair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing was restored, so nobody is told so and nothing is counted."""
+    """Nothing was restored, so the log reports no repair and none is counted."""
 
     async def scenario(world: World) -> None:
         world.want((by_gateway(1, 101),), (by_gateway(2, 102),))
