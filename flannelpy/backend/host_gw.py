@@ -142,9 +142,11 @@ class HostGwBackend:
 async def check_routes(netlink: Netlink, reconciler: EntryReconciler, check: RouteCheck, own_link: int = 0) -> None:
     """Ask the kernel whether it uses the routes that the reconciler added.  Raises HostError."""
     units, lost = reconciler.units, reconciler.unreachable
-    subnets = [subnet async for chunk in in_chunks(units) for subnet in chunk if not lost or subnet not in lost]
-
-    lengths = sorted({subnet.prefixlen for subnet in subnets}, reverse=True)
+    subnets, lengths_in_use = list[IPv4Network](), set[int]()
+    async for chunk in in_chunks(units):
+        subnets += [subnet for subnet in chunk if not lost or subnet not in lost]
+        lengths_in_use.update(subnet.prefixlen for subnet in chunk)
+    lengths = sorted(lengths_in_use, reverse=True)
 
     def way(subnet: IPv4Network, address: IPv4Address) -> Way:
         """By the longest subnet with the address: leases may overlap."""

@@ -8,6 +8,7 @@ Counterpart: none; flanneld does not look.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import time
@@ -118,16 +119,20 @@ class RouteCheck:
         kinds = 2 if bridge else 1
         count = min(_ADDRESSES_OF_A_SUBNET, max(1, (_QUERIES - _NAMING) // (kinds * max(1, len(subnets)))))
         some = self._in_turn(subnets, (_QUERIES - _NAMING) // (kinds * count))
-        asked = [(subnet, query) for subnet in some for query in self._queries(subnet, count, bridge)]
-        answers = await netlink.lookups([query for _, query in asked])
-        wrong: dict[IPv4Network, list[RouteQuery]] = {subnet: [] for subnet in some}
-        for (subnet, query), answer in zip(asked, answers, strict=True):
-            if not way(subnet, query.destination).is_taken(query, answer):
-                wrong[subnet].append(query)
+        asked = {subnet: list(self._queries(subnet, count, bridge)) for subnet in some}
+        await asyncio.sleep(0)
+        answers = iter(await netlink.lookups([query for queries in asked.values() for query in queries]))
+        wrong = {
+            subnet: [
+                query
+                for query, answer in zip(queries, answers, strict=False)
+                if not way(subnet, query.destination).is_taken(query, answer)
+            ]
+            for subnet, queries in asked.items()
+        }
         await self._forget_all_but(subnets)
         for subnet, queries in wrong.items():
-            addresses = {query.destination for asked_subnet, query in asked if asked_subnet is subnet}
-            is_whole = addresses == {query.destination for query in queries}
+            is_whole = {query.destination for query in queries} == {query.destination for query in asked[subnet]}
             (self.unreachable.add if is_whole else self.unreachable.discard)(subnet)
             if not queries:
                 self._causes.pop(subnet, None)

@@ -1,7 +1,7 @@
 """rtnetlink by itself, for what there are thousands of: pyroute2 takes 0.3 ms for a message, this a few microseconds.
 
-Every method lets the event loop run between two system calls that carry many messages, so that no turn of the loop
-takes long, however many messages there are.
+Every method lets the event loop run between two system calls that carry many messages, and listings are received in a
+thread, so that no turn of the loop takes long, however many messages there are.
 Source: netlink(7), rtnetlink(7), include/uapi/linux/netlink.h, rtnetlink.h and neighbour.h of the kernel.
 """
 
@@ -87,12 +87,12 @@ class RtnetlinkSocket:
 
     async def listing(self, request: Message) -> AsyncIterator[list[Message]]:
         """All that there is of a kind, chunk by chunk; to be read to its end.  Raises OSError, InterruptedListing."""
-        await asyncio.get_running_loop().sock_sendall(self._socket, self._encode(request, _NLM_F_DUMP))
+        # Each system call makes the kernel look at thousands of entries when few of them are wanted, which takes it
+        # milliseconds.  It always leaves a part of the listing to be received.
+        await asyncio.to_thread(self._socket.send, self._encode(request, _NLM_F_DUMP))
         is_done = is_interrupted = False
         while not is_done:
-            await asyncio.sleep(0)  # with each call the kernel may look at thousands that are not wanted
-            data = await self._receive()
-            await asyncio.sleep(0)
+            data = await asyncio.to_thread(self._socket.recv, _BUFFER)
             found = [message for number, message in decode(data) if number == self._sequence]
             is_interrupted |= any(message.flags & _NLM_F_DUMP_INTR for message in found)
             if found and found[-1].message_type in (_NLMSG_ERROR, _NLMSG_DONE):
