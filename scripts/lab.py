@@ -548,8 +548,9 @@ def _listen(path: Path, lines: list[str]) -> socket.socket:
     path.chmod(0o777)  # as systemd's, for daemons that are not root
 
     def read() -> None:
-        while message := listener.recv(65536):
-            lines.extend(message.decode().splitlines())
+        with suppress(OSError):  # the socket was closed before the thread came to receive again
+            while message := listener.recv(65536):
+                lines.extend(message.decode().splitlines())
 
     with undisturbed():  # the thread inherits this: signals are for the main thread
         threading.Thread(target=read, daemon=True).start()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, NamedTuple
 
 import pytest
-from hosts import subnet_in_file, ways
+from hosts import belongings, subnet_in_file, ways
 from lab import ETCD_PREFIX, Host
 
 from flannelpy.linux.marks import ROUTE_PROTOCOL
@@ -67,6 +67,15 @@ class Backend:
         own = leases.pop(subnet_in_file(host) or NETWORK)
         return {*self._by_device(host, own), *(way for lease in leases.values() for way in self._to_another(lease))}
 
+    def has_rules_about(self, host: Host, peers: Sequence[Host]) -> bool:
+        """Whether iptables has all rules, which the daemon adds in the background, table by table."""
+        present = "\n".join(belongings(host).rules)
+        return all(rule in present for peer in peers for rule in self._rules_about(peer))
+
+    def _rules_about(self, peer: Host) -> Iterator[str]:
+        """A part of one rule of each table, of those that the daemon adds last."""
+        yield from ()
+
     def _by_device(self, host: Host, own: Lease) -> Iterator[str]:
         """The device, and the route to the network."""
         yield from ()
@@ -76,7 +85,14 @@ class Backend:
         yield from ()
 
 
-class _Udp(Backend):
+class _Tunnel(Backend):
+    def _rules_about(self, peer: Host) -> Iterator[str]:
+        yield f"-A FLANNEL-D-{NETWORK} -d {peer.public_ip}/32 -j DROP"
+        yield f"-A FLANNEL-Z-{NETWORK} -j CT --zone"
+        yield f"-A FORWARD -j FLANNEL-A-{NETWORK}"
+
+
+class _Udp(_Tunnel):
     name = "udp"
     device = "flannel0"
     mtu = 1472
@@ -87,7 +103,7 @@ class _Udp(Backend):
         yield f"{NETWORK} dev {self.device} proto kernel scope link src {address}"
 
 
-class _Vxlan(Backend):
+class _Vxlan(_Tunnel):
     name = "vxlan"
     device = "flannel.1"
     mtu = 1450
@@ -119,6 +135,10 @@ class _HostGw(Backend):
     def _foreign_public_ip(self, number: int) -> IPv4Address:
         """On the link that all hosts share."""
         return IPv4Address("172.17.8.130") + number % 100
+
+    def _rules_about(self, peer: Host) -> Iterator[str]:
+        for where in ("-d", "-i eth1"):  # in filter, and in raw
+            yield f"-A FLANNEL-A-{NETWORK} -s {peer.public_ip}/32 {where}"
 
     def _to_another(self, lease: Lease) -> Iterator[str]:
         yield f"{lease.subnet} via {lease.public_ip} dev eth1 proto {ROUTE_PROTOCOL}"

@@ -68,7 +68,7 @@ class Obstacle(NamedTuple):
     remedy: str
 
 
-OBSTACLES = {
+OBSTACLES: dict[Backend, Obstacle] = {
     UDP: Obstacle(
         (
             "link add rival type veth peer name lavir",

@@ -26,8 +26,8 @@ def test_daemons_killed_again_and_again_under_traffic(
     lab.put_config(backend.config())
     daemons = dict(zip(lab.hosts, lab.start_daemons(*FLAGS), strict=True))
     source, sink = (host.add_container() for host in lab.hosts)
-    for host in lab.hosts:
-        wait_for(partial(_is_guarded, host, backend), 10, "the rules about peers")
+    for host, peer in (lab.hosts, lab.hosts[::-1]):
+        wait_for(partial(backend.has_rules_about, host, [peer]), 10, f"rules about {peer.name}")
     before = {host: belongings(host) for host in lab.hosts}
     assert [has.ways for has in before.values()] == [backend.wanted(host) for host in lab.hosts]
     with unbroken_stream(source, sink, BYTES_PER_SECOND) as stream:
@@ -45,14 +45,6 @@ def test_daemons_killed_again_and_again_under_traffic(
     assert [has.files for has in before.values()] == [FILES_RUNNING] * len(lab.hosts)
     assert [daemon.stop() for daemon in daemons.values()] == [0] * len(lab.hosts)
     assert [belongings(host).files for host in lab.hosts] == [FILES_STOPPED] * len(lab.hosts)
-
-
-def _is_guarded(host: Host, backend: Backend) -> bool:
-    """Whether all rules are there, of which some come in the background."""
-    rules = belongings(host).rules
-    return backend is HOST_GW or (
-        any("--zone" in rule for rule in rules) and any(rule.endswith("/32 -j DROP") for rule in rules)
-    )
 
 
 def _has(host: Host, expected: Belongings) -> bool:

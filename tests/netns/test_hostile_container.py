@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from statistics import median
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import pytest
 from attacks import SCRIPT, datagram, fragments, in_vxlan, labelled, line, sniffing
 from faults.backends import HOST_GW, UDP, VXLAN, Backend
-from lab import Host, Lab, Node, wait_connected
+from lab import Host, Lab, Node, wait_connected, wait_for
 from overlay import throughput
 from packets import ICMP, ipv4_packet, udp_datagram
 
@@ -81,6 +82,8 @@ class Scene:
         # Masquerading gives what a container sends to a public IP the address of its host.
         daemons = [host.start_daemon("-iface=eth1", "-ip-masq", *setting.flags) for host in lab.hosts[:3]]
         wait_connected(daemons)
+        attacker, *peers = lab.hosts[:3]
+        wait_for(partial(setting.backend.has_rules_about, attacker, peers), 10, "rules about the peers")
         self.attacker, *self.victims = (host.add_container() for host in lab.hosts[:3])
         for victim in self.victims:
             assert self.attacker.run("ping", "-c1", "-W5", str(victim.address)).returncode == 0
