@@ -9,9 +9,9 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
-from fakes_netlink import ETH1, EXTERNAL, FLANNEL1, FakeNetlink
+from fakes_netlink import ETH1, EXTERNAL, FLANNEL1, FakeNetlink, no_changes
 
-from flannelpy.backend import kernel_entries
+from flannelpy.backend import kernel_entries, on_link
 from flannelpy.backend.base import Datagrams
 from flannelpy.backend.vxlan import backend as vxlan_backend
 from flannelpy.backend.vxlan import settings, vtep
@@ -151,8 +151,9 @@ def play(
     scenario: Callable[[VxlanBackend, FakeNetlink], Awaitable[None]], monkeypatch: pytest.MonkeyPatch, **options: bool
 ) -> None:
     netlink = FakeNetlink()
-    for module in (kernel_entries, vxlan_backend):
+    for module in (kernel_entries, on_link, vxlan_backend):
         monkeypatch.setattr(module, "Netlink", lambda: netlink)
+    monkeypatch.setattr(on_link, "changes", no_changes)
 
     async def nothing(self: Device, _: Netlink) -> list[str]:
         return []
