@@ -25,6 +25,7 @@ from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.underlay import Routed
 from flannelpy.backend.vxlan import settings, vtep
 from flannelpy.backend.vxlan.device import Device
+from flannelpy.backend.vxlan.port_probe import PortProbe
 from flannelpy.linux.entries import Forward, Gateway, Neighbour, Unit
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.marks import device_alias
@@ -58,6 +59,7 @@ class VxlanBackend:
         self._network = config.network
         self._settings = settings.parse(config.backend.options, external.mtu)
         self._external = external
+        self._port_probe = PortProbe(external.address, self._settings, config)
         self._lease_log = LeaseLog(log)
         self._others: dict[IPv4Network, _Vtep] = {}
         self._twins: dict[IPv4Network, _Vtep] = {}
@@ -113,6 +115,7 @@ class VxlanBackend:
                 self._add(event.lease)
             elif event.subnet in self._others:  # not of a lease without a MAC
                 self._lease_log.removed(event.subnet)
+                self._port_probe.forget(event.subnet)
                 del self._others[event.subnet]
         self._leases_version += 1
         self._entries.changed()
@@ -121,9 +124,11 @@ class VxlanBackend:
         mac = vtep.read(lease.attrs)
         if mac is None:
             self._lease_log.ignored(lease.subnet, "its BackendData has no VtepMAC of a host")
+            self._port_probe.forget(lease.subnet)
             self._others.pop(lease.subnet, None)
         else:
             self._lease_log.added(lease.subnet)
+            self._port_probe.follow(lease)
             self._others[lease.subnet] = _Vtep(lease.attrs.public_ip, mac, lease.created)
 
     async def settled(self) -> None:
@@ -137,7 +142,7 @@ class VxlanBackend:
 
     async def run(self) -> None:
         """Carry over into the kernel what changed."""
-        works: list[Coroutine[object, object, object]] = [self._entries.run()]
+        works: list[Coroutine[object, object, object]] = [self._entries.run(), self._port_probe.run()]
         if self._settings.direct_routing:
             works.append(self._on_link.watch(self._entries.changed))
         await run_together(*works)
