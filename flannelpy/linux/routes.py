@@ -275,5 +275,5 @@ def answer(message: Message, *, matched: bool) -> RouteAnswer:
         route.metric,
         route.destination if matched else None,
         route if matched else None,
-        route.has_ipv6_gateway,
+        has_ipv6_gateway=route.has_ipv6_gateway,
     )

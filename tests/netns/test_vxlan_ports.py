@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,4 +108,76 @@ def test_a_peer_that_swaps_the_bytes_of_the_port_is_found_and_reached_with_the_c
     drop = rf"--dport {SWAPPED} "
     wait_for(lambda: re.search(drop, ours.run("iptables-save", "-t", "mangle").stdout), 5, "rules about that port")
     assert f"--dport {PORT} " not in ours.run("iptables-save").stdout
+    assert daemon.stop() == 0
+
+
+OVER = "local 172.17.8.101 dev eth1"
+TAKEN = {
+    "a device of another program with our VNI": (
+        [f"link add overlay type vxlan id 1 {OVER} dstport {PORT}"],
+        f"overlay has VNI 1 and port {PORT} already; remove it, ",
+    ),
+    "one on another interface below, with an alias": (
+        [
+            "link add below type bridge",
+            f"link add overlay type vxlan id 1 dev below dstport {PORT}",
+            "link set overlay alias k8s up",
+        ],
+        f"overlay (alias: k8s) has VNI 1 and port {PORT} already; remove it, ",
+    ),
+    "one that was moved into a container": (
+        [f"link add overlay type vxlan id 1 {OVER} dstport {PORT}", "link set overlay netns {netns}"],
+        f"a VXLAN device that was moved into another network namespace has VNI 1 and port {PORT} already; remove it, ",
+    ),
+    "one of another VNI whose settings differ": (
+        [f"link add overlay type vxlan id 7 {OVER} dstport {PORT} gbp", "link set overlay up"],
+        f"overlay has UDP port {PORT}, with settings that differ from ours; remove it, ",
+    ),
+    "one for all VNIs": (
+        [f"link add overlay type vxlan external dstport {PORT}", "link set overlay up"],
+        f"overlay has UDP port {PORT}, with settings that differ from ours; remove it, ",
+    ),
+}
+
+
+def refused(host: Host) -> str:
+    """What the last line says; nothing is left behind."""
+    daemon = host.start_daemon("-iface=eth1")
+    assert daemon.process.wait(10) == 1
+    assert "flannel.1:" not in host.run("ip", "link").stdout
+    return daemon.log().splitlines()[-1]
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_the_device_that_has_our_vni_or_port_is_named(lab: Lab, case: str) -> None:
+    host, other, *_ = lab.hosts
+    lab.put_config(json.dumps(CONFIG))
+    host.run("ip", "link", "delete", "flannel.1", check=False)
+    commands, named = TAKEN[case]
+    host.configure(*(command.format(netns=other.netns) for command in commands))
+    line = refused(host)
+    assert f" (VNI 1, port {PORT}): {named}" in line or f"cannot set flannel.1 up: {named}" in line
+    assert line.endswith("or choose another Backend.VNI or Backend.Port for all hosts")
+    for node in (host, other):
+        for name in ("overlay", "below"):
+            node.run("ip", "link", "delete", name, check=False)
+
+
+@pytest.mark.parametrize(("family", "address"), [("AF_INET", "127.0.0.1"), ("AF_INET6", "::")])
+def test_the_program_that_has_our_port_is_named(lab: Lab, family: str, address: str) -> None:
+    host, *_ = lab.hosts
+    lab.put_config(json.dumps(CONFIG))
+    host.run("ip", "link", "delete", "flannel.1", check=False)
+    script = (
+        f"import socket, time; end = socket.socket(socket.{family}, socket.SOCK_DGRAM); "
+        f"end.bind(('{address}', {PORT})); print('bound', flush=True); time.sleep(60)"
+    )
+    with host.popen(sys.executable, "-c", script) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "bound\n"
+        comm = Path(f"/proc/{holder.pid}/comm").read_text().strip()
+        said = f"UDP port {PORT} belongs to process {holder.pid} ({comm}); stop it, "
+        assert said in refused(host)
+        holder.kill()
+    daemon = started(host)
     assert daemon.stop() == 0
