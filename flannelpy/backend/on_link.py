@@ -5,8 +5,8 @@ address, and a more specific route or a policy rule may lead to a peer of the in
 the kernel is asked which route it would use (RTM_GETROUTE).  A peer is on the link if the answer has no gateway and
 names the external interface.
 
-flannelpy's own routes prove nothing wrongly: by a gateway they make a peer off the link until they are removed, and
-what leads out of an overlay device does not lead out of the external interface.
+flannelpy's own routes never prove that a peer is on the link, if its public IP lies inside the overlay's network: they
+have a gateway, or they lead out of an overlay device.
 Counterpart: none; the original has the kernel refuse a route to a gateway that it does not know.
 """
 

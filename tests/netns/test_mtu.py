@@ -51,7 +51,7 @@ def test_with_the_mtu_of_the_path_the_longest_packet_passes(make_lab: Callable[.
     assert inner_mtus(lab, backend) == {inner}
     assert passes(one, other.address, inner)
     assert passes(other, one.address, inner)
-    assert not passes(host, peer.public_ip, PATH_MTU + 1), "a longer datagram would be lost, and nobody told"
+    assert not passes(host, peer.public_ip, PATH_MTU + 1), "a longer datagram is lost without an error"
     host.configure(f"link set {DEVICES[backend]} mtu 1000")
     wait_for(lambda: inner_mtus(lab, backend) == {inner}, 3, "the MTU to be restored")
 

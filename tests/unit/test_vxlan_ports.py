@@ -139,7 +139,7 @@ def test_with_swapped_bytes_every_host_that_has_the_plain_port_is_logged(
 
 
 @pytest.mark.parametrize("backend", [{}, {"Port": 0}, {"Port": 257}, {"Port": None}])
-def test_where_all_mean_the_same_port_nobody_is_asked(
+def test_where_all_mean_the_same_port_no_host_is_asked(
     backend: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(world: World) -> None:

@@ -1,4 +1,4 @@
-"""Finds peers that mean another port by the same Backend.Port, since nothing else shows them: packets just get lost.
+"""Finds peers that mean another port by the same Backend.Port: without a probe, packets are lost in silence.
 
 flanneld up to v0.5.5 swaps the bytes of an explicit Port, so its device listens on 53790 where the config has 7890.
 With PortSwapped our device listens there, too; then it is the peers with later versions that do not.
@@ -15,7 +15,6 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import Never
 
-from flannelpy.backend.chunks import in_chunks
 from flannelpy.backend.vxlan.settings import Settings
 from flannelpy.linux.udp_probe import PortState, probe
 from flannelpy.logs import LogLimit
@@ -49,6 +48,7 @@ class PortProbe:
         self._ask = ask
         self._is_swapped = go_json.get(config.backend.options, _KEY) is True
         self._peers: dict[IPv4Network, IPv4Address] = {}
+        self._subnets: dict[IPv4Address, dict[IPv4Network, None]] = {}
         self._due: dict[IPv4Address, None] = {}
         self._wake_up = asyncio.Event()
         self._reported: set[IPv4Address] = set()
@@ -59,12 +59,17 @@ class PortProbe:
         self.forget(lease.subnet)
         if self._settings.other_port and (self._is_swapped or not lease.attrs.host_id):
             self._peers[lease.subnet] = lease.attrs.public_ip
+            self._subnets.setdefault(lease.attrs.public_ip, {})[lease.subnet] = None
             self._due[lease.attrs.public_ip] = None
             self._wake_up.set()
 
     def forget(self, subnet: IPv4Network) -> None:
         """The lease is gone."""
-        self._peers.pop(subnet, None)
+        peer = self._peers.pop(subnet, None)
+        if peer:
+            del self._subnets[peer][subnet]
+            if not self._subnets[peer]:
+                del self._subnets[peer]
 
     async def run(self) -> Never:
         """Ask about new peers at once, and about all again every minute."""
@@ -73,7 +78,8 @@ class PortProbe:
                 async with asyncio.timeout(_AGAIN_SECONDS):
                     await self._wake_up.wait()
             except TimeoutError:
-                await self._start_again()
+                self._due |= dict.fromkeys(self._subnets)
+                self._reported = {peer for peer in self._reported if peer in self._subnets}
             self._wake_up.clear()
             while self._due:
                 some = list(islice(self._due, _AT_A_TIME))
@@ -81,11 +87,6 @@ class PortProbe:
                     del self._due[peer]
                 await asyncio.gather(*map(self._check, some))
                 await asyncio.sleep(_PAUSE_SECONDS)
-
-    async def _start_again(self) -> None:
-        async for chunk in in_chunks(list(self._peers.values())):
-            self._due |= dict.fromkeys(chunk)
-        self._reported = {peer for peer in self._reported if peer in self._due}
 
     async def _check(self, peer: IPv4Address) -> None:
         ours, other = await asyncio.gather(
@@ -98,11 +99,11 @@ class PortProbe:
 
     def _report(self, peer: IPv4Address) -> None:
         """Log a peer that is not reached, unless its lease is gone meanwhile."""
-        subnets = [str(subnet) for subnet, address in self._peers.items() if address == peer]
+        subnets = ", ".join(map(str, self._subnets.get(peer, ())))
         if subnets:
             self._reported.add(peer)
             what = (
-                f"Host {peer} ({', '.join(subnets)}) is not reached: UDP port {self._settings.port} is closed there, "
+                f"Host {peer} ({subnets}) is not reached: UDP port {self._settings.port} is closed there, "
                 f"and {self._settings.other_port} is not"
             )
             self._lines.message(logging.ERROR, f"{what}. {self._remedy()}", time.monotonic())

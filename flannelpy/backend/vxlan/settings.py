@@ -65,12 +65,12 @@ def _ports(options: Mapping[str, object]) -> tuple[int, int]:
             f"Backend.PortSwapped true needs Backend.Port: without it, every flanneld uses port {_DEFAULT_PORT}; leave "
             "PortSwapped out, or name the Port that the hosts of flanneld up to v0.5.5 have in their config"
         )
-    swapped = swap_bytes(port)
+    swapped = _swap_bytes(port)
     if swapped == port:
         return port or _DEFAULT_PORT, 0
     return (swapped, port) if is_swapped else (port, swapped)
 
 
-def swap_bytes(port: int) -> int:
+def _swap_bytes(port: int) -> int:
     """53790 for 7890: the two bytes of a port in the other order."""
     return (port & 0xFF) << 8 | port >> 8
