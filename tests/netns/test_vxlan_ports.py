@@ -181,3 +181,17 @@ def test_the_program_that_has_our_port_is_named(lab: Lab, family: str, address: 
         holder.kill()
     daemon = started(host)
     assert daemon.stop() == 0
+
+
+def test_a_device_that_takes_our_vni_while_we_run_is_named_until_it_is_gone(lab: Lab) -> None:
+    host, *_ = lab.hosts
+    lab.put_config(json.dumps(CONFIG))
+    daemon = started(host)
+    host.configure("link delete flannel.1", f"link add overlay type vxlan id 1 {OVER} dstport {PORT}")
+    daemon.wait_for_log(rf"E.* \(VNI 1, port {PORT}\): overlay has VNI 1 and port {PORT} already; remove it, or choose")
+    ready = host.run_dir / "flannel/ready"
+    wait_for(lambda: not ready.exists(), 3, "not ready")
+    host.configure("link delete overlay")
+    wait_for(ready.exists, 3, "ready")
+    assert "flannel.1:" in host.run("ip", "link").stdout
+    assert daemon.stop() == 0
