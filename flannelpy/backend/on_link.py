@@ -115,20 +115,23 @@ class OnLink:
         async for chunk in in_chunks(peers):
             answers = await netlink.lookups([RouteQuery(peer) for peer in chunk])
             for peer, answer in zip(chunk, answers, strict=True):
-                way = "" if answer.is_on_link(self._link_index) else _words(answer, netlink.name_of)
+                way = self._way(peer, answer, netlink.name_of)
                 self.version += way != self._ways.pop(peer, None)
                 self._ways[peer] = way
                 self._unasked.pop(peer, None)
         return self.version != before
 
-
-def _words(answer: RouteAnswer, name_of: Callable[[int], str]) -> str:
-    if answer.errno:
-        return f"the kernel has no route to it: {os.strerror(answer.errno)}"
-    if answer.kind != UNICAST:
-        return "the kernel takes its address for no other host's"
-    gateway = "a gateway with an IPv6 address" if answer.has_ipv6_gateway else answer.gateway
-    return f"the kernel sends to it {f'via {gateway} ' if gateway else ''}by {name_of(answer.link_index)}"
+    def _way(self, peer: IPv4Address, answer: RouteAnswer, name_of: Callable[[int], str]) -> str:
+        if answer.is_on_link(self._link_index):
+            return ""
+        if answer.errno:
+            return f"the kernel has no route to it: {os.strerror(answer.errno)}"
+        if answer.kind != UNICAST:
+            # It became an address of this host or a broadcast address.  LeaseFilter notices that, too, and withdraws
+            # the lease.
+            return self._ways.get(peer, "")
+        gateway = "a gateway with an IPv6 address" if answer.has_ipv6_gateway else answer.gateway
+        return f"the kernel sends to it {f'via {gateway} ' if gateway else ''}by {name_of(answer.link_index)}"
 
 
 async def _listen(changed: asyncio.Event) -> Never:

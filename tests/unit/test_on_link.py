@@ -50,8 +50,8 @@ def run(scenario: Callable[[OnLink, FakeNetlink], Awaitable[None]], peers: list[
             "the kernel sends to it via a gateway with an IPv6 address by eth1",
         ),
         (RouteAnswer(0, 3, None, 254, 1), "the kernel sends to it by if3"),
-        (RouteAnswer(0, ETH1, None, 255, 3), "the kernel takes its address for no other host's"),  # broadcast
-        (RouteAnswer(0, 1, None, 255, 2), "the kernel takes its address for no other host's"),  # our own
+        (RouteAnswer(0, ETH1, None, 255, 3), ""),  # a broadcast address: LeaseFilter withdraws the lease
+        (RouteAnswer(0, 1, None, 255, 2), ""),  # our own: the same
         (NO_ROUTE, "the kernel has no route to it: Network is unreachable"),
         (RouteAnswer(errno=13), "the kernel has no route to it: Permission denied"),
     ],
