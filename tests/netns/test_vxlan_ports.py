@@ -64,7 +64,7 @@ def started(host: Host) -> Daemon:
 
 
 def device_mac(host: Host) -> str:
-    return re.findall(r"link/ether (\S+)", host.run("ip", "link", "show", "flannel.1").stdout)[0]
+    return str(re.findall(r"link/ether (\S+)", host.run("ip", "link", "show", "flannel.1").stdout)[0])
 
 
 def reaches(host: Host, original: Original) -> bool:
