@@ -150,6 +150,17 @@ BAD_CONFIGS = {
     "an MTU larger than the interface's": BadConfig(
         _keys('"Backend":{"Type":"vxlan","MTU":9000}'), "Backend.MTU 9000 is not a number from 118 to 1500"
     ),
+    "an MTU for udp in quotes": BadConfig(
+        _keys('"Backend":{"Type":"udp","MTU":"1400"}'), 'Backend.MTU "1400" is not a number from 96 to 1500'
+    ),
+    "an MTU for udp larger than the interface's": BadConfig(
+        _keys('"Backend":{"Type":"udp","MTU":1501}'), "Backend.MTU 1501 is not a number from 96 to 1500"
+    ),
+    "swapped bytes of no port": BadConfig(
+        _keys('"Backend":{"Type":"vxlan","PortSwapped":true}'),
+        "Backend.PortSwapped true needs Backend.Port: without it, every flanneld uses port 8472; leave PortSwapped "
+        "out, or name the Port that the hosts of flanneld up to v0.5.5 have in their config",
+    ),
     "direct routing in quotes": BadConfig(
         _keys('"Backend":{"Type":"vxlan","DirectRouting":"true"}'),
         'Backend.DirectRouting "true" is not true or false',

@@ -19,6 +19,12 @@ ETH1, FLANNEL1 = 2, 7
 NO_ROUTE = RouteAnswer(errno=101)
 
 
+async def no_changes(_: IPv4Network) -> AsyncIterator[None]:
+    """In the place of ``changes``: the kernel reports none."""
+    await asyncio.Event().wait()
+    yield
+
+
 class FakeNetlink(Netlink):
     """``changes`` is how often entries were added or removed; adding what is in ``refused`` fails by that errno.
 
@@ -112,7 +118,9 @@ class FakeNetlink(Netlink):
                 return answer
         around = [route for route in self.gateways if query.destination in route.destination]
         if not around:
-            return RouteAnswer(0, self.connected, None, 254, 1) if self.connected else NO_ROUTE
+            links = [one.link_index for one in self.own_addresses if query.destination in one.destination]
+            link_index = links[0] if links else self.connected
+            return RouteAnswer(0, link_index, None, 254, 1) if link_index else NO_ROUTE
         best = max(around, key=lambda route: route.destination.prefixlen)
         found = routes.parse(entries.addition(best))
         return RouteAnswer(0, best.link_index, best.gateway, 254, 1, best.protocol, 0, best.destination, found)

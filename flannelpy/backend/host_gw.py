@@ -14,11 +14,13 @@ from flannelpy.backend.base import Forwarding
 from flannelpy.backend.chunks import in_chunks
 from flannelpy.backend.kernel_entries import EntryReconciler
 from flannelpy.backend.lease_log import LeaseLog
+from flannelpy.backend.on_link import OnLink
 from flannelpy.backend.route_check import RouteCheck, Way
+from flannelpy.backend.tasks import run_together
 from flannelpy.backend.underlay import Routed
 from flannelpy.errors import HostError
 from flannelpy.linux.entries import Gateway, Unit
-from flannelpy.linux.interface import ExternalInterface, on_link
+from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.netlink import Netlink
 from flannelpy.options import Options
 from flannelpy.subnet.config import NetworkConfig
@@ -51,6 +53,8 @@ class HostGwBackend:
         self._external = external
         self._lease_log = LeaseLog(log)
         self._others: dict[IPv4Network, IPv4Address] = {}
+        self._leases_version = 0
+        self._on_link = OnLink(external.name)
         self._off_link: dict[IPv4Network, IPv4Address] = {}
         self._wanted_for: object = None  # what the entries of the last comparison were made from
         self._entries = EntryReconciler(self._network, self._wanted, self._no_own_link)
@@ -78,7 +82,7 @@ class HostGwBackend:
             else:
                 self._lease_log.removed(event.subnet)
                 del self._others[event.subnet]
-        self._wanted_for = None
+        self._leases_version += 1
         self._entries.changed()
 
     async def settled(self) -> None:
@@ -92,7 +96,7 @@ class HostGwBackend:
 
     async def run(self) -> None:
         """Carry over into the kernel what changed."""
-        await self._entries.run()
+        await run_together(self._entries.run(), self._on_link.watch(self._entries.changed))
 
     async def repair(self, netlink: Netlink) -> list[str]:
         """Routes that another program removed or changed come back."""
@@ -102,7 +106,17 @@ class HostGwBackend:
             async with self._entries.lock:
                 await check_routes(netlink, self._entries, self._route_check)
                 await self._route_check.report_leftovers(netlink, self._link_index, self._entries.units)
+            self._check_link()
         return repaired
+
+    def _check_link(self) -> None:
+        """Raises HostError when there are peers, and none of them is on the link."""
+        if self._off_link and len(self._off_link) == len(self._others):
+            gateway = next(iter(self._off_link.values()))
+            raise HostError(
+                f"No peer is on the link of {self._external.name}, which host-gw needs; of {gateway}, for one, "
+                f"{self._on_link.obstacle(gateway)}"
+            )
 
     def close(self) -> None:
         """Routes stay, for traffic to continue while we restart."""
@@ -113,27 +127,29 @@ class HostGwBackend:
         if link is None:
             raise HostError(f"{self._external.name} is gone: no routes to other hosts")
         self._link_index = link.index
-        networks = await on_link(netlink, link)
-        if self._wanted_for == (link.index, networks):
+        version, others = self._leases_version, list(self._others.items())
+        await self._on_link.follow((gateway for _, gateway in others), version)
+        await self._on_link.update(netlink, link)
+        if self._wanted_for == (link.index, self._on_link.version, version):
             return self._entries.units
-        self._wanted_for = link.index, networks
+        self._wanted_for = link.index, self._on_link.version, version
         units, off_link = dict[IPv4Network, Unit](), dict[IPv4Network, IPv4Address]()
-        async for chunk in in_chunks(list(self._others.items())):
+        async for chunk in in_chunks(others):
             for subnet, gateway in chunk:
-                if any(gateway in network for network in networks):
-                    units[subnet] = (Gateway(subnet, gateway, link.index),)
-                else:
+                if self._on_link.obstacle(gateway):
                     off_link[subnet] = gateway
-        self._note_off_link(off_link, networks)
+                else:
+                    units[subnet] = (Gateway(subnet, gateway, link.index),)
+        self._note_off_link(off_link)
         return units
 
-    def _note_off_link(self, off_link: dict[IPv4Network, IPv4Address], networks: Sequence[IPv4Network]) -> None:
+    def _note_off_link(self, off_link: dict[IPv4Network, IPv4Address]) -> None:
         """Log each of these hosts once."""
         before, self._off_link = self._off_link, off_link
         for subnet, gateway in off_link.items():
             if before.get(subnet) != gateway:
-                link = f"{self._external.name} ({', '.join(map(str, networks)) or 'no address'})"
-                self._lease_log.ignored(subnet, f"{gateway} is not on the link of {link}, which host-gw needs")
+                cause = f"{gateway} is not on the link of {self._external.name}, which host-gw needs"
+                self._lease_log.ignored(subnet, f"{cause}: {self._on_link.obstacle(gateway)}")
 
     async def _no_own_link(self, _: Netlink) -> int:
         return 0

@@ -207,9 +207,10 @@ class EntryReconciler:
     async def _find_missing(self, present: Collection[Identity], *, skip_refused: bool) -> Missing:
         """Nothing is added for a subnet whose route is blocked.
 
-        What the kernel refused it refuses again; to try that at each look would cause the next look.
+        What the kernel refused as invalid it refuses again; to try that at each look would cause the next look.
         """
-        skipped = {*self._foreign.blocking, *(self._refused if skip_refused else ())}
+        invalid = [subnet for subnet, (_, why) in self._refused.items() if why.errno == errno.EINVAL]
+        skipped = {*self._foreign.blocking, *(invalid if skip_refused else ())}
         missing: Missing = {}
         async for chunk in in_chunks(self._index.items()):
             for subnet in {subnet for key, subnets in chunk if key not in present for subnet in subnets} - skipped:
@@ -243,19 +244,31 @@ class EntryReconciler:
     async def _note_failures(
         self, netlink: Netlink, missing: Missing, failed: Sequence[tuple[Entry, IPv4Network, int]]
     ) -> None:
-        """EINVAL is the lease's fault.  Raises HostError for any other errno, after removing what was added in part."""
+        """Raises HostError for an errno that is not about one lease, after removing what was added in part."""
         tried = {subnet for _, subnet in missing.values()} if self._refused else ()
         before = self._refused
         self._refused = {subnet: one for subnet, one in before.items() if subnet not in tried}
         for entry, subnet, error in failed:
             self._refused.setdefault(subnet, (self._units[subnet], Refusal(entry, error)))
-        for why in [why for _, why in self._refused.values() if why.errno != errno.EINVAL]:
+        for why in [why for _, why in self._refused.values() if not self._is_of_a_lease(why)]:
             undone = self._of_failed(missing)
-            self._refused = {subnet: one for subnet, one in before.items() if one[1].errno == errno.EINVAL}
+            self._refused = {subnet: one for subnet, one in before.items() if self._is_of_a_lease(one[1])}
             await netlink.remove(undone)
             raise HostError(str(why))
-        for subnet in self._refused.keys() - before.keys():
-            log.error("Ignoring invalid lease %s: %s", subnet, self._refused[subnet][1])
+        self._report_refused([subnet for subnet in self._refused if subnet not in before])
+
+    def _is_of_a_lease(self, why: Refusal) -> bool:
+        """Whether a refusal concerns one lease: it is invalid, or to its gateway alone no route has scope link."""
+        return why.errno == errno.EINVAL or (why.errno == errno.ENETUNREACH and len(self._refused) < len(self._units))
+
+    def _report_refused(self, fresh: Sequence[IPv4Network]) -> None:
+        """Log each once."""
+        for subnet in fresh[:_LOGGED_SINGLY]:
+            why = self._refused[subnet][1]
+            what = "Ignoring invalid lease %s: %s" if why.errno == errno.EINVAL else "Subnet %s is unreachable: %s"
+            log.error(what, subnet, why)
+        if len(fresh) > _LOGGED_SINGLY:
+            log.error("The kernel refuses routes to %d more subnets", len(fresh) - _LOGGED_SINGLY)
 
     def _of_failed(self, *holders: Container[Identity]) -> list[Identity]:
         """The entries of subnets that are unreachable, but for those that other subnets share, if a holder has them."""

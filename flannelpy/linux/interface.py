@@ -87,11 +87,6 @@ def _warn_of_nat(external: ExternalInterface) -> None:
         )
 
 
-async def on_link(netlink: Netlink, link: Link) -> list[IPv4Network]:
-    """The networks whose addresses are reached on that link without a router.  Raises HostError."""
-    return [one.destination for one in await netlink.addresses() if one.link_index == link.index]
-
-
 class Watch:
     """Notices when the external interface is no longer what it was; ``trouble`` is empty while it has its address."""
 

@@ -31,7 +31,7 @@ from flannelpy.linux.rules import PolicyRule
 if TYPE_CHECKING:
     from pyroute2 import AsyncIPRoute
 
-__all__ = ["Address", "Link", "Netlink", "Refusal", "Vxlan"]
+__all__ = ["Address", "Link", "Netlink", "Refusal", "Taken", "Vxlan"]
 
 T = TypeVar("T")
 
@@ -56,6 +56,14 @@ class Refusal(NamedTuple):
 
     def __str__(self) -> str:
         return f"the kernel refuses the {self.entry}: {os.strerror(self.errno)}"
+
+
+class Taken(HostError):
+    """Another device or program has what an interface needs: ``errno`` is EEXIST or EADDRINUSE."""
+
+    def __init__(self, text: str, errno: int) -> None:
+        super().__init__(text)
+        self.errno = errno
 
 
 class Netlink:
@@ -307,7 +315,7 @@ class Netlink:
             return 0
 
     async def add_vxlan(self, name: str, settings: Vxlan, mac: str, mtu: int) -> None:
-        """Make a VXLAN device.  Raises HostError."""
+        """Make a VXLAN device.  Raises HostError, Taken when another one has its VNI and port."""
         from pyroute2.netlink.exceptions import NetlinkError
 
         try:
@@ -325,10 +333,10 @@ class Netlink:
                 **({"vxlan_gbp": True} if settings.gbp else {}),
             )
         except NetlinkError as error:
-            raise HostError(
-                f"cannot make the VXLAN device {name} (VNI {settings.vni}, port {settings.port}): {error}; "
-                "it needs CAP_NET_ADMIN, and a kernel with vxlan"
-            ) from error
+            what = f"cannot make the VXLAN device {name} (VNI {settings.vni}, port {settings.port})"
+            if error.code in (errno.EEXIST, errno.EADDRINUSE):
+                raise Taken(what, error.code) from error
+            raise HostError(f"{what}: {error}; it needs CAP_NET_ADMIN, and a kernel with vxlan") from error
 
     async def set_mac(self, link: Link, mac: str) -> None:
         """Give the interface another MAC.  Raises HostError."""
@@ -368,7 +376,8 @@ class Netlink:
         """Give the device its MTU, queue length (packets) and address, set it up, and see that it has its route.
 
         What is right already stays as it is.  The address has the network's prefix length, so the kernel adds the route
-        to the network, unless somebody has removed it.  Raises HostError.
+        to the network, unless somebody has removed it.  Raises HostError, Taken when a program has the port of a VXLAN
+        device.
         """
         from pyroute2.netlink.exceptions import NetlinkError
 
@@ -392,6 +401,8 @@ class Netlink:
                     scope=_RT_SCOPE_LINK,
                 )
         except NetlinkError as error:
+            if error.code == errno.EADDRINUSE:
+                raise Taken(f"cannot set {name} up", error.code) from error
             raise HostError(
                 f"cannot configure {name} with {address}/{network.prefixlen}, MTU {mtu}: {error}"
             ) from error

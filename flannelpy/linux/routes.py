@@ -20,7 +20,7 @@ _RTMSG = struct.Struct("=BBBBBBBBI")
 _PROTOCOL = 5
 _NUMBER = struct.Struct("=I")
 _RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 2, 3, 4, 5, 6
-_RTA_MULTIPATH, _RTA_TABLE, _RTA_NH_ID = 9, 15, 30
+_RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA, _RTA_NH_ID = 9, 15, 18, 30
 _RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x1000, 0x2000
 # What identifies a route with a nexthop object; the kernel refuses (EINVAL) a request that also has its next hops.
 _OF_A_NEXTHOP_OBJECT = (_RTA_DST, _RTA_PRIORITY, _RTA_TABLE, _RTA_NH_ID)
@@ -101,6 +101,11 @@ class KernelRoute(NamedTuple):
         """The next machine; None without one, and where there are several."""
         found = self.attributes.get(_RTA_GATEWAY)
         return IPv4Address(found) if found else None
+
+    @property
+    def has_ipv6_gateway(self) -> bool:
+        """Whether the next machine has an IPv6 address, which the kernel lists as another attribute."""
+        return _RTA_VIA in self.attributes
 
     @property
     def link_index(self) -> int:
@@ -244,6 +249,15 @@ class RouteAnswer(NamedTuple):
     metric: int = 0
     prefix: IPv4Network | None = None
     route: KernelRoute | None = None
+    has_ipv6_gateway: bool = False
+
+    def is_on_link(self, link_index: int) -> bool:
+        """Whether the kernel sends the packet to its destination itself, out of the interface with that index.
+
+        A broadcast address is on the link, too, and no host's.
+        """
+        is_direct = self.gateway is None and not self.has_ipv6_gateway
+        return not self.errno and self.kind == UNICAST and is_direct and self.link_index == link_index
 
 
 def answer(message: Message, *, matched: bool) -> RouteAnswer:
@@ -261,4 +275,5 @@ def answer(message: Message, *, matched: bool) -> RouteAnswer:
         route.metric,
         route.destination if matched else None,
         route if matched else None,
+        has_ipv6_gateway=route.has_ipv6_gateway,
     )

@@ -358,10 +358,14 @@ def test_direct_routing_goes_by_the_link_and_follows_it(make_lab: Callable[..., 
     assert pings(one, other)
     # A router in between: what was on our link is no longer.
     host.configure(f"address delete {host.public_ip}/24 dev eth1")
-    host.configure(f"address add {host.public_ip}/32 dev eth1", "route add 172.17.8.0/24 dev eth1")
+    host.configure(
+        f"address add {host.public_ip}/32 dev eth1",
+        "route add 172.17.8.1 dev eth1",
+        "route add 172.17.8.0/24 via 172.17.8.1",
+    )
     wait_for(lambda: is_as_it_should_be(host), 5, "the way by VXLAN")
     assert pings(one, other)
-    host.configure(f"address add {host.public_ip}/24 dev eth1")
+    host.configure(f"address add {host.public_ip}/24 dev eth1", "route delete 172.17.8.0/24 via 172.17.8.1")
     wait_for(lambda: ways(host) == {direct}, 5, "the direct route again")
     assert pings(one, other)
     assert [daemon.process.poll() for daemon in daemons] == [None, None]

@@ -432,6 +432,57 @@ def test_what_was_refused_is_not_forgotten_when_something_else_fails(
     assert [message.partition(":")[0] for message in caplog.messages] == ["Ignoring invalid lease 11.0.2.0/24"]
 
 
+def test_a_route_to_a_gateway_that_is_not_on_the_link_is_refused_alone_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = unit(2)[-1]
+
+    async def scenario(world: World) -> None:
+        world.netlink.refused = {gateway: errno.ENETUNREACH}
+        world.want(unit(1), unit(2))
+        await world.netlink.settled(*unit(1))
+        for _ in range(3):
+            assert await world.repair() == []
+        assert world.reconciler.unreachable == {IPv4Network("11.0.2.0/24")}
+        world.netlink.refused = {}
+        assert await world.repair() == []
+        await world.netlink.settled(*unit(1), *unit(2))
+
+    play(scenario, monkeypatch)
+    reason = f"the kernel refuses the {gateway}: Network is unreachable"
+    assert caplog.messages == [f"Subnet 11.0.2.0/24 is unreachable: {reason}"]
+
+
+def test_if_no_gateway_is_on_the_link_the_host_lacks_something(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        world.netlink.refused = {unit(number)[-1]: errno.ENETUNREACH for number in (1, 2)}
+        world.want(unit(1), unit(2))
+        async with asyncio.timeout(5):
+            while not caplog.messages:  # noqa: ASYNC110 - what is waited for has no event
+                await asyncio.sleep(0)
+        world.netlink.refused = {}
+        await world.settled()
+
+    play(scenario, monkeypatch)
+    [line] = caplog.messages
+    assert line.startswith("Failed to lead packets to other hosts: the kernel refuses the route to 11.0.")
+
+
+def test_of_many_refused_leases_some_are_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        world.netlink.refused = {unit(number)[-1]: errno.EINVAL for number in range(30)}
+        world.want(*map(unit, range(31)))
+        await world.netlink.settled(*unit(30))
+
+    play(scenario, monkeypatch)
+    assert len(caplog.messages) == 11
+    assert caplog.messages[-1] == "The kernel refuses routes to 20 more subnets"
+
+
 def test_a_route_of_ours_beside_ours_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel may have two of one destination, and takes the first."""
 

@@ -76,6 +76,21 @@ def test_a_port_that_is_none_is_refused(port: object, shown: str) -> None:
     assert str(caught.value) == f"Backend.Port {shown} is not a UDP port: 1 to 65535"
 
 
+@pytest.mark.parametrize("mtu", [96, 1500, None])
+def test_an_mtu_may_be_named_or_left_out(mtu: int | None) -> None:
+    UdpBackend(config(mtu=mtu), EXTERNAL, ALIAS, None)
+
+
+@pytest.mark.parametrize(
+    ("mtu", "shown"),
+    [(95, "95"), (1501, "1501"), (0, "0"), (-1, "-1"), ("1400", '"1400"'), (1.5, "1.5"), (True, "true")],
+)
+def test_an_mtu_that_the_interface_cannot_carry_is_refused(mtu: object, shown: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        UdpBackend(config(MTU=mtu), EXTERNAL, ALIAS, None)
+    assert str(caught.value) == f"Backend.MTU {shown} is not a number from 96 to 1500"
+
+
 def test_other_hosts_learn_the_public_ip_and_nothing_else() -> None:
     attrs = UdpBackend(config(), EXTERNAL, ALIAS, None).lease_attrs(Holder(IPv4Address("1.2.3.4")), None)
     assert attrs.encode() == '{"PublicIP":"1.2.3.4"}'

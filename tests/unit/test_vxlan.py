@@ -9,9 +9,9 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
-from fakes_netlink import ETH1, EXTERNAL, FLANNEL1, FakeNetlink
+from fakes_netlink import ETH1, EXTERNAL, FLANNEL1, FakeNetlink, no_changes
 
-from flannelpy.backend import kernel_entries
+from flannelpy.backend import kernel_entries, on_link
 from flannelpy.backend.base import Datagrams
 from flannelpy.backend.vxlan import backend as vxlan_backend
 from flannelpy.backend.vxlan import settings, vtep
@@ -29,6 +29,10 @@ from flannelpy.subnet.renewal import Holder
 US = Holder(EXTERNAL.address, "host1")
 ALIAS = "flannelpy /run/flannel/subnet.env"
 OTHER_MAC = "2e:40:72:2d:6b:e3"
+SWAPPED_WITHOUT_PORT = (
+    "Backend.PortSwapped true needs Backend.Port: without it, every flanneld uses port 8472; leave PortSwapped out, or "
+    "name the Port that the hosts of flanneld up to v0.5.5 have in their config"
+)
 
 
 # The config
@@ -38,7 +42,21 @@ OTHER_MAC = "2e:40:72:2d:6b:e3"
     ("options", "expected"),
     [
         ({}, Settings(1, 8472, 1450, learning=False, gbp=False, direct_routing=False)),
-        ({"Port": 7890}, Settings(1, 7890, 1450, learning=False, gbp=False, direct_routing=False)),
+        ({"Port": 7890}, Settings(1, 7890, 1450, learning=False, gbp=False, direct_routing=False, other_port=53790)),
+        (
+            {"Port": 7890, "PortSwapped": True},
+            Settings(1, 53790, 1450, learning=False, gbp=False, direct_routing=False, other_port=7890),
+        ),
+        (
+            {"portswapped": True, "Port": 8472},
+            Settings(1, 6177, 1450, learning=False, gbp=False, direct_routing=False, other_port=8472),
+        ),
+        (
+            {"Port": 1, "PortSwapped": True},
+            Settings(1, 256, 1450, learning=False, gbp=False, direct_routing=False, other_port=1),
+        ),
+        ({"Port": 257, "PortSwapped": True}, Settings(1, 257, 1450, learning=False, gbp=False, direct_routing=False)),
+        ({"PortSwapped": False}, Settings(1, 8472, 1450, learning=False, gbp=False, direct_routing=False)),
         ({"Port": 0, "VNI": 0}, Settings(0, 8472, 1450, learning=False, gbp=False, direct_routing=False)),
         ({"vni": 9999999, "mtu": 1400}, Settings(9999999, 8472, 1350, learning=False, gbp=False, direct_routing=False)),
         (
@@ -63,6 +81,11 @@ def test_settings(options: dict[str, object], expected: Settings) -> None:
         ({"MTU": 100}, "Backend.MTU 100 is not a number from 118 to 1500"),
         ({"GBP": 1}, "Backend.GBP 1 is not true or false"),
         ({"Learning": "no"}, 'Backend.Learning "no" is not true or false'),
+        ({"PortSwapped": 1, "Port": 7890}, "Backend.PortSwapped 1 is not true or false"),
+        ({"PortSwapped": "true"}, 'Backend.PortSwapped "true" is not true or false'),
+        ({"PortSwapped": True}, SWAPPED_WITHOUT_PORT),
+        ({"PortSwapped": True, "Port": 0}, SWAPPED_WITHOUT_PORT),
+        ({"PortSwapped": True, "Port": None}, SWAPPED_WITHOUT_PORT),
         ({"DirectRouting": None, "MTU": []}, "Backend.MTU [] is not a number from 118 to 1500"),
     ],
 )
@@ -151,8 +174,9 @@ def play(
     scenario: Callable[[VxlanBackend, FakeNetlink], Awaitable[None]], monkeypatch: pytest.MonkeyPatch, **options: bool
 ) -> None:
     netlink = FakeNetlink()
-    for module in (kernel_entries, vxlan_backend):
+    for module in (kernel_entries, on_link, vxlan_backend):
         monkeypatch.setattr(module, "Netlink", lambda: netlink)
+    monkeypatch.setattr(on_link, "changes", no_changes)
 
     async def nothing(self: Device, _: Netlink) -> list[str]:
         return []

@@ -16,6 +16,7 @@ from ipaddress import IPv4Network
 from flannelpy.backend.base import Datagrams, Forwarding
 from flannelpy.backend.lease_log import LeaseLog
 from flannelpy.backend.route_check import RouteCheck, Way
+from flannelpy.backend.settings import inner_mtu
 from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.udp.device import Device
 from flannelpy.backend.udp.engine import Engine
@@ -67,7 +68,7 @@ class UdpBackend:
     ) -> None:
         """``alias`` marks the device as ours; ``offload``: names of offloads, None for what is best.
 
-        Raises ConfigError when the port makes no sense, HostError when there can be no TUN.
+        Raises ConfigError when port or MTU make no sense, HostError when there can be no TUN.
         """
         check_access()
         self._offload = choose(offload, compiled=form() == "compiled", kernel=os.uname().release)
@@ -75,6 +76,7 @@ class UdpBackend:
         self._sender_queues: SenderQueues | None = None
         self._network = config.network
         self._port = _port(go_json.get(config.backend.options, "Port"))
+        self._mtu = inner_mtu(config.backend.options, _ENCAP_OVERHEAD, external.mtu)
         self._external = external
         self._lease_log = LeaseLog(log)
         self._routes = Routes()
@@ -106,8 +108,7 @@ class UdpBackend:
 
     async def start(self, lease: Lease) -> int:
         """Open the socket first: when the port is taken, no device was ever there."""
-        mtu = self._external.mtu - _ENCAP_OVERHEAD
-        tunnel = Tunnel(self._network, lease.subnet.network_address, mtu, _TUN_QUEUE)
+        tunnel = Tunnel(self._network, lease.subnet.network_address, self._mtu, _TUN_QUEUE)
         self._udp = UdpSocket(
             self._external.address, self._port, gso=Offload.GSO in self._offload, gro=Offload.GRO in self._offload
         )
@@ -135,7 +136,7 @@ class UdpBackend:
         expected_port = None if self._source_check is SourceCheck.OFF else self._port
         self._sender_queues = SenderQueues(self._udp, self._routes, expected_port)
         self._resources.callback(self._sender_queues.close)
-        return mtu
+        return self._mtu
 
     def _offloads(self) -> set[str]:
         """Those of the chosen offloads that the kernel really has, set up."""

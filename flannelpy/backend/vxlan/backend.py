@@ -9,7 +9,7 @@ Counterpart: backend/vxlan/vxlan.go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
@@ -18,13 +18,16 @@ from flannelpy.backend.chunks import in_chunks
 from flannelpy.backend.host_gw import check_routes
 from flannelpy.backend.kernel_entries import EntryReconciler
 from flannelpy.backend.lease_log import LeaseLog
+from flannelpy.backend.on_link import OnLink
 from flannelpy.backend.route_check import RouteCheck
+from flannelpy.backend.tasks import run_together
 from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.underlay import Routed
 from flannelpy.backend.vxlan import settings, vtep
 from flannelpy.backend.vxlan.device import Device
+from flannelpy.backend.vxlan.port_probe import PortProbe
 from flannelpy.linux.entries import Forward, Gateway, Neighbour, Unit
-from flannelpy.linux.interface import ExternalInterface, on_link
+from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.marks import device_alias
 from flannelpy.linux.netlink import Link, Netlink
 from flannelpy.options import Options
@@ -56,10 +59,13 @@ class VxlanBackend:
         self._network = config.network
         self._settings = settings.parse(config.backend.options, external.mtu)
         self._external = external
+        self._port_probe = PortProbe(external.address, self._settings, config)
         self._lease_log = LeaseLog(log)
         self._others: dict[IPv4Network, _Vtep] = {}
         self._twins: dict[IPv4Network, _Vtep] = {}
         self._flaws: list[str] = []  # that are not put right yet
+        self._leases_version = 0
+        self._on_link = OnLink(external.name)
         self._wanted_for: object = None  # what the entries of the last comparison were made from
         self._entries = EntryReconciler(self._network, self._wanted, self._own_link)
 
@@ -109,17 +115,20 @@ class VxlanBackend:
                 self._add(event.lease)
             elif event.subnet in self._others:  # not of a lease without a MAC
                 self._lease_log.removed(event.subnet)
+                self._port_probe.forget(event.subnet)
                 del self._others[event.subnet]
-        self._wanted_for = None
+        self._leases_version += 1
         self._entries.changed()
 
     def _add(self, lease: Lease) -> None:
         mac = vtep.read(lease.attrs)
         if mac is None:
             self._lease_log.ignored(lease.subnet, "its BackendData has no VtepMAC of a host")
+            self._port_probe.forget(lease.subnet)
             self._others.pop(lease.subnet, None)
         else:
             self._lease_log.added(lease.subnet)
+            self._port_probe.follow(lease)
             self._others[lease.subnet] = _Vtep(lease.attrs.public_ip, mac, lease.created)
 
     async def settled(self) -> None:
@@ -133,7 +142,10 @@ class VxlanBackend:
 
     async def run(self) -> None:
         """Carry over into the kernel what changed."""
-        await self._entries.run()
+        works: list[Coroutine[object, object, object]] = [self._entries.run(), self._port_probe.run()]
+        if self._settings.direct_routing:
+            works.append(self._on_link.watch(self._entries.changed))
+        await run_together(*works)
 
     async def repair(self, netlink: Netlink) -> list[str]:
         """The device, and what leads to other hosts."""
@@ -163,22 +175,25 @@ class VxlanBackend:
     async def _wanted(self, netlink: Netlink) -> Mapping[IPv4Network, Unit]:
         """The entries that the leases ask for."""
         link = await self._device.link(netlink)
-        lower = await netlink.link(self._external.name)
-        networks = await on_link(netlink, lower) if lower and self._settings.direct_routing else []
-        lower_index = lower.index if lower else 0
-        if self._wanted_for == (link.index, lower_index, networks):
+        version, others = self._leases_version, dict(self._others)
+        direct = await netlink.link(self._external.name) if self._settings.direct_routing else None
+        if direct:
+            await self._on_link.follow((host.public_ip for host in others.values()), version)
+            await self._on_link.update(netlink, direct)
+        made_from = link.index, direct and direct.index, self._on_link.version, version
+        if self._wanted_for == made_from:
             return self._entries.units
-        self._wanted_for = link.index, lower_index, networks
+        self._wanted_for = made_from
         units: dict[IPv4Network, Unit] = {}
-        async for chunk in in_chunks(self._without_twins().items()):
+        async for chunk in in_chunks(self._without_twins(others).items()):
             for subnet, host in chunk:
-                if any(host.public_ip in network for network in networks):
-                    units[subnet] = (Gateway(subnet, host.public_ip, lower_index),)
+                if direct and not self._on_link.obstacle(host.public_ip):
+                    units[subnet] = (Gateway(subnet, host.public_ip, direct.index),)
                 else:
                     units[subnet] = _by_vxlan(subnet, host, link)
         return units
 
-    def _without_twins(self) -> dict[IPv4Network, _Vtep]:
+    def _without_twins(self, others: Mapping[IPv4Network, _Vtep]) -> dict[IPv4Network, _Vtep]:
         """All but those with the MAC or the tunnel address of one that was created earlier: either leads to one only.
 
         Machines that are clones have one MAC; overlapping subnets can have one first address.
@@ -186,7 +201,7 @@ class VxlanBackend:
         owners = {self._own.mac: self._own.public_ip}
         holders: dict[IPv4Address, IPv4Network] = {}
         before, self._twins = self._twins, {}
-        for subnet, host in sorted(self._others.items(), key=lambda one: one[1].created):
+        for subnet, host in sorted(others.items(), key=lambda one: one[1].created):
             owner = owners.setdefault(host.mac, host.public_ip)
             holder = holders.setdefault(subnet.network_address, subnet) if owner == host.public_ip else subnet
             if owner == host.public_ip and holder == subnet:
@@ -197,7 +212,7 @@ class VxlanBackend:
                 if holder != subnet:
                     cause = f"its first address is the tunnel address of {holder}"
                 self._lease_log.ignored(subnet, cause)
-        return {subnet: host for subnet, host in self._others.items() if subnet not in self._twins}
+        return {subnet: host for subnet, host in others.items() if subnet not in self._twins}
 
     async def _own_link(self, netlink: Netlink) -> int:
         return (await self._device.link(netlink)).index

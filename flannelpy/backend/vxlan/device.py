@@ -10,11 +10,12 @@ from ipaddress import IPv4Interface
 
 from flannelpy.backend.removal import log_lost_routes
 from flannelpy.backend.tunnel import Tunnel
+from flannelpy.backend.vxlan import conflict
 from flannelpy.backend.vxlan.settings import Settings
 from flannelpy.errors import HostError
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.linux.marks import is_device_alias
-from flannelpy.linux.netlink import Link, Netlink, Vxlan
+from flannelpy.linux.netlink import Link, Netlink, Taken, Vxlan
 from flannelpy.linux.own_devices import addresses_by_index, is_of_earlier_version
 
 log = logging.getLogger(__name__)
@@ -39,15 +40,32 @@ class Device:
         """
         await self._remove_renamed(netlink)
         link, wanted = await self._adopt(netlink), await self._wanted(netlink)
-        if link is None:
-            await netlink.add_vxlan(self.name, wanted, self._mac, self._tunnel.mtu)
-            link = await self.link(netlink)
+        is_new = link is None
+        try:
+            return await self._give(netlink, link or await self._add(netlink, wanted))
+        except Taken as refusal:
+            if is_new:
+                await self._take_back(netlink)
+            raise HostError(f"{refusal}: {await conflict.name(netlink, self.name, wanted, refusal)}") from refusal
+
+    async def _add(self, netlink: Netlink, wanted: Vxlan) -> Link:
+        await netlink.add_vxlan(self.name, wanted, self._mac, self._tunnel.mtu)
+        return await self.link(netlink)
+
+    async def _give(self, netlink: Netlink, link: Link) -> list[str]:
+        """Give the device what it lacks; which foreign addresses are removed."""
         if link.alias != self._alias:
             await netlink.set_alias(link, self._alias)
         if link.mac != self._mac:
             await netlink.set_mac(link, self._mac)
         self._index = link.index
         return await self._tunnel.set_up(netlink, link)
+
+    async def _take_back(self, netlink: Netlink) -> None:
+        """Remove a device that we have just added, and that cannot be used."""
+        link = await netlink.link(self.name)
+        if link and link.alias == self._alias:
+            await netlink.remove_link(link)
 
     async def link(self, netlink: Netlink) -> Link:
         """The device as the kernel sees it.  Raises HostError when it is not there."""

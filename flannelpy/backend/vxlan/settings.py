@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from flannelpy.backend.settings import flag, inner_mtu, number
 from flannelpy.errors import ConfigError
-from flannelpy.subnet import go_json
 
 # Outer IPv4, UDP and VXLAN header, and the inner Ethernet header.  Source: RFC 7348.
 ENCAP_OVERHEAD = 50
@@ -19,12 +19,14 @@ _DEFAULT_VNI = 1
 _MAX_VNI = 9_999_999
 # The kernel's default, from before there was an assigned one.
 _DEFAULT_PORT = 8472
-# What every IPv4 host has to take.  Source: RFC 791.
-_MIN_MTU = 68
 
 
 class Settings(NamedTuple):
-    """``mtu`` is that of the device, which containers may use."""
+    """``mtu`` is that of the device, which containers may use.
+
+    ``port`` is the one of the device.  ``other_port`` is the one that the config means to hosts that read it in the
+    other byte order; 0 if it means the same to all.
+    """
 
     vni: int
     port: int
@@ -32,6 +34,7 @@ class Settings(NamedTuple):
     learning: bool
     gbp: bool
     direct_routing: bool
+    other_port: int = 0
 
     @property
     def device_name(self) -> str:
@@ -40,34 +43,34 @@ class Settings(NamedTuple):
 
 
 def parse(options: Mapping[str, object], external_mtu: int) -> Settings:
-    """What the object asks for, on an interface of that MTU.  Raises ConfigError naming key, value and rule.
-
-    Its MTU is that of the packets on the wire, by default the interface's.
-    """
-    wire_mtu = _number(options, "MTU", ENCAP_OVERHEAD + _MIN_MTU, external_mtu, default=external_mtu)
+    """What the object asks for, on an interface of that MTU.  Raises ConfigError naming key, value and rule."""
+    mtu = inner_mtu(options, ENCAP_OVERHEAD, external_mtu)
+    vni = number(options, "VNI", 0, _MAX_VNI, default=_DEFAULT_VNI)
+    port, other_port = _ports(options)
     return Settings(
-        _number(options, "VNI", 0, _MAX_VNI, default=_DEFAULT_VNI),
-        _number(options, "Port", 0, 65535, default=0) or _DEFAULT_PORT,
-        wire_mtu - ENCAP_OVERHEAD,
-        _flag(options, "Learning"),
-        _flag(options, "GBP"),
-        _flag(options, "DirectRouting"),
+        vni, port, mtu, flag(options, "Learning"), flag(options, "GBP"), flag(options, "DirectRouting"), other_port
     )
 
 
-def _number(options: Mapping[str, object], key: str, lowest: int, highest: int, *, default: int) -> int:
-    value = go_json.get(options, key)
-    if value is None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-        raise ConfigError(f"Backend.{key} {go_json.show(value)} is not a number from {lowest} to {highest}")
-    return value
+def _ports(options: Mapping[str, object]) -> tuple[int, int]:
+    """Our port, and the one of hosts that read the config in the other byte order.
+
+    flanneld up to v0.5.5 writes an explicit Port into its netlink message with the two bytes swapped.  Without Port, or
+    with 0, every version uses the kernel's default.
+    """
+    port = number(options, "Port", 0, 65535, default=0)
+    is_swapped = flag(options, "PortSwapped")
+    if not port and is_swapped:
+        raise ConfigError(
+            f"Backend.PortSwapped true needs Backend.Port: without it, every flanneld uses port {_DEFAULT_PORT}; leave "
+            "PortSwapped out, or name the Port that the hosts of flanneld up to v0.5.5 have in their config"
+        )
+    swapped = _swap_bytes(port)
+    if swapped == port:
+        return port or _DEFAULT_PORT, 0
+    return (swapped, port) if is_swapped else (port, swapped)
 
 
-def _flag(options: Mapping[str, object], key: str) -> bool:
-    value = go_json.get(options, key)
-    if value is None:
-        return False
-    if not isinstance(value, bool):
-        raise ConfigError(f"Backend.{key} {go_json.show(value)} is not true or false")
-    return value
+def _swap_bytes(port: int) -> int:
+    """53790 for 7890: the two bytes of a port in the other order."""
+    return (port & 0xFF) << 8 | port >> 8

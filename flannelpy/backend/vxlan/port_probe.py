@@ -1,0 +1,135 @@
+"""Finds peers that mean another port by the same Backend.Port: without a probe, packets are lost in silence.
+
+flanneld up to v0.5.5 swaps the bytes of an explicit Port, so its device listens on 53790 where the config has 7890.
+With PortSwapped our device listens there, too; then it is the peers with later versions that do not.
+Counterpart: none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address, IPv4Network
+from itertools import islice
+from typing import Never
+
+from flannelpy.backend.vxlan.settings import Settings
+from flannelpy.linux.udp_probe import PortState, probe
+from flannelpy.logs import LogLimit
+from flannelpy.subnet import go_json
+from flannelpy.subnet.config import NetworkConfig
+from flannelpy.subnet.lease import Lease
+
+log = logging.getLogger(__name__)
+
+# Peers that are asked at the same time, and the pause behind them.
+_AT_A_TIME, _PAUSE_SECONDS = 8, 1.0
+# A peer may start, or be upgraded, after it was asked.
+_AGAIN_SECONDS = 60.0
+_KEY = "PortSwapped"
+
+#: The state of a UDP port of another host, asked from an address of this one.
+Probe = Callable[[IPv4Address, IPv4Address, int], Awaitable[PortState]]
+
+
+class PortProbe:
+    """Asks the peers in the background, and logs once of each that it listens on the other port only.
+
+    A peer that is flannelpy with our config has our port, so without PortSwapped only hosts of the original are asked:
+    their leases have no HostID.
+    """
+
+    def __init__(self, source: IPv4Address, settings: Settings, config: NetworkConfig, ask: Probe = probe) -> None:
+        self._source = source
+        self._settings = settings
+        self._config = config
+        self._ask = ask
+        self._is_swapped = go_json.get(config.backend.options, _KEY) is True
+        self._peers: dict[IPv4Network, IPv4Address] = {}
+        self._subnets: dict[IPv4Address, dict[IPv4Network, None]] = {}
+        self._due: dict[IPv4Address, None] = {}
+        self._wake_up = asyncio.Event()
+        self._reported: set[IPv4Address] = set()
+        self._lines = LogLimit(log, "Hosts that listen on another UDP port", burst=10)
+
+    def follow(self, lease: Lease) -> None:
+        """Ask about the host of a lease that came or changed, if it can mean another port than we do."""
+        self.forget(lease.subnet)
+        if self._settings.other_port and (self._is_swapped or not lease.attrs.host_id):
+            self._peers[lease.subnet] = lease.attrs.public_ip
+            self._subnets.setdefault(lease.attrs.public_ip, {})[lease.subnet] = None
+            self._due[lease.attrs.public_ip] = None
+            self._wake_up.set()
+
+    def forget(self, subnet: IPv4Network) -> None:
+        """The lease is gone."""
+        peer = self._peers.pop(subnet, None)
+        if peer:
+            del self._subnets[peer][subnet]
+            if not self._subnets[peer]:
+                del self._subnets[peer]
+
+    async def run(self) -> Never:
+        """Ask about new peers at once, and about all again every minute."""
+        while True:
+            try:
+                async with asyncio.timeout(_AGAIN_SECONDS):
+                    await self._wake_up.wait()
+            except TimeoutError:
+                self._due |= dict.fromkeys(self._subnets)
+                self._reported = {peer for peer in self._reported if peer in self._subnets}
+            self._wake_up.clear()
+            while self._due:
+                some = list(islice(self._due, _AT_A_TIME))
+                for peer in some:
+                    del self._due[peer]
+                await asyncio.gather(*map(self._check, some))
+                await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _check(self, peer: IPv4Address) -> None:
+        ours, other = await asyncio.gather(
+            *(self._ask(self._source, peer, port) for port in (self._settings.port, self._settings.other_port))
+        )
+        if ours is PortState.SILENT:
+            self._reported.discard(peer)
+        elif ours is PortState.CLOSED and other is PortState.SILENT and peer not in self._reported:
+            self._report(peer)
+
+    def _report(self, peer: IPv4Address) -> None:
+        """Log a peer that is not reached, unless its lease is gone meanwhile."""
+        subnets = ", ".join(map(str, self._subnets.get(peer, ())))
+        if subnets:
+            self._reported.add(peer)
+            what = (
+                f"Host {peer} ({subnets}) is not reached: UDP port {self._settings.port} is closed there, "
+                f"and {self._settings.other_port} is not"
+            )
+            self._lines.message(logging.ERROR, f"{what}. {self._remedy()}", time.monotonic())
+
+    def _remedy(self) -> str:
+        config = config_with(self._config, is_swapped=not self._is_swapped)
+        put = f"put this config into etcd and restart flannelpy on all hosts: {config}"
+        if self._is_swapped:
+            return (
+                "It runs flanneld v0.5.6 or later, or was not restarted since PortSwapped is set. If no host runs "
+                f"flanneld up to v0.5.5 any more, {put}"
+            )
+        return f"flanneld up to v0.5.5 swaps the bytes of Backend.Port. To reach it, {put}"
+
+
+def config_with(config: NetworkConfig, *, is_swapped: bool) -> str:
+    """The same network config with PortSwapped, or without it, as one line of JSON."""
+    backend = {key: value for key, value in config.backend.options.items() if key.casefold() != _KEY.casefold()}
+    if is_swapped:
+        backend[_KEY] = True
+    return go_json.dump(
+        {
+            "Network": str(config.network),
+            "SubnetLen": config.subnet_len,
+            "SubnetMin": str(config.subnet_min),
+            "SubnetMax": str(config.subnet_max),
+            "Backend": backend,
+        }
+    )
