@@ -104,7 +104,9 @@ class OwnLease:
         """
         self._network = config.network
         attempt = partial(self._acquire, config, describe, previous, around)
-        return await until_done(self._clock, attempt, "Failed to acquire subnet", OutOfSubnets, RegistryError)
+        return await until_done(
+            self._clock, self._rng, attempt, "Failed to acquire subnet", OutOfSubnets, RegistryError
+        )
 
     async def _acquire(
         self, config: NetworkConfig, describe: Describe, previous: IPv4Network | None, around: Surroundings
@@ -276,7 +278,7 @@ class OwnLease:
             self.tried_at = self._clock.now()
             await attempt()
 
-        await until_done(self._clock, noted, what_fails, RegistryError)
+        await until_done(self._clock, self._rng, noted, what_fails, RegistryError)
 
     def _adopt(self, lease: Lease) -> None:
         """What the store says, also when it went back in time; our own last write comes by here as well."""
