@@ -16,7 +16,8 @@ SANITIZED_PYTHON = env PYTHONPATH=. PYTHONMALLOC=malloc LD_PRELOAD="$$($(CC) -pr
 SANITIZED_TESTS := $(addprefix tests/,fuzz/test_packet.py fuzz/test_offload.py fuzz/test_engine.py \
 	$(patsubst %,unit/test_%.py,checksum wide_sum ipv4 icmp sort segment coalesce engine))
 # They wait for leases to end and for etcds to come back, most of the time.
-WAITING_TESTS := $(patsubst %,tests/faults/test_%.py,etcd_outages etcd_v2 chaos public_ip bad_config lease secrets)
+WAITING_TESTS := $(patsubst %,tests/faults/test_%.py,etcd_outages etcd_v2 chaos public_ip new_address busy_store \
+	bad_config lease secrets)
 COMPILED_TESTS := $(addprefix tests/,unit fuzz golden contract)
 APART_TESTS := tests/soak tests/systemd tests/docker/matrix
 NAMESPACE_TESTS := tests $(addprefix --ignore=,$(APART_TESTS) $(WAITING_TESTS) $(COMPILED_TESTS))

@@ -65,3 +65,15 @@ class CompareFailed(RegistryError):
 
 class HistoryGone(RegistryError):
     """Changes after the cursor can no longer be told one by one: the caller takes a new snapshot."""
+
+
+class HistoryOverrun(HistoryGone):
+    """The store is in order, but more has happened since the cursor than it remembers.
+
+    ``cursor`` is where the store stands: a watch from there hears everything that happens from now on.  The caller
+    takes a new snapshot for what happened in between.
+    """
+
+    def __init__(self, message: str, cursor: int) -> None:
+        super().__init__(message)
+        self.cursor = cursor

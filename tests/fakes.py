@@ -8,7 +8,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from flannelpy.errors import CompareFailed, HistoryGone, KeyExists, KeyNotFound, RegistryUnavailable
+from flannelpy.errors import CompareFailed, HistoryGone, HistoryOverrun, KeyExists, KeyNotFound, RegistryUnavailable
 from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot, all_names
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class FakeRegistry:
         self._stored: dict[str, _Stored] = {}
         self._history: deque[_Event] = deque(maxlen=HISTORY_LENGTH)
         self._index = 0
+        self._watches: list[list[_Event]] = []  # what has happened since each of them began, and a little before
         self._woken = asyncio.Event()  # replaced by a new one each time it is set
         self._down = self._closed = self._reply_is_lost = False
 
@@ -81,12 +82,17 @@ class FakeRegistry:
 
     async def watch(self, cursor: int, timeout: float) -> Changes:
         deadline = self._clock() + timeout
-        while True:
-            self._begin()
-            changes = self._since(cursor)
-            if changes.changes or self._clock() >= deadline:
-                return changes
-            await self._wait(deadline)
+        self._begin()
+        told = self._since(cursor)
+        self._watches.append(told)
+        try:
+            while not (changes := _as_changes(told, cursor)).changes and self._clock() < deadline:
+                await self._wait(deadline)
+                self._begin()
+                self._check_position(cursor)
+        finally:
+            self._watches = [other for other in self._watches if other is not told]
+        return changes
 
     async def close(self) -> None:
         self._closed = True
@@ -180,7 +186,10 @@ class FakeRegistry:
 
     def _record(self, change: Put | Removed | None, ends_history: bool = False) -> None:
         self._index += 1
-        self._history.append(_Event(self._index, change, ends_history))
+        event = _Event(self._index, change, ends_history)
+        self._history.append(event)
+        for told in self._watches:
+            told.append(event)
         self._wake()
 
     def _expire(self) -> None:
@@ -189,17 +198,15 @@ class FakeRegistry:
             if expires <= self._clock():
                 self._remove(name)
 
-    def _since(self, cursor: int) -> Changes:
+    def _since(self, cursor: int) -> list[_Event]:
+        self._check_position(cursor)
         if self._history and cursor < self._history[0].at:
-            raise HistoryGone(f"the history begins at {self._history[0].at}, after {cursor}")
+            raise HistoryOverrun(f"the history begins at {self._history[0].at}, after {cursor}", self._index + 1)
+        return [event for event in self._history if event.at >= cursor]
+
+    def _check_position(self, cursor: int) -> None:
         if cursor > self._index + 1:
             raise HistoryGone(f"the store stands at {self._index}, before {cursor}")
-        told = [event for event in self._history if event.at >= cursor and (event.change or event.ends_history)]
-        if not told:
-            return Changes((), cursor)
-        if any(event.ends_history for event in told):
-            raise HistoryGone("the directory was removed")
-        return Changes(tuple(event.change for event in told if event.change), told[-1].at + 1)
 
     def _wake(self) -> None:
         self._woken.set()
@@ -212,3 +219,11 @@ class FakeRegistry:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(min([deadline, *times]) - self._clock(), 0)):
                 await self._woken.wait()
+
+
+def _as_changes(events: list[_Event], cursor: int) -> Changes:
+    """Raises HistoryGone when the directory was removed."""
+    told = [event for event in events if event.change or event.ends_history]
+    if any(event.ends_history for event in told):
+        raise HistoryGone("the directory was removed")
+    return Changes(tuple(event.change for event in told if event.change), told[-1].at + 1 if told else cursor)

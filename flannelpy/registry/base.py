@@ -95,7 +95,10 @@ class Registry(Protocol):
     async def watch(self, cursor: int, timeout: float) -> Changes:
         """What happens from ``cursor`` on, waiting up to ``timeout`` seconds for it.
 
-        Raises HistoryGone, also when the store has not come as far as ``cursor``: it was wiped or restored.
+        What happens elsewhere in the store while a call waits, however much it is, hides nothing.
+
+        Raises HistoryGone when the store has not come as far as ``cursor``, because it was wiped or restored, when it
+        was replaced, or when the directory was removed; HistoryOverrun when only its memory is too short.
         """
 
     async def close(self) -> None:

@@ -1,8 +1,13 @@
 """Leases in etcd, over its v2 API: the Registry protocol on top of python-etcd.
 
-How it works.  python-etcd is synchronous, so every call gets a daemon thread of its own: a long poll never holds up a
+How it works.  python-etcd is synchronous, so every call gets a daemon thread of its own: a slow answer never holds up a
 renewal, a cancelled call is simply no longer listened to, and no thread keeps the process alive.  A cancelled write may
-still take effect.
+still take effect.  Each endpoint has ``REPLY_TIMEOUT`` for a call in all (bounded_http.py), then the next one is asked.
+
+A watch is a request that stays open (``stream=true``), through any number of changes elsewhere in the store, where a
+long poll loses its history after 1,000 of them.  python-etcd cannot read it, so urllib3 and event_stream.py do.  The
+cursor moves with the events below ``subnets`` only: nothing else proves what has arrived.  A watch that has to be
+opened again in a busy store may therefore find its history gone, which is HistoryOverrun.
 
 python-etcd's fail-over and urllib3's retries are off, because both would hide from us that a write was sent twice.
 ``_Cluster`` rotates instead: each call tries every endpoint once, beginning with the one that worked last.  A write
@@ -39,6 +44,7 @@ from flannelpy.errors import (
     ConfigError,
     FlannelError,
     HistoryGone,
+    HistoryOverrun,
     HostError,
     KeyExists,
     KeyNotFound,
@@ -48,6 +54,7 @@ from flannelpy.errors import (
 )
 from flannelpy.foreign import shown
 from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot, all_names
+from flannelpy.registry.event_stream import EventStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -58,8 +65,10 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 DEFAULT_PORT = 2379
-REPLY_TIMEOUT = 4.0  # seconds to connect, and again for the answer
-SHORTEST_POLL = 0.5  # seconds that a watch gives even the last endpoint in the rotation
+REPLY_TIMEOUT = 4.0  # seconds for a call of one endpoint in all; bounded_http.py says how a long answer gets more
+SHORTEST_POLL = 0.5  # seconds that a watch waits even if it was begun late, on the last endpoint in the rotation
+# etcd remembers 1,000 events; in the time of a request no more than as many again may happen.
+SAFE_HISTORY = 500
 LONGEST_CAUSE = 200  # characters; a proxy may answer with a whole web page
 
 _CHILDREN = '"nodes":['
@@ -70,7 +79,8 @@ _DECODE = json.JSONDecoder().raw_decode
 _MOST_OF_OTHERS = 200_000
 
 # Source: etcd Documentation/v2/errorcode.md
-REFUSALS: dict[int, type[RegistryError]] = {100: KeyNotFound, 101: CompareFailed, 105: KeyExists, 401: HistoryGone}
+REFUSALS: dict[int, type[RegistryError]] = {100: KeyNotFound, 101: CompareFailed, 105: KeyExists}
+HISTORY_CLEARED = 401
 
 REMOVALS = frozenset({"delete", "compareAndDelete", "expire"})
 
@@ -131,6 +141,8 @@ class EtcdV2Registry:
         root = posixpath.normpath("/" + prefix.strip("/")).rstrip("/")
         self._config = quote(f"{root}/config")
         self._subnets = f"{root}/subnets/"
+        self._stream: _Stream | None = None
+        self._is_streaming = True
         self._pending: set[asyncio.Future[Any]] = set()
         self._closed = False
 
@@ -163,13 +175,30 @@ class EtcdV2Registry:
         await self._ask(send, settle)
 
     async def watch(self, cursor: int, timeout: float) -> Changes:
-        """See Registry; one event at a time, which is what v2 gives."""
+        """See Registry.
+
+        A stream that ends is opened again, on the next endpoint.  Of those that end at once, one more is opened than
+        there are endpoints.
+        """
         deadline = time.monotonic() + timeout
-        return await self._ask(lambda endpoint: self._watch(endpoint, cursor, deadline))
+        ends = 0
+        while ends <= len(self._cluster.endpoints):
+            left = max(deadline - time.monotonic(), SHORTEST_POLL)
+            stream = await self._stream_at(cursor, left)
+            await stream.wait(max(deadline - time.monotonic(), SHORTEST_POLL))
+            if events := stream.take():
+                return self._changes(stream, events)
+            if not stream.end:
+                await self._confirm(stream)
+                return Changes((), cursor)
+            self._cluster.pass_over(stream.endpoint)
+            ends += stream.is_short
+        raise RegistryUnavailable(f"{stream.endpoint.url}: {shown(stream.end, LONGEST_CAUSE)}")
 
     async def close(self) -> None:
         """See Registry; connections in use end by their own time-outs."""
         self._closed = True
+        self._leave_stream()
         for answer in self._pending:
             _resolve(answer, None, RegistryUnavailable("the registry was closed"))
 
@@ -177,12 +206,14 @@ class EtcdV2Registry:
         self, request: Callable[[_Endpoint], Answer], settle: Callable[[_Endpoint], Answer] | None = None
     ) -> Answer:
         """``_Cluster.ask`` in a thread of its own."""
+        return await self._in_thread(functools.partial(self._cluster.ask, request, settle))
+
+    async def _in_thread(self, work: Callable[[], Answer]) -> Answer:
         if self._closed:
             raise RegistryUnavailable("the registry was closed")
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._pending.add(answer)
         answer.add_done_callback(self._pending.discard)
-        work = functools.partial(self._cluster.ask, request, settle)
         try:
             threading.Thread(target=_deliver, args=(work, answer), name="etcd", daemon=True).start()
         except (RuntimeError, MemoryError) as error:
@@ -234,13 +265,68 @@ class EtcdV2Registry:
         except KeyNotFound as missing:
             return Snapshot((), _index_of(missing) + 1)
 
-    def _watch(self, endpoint: _Endpoint, cursor: int, deadline: float) -> Changes:
-        event = endpoint.watch(self._key(""), cursor, max(deadline - time.monotonic(), SHORTEST_POLL))
-        # X-Etcd-Index is where the store stood when it accepted the watch; a wiped one may have come far since.
-        index = event.etcd_index if event else self._index(endpoint)
-        if index < cursor - 1:
-            raise HistoryGone(f"etcd stands at {index}, before {cursor}: it was wiped or restored")
-        return self._changes(event) if event else Changes((), cursor)
+    async def _stream_at(self, cursor: int, seconds: float) -> _Stream:
+        """The open stream if it has come to ``cursor``, or else a new one from there.  Raises HistoryGone.
+
+        ``seconds`` are those that a long poll may take.
+        """
+        if self._stream is None or self._stream.is_over or self._stream.cursor != cursor:
+            self._leave_stream()
+            self._stream = _Stream(await self._open(cursor, seconds), cursor, self._event)
+            if self._stream.start < cursor - 1:
+                raise self._history_gone(_wiped(self._stream.start, cursor))
+        return self._stream
+
+    async def _open(self, cursor: int, seconds: float) -> _Opened:
+        """A new watch.  After a stream that no endpoint would begin, a long poll: a proxy may buffer whole replies."""
+        poll = None if self._is_streaming else seconds
+        try:
+            return await self._ask(lambda endpoint: endpoint.watch(self._key(""), cursor, poll))
+        except RegistryUnavailable:
+            self._is_streaming = False
+            raise
+
+    def _leave_stream(self) -> None:
+        if self._stream:
+            self._stream.close()
+        self._stream = None
+
+    def _history_gone(self, why: str) -> HistoryGone:
+        self._leave_stream()
+        return HistoryGone(why)
+
+    async def _confirm(self, stream: _Stream) -> None:
+        """Make sure that a stream without events is one of a living endpoint on which nothing has happened.
+
+        A new request to the same endpoint tells whether it answers and where it stands.  If something has happened,
+        below the leases or elsewhere, the next call asks from the cursor again while the history reaches back to it, by
+        a long poll, which ends with its event: a firewall may have forgotten the connection, or a proxy may hold back
+        the events of a reply that goes on.  In a store too busy for that the stream is trusted, and TCP keep-alive
+        alone finds a dead connection.
+
+        The watch also follows the other calls to another endpoint: a member that is cut off from its cluster still
+        answers this request, and refuses theirs.
+
+        Raises HistoryGone, and RegistryUnavailable when no endpoint answers or an event does not come to its end.
+        """
+        if stream.is_stuck(REPLY_TIMEOUT):
+            self._leave_stream()
+            self._cluster.pass_over(stream.endpoint)
+            raise RegistryUnavailable(f"{stream.endpoint.url}: an event arrives too slowly")
+        try:
+            index = await self._in_thread(functools.partial(self._cluster.ask_at, stream.endpoint, self._index))
+        except RegistryUnavailable:
+            self._leave_stream()
+            other = await self._stream_at(stream.cursor, SHORTEST_POLL)
+            if other.endpoint is stream.endpoint:  # it accepts a watch and answers nothing else
+                self._leave_stream()
+                raise
+            return
+        if index < stream.cursor - 1:
+            raise self._history_gone(_wiped(index, stream.cursor))
+        self._is_streaming = not 0 <= index - stream.cursor < SAFE_HISTORY
+        if not self._is_streaming or stream.endpoint is not self._cluster.preferred:
+            self._leave_stream()
 
     def _index(self, endpoint: _Endpoint) -> int:
         """Where this member of the cluster stands."""
@@ -249,20 +335,34 @@ class EtcdV2Registry:
         except KeyNotFound as missing:
             return _index_of(missing)
 
-    def _changes(self, event: EtcdResult) -> Changes:
-        # modifiedIndex, not X-Etcd-Index: the latter is where the store stood when it accepted the watch.
-        cursor = event.modifiedIndex + 1
-        behind = max(event.etcd_index - event.modifiedIndex, 0)
+    def _changes(self, stream: _Stream, events: Sequence[_Event]) -> Changes:
+        """What ``events`` mean.  Raises HistoryGone when one of them is the removal of a directory above the leases."""
+        for event in events:
+            if event.removed_directory:
+                raise self._history_gone(f"{event.removed_directory}: the directory was removed")
+        changes = tuple(event.change for event in events if event.change)
+        stream.cursor = events[-1].at + 1
+        # An event from before the stream is the only one that it brings: etcd does not register such a watch.
+        if events[0].at > stream.start:
+            return Changes(changes, stream.cursor)
+        self._leave_stream()
+        return Changes(changes, stream.cursor, stream.start - events[-1].at)
+
+    def _event(self, document: Any) -> _Event:
+        from etcd import EtcdResult
+
+        event = EtcdResult(**document)
+        index = int(event.modifiedIndex)
         removed = event.action in REMOVALS
         if removed and self._subnets.startswith(f"{event.key.rstrip('/')}/"):
             # What was inside goes without events of its own.
-            raise HistoryGone(f"{event.key}: the directory was removed")
+            return _Event(index, None, event.key)
         # To set a directory removes the value that the key had, without an event of its own.
         is_removed = event.action == "set" if event.dir else removed
         if not self._is_child(event) or (event.dir and not is_removed):
-            return Changes((), cursor, behind)
+            return _Event(index, None)
         entry = self._entry(event)
-        return Changes((Removed(entry.name) if is_removed else Put(entry),), cursor, behind)
+        return _Event(index, Removed(entry.name) if is_removed else Put(entry))
 
     def _is_entry(self, node: EtcdResult) -> bool:
         """Whether it is a value, and a direct child of ``subnets``."""
@@ -322,6 +422,8 @@ def _deliver(work: Callable[[], Answer], answer: asyncio.Future[Answer]) -> None
 
 def _resolve(answer: asyncio.Future[Any], result: object, failure: Exception | None) -> None:
     if answer.done():  # cancelled or closed meanwhile
+        if isinstance(result, _Opened):
+            result.response.close()
         return
     if failure is None:
         answer.set_result(result)
@@ -337,13 +439,42 @@ class _NoAnswer(Exception):
         self.sent = sent
 
 
+class _Event(NamedTuple):
+    """What the event at index ``at`` means; ``removed_directory``: one that holds the leases."""
+
+    at: int
+    change: Put | Removed | None
+    removed_directory: str = ""
+
+
+class _Opened(NamedTuple):
+    """A watch that an endpoint has accepted when it stood at ``start``."""
+
+    endpoint: _Endpoint
+    response: BaseHTTPResponse
+    start: int
+    interrupt: Callable[[], None]
+
+
+class _Stream(EventStream[_Event]):
+    """The events of a watch.  ``cursor``: from where a new one would have to begin."""
+
+    def __init__(self, opened: _Opened, cursor: int, convert: Callable[[Any], _Event]) -> None:
+        self.endpoint, self.start, self.cursor = opened.endpoint, opened.start, cursor
+        super().__init__(opened.response, opened.interrupt, convert)
+
+
+def _wiped(index: int, cursor: int) -> str:
+    return f"etcd stands at {index}, before {cursor}: it was wiped or restored"
+
+
 class _Cluster:
     """Endpoints in rotation, of which the one that answered last comes first."""
 
     def __init__(self, endpoints: Sequence[_Endpoint]) -> None:
         if not endpoints:
             raise UsageError("-etcd-endpoints: name at least one endpoint")
-        self._endpoints = endpoints
+        self.endpoints = endpoints
         self._first = 0  # shared by all threads: each only ever stores a valid index
 
     def ask(
@@ -354,17 +485,34 @@ class _Cluster:
         Raises: etcd's refusals, RegistryUnavailable.
         """
         causes = []
-        start, count = self._first, len(self._endpoints)
+        start, count = self._first, len(self.endpoints)
         for turn in range(start, start + count):
-            endpoint = self._endpoints[turn % count]
+            endpoint = self.endpoints[turn % count]
             try:
                 return _understood(request, endpoint)
             except _NoAnswer as failure:
-                self._first = (turn + 1) % count
+                self.pass_over(endpoint)
                 if settle and failure.sent:
                     return self.ask(settle)
                 causes.append(f"{endpoint.url}: {failure}")
         raise RegistryUnavailable("; ".join(causes))
+
+    def ask_at(self, endpoint: _Endpoint, request: Callable[[_Endpoint], Answer]) -> Answer:
+        """The answer of this endpoint.  Raises: etcd's refusals, RegistryUnavailable."""
+        try:
+            return _understood(request, endpoint)
+        except _NoAnswer as failure:
+            self.pass_over(endpoint)
+            raise RegistryUnavailable(f"{endpoint.url}: {failure}") from failure
+
+    @property
+    def preferred(self) -> _Endpoint:
+        """The endpoint that the next call is begun with."""
+        return self.endpoints[self._first]
+
+    def pass_over(self, endpoint: _Endpoint) -> None:
+        """Begin with the endpoint behind it from now on."""
+        self._first = (self.endpoints.index(endpoint) + 1) % len(self.endpoints)
 
 
 def _understood(request: Callable[[_Endpoint], Answer], endpoint: _Endpoint) -> Answer:
@@ -386,9 +534,10 @@ class _Endpoint:
     def __init__(self, url: Endpoint, options: dict[str, Any]) -> None:
         self.url = url
         self._options = options
+        self._is_replaced = False
 
     def read(self, key: str, **options: bool) -> EtcdResult:
-        with _errors_as_ours(key):
+        with self._errors_as_ours(key):
             return self._client.read(key, **options)
 
     @contextlib.contextmanager
@@ -400,58 +549,83 @@ class _Endpoint:
         """
         from etcd import EtcdResult
 
-        with _errors_as_ours(key), self._get(key) as response:
+        with self._errors_as_ours(key), contextlib.closing(self._request(key, {"quorum": "true"})) as response:
             pieces = codecs.iterdecode(response.stream(_PIECE), "utf-8")
             yield (EtcdResult(node=node) for node in _children(pieces)), int(response.headers["X-Etcd-Index"])
+            response.drain_conn()
 
-    @contextlib.contextmanager
-    def _get(self, key: str) -> Iterator[BaseHTTPResponse]:
-        """As python-etcd's ``api_execute``, which would read all of the answer first."""
-        import etcd
+    def _request(self, key: str, fields: dict[str, str], poll: float = 0) -> BaseHTTPResponse:
+        """Ask as python-etcd's ``api_execute`` does, which would read all of the answer first."""
         import urllib3
 
         client = self._client
         url = f"{client.base_uri}{client.key_endpoint}{key}"
-        options = {"timeout": REPLY_TIMEOUT, "redirect": False, "preload_content": False}
+        patience = urllib3.Timeout(connect=REPLY_TIMEOUT, total=max(poll, REPLY_TIMEOUT))
+        options = {"timeout": patience, "redirect": False, "preload_content": False}
+        response: BaseHTTPResponse = client.http.request(
+            "GET", url, fields=fields, headers=client._get_headers(), **options
+        )
         try:
-            response = client.http.request(
-                "GET", url, fields={"quorum": "true"}, headers=client._get_headers(), **options
-            )
-            try:
-                client._check_cluster_id(response)
-                yield client._handle_server_response(response)
-                response.drain_conn()
-            finally:
-                response.close()
-        except urllib3.exceptions.HTTPError as error:
-            raise etcd.EtcdConnectionFailed(str(error), cause=error) from error
+            client._check_cluster_id(response)
+            client._handle_server_response(response)
+        except BaseException:
+            response.close()
+            raise
+        return response
 
     def write(self, key: str, value: str, ttl: int | None, **condition: int) -> EtcdResult:
-        with _errors_as_ours(key):
+        with self._errors_as_ours(key):
             return self._client.write(key, value, ttl=ttl, **condition)
 
     def delete(self, key: str, **condition: int) -> None:
-        with _errors_as_ours(key):
+        with self._errors_as_ours(key):
             self._client.delete(key, **condition)
 
-    def watch(self, key: str, cursor: int, seconds: float) -> EtcdResult | None:
-        """The first event at or after ``cursor``; None when there was none in time.  Raises HistoryGone."""
+    def watch(self, key: str, cursor: int, poll: float | None) -> _Opened:
+        """Begin to watch everything below ``key`` from ``cursor`` on.  Raises HistoryGone.
+
+        With ``poll`` for one event only, so long in seconds, even if not a byte of the answer comes before it.
+        """
+        from flannelpy.registry.bounded_http import lift_deadline
+
+        fields = {"wait": "true", "recursive": "true", "waitIndex": str(cursor), "stream": str(poll is None).lower()}
+        self._check_identity()
+        try:
+            with self._errors_as_ours(key):
+                response = self._request(key, fields, poll or 0)
+        except _NoAnswer:
+            self._check_identity()
+            raise
+        try:
+            start = int(response.headers.get("X-Etcd-Index", cursor - 1))
+            return _Opened(self, response, start, lift_deadline(response))
+        except BaseException:
+            response.close()
+            raise
+
+    def _check_identity(self) -> None:
+        """Raises HistoryGone if this or an earlier call has met another cluster: the cursor is one of the old one."""
+        if self._is_replaced:
+            self._is_replaced = False
+            raise HistoryGone("etcd was replaced by another cluster")
+
+    @contextlib.contextmanager
+    def _errors_as_ours(self, key: str) -> Iterator[None]:
         import etcd
         import urllib3
 
-        patience = urllib3.Timeout(connect=REPLY_TIMEOUT, read=seconds)
-        with _errors_as_ours(key):
-            try:
-                return self._client.read(key, recursive=True, wait=True, waitIndex=cursor, timeout=patience)
-            except etcd.EtcdWatchTimedOut:
-                return None
-            except etcd.EtcdClusterIdChanged as error:
-                raise HistoryGone("etcd was replaced by another cluster") from error
+        try:
+            yield
+        except (etcd.EtcdException, urllib3.exceptions.HTTPError) as error:
+            self._is_replaced |= isinstance(error, etcd.EtcdClusterIdChanged)
+            raise (_refusal(key, getattr(error, "payload", None) or {}) or _no_answer(error)) from error
 
     @functools.cached_property
     def _client(self) -> Client:
         import etcd
         import urllib3
+
+        from flannelpy.registry.bounded_http import bound
 
         # Both log what our errors say in better words, python-etcd at ERROR and with a traceback.
         for library in ("etcd", "urllib3"):
@@ -460,8 +634,9 @@ class _Endpoint:
         client = etcd.Client(
             host, port, protocol=scheme, read_timeout=REPLY_TIMEOUT, allow_redirect=False, **self._options
         )
-        # Not False: then a watch on a frozen endpoint would look like one on which nothing happens.
         client.http.connection_pool_kw["retries"] = urllib3.Retry(0)
+        client._read_timeout = urllib3.Timeout(total=REPLY_TIMEOUT)  # its constructor takes numbers only
+        bound(client.http)
         return client
 
 
@@ -549,19 +724,14 @@ def _children(pieces: Iterator[str]) -> Iterator[dict[str, Any]]:
             time.sleep(0)  # lets other threads run
 
 
-@contextlib.contextmanager
-def _errors_as_ours(key: str) -> Iterator[None]:
-    import etcd
-
-    try:
-        yield
-    except etcd.EtcdException as error:
-        payload = error.payload or {}
-        refusal = REFUSALS.get(payload.get("errorCode", 0))
-        if refusal is None:
-            raise _no_answer(error) from error
-        words = shown(payload.get("message")), shown(payload.get("cause"), LONGEST_CAUSE)
-        raise refusal(f"{unquote(key)}: {words[0]} ({words[1]})") from error
+def _refusal(key: str, payload: dict[str, Any]) -> RegistryError | None:
+    """What etcd has refused, as one of our errors, if it is one."""
+    words = shown(payload.get("message")), shown(payload.get("cause"), LONGEST_CAUSE)
+    text = f"{unquote(key)}: {words[0]} ({words[1]})"
+    code = payload.get("errorCode", 0)
+    if code == HISTORY_CLEARED:
+        return HistoryOverrun(text, int(payload["index"]) + 1)
+    return REFUSALS[code](text) if code in REFUSALS else None
 
 
 def _index_of(refusal: RegistryError) -> int:

@@ -11,18 +11,19 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Network
+from math import inf
 from typing import TypeVar
 
-from flannelpy.errors import ConfigError, HostError, KeyNotFound, RegistryError, RegistryUnavailable
+from flannelpy.errors import ConfigError, HistoryOverrun, HostError, KeyNotFound, RegistryError, RegistryUnavailable
 from flannelpy.logs import LogLimit
-from flannelpy.registry.base import Registry
+from flannelpy.registry.base import Changes, Registry
 from flannelpy.subnet import config as network_config
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease
 from flannelpy.subnet.lease_table import LeaseEvent, LeaseTable, Update
 from flannelpy.subnet.own_lease import Describe, OwnLease
 from flannelpy.subnet.renewal import Action, Happening, Holder, Terms, action, classify_failure
-from flannelpy.subnet.retry import RETRY_PAUSE, Clock, Complaint, until_done
+from flannelpy.subnet.retry import Backoff, Clock, Complaint, until_done
 from flannelpy.subnet.surroundings import NO_SURROUNDINGS, Surroundings
 
 log = logging.getLogger(__name__)
@@ -33,11 +34,16 @@ Apply = Callable[[Sequence[LeaseEvent]], Awaitable[None]]
 
 # A watch that heard nothing for this long lists again: the history it waits for may have gone, or never come.
 QUIET_SECONDS = 300.0
+# Where changes elsewhere in the store have outrun its history, lists that find nothing new are so far apart.
+OVERRUN_SECONDS = 60.0
 # Within this time a host whose lease went has noticed that, if it lives; or within the time of its lease.
 MAX_GRACE_SECONDS = 60.0
 # How often the network config is looked at while we run.
 CONFIG_SECONDS = 30.0
-_POLL_SECONDS = 10.0
+_POLL_SECONDS = 12.0
+# So much of these times is cut off at random: an event reaches all hosts at the same moment, and their next requests
+# should not.
+_JITTER = 0.25
 # A watch that is so many changes behind lists again: a store may tell them one by one, and a list takes as long as ten.
 _MAX_BEHIND = 20
 # The pause before the next list, by the time that the last one took.
@@ -57,12 +63,16 @@ class SubnetManager:
     ) -> None:
         self._registry = registry
         self._clock = clock
+        self._rng = rng
+        self._backoff = Backoff(rng)
+        self._watch_complaint = Complaint("Watch subnets")
         terms = terms or Terms()
         self._own = OwnLease(registry, clock, rng, holder, terms)
         self._grace = min(MAX_GRACE_SECONDS, terms.lease_ttl)
         self._config_text = ""
         self._progress_at = clock.now()
         self._pause = 0.0
+        self._may_list_at = clock.now()
         self._ignored = LogLimit(log, "Ignoring leases")
         self._lists_again = LogLimit(log, "Watch of subnet leases failed", burst=5)
 
@@ -96,13 +106,14 @@ class SubnetManager:
                 raise
             return await accept(network_config.parse(self._config_text))
 
-        return await until_done(self._clock, read, "Failed to retrieve network config", ConfigError, RegistryError)
+        what_fails = "Failed to retrieve network config"
+        return await until_done(self._clock, self._rng, read, what_fails, ConfigError, RegistryError)
 
     async def watch_config(self, accept: Callable[[NetworkConfig], Awaitable[object]]) -> None:
         """Say when the config changes, for ever.  It is acted upon at the next start: as a whole, or not at all."""
         said = _AS_AT_START
         while True:
-            await self._clock.sleep(CONFIG_SECONDS)
+            await self._clock.sleep(self._jittered(CONFIG_SECONDS))
             try:
                 verdict = await self._judge_config(accept)
             except RegistryError:
@@ -142,7 +153,6 @@ class SubnetManager:
     async def watch(self, apply: Apply) -> None:
         """Tell ``apply`` of the other hosts' leases, at first of all, then of changes, for ever.  Raises LeaseLost."""
         table = LeaseTable(self.own.subnet, self._own.holder.public_ip, self._grace, self._own.network)
-        complaint = Complaint("Watch subnets")
         is_first = True
         while True:
             self._progress_at = self._clock.now()
@@ -150,16 +160,18 @@ class SubnetManager:
                 cursor, update = await self._list(table)
                 if is_first and not update.events:
                     await apply([])
+                if not is_first and not update.events:
+                    self._may_list_at = self._clock.now() + OVERRUN_SECONDS
                 is_first = False
                 await self._take_in(update, apply)
-                await self._follow(table, cursor, apply, complaint)
+                await self._follow(table, cursor, apply)
             except RegistryError as error:
                 if action(self.own, classify_failure(error)) is Action.LIST_AGAIN:
                     text = "Watch of subnet leases failed because etcd index outside history window"
                     self._lists_again.message(logging.WARNING, text, self._clock.now())
                 else:
-                    complaint.about(error)
-                    await self._clock.sleep(RETRY_PAUSE)
+                    self._watch_complaint.about(error)
+                    await self._clock.sleep(self._backoff.pause())
 
     async def _list(self, table: LeaseTable) -> tuple[int, Update]:
         """Make ``table`` equal to the store; the cursor from which the watch goes on, and what that means.
@@ -176,29 +188,44 @@ class SubnetManager:
         self._pause = min(_PAUSES * (self._clock.now() - began), _LONGEST_PAUSE)
         return snapshot.cursor, update
 
-    async def _follow(
-        self,
-        table: LeaseTable,
-        cursor: int,
-        apply: Apply,
-        complaint: Complaint,
-    ) -> None:
-        """Apply changes from the snapshot on, until it is time to list again."""
-        quiet_since = self._clock.now()
-        while self._clock.now() - quiet_since < QUIET_SECONDS:
-            patience = min(_POLL_SECONDS, max(table.seconds_to_forget(self._clock.now()), 0))
-            changes = await self._registry.watch(cursor, patience)
+    async def _follow(self, table: LeaseTable, cursor: int, apply: Apply) -> None:
+        """Apply changes from the snapshot on, until it is time to list again.
+
+        When other changes have outrun the store's history, the watch goes on from where the store stands until a list
+        is allowed.
+        """
+        quiet_seconds = self._jittered(QUIET_SECONDS)
+        overdue_at = inf
+        list_at = self._clock.now() + quiet_seconds
+        while (left := min(list_at, overdue_at) - self._clock.now()) > 0:
+            try:
+                changes = await self._watch(table, cursor, left)
+            except HistoryOverrun as overrun:
+                cursor, overdue_at = overrun.cursor, self._may_list_at
+                await self._clock.sleep(min(self._backoff.pause(), max(overdue_at - self._clock.now(), 0)))
+                continue
             now = self._progress_at = self._clock.now()
-            complaint.over()
-            self._ignored.report(now)
-            self._lists_again.report(now)
             cursor = changes.cursor
             if changes.changes:
-                quiet_since = now
+                list_at = now + quiet_seconds
                 await self._take_in(table.apply(changes, now), apply)
             await self._take_in(table.forget(now), apply)
             if changes.behind > _MAX_BEHIND:
                 return
+
+    async def _watch(self, table: LeaseTable, cursor: int, seconds: float) -> Changes:
+        """What happens within a poll, ``seconds`` at most.  Raises RegistryError."""
+        to_forget = max(table.seconds_to_forget(self._clock.now()), 0)
+        changes = await self._registry.watch(cursor, min(self._jittered(_POLL_SECONDS), seconds, to_forget))
+        now = self._clock.now()
+        self._watch_complaint.over()
+        self._backoff.reset()
+        self._ignored.report(now)
+        self._lists_again.report(now)
+        return changes
+
+    def _jittered(self, seconds: float) -> float:
+        return seconds * self._rng.uniform(1 - _JITTER, 1)
 
     async def _take_in(self, update: Update, apply: Apply) -> None:
         for ignored in update.ignored:

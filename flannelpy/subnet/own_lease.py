@@ -67,6 +67,7 @@ class OwnLease:
         self._lead = self._renew_at = self._ends_at = 0.0
         self._failures = 0
         self._said = ""  # why the last renewals failed
+        self._denied: set[IPv4Network] = set()  # whose holder has answered that it lives
         self._errors = LogLimit(log, "Error renewing lease")
         self._losses = LogLimit(log, "Own lease was deleted")
         self.tried_at = 0.0
@@ -98,13 +99,15 @@ class OwnLease:
         previous: IPv4Network | None,
         around: Surroundings = NO_SURROUNDINGS,
     ) -> Lease:
-        """The lease that our public IP has, else ``previous``, else a new one.
+        """The lease that our public IP has, else that of our former public IP, else ``previous``, else a new one.
 
         Raises LeaseLost when another host holds it and lives, HostError when it contains our own address.
         """
         self._network = config.network
         attempt = partial(self._acquire, config, describe, previous, around)
-        return await until_done(self._clock, attempt, "Failed to acquire subnet", OutOfSubnets, RegistryError)
+        return await until_done(
+            self._clock, self._rng, attempt, "Failed to acquire subnet", OutOfSubnets, RegistryError
+        )
 
     async def _acquire(
         self, config: NetworkConfig, describe: Describe, previous: IPv4Network | None, around: Surroundings
@@ -117,8 +120,11 @@ class OwnLease:
                 leases = well_formed(snapshot.entries)
                 found = self._ours_first(leases)
                 _refuse_around_us(config, [previous, *(lease.subnet for lease in found)], around)
-                self._attrs = replace(describe(found[0].attrs if found else None), host_id=self.holder.host_id)
-                lease = await self._reuse(found, partial(self._why_unfit, config, leases, around))
+                why_unfit = partial(self._why_unfit, config, leases, around)
+                moved = self._under_former_ip(leases, found, previous, why_unfit)
+                known = [moved] if moved else found
+                self._attrs = replace(describe(known[0].attrs if known else None), host_id=self.holder.host_id)
+                lease = await (self._move(moved, found) if moved else self._reuse(found, why_unfit))
                 if lease is None:
                     hosts = {lease.attrs.public_ip for lease in leases} | around.underlay | around.endpoints
                     taken = [*_taken(snapshot, config.network), *tried]
@@ -152,6 +158,69 @@ class OwnLease:
             elif anothers and lease.lease_ttl is not None:  # one is enough
                 await self._registry.compare_and_delete(format_key(lease.subnet), lease.version)
         return kept
+
+    def _under_former_ip(
+        self,
+        leases: Sequence[Lease],
+        found: Sequence[Lease],
+        previous: IPv4Network | None,
+        why_unfit: Callable[[Lease], str],
+    ) -> Lease | None:
+        """The lease of our host ID and our previous subnet that has another public IP than ours, if it can be kept.
+
+        A lease of ``found``, by our public IP, is preferred if it is ours or a reservation.  One of another host is
+        not: DHCP may have given us the former address of that host.  Our host ID on another subnet than the previous
+        one is that of a clone with a lease of its own.
+        """
+        if any(lease.lease_ttl is None or not self._is_anothers(lease) for lease in found):
+            return None
+        for lease in leases:
+            if lease.subnet == previous and lease.subnet not in self._denied and self.holder.is_from(lease.attrs):
+                return None if lease in found or why_unfit(lease) else lease
+        return None
+
+    async def _move(self, lease: Lease, stale: Sequence[Lease]) -> Lease:
+        """Write our public IP to ``lease`` unless its holder answers a claim.  Raises CompareFailed, KeyNotFound.
+
+        Leases by which other hosts, that had our address before us, would be looked for here are removed; a host that
+        does have this address takes its lease back.
+        """
+        assert action(lease, Happening.MOVED) is Action.CLAIM
+        former = lease.attrs.public_ip
+        text = "Lease (%s) of this host has its former public IP (%s); waiting %d s whether another host answers for it"
+        log.warning(text, lease.subnet, former, CLAIM_SECONDS)
+        claimant = self.holder.claimant(self._rng.getrandbits(32))
+        claim = await self._swap(lease, lease.version, replace(lease.attrs, host_id=claimant, claim=True))
+        await self._clock.sleep(CLAIM_SECONDS)
+        try:
+            moved = await self._write(lease, claim.version)
+        except CompareFailed:
+            await self._note_answer(lease)
+            raise
+        log.info("Changed public IP of lease (%s) from %s to %s", lease.subnet, former, self.holder.public_ip)
+        for one in stale:
+            await self._remove_stale(one)
+        return moved
+
+    async def _note_answer(self, lease: Lease) -> None:
+        """If a host of our host ID has written the lease instead of us, leave it alone from now on."""
+        match await self._find(lease.subnet):
+            case Added(found) if found.attrs.public_ip == lease.attrs.public_ip:
+                self._denied.add(lease.subnet)
+                log.warning(
+                    "Lease (%s) is held by another host (%s) with our host ID (%s); leasing another subnet. If this"
+                    " machine is a clone, give it its own by -host-id or /etc/machine-id",
+                    lease.subnet,
+                    found.attrs.public_ip,
+                    self.holder.host_id,
+                )
+
+    async def _remove_stale(self, lease: Lease) -> None:
+        with suppress(CompareFailed, KeyNotFound):  # its host has moved it meanwhile
+            await self._registry.compare_and_delete(format_key(lease.subnet), lease.version)
+            log.warning(
+                "Removed lease (%s) of another host (%s): it has our public IP", lease.subnet, lease.attrs.host_id
+            )
 
     def _is_anothers(self, lease: Lease) -> bool:
         """Whether somebody else of our public IP may live, and has to be asked.
@@ -276,7 +345,7 @@ class OwnLease:
             self.tried_at = self._clock.now()
             await attempt()
 
-        await until_done(self._clock, noted, what_fails, RegistryError)
+        await until_done(self._clock, self._rng, noted, what_fails, RegistryError)
 
     def _adopt(self, lease: Lease) -> None:
         """What the store says, also when it went back in time; our own last write comes by here as well."""
@@ -327,6 +396,11 @@ class OwnLease:
         return f"subnet {lease.subnet} is held by {theirs} now, not by us ({ours})"
 
     def _not_unique(self, lease: Lease) -> str:
+        if self.holder.is_from(lease.attrs):
+            return (
+                f"another host with our host ID ({self.holder.host_id}) asks for our lease {lease.subnet}: one of the"
+                " two is a clone; give each its own by -host-id or /etc/machine-id"
+            )
         return (
             f"public IP {self.holder.public_ip} is not unique: another host ({lease.attrs.host_id}, we are "
             f"{self.holder.host_id}) leases {lease.subnet} with it; give each its own by -iface or -public-ip"
@@ -341,10 +415,12 @@ class OwnLease:
 
     async def _write(self, lease: Lease, version: int, *, claim: bool = False) -> Lease:
         """Our value in place of what stood there at ``version``.  A reservation stays one."""
+        return await self._swap(lease, version, replace(self._attrs, claim=claim))
+
+    async def _swap(self, lease: Lease, version: int, attrs: LeaseAttrs) -> Lease:
         lease_ttl = None if lease.lease_ttl is None else self._terms.lease_ttl
-        value = replace(self._attrs, claim=claim).encode()
         key = format_key(lease.subnet)
-        return Lease.from_entry(await self._registry.compare_and_swap(key, value, lease_ttl, version))
+        return Lease.from_entry(await self._registry.compare_and_swap(key, attrs.encode(), lease_ttl, version))
 
     async def _find(self, subnet: IPv4Network) -> OwnEvent:
         """What is there now, as the event that a watch would tell."""

@@ -1,26 +1,27 @@
 """The life of the own lease: what happens to it, and what the host does then.  Pure: time is an argument.
 
-===========================================  =============================  =============================
-what happened                                a lease with a TTL             a reservation (no TTL)
-===========================================  =============================  =============================
-renewal is due                               renew by compare-and-swap      nothing
-renewal was refused                          look what is there             look what is there
-still ours, changed                          adopt version and TTL          adopt version and TTL
-value damaged                                write it by compare-and-swap   write it by compare-and-swap
-our public IP, without an identity           write it by compare-and-swap   write it by compare-and-swap
-our public IP, claimed by a newcomer         write it by compare-and-swap   write it by compare-and-swap
-our public IP, held by a later identity      write it by compare-and-swap   write it by compare-and-swap
-our public IP, held by an earlier identity   leave                          leave
-our public IP elsewhere, earlier identity    leave                          leave
-our public IP elsewhere, any other           nothing                        nothing
-deleted or expired                           take it back by atomic create  take it back by atomic create
-held by another public IP                    leave                          leave
-overlaps a lease created earlier             leave                          leave
-overlaps a lease created later               nothing                        nothing
-store does not answer                        forward on, ask again          forward on, ask again
-history gone, store replaced or set back     list again                     list again
-network config changed or gone               say so                         say so
-===========================================  =============================  =============================
+==========================================  =============================  =============================
+what happened                               a lease with a TTL             a reservation (no TTL)
+==========================================  =============================  =============================
+renewal is due                              renew by compare-and-swap      nothing
+renewal was refused                         look what is there             look what is there
+still ours, changed                         adopt version and TTL          adopt version and TTL
+value damaged                               write it by compare-and-swap   write it by compare-and-swap
+our public IP, without an identity          write it by compare-and-swap   write it by compare-and-swap
+our public IP, claimed by a newcomer        write it by compare-and-swap   write it by compare-and-swap
+our public IP, held by a later identity     write it by compare-and-swap   write it by compare-and-swap
+our public IP, held by an earlier identity  leave                          leave
+our host ID and subnet, former public IP    claim it, then write it        claim it, then write it
+our public IP elsewhere, earlier identity   leave                          leave
+our public IP elsewhere, any other          nothing                        nothing
+deleted or expired                          take it back by atomic create  take it back by atomic create
+held by another public IP                   leave                          leave
+overlaps a lease created earlier            leave                          leave
+overlaps a lease created later              nothing                        nothing
+store does not answer                       forward on, ask again          forward on, ask again
+history gone, store replaced or set back    list again                     list again
+network config changed or gone              say so                         say so
+==========================================  =============================  =============================
 
 "Leave" is to stop forwarding under that subnet and end the process, so that Docker follows.
 
@@ -28,6 +29,12 @@ Two hosts with one public IP tell each other apart by an identity in the lease. 
 another identity: it writes its own, marked as a claim.  A holder that lives writes its own again, and the newcomer
 gives up; where nobody answers, the newcomer is a reinstalled host and keeps the subnet.  Only where both hold a lease,
 because each was out of the other's sight or they came at the same moment, does the order of identities decide.
+
+A host that has a new address, as DHCP gives it, finds the lease that bears its host ID and is for the subnet of its
+subnet file.  A machine that was cloned may live with the same host ID and the former address, so the host claims the
+lease first: under the *former* public IP, which makes the holder answer, and under an identity of its own for this try,
+which the holder cannot take for its own write.  After ``CLAIM_SECONDS`` without an answer the host writes its identity
+and its new public IP.  If the holder answers, it keeps the lease, and the newcomer leases another subnet.
 
 Two leases of different length can overlap, because a create is atomic for one key only.  The one that was created later
 leaves, and removes its lease unless it is a reservation.  Renewal by compare-and-swap keeps the creation; flanneld's
@@ -46,12 +53,14 @@ from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from flannelpy.errors import HistoryGone, RegistryError
-from flannelpy.subnet.lease import Lease
+from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, Overlapping, OwnEvent
 
 #: A newcomer waits so long for an answer to its claim; a holder that lives answers as soon as its watch tells it.
 CLAIM_SECONDS = 3.0
 
+# A host ID has 64 characters at most, of which a claimant's number takes nine.
+_CLAIMANT_PREFIX = 55
 _MAX_RETRY_SECONDS = 60.0
 _MIN_RETRY_SECONDS = 0.5
 # Whatever the margin, a lease that was just renewed is not due again.
@@ -65,6 +74,17 @@ class Holder(NamedTuple):
 
     public_ip: IPv4Address
     host_id: str = ""
+
+    def claimant(self, number: int) -> str:
+        """The identity for one try to claim a lease that bears our own: not that, but known as ours by ``is_from``."""
+        return f"{self.host_id[:_CLAIMANT_PREFIX]}:{number & 0xFFFFFFFF:08x}"
+
+    def is_from(self, attrs: LeaseAttrs) -> bool:
+        """Whether a host of our host ID wrote these attributes: this one, or a clone of it."""
+        if not self.host_id:
+            return False
+        claimant = attrs.host_id.rpartition(":")[0] if attrs.claim else ""
+        return attrs.host_id == self.host_id or claimant == self.host_id[:_CLAIMANT_PREFIX]
 
 
 class Terms(NamedTuple):
@@ -85,6 +105,7 @@ class Happening(enum.Enum):
     CLAIMED = "our public IP, claimed by a newcomer"
     HELD_BY_LATER = "our public IP, held by a later identity"
     HELD_BY_EARLIER = "our public IP, held by an earlier identity"
+    MOVED = "our host ID and subnet, former public IP"
     ELSEWHERE_EARLIER = "our public IP elsewhere, earlier identity"
     ELSEWHERE = "our public IP elsewhere, any other"
     GONE = "deleted or expired"
@@ -104,6 +125,7 @@ class Action(enum.Enum):
     LOOK = "look what is there"
     ADOPT = "adopt version and TTL"
     REPAIR = "write it by compare-and-swap"
+    CLAIM = "claim it, then write it"
     TAKE_BACK = "take it back by atomic create"
     LEAVE = "leave"
     FORWARD_ON = "forward on, ask again"
@@ -120,6 +142,7 @@ _LEASED: dict[Happening, Action] = {
     Happening.CLAIMED: Action.REPAIR,
     Happening.HELD_BY_LATER: Action.REPAIR,
     Happening.HELD_BY_EARLIER: Action.LEAVE,
+    Happening.MOVED: Action.CLAIM,
     Happening.ELSEWHERE_EARLIER: Action.LEAVE,
     Happening.ELSEWHERE: Action.NOTHING,
     Happening.GONE: Action.TAKE_BACK,

@@ -1,20 +1,23 @@
-"""Trying again until it works, and saying why it does not: once for each cause in a row."""
+"""Trying again until it works, ever more slowly, and logging why it does not: once for each cause in a row."""
 
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Protocol, TypeVar
 
-from flannelpy.errors import FlannelError
+from flannelpy.errors import FlannelError, RegistryUnavailable
 from flannelpy.logs import LogLimit
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-RETRY_PAUSE = 1.0
+# Seconds between two tries.  Within the longest a store that comes back is found, and a config that was corrected.
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 5.0
 # An operator who corrects a config reads each of them.
 _CAUSES_AT_START = 100
 
@@ -41,25 +44,55 @@ class Complaint:
         self._limit = LogLimit(log, what_fails, burst)
         self._said = ""
 
-    def about(self, error: FlannelError) -> None:
-        """It failed by ``error``."""
-        if str(error) != self._said:
-            self._said = str(error)
-            self._limit.message(logging.ERROR, f"{self._what_fails}: {error}", time.monotonic())
+    def about(self, error: FlannelError) -> bool:
+        """It failed by ``error``; returns whether that is another cause than the last one."""
+        if str(error) == self._said:
+            return False
+        self._said = str(error)
+        self._limit.message(logging.ERROR, f"{self._what_fails}: {error}", time.monotonic())
+        return True
 
     def over(self) -> None:
         """It works again."""
         self._said = ""
 
 
+class Backoff:
+    """The pauses between tries that fail in a row, each nominally twice as long as the last one, up to a limit.
+
+    Up to half of each pause is cut off at random, so that the hosts of a fleet that lost their store at the same moment
+    do not come back to it at the same moment.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._failures = 0
+
+    def pause(self) -> float:
+        """Seconds until the next try, after one more that failed."""
+        nominal = min(FIRST_PAUSE * 2.0**self._failures, LONGEST_PAUSE)
+        self._failures = min(self._failures + 1, 16)
+        return nominal * self._rng.uniform(0.5, 1)
+
+    def reset(self) -> None:
+        """A try has succeeded."""
+        self._failures = 0
+
+
 async def until_done(
-    clock: Clock, attempt: Callable[[], Awaitable[T]], what_fails: str, *expected: type[FlannelError]
+    clock: Clock,
+    rng: random.Random,
+    attempt: Callable[[], Awaitable[T]],
+    what_fails: str,
+    *expected: type[FlannelError],
 ) -> T:
-    """Try once a second until ``attempt`` works, and say why it does not."""
+    """Try until ``attempt`` works, with the pauses of ``Backoff``, and log why it does not."""
+    backoff = Backoff(rng)
     complaint = Complaint(what_fails, _CAUSES_AT_START)
     while True:
         try:
             return await attempt()
         except expected as error:
-            complaint.about(error)
-            await clock.sleep(RETRY_PAUSE)
+            if complaint.about(error) and not isinstance(error, RegistryUnavailable):
+                backoff.reset()  # the store answers, and an operator is at work there
+            await clock.sleep(backoff.pause())

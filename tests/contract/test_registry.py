@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from flannelpy.errors import CompareFailed, HistoryGone, KeyExists, KeyNotFound, RegistryUnavailable
+from flannelpy.errors import CompareFailed, HistoryGone, HistoryOverrun, KeyExists, KeyNotFound, RegistryUnavailable
 from flannelpy.registry.base import Changes, Entry, Put, Registry, Removed, Snapshot
 
 if TYPE_CHECKING:
@@ -337,12 +337,25 @@ class TestWatch:
             old = (await registry.snapshot()).cursor
             for number in range(1001):
                 store.put(A, str(number), None)
-            with pytest.raises(HistoryGone):
+            with pytest.raises(HistoryOverrun) as caught:
                 await registry.watch(old, DEADLINE)
             snapshot = await registry.snapshot()
+            assert caught.value.cursor == snapshot.cursor
             assert [entry.value for entry in snapshot.entries] == ["1000"]
             entry = await registry.create(B, "b", DAY)
             assert (await registry.watch(snapshot.cursor, DEADLINE)).changes == (Put(entry),)
+
+        run(store, test)
+
+    def test_through_more_changes_elsewhere_than_the_history_holds(self, store: Store) -> None:
+        async def test(registry: Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            watching = asyncio.create_task(registry.watch(cursor, DEADLINE))
+            await asyncio.wait([watching], timeout=0.3)  # it begins
+            for _ in range(1001):
+                store.set_config("{}")
+            entry = await registry.create(A, "a", DAY)
+            assert await watching == Changes((Put(entry),), entry.version + 1)
 
         run(store, test)
 

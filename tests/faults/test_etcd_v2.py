@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import re
 import select
 import signal
 import socket
@@ -27,6 +28,7 @@ import flannelpy
 from flannelpy.errors import (
     CompareFailed,
     HistoryGone,
+    HistoryOverrun,
     HostError,
     KeyExists,
     KeyNotFound,
@@ -34,7 +36,7 @@ from flannelpy.errors import (
     RegistryUnavailable,
     UsageError,
 )
-from flannelpy.registry import etcd_v2
+from flannelpy.registry import etcd_v2, event_stream
 from flannelpy.registry.base import Changes, Put, Removed
 from flannelpy.registry.etcd_v2 import EtcdV2Registry, parse_endpoint
 
@@ -111,6 +113,13 @@ class LossyProxy(socketserver.ThreadingTCPServer):
         self._losses.pop(0)[2]()
         return True
 
+    def note(self, client: socket.socket, request: bytes) -> None:
+        """What ``client`` asks."""
+
+    def passed(self, client: socket.socket, reply: bytes) -> bytes:
+        """What ``client`` gets when this part of a reply has come."""
+        return reply
+
 
 class _Relay(socketserver.BaseRequestHandler):
     server: LossyProxy
@@ -118,15 +127,19 @@ class _Relay(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         client: socket.socket = self.request
         method = b""
-        with socket.create_connection(self.server.upstream[1:]) as etcd:
+        with contextlib.suppress(OSError), socket.create_connection(self.server.upstream[1:]) as etcd:
             while True:
                 source = select.select([client, etcd], [], [])[0][0]
                 data = source.recv(65536)
                 if source is client and data.startswith((b"GET ", b"PUT ", b"DELETE ")):
                     method = data.split(b" ", 1)[0]
+                    self.server.note(client, data)
                 if not data or self.server.loses("request" if source is client else "reply", method):
                     return
-                (etcd if source is client else client).sendall(data)
+                if source is client:
+                    etcd.sendall(data)
+                else:
+                    client.sendall(self.server.passed(client, data))
 
 
 @pytest.fixture
@@ -253,6 +266,61 @@ class TestLostWrite:
             use(EtcdV2Registry([proxy.url], "/network"), lambda registry: registry.create(A, "mine", DAY))
 
 
+class DrippingProxy(LossyProxy):
+    """Passes on the answers to the first writes a byte at a time, each in time."""
+
+    def __init__(self, server: EtcdServer, writes: int) -> None:
+        super().__init__(server)
+        self._left = writes
+        self._dripping: set[socket.socket] = set()
+
+    def note(self, client: socket.socket, request: bytes) -> None:
+        if not request.startswith(b"GET ") and self._left:
+            self._left -= 1
+            self._dripping.add(client)
+
+    def passed(self, client: socket.socket, reply: bytes) -> bytes:
+        if client not in self._dripping:
+            return reply
+        with contextlib.suppress(OSError):
+            for byte in reply:
+                client.sendall(bytes([byte]))
+                time.sleep(0.05)
+        return b""
+
+
+class TestDrippingWrite:
+    """A write whose answer does not come in time has happened, which is found out as after a lost one."""
+
+    @pytest.mark.parametrize("is_alone", [True, False], ids=["one endpoint", "two endpoints"])
+    def test_that_happened_is_ours(self, server: EtcdServer, short_timeout: float, is_alone: bool) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            created = await registry.create(A, "mine", DAY)
+            swapped = await registry.compare_and_swap(A, "mine too", DAY, created.version)
+            assert (await registry.snapshot()).entries == (swapped,)
+            await registry.compare_and_delete(A, swapped.version)
+            assert (await registry.snapshot()).entries == ()
+
+        with DrippingProxy(server, 1) as dripping:
+            threading.Thread(target=dripping.serve_forever, kwargs={"poll_interval": 0.01}).start()
+            try:
+                began = time.monotonic()
+                urls = [dripping.url, server.url][: 1 if is_alone else 2]
+                use(EtcdV2Registry(urls, "/network"), test)
+                assert short_timeout <= time.monotonic() - began < 6 * short_timeout
+            finally:
+                dripping.shutdown()
+
+    def test_whose_every_answer_drips_ends(self, server: EtcdServer, short_timeout: float) -> None:
+        with DrippingProxy(server, 9) as dripping:
+            threading.Thread(target=dripping.serve_forever, kwargs={"poll_interval": 0.01}).start()
+            try:
+                with pytest.raises(RegistryUnavailable, match="no answer in time"):
+                    use(EtcdV2Registry([dripping.url], "/network"), lambda registry: registry.create(A, "mine", DAY))
+            finally:
+                dripping.shutdown()
+
+
 class TestEndpoints:
     def test_the_next_one_is_tried(self, server: EtcdServer, dead_url: str) -> None:
         server.put("/network/config", "{}")
@@ -377,6 +445,212 @@ class TestFrozen:
 
         with EtcdServer(tmp_path) as frozen:
             use(EtcdV2Registry([frozen.url, server.url], "/network"), test)
+
+
+# What a DeafProxy does.
+OPEN_REPLIES = "holds back what comes on a reply that goes on"
+FORGOTTEN = "holds back what comes on connections of before"
+WHOLE_REPLIES = "passes on a reply once it is whole"
+
+
+class TestStream:
+    def test_is_one_request_through_thousands_of_changes_elsewhere(self, server: EtcdServer) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            assert await registry.watch(cursor, 0.1) == Changes((), cursor)
+            before = watches(server)
+            watching = asyncio.create_task(registry.watch(cursor, DEADLINE))
+            elsewhere = {f"/elsewhere/{number % 50}?{number}": "x" for number in range(2500)}
+            await asyncio.to_thread(server.put_all, elsewhere, DAY)
+            assert not watching.done()
+            for name in (A, B):
+                entry = await registry.create(name, "a", DAY)
+                changes = await watching
+                assert changes == Changes((Put(entry),), entry.version + 1)
+                watching = asyncio.create_task(registry.watch(changes.cursor, DEADLINE))
+            watching.cancel()
+            assert watches(server) == before
+
+        use(EtcdV2Registry([server.url], "/network"), test)
+
+    def test_between_two_watches_may_be_too_much(self, server: EtcdServer) -> None:
+        """The store's position comes with the refusal, and a watch from there hears what happens next."""
+
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            await asyncio.to_thread(server.put_all, {f"/elsewhere/{number}": "x" for number in range(1001)}, DAY)
+            with pytest.raises(HistoryOverrun) as caught:
+                await registry.watch(cursor, DEADLINE)
+            entry = await registry.create(A, "a", DAY)
+            assert (await registry.watch(caught.value.cursor, DEADLINE)).changes == (Put(entry),)
+
+        use(EtcdV2Registry([server.url], "/network"), test)
+
+    def test_goes_on_after_events_of_the_history(self, server: EtcdServer) -> None:
+        """Of which etcd sends one, and no other event ever on that connection."""
+
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            first = await registry.create(A, "a", DAY)
+            second = await registry.create(B, "b", DAY)
+            changes = await registry.watch(cursor, DEADLINE)
+            assert changes == Changes((Put(first),), first.version + 1, behind=1)
+            changes = await registry.watch(changes.cursor, DEADLINE)
+            assert changes == Changes((Put(second),), second.version + 1)
+            watching = asyncio.create_task(registry.watch(changes.cursor, DEADLINE))
+            third = await registry.compare_and_swap(A, "c", DAY, first.version)
+            assert (await watching).changes == (Put(third),)
+
+        use(EtcdV2Registry([server.url], "/network"), test)
+
+    def test_of_a_frozen_etcd_is_not_a_quiet_one(self, server: EtcdServer, short_timeout: float) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            assert await registry.watch(cursor, 0.1) == Changes((), cursor)
+            server.pause()
+            try:
+                with pytest.raises(RegistryUnavailable, match="no answer in time"):
+                    await registry.watch(cursor, 0.1)
+            finally:
+                server.resume()
+            entry = await registry.create(A, "a", DAY)
+            assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
+
+        use(EtcdV2Registry([server.url], "/network"), test)
+
+    def test_follows_the_other_calls_to_another_endpoint(self, tmp_path: Path) -> None:
+        """A member that is cut off from its cluster accepts watches, in which nothing ever happens."""
+
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            assert await registry.watch(cursor, 0.1) == Changes((), cursor)
+            cut_off.lose("request", "PUT")
+            entry = await registry.create(A, "a", DAY)
+            assert await registry.watch(cursor, 0.1) == Changes((), cursor)
+            assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
+
+        with EtcdServer(tmp_path / "1") as member, EtcdServer(tmp_path / "2") as healthy, LossyProxy(member) as cut_off:
+            threading.Thread(target=cut_off.serve_forever, kwargs={"poll_interval": 0.01}).start()
+            try:
+                use(EtcdV2Registry([cut_off.url, healthy.url], "/network"), test)
+            finally:
+                cut_off.shutdown()
+
+    @pytest.mark.parametrize("held_back", [OPEN_REPLIES, FORGOTTEN])
+    def test_that_is_deaf_is_found_out(self, server: EtcdServer, held_back: str) -> None:
+        """The store has moved on, and the history knows with what."""
+
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            assert await registry.watch(cursor, 0.1) == Changes((), cursor)
+            deaf.is_deaf = held_back
+            entry = await registry.create(A, "a", DAY)
+            assert await registry.watch(cursor, 0.1) == Changes((), cursor)
+            assert (await registry.watch(cursor, 2)).changes == (Put(entry),)
+
+        with DeafProxy(server) as deaf:
+            threading.Thread(target=deaf.serve_forever, kwargs={"poll_interval": 0.01}).start()
+            try:
+                use(EtcdV2Registry([deaf.url], "/network"), test)
+            finally:
+                deaf.shutdown()
+
+    def test_through_a_proxy_that_passes_on_whole_replies_only(self, server: EtcdServer, short_timeout: float) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            with pytest.raises(RegistryUnavailable, match="no answer in time"):
+                await registry.watch(cursor, DEADLINE)
+            for name in (A, B):
+                watching = asyncio.create_task(registry.watch(cursor, DEADLINE))
+                await asyncio.wait([watching], timeout=2 * short_timeout)
+                entry = await registry.create(name, "a", DAY)
+                async with asyncio.timeout(2):
+                    assert (await watching).changes == (Put(entry),)
+                cursor = entry.version + 1
+
+        with DeafProxy(server) as deaf:
+            deaf.is_deaf = WHOLE_REPLIES
+            threading.Thread(target=deaf.serve_forever, kwargs={"poll_interval": 0.01}).start()
+            try:
+                use(EtcdV2Registry([deaf.url], "/network"), test)
+            finally:
+                deaf.shutdown()
+
+    def test_that_ends_again_and_again_is_no_loop(self) -> None:
+        with answering(200, "") as url:
+            began = time.monotonic()
+            with pytest.raises(RegistryUnavailable, match="etcd ended the watch"):
+                use(EtcdV2Registry([url], "/network"), lambda registry: registry.watch(7, DEADLINE))
+            assert time.monotonic() - began < 3
+
+    def test_tells_a_burst_in_batches_that_a_turn_of_the_loop_can_take(self, server: EtcdServer) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            assert await registry.watch(cursor, 0.1) == Changes((), cursor)
+            names = {f"11.{number // 250}.{number % 250}.0-24" for number in range(700)}
+            await asyncio.to_thread(server.put_all, {f"{SUBNETS}/{name}": "x" for name in names}, DAY)
+            batches: list[set[str]] = []
+            while sum(map(len, batches)) < len(names):
+                changes = await registry.watch(cursor, DEADLINE)
+                batches.append({change.entry.name for change in changes.changes if isinstance(change, Put)})
+                cursor = changes.cursor
+            assert set().union(*batches) == names
+            assert max(map(len, batches)) <= event_stream.MOST_AT_ONCE
+
+        use(EtcdV2Registry([server.url], "/network"), test)
+
+    def test_of_more_events_than_are_taken_loses_none(
+        self, server: EtcdServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Values are large, and nothing is taken meanwhile."""
+        monkeypatch.setattr(event_stream, "MOST_WAITING", 100_000)
+
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            assert await registry.watch(cursor, 0.1) == Changes((), cursor)
+            values = [f"{number}" * 10_000 for number in range(30)]
+            for value in values:
+                await asyncio.to_thread(put, server, f"{SUBNETS}/{A}", value)
+            told: list[str] = []
+            while len(told) < len(values):
+                changes = await registry.watch(cursor, DEADLINE)
+                told += [change.entry.value for change in changes.changes if isinstance(change, Put)]
+                cursor = changes.cursor
+            assert told == values
+
+        use(EtcdV2Registry([server.url], "/network"), test)
+
+
+class DeafProxy(LossyProxy):
+    """Passes on what etcd sends as ``is_deaf`` says, or all of it."""
+
+    def __init__(self, server: EtcdServer) -> None:
+        super().__init__(server)
+        self.is_deaf = ""
+        self._streams: set[socket.socket] = set()
+        self._polls: dict[socket.socket, bytes] = {}
+
+    def note(self, client: socket.socket, request: bytes) -> None:
+        self._polls.pop(client, None)
+        if b"stream=true" in request and self.is_deaf != FORGOTTEN:
+            self._streams.add(client)
+        elif b"wait=true" in request and self.is_deaf == WHOLE_REPLIES:
+            self._polls[client] = b""
+
+    def passed(self, client: socket.socket, reply: bytes) -> bytes:
+        if client in self._polls:
+            self._polls[client] += reply
+            return self._polls.pop(client) if b'"action"' in self._polls[client] else b""
+        is_held = self.is_deaf in (FORGOTTEN, WHOLE_REPLIES) or (self.is_deaf and not reply.startswith(b"HTTP/1.1"))
+        return b"" if is_held and client in self._streams else reply
+
+
+def watches(server: EtcdServer) -> int:
+    """How often etcd has been asked for a watch."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=DEADLINE) as answer:
+        found = re.search(r"^etcd_debugging_store_watch_requests_total (\S+)$", answer.read().decode(), re.MULTILINE)
+    assert found
+    return int(float(found[1]))
 
 
 class TestEvents:
@@ -583,6 +857,19 @@ class TestTls:
             assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
 
         use(self.connect(tls_url, pki), test)
+
+    def test_a_watch_that_is_left_leaves_no_thread(self, tls_url: str, pki: Path, server: EtcdServer) -> None:
+        async def test(registry: EtcdV2Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            assert await registry.watch(cursor, 0.1) == Changes((), cursor)
+            assert "etcd watch" in {thread.name for thread in threading.enumerate()}
+
+        use(self.connect(tls_url, pki), test)
+        use(EtcdV2Registry([server.url], "/network"), test)
+        deadline = time.monotonic() + 2
+        while "etcd watch" in {thread.name for thread in threading.enumerate()}:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     @pytest.mark.parametrize("ca", [None, "stranger"])
     def test_unknown_authority_is_refused(self, tls_url: str, pki: Path, ca: str | None) -> None:

@@ -36,6 +36,7 @@ ROWS = [
     (Happening.CLAIMED, Action.REPAIR, Action.REPAIR),
     (Happening.HELD_BY_LATER, Action.REPAIR, Action.REPAIR),
     (Happening.HELD_BY_EARLIER, Action.LEAVE, Action.LEAVE),
+    (Happening.MOVED, Action.CLAIM, Action.CLAIM),
     (Happening.ELSEWHERE_EARLIER, Action.LEAVE, Action.LEAVE),
     (Happening.ELSEWHERE, Action.NOTHING, Action.NOTHING),
     (Happening.GONE, Action.TAKE_BACK, Action.TAKE_BACK),

@@ -1,0 +1,144 @@
+"""HTTP connections with one deadline for a whole reply, for urllib3's pools.
+
+urllib3's time-outs count for each read of the socket, so a server that sends a byte a second holds a call for ever.
+Here the time-out that urllib3 computes for a request (``urllib3.Timeout(total=…)``: what connecting and sending have
+left of it) counts for the reply as a whole: status line, headers and body, however they are split, over TCP or TLS.
+
+A reply that makes progress gets more time, because a list of ten thousand leases over a slow link is legitimate: one
+second for each ``BYTES_PER_SECOND`` received, and ``LONGEST_REPLY`` seconds at most.
+
+Connecting is bounded, too.  A name's addresses share the time-out equally, so one that does not answer leaves time for
+the next, and the TLS handshake, which OpenSSL's binding bounds as a whole, gets what the connection has left.  Name
+resolution is bounded by the resolver (resolv.conf: timeout, attempts).
+
+Imported when the first request is made: urllib3 takes a tenth of a second to import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import io
+import socket
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from _typeshed import WriteableBuffer
+    from urllib3.response import HTTPResponse
+
+BYTES_PER_SECOND = 65536
+LONGEST_REPLY = 60.0  # seconds
+
+_SHORTEST_WAIT = 0.001  # 0 would mean a non-blocking socket
+# A connection that its peer or a firewall between has forgotten is found dead after half a minute, without a request.
+_KEEP_ALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+
+
+def bound(pools: urllib3.PoolManager) -> None:
+    """Have ``pools`` make connections of this module, with TCP keep-alive."""
+    pools.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+    pools.connection_pool_kw["socket_options"] = [*HTTPConnection.default_socket_options, *_KEEP_ALIVE]
+
+
+def lift_deadline(response: urllib3.BaseHTTPResponse) -> Callable[[], None]:
+    """Let the body of ``response`` take any time; returns what ends a read of it, from any thread."""
+    connection = cast("_Bounded", response.connection)
+    connection.reader.seconds = None
+    return connection.reader.interrupt
+
+
+class _Reader(io.RawIOBase):
+    """The bytes of one reply.  A read raises TimeoutError when the time for the reply is over."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, seconds: float | None) -> None:
+        self._raw = raw
+        self._sock = sock
+        self.seconds = seconds
+        self._began = time.monotonic()
+        self._received = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        self._sock.settimeout(self._time_left())
+        count = self._raw.readinto(buffer)
+        self._received += count or 0
+        return cast("int | None", count)
+
+    def _time_left(self) -> float | None:
+        if self.seconds is None:
+            return None
+        allowed = min(self.seconds + self._received / BYTES_PER_SECOND, max(LONGEST_REPLY, self.seconds))
+        left = self._began + allowed - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return max(left, _SHORTEST_WAIT)
+
+    def interrupt(self) -> None:
+        """End a read that another thread waits in, and all later ones."""
+        with contextlib.suppress(OSError):  # it is closed
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)  # not SSLSocket's, which is not thread-safe
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Reply(http.client.HTTPResponse):
+    def __init__(self, connection: _Bounded, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        connection.reader = _Reader(self.fp.detach(), sock, connection.timeout)
+        self.fp = io.BufferedReader(connection.reader)
+
+
+class _Bounded(HTTPConnection):
+    reader: _Reader
+    timeout: float | None
+
+    def _new_conn(self) -> socket.socket:
+        timeout = self.timeout
+        if timeout is None:
+            return super()._new_conn()
+        began = time.monotonic()
+        self.timeout = timeout / self._count_addresses()
+        try:
+            sock = super()._new_conn()
+        finally:
+            self.timeout = timeout
+        sock.settimeout(max(began + timeout - time.monotonic(), _SHORTEST_WAIT))
+        return sock
+
+    def _count_addresses(self) -> int:
+        try:
+            return len(socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError):  # connecting reports it
+            return 1
+
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]
+        self.response_class = functools.partial(_Reply, self)  # type: ignore[assignment]
+        return super().getresponse()
+
+
+class _BoundedTls(_Bounded, HTTPSConnection):
+    pass
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Bounded
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _BoundedTls

@@ -1,0 +1,183 @@
+"""One HTTP reply that goes on for as long as its events do, read in a thread of its own.
+
+A reader thread splits the body into JSON values, converts each and hands it to the event loop.  What the loop has not
+taken yet is bounded: beyond ``MOST_WAITING`` characters the stream ends, and its user asks again from where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import contextlib
+import json
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from flannelpy.errors import RegistryUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+
+    from urllib3 import BaseHTTPResponse
+
+Event = TypeVar("Event")
+
+MOST_WAITING = 4 << 20  # characters of JSON
+MOST_AT_ONCE = 200  # events that are taken in one turn of the loop: a millisecond or two
+# etcd refuses requests of more than 1.5 MB unless configured otherwise; an event may hold two values, escaped.
+LONGEST_EVENT = 64 << 20
+
+_PIECE = 65536  # bytes
+_CHARACTERS_PER_SECOND = 65536
+_COST = 100  # characters that count for each event, however short
+_DECODE = json.JSONDecoder().raw_decode
+
+
+class EventStream(Generic[Event]):
+    """What arrives on ``response``, each JSON value as ``convert`` makes it.
+
+    ``interrupt`` ends a read of the response from any thread.  Every method but those of the reader thread belongs to
+    the event loop.  Raises, from the constructor: RegistryUnavailable.
+    """
+
+    def __init__(
+        self, response: BaseHTTPResponse, interrupt: Callable[[], None], convert: Callable[[Any], Event]
+    ) -> None:
+        self._response = response
+        self._interrupt = interrupt
+        self._convert = convert
+        self._loop = asyncio.get_running_loop()
+        self._news = asyncio.Event()
+        self._waiting: deque[tuple[Event, int]] = deque()
+        self._handed_over = self._taken = 0  # characters, of the reader thread and of the loop
+        self._began = time.monotonic()
+        self._seconds = 0.0
+        self._incomplete: tuple[float, int] | None = None  # since when an event is, and how much of it has come
+        #: Why there will be no more events; empty while there may be.
+        self.end = ""
+        try:
+            threading.Thread(target=self._read, name="etcd watch", daemon=True).start()
+        except (RuntimeError, MemoryError) as error:
+            response.close()
+            raise RegistryUnavailable(f"no thread to watch in: {error}") from error
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all events that there will ever be are taken."""
+        return bool(self.end) and not self._waiting
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it ended within a second."""
+        return bool(self.end) and self._seconds < 1
+
+    def is_stuck(self, seconds: float) -> bool:
+        """Whether an event has begun to arrive, and has not come to its end in this time; a long one has more."""
+        if (incomplete := self._incomplete) is None:
+            return False
+        since, length = incomplete
+        return time.monotonic() - since > seconds + length / _CHARACTERS_PER_SECOND
+
+    async def wait(self, seconds: float) -> None:
+        """Return when there are events, when the stream has ended, or after ``seconds``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+
+    def take(self) -> list[Event]:
+        """The oldest events that were not taken yet, ``MOST_AT_ONCE`` at most."""
+        taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST_AT_ONCE))]
+        self._taken += sum(size for _, size in taken)
+        if not self._waiting and not self.end:
+            self._news.clear()
+        return [event for event, _ in taken]
+
+    def close(self, why: str = "it was closed") -> None:
+        """End the stream."""
+        self._finish(why)
+        self._interrupt()
+
+    def _read(self) -> None:
+        """In the reader thread: hand over event after event."""
+        why = "etcd ended the watch"
+        try:
+            for value, length in json_values(self._pieces(), self._note_incomplete):
+                self._incomplete = None
+                size = length + _COST
+                self._handed_over += size
+                self._tell(self._add, (self._convert(value), size))
+                if self._handed_over - self._taken > MOST_WAITING:
+                    why = "more events than can be taken in"
+                    break
+        except Exception as error:
+            why = str(error) or type(error).__name__
+        finally:
+            with contextlib.suppress(Exception):
+                self._response.close()
+        self._tell(self._finish, why)
+
+    def _note_incomplete(self, length: int) -> None:
+        since = self._incomplete[0] if self._incomplete else time.monotonic()
+        self._incomplete = (since, length) if length else None
+
+    def _pieces(self) -> Iterator[str]:
+        """The body, as it arrives."""
+        return codecs.iterdecode(iter(lambda: self._response.read1(_PIECE), b""), "utf-8")
+
+    def _tell(self, method: Callable[[Any], None], argument: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(method, argument)
+
+    def _add(self, event: tuple[Event, int]) -> None:
+        if not self.end:
+            self._waiting.append(event)
+            self._news.set()
+
+    def _finish(self, why: str) -> None:
+        if not self.end:
+            self.end = why
+            self._seconds = time.monotonic() - self._began
+            self._news.set()
+
+
+def json_values(
+    pieces: Iterable[str], note_incomplete: Callable[[int], None] = lambda _: None
+) -> Iterator[tuple[Any, int]]:
+    """The JSON values in ``pieces`` and their lengths in characters, each as soon as it is complete.
+
+    ``note_incomplete`` is called after each piece with the length of the value that has begun, or 0.
+
+    A value may be split anywhere, and a piece may hold many.  Parsing is tried where a value can end, at a line feed or
+    a closing brace, so a long value is not parsed again for each of its pieces.  Raises ValueError where the text ends
+    within a value, or a value is longer than ``LONGEST_EVENT``.
+    """
+    parts: list[str] = []
+    length = 0
+    for piece in pieces:
+        parts.append(piece)
+        length += len(piece)
+        if "\n" in piece or piece.endswith("}"):
+            rest = yield from _complete_values("".join(parts))
+            parts, length = [rest], len(rest)
+        note_incomplete(length)
+        if length > LONGEST_EVENT:
+            raise ValueError(f"an event of more than {LONGEST_EVENT} characters")
+    if "".join(parts).strip():
+        raise ValueError("the watch ended within an event")
+
+
+def _complete_values(text: str) -> Generator[tuple[Any, int], None, str]:
+    """Those at the beginning of ``text``; returns what is left of it."""
+    at = len(text) - len(text.lstrip())
+    while at < len(text):
+        try:
+            value, end = _DECODE(text, at)
+        except ValueError:
+            break
+        yield value, end - at
+        at = end
+        while at < len(text) and text[at].isspace():
+            at += 1
+    return text[at:]
