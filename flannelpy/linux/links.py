@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
@@ -76,15 +76,15 @@ class Link:
 class Address:
     """An IPv4 address on the interface with that index; ``peer`` is the other end of a point-to-point address.
 
-    ``flags`` and ``scope`` are the kernel's numbers.
+    ``flags`` and ``scope`` are the kernel's numbers, which make it no other address.
     """
 
     link_index: int
     address: IPv4Address
     prefix_len: int = 32
     peer: IPv4Address | None = None
-    flags: int = 0
-    scope: int = 0
+    flags: int = field(default=0, compare=False)
+    scope: int = field(default=0, compare=False)
 
     @property
     def flaw(self) -> str:

@@ -570,7 +570,7 @@ def test_examples_of_the_help_work(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(cli.parse(argv).iface == ("eth1",) for argv in commands)
     for name, _, text in variables:
         monkeypatch.setenv(name, text)
-    assert differing(cli.parse([])) == {"iface": "eth1", "etcd_endpoints": ("http://10.0.0.1:2379",)}
+    assert differing(cli.parse([])) == {"iface": ("eth1",), "etcd_endpoints": ("http://10.0.0.1:2379",)}
 
 
 @pytest.mark.parametrize("name", ["FLANNELD_VERSION", "FLANNELD_HELP", "FLANNELD_CLEANUP"])
