@@ -259,32 +259,51 @@ class Chooser:
         return [one.address for one in sorted(usable, key=lambda one: one.is_last_resort)]
 
 
-def place_now(external: ExternalInterface, index: int, wanted: Wanted, machine: Machine) -> str:
-    """Where the address of ``external`` is now, or what has taken its place; empty while nothing has.
+def place_now(external: ExternalInterface, indices: Mapping[str, int], wanted: Wanted, machine: Machine) -> str:
+    """What is in place of what ``external`` has lost: its address, or the interface by which packets leave.
 
-    The address is gone from the interface that had it, whose index was ``index``.
+    Empty while nothing is.  ``indices``: those of its interfaces, by the names that they had.
     """
     address, holder = external.address, external.holder
-    for one in machine.addresses:
-        link = machine.links[one.link_index]
-        if one.address == address and link.name != holder and link.index not in machine.own:
-            if link.index == index:
-                return f"{holder} was renamed to {link.name}, which has {address}"
-            return f"{address} moved from {holder} to {link.name}"
+    holders = [
+        machine.links[one.link_index]
+        for one in machine.addresses
+        if one.address == address and one.link_index not in machine.own
+    ]
+    if any(link.name == holder for link in holders):
+        return _new_way_out(external, indices, wanted, machine)
+    for link in holders:
+        if link.index == indices.get(holder):
+            return f"{holder} was renamed to {link.name}, which has {address}"
+        return f"{address} moved from {holder} to {link.name}"
+    # Nothing else can take the place of an address that -public-ip names.
     return "" if address == wanted.public_ip else _replacement(external, wanted, machine)
 
 
+def _new_way_out(external: ExternalInterface, indices: Mapping[str, int], wanted: Wanted, machine: Machine) -> str:
+    link = machine.links.get(indices.get(external.name, 0))
+    if link and link.name != external.name:
+        return f"{external.name} was renamed to {link.name}"
+    new = _choice_now(wanted, machine)
+    return f"{external.name} was replaced by {new.name}" if new and new.name != external.name else ""
+
+
 def _replacement(external: ExternalInterface, wanted: Wanted, machine: Machine) -> str:
-    try:
-        new = Chooser(wanted, machine).choose().external
-    except HostError:
+    new = _choice_now(wanted, machine)
+    if new is None or new.address == external.address:
         return ""
-    is_same = new.address == external.address
-    if is_same or (new.address.is_link_local and not external.address.is_link_local):
+    if new.address.is_link_local and not external.address.is_link_local:
         return ""
     if new.holder == external.holder:
         return f"{new.holder} has {new.address} now instead of {external.address}"
     return f"{external.address} on {external.holder} was replaced by {new.address} on {new.holder}"
+
+
+def _choice_now(wanted: Wanted, machine: Machine) -> ExternalInterface | None:
+    try:
+        return Chooser(wanted, machine).choose().external
+    except HostError:
+        return None
 
 
 def _as_address(text: str) -> IPv4Address | None:

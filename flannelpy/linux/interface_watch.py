@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from ipaddress import IPv4Interface
 
 from flannelpy.errors import HostChanged
 from flannelpy.linux.interface import observe
 from flannelpy.linux.interface_choice import ExternalInterface, Wanted, place_now
-from flannelpy.linux.netlink import Link, Netlink
+from flannelpy.linux.netlink import Address, Link, Netlink
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,10 @@ class Watch:
         self._now = now
         self._leased = leased
         self._mtu = external.mtu
-        self._index = 0  # of the interface that has the address
-        self._is_gone = False
+        self._lost_address = f"address {external.address} is gone from {external.holder}"
+        self._indices: dict[str, int] = {}  # of its interfaces
+        self._has_public_ip = False
+        self._lost = ""
         self._place = ""  # of another address
         self._placed_at = math.inf
         self.trouble = ""
@@ -48,30 +50,37 @@ class Watch:
         """Log what has changed.  Raises HostChanged when another address is in place for 15 s, and HostError."""
         external = self._external
         link = await netlink.link(external.name)
-        holder = link if external.holder == external.name else await netlink.link(external.holder)
+        holder = await netlink.link(external.holder) if external.other_holder else link
+        addresses = await netlink.addresses()
         if link:
             self._log_mtu(link.mtu)
-        if holder and await self._has_address(netlink, holder):
+        self._log_public_ip(addresses)
+        lost = self._what_is_lost(link, holder, addresses)
+        if lost:
+            await self._missing(netlink, lost)
+        elif link and holder:
+            self._indices = {link.name: link.index, holder.name: holder.index}
             self._found(holder)
-        else:
-            await self._missing(netlink)
 
     def due(self) -> float:
         """In how many seconds ``check`` may raise HostChanged; infinite while no other address is in place."""
         return max(0.0, self._placed_at + ADDRESS_PATIENCE - self._now())
 
-    async def _has_address(self, netlink: Netlink, holder: Link) -> bool:
-        """Whether the interface has both the address and its name; the kernel finds one by its altnames, too."""
-        address = self._external.address
-        is_there = any(one.link_index == holder.index and one.address == address for one in await netlink.addresses())
-        return is_there and holder.name == self._external.holder
+    def _what_is_lost(self, link: Link | None, holder: Link | None, addresses: Iterable[Address]) -> str:
+        """In words.  The kernel finds a link by its altnames, too: it must have the name by which rules know it."""
+        external = self._external
+        index = holder.index if holder and holder.name == external.holder else 0
+        if not any(one.link_index == index and one.address == external.address for one in addresses):
+            return self._lost_address
+        return "" if link and link.name == external.name else f"interface {external.name} is gone"
 
     def _found(self, holder: Link) -> None:
-        self._index = holder.index
         self._note_place("")
-        if self._is_gone:
-            log.info("Address %s is back on %s", self._external.address, holder.name)
-            self._is_gone, self.trouble = False, ""
+        if self._lost:
+            is_address = self._lost == self._lost_address
+            back = f"Address {self._external.address} is back on {holder.name}"
+            log.info("%s", back if is_address else f"Interface {self._external.name} is back")
+            self._lost = self.trouble = ""
         before, self.trouble = self.trouble, self._link_trouble(holder)
         if self.trouble and self.trouble != before:
             log.error("Link %s: no packets to and from other hosts", self.trouble)
@@ -83,14 +92,15 @@ class Watch:
             return f"{holder.name} is down"
         return "" if holder.in_use or self._external.other_holder else f"{holder.name} has no carrier"
 
-    async def _missing(self, netlink: Netlink) -> None:
-        address, holder = self._external.address, self._external.holder
-        if not self._is_gone:
-            log.error("Address %s is gone from %s: no packets to and from other hosts", address, holder)
-        self._is_gone = True
-        place = place_now(self._external, self._index, self._wanted, await observe(netlink, self._wanted, self._leased))
+    async def _missing(self, netlink: Netlink, lost: str) -> None:
+        if lost != self._lost:
+            log.error("%s: no packets to and from other hosts", lost[0].upper() + lost[1:])
+        self._lost = self.trouble = lost
+        machine = await observe(netlink, self._wanted, self._leased)
+        place = place_now(self._external, self._indices, self._wanted, machine)
         self._note_place(place)
-        self.trouble = f"address {address} is gone from {holder}" + (f": {place}" if place else "")
+        if place:
+            self.trouble = f"{lost}: {place}"
 
     def _note_place(self, place: str) -> None:
         """Count the time from when another address is in place."""
@@ -103,6 +113,20 @@ class Watch:
         self._placed_at = min(self._placed_at, self._now())
         if not self.due():
             raise HostChanged(f"{place}: flannelpy has to start anew")
+
+    def _log_public_ip(self, addresses: Iterable[Address]) -> None:
+        """Log that there is no NAT, which the start assumed because no interface had the public IP."""
+        public_ip, address = self._wanted.public_ip, self._external.address
+        had_public_ip = self._has_public_ip
+        is_nat = public_ip not in (None, address)
+        self._has_public_ip = is_nat and any(one.address == public_ip for one in addresses)
+        if self._has_public_ip and not had_public_ip:
+            log.warning(
+                "This machine has the public IP %s now, and datagrams come from %s: restart flannelpy, unless a NAT "
+                "passes them on",
+                public_ip,
+                address,
+            )
 
     def _log_mtu(self, mtu: int) -> None:
         if mtu == self._mtu:

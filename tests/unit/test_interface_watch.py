@@ -15,7 +15,7 @@ from fakes_interfaces import ETH0, ETH1, LO, FakeNetlink
 from flannelpy import cli
 from flannelpy.errors import HostChanged
 from flannelpy.linux.interface import find
-from flannelpy.linux.interface_choice import ExternalInterface, Wanted
+from flannelpy.linux.interface_choice import Wanted
 from flannelpy.linux.interface_watch import ADDRESS_PATIENCE, Watch
 from flannelpy.linux.netlink import Address, Link
 from flannelpy.linux.routes import RouteAnswer
@@ -36,11 +36,15 @@ class Watched:
         self.now = 1000.0
         self.machine = FakeNetlink((LO, ETH0, ETH1), ((2, "10.0.0.5"), (3, OURS)), defaults=((3, 0),))
         self.machine.ways["10.9.9.9"] = RouteAnswer(0, 3, source=IPv4Address(OURS))
+        self.prepare()
         options = cli.parse(list(flags))
         wanted = Wanted(options.iface, options.iface_regex, options.iface_can_reach, options.public_ip)
         self.external = asyncio.run(find(self.machine, wanted))
         self.watch = Watch(self.external, wanted, lambda: self.now)
         assert self.look() == ""
+
+    def prepare(self) -> None:
+        """What there is before the start."""
 
     def look(self, after: float = 1) -> str:
         self.now += after
@@ -295,18 +299,55 @@ def test_a_link_that_is_down_is_not_ready_and_ends_nothing(caplog: pytest.LogCap
 # An address that another interface has than the one by which packets leave
 
 
+ANYCAST = "10.255.0.1"
+
+
+class OnLo(Watched):
+    """Packets leave by eth1 with an address of lo."""
+
+    def prepare(self) -> None:
+        self.hold(held(1, ANYCAST), held(3, OURS))
+
+
 def test_an_address_on_lo_is_watched_where_it_is() -> None:
-    watched = Watched()
-    watched.hold(held(1, "10.255.0.1"), held(3, OURS))
-    external = ExternalInterface("eth1", IPv4Address("10.255.0.1"), 9000, "lo")
-    watch = Watch(external, Wanted(["10.255.0.1"]), lambda: watched.now)
-    for machine_change in (lambda: watched.hold(held(1, "10.255.0.1")), lambda: watched.machine.listed.pop()):
-        machine_change()
-        asyncio.run(watch.check(watched.machine))
-        assert watch.trouble == ""
-    watched.hold(held(2, "10.255.0.1"))
-    asyncio.run(watch.check(watched.machine))
-    assert watch.trouble == "address 10.255.0.1 is gone from lo: 10.255.0.1 moved from lo to eth0"
+    watched = OnLo(f"-iface={ANYCAST}")
+    assert watched.external == ("eth1", IPv4Address(ANYCAST), 9000, "lo")
+    watched.hold(held(1, ANYCAST))
+    assert watched.look(3600) == ""
+    watched.hold(held(2, ANYCAST))
+    assert watched.look() == f"address {ANYCAST} is gone from lo: {ANYCAST} moved from lo to eth0"
+    assert watched.ends() == f"{ANYCAST} moved from lo to eth0"
+
+
+@pytest.mark.parametrize(
+    ("flags", "links", "place"),
+    [
+        ((f"-iface={ANYCAST}",), (LO, ETH0, replace(ETH1, name="wan0")), "eth1 was renamed to wan0"),
+        ((f"-iface={ANYCAST}",), (LO, ETH0), "eth1 was replaced by eth0"),
+        ((*NAMED, f"-public-ip={ANYCAST}"), (LO, ETH0, replace(ETH1, name="wan0")), "eth1 was renamed to wan0"),
+        ((*NAMED, f"-public-ip={ANYCAST}"), (LO, ETH0), ""),
+    ],
+)
+def test_the_interface_by_which_packets_leave_is_watched_too(
+    flags: Sequence[str], links: Sequence[Link], place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="flannelpy.linux.interface_watch")
+    watched = OnLo(*flags)
+    before = watched.machine.listed
+    watched.machine.listed = list(links)
+    watched.machine.held = [held(1, ANYCAST), held(2, "10.0.0.5")]
+    watched.machine.defaults = ((2, 0),)
+    assert watched.look() == "interface eth1 is gone" + (f": {place}" if place else "")
+    if place:
+        assert watched.ends() == place
+    else:
+        assert watched.look(3600) == "interface eth1 is gone"
+        watched.machine.listed = before
+        assert watched.look() == ""
+        assert caplog.messages == [
+            "Interface eth1 is gone: no packets to and from other hosts",
+            "Interface eth1 is back",
+        ]
 
 
 def test_a_public_ip_on_another_interface_is_watched_there() -> None:
@@ -316,6 +357,17 @@ def test_a_public_ip_on_another_interface_is_watched_there() -> None:
     assert watched.look(3600) == ""
     watched.machine.held = [held(3, "10.0.0.5")]
     assert watched.look() == "address 10.0.0.5 is gone from eth0: 10.0.0.5 moved from eth0 to eth1"
+
+
+def test_a_public_ip_that_comes_after_the_start_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    watched = Watched(*NAMED, "-public-ip=192.0.2.1")
+    watched.hold(held(3, OURS), held(1, "192.0.2.1"))
+    for _ in range(3):
+        assert watched.look(3600) == ""
+    assert caplog.messages == [
+        f"This machine has the public IP 192.0.2.1 now, and datagrams come from {OURS}: restart flannelpy, unless a "
+        "NAT passes them on"
+    ]
 
 
 def test_another_mtu_is_logged_each_time_it_changes(caplog: pytest.LogCaptureFixture) -> None:
