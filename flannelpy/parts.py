@@ -35,6 +35,8 @@ async def addresses(options: Options) -> tuple[ExternalInterface, IPv4Address]:
         external = await interface.find(netlink, _wanted(options), _previous_addresses(options))
         held = [IPv4Interface((one.address, one.prefix_len)) for one in await netlink.addresses()]
     log.info("Using %s as external interface", external.address)
+    if external.other_holder:
+        log.info("Packets leave by %s with the address %s of %s", external.name, external.address, external.holder)
     public_ip = options.public_ip or external.address
     if block := special_use(public_ip):
         raise HostError(f"{external.holder} has {public_ip}, in {block}: other hosts cannot reach it")

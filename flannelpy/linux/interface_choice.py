@@ -290,6 +290,9 @@ def _new_way_out(external: ExternalInterface, indices: Mapping[str, int], wanted
 
 def _replacement(external: ExternalInterface, wanted: Wanted, machine: Machine) -> str:
     new = _choice_now(wanted, machine)
+    if new is None and wanted.ifaces:
+        # -iface named the interface by the address that is gone.
+        new = _choice_now(Wanted([external.holder]), machine)
     if new is None or new.address == external.address:
         return ""
     if new.address.is_link_local and not external.address.is_link_local:

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -82,6 +83,14 @@ MOVES = (
         ("address delete 10.255.0.8/32 dev lo", "address add 10.255.0.8/32 dev eth2"),
         "10.255.0.8 moved from lo to eth2",
     ),
+    Move(
+        "vxlan",
+        (*NAMED, "-public-ip=10.66.0.9"),
+        (*ETH2, "address add 10.66.0.9/24 dev eth2"),
+        RENAME,
+        "eth1 was renamed to wan0",
+    ),
+    Move("udp", ("-iface=172.17.8.110",), (), DHCP, "eth1 has 172.17.8.222 now instead of {ip}"),
 )
 
 
@@ -98,7 +107,7 @@ def is_ready(host: Host) -> bool:
 
 
 def test_after_15_s_of_another_address_in_place_a_daemon_ends_and_says_where_it_is() -> None:
-    """Eight hosts whose addresses move, and three whose addresses come back, at the same time."""
+    """Ten hosts whose addresses move, and three whose addresses come back, at the same time."""
     with Lab(hosts=len(MOVES) + 3) as lab:
         put_configs(lab)
         moving, staying = lab.hosts[: len(MOVES)], lab.hosts[len(MOVES) :]
@@ -201,6 +210,23 @@ def test_the_firewall_guards_the_public_ip(public: Lab) -> None:
     wait_for(lambda: all(map(is_guarded, public.hosts)), 10, "the rules about each public IP")
 
 
+def test_a_link_that_is_down_or_unplugged_is_not_ready_until_it_is_back(public: Lab) -> None:
+    """Its address and name stay, so that nothing but the link tells it."""
+    host = public.hosts[-1]
+    daemon = host.daemons[0]
+    wait_for(lambda: is_ready(host), 10, "the host to be ready")
+    for trouble, off, on in (
+        ("is down", partial(configure, host, "link set eth1 down"), partial(configure, host, "link set eth1 up")),
+        ("has no carrier", host.unplug, host.plug_in),
+    ):
+        off()
+        daemon.wait_for_log(rf"^E.*\] Link eth1 {trouble}: no packets to and from other hosts$")
+        wait_for(lambda: not is_ready(host), 5, "the host to be not ready")
+        on()
+        wait_for(lambda: is_ready(host), 5, "the host to be ready again")
+    assert daemon.process.poll() is None
+
+
 def test_a_public_ip_that_no_interface_has_is_a_nats(public: Lab) -> None:
     host = public.hosts[-1]
     daemon = host.start_daemon(*NAMED, "-public-ip=192.0.2.9", "-subnet-file=/run/flannel/nat.env")
@@ -223,74 +249,61 @@ class Start(NamedTuple):
     env: Mapping[str, str] = {}
 
 
-ADDED = "address add 172.17.8.150/24 dev eth1"
-AFTER = "address delete 172.17.8.101/24 dev eth1"
-BACK = "address add 172.17.8.101/24 dev eth1"
-STARTS = {
-    "deprecated": Start((ADDED, "address change 172.17.8.101/24 dev eth1 preferred_lft 0"), NAMED, "172.17.8.150"),
-    "scope host": Start((AFTER, "address add 172.17.9.140/24 dev eth1 scope host", ADDED), NAMED, "172.17.8.150"),
-    "deprecated, by default": Start(
-        (ADDED, "address change 172.17.8.101/24 dev eth1 preferred_lft 0", DEFAULT), (), "172.17.8.150"
+ADDED = "address add {other}/24 dev eth1"
+DEPRECATED = "address change {ip}/24 dev eth1 preferred_lft 0"
+STARTS = (
+    Start((ADDED, DEPRECATED), NAMED, "{other}"),
+    Start((ADDED, DEPRECATED, DEFAULT), (), "{other}"),
+    Start((DEPRECATED,), ("-iface={ip}",), "{ip}"),
+    Start(
+        ("address delete {ip}/24 dev eth1", "address add 172.17.9.140/24 dev eth1 scope host", ADDED), NAMED, "{other}"
     ),
-    "named though deprecated": Start(
-        ("address change 172.17.8.101/24 dev eth1 preferred_lft 0",), ("-iface=172.17.8.101",), "172.17.8.101"
-    ),
-    "altname": Start(("link property add dev eth1 altname to-the-rack-switch",), ("-iface=to-the-rack-switch",), ""),
-    "second of -iface": Start((), ("-iface=eth9", "-iface=eth1"), ""),
-    "variable": Start((), (), "", {"FLANNELD_IFACE": "eth9 eth1"}),
-    "regex by address": Start((ADDED,), (r"-iface-regex=\.150$",), "172.17.8.150"),
-    "regex by name": Start((), ("-iface-regex=^wlan", "-iface-regex=^et.1$"), ""),
-    "can reach": Start((), (f"-iface-can-reach={GATEWAY}",), ""),
-    "can reach by its source": Start(
-        (ADDED, f"route add 192.0.2.0/24 via {GATEWAY} src 172.17.8.150"),
-        ("-iface-can-reach=192.0.2.1",),
-        "172.17.8.150",
-    ),
-    "public IP": Start((ADDED,), ("-public-ip=172.17.8.150",), "172.17.8.150"),
-}
+    Start(("link property add dev eth1 altname to-the-rack-switch",), ("-iface=to-the-rack-switch",), "{ip}"),
+    Start((), ("-iface=eth9", "-iface=eth1"), "{ip}"),
+    Start((), (), "{ip}", {"FLANNELD_IFACE": "eth9 eth1"}),
+    Start((ADDED,), ("-iface-regex={other}$",), "{other}"),
+    Start((), ("-iface-regex=^wlan", "-iface-regex=^et.1$"), "{ip}"),
+    Start((), (f"-iface-can-reach={GATEWAY}",), "{ip}"),
+    Start((ADDED, f"route add 192.0.2.0/24 via {GATEWAY} src {{other}}"), ("-iface-can-reach=192.0.2.1",), "{other}"),
+    Start((ADDED,), ("-public-ip={other}",), "{other}"),
+)
+REFUSALS = (
+    ("-iface=eth9\nE1122 forged", r"Error looking up interface 'eth9\nE1122 forged': no such network interface"),
+    ("-iface-regex=^wlan", "Error looking up interface by -iface-regex='^wlan': it matches no address and no name"),
+    ("-iface-can-reach=192.0.2.1", "-iface-can-reach=192.0.2.1: the kernel has no route to it"),
+    ("-iface-can-reach={ip}", "-iface-can-reach={ip} is an address of this machine"),
+    ("-iface=eth8 -iface-regex=x", "Failed to find interface to use that matches the interfaces and/or"),
+)
 
 
 @pytest.fixture(scope="module")
-def one(root: None) -> Iterator[Host]:
-    with Lab(hosts=1) as lab:
-        yield lab.hosts[0]
+def plain(root: None) -> Iterator[Lab]:
+    """A host for each start, since all start at the same time."""
+    with Lab(hosts=len(STARTS) + len(REFUSALS)) as lab:
+        yield lab
 
 
-@pytest.fixture
-def host(one: Host) -> Iterator[Host]:
-    """With its one address, whatever a test has left."""
-    yield one
-    one.run("ip", "link", "property", "del", "dev", "eth1", "altname", "to-the-rack-switch", check=False)
-    one.configure("address flush dev eth1", BACK)
+def test_which_address_is_used(plain: Lab) -> None:
+    expected = {}
+    for number, (host, start) in enumerate(zip(plain.hosts, STARTS, strict=False)):
+        words = {"ip": str(host.public_ip), "other": f"172.17.8.{200 + number}"}
+        host.configure(*(command.format(**words) for command in start.before))
+        daemon = host.start_daemon(*(flag.format(**words) for flag in start.flags), env=start.env)
+        expected[daemon] = start.address.format(**words)
+    for daemon, address in expected.items():
+        daemon.wait_for_log(rf"Using {re.escape(address)} as external interface$", 30)
+        daemon.kill()
 
 
-@pytest.mark.parametrize("case", STARTS)
-def test_which_address_is_used(host: Host, case: str) -> None:
-    before, flags, address, env = STARTS[case]
-    host.configure(*before)
-    daemon = host.start_daemon(*flags, env=env)
-    daemon.wait_for_log(rf"Using {re.escape(address or '172.17.8.101')} as external interface$")
-    daemon.kill()
-
-
-@pytest.mark.parametrize(
-    ("flags", "complaint"),
-    [
-        (["-iface=eth9\nE1122 forged"], r"Error looking up interface 'eth9\nE1122 forged': no such network interface"),
-        (
-            ["-iface-regex=^wlan"],
-            "Error looking up interface by -iface-regex='^wlan': it matches no address and no name",
-        ),
-        (["-iface-can-reach=192.0.2.1"], "-iface-can-reach=192.0.2.1: the kernel has no route to it"),
-        (["-iface-can-reach=172.17.8.101"], "-iface-can-reach=172.17.8.101 is an address of this machine"),
-        (["-iface=eth8", "-iface-regex=x"], "Failed to find interface to use that matches the interfaces and/or"),
-    ],
-)
-def test_what_fits_nothing_is_one_line_and_exit_1(host: Host, flags: list[str], complaint: str) -> None:
-    daemon = host.start_daemon(*flags)
-    assert daemon.process.wait(20) == 1
-    assert complaint in daemon.log().splitlines()[-1]
-    assert "Traceback" not in daemon.log()
+def test_what_fits_nothing_is_one_line_and_exit_1(plain: Lab) -> None:
+    expected = {}
+    for host, (flags, complaint) in zip(plain.hosts[len(STARTS) :], REFUSALS, strict=True):
+        flag, *more = flags.format(ip=host.public_ip).split(" -")
+        expected[host.start_daemon(flag, *(f"-{one}" for one in more))] = complaint.format(ip=host.public_ip)
+    for daemon, complaint in expected.items():
+        assert daemon.process.wait(30) == 1
+        assert complaint in daemon.log().splitlines()[-1]
+        assert "Traceback" not in daemon.log()
 
 
 def test_host_gw_takes_a_second_address_and_refuses_that_of_another_interface(
@@ -300,7 +313,7 @@ def test_host_gw_takes_a_second_address_and_refuses_that_of_another_interface(
     lab = make_lab(hosts=2)
     lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": "host-gw"}}))
     ours, theirs = lab.hosts
-    configure(ours, ADDED)
+    configure(ours, "address add 172.17.8.150/24 dev eth1")
     configure(theirs, "address add 10.255.0.2/32 dev lo")
     refused = theirs.start_daemon(*NAMED, "-public-ip=10.255.0.2")
     assert refused.process.wait(20) == 1

@@ -65,7 +65,7 @@ class Watched:
         return str(caught.value).removesuffix(": flannelpy has to start anew")
 
 
-NAMED = ("-iface=eth1",)
+NAMED, BY_ADDRESS = ("-iface=eth1",), (f"-iface={OURS}",)
 
 
 def renamed(watched: Watched) -> None:
@@ -117,12 +117,15 @@ def reached_by_another(watched: Watched) -> None:
 
 
 MOVES: list[tuple[Sequence[str], Callable[[Watched], None], str]] = [
-    *((flags, renamed, f"eth1 was renamed to wan0, which has {OURS}") for flags in ((), NAMED, (f"-iface={OURS}",))),
+    *((flags, renamed, f"eth1 was renamed to wan0, which has {OURS}") for flags in ((), NAMED, BY_ADDRESS)),
     (NAMED, renamed_with_altname, f"eth1 was renamed to wan0, which has {OURS}"),
     *((flags, bridged, f"{OURS} moved from eth1 to br0") for flags in ((), NAMED, ("-iface-regex=^172",))),
     (NAMED, bonded, f"{OURS} moved from eth1 to bond0"),
     (NAMED, moved_to_an_old_nic, f"{OURS} moved from eth1 to eth0"),
-    *((flags, replaced, f"eth1 has {THEIRS} now instead of {OURS}") for flags in ((), NAMED, ("-iface-regex=eth1",))),
+    *(
+        (flags, replaced, f"eth1 has {THEIRS} now instead of {OURS}")
+        for flags in ((), NAMED, BY_ADDRESS, ("-iface-regex=eth1",))
+    ),
     (("-public-ip=192.0.2.1",), replaced, f"eth1 has {THEIRS} now instead of {OURS}"),
     (NAMED, replaced_by_two, f"eth1 has {THEIRS} now instead of {OURS}"),
     ((), default_route_moved, f"{OURS} on eth1 was replaced by 10.0.0.5 on eth0"),
@@ -199,7 +202,7 @@ def without_a_default_route(watched: Watched) -> None:
         ),
         *((NAMED, change) for change in (on_another_nic, on_our_own_device, default_route_moved)),
         *(((), change) for change in (on_another_nic, default_route_by_our_own_device, without_a_default_route)),
-        ((f"-iface={OURS}",), replaced),
+        ((f"-iface={OURS}",), on_another_nic),
         ((f"-public-ip={OURS}",), replaced),
         ((*NAMED, f"-public-ip={OURS}"), replaced),
         (("-iface-regex=eth1",), on_another_nic),
