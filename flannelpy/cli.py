@@ -4,7 +4,8 @@ Go's spellings are rewritten to the one form that Go and click read alike, ``--n
 does the rest: variables, defaults, help.  A flag wins over its variable, an empty variable counts as unset.
 
 Exit codes: what the daemon returns, 2 for a wrong flag or variable, 130 for Ctrl-C before the daemon listens to it.
-Counterpart: the flag set of flanneld v0.5.5, names and defaults; -etcd-username and -etcd-password are those of v0.13.
+Counterpart: the flag set of flanneld v0.5.5, names and defaults; -etcd-username and -etcd-password are those of v0.13,
+-iface-regex, -iface-can-reach and the repeated -iface those of v0.20.2.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from ipaddress import IPv4Address
 from itertools import groupby
 from pathlib import Path
@@ -56,7 +58,9 @@ Examples:
     FLANNELD_ETCD_ENDPOINTS=http://10.0.0.1:2379
 """
 
-# Flags of v0.5.5 that flannelpy does without, and what to do instead.
+_KEPT_IN_ETCD = "config and leases are kept in etcd; give every host -etcd-endpoints"
+
+# Flags of v0.5.5 and of the later originals that flannelpy does without, and what to do instead.
 LEFT_OUT = {
     "listen": "there is no server mode; give every host -etcd-endpoints",
     "remote": "there is no client mode; give every host -etcd-endpoints",
@@ -69,6 +73,17 @@ LEFT_OUT = {
     "alsologtostderr": "the log always goes to stderr; leave it out",
     "stderrthreshold": "the whole log goes to stderr; filter its lines by their first letter (I, W, E)",
     "log_dir": "the log goes to stderr; redirect that, or read it with journalctl",
+    "kube-subnet-mgr": _KEPT_IN_ETCD,
+    "kube-api-url": _KEPT_IN_ETCD,
+    "kubeconfig-file": _KEPT_IN_ETCD,
+    "kube-annotation-prefix": "leases are kept in etcd; use -etcd-prefix",
+    "net-config-path": "the network config is kept in etcd; put it at KEY/config, where KEY is -etcd-prefix",
+    "set-node-network-unavailable": "there is no Kubernetes mode; leave it out",
+    "public-ipv6": "there is no IPv6 overlay; use -public-ip",
+    "healthz-ip": "there is no health port; a file ready is beside the subnet file while all is well",
+    "healthz-port": "there is no health port; a file ready is beside the subnet file while all is well",
+    "ip-masq-fully-random-disable": "-ip-masq lets the kernel choose source ports as it does by default; leave it out",
+    "ip-blackhole-route": "flannelpy adds no blackhole routes; leave it out, or add them with ip route",
 }
 
 # Flags that are of no use one without the other.
@@ -108,6 +123,15 @@ def level(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise ValueError("must be a whole number from 0 up")
     return int(text)
+
+
+def regex(text: str) -> re.Pattern[str] | None:
+    """A regular expression of Python's; no text means not given."""
+    try:
+        with warnings.catch_warnings(action="error"):  # of what Go reads in another way, such as [[:alpha:]]
+            return re.compile(text, re.ASCII) if text else None
+    except (re.error, Warning, OverflowError, RecursionError) as error:
+        raise ValueError(f"must be a regular expression: {error}") from None
 
 
 def host_id(text: str) -> str | None:
@@ -221,6 +245,7 @@ class Flag(click.Option):
         default: str = "",
         unset: str = "none",
         has_variable: bool = True,
+        is_repeatable: bool = False,
     ) -> None:
         self.flag, _, field = declared.partition(" ")
         self.section = section
@@ -231,7 +256,8 @@ class Flag(click.Option):
         super().__init__(
             [f"--{self.flag}", field or self.flag.replace("-", "_")],
             envvar=variable(self.flag) if has_variable else None,
-            default=default,
+            default=None if is_repeatable else default,
+            multiple=is_repeatable,
             callback=Flag.checked,
         )
 
@@ -247,15 +273,25 @@ class Flag(click.Option):
         return variable(self.flag) if by_variable else f"-{self.flag}"
 
     @staticmethod
-    def checked(context: click.Context, flag: click.Parameter, text: str) -> object:
-        """The value that ``text`` stands for.  Raises UsageError, which names flag or variable."""
+    def checked(context: click.Context, flag: click.Parameter, text: str | tuple[str, ...]) -> object:
+        """The value that ``text`` stands for, or the values of a repeatable flag.
+
+        Raises UsageError, which names flag or variable.
+        """
         assert isinstance(flag, Flag)
+        if isinstance(text, str):
+            return flag.parsed(context, text)
+        values = [flag.parsed(context, one) for one in text]
+        return tuple(value for value in values if value is not None)
+
+    def parsed(self, context: click.Context, text: str) -> object:
+        """What one text stands for.  Raises UsageError."""
         try:
-            return flag.read(text)
+            return self.read(text)
         except ValueError as error:
-            raise UsageError(f"bad value {text!r} for {flag.spelled(context)}: {error}") from None
+            raise UsageError(f"bad value {text!r} for {self.spelled(context)}: {error}") from None
         except UsageError as error:  # from another room, which holds the value back if need be, and knows no variable
-            raise UsageError(f"{flag.spelled(context)}: {str(error).removeprefix(f'-{flag.flag}: ')}") from None
+            raise UsageError(f"{self.spelled(context)}: {str(error).removeprefix(f'-{self.flag}: ')}") from None
 
 
 class Answer(Flag):
@@ -298,15 +334,34 @@ FLAGS = (
         "iface",
         "Interface",
         optional,
-        "The interface that the other hosts reach this one by.",
+        "The interface that the other hosts reach this one by. Repeat the flag to\n"
+        "      name several, of which the first one that exists is used; the variable\n"
+        "      has spaces between them.",
         value="NAME|IP",
-        unset="that of the default route",
+        unset="that of the public IP or of the default route",
+        is_repeatable=True,
+    ),
+    Flag(
+        "iface-regex",
+        "Interface",
+        regex,
+        "The same by a regular expression that is found in its address or else in\n"
+        "      its name, tried after -iface; repeatable in the same way.",
+        value="REGEX",
+        is_repeatable=True,
+    ),
+    Flag(
+        "iface-can-reach",
+        "Interface",
+        address,
+        "The same by the route to that address, tried last.",
+        value="IP",
     ),
     Flag(
         "public-ip",
         "Interface",
         address,
-        "The address that the other hosts send to.",
+        "The address that the other hosts send to: one of this host's, or that of\n      a NAT which passes it on.",
         value="IP",
         unset="that of the interface",
     ),

@@ -29,9 +29,9 @@ from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import FlannelError, HostError, LeaseLost
 from flannelpy.firewall_rules import NetworkRules
 from flannelpy.host import Host
-from flannelpy.linux import interface
 from flannelpy.linux.clock import BootClock
 from flannelpy.linux.instance_lock import InstanceLock, Run
+from flannelpy.linux.interface_watch import Watch
 from flannelpy.linux.marks import device_alias
 from flannelpy.linux.netlink import Address, Netlink
 from flannelpy.linux.ready_file import ReadyFile
@@ -112,8 +112,9 @@ class Network:
         cleanup.callback(chosen.backend.close)
         try:
             cleanup.callback(self._forget_previous, await self._start(chosen, manager, holder))
+            external = parts.watch(self._options, self._host.external)
             self._service = _Service(
-                self.name, manager, chosen, self._underlay, self._host, ready_file, self._on_change
+                self.name, manager, chosen, self._underlay, self._host, external, ready_file, self._on_change
             )
             await self._service.run(self._choose)
         except LeaseLost:
@@ -225,6 +226,7 @@ class _Service:
         chosen: _Chosen,
         underlay: Underlay,
         host: Host,
+        external: Watch,
         ready_file: ReadyFile,
         on_change: Callable[[], None],
     ) -> None:
@@ -233,12 +235,12 @@ class _Service:
         self._network, self._backend = chosen.config.network, chosen.backend
         self._underlay = underlay
         self._host = host
-        self._external = interface.Watch(host.external, BootClock().now)
+        self._external = external
         self._ready_file = ready_file
         self._on_change = on_change
         self.is_up = False
         self._has_leases = asyncio.Event()
-        self._guard = Guard(self._check, self._network, self._tell_state)
+        self._guard = Guard(self._check, self._network, self._tell_state, external.due)
         self._told = ("", "", "")  # the troubles of interface and forwarding, and the backend's words
         self._has_containers = False
 

@@ -24,7 +24,9 @@ class SourceCheck(enum.StrEnum):
 class Options:
     """The checked values of all flags.  None: not given, the daemon decides or does without."""
 
-    iface: str | None
+    iface: tuple[str, ...]  # names and addresses, the first that fits counts
+    iface_regex: tuple[re.Pattern[str], ...]
+    iface_can_reach: IPv4Address | None
     public_ip: IPv4Address | None
     host_id: str | None
     networks: tuple[str, ...]  # empty: the one whose config is right below the prefix

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from contextlib import suppress
+from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 from flannelpy.backend.removal import Scope
 from flannelpy.errors import HostError, UsageError
 from flannelpy.linux import identity, interface
+from flannelpy.linux.clock import BootClock
 from flannelpy.linux.instance_lock import Run
-from flannelpy.linux.interface import ExternalInterface
+from flannelpy.linux.interface import ExternalInterface, Wanted
+from flannelpy.linux.interface_watch import Watch
 from flannelpy.linux.marks import device_alias
 from flannelpy.linux.netlink import Netlink
 from flannelpy.options import Options
@@ -29,12 +32,14 @@ _MIN_NETWORK_LEN = 8
 async def addresses(options: Options) -> tuple[ExternalInterface, IPv4Address]:
     """The external interface, and the public IP.  Raises HostError, UsageError."""
     async with Netlink() as netlink:
-        external = await interface.find(netlink, options.iface, _previous_addresses(options))
+        external = await interface.find(netlink, _wanted(options), _previous_addresses(options))
         held = [IPv4Interface((one.address, one.prefix_len)) for one in await netlink.addresses()]
     log.info("Using %s as external interface", external.address)
+    if external.other_holder:
+        log.info("Packets leave by %s with the address %s of %s", external.name, external.address, external.holder)
     public_ip = options.public_ip or external.address
     if block := special_use(public_ip):
-        raise HostError(f"-iface={options.iface} means {public_ip}, in {block}: other hosts cannot reach it")
+        raise HostError(f"{external.holder} has {public_ip}, in {block}: other hosts cannot reach it")
     for one in held:
         if options.public_ip in edges(one.network):
             raise UsageError(
@@ -42,7 +47,29 @@ async def addresses(options: Options) -> tuple[ExternalInterface, IPv4Address]:
                 f"broadcast address of {one.network}"
             )
     log.info("Using %s as external endpoint", public_ip)
+    if public_ip != external.address:
+        log.info(
+            "No interface of this machine has the public IP %s: a NAT has to pass what other hosts send to it on to %s "
+            "on %s",
+            public_ip,
+            external.address,
+            external.holder,
+        )
     return external, public_ip
+
+
+def watch(options: Options, external: ExternalInterface) -> Watch:
+    """What notices that ``external`` is no longer what these flags mean."""
+    return Watch(external, _wanted(options), BootClock().now, _previous_addresses(options))
+
+
+def _wanted(options: Options) -> Wanted:
+    """The flags that the choice of the external interface depends on."""
+    etcd = []
+    for host in etcd_hosts(options):
+        with suppress(AddressValueError):  # it is a name: the choice must not wait for a resolver
+            etcd.append(IPv4Address(host))
+    return Wanted(options.iface, options.iface_regex, options.iface_can_reach, options.public_ip, etcd)
 
 
 def holder(options: Options, public_ip: IPv4Address) -> Holder:

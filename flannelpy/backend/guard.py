@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from ipaddress import IPv4Network
@@ -33,14 +34,22 @@ _STUCK_SECONDS = 60.0
 class Guard:
     """``trouble`` is what could not be restored, empty while all is well; ``repairs`` counts what could."""
 
-    def __init__(self, check: Check, network: IPv4Network, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        check: Check,
+        network: IPv4Network,
+        on_change: Callable[[], None],
+        due: Callable[[], float] = lambda: math.inf,
+    ) -> None:
         """``on_change`` is called whenever ``trouble`` or ``repairs`` has changed.
 
-        Changes of routes that do not overlap ``network`` cause no check.
+        Changes of routes that do not overlap ``network`` cause no check.  ``due``: in how many seconds the check has to
+        come without any change.
         """
         self._check = check
         self._network = network
         self._on_change = on_change
+        self._due = due
         self.trouble = ""
         self.repairs = 0
         self._looked_at: float | None = None  # when the last check ended
@@ -59,7 +68,7 @@ class Guard:
                 self._looked_at = _now()
                 while True:
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(_LOOK_SECONDS if not self.trouble else _PAUSE_SECONDS):
+                        async with asyncio.timeout(self._pause()):
                             await bell.wait()
                     bell.clear()
                     await self._look(netlink)
@@ -67,6 +76,10 @@ class Guard:
                     await asyncio.sleep(_PAUSE_SECONDS)
         finally:
             listener.cancel()
+
+    def _pause(self) -> float:
+        """How long the next check may wait for a change."""
+        return min(self._due(), _PAUSE_SECONDS if self.trouble else _LOOK_SECONDS)
 
     async def _look(self, netlink: Netlink) -> None:
         before = self.trouble, self.repairs

@@ -49,6 +49,11 @@ class HostGwBackend:
                 f"-public-ip {public_ip} differs from the address {external.address} of {external.name}: hosts behind "
                 "NAT are not supported by the host-gw backend"
             )
+        if external.other_holder:
+            raise HostError(
+                f"{external.address} is an address of {external.holder}, and the host-gw backend routes by "
+                f"{external.name}: other hosts need an address of {external.name} as their gateway; name it by -iface"
+            )
         self._network = config.network
         self._external = external
         self._lease_log = LeaseLog(log)

@@ -144,12 +144,14 @@ class Underlay:
     async def _addresses(
         self, netlink: Netlink
     ) -> tuple[list[IPv4Interface], list[IPv4Interface], list[IPv4Interface]]:
-        """Those of the external interface, of overlay devices (the last ones), and of all others (those between)."""
-        link = await netlink.link(self._external.name)
-        external_index = link.index if link else 0
+        """Those of the external interface, of overlay devices (the last ones), and of all others (those between).
+
+        The interface that has the external address belongs to the external one.
+        """
+        found = [await netlink.link(name) for name in dict.fromkeys((self._external.name, self._external.holder))]
         held = await addresses_by_index(netlink)
         await self._learn_devices(netlink, held)
-        external = held.pop(external_index, [])
+        external = [address for link in found if link for address in held.pop(link.index, [])]
         overlay = [addresses for index, addresses in held.items() if self._overlay_devices.get(index)]
         others = [addresses for index, addresses in held.items() if not self._overlay_devices.get(index)]
         return external, list(chain.from_iterable(others)), list(chain.from_iterable(overlay))

@@ -37,6 +37,8 @@ _AF_INET, _AF_BRIDGE = 2, 7
 # struct rtmsg { unsigned char rtm_family, rtm_dst_len, rtm_src_len, rtm_tos, rtm_table, rtm_protocol, rtm_scope,
 #                rtm_type; unsigned rtm_flags; }
 _RTMSG = struct.Struct("=BBBBBBBBI")
+# The byte of it that is rtm_dst_len.
+_DST_LEN = 1
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH, _RTA_TABLE = 1, 4, 5, 6, 9, 15
 _RT_TABLE_MAIN = 254
 _RTN_UNICAST = 1
@@ -315,6 +317,11 @@ def routes(messages: list[Message]) -> list[Route]:
         for route in _of_main_table(messages)
         for link_index in _ways_out(route)
     ]
+
+
+def is_default(message: Message) -> bool:
+    """Whether a listed route leads to everything."""
+    return message.body[_DST_LEN] == 0
 
 
 def neighbours(messages: list[Message], link_index: int) -> list[Neighbour]:

@@ -114,6 +114,12 @@ class Netlink:
         """The main table's routes, one for each way out of a multipath route.  Raises HostError."""
         return entries.routes(await self._list(entries.ALL_ROUTES, lambda message: message))
 
+    async def default_routes(self) -> list[Route]:
+        """Those of ``routes`` to everything, the lowest metric first.  Raises HostError."""
+        found = await self._list(entries.ALL_ROUTES, lambda message: message if entries.is_default(message) else None)
+        routes = entries.routes([message for message in found if message])
+        return sorted(routes, key=lambda route: route.metric)
+
     async def lookups(self, queries: Sequence[RouteQuery], *, matched: bool = False) -> list[RouteAnswer]:
         """Which route the kernel would use for each packet.  Raises HostError.
 

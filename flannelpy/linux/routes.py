@@ -20,7 +20,7 @@ _RTMSG = struct.Struct("=BBBBBBBBI")
 _PROTOCOL = 5
 _NUMBER = struct.Struct("=I")
 _RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 2, 3, 4, 5, 6
-_RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA, _RTA_NH_ID = 9, 15, 18, 30
+_RTA_PREFSRC, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA, _RTA_NH_ID = 7, 9, 15, 18, 30
 _RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x1000, 0x2000
 # What identifies a route with a nexthop object; the kernel refuses (EINVAL) a request that also has its next hops.
 _OF_A_NEXTHOP_OBJECT = (_RTA_DST, _RTA_PRIORITY, _RTA_TABLE, _RTA_NH_ID)
@@ -106,6 +106,12 @@ class KernelRoute(NamedTuple):
     def has_ipv6_gateway(self) -> bool:
         """Whether the next machine has an IPv6 address, which the kernel lists as another attribute."""
         return _RTA_VIA in self.attributes
+
+    @property
+    def source(self) -> IPv4Address | None:
+        """The source address that packets of the host itself get, if the route names one."""
+        found = self.attributes.get(_RTA_PREFSRC)
+        return IPv4Address(found) if found else None
 
     @property
     def link_index(self) -> int:
@@ -237,7 +243,7 @@ class RouteAnswer(NamedTuple):
     ENETUNREACH: no route.  EXDEV: rp_filter refuses the source.
 
     Which of several next hops it would use is known only of a query that is not ``matched``; ``protocol``, ``prefix``
-    and ``route`` only of one that is.
+    and ``route`` only of one that is.  ``source``: which address the host itself would send from.
     """
 
     errno: int = 0
@@ -249,6 +255,7 @@ class RouteAnswer(NamedTuple):
     metric: int = 0
     prefix: IPv4Network | None = None
     route: KernelRoute | None = None
+    source: IPv4Address | None = None
     has_ipv6_gateway: bool = False
 
     def is_on_link(self, link_index: int) -> bool:
@@ -275,5 +282,6 @@ def answer(message: Message, *, matched: bool) -> RouteAnswer:
         route.metric,
         route.destination if matched else None,
         route if matched else None,
-        has_ipv6_gateway=route.has_ipv6_gateway,
+        route.source,
+        route.has_ipv6_gateway,
     )

@@ -23,6 +23,8 @@ RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP_INTR, _NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
+#: In the number of an attribute that consists of attributes; older ones do without it.
+NLA_F_NESTED = 0x8000
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 
@@ -157,3 +159,14 @@ def attributes(body: bytes, start: int) -> dict[int, bytes]:
         found[number] = body[start + _ATTRIBUTE.size : start + length]
         start += length + 3 & ~3
     return found
+
+
+def repeated(body: bytes, number: int) -> Iterator[bytes]:
+    """The values of all attributes of one number in a list of attributes."""
+    while len(body) >= _ATTRIBUTE.size:
+        length, its_number = _ATTRIBUTE.unpack_from(body)
+        if length < _ATTRIBUTE.size:
+            return
+        if its_number == number:
+            yield body[_ATTRIBUTE.size : length]
+        body = body[length + 3 & ~3 :]

@@ -350,10 +350,10 @@ def test_a_device_of_flannelpy_is_never_the_external_interface(host: Host, backe
     started(host).stop()
     aliases = {"ours": ALIAS, "another daemon's": ANOTHERS_ALIAS, "an earlier version's": ""}
     host.configure(f"link set flannel.1 alias '{aliases[mark]}'", "route add default dev flannel.1")
-    for flag in ("-iface=flannel.1", f"-iface={host.subnet().network_address}"):
-        daemon = host.start_daemon(flag)
+    for iface in ("flannel.1", str(host.subnet().network_address)):
+        daemon = host.start_daemon(f"-iface={iface}")
         assert daemon.process.wait(10) == 1
-        assert f"] {flag} means flannel.1, a device of flannelpy itself" in daemon.log().splitlines()[-1]
+        assert f"] -iface={iface!r} means flannel.1, a device of flannelpy itself" in daemon.log().splitlines()[-1]
     daemon = host.start_daemon()
     assert daemon.process.wait(10) == 1
     assert "Unable to find default route" in daemon.log().splitlines()[-1]

@@ -291,8 +291,8 @@ class Machine(Netlink):
     async def addresses(self) -> list[Address]:
         return [Address(2, HOST1, 24), Address(3, IPv4Address("11.0.59.0"), 16)]
 
-    async def routes(self) -> list[Route]:
-        return [Route(IPv4Network("11.0.0.0/16"), 3, 0), Route(IPv4Network("172.17.8.0/24"), 2, 0)]
+    async def default_routes(self) -> list[Route]:
+        return []
 
     async def transmit_drops(self, name: str) -> int:
         return 0

@@ -344,12 +344,12 @@ def nothing(_: Host) -> Callable[[], None]:
         (
             nothing,
             ["-iface=eth9"],
-            "Error looking up interface eth9: no such network interface; -iface may be one of eth1, lo",
+            "Error looking up interface 'eth9': no such network interface; -iface may be one of eth1, lo",
         ),
         (
             nothing,
             ["-iface=1.2.3.4"],
-            "Error looking up interface 1.2.3.4: No interface with given IP found; this machine has 127.0.0.1, "
+            "Error looking up interface '1.2.3.4': No interface with given IP found; this machine has 127.0.0.1, "
             "172.17.8.101",
         ),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from flannelpy.options import Options
 
 DEFAULTS = {
-    "iface": None,
+    "iface": (),
+    "iface_regex": (),
+    "iface_can_reach": None,
     "public_ip": None,
     "host_id": None,
     "etcd_endpoints": ("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
@@ -46,7 +49,9 @@ DEFAULTS = {
 
 # The text of a good value for each flag, and the field and value that it becomes.
 GOOD = {
-    "iface": ("eth1", "iface", "eth1"),
+    "iface": ("eth1", "iface", ("eth1",)),
+    "iface-regex": ("^eth[01]$", "iface_regex", (re.compile("^eth[01]$", re.ASCII),)),
+    "iface-can-reach": ("172.17.8.1", "iface_can_reach", IPv4Address("172.17.8.1")),
     "public-ip": ("172.17.8.101", "public_ip", IPv4Address("172.17.8.101")),
     "host-id": ("rack-3:node.7_b", "host_id", "rack-3:node.7_b"),
     "etcd-endpoints": ("http://a:1,https://b:2", "etcd_endpoints", ("http://a:1", "https://b:2")),
@@ -131,7 +136,7 @@ def test_each_subnet_file_has_a_ready_file_of_its_own(flag: str, network: str, r
 def test_flag_wins_over_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLANNELD_IFACE", "eth0")
     monkeypatch.setenv("FLANNELD_V", "not looked at")
-    assert differing(cli.parse(["-iface=eth1", "-v=1"])) == {"iface": "eth1", "verbosity": 1}
+    assert differing(cli.parse(["-iface=eth1", "-v=1"])) == {"iface": ("eth1",), "verbosity": 1}
 
 
 def test_empty_flag_wins_over_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +148,8 @@ def test_empty_flag_wins_over_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_variable_names() -> None:
     assert {flag.flag: flag.envvar for flag in cli.FLAGS} == {
         "iface": "FLANNELD_IFACE",
+        "iface-regex": "FLANNELD_IFACE_REGEX",
+        "iface-can-reach": "FLANNELD_IFACE_CAN_REACH",
         "public-ip": "FLANNELD_PUBLIC_IP",
         "host-id": "FLANNELD_HOST_ID",
         "etcd-endpoints": "FLANNELD_ETCD_ENDPOINTS",
@@ -184,12 +191,22 @@ def test_boolean(text: str, value: bool, monkeypatch: pytest.MonkeyPatch) -> Non
         (["-ip-masq"], {"ip_masq": True}),
         (["--ip-masq", "-v", "1"], {"ip_masq": True, "verbosity": 1}),
         (["-ip-masq", "-ip-masq=false"], {}),
-        (["-iface=eth0", "--iface", "eth1"], {"iface": "eth1"}),
-        (["-iface", "-v"], {"iface": "-v"}),
-        (["-iface", "--"], {"iface": "--"}),
-        (["-iface=a=b"], {"iface": "a=b"}),
-        (["-iface=--v=1"], {"iface": "--v=1"}),
+        (["-iface=eth0", "--iface", "eth1"], {"iface": ("eth0", "eth1")}),
+        (["-iface", "-v"], {"iface": ("-v",)}),
+        (["-iface", "--"], {"iface": ("--",)}),
+        (["-iface=a=b"], {"iface": ("a=b",)}),
+        (["-iface=--v=1"], {"iface": ("--v=1",)}),
         (["-iface="], {}),
+        (["-iface=", "-iface=eth1", "-iface="], {"iface": ("eth1",)}),
+        (["-iface=eth0 eth1"], {"iface": ("eth0 eth1",)}),
+        (
+            ["-iface-regex=^10\\.", "-iface=eth9", "-iface-regex", "wlan|eth{1,2}"],
+            {
+                "iface": ("eth9",),
+                "iface_regex": (re.compile("^10\\.", re.ASCII), re.compile("wlan|eth{1,2}", re.ASCII)),
+            },
+        ),
+        (["-iface-can-reach=", "-iface-regex="], {}),
         (["-public-ip="], {}),
         (["-v=007"], {"verbosity": 7}),
         (["-v=1", "--"], {"verbosity": 1}),
@@ -307,6 +324,24 @@ def test_as_go_reads_it(argv: list[str], expected: dict[str, object]) -> None:
             ["-subnet-lease-ttl=30m", "-subnet-lease-renew-margin=30"],
             "-subnet-lease-renew-margin=30 is not shorter than -subnet-lease-ttl, which is 1800 s",
         ),
+        *(
+            ([f"-iface-regex={text}"], f"bad value {text!r} for -iface-regex: must be a regular expression: {cause}")
+            for text, cause in (
+                ("eth[", "unterminated character set at position 3"),
+                ("*", "nothing to repeat at position 0"),
+                ("(?U)eth", "unknown extension ?U at position 1"),
+                ("\\pL", "bad escape \\p at position 0"),
+                ("[[:alpha:]]", "Possible nested set at position 1"),
+                ("a{99999999999}", "the repetition number is too large"),
+            )
+        ),
+        *(
+            (
+                [f"-iface-can-reach={text}"],
+                f"bad value {text!r} for -iface-can-reach: must be an IPv4 address, such as 172.17.8.101",
+            )
+            for text in ("router.example", "::1", "10.0.0.0/8")
+        ),
         (["-source-check=on"], "bad value 'on' for -source-check: must be peer, strict, off"),
         *(
             ([f"-host-id={text}"], f"bad value {text!r} for -host-id: must be at most 64 letters, digits and ._:- only")
@@ -368,6 +403,33 @@ def test_refused_variables(name: str, text: str, message: str, monkeypatch: pyte
     assert refusal([]) == message
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("FLANNELD_IFACE", "eth1", {"iface": ("eth1",)}),
+        ("FLANNELD_IFACE", " eth9  eth1\t10.0.0.1 ", {"iface": ("eth9", "eth1", "10.0.0.1")}),
+        ("FLANNELD_IFACE", "eth0,eth1", {"iface": ("eth0,eth1",)}),  # a comma may be part of a name
+        ("FLANNELD_IFACE", " ", {}),
+        (
+            "FLANNELD_IFACE_REGEX",
+            "^a{1,3} b$",
+            {"iface_regex": (re.compile("^a{1,3}", re.ASCII), re.compile("b$", re.ASCII))},
+        ),
+    ],
+)
+def test_several_values_in_a_variable_have_spaces_between_them(
+    name: str, text: str, expected: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, text)
+    assert differing(cli.parse([])) == expected
+    assert differing(cli.parse(["-iface=eth7", "-iface-regex="])) == {"iface": ("eth7",)}
+
+
+def test_a_wrong_one_of_several_values_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLANNELD_IFACE_REGEX", "eth1 [ eth2")
+    assert refusal([]).startswith("bad value '[' for FLANNELD_IFACE_REGEX: must be a regular expression: ")
+
+
 def test_pair_of_flag_and_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLANNELD_ETCD_PASSWORD", "secret")
     options = cli.parse(["-etcd-username=u"])
@@ -386,11 +448,15 @@ def test_flags_left_out_say_what_to_do(flag: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_all_flags_of_flanneld_are_known() -> None:
-    """Source: the flag sets of flanneld v0.5.5 and of glog."""
+    """Source: the flag sets of flanneld v0.5.5, v0.20.2 and later, and of glog."""
     original = """
         etcd-endpoints etcd-prefix etcd-keyfile etcd-certfile etcd-cafile subnet-file subnet-dir iface public-ip listen
         remote remote-keyfile remote-certfile remote-cafile ip-masq networks help version
         v vmodule log_backtrace_at logtostderr alsologtostderr stderrthreshold log_dir
+        etcd-username etcd-password iface-regex iface-can-reach public-ipv6 subnet-lease-renew-margin
+        iptables-resync iptables-forward-rules healthz-ip healthz-port kube-subnet-mgr kube-api-url kubeconfig-file
+        kube-annotation-prefix net-config-path set-node-network-unavailable
+        ip-masq-fully-random-disable ip-blackhole-route
     """
     assert set(original.split()) <= cli.BY_NAME.keys() | cli.LEFT_OUT.keys()
     assert not cli.BY_NAME.keys() & cli.LEFT_OUT.keys()
@@ -430,7 +496,7 @@ def test_main_runs_the_daemon(
     daemon(lambda options: seen.append(options) or code)  # type: ignore[func-returns-value]
     monkeypatch.setattr(sys, "argv", ["flannelpy", "-iface=eth1"])
     assert exit_of(None) == code
-    assert [options.iface for options in seen] == ["eth1"]
+    assert [options.iface for options in seen] == [("eth1",)]
 
 
 @pytest.mark.parametrize(("error", "code"), [(HostError, 1), (LeaseLost, 3), (UsageError, 2)])
@@ -501,10 +567,10 @@ def test_examples_of_the_help_work(monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [line.split()[1:] for line in lines if line.startswith("    flannelpy ")]
     variables = [line.strip().partition("=") for line in lines if line.startswith("    FLANNELD_")]
     assert (len(commands), len(variables)) == (2, 2)
-    assert all(cli.parse(argv).iface == "eth1" for argv in commands)
+    assert all(cli.parse(argv).iface == ("eth1",) for argv in commands)
     for name, _, text in variables:
         monkeypatch.setenv(name, text)
-    assert differing(cli.parse([])) == {"iface": "eth1", "etcd_endpoints": ("http://10.0.0.1:2379",)}
+    assert differing(cli.parse([])) == {"iface": ("eth1",), "etcd_endpoints": ("http://10.0.0.1:2379",)}
 
 
 @pytest.mark.parametrize("name", ["FLANNELD_VERSION", "FLANNELD_HELP", "FLANNELD_CLEANUP"])

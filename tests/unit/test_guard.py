@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from ipaddress import IPv4Network
 from typing import Self
@@ -47,7 +48,8 @@ class World:
         self.stuck = False
         self.looked_at: list[float] = []
         self.told = 0
-        self.guard = Guard(self.check, IPv4Network("11.0.0.0/16"), self.tell)
+        self.due: Callable[[], float] = lambda: math.inf
+        self.guard = Guard(self.check, IPv4Network("11.0.0.0/16"), self.tell, lambda: self.due())
 
     def tell(self) -> None:
         self.told += 1
@@ -103,6 +105,20 @@ def test_a_change_is_looked_at_within_moments_and_each_repair_is_said_and_counte
 
     play(scenario)
     assert caplog.messages == ["flannel0 was set down: put right", "flannel0 lost its address: put right"]
+
+
+def test_a_check_that_is_due_at_a_time_comes_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bell, "period", 3600.0)
+
+    async def scenario(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(1)
+        start = loop.time()
+        world.due = lambda: max(0.0, start + 25 - loop.time())
+        await asyncio.sleep(26)
+        assert any(start + 25 <= at <= start + 25.6 for at in world.looked_at)
+
+    play(scenario)
 
 
 def test_changes_without_end_cost_two_looks_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,56 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
+from fakes_interfaces import ADDRESSES, ETH0, ETH1, LINKS, LO, FakeNetlink
 
-from flannelpy.errors import HostChanged, HostError
-from flannelpy.linux.entries import Route
-from flannelpy.linux.interface import ADDRESS_PATIENCE, ExternalInterface, Watch, find
+from flannelpy import cli
+from flannelpy.errors import HostError
+from flannelpy.linux.interface import ExternalInterface, Wanted, find
 from flannelpy.linux.netlink import Address, Link, Netlink, Vxlan
-
-LO, ETH0, ETH1, ETH2 = Link(1, "lo", 65536), Link(2, "eth0", 1500), Link(3, "eth1", 9000), Link(7, "eth2", 1400)
-LINKS = (LO, ETH0, ETH1, ETH2)
-ADDRESSES = ((1, "127.0.0.1"), (2, "10.0.2.15"), (3, "172.17.8.101"), (3, "172.17.8.111"))
+from flannelpy.linux.routes import RouteAnswer
 
 
-class FakeNetlink(Netlink):
-    """A machine's interfaces without a kernel."""
-
-    def __init__(
-        self,
-        links: tuple[Link, ...] = LINKS,
-        addresses: tuple[tuple[int, str], ...] = ADDRESSES,
-        defaults: tuple[tuple[int, int], ...] = (),
-    ) -> None:
-        self._links = links
-        self._addresses = addresses
-        self._defaults = defaults
-
-    async def links(self) -> list[Link]:
-        return list(self._links)
-
-    async def addresses(self) -> list[Address]:
-        return [Address(index, IPv4Address(address), 16) for index, address in self._addresses]
-
-    async def routes(self) -> list[Route]:
-        """``defaults`` are pairs of index and metric; routes to networks are in front of them and behind."""
-        return [
-            Route(IPv4Network("10.0.2.0/24"), 2, 0),
-            *(Route(IPv4Network("0.0.0.0/0"), index, metric) for index, metric in self._defaults),
-            Route(IPv4Network("172.17.8.0/24"), 3, 0),
-        ]
+def wanted(iface: str | None = None, **flags: object) -> Wanted:
+    """What the command line makes of these flags."""
+    words = [f"-iface={iface}"] if iface else []
+    options = cli.parse([*words, *(f"-{name.replace('_', '-')}={value}" for name, value in flags.items())])
+    etcd = [IPv4Address("172.17.8.1")]
+    return Wanted(options.iface, options.iface_regex, options.iface_can_reach, options.public_ip, etcd)
 
 
-def found(iface: str | None, netlink: Netlink) -> tuple[str, str, int]:
-    chosen = asyncio.run(find(netlink, iface))
+def found(iface: str | None, netlink: Netlink, **flags: object) -> tuple[str, str, int]:
+    chosen = asyncio.run(find(netlink, wanted(iface, **flags)))
     return chosen.name, str(chosen.address), chosen.mtu
 
 
-def failure(iface: str | None, netlink: Netlink) -> str:
+def failure(iface: str | None, netlink: Netlink, **flags: object) -> str:
     with pytest.raises(HostError) as caught:
-        asyncio.run(find(netlink, iface))
+        asyncio.run(find(netlink, wanted(iface, **flags)))
+    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
@@ -127,7 +107,7 @@ def test_all_candidates_are_in_the_debug_log(caplog: pytest.LogCaptureFixture) -
     caplog.set_level(logging.DEBUG, logger="flannelpy")
     found(None, FakeNetlink(defaults=((2, 100), (3, 50))))
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG] == [
-        "Candidate interface lo with address 127.0.0.1",
+        "Candidate interface lo with address 127.0.0.1, which is loopback",
         "Candidate interface eth0 with address 10.0.2.15",
         "Candidate interface eth1 with address 172.17.8.101",
         "Candidate interface eth1 with address 172.17.8.111",
@@ -141,11 +121,11 @@ def test_all_candidates_are_in_the_debug_log(caplog: pytest.LogCaptureFixture) -
     [
         (
             "eth9",
-            "Error looking up interface eth9: no such network interface; -iface may be one of eth0, eth1, eth2, lo",
+            "Error looking up interface 'eth9': no such network interface; -iface may be one of eth0, eth1, eth2, lo",
         ),
         (
             "1.2.3.4",
-            "Error looking up interface 1.2.3.4: No interface with given IP found; this machine has 127.0.0.1,"
+            "Error looking up interface '1.2.3.4': No interface with given IP found; this machine has 127.0.0.1,"
             " 10.0.2.15, 172.17.8.101, 172.17.8.111",
         ),
         ("lo", "Failed to find IPv4 address for interface lo; give it one, or choose another -iface"),
@@ -163,86 +143,7 @@ def test_a_default_route_by_an_interface_without_an_address_is_an_error() -> Non
 
 def test_what_is_found_says_name_address_and_mtu() -> None:
     expected = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 9000)
-    assert asyncio.run(find(FakeNetlink(), "eth1")) == expected
-
-
-# Later changes
-
-
-class Changing(FakeNetlink):
-    """eth1 as ``mtu`` and ``own`` say; no MTU is no eth1."""
-
-    mtu: int | None = 1500
-    own: tuple[str, ...] = ("172.17.8.101",)
-
-    async def link(self, name: str) -> Link | None:
-        return None if self.mtu is None else Link(3, name, self.mtu)
-
-    async def addresses(self) -> list[Address]:
-        return [Address(3, IPv4Address(address), 24) for address in self.own]
-
-
-class Watched:
-    """A watch on eth1 with 172.17.8.101, and a clock."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.netlink = Changing()
-        external = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 1500)
-        self.watch = Watch(external, lambda: self.now)
-
-    def look(self, after: float = 1) -> str:
-        self.now += after
-        asyncio.run(self.watch.check(self.netlink))
-        return self.watch.trouble
-
-
-def test_an_address_that_goes_and_comes_back_is_said_and_survived(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="flannelpy")
-    watched = Watched()
-    assert watched.look() == ""
-    watched.netlink.own = ()
-    for _ in range(3):
-        assert watched.look(3600) == "address 172.17.8.101 is gone from eth1"
-    watched.netlink.mtu = None
-    assert watched.look() == "address 172.17.8.101 is gone from eth1"
-    watched.netlink.mtu, watched.netlink.own = 1500, ("172.17.8.102", "172.17.8.101")
-    assert watched.look() == ""
-    assert caplog.messages == [
-        "Address 172.17.8.101 is gone from eth1: no packets to and from other hosts",
-        "Address 172.17.8.101 is back on eth1",
-    ]
-
-
-def test_an_address_that_gives_way_to_another_for_good_ends_it() -> None:
-    watched = Watched()
-    watched.netlink.own = ("172.17.8.102",)
-    assert watched.look(3600) == "address 172.17.8.101 is gone from eth1"
-    watched.look(ADDRESS_PATIENCE - 1)
-    with pytest.raises(HostChanged) as caught:
-        watched.look(1)
-    assert str(caught.value) == "eth1 has 172.17.8.102 now instead of 172.17.8.101: flannelpy has to start anew"
-    assert caught.value.exit_code == 1
-
-
-def test_an_address_that_the_interface_gives_itself_meanwhile_is_none() -> None:
-    """While DHCP is away, some give it one of 169.254.0.0/16."""
-    watched = Watched()
-    watched.netlink.own = ("169.254.3.4",)
-    for _ in range(3):
-        assert watched.look(3600) == "address 172.17.8.101 is gone from eth1"
-
-
-def test_another_mtu_is_said_each_time_it_changes(caplog: pytest.LogCaptureFixture) -> None:
-    watched = Watched()
-    caplog.set_level(logging.INFO, logger="flannelpy")
-    for mtu in (1500, 1400, 1400, 9000, 1500):
-        watched.netlink.mtu = mtu
-        assert watched.look() == ""
-    assert caplog.messages == [
-        f"MTU of eth1 is {mtu} now, it was 1500 at the start; restart flannelpy, then Docker, to follow it"
-        for mtu in (1400, 9000)
-    ] + ["MTU of eth1 is 1500 again"]
+    assert asyncio.run(find(FakeNetlink(), wanted("eth1"))) == expected
 
 
 # Devices of flannelpy
@@ -270,16 +171,250 @@ def test_a_device_of_flannelpy_is_passed_over(link: Link, is_own: bool) -> None:
     """By name, by address and as default route; ``LEASED`` is its address."""
     addresses = (*ADDRESSES, (9, "11.0.59.0"))
     netlink = FakeNetlink((*LINKS, link), addresses, defaults=((9, 0), (3, 100)))
-    assert asyncio.run(find(netlink, None, LEASED)).name == ("eth1" if is_own else link.name)
+    assert asyncio.run(find(netlink, wanted(), LEASED)).name == ("eth1" if is_own else link.name)
     for iface in (link.name, "11.0.59.0"):
         if is_own:
-            with pytest.raises(HostError, match=f"^-iface={iface} means {link.name}, a device of flannelpy itself"):
-                asyncio.run(find(netlink, iface, LEASED))
+            with pytest.raises(HostError, match=f"^-iface='{iface}' means {link.name}, a device of flannelpy itself"):
+                asyncio.run(find(netlink, wanted(iface), LEASED))
         else:
-            assert asyncio.run(find(netlink, iface, LEASED)).name == link.name
+            assert asyncio.run(find(netlink, wanted(iface), LEASED)).name == link.name
 
 
 def test_an_address_that_another_interface_has_too_is_that_ones() -> None:
     own = Link(1, "flannel0", 1472, "tun", alias="flannelpy /run/flannel/subnet.env")
     netlink = FakeNetlink((own, ETH1), ((1, "172.17.8.101"), (3, "172.17.8.101")))
     assert found("172.17.8.101", netlink)[0] == "eth1"
+
+
+# Which address
+
+
+def address(index: int, text: str, flags: int = 0, scope: int = 0) -> Address:
+    return Address(index, IPv4Address(text), 24, flags=flags, scope=scope)
+
+
+DEPRECATED, TENTATIVE, DADFAILED, PERMANENT = 0x20, 0x40, 0x08, 0x80
+SCOPE_LINK, SCOPE_HOST = 253, 254
+FLAWS = ("deprecated", "tentative", "tentative", "of scope host")
+BAD = ({"flags": DEPRECATED}, {"flags": TENTATIVE | PERMANENT}, {"flags": DADFAILED}, {"scope": SCOPE_HOST})
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("flags", [{"iface": "eth1"}, {"iface": None}, {"iface": None, "iface_regex": "eth1"}], ids=str)
+def test_an_address_that_the_kernel_would_not_choose_is_not_chosen(
+    bad: dict[str, int], flags: dict[str, str | None]
+) -> None:
+    held = (address(3, "172.17.8.101", **bad), address(3, "172.17.8.102", flags=PERMANENT))
+    assert found(netlink=FakeNetlink(addresses=held, defaults=((3, 0),)), **flags)[1] == "172.17.8.102"
+
+
+@pytest.mark.parametrize(("bad", "flaw"), [*zip(BAD, FLAWS, strict=True)])
+def test_without_a_usable_address_the_reason_is_named(bad: dict[str, int], flaw: str) -> None:
+    assert failure("eth1", FakeNetlink(addresses=(address(3, "172.17.8.101", **bad),))) == (
+        f"Failed to find IPv4 address for interface eth1 (172.17.8.101 is {flaw}); give it one, or choose another "
+        "-iface"
+    )
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_an_address_that_a_flag_names_is_used_whatever_its_state(bad: dict[str, int]) -> None:
+    held = (address(3, "172.17.8.101", **bad), address(3, "172.17.8.102"))
+    assert found("172.17.8.101", FakeNetlink(addresses=held))[1] == "172.17.8.101"
+    assert found("eth1", FakeNetlink(addresses=held), public_ip="172.17.8.101")[1] == "172.17.8.101"
+
+
+def test_an_address_that_is_valid_on_its_link_only_is_the_last_resort() -> None:
+    held = (address(3, "10.0.0.1", scope=SCOPE_LINK), address(3, "169.254.3.4"), address(3, "172.17.8.101"))
+    assert found("eth1", FakeNetlink(addresses=held))[1] == "172.17.8.101"
+    assert found("eth1", FakeNetlink(addresses=held[:2]))[1] == "10.0.0.1"
+
+
+def test_the_port_of_a_bridge_without_an_address_names_the_bridge() -> None:
+    links = (LO, replace(ETH1, master=8), Link(8, "br0", 1500, "bridge"))
+    assert failure("eth1", FakeNetlink(links, ((8, "172.17.8.101"),))) == (
+        "Failed to find IPv4 address for interface eth1; it is a port of br0: try -iface=br0"
+    )
+
+
+@pytest.mark.parametrize("name", ["eth1", "enp3s0", "uplink-to-the-rack-switch-of-row-seven"])
+def test_altnames_are_names(name: str) -> None:
+    links = (LO, ETH0, replace(ETH1, altnames=("enp3s0", "uplink-to-the-rack-switch-of-row-seven")))
+    assert found(name, FakeNetlink(links)) == ("eth1", "172.17.8.101", 9000)
+    assert found(None, FakeNetlink(links), iface_regex=f"^{name}$") == ("eth1", "172.17.8.101", 9000)
+
+
+@pytest.mark.parametrize("name", ["eth9\nE1122 fake line", "\x1b[31meth9", "eth 9", "eth9‮"])
+def test_a_name_is_quoted_so_that_it_cannot_forge_the_log(name: str) -> None:
+    message = failure(name, FakeNetlink())
+    assert message.startswith(f"Error looking up interface {name!r}: no such")
+    assert message.isprintable()
+
+
+# Addresses of interfaces by which no packet leaves
+
+DUMMY = Link(8, "dummy0", 1500, "dummy")
+ANYCAST = "10.255.0.1"
+
+
+@pytest.mark.parametrize("holder", [LO, DUMMY], ids=["lo", "dummy"])
+@pytest.mark.parametrize(
+    "flags",
+    [{"iface": ANYCAST}, {"iface": None, "public_ip": ANYCAST}, {"iface": None, "iface_regex": r"^10\.255\."}],
+    ids=str,
+)
+def test_the_way_out_of_an_address_on_lo_is_the_default_routes(holder: Link, flags: dict[str, str | None]) -> None:
+    held = (*ADDRESSES, (holder.index, ANYCAST))
+    netlink = FakeNetlink((*LINKS, DUMMY), held, defaults=((1, 0), (3, 10), (2, 20)))
+    chosen = asyncio.run(find(netlink, wanted(**flags)))
+    assert chosen == ("eth1", IPv4Address(ANYCAST), 9000, holder.name)
+    assert chosen.holder == holder.name
+
+
+@pytest.mark.parametrize("iface", ["lo", ANYCAST])
+def test_without_a_default_route_it_is_the_way_to_etcd(iface: str) -> None:
+    ways = {"172.17.8.1": RouteAnswer(0, 2)}
+    netlink = FakeNetlink(addresses=((1, ANYCAST), *ADDRESSES), ways=ways)
+    assert found(iface, netlink) == ("eth0", ANYCAST, 1500)
+
+
+@pytest.mark.parametrize("ways", [{}, {"172.17.8.1": RouteAnswer(0, 1)}], ids=["no route", "etcd is here"])
+def test_without_either_the_flags_that_help_are_named(ways: dict[str, RouteAnswer]) -> None:
+    assert failure("lo", FakeNetlink(addresses=((1, ANYCAST), *ADDRESSES), ways=ways)) == (
+        "No packets leave by lo, which has 10.255.0.1, and there is no default route: name the interface by which they "
+        "leave with -iface, and the address with -public-ip=10.255.0.1"
+    )
+    netlink = FakeNetlink(addresses=((1, ANYCAST), *ADDRESSES), ways=ways)
+    assert found("eth1", netlink, public_ip=ANYCAST) == ("eth1", ANYCAST, 9000)
+
+
+def test_a_loopback_address_is_refused() -> None:
+    assert failure("127.0.0.1", FakeNetlink()) == (
+        "-iface='127.0.0.1' is a loopback address: other hosts cannot reach it"
+    )
+
+
+# The public IP
+
+
+@pytest.mark.parametrize(
+    ("iface", "public_ip", "expected"),
+    [
+        pytest.param(None, "172.17.8.111", ("eth1", "172.17.8.111", 9000, ""), id="a second address"),
+        pytest.param(None, "192.0.2.1", ("eth0", "10.0.2.15", 1500, ""), id="NAT: the default route's"),
+        pytest.param("eth1", "192.0.2.1", ("eth1", "172.17.8.101", 9000, ""), id="NAT: the named interface's"),
+        pytest.param("eth1", "172.17.8.111", ("eth1", "172.17.8.111", 9000, ""), id="a second one of the named"),
+        pytest.param("eth1", "10.0.2.15", ("eth1", "10.0.2.15", 9000, "eth0"), id="another interface's"),
+        pytest.param("eth2", "10.0.2.15", ("eth2", "10.0.2.15", 1400, "eth0"), id="for one without an address"),
+        pytest.param("172.17.8.101", "10.0.2.15", ("eth1", "10.0.2.15", 9000, "eth0"), id="named by an address"),
+    ],
+)
+def test_a_public_ip_of_this_machine_is_where_datagrams_come_from(
+    iface: str | None, public_ip: str, expected: tuple[str, str, int, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    netlink = FakeNetlink(defaults=((2, 0),))
+    chosen = asyncio.run(find(netlink, wanted(iface, public_ip=public_ip)))
+    assert (chosen.name, str(chosen.address), chosen.mtu, chosen.other_holder) == expected
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_public_ip_that_two_interfaces_have_is_that_ones_by_which_packets_leave() -> None:
+    held = ((1, "172.17.8.111"), *ADDRESSES)
+    assert found(None, FakeNetlink(addresses=held), public_ip="172.17.8.111") == ("eth1", "172.17.8.111", 9000)
+
+
+# Several flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["-iface=eth9", "-iface=eth1", "-iface=eth0"], ("eth1", "172.17.8.101")),
+        (["-iface=eth2", "-iface=10.0.2.15"], ("eth0", "10.0.2.15")),
+        (["-iface-regex=^172", "-iface=eth9", "-iface=eth0"], ("eth0", "10.0.2.15")),
+        (["-iface-regex=nothing", "-iface-regex=eth[12]"], ("eth1", "172.17.8.101")),
+        (["-iface-regex=111$"], ("eth1", "172.17.8.111")),
+        (["-iface-regex=0"], ("eth0", "10.0.2.15")),
+        (["-iface-regex=lo|eth0"], ("eth0", "10.0.2.15")),
+        (["-iface=eth9", "-iface-regex=x", "-iface-can-reach=10.9.9.9"], ("eth1", "172.17.8.111")),
+        (["-iface-can-reach=10.9.9.8"], ("eth1", "172.17.8.101")),
+        (["-iface-can-reach=192.0.2.1", "-iface-regex=eth0"], ("eth0", "10.0.2.15")),
+    ],
+)
+def test_the_first_that_fits_counts(flags: list[str], expected: tuple[str, str]) -> None:
+    ways = {
+        "10.9.9.9": RouteAnswer(0, 3, source=IPv4Address("172.17.8.111")),
+        "10.9.9.8": RouteAnswer(0, 3, source=IPv4Address("192.0.2.77")),
+    }
+    chosen = asyncio.run(find(FakeNetlink(ways=ways), _of(flags)))
+    assert (chosen.name, str(chosen.address)) == expected
+
+
+def _of(flags: list[str]) -> Wanted:
+    options = cli.parse(flags)
+    return Wanted(options.iface, options.iface_regex, options.iface_can_reach, options.public_ip)
+
+
+def test_what_does_not_fit_is_logged_before_what_fits(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="flannelpy")
+    asyncio.run(find(FakeNetlink(), _of(["-iface=eth9", "-iface=eth2", "-iface-regex=eth0"])))
+    assert caplog.messages[:2] == [
+        "Could not find valid interface: Error looking up interface 'eth9': no such network interface; -iface may be "
+        "one of eth0, eth1, eth2, lo",
+        "Could not find valid interface: Failed to find IPv4 address for interface eth2; give it one, or choose "
+        "another -iface",
+    ]
+
+
+OURS = Link(9, "flannel0", 1472, "tun", alias="flannelpy /run/flannel/subnet.env")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["-iface-regex=^wan"],
+            "Error looking up interface by -iface-regex='^wan': it matches no address and no name of eth0 (10.0.2.15), "
+            "eth1 (172.17.8.101, 172.17.8.111)",
+        ),
+        (
+            ["-iface-can-reach=10.9.9.9"],
+            "Error looking up interface by -iface-can-reach=10.9.9.9: the kernel has no route to it",
+        ),
+        (
+            ["-iface-can-reach=172.17.8.101"],
+            "-iface-can-reach=172.17.8.101 is an address of this machine: name one that other hosts have",
+        ),
+        (
+            ["-iface-can-reach=11.0.7.1"],
+            "-iface-can-reach=11.0.7.1 is reached by flannel0, a device of flannelpy itself: name another address",
+        ),
+        (
+            ["-iface-can-reach=10.9.9.9", "-iface=1.2.3.4"],
+            "Failed to find interface to use that matches the interfaces and/or regexes provided: Error looking up "
+            "interface '1.2.3.4': No interface with given IP found; this machine has 127.0.0.1, 10.0.2.15, "
+            "172.17.8.101, 172.17.8.111, 11.0.59.0; Error looking up interface by -iface-can-reach=10.9.9.9: the "
+            "kernel has no route to it",
+        ),
+    ],
+)
+def test_flags_that_nothing_fits_are_named(flags: list[str], message: str) -> None:
+    ways = {"172.17.8.101": RouteAnswer(0, 1), "11.0.7.1": RouteAnswer(0, 9)}
+    netlink = FakeNetlink((*LINKS, OURS), (*ADDRESSES, (9, "11.0.59.0")), ways=ways)
+    with pytest.raises(HostError) as caught:
+        asyncio.run(find(netlink, _of(flags)))
+    assert str(caught.value) == message
+
+
+def test_a_regular_expression_passes_over_devices_of_flannelpy() -> None:
+    netlink = FakeNetlink((LO, OURS, ETH1), ((9, "11.0.59.0"), (3, "172.17.8.101")))
+    assert found(None, netlink, iface_regex="^1")[0] == "eth1"
+    assert found(None, netlink, iface_regex="flannel|eth")[0] == "eth1"
+
+
+def test_an_address_of_virtualbox_that_a_regular_expression_found_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found(None, FakeNetlink(), iface_regex="eth")
+    assert [message.partition(",")[0] for message in caplog.messages] == [
+        "10.0.2.15 on eth0 looks like VirtualBox's NAT"
+    ]

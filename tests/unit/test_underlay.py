@@ -129,6 +129,20 @@ def test_what_overlay_devices_have_is_this_host_s_but_no_network_around_it() -> 
     play(scenario, "etcd")
 
 
+def test_the_interface_that_has_the_public_ip_belongs_to_the_external_one() -> None:
+    """Other hosts reach us by its network, so leases and Network must leave that alone."""
+
+    async def scenario(world: World) -> None:
+        external = EXTERNAL._replace(address=IPv4Address("10.0.0.1"), other_holder="eth2")
+        world.underlay = Underlay(external, external.address, ())
+        around = await world.underlay.observe(world.machine)
+        assert around.underlay == {EXTERNAL.address, external.address}
+        assert IPv4Network("10.0.0.0/24") in around.links
+        assert "10.0.0.0/24" in await world.check("10.0.0.0/25")
+
+    play(scenario)
+
+
 def test_etcd_s_addresses_are_known_once_its_names_are(names: dict[str, frozenset[IPv4Address]]) -> None:
     async def scenario(world: World) -> None:
         names.clear()

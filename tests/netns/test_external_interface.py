@@ -1,0 +1,328 @@
+"""The external interface on real kernels: which address is used, and what ends a daemon whose address moves."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+from lab import ETCD_PREFIX, Daemon, Host, Lab, wait_for
+
+from flannelpy.linux.interface_watch import ADDRESS_PATIENCE
+
+pytestmark = pytest.mark.usefixtures("root")
+
+GATEWAY = "172.17.8.1"
+DEFAULT = f"route add default via {GATEWAY}"
+TYPES = ("udp", "vxlan", "host-gw", "alloc")
+
+
+def prefix(backend: str) -> str:
+    """Below it are the config and the leases of hosts with that backend."""
+    return ETCD_PREFIX if backend == "udp" else f"/{backend}/network"
+
+
+def put_configs(lab: Lab) -> None:
+    for backend in TYPES:
+        config = {"Network": "11.0.0.0/16", "Backend": {"Type": backend}}
+        lab.etcd.put(f"{prefix(backend)}/config", json.dumps(config))
+
+
+# An address that moves
+
+
+class Move(NamedTuple):
+    """A host whose address moves, by ``ip`` commands, and where the last log line finds it."""
+
+    backend: str
+    flags: tuple[str, ...]
+    before: tuple[str, ...]
+    commands: tuple[str, ...]
+    place: str
+
+
+NAMED = ("-iface=eth1",)
+ETH2 = ("link add eth2 type veth peer name eth2-peer", "link set eth2-peer up", "link set eth2 up")
+TO_BR0 = (
+    "link add br0 type bridge",
+    "link set eth1 master br0",
+    "address delete {ip}/24 dev eth1",
+    "address add {ip}/24 dev br0",
+    "link set br0 up",
+)
+RENAME = ("link set eth1 down", "link set eth1 name wan0", "link set wan0 up")
+DHCP = ("address flush dev eth1", "address add 172.17.8.222/24 dev eth1")
+MOVES = (
+    Move("udp", NAMED, (), RENAME, "eth1 was renamed to wan0, which has {ip}"),
+    Move(
+        "vxlan",
+        NAMED,
+        (),
+        (*RENAME, "link property add dev wan0 altname eth1"),
+        "eth1 was renamed to wan0, which has {ip}",
+    ),
+    Move("vxlan", NAMED, (), TO_BR0, "{ip} moved from eth1 to br0"),
+    Move("udp", (), (DEFAULT,), TO_BR0, "{ip} moved from eth1 to br0"),
+    Move("host-gw", ("-iface-regex=^172",), (), DHCP, "eth1 has 172.17.8.222 now instead of {ip}"),
+    Move("alloc", ("-iface=eth9", "-iface=eth1"), (), DHCP, "eth1 has 172.17.8.222 now instead of {ip}"),
+    Move(
+        "udp",
+        (),
+        (DEFAULT, *ETH2, "address add 10.77.0.5/24 dev eth2"),
+        ("address flush dev eth1", "route add default via 10.77.0.1 dev eth2"),
+        "{ip} on eth1 was replaced by 10.77.0.5 on eth2",
+    ),
+    Move(
+        "udp",
+        ("-public-ip=10.255.0.8",),
+        (DEFAULT, *ETH2, "address add 10.255.0.8/32 dev lo"),
+        ("address delete 10.255.0.8/32 dev lo", "address add 10.255.0.8/32 dev eth2"),
+        "10.255.0.8 moved from lo to eth2",
+    ),
+    Move(
+        "vxlan",
+        (*NAMED, "-public-ip=10.66.0.9"),
+        (*ETH2, "address add 10.66.0.9/24 dev eth2"),
+        RENAME,
+        "eth1 was renamed to wan0",
+    ),
+    Move("udp", ("-iface=172.17.8.110",), (), DHCP, "eth1 has 172.17.8.222 now instead of {ip}"),
+)
+
+
+def configure(host: Host, *commands: str) -> None:
+    host.configure(*(command.format(ip=host.public_ip) for command in commands))
+
+
+def start(host: Host, backend: str, *flags: str) -> Daemon:
+    return host.start_daemon(f"-etcd-prefix={prefix(backend)}", *flags)
+
+
+def is_ready(host: Host) -> bool:
+    return (host.run_dir / "flannel/ready").exists()
+
+
+def test_after_15_s_of_another_address_in_place_a_daemon_ends_and_says_where_it_is() -> None:
+    """Ten hosts whose addresses move, and three whose addresses come back, at the same time."""
+    with Lab(hosts=len(MOVES) + 3) as lab:
+        put_configs(lab)
+        moving, staying = lab.hosts[: len(MOVES)], lab.hosts[len(MOVES) :]
+        daemons = []
+        for host, move in zip(moving, MOVES, strict=True):
+            configure(host, *move.before)
+            daemons.append(start(host, move.backend, *move.flags))
+        others = [
+            start(host, backend, *NAMED) for host, backend in zip(staying, ("udp", "vxlan", "host-gw"), strict=True)
+        ]
+        for daemon in [*daemons, *others]:
+            daemon.wait_ready(30)
+        cut = time.monotonic()
+        for host in staying:
+            configure(host, "address flush dev eth1")
+        for host, move in zip(moving, MOVES, strict=True):
+            configure(host, *move.commands)
+        moved = time.monotonic()
+        flapping, deleted, down = staying
+        lab.switch.configure(f"link delete {deleted.name}")
+        configure(down, "link set eth1 down")
+        wait_for(lambda: not any(map(is_ready, lab.hosts)), 15, "no host to be ready")
+        assert time.monotonic() < cut + ADDRESS_PATIENCE
+        configure(down, "link set eth1 up", "address add {ip}/24 dev eth1")
+        wait_for(lambda: is_ready(down), 5, "the link that was down to be ready again")
+        wait_for(lambda: time.monotonic() > moved + ADDRESS_PATIENCE - 4, 20, "the time to be almost over")
+        assert [daemon.process.poll() for daemon in daemons] == [None] * len(daemons)
+        configure(flapping, "address add 172.17.8.200/24 dev eth1")  # a virtual IP, later than its link went
+        wait_for(lambda: all(daemon.process.poll() is not None for daemon in daemons), 15, "all to end")
+        for daemon, move in zip(daemons, MOVES, strict=True):
+            place = re.escape(move.place.format(ip=daemon.host.public_ip))
+            assert daemon.process.poll() == 1, move
+            assert re.search(rf"^E.*\] {place}: flannelpy has to start anew$", daemon.log().splitlines()[-1]), move
+            assert "Traceback" not in daemon.log()
+        configure(flapping, "address add {ip}/24 dev eth1")
+        deleted.lab.switch.configure(
+            f"link add {deleted.name} type veth peer name eth1 netns {deleted.netns}",
+            f"link set {deleted.name} master br0 up",
+        )
+        configure(deleted, "address add {ip}/24 dev eth1", "link set eth1 up")
+        wait_for(lambda: all(map(is_ready, staying)), 15, "those that are back to be ready")
+        assert [daemon.process.poll() for daemon in others] == [None] * 3
+
+
+# A public IP of this machine
+
+
+OTHERS = {2: "10.255.0.2", 3: "10.66.0.3"}
+
+
+@pytest.fixture(scope="module", params=["udp", "vxlan"])
+def public(request: pytest.FixtureRequest, root: None) -> Iterator[Lab]:
+    """Four hosts that reach each other's public IPs: a second address, one on lo, one of another NIC, a plain one."""
+    with Lab(hosts=4) as lab:
+        lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": request.param}}))
+        second, on_lo, on_eth2, plain = lab.hosts
+        configure(second, "address add 172.17.8.201/24 dev eth1")
+        configure(on_lo, "address add 10.255.0.2/32 dev lo", DEFAULT)
+        configure(on_eth2, *ETH2, "address add 10.66.0.3/24 dev eth2")
+        for host in lab.hosts:
+            routes = (f"route add {ip} via 172.17.8.{100 + number}" for number, ip in OTHERS.items())
+            host.configure(*(route for route in routes if not route.endswith(str(host.public_ip))))
+        flags = {
+            second: (*NAMED, "-public-ip=172.17.8.201"),
+            on_lo: ("-public-ip=10.255.0.2",),
+            on_eth2: (*NAMED, "-public-ip=10.66.0.3"),
+            plain: NAMED,
+        }
+        daemons = [host.start_daemon(*flags[host]) for host in lab.hosts]
+        for daemon in daemons:
+            daemon.wait_ready()
+            daemon.host.add_container()
+        for daemon in daemons:
+            for host in lab.hosts:
+                if host is not daemon.host:
+                    daemon.wait_for_peer(host.subnet())
+        yield lab
+
+
+def test_hosts_with_public_ips_of_theirs_on_any_interface_reach_each_other(public: Lab) -> None:
+    containers = [host.containers[0] for host in public.hosts]
+    for source in containers:
+        for target in containers:
+            answers = source.ping_text(target.address, 2)
+            assert answers.count("ttl=") == 2, (source.name, target.name, answers)
+
+
+def test_the_mtu_of_a_public_ip_on_lo_is_that_of_the_way_out(public: Lab) -> None:
+    on_lo, plain = public.hosts[1], public.hosts[-1]
+    assert on_lo.subnet_env()["FLANNEL_MTU"] == plain.subnet_env()["FLANNEL_MTU"]
+
+
+def test_the_firewall_guards_the_public_ip(public: Lab) -> None:
+    """A container must not send datagrams in the name of the host; the address is that from which datagrams come."""
+
+    def is_guarded(host: Host) -> bool:
+        [public_ip] = re.findall(r"Using (\S+) as external endpoint", host.log())
+        return f"! -d {public_ip}/32 -p udp" in host.run("iptables-save").stdout
+
+    wait_for(lambda: all(map(is_guarded, public.hosts)), 10, "the rules about each public IP")
+
+
+def test_a_link_that_is_down_or_unplugged_is_not_ready_until_it_is_back(public: Lab) -> None:
+    """Its address and name stay, so that nothing but the link tells it."""
+    host = public.hosts[-1]
+    daemon = host.daemons[0]
+    wait_for(lambda: is_ready(host), 10, "the host to be ready")
+    for trouble, off, on in (
+        ("is down", partial(configure, host, "link set eth1 down"), partial(configure, host, "link set eth1 up")),
+        ("has no carrier", host.unplug, host.plug_in),
+    ):
+        off()
+        daemon.wait_for_log(rf"^E.*\] Link eth1 {trouble}: no packets to and from other hosts$")
+        wait_for(lambda: not is_ready(host), 5, "the host to be not ready")
+        on()
+        wait_for(lambda: is_ready(host), 5, "the host to be ready again")
+    assert daemon.process.poll() is None
+
+
+def test_a_public_ip_that_no_interface_has_is_a_nats(public: Lab) -> None:
+    host = public.hosts[-1]
+    daemon = host.start_daemon(*NAMED, "-public-ip=192.0.2.9", "-subnet-file=/run/flannel/nat.env")
+    daemon.wait_for_log(
+        rf"^I.*\] No interface of this machine has the public IP 192\.0\.2\.9: .* on to {host.public_ip} on eth1$"
+    )
+    daemon.kill()
+    assert daemon.log().count("No interface of this machine") == 1
+
+
+# Which address
+
+
+class Start(NamedTuple):
+    """``ip`` commands, flags or variables, and the address that is used."""
+
+    before: tuple[str, ...]
+    flags: tuple[str, ...]
+    address: str
+    env: Mapping[str, str] = {}
+
+
+ADDED = "address add {other}/24 dev eth1"
+DEPRECATED = "address change {ip}/24 dev eth1 preferred_lft 0"
+STARTS = (
+    Start((ADDED, DEPRECATED), NAMED, "{other}"),
+    Start((ADDED, DEPRECATED, DEFAULT), (), "{other}"),
+    Start((DEPRECATED,), ("-iface={ip}",), "{ip}"),
+    Start(
+        ("address delete {ip}/24 dev eth1", "address add 172.17.9.140/24 dev eth1 scope host", ADDED), NAMED, "{other}"
+    ),
+    Start(("link property add dev eth1 altname to-the-rack-switch",), ("-iface=to-the-rack-switch",), "{ip}"),
+    Start((), ("-iface=eth9", "-iface=eth1"), "{ip}"),
+    Start((), (), "{ip}", {"FLANNELD_IFACE": "eth9 eth1"}),
+    Start((ADDED,), ("-iface-regex={other}$",), "{other}"),
+    Start((), ("-iface-regex=^wlan", "-iface-regex=^et.1$"), "{ip}"),
+    Start((), (f"-iface-can-reach={GATEWAY}",), "{ip}"),
+    Start((ADDED, f"route add 192.0.2.0/24 via {GATEWAY} src {{other}}"), ("-iface-can-reach=192.0.2.1",), "{other}"),
+    Start((ADDED,), ("-public-ip={other}",), "{other}"),
+)
+REFUSALS = (
+    ("-iface=eth9\nE1122 forged", r"Error looking up interface 'eth9\nE1122 forged': no such network interface"),
+    ("-iface-regex=^wlan", "Error looking up interface by -iface-regex='^wlan': it matches no address and no name"),
+    ("-iface-can-reach=192.0.2.1", "-iface-can-reach=192.0.2.1: the kernel has no route to it"),
+    ("-iface-can-reach={ip}", "-iface-can-reach={ip} is an address of this machine"),
+    ("-iface=eth8 -iface-regex=x", "Failed to find interface to use that matches the interfaces and/or"),
+)
+
+
+@pytest.fixture(scope="module")
+def plain(root: None) -> Iterator[Lab]:
+    """A host for each start, since all start at the same time."""
+    with Lab(hosts=len(STARTS) + len(REFUSALS)) as lab:
+        yield lab
+
+
+def test_which_address_is_used(plain: Lab) -> None:
+    expected = {}
+    for number, (host, start) in enumerate(zip(plain.hosts, STARTS, strict=False)):
+        words = {"ip": str(host.public_ip), "other": f"172.17.8.{200 + number}"}
+        host.configure(*(command.format(**words) for command in start.before))
+        daemon = host.start_daemon(*(flag.format(**words) for flag in start.flags), env=start.env)
+        expected[daemon] = start.address.format(**words)
+    for daemon, address in expected.items():
+        daemon.wait_for_log(rf"Using {re.escape(address)} as external interface$", 30)
+        daemon.kill()
+
+
+def test_what_fits_nothing_is_one_line_and_exit_1(plain: Lab) -> None:
+    expected = {}
+    for host, (flags, complaint) in zip(plain.hosts[len(STARTS) :], REFUSALS, strict=True):
+        flag, *more = flags.format(ip=host.public_ip).split(" -")
+        expected[host.start_daemon(flag, *(f"-{one}" for one in more))] = complaint.format(ip=host.public_ip)
+    for daemon, complaint in expected.items():
+        assert daemon.process.wait(30) == 1
+        assert complaint in daemon.log().splitlines()[-1]
+        assert "Traceback" not in daemon.log()
+
+
+def test_host_gw_takes_a_second_address_and_refuses_that_of_another_interface(
+    make_lab: Callable[..., Lab],
+) -> None:
+    """Other hosts use the public IP as gateway: it has to be on the link by which we are reached."""
+    lab = make_lab(hosts=2)
+    lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": "host-gw"}}))
+    ours, theirs = lab.hosts
+    configure(ours, "address add 172.17.8.150/24 dev eth1")
+    configure(theirs, "address add 10.255.0.2/32 dev lo")
+    refused = theirs.start_daemon(*NAMED, "-public-ip=10.255.0.2")
+    assert refused.process.wait(20) == 1
+    assert "10.255.0.2 is an address of lo, and the host-gw backend routes by eth1" in refused.log().splitlines()[-1]
+    for host, *flags in ((ours, "-public-ip=172.17.8.150"), (theirs, *NAMED)):
+        host.start_daemon(*flags).wait_ready()
+        host.add_container()
+    ours.daemons[-1].wait_for_peer(theirs.subnet())
+    theirs.daemons[-1].wait_for_peer(ours.subnet())
+    assert f"{ours.subnet()} via 172.17.8.150 dev eth1" in theirs.run("ip", "route").stdout
+    [source], [target] = ours.containers, theirs.containers
+    assert source.ping_text(target.address, 2).count("ttl=") == 2
