@@ -53,20 +53,24 @@ class Guard:
     async def run(self) -> Never:
         """Look whenever something changed."""
         bell = asyncio.Event()
-        listener = asyncio.create_task(_listen(bell, self._network))
         try:
-            async with Netlink() as netlink:
-                self._looked_at = _now()
-                while True:
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(_LOOK_SECONDS if not self.trouble else _PAUSE_SECONDS):
-                            await bell.wait()
-                    bell.clear()
-                    await self._look(netlink)
-                    self._looked_at = _now()
-                    await asyncio.sleep(_PAUSE_SECONDS)
-        finally:
-            listener.cancel()
+            async with Netlink() as netlink, asyncio.TaskGroup() as tasks:
+                tasks.create_task(_listen(bell, self._network))
+                await self._look_whenever(bell, netlink)
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from failures
+        raise AssertionError("it goes on until something is raised")
+
+    async def _look_whenever(self, bell: asyncio.Event, netlink: Netlink) -> Never:
+        self._looked_at = _now()
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS if not self.trouble else _PAUSE_SECONDS):
+                    await bell.wait()
+            bell.clear()
+            await self._look(netlink)
+            self._looked_at = _now()
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _look(self, netlink: Netlink) -> None:
         before = self.trouble, self.repairs
