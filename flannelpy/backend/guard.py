@@ -53,24 +53,22 @@ class Guard:
     async def run(self) -> Never:
         """Look whenever something changed."""
         bell = asyncio.Event()
+        listener = asyncio.create_task(_listen(bell, self._network))
         try:
-            async with Netlink() as netlink, asyncio.TaskGroup() as tasks:
-                tasks.create_task(_listen(bell, self._network))
-                await self._look_whenever(bell, netlink)
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from failures
-        raise AssertionError("it goes on until something is raised")
-
-    async def _look_whenever(self, bell: asyncio.Event, netlink: Netlink) -> Never:
-        self._looked_at = _now()
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS if not self.trouble else _PAUSE_SECONDS):
-                    await bell.wait()
-            bell.clear()
-            await self._look(netlink)
-            self._looked_at = _now()
-            await asyncio.sleep(_PAUSE_SECONDS)
+            async with Netlink() as netlink:
+                self._looked_at = _now()
+                while True:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_LOOK_SECONDS if not self.trouble else _PAUSE_SECONDS):
+                            await bell.wait()
+                    bell.clear()
+                    if listener.done():
+                        listener.result()
+                    await self._look(netlink)
+                    self._looked_at = _now()
+                    await asyncio.sleep(_PAUSE_SECONDS)
+        finally:
+            listener.cancel()
 
     async def _look(self, netlink: Netlink) -> None:
         before = self.trouble, self.repairs
@@ -92,11 +90,14 @@ def _now() -> float:
 
 
 async def _listen(bell: asyncio.Event, network: IPv4Network) -> Never:
-    """Ring whenever the kernel says that something changed."""
-    while True:
-        bell.set()  # for what changed before the socket listened
-        try:
-            async for _ in changes(network):
-                bell.set()
-        except OSError:  # more changes than the kernel keeps for us
-            await asyncio.sleep(_PAUSE_SECONDS)
+    """Ring whenever the kernel says that something changed, and at the end, which is a fault."""
+    try:
+        while True:
+            bell.set()  # for what changed before the socket listened
+            try:
+                async for _ in changes(network):
+                    bell.set()
+            except OSError:  # more changes than the kernel keeps for us
+                await asyncio.sleep(_PAUSE_SECONDS)
+    finally:
+        bell.set()
