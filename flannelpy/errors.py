@@ -18,6 +18,21 @@ class FlannelError(Exception):
     exit_code = 1
 
 
+def one_line(error: Exception) -> str:
+    """The error for the log: our own errors are lines that a person can act on; all others are faults of flannelpy."""
+    if isinstance(error, FlannelError):
+        return str(error)
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"Unexpected error {_origin(error)}({what}): report it with the traceback, which -v=1 logs"
+
+
+def _origin(error: Exception) -> str:
+    """Where in our code an error comes from, if it comes from there."""
+    places = [(Path(frame.f_code.co_filename), line) for frame, line in walk_tb(error.__traceback__)]
+    own = [f"in {path.name}:{line} " for path, line in places if path.is_relative_to(_PACKAGE)]
+    return own[-1] if own else ""
+
+
 class UsageError(FlannelError):
     """The command line or a ``FLANNELD_*`` variable is wrong: the caller prints it and stops."""
 
@@ -72,18 +87,3 @@ class CompareFailed(RegistryError):
 
 class HistoryGone(RegistryError):
     """Changes after the cursor can no longer be told one by one: the caller takes a new snapshot."""
-
-
-def one_line(error: Exception) -> str:
-    """The error for the log: our own errors are lines that a person can act on; all others are faults of flannelpy."""
-    if isinstance(error, FlannelError):
-        return str(error)
-    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return f"Unexpected error {_origin(error)}({what}): report it with the traceback, which -v=1 logs"
-
-
-def _origin(error: Exception) -> str:
-    """Where in our code an error comes from, if it comes from there."""
-    places = [(Path(frame.f_code.co_filename), line) for frame, line in walk_tb(error.__traceback__)]
-    own = [f"in {path.name}:{line} " for path, line in places if path.is_relative_to(_PACKAGE)]
-    return own[-1] if own else ""
