@@ -39,9 +39,10 @@ _OTHER_GATEWAY, _OTHER_NETWORK = "172.18.8.1", "172.18.8"
 _FIRST_PORT = 7001
 # Another address ends a daemon after 15 s, and a loaded machine takes its time.
 _SETTLE_SECONDS, _CALM_SECONDS = 30.0, 1.0
-_LINGER_SECONDS = 17.0
+# Once in a while a walker waits for that, at most once in so many steps.
+_LINGER_SECONDS, _LINGER_STEPS = 17.0, 10
 _RECOVERY_SECONDS = 60.0
-_FLOW_SECONDS = 0.5
+_FLOW_SECONDS = 0.3
 _CLONE_NEWNET = 0x40000000
 _ETH_P_IP, _PACKET_HOST = 0x0800, 0
 _NONCE_BYTES = 16
@@ -50,8 +51,8 @@ _NONCE_BYTES = 16
 class Event(NamedTuple):
     """Shell commands that change a host, and those that change it back; without any, the daemon repairs it.
 
-    ``{nic}`` is the name of the external interface, ``{holder}`` that of the device with its address, ``{own}`` the
-    daemon's device; ``switch:`` stands before what happens at the other end of the cable.
+    ``{nic}`` is the name of the external interface, ``{own}`` the daemon's device; ``switch:`` stands before what
+    happens at the other end of the cable.
     ``nic``, ``holder``: their names once it has happened, if it changes them.
     """
 
@@ -101,6 +102,16 @@ UNDERLAY = (
         ["ip address delete {address}/24 dev eth2", _ADD],
         holder="eth2",
     ),
+    Event(
+        "NIC replaced by another one of its name",
+        [
+            "switch: ip link delete {host}",
+            "switch: ip link add {host} type veth peer name eth1 netns {netns}",
+            "switch: ip link set {host} master br0 up",
+            "ip link set eth1 up",
+            _ADD,
+        ],
+    ),
 )
 ROUTE = (Event("default route moved", []), Event("default route removed", []))
 MTU = (Event("MTU changed", ["ip link set {nic} mtu 1400"], ["ip link set {nic} mtu 1500"]),)
@@ -117,11 +128,12 @@ SYSCTLS = (
     _sysctl("ip_forward", 0),
     _sysctl("conf.docker0.forwarding", 0),
     _sysctl("conf.{own}.forwarding", 0),
-    _sysctl("conf.all.rp_filter", 1),
     _sysctl("conf.{own}.rp_filter", 1),
 )
+# Where the second NIC has the public IP, answers come in by another one than the way to the peer: those are dropped.
+REVERSE_PATH = _sysctl("conf.all.rp_filter", 1)
 OWN = tuple(
-    Event(command.replace("{own}", "our device"), [f"{command} 2>/dev/null || true"])
+    Event(command, [f"{command} 2>/dev/null || true"])
     for command in (
         "ip link set {own} down",
         "ip address flush dev {own}",
@@ -200,14 +212,14 @@ class Walk:
         self._names = {
             "address": str(host.public_ip),
             "other": f"172.17.8.{number + 50}",
-            "own": backend.device or "eth1",
             "host": host.name,
+            "netns": host.netns,
         }
         # host-gw needs all hosts on one link, so its interface is always named.
         self._flags = ["-iface=eth1"] if backend is HOST_GW or self._rng.random() < 0.5 else []
         self._nic = self._holder = "eth1"
         self._active: dict[str, Event] = {}
-        self._ended: Daemon | None = None
+        self._steps = self._next_linger = 0
         self._story: list[str] = []
         self._began = time.monotonic()
 
@@ -237,9 +249,8 @@ class Walk:
                 self._wire = Wire(self._host.add_container(), self._peer, _FIRST_PORT + int(self._host.name[4:]))
                 opened.callback(self._wire.close)
                 self._settle()
-                step = 0
-                while go_on(step):
-                    step += 1
+                while go_on(self._steps):
+                    self._steps += 1
                     self._step()
                 self._recover()
         except Exception as error:
@@ -248,13 +259,16 @@ class Walk:
 
     def _step(self) -> None:
         group, events = self._rng.choice(self._groups())
-        event, lingers = self._rng.choice(events), self._rng.random() < 0.2
-        if group in self._active:
+        event, undoes, lingers = self._rng.choice(events), self._rng.random() < 0.4, self._rng.random() < 0.5
+        if undoes and self._active:
+            self._undo(self._rng.choice(list(self._active)))
+        elif group in self._active:
             self._undo(group)
         else:
             self._do(group, event)
         state = self._settle()
-        if lingers and state.startswith("not ready"):
+        if lingers and "underlay" in self._active and state != "ready" and self._steps >= self._next_linger:
+            self._next_linger = self._steps + _LINGER_STEPS
             wait_for_end(self._daemon, _LINGER_SECONDS)
             self._settle()
 
@@ -262,10 +276,11 @@ class Walk:
         """The underlay more often than all else."""
         own = OWN if self._backend.device else OWN_ROUTES
         groups = [("underlay", UNDERLAY)] * 5 + [("route", ROUTE), ("mtu", MTU), ("own", own)]
-        return [*groups, *((events[0].name, events) for events in SYSCTLS)]
+        sysctls = (*SYSCTLS, REVERSE_PATH) if self._flags else SYSCTLS
+        return [*groups, *((events[0].name, events) for events in sysctls)]
 
     def _do(self, group: str, event: Event) -> None:
-        self._tell(event.name)
+        self._tell(self._format(event.name))
         if event.undo or group == "route":
             self._active[group] = event
         for command in event.do:
@@ -275,7 +290,7 @@ class Walk:
 
     def _undo(self, group: str) -> None:
         event = self._active.pop(group)
-        self._tell(f"no longer {event.name}")
+        self._tell(f"no longer {self._format(event.name)}")
         for command in event.undo:
             self._change(command)
         if group == "underlay":
@@ -358,11 +373,14 @@ class Walk:
         else:
             self._sh("ip route delete default 2>/dev/null || true")
 
-    def _change(self, command: str) -> None:
-        own = self._names["own"] if self._backend.device else self._nic
-        if "sysctl" in command:
+    def _format(self, command: str) -> str:
+        own = self._backend.device or self._nic
+        if "sysctl" in command:  # which takes a slash for a dot
             own = own.replace(".", "/")
-        text = command.format(**self._names | {"nic": self._nic, "holder": self._holder, "own": own})
+        return command.format(**self._names, nic=self._nic, own=own)
+
+    def _change(self, command: str) -> None:
+        text = self._format(command)
         if text.startswith("switch: "):
             self._host.lab.switch.run(*text.split()[1:])
         else:
@@ -387,7 +405,6 @@ def walk(lab: Lab, backend: Backend, seed: int, go_on: Callable[[int], bool]) ->
     lab.switch.configure(f"address add {_OTHER_GATEWAY}/24 dev br0")
     *hosts, peer = lab.hosts
     peer.configure(f"route add default via {_GATEWAY}")
-    walks = []
     stays = peer.start_daemon("-iface=eth1")
     stays.wait_ready(30)
     container = peer.add_container()

@@ -11,7 +11,7 @@ from host_walk import BACKENDS, WALKERS, walk
 from lab import Lab
 
 SEED = seed()
-_STEPS = 10
+_STEPS = 7
 
 
 @pytest.mark.timeout(180)
