@@ -260,11 +260,13 @@ class Walk:
     def _step(self) -> None:
         group, events = self._rng.choice(self._groups())
         event, undoes, lingers = self._rng.choice(events), self._rng.random() < 0.4, self._rng.random() < 0.5
-        if undoes and self._active:
+        if self._is_on_second_nic() and not {"underlay", "route"} & set(self._active):
+            self._restart()
+        elif undoes and self._active:
             self._undo(self._rng.choice(list(self._active)))
         elif group in self._active:
             self._undo(group)
-        else:
+        elif group != "underlay" or not self._is_on_second_nic():
             self._do(group, event)
         state = self._settle()
         if lingers and "underlay" in self._active and state != "ready" and self._steps >= self._next_linger:
@@ -352,12 +354,23 @@ class Walk:
 
     def _source(self) -> str:
         """Of packets on the wire, as the peer should see them."""
-        if not self._backend.device:
-            return str(self._host.containers[0].address)
+        return self._public_ip() if self._backend.device else str(self._host.containers[0].address)
+
+    def _public_ip(self) -> str:
         found = re.findall(r"Using (\S+) as external endpoint", self._daemon.log())
         return found[-1] if found else self._names["address"]
 
     # Helpers
+
+    def _is_on_second_nic(self) -> bool:
+        """Then the peer is in the first one's network, whose link is not the daemon's business."""
+        return self._public_ip().startswith(_OTHER_NETWORK)
+
+    def _restart(self) -> None:
+        """An operator has the daemon use the first NIC again."""
+        self._tell("restart")
+        assert self._daemon.stop() == 0
+        self._daemon = self._host.start_daemon(*self._flags)
 
     def _start_again(self) -> None:
         self._daemon.close()
