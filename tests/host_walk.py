@@ -20,7 +20,7 @@ import re
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import NamedTuple
@@ -159,10 +159,10 @@ class Wire:
         self._wire.bind(("eth1", _ETH_P_IP))
         self._wire.setblocking(False)
 
-    def flows(self, public_ip: str) -> bool:
+    def flows(self, sources: Collection[str]) -> bool:
         """Whether a datagram arrives each way.  Raises Broken if its source, inside or outside, is a wrong one.
 
-        ``public_ip``: the source of the first container's datagrams on the wire, if anything is around them.
+        ``sources``: those that the first container's datagrams may have on the wire.
         """
         nonces = [os.urandom(_NONCE_BYTES) for _ in self._ends]
         for _ in self._packets():
@@ -170,8 +170,8 @@ class Wire:
         came = [self._carry(0, 1, nonces[0]), self._carry(1, 0, nonces[1])]
         for packet in self._packets():
             source = socket.inet_ntoa(packet[12:16])
-            if nonces[0] in packet and source != public_ip:
-                raise Broken(f"a datagram came from {source} instead of {public_ip}")
+            if nonces[0] in packet and source not in sources:
+                raise Broken(f"a datagram came from {source} instead of {', '.join(sources)}")
         return all(came)
 
     def _carry(self, sender: int, receiver: int, nonce: bytes) -> bool:
@@ -219,6 +219,7 @@ class Walk:
         self._flags = ["-iface=eth1"] if backend is HOST_GW or self._rng.random() < 0.5 else []
         self._nic = self._holder = "eth1"
         self._active: dict[str, Event] = {}
+        self._last_public_ip = self._names["address"]
         self._steps = self._next_linger = 0
         self._story: list[str] = []
         self._began = time.monotonic()
@@ -338,7 +339,7 @@ class Walk:
                 raise Broken(f"exit code {code}, and the last line is {last}")
             return "ended"
         is_ready = (self._host.run_dir / "flannel/ready").exists()
-        flows = self._wire.flows(self._source())
+        flows = self._wire.flows(self._sources())
         if is_ready:
             return "ready" if flows and self._is_subnet_kept() else ""
         status = next((line for line in reversed(daemon.notified) if line.startswith("STATUS=")), "")
@@ -352,9 +353,17 @@ class Walk:
             raise Broken(f"the subnet is {subnet_in_file(self._host)} instead of {self._subnet}")
         return True
 
-    def _source(self) -> str:
-        """Of packets on the wire, as the peer should see them."""
-        return self._public_ip() if self._backend.device else str(self._host.containers[0].address)
+    def _sources(self) -> Collection[str]:
+        """Of packets on the wire, as the peer should see them.
+
+        Until a new run is ready, the kernel may still send what the last run set up.
+        """
+        if not self._backend.device:
+            return [str(self._host.containers[0].address)]
+        now = self._public_ip()
+        if "READY=1" in self._daemon.notified:
+            self._last_public_ip = now
+        return {self._last_public_ip, now}
 
     def _public_ip(self) -> str:
         found = re.findall(r"Using (\S+) as external endpoint", self._daemon.log())
