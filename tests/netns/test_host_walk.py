@@ -11,7 +11,7 @@ from host_walk import BACKENDS, WALKERS, walk
 from lab import Lab
 
 SEED = seed()
-_STEPS = 7
+_STEPS = 6
 
 
 @pytest.mark.timeout(180)
