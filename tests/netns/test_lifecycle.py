@@ -107,12 +107,12 @@ def test_settings_that_cannot_be_written_are_one_warning_at_most(
     wait_for(lambda: "FLANNEL-A" in host.run("iptables-save", "-t", "filter").stdout, 10, "two checks of the rules")
     host.configure("link set flannel0 down")
     daemon.wait_for_log("flannel0 was set down: put right")
-    told = re.findall(r"^[WEF].*accept_local.*$", daemon.log(), re.MULTILINE)
+    warned = re.findall(r"^[WEF].*accept_local.*$", daemon.log(), re.MULTILINE)
     assert daemon.stop() == 0
     if sysctl:
         host.run("sysctl", "-q", "-w", f"{sysctl}=0")
-    assert len(told) == bool(warning)
-    assert all(re.search(warning, line) for line in told)
+    assert len(warned) == bool(warning)
+    assert all(re.search(warning, line) for line in warned)
 
 
 @over(UDP, VXLAN, HOST_GW)

@@ -518,9 +518,9 @@ def test_settings_that_are_read_only_are_one_warning_if_they_are_wrong(
         assert world.firewall.repairs == {}
 
     live(story)
-    told = [message for message in caplog.messages if "accept_local" in message]
-    assert len(told) == warnings
-    assert all("Read-only file system; packets travel" in message for message in told)
+    warned = [message for message in caplog.messages if "accept_local" in message]
+    assert len(warned) == warnings
+    assert all("Read-only file system; packets travel" in message for message in warned)
 
 
 def test_settings_that_are_hidden_are_one_warning(
@@ -535,8 +535,8 @@ def test_settings_that_are_hidden_are_one_warning(
         await asyncio.sleep(60)
 
     live(story)
-    [told] = caplog.messages
-    assert "No such file or directory; packets travel" in told
+    [warned] = caplog.messages
+    assert "No such file or directory; packets travel" in warned
 
 
 # A network that ends
