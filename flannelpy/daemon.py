@@ -1,7 +1,8 @@
 """The composition root: builds everything, start and stop order, signals, readiness.
 
 Start: external interface, then each network (network.py), READY.  Stop: all of it at once.
-A daemon of one network ends when that fails.  One of several goes on with the others, and starts it again.
+If the only network fails, the daemon ends.  If one of several networks fails, with whatever error, the daemon starts it
+again and leaves the others alone.
 Counterpart: main.go.
 """
 
@@ -16,7 +17,7 @@ from contextlib import suppress
 from typing import Any, Never
 
 from flannelpy import logs, parts
-from flannelpy.errors import AlreadyRuns, FlannelError, HostChanged, UsageError
+from flannelpy.errors import AlreadyRuns, FlannelError, HostChanged, UsageError, one_line
 from flannelpy.host import Host
 from flannelpy.linux import memory, packet_loop, systemd
 from flannelpy.network import Network
@@ -24,6 +25,9 @@ from flannelpy.options import Options
 
 log = logging.getLogger(__name__)
 
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# nohup, and a shell without job control, have commands ignore these; that wish counts.
+_MAY_BE_IGNORED = (signal.SIGINT, signal.SIGHUP)
 # How often young objects are collected, if there are so many of them.
 _YOUNG_SECONDS = 0.2
 _FEW_YOUNG = 2000
@@ -45,29 +49,45 @@ def run(options: Options) -> int:
     memory.keep_small()
     try:
         packet_loop.run(_until_signalled(_serve(options)))
-    except FlannelError as error:
-        log.error("%s", error)
-        return error.exit_code
+    except Exception as error:
+        _log_failure(one_line(error), error)
+        return error.exit_code if isinstance(error, FlannelError) else FlannelError.exit_code
     return 0
 
 
+def _log_failure(text: str, error: Exception) -> None:
+    """One line, and with -v=1 the traceback of an error that is not one of ours."""
+    log.error("%s", text)
+    if not isinstance(error, FlannelError):
+        log.debug("Traceback of the error:", exc_info=error)
+
+
 async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
-    """Run ``work`` until it fails or SIGINT or SIGTERM comes; a second signal kills as if we had no handler."""
+    """Run ``work`` until it fails or SIGINT, SIGTERM or SIGHUP comes; a second SIGINT or SIGTERM kills at once.
+
+    A terminal that is closed may send SIGHUP twice, so the second one does nothing.
+    """
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(work)
+    numbers = [number for number in _STOP_SIGNALS if not _stays_ignored(number)]
 
     def stop() -> None:
         log.info("Exiting...")
         systemd.notify("STOPPING=1")
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             loop.remove_signal_handler(number)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         task.cancel()
 
     log.info("Installing signal handlers")
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in numbers:
         loop.add_signal_handler(number, stop)
     with suppress(asyncio.CancelledError):
         await task
+
+
+def _stays_ignored(number: signal.Signals) -> bool:
+    return number in _MAY_BE_IGNORED and signal.getsignal(number) is signal.SIG_IGN
 
 
 async def _serve(options: Options) -> None:
@@ -97,10 +117,10 @@ async def _keep_up(network: Network) -> Never:
             await network.run()
         except (UsageError, HostChanged, AlreadyRuns):
             raise
-        except FlannelError as error:
+        except Exception as error:
             logs.network.set(network.name)
-            log.error("%s; trying again in %d s", error, _RESTART_SECONDS)
-            network.failed(error)
+            _log_failure(f"{one_line(error)}; trying again in {_RESTART_SECONDS:.0f} s", error)
+            network.failed(one_line(error))
             await asyncio.sleep(_RESTART_SECONDS)
 
 

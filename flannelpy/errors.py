@@ -4,11 +4,33 @@ The message of each is one line that a person can act on: it names the flag, key
 would be right.  ``exit_code`` is what the process returns when the error reaches the top.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+from traceback import walk_tb
+
+_PACKAGE = Path(__file__).parent
+
 
 class FlannelError(Exception):
     """Root of the tree."""
 
     exit_code = 1
+
+
+def one_line(error: Exception) -> str:
+    """The error for the log: our own errors are lines that a person can act on; all others are faults of flannelpy."""
+    if isinstance(error, FlannelError):
+        return str(error)
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"Unexpected error {_origin(error)}({what}): report it with the traceback, which -v=1 logs"
+
+
+def _origin(error: Exception) -> str:
+    """Where in our code an error comes from, if it comes from there."""
+    places = [(Path(frame.f_code.co_filename), line) for frame, line in walk_tb(error.__traceback__)]
+    own = [f"in {path.name}:{line} " for path, line in places if path.is_relative_to(_PACKAGE)]
+    return own[-1] if own else ""
 
 
 class UsageError(FlannelError):

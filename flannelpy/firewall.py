@@ -17,7 +17,7 @@ from ipaddress import IPv4Network
 from typing import Never
 
 from flannelpy import docker_chains, firewall_rules, logs
-from flannelpy.errors import HostError
+from flannelpy.errors import HostError, one_line
 from flannelpy.firewall_rules import KINDS, PURPOSES, NetworkRules
 from flannelpy.forward_check import ForwardCheck
 from flannelpy.linux import accept_local, conntrack, iptables
@@ -31,6 +31,11 @@ log = logging.getLogger(__name__)
 _PAUSE_SECONDS = 1.0
 # If iptables-restore reports success without effect, it gets the same commands again after this time.
 _FUTILE_SECONDS = 60.0
+_ALL_RULES = "The firewall"
+
+
+def _accept_local_of(device: str) -> str:
+    return f"accept_local of {device}"
 
 
 class Firewall:
@@ -56,6 +61,20 @@ class Firewall:
         self._networks[name] = rules
         self._on_repair[name] = on_repair
         self._unchecked.update(KINDS)
+        self._check_accept_local(name, rules)
+
+    def release(self, name: str) -> None:
+        """Guard the rules of a network no longer; they stay in the kernel, for its next start to take them over."""
+        rules = self._networks.pop(name, None)
+        self._on_repair.pop(name, None)
+        self._forward_check.forget(name)
+        if rules is None:
+            return
+        for table in KINDS:
+            for chain in firewall_rules.names(table, rules.network):
+                self._written.pop((table, chain), None)
+        if rules.datagrams:
+            self._troubles.pop(_accept_local_of(rules.datagrams.device), None)
 
     @property
     def is_clean(self) -> bool:
@@ -91,9 +110,18 @@ class Firewall:
             self._changed.clear()
             start = asyncio.get_running_loop().time()
             async with self._busy:
-                await self._check()
+                await self._check_or_report()
             # iptables-nft takes seconds to list 30,000 rules: it runs half of the time at most.
             await asyncio.sleep(max(_PAUSE_SECONDS, asyncio.get_running_loop().time() - start))
+
+    async def _check_or_report(self) -> None:
+        """A fault in here must not end the daemon: packets travel without it."""
+        try:
+            await self._check()
+            self._recovered(_ALL_RULES)
+        except Exception as error:
+            log.debug("Traceback of the error:", exc_info=error)
+            self._failed(_ALL_RULES, f"Cannot guard iptables rules: {one_line(error)}")
 
     async def _check(self) -> None:
         for name, rules in self._networks.items():
@@ -103,7 +131,8 @@ class Firewall:
             chains = self._chains(table)
             if chains or table in self._unchecked:
                 await self._guard(table, chains, searches.values() if table == "filter" else ())
-        await self._forward_check.check({name: (self._networks[name].network, one) for name, one in searches.items()})
+        found = {name: (self._networks[name].network, one) for name, one in searches.items() if name in self._networks}
+        await self._forward_check.check(found)
 
     def obstacle(self, name: str) -> str:
         """What certainly keeps packets of a network's containers from other hosts; empty if nothing is known."""
@@ -113,14 +142,18 @@ class Firewall:
         datagrams = rules.datagrams
         if datagrams is None or not datagrams.accepts_local:
             return
-        what = f"accept_local of {datagrams.device}"
+        what = _accept_local_of(datagrams.device)
+        token = logs.network.set(name)
         try:
             if not accept_local.is_enabled(datagrams.device):
                 accept_local.enable(datagrams.device)
                 self._count(name, f"Restored {what}: another program set it to 0; ICMP errors were dropped")
             self._recovered(what)
         except HostError as error:
-            self._failed(what, f"Cannot guard {what}: {error}; ICMP errors may be dropped")
+            effect = "packets travel, but this host drops ICMP errors unless net.ipv4.conf.all.accept_local is 1"
+            self._failed(what, f"Cannot guard {what}: {error}; {effect}")
+        finally:
+            logs.network.reset(token)
 
     def _chains(self, table: str) -> dict[str, list[Chain]]:
         """What each network needs in a table now."""
@@ -148,7 +181,7 @@ class Firewall:
         self._unchecked.discard(table)
         self._recovered(f"The iptables table {table}")
         for name, chains in wanted.items():
-            for chain in chains:
+            for chain in chains if name in self._networks else ():
                 self._report(name, table, chain, [fault for fault in repair.faults if fault.chain == chain.name])
         for name in repair.removed:
             log.info("Removed iptables chain %s of an earlier run in table %s", name, table)

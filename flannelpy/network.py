@@ -26,8 +26,9 @@ from flannelpy.backend.guard import Guard
 from flannelpy.backend.lease_gate import LeaseGate
 from flannelpy.backend.removal import Keep, unmarked_leftovers, withdraw
 from flannelpy.backend.underlay import Routed, Underlay
-from flannelpy.errors import FlannelError, HostError, LeaseLost
+from flannelpy.errors import HostError, LeaseLost
 from flannelpy.firewall_rules import NetworkRules
+from flannelpy.forward_check import SysctlCheck
 from flannelpy.host import Host
 from flannelpy.linux.clock import BootClock
 from flannelpy.linux.instance_lock import InstanceLock, Run
@@ -92,9 +93,9 @@ class Network:
         """Whether all tasks still get their turn: a start of the process anew could help if not."""
         return self._service is None or self._service.makes_progress()
 
-    def failed(self, error: FlannelError) -> None:
+    def failed(self, cause: str) -> None:
         """It has ended, and is to be started again later."""
-        self._say(f"not ready: {error}")
+        self._say(f"not ready: {cause}")
 
     async def _run(self, cleanup: AsyncExitStack) -> None:
         self._lock = lock = InstanceLock(self._subnet_file)
@@ -107,8 +108,8 @@ class Network:
         holder = parts.holder(self._options, self._host.public_ip)
         manager = SubnetManager(registry, BootClock(), random.Random(), holder, terms)  # noqa: S311 - nothing secret
         self._say("Waiting for the network config in etcd")
-        chosen = await manager.read_config(self._choose, self._unblock)
-        self._host.take(self.name, chosen.config.network, chosen.backend.needs)
+        cleanup.callback(self._host.release, self.name)
+        chosen = await manager.read_config(self._claim, self._unblock)
         cleanup.callback(chosen.backend.close)
         try:
             cleanup.callback(self._forget_previous, await self._start(chosen, manager, holder))
@@ -121,6 +122,13 @@ class Network:
             chosen.backend.close()
             await self._withdraw(chosen.config.network)
             raise
+
+    async def _claim(self, config: NetworkConfig) -> _Chosen:
+        """Choose, and take what no other network may have from now on.  Raises ConfigError, HostError."""
+        chosen = await self._choose(config)
+        withdraw = partial(self._withdraw, config.network)
+        self._host.take(self.name, config.network, chosen.backend.needs, withdraw)
+        return chosen
 
     async def _choose(self, config: NetworkConfig) -> _Chosen:
         """What to do about a config.  Raises ConfigError, HostError."""
@@ -185,8 +193,9 @@ class Network:
     async def _take_over(self, chosen: _Chosen, subnet: IPv4Network) -> Sequence[IPv4Network]:
         """Record what this run uses, then remove what earlier runs left; returns their other networks."""
         config, backend = chosen
+        evicted = await self._host.evict(self.name)
         scope = parts.scope(self._subnet_file, self._lock.read(), (config.network, subnet))
-        previous = sorted(scope.networks - {config.network})
+        previous = sorted(scope.networks.union(evicted) - {config.network})
         self._lock.write(Run((config.network, *previous), config.backend.type, backend.device))
         keep = Keep(config.network, backend.device, backend.adopts_routes)
         async with Netlink() as netlink:
@@ -199,7 +208,7 @@ class Network:
         return previous
 
     async def _withdraw(self, network: IPv4Network) -> None:
-        """Another host holds the subnet now: remove all that leads to other hosts, and the file that Docker reads."""
+        """Remove all that leads to other hosts, and the file that Docker reads: our subnet or network is another's."""
         try:
             scope = parts.scope(self._subnet_file, self._lock.read())
             async with Netlink() as netlink:
@@ -242,7 +251,8 @@ class _Service:
         self._has_leases = asyncio.Event()
         self._guard = Guard(self._check, self._network, self._tell_state, external.due)
         self._told = ("", "", "")  # the troubles of interface and forwarding, and the backend's words
-        self._has_containers = False
+        self._bridges: set[int] = set()  # by which packets of containers come in
+        self._sysctls = SysctlCheck()
 
     async def run(self, choose: Callable[[NetworkConfig], Awaitable[object]]) -> None:
         """Carry packets, keep the lease, follow the others, and look after the device."""
@@ -293,7 +303,8 @@ class _Service:
 
     async def _check(self, netlink: Netlink) -> list[str]:
         await self._external.check(netlink)
-        self._has_containers = _is_bridged(self._manager.own.subnet, await netlink.addresses())
+        self._bridges = _bridges(self._manager.own.subnet, await netlink.addresses())
+        await self._sysctls.check(self._forwarding_devices(netlink))
         self._tell_changes()
         await self._gate.check()
         rules = [f"{rule} was lost: put right" for rule in await self._host.isolate(netlink)]
@@ -322,9 +333,18 @@ class _Service:
 
         Before, it may be what Docker cures when it starts, and Docker waits for us.
         """
-        return self._host.firewall.obstacle(self._name) if self._has_containers else ""
+        if not self._bridges:
+            return ""
+        return self._sysctls.obstacle or self._host.firewall.obstacle(self._name)
+
+    def _forwarding_devices(self, netlink: Netlink) -> list[str]:
+        """The devices by which packets come in that the kernel has to forward, once there are containers."""
+        forwarding = self._backend.forwarding
+        if not forwarding or not self._bridges:
+            return []
+        return [*forwarding.devices, *map(netlink.name_of, sorted(self._bridges))]
 
 
-def _is_bridged(subnet: IPv4Network, addresses: Iterable[Address]) -> bool:
-    """Whether a bridge of containers has an address of the subnet, whose first one is the tunnel's."""
-    return any(one.address in subnet and one.address != subnet.network_address for one in addresses)
+def _bridges(subnet: IPv4Network, addresses: Iterable[Address]) -> set[int]:
+    """The devices with an address of the subnet, but for the first one, which is the tunnel's."""
+    return {one.link_index for one in addresses if one.address in subnet and one.address != subnet.network_address}

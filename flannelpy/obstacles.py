@@ -7,7 +7,7 @@ A rule of another program in front of ours decides before.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network
 from typing import NamedTuple
 
@@ -20,6 +20,8 @@ _DOCKER_TABLE = "docker-bridges"
 _FIREWALLD_TABLE = "firewalld"
 # Rules that may let packets pass, or pass them to chains that may.
 _PASSES = r"-j (?:ACCEPT|RETURN)|-[jg] (?!(?:DROP|REJECT|LOG|NFLOG|MARK|CONNMARK|TCPMSS|FLANNEL-\S+)\b)"
+# CNI plugins may give each container a device of its own.
+_NAMED_DEVICES = 3
 
 
 class Obstacle(NamedTuple):
@@ -88,17 +90,23 @@ def of_nftables(chains: Iterable[BaseChain], network: IPv4Network) -> list[Obsta
     return [_of_chain(chain, network) for chain in chains if chain.drops]
 
 
-def of_sysctl(ip_forward: bool) -> list[Obstacle]:
-    """The kernel forwards nothing at all."""
-    if ip_forward:
-        return []
-    return [
-        Obstacle(
+def of_sysctls(blocked: Sequence[str], *, is_host_forwarding: bool) -> str:
+    """The kernel forwards no packets that come in by the devices ``blocked``; empty without any."""
+    if not blocked:
+        return ""
+    if not is_host_forwarding:
+        return (
             "net.ipv4.ip_forward is 0, so this host forwards no packets of containers; set it: "
-            "sysctl -w net.ipv4.ip_forward=1",
-            is_certain=True,
+            "sysctl -w net.ipv4.ip_forward=1"
         )
-    ]
+    named, others = blocked[:_NAMED_DEVICES], len(blocked[_NAMED_DEVICES:])
+    more = f" and {others} more devices" if others else ""
+    # sysctl(8) takes a slash for a dot in the name of a device.
+    settings = " ".join(f"net.ipv4.conf.{device.replace('.', '/')}.forwarding=1" for device in named)
+    return (
+        f"Forwarding is 0 for {', '.join(named)}{more}, so this host does not forward packets that come in there; set "
+        f"it: sysctl -w {settings}"
+    )
 
 
 def _of_chain(chain: BaseChain, network: IPv4Network) -> Obstacle:

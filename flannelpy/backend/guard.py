@@ -71,6 +71,8 @@ class Guard:
                         async with asyncio.timeout(self._pause()):
                             await bell.wait()
                     bell.clear()
+                    if listener.done():
+                        listener.result()
                     await self._look(netlink)
                     self._looked_at = _now()
                     await asyncio.sleep(_PAUSE_SECONDS)
@@ -101,11 +103,14 @@ def _now() -> float:
 
 
 async def _listen(bell: asyncio.Event, network: IPv4Network) -> Never:
-    """Ring whenever the kernel says that something changed."""
-    while True:
-        bell.set()  # for what changed before the socket listened
-        try:
-            async for _ in changes(network):
-                bell.set()
-        except OSError:  # more changes than the kernel keeps for us
-            await asyncio.sleep(_PAUSE_SECONDS)
+    """Ring whenever the kernel says that something changed, and at the end, which is a fault."""
+    try:
+        while True:
+            bell.set()  # for what changed before the socket listened
+            try:
+                async for _ in changes(network):
+                    bell.set()
+            except OSError:  # more changes than the kernel keeps for us
+                await asyncio.sleep(_PAUSE_SECONDS)
+    finally:
+        bell.set()

@@ -9,16 +9,14 @@ from pathlib import Path
 
 from flannelpy.errors import HostError
 
+_CONF = Path("/proc/sys/net/ipv4/conf")
+# What is set here holds for every device.
+_ALL = "all"
+
 
 def is_enabled(device: str) -> bool:
     """Also true for a device that does not exist.  Raises HostError."""
-    path = _path(device)
-    try:
-        return path.read_text().strip() != "0"
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        raise HostError(f"cannot read {path}: {error.strerror}") from error
+    return _is_set(_ALL) or not _path(device).exists() or _is_set(device)
 
 
 def enable(device: str) -> None:
@@ -30,5 +28,13 @@ def enable(device: str) -> None:
         raise HostError(f"cannot write {path}: {error.strerror}") from error
 
 
+def _is_set(device: str) -> bool:
+    path = _path(device)
+    try:
+        return path.read_text().strip() != "0"
+    except OSError as error:
+        raise HostError(f"cannot read {path}: {error.strerror}") from error
+
+
 def _path(device: str) -> Path:
-    return Path(f"/proc/sys/net/ipv4/conf/{device}/accept_local")
+    return _CONF / device / "accept_local"

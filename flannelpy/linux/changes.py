@@ -22,7 +22,10 @@ _RTMGRP_NEIGH = 0x4
 _RTMGRP_IPV4_IFADDR = 0x10
 _RTMGRP_IPV4_ROUTE = 0x40
 _RTMGRP_IPV4_RULE = 0x80
-_GROUPS = _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV4_RULE
+_RTMGRP_IPV4_NETCONF = 1 << 23  # RTNLGRP_IPV4_NETCONF: forwarding of a device or of the host
+_GROUPS = (
+    _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV4_RULE | _RTMGRP_IPV4_NETCONF
+)
 
 # struct rtmsg { unsigned char rtm_family, rtm_dst_len, rtm_src_len, rtm_tos, rtm_table, rtm_protocol; …6 bytes }
 _RTMSG_SIZE = 12
@@ -39,7 +42,7 @@ _MANY = 30
 
 
 async def changes(network: IPv4Network) -> AsyncIterator[None]:
-    """For each time that links, addresses, rules, permanent neighbours or routes that concern ``network`` changed.
+    """For each change of links, forwarding, addresses, rules, permanent neighbours or routes that concern ``network``.
 
     Raises OSError when there was more than the kernel keeps for us.
     """

@@ -86,8 +86,9 @@ class InstanceLock:
             raise HostError(f"cannot write the lock file {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Release the lock."""
+        """Release the lock; from then on there is no record to read."""
         os.close(self._fd)
+        self._fd = -1
 
 
 def lock_path(subnet_file: Path) -> Path:

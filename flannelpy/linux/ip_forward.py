@@ -1,13 +1,19 @@
-"""Whether the host forwards packets.  Source: Documentation/networking/ip-sysctl.rst of the kernel."""
+"""Whether the kernel forwards packets.
+
+The setting of the device by which a packet comes in decides.  A write to that of the host changes all of them.
+Source: Documentation/networking/ip-sysctl.rst, IN_DEV_FORWARD in include/linux/inetdevice.h of the kernel.
+"""
 
 from pathlib import Path
 
-_FILE = Path("/proc/sys/net/ipv4/ip_forward")
+_CONF = Path("/proc/sys/net/ipv4/conf")
+#: The setting of the host, net.ipv4.ip_forward.
+HOST = "all"
 
 
-def is_enabled() -> bool:
-    """For all interfaces; also if it cannot be read."""
+def is_enabled(device: str) -> bool:
+    """For packets that come in by the device, or for the host; also if the setting cannot be read."""
     try:
-        return _FILE.read_text().strip() != "0"
+        return (_CONF / device / "forwarding").read_text().strip() != "0"
     except OSError:
         return True

@@ -15,6 +15,7 @@ import select
 import selectors
 import time
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -41,8 +42,9 @@ class PacketLoop(asyncio.SelectorEventLoop):
         super().__init__(self._packet_selector)
 
     def serve(self, fd: int, handler: Handler) -> None:
-        """Call ``handler`` whenever ``fd`` is readable, until ``desert``."""
-        self._packet_selector.serve(fd, handler)
+        """Call ``handler`` in the caller's context whenever ``fd`` is readable, until ``desert``."""
+        context = copy_context()
+        self._packet_selector.serve(fd, lambda fresh: context.run(handler, fresh))
 
     def desert(self, fd: int) -> None:
         """Leave ``fd`` alone; nothing happens when it is not served."""

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import struct
+from contextlib import suppress
 
 from flannelpy.errors import HostError
 from flannelpy.linux import accept_local
@@ -78,9 +79,12 @@ class Tun:
     def accept_own_address(self) -> None:
         """Let packets in whose source is the device's own address: our ICMP errors, which are martians otherwise.
 
-        Raises HostError.  Source: accept_local in Documentation/networking/ip-sysctl.rst.
+        In a container /proc/sys may be read-only.  Packets of containers travel all the same, so that is no error; the
+        guard of accept_local (firewall.py) reports it.  Source: accept_local in
+        Documentation/networking/ip-sysctl.rst.
         """
-        accept_local.enable(self.name)
+        with suppress(HostError):
+            accept_local.enable(self.name)
 
     def read_into(self, header: memoryview, view: memoryview) -> int:
         """Length of the next packet, put at the start of ``view``; 0 when there is none.  Raises HostError."""

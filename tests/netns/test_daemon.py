@@ -173,7 +173,7 @@ def test_the_default_route_of_lowest_metric_names_the_interface(host: Host) -> N
 # How it ends
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_it_and_leaves_lease_and_file(lab: Lab, host: Host, number: signal.Signals) -> None:
     daemon = started(host, "-iface=eth1")
     file, leases = host.subnet_env(), lab.leases()

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import re
 import signal
 import socket
 import weakref
@@ -23,6 +24,8 @@ from flannelpy.host import Host
 from flannelpy.linux.interface import ExternalInterface
 from flannelpy.network import Network
 from flannelpy.options import Options
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class FakeNetwork(Network):
@@ -46,8 +49,8 @@ class FakeNetwork(Network):
     def makes_progress(self) -> bool:
         return self.progress
 
-    def failed(self, error: FlannelError) -> None:
-        self.words = f"not ready: {error}"
+    def failed(self, cause: str) -> None:
+        self.words = f"not ready: {cause}"
 
     async def run(self) -> Any:
         logs.network.set(f"not {self.name}")  # as tasks of a network's own have their context
@@ -85,7 +88,7 @@ def _collector() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -109,7 +112,7 @@ def within(seconds: float, scenario: Callable[[], Awaitable[None]]) -> None:
 # Signals and exit codes
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_cancels_the_work_and_the_next_one_kills(
     number: signal.Signals, notified: Callable[[], list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -123,12 +126,36 @@ def test_a_signal_cancels_the_work_and_the_next_one_kills(
         finally:
             await asyncio.sleep(0)
             # A second signal now ends the process, as without any handler.
-            ended.extend(signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT))
+            ended.extend(signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
     within(5, lambda: daemon._until_signalled(work()))
-    assert ended == [signal.SIG_DFL, signal.default_int_handler]
+    # A terminal that is closed may send SIGHUP twice.
+    assert ended == [signal.SIG_DFL, signal.default_int_handler, signal.SIG_IGN]
     assert caplog.messages == ["Installing signal handlers", "Exiting..."]
     assert notified() == ["STOPPING=1"]
+
+
+@pytest.mark.parametrize(
+    ("ignored", "handled"),
+    [
+        ([signal.SIGHUP], [signal.SIGINT, signal.SIGTERM]),
+        ([signal.SIGINT], [signal.SIGTERM, signal.SIGHUP]),
+        ([signal.SIGINT, signal.SIGHUP], [signal.SIGTERM]),
+        ([signal.SIGTERM], list(STOP_SIGNALS)),  # systemd and init stop a daemon by it
+    ],
+)
+def test_what_was_ignored_at_the_start_stays_ignored(
+    ignored: list[signal.Signals], handled: list[signal.Signals]
+) -> None:
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        found = [each for each in STOP_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        assert found == handled
+
+    within(5, lambda: daemon._until_signalled(work()))
 
 
 def test_work_that_fails_is_no_end_by_signal(notified: Callable[[], list[str]]) -> None:
@@ -158,6 +185,32 @@ def test_exit_codes(
     assert verbosities == [3]
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert errors == ([str(error)] if error else [])
+
+
+@pytest.mark.parametrize("verbosity", [0, 1])
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(24, "Too many open files"), "OSError: [Errno 24] Too many open files"),
+        (RuntimeError("a fault"), "RuntimeError: a fault"),
+        (RecursionError(), "RecursionError"),
+        (ExceptionGroup("two", [ValueError("x"), KeyError("y")]), "ExceptionGroup: two (2 sub-exceptions)"),
+    ],
+)
+def test_any_other_error_is_one_line_and_exit_1(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, text: str, verbosity: int
+) -> None:
+    async def serve(_: Options) -> None:
+        raise error
+
+    monkeypatch.setattr(daemon, "_serve", serve)
+    caplog.set_level(logging.DEBUG if verbosity else logging.INFO, logger="flannelpy")
+    monkeypatch.setattr(logs, "configure", lambda _: None)
+    assert daemon.run(cli.parse([f"-v={verbosity}"])) == 1
+    origin = rf"in daemon\.py:\d+ \({re.escape(text)}\)"
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert re.fullmatch(f"Unexpected error {origin}: report it with the traceback, which -v=1 logs", line)
+    assert bool([record for record in caplog.records if record.exc_info]) is bool(verbosity)
 
 
 # What it serves
@@ -191,18 +244,24 @@ def test_one_of_several_is_started_again_while_the_others_run_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, notified: Callable[[], list[str]]
 ) -> None:
     monkeypatch.setattr(daemon, "_RESTART_SECONDS", 0.0)
-    blue = FakeNetwork("blue", LeaseLost("taken"), HostError("busy"))
+    faults = OSError(24, "Too many open files"), RecursionError("too deep"), MemoryError()
+    blue = FakeNetwork("blue", LeaseLost("taken"), *faults, HostError("busy"))
     green = FakeNetwork("green", up=True)
 
     async def scenario() -> None:
         task = asyncio.create_task(serve(monkeypatch, {"blue": blue, "green": green}, "-networks=blue,green"))
-        await until(lambda: blue.runs == 3)
+        await until(lambda: blue.runs == 6)
         assert not task.done()
         task.cancel()
 
     within(5, scenario)
     assert (blue.words, green.runs) == ("not ready: busy", 1)
-    assert caplog.messages == ["taken; trying again in 0 s", "busy; trying again in 0 s"]
+    first, *unexpected, last = caplog.messages
+    assert (first, last) == ("taken; trying again in 0 s", "busy; trying again in 0 s")
+    for line, fault in zip(unexpected, faults, strict=True):
+        assert line.startswith("Unexpected error in daemon.py:")
+        assert type(fault).__name__ in line
+        assert line.endswith("; trying again in 0 s")
 
 
 def test_the_whole_daemon_reports_its_state_and_signs_of_life(

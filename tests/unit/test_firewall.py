@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
+import shutil
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -447,36 +450,161 @@ def test_commands_that_were_in_vain_are_given_again_once_the_rules_were_there(li
     live(story)
 
 
+class Sysctls:
+    """accept_local of all devices and of flannel0, in a directory."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, of_all: str = "0", own: str = "0") -> None:
+        monkeypatch.undo()
+        monkeypatch.setattr(accept_local, "_CONF", directory)
+        for device, value in (("all", of_all), ("flannel0", own)):
+            (directory / device).mkdir()
+            (directory / device / "accept_local").write_text(f"{value}\n")
+        self.own = directory / "flannel0" / "accept_local"
+        FakeTables().install(monkeypatch)
+        monkeypatch.setattr(conntrack, "is_in_use", lambda: False)
+
+
 def test_accept_local_is_restored(
     live: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    file = tmp_path / "accept_local"
-    monkeypatch.undo()
-    monkeypatch.setattr(accept_local, "_path", lambda device: file)
-    file.write_text("0\n")
+    sysctls = Sysctls(tmp_path, monkeypatch)
 
     async def story(world: World) -> None:
         world.add("", BLUE)
         world.add("green", GREEN, UDP._replace(accepts_local=False))
         await asyncio.sleep(5.1)
-        assert file.read_text() == "1"
+        assert sysctls.own.read_text() == "1"
         assert world.firewall.repairs == {"": 1}
-        file.unlink()  # with the device
+        sysctls.own.unlink()  # with the device
         await asyncio.sleep(20)
-        file.mkdir()
+        sysctls.own.mkdir()
         await asyncio.sleep(20)
         assert world.firewall.repairs == {"": 1}
-        file.rmdir()
-        file.write_text("1\n")
+        sysctls.own.rmdir()
+        sysctls.own.write_text("1\n")
         await asyncio.sleep(20)
 
-    tables = FakeTables()
-    tables.install(monkeypatch)
     live(story)
     restored, broken, guarded = (message for message in caplog.messages if "accept_local" in message)
     assert restored.startswith("Restored accept_local of flannel0: another program set it to 0")
-    assert broken.startswith(f"Cannot guard accept_local of flannel0: cannot read {file}: Is a directory")
+    assert broken.startswith(f"Cannot guard accept_local of flannel0: cannot read {sysctls.own}: Is a directory")
     assert guarded == "accept_local of flannel0 is guarded again"
+
+
+@pytest.mark.parametrize(
+    ("of_all", "own", "warnings"),
+    [("0", "0", 1), ("1", "0", 0), ("0", "1", 0), ("1", "1", 0)],
+)
+def test_settings_that_are_read_only_are_one_warning_if_they_are_wrong(
+    live: Life,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    of_all: str,
+    own: str,
+    warnings: int,
+) -> None:
+    Sysctls(tmp_path, monkeypatch, of_all, own)
+
+    def refuse(path: Path, _: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+
+    async def story(world: World) -> None:
+        world.add("", BLUE)
+        assert len(caplog.messages) == warnings  # at the start, not some seconds later
+        await asyncio.sleep(60)
+        assert world.firewall.repairs == {}
+
+    live(story)
+    warned = [message for message in caplog.messages if "accept_local" in message]
+    assert len(warned) == warnings
+    assert all("Read-only file system; packets travel" in message for message in warned)
+
+
+def test_settings_that_are_hidden_are_one_warning(
+    live: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    Sysctls(tmp_path, monkeypatch)
+    shutil.rmtree(tmp_path / "all")
+    shutil.rmtree(tmp_path / "flannel0")
+
+    async def story(world: World) -> None:
+        world.add("", BLUE)
+        await asyncio.sleep(60)
+
+    live(story)
+    [warned] = caplog.messages
+    assert "No such file or directory; packets travel" in warned
+
+
+# A network that ends
+
+
+def test_the_rules_of_a_network_that_has_ended_stay_and_are_guarded_no_longer(
+    live: Life, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(world: World) -> None:
+        for name, network in (("blue", BLUE), ("green", GREEN)):
+            world.add(name, network)
+            world.firewall.apply(name, [])
+        await asyncio.sleep(6)
+        blue = "FLANNEL-D-11.1.0.0/16"
+        world.firewall.release("blue")
+        await asyncio.sleep(20)
+        assert blue in world.tables.tables["mangle"]
+        del world.tables.tables["mangle"][blue]
+        await asyncio.sleep(20)
+        assert blue not in world.tables.tables["mangle"]
+        assert world.firewall.repairs == {}
+        world.add("blue", BLUE)  # it is started again
+        world.firewall.apply("blue", [])
+        await asyncio.sleep(20)
+        assert blue in world.tables.tables["mangle"]
+        assert world.firewall.repairs == {}
+        world.firewall.release("red")  # which never came that far
+
+    live(story)
+    assert not [message for message in caplog.messages if "Restored" in message]
+
+
+def test_a_network_may_end_while_its_rules_are_checked(
+    live: Life, tables: FakeTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: World) -> None:
+        async def save(table: str, listing: Listing) -> None:
+            world.firewall.release("blue")
+            await tables.save(table, listing)
+
+        world.add("blue", BLUE, forwarding=Forwarding(["flannel0"]))
+        world.add("green", GREEN, forwarding=Forwarding(["flannel1"]))
+        world.firewall.apply("blue", [])
+        await asyncio.sleep(6)
+        world.tables.tables["mangle"].pop("FLANNEL-D-11.1.0.0/16")
+        monkeypatch.setattr("flannelpy.linux.iptables.save", save)
+        await asyncio.sleep(20)
+        assert world.firewall.repairs == {}
+
+    live(story)
+
+
+def test_a_fault_of_the_guard_ends_nothing_and_is_logged_once(
+    live: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE)
+        with monkeypatch.context() as broken:
+            broken.setattr(conntrack, "is_in_use", lambda: 1 // 0)
+            await asyncio.sleep(30)
+        await asyncio.sleep(10)
+        assert "FLANNEL-Z-11.1.0.0/16" not in world.rules("raw")
+
+    live(story)
+    fault, again = [message for message in caplog.messages if "irewall" in message or "Cannot guard" in message]
+    assert fault.startswith("Cannot guard iptables rules: Unexpected error in firewall.py:")
+    assert "ZeroDivisionError" in fault
+    assert again == "The firewall is guarded again"
 
 
 # Removal

@@ -13,7 +13,7 @@ from fakes_clock import run
 
 from flannelpy.backend import guard
 from flannelpy.backend.guard import Guard
-from flannelpy.errors import HostError
+from flannelpy.errors import HostChanged, HostError
 from flannelpy.linux.netlink import Netlink
 
 
@@ -184,3 +184,23 @@ def test_a_check_that_finds_trouble_is_progress_and_one_that_does_not_end_is_non
         assert not world.guard.makes_progress()
 
     play(scenario)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a fault"), HostChanged("another address")])
+def test_a_fault_of_a_check_or_of_the_listener_ends_it(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    async def broken(_: IPv4Network) -> AsyncIterator[None]:
+        await asyncio.sleep(3)
+        raise error
+        yield
+
+    async def check(_: Netlink) -> list[str]:
+        raise error
+
+    async def whole() -> None:
+        with pytest.raises(type(error)):
+            await Guard(check, IPv4Network("11.0.0.0/16"), lambda: None).run()
+        monkeypatch.setattr(guard, "changes", broken)
+        with pytest.raises(type(error)):
+            await World().guard.run()
+
+    run(whole())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -23,8 +23,17 @@ BLUE = IPv4Network("11.1.0.0/16")
 def host() -> Host:
     address = IPv4Address("172.17.8.101")
     host = Host(ExternalInterface("eth1", address, 1500), address)
-    host.take("blue", BLUE, ["UDP port 8285"])
+    take(host, "blue", BLUE, "UDP port 8285")
     return host
+
+
+def take(
+    host: Host, name: str, network: IPv4Network, *needs: str, withdraw: Callable[[], Awaitable[None]] | None = None
+) -> None:
+    async def nothing() -> None:
+        pass
+
+    host.take(name, network, needs, withdraw or nothing)
 
 
 @pytest.mark.parametrize("network", ["11.1.0.0/16", "11.0.0.0/8", "11.1.128.0/20"])
@@ -42,17 +51,32 @@ def test_all_else_may_be_and_a_check_takes_nothing(host: Host) -> None:
     green = IPv4Network("11.2.0.0/16")
     for name in ("green", "red"):
         host.check(name, green, ["UDP port 8286"])
-    host.take("green", green, ["UDP port 8286"])
+    take(host, "green", green, "UDP port 8286")
     with pytest.raises(ConfigError, match="the network green"):
         host.check("red", green, ["UDP port 8287"])
 
 
 def test_a_network_that_changes_frees_what_it_had(host: Host) -> None:
     host.check("blue", BLUE, ["UDP port 8285"])
-    host.take("blue", IPv4Network("11.3.0.0/16"), ["VNI 1"])
+    take(host, "blue", IPv4Network("11.3.0.0/16"), "VNI 1")
     host.check("green", BLUE, ["UDP port 8285"])
     with pytest.raises(ConfigError, match="VNI 1 is the network blue's"):
         host.check("green", BLUE, ["VNI 1"])
+
+
+def test_what_is_taken_is_checked_at_the_same_moment(host: Host) -> None:
+    """Two networks that start together have both found the way free."""
+    with pytest.raises(ConfigError, match="the network blue"):
+        take(host, "green", BLUE)
+
+
+@pytest.mark.parametrize("name", ["blue", "red"])
+def test_a_network_that_ends_frees_what_it_had(host: Host, name: str) -> None:
+    host.release("blue")
+    host.release("green")  # which had taken nothing
+    take(host, name, BLUE, "UDP port 8285")
+    with pytest.raises(ConfigError, match=f"the network {name}"):
+        host.check("green", BLUE, [])
 
 
 class FakeNetlink(Netlink):
@@ -86,7 +110,7 @@ def test_rules_are_put_for_each_pair_and_only_a_lost_one_is_reported(host: Host)
     netlink.unmarked = [one, foreign]
     assert asyncio.run(host.isolate(netlink)) == []
     assert netlink.marked == []
-    host.take("green", green, [])
+    take(host, "green", green)
     assert asyncio.run(host.isolate(netlink)) == []
     assert set(netlink.marked) == {one, other}
     assert netlink.unmarked == [foreign]
@@ -97,7 +121,7 @@ def test_rules_are_put_for_each_pair_and_only_a_lost_one_is_reported(host: Host)
 
 
 def test_two_networks_that_start_at_the_same_moment_put_each_rule_once(host: Host) -> None:
-    host.take("green", IPv4Network("11.2.0.0/16"), [])
+    take(host, "green", IPv4Network("11.2.0.0/16"))
     netlink = FakeNetlink()
 
     async def both() -> None:
@@ -106,3 +130,58 @@ def test_two_networks_that_start_at_the_same_moment_put_each_rule_once(host: Hos
 
     asyncio.run(both())
     assert len(netlink.marked) == len(set(netlink.marked)) == 2
+
+
+def test_rules_of_a_network_that_has_ended_stay_until_another_one_has_its_addresses(host: Host) -> None:
+    """Its containers may still run; rules about addresses that are another network's would stop that one."""
+    green, red, wide = (IPv4Network(text) for text in ("11.2.0.0/16", "11.3.0.0/16", "11.0.0.0/14"))
+    take(host, "green", green)
+    netlink = FakeNetlink()
+    foreign = Prohibition(red, BLUE)  # another daemon's
+    netlink.marked = [foreign]
+    asyncio.run(host.isolate(netlink))
+    pair = {Prohibition(BLUE, green), Prohibition(green, BLUE)}
+    host.release("blue")
+    netlink.marked.remove(Prohibition(BLUE, green))
+    assert asyncio.run(host.isolate(netlink)) == [str(Prohibition(BLUE, green))]
+    assert set(netlink.marked) == {foreign, *pair}
+    host.release("green")
+    take(host, "green", wide)
+    assert asyncio.run(host.isolate(netlink)) == []
+    assert netlink.marked == [foreign]
+
+
+@pytest.mark.parametrize(
+    ("network", "need", "is_evicted"),
+    [
+        ("11.1.0.0/16", "nothing", True),
+        ("11.1.128.0/17", "nothing", True),
+        ("11.0.0.0/8", "nothing", True),
+        ("11.2.0.0/16", "UDP port 8285", True),
+        ("11.2.0.0/16", "nothing", False),
+    ],
+)
+def test_what_a_network_has_left_goes_only_if_it_is_in_the_way(network: str, need: str, is_evicted: bool) -> None:
+    address = IPv4Address("172.17.8.101")
+    host = Host(ExternalInterface("eth1", address, 1500), address)
+    withdrawn: list[str] = []
+
+    async def withdraw() -> None:
+        withdrawn.append("blue")
+
+    take(host, "blue", BLUE, "UDP port 8285", withdraw=withdraw)
+    host.release("blue")
+    take(host, "green", IPv4Network(network), need)
+    assert asyncio.run(host.evict("green")) == [BLUE] * is_evicted
+    assert asyncio.run(host.evict("green")) == []
+    assert withdrawn == ["blue"] * is_evicted
+
+
+def test_a_network_that_is_started_again_takes_over_what_it_left(host: Host) -> None:
+    async def fail() -> None:
+        raise AssertionError
+
+    take(host, "green", IPv4Network("11.2.0.0/16"), withdraw=fail)
+    host.release("green")
+    take(host, "green", IPv4Network("11.2.0.0/17"))
+    assert asyncio.run(host.evict("green")) == []

@@ -441,17 +441,46 @@ def test_a_config_that_is_refused_is_waited_on(world: World, monkeypatch: pytest
     play(world, scenario)
 
 
-def test_what_another_network_has_is_refused(world: World) -> None:
-    world.host.take("blue", NETWORK, ["another thing"])
+async def nothing() -> None:
+    pass
+
+
+def test_what_another_network_has_is_refused_until_that_one_ends(world: World) -> None:
+    world.host.take("blue", NETWORK, ["another thing"], nothing)
 
     async def scenario(task: asyncio.Task[Any]) -> None:
         await asyncio.sleep(0.05)
         assert world.story == []
-        world.host.take("blue", IPv4Network("11.7.0.0/16"), ["a thing"])
+        world.host.release("blue")
+        world.host.take("blue", IPv4Network("11.7.0.0/16"), ["a thing"], nothing)
         await asyncio.sleep(1.1)  # until the config is read again
         assert world.story == []
+        world.host.release("blue")
+        await world.until(lambda: world.is_up)
+        with pytest.raises(ConfigError, match="overlaps"):
+            world.host.check("blue", NETWORK, [])
 
     play(world, scenario)
+    world.host.check("blue", NETWORK, ["a thing"])  # what it had is free again
+
+
+def test_what_an_ended_network_left_in_the_way_goes_before_the_backend_starts(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def withdraw() -> None:
+        world.story.append("evict")
+
+    world.host.take("blue", IPv4Network("11.0.128.0/17"), [], withdraw)
+    world.host.release("blue")
+
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+        now = json.loads(lock_path(world.file).read_text())
+        assert now["networks"] == ["11.0.0.0/16", "11.0.128.0/17"]  # until its iptables chains are gone
+
+    play(world, scenario)
+    assert world.story[:2] == ["evict", "take over"]
+    assert "Removing what is left of the network blue: 11.0.128.0/17 is this network's now" in caplog.messages
 
 
 # Leases
@@ -610,6 +639,6 @@ def test_readiness_waits_for_the_first_list_of_leases_in_the_kernel(world: World
 
 
 def test_a_network_that_failed_says_why_until_it_starts_again(world: World) -> None:
-    world.network.failed(HostError("port 8285 is taken"))
+    world.network.failed("port 8285 is taken")
     assert world.statuses == ["not ready: port 8285 is taken"]
     assert world.network.makes_progress()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Network
 
 import pytest
@@ -100,7 +101,21 @@ def test_each_obstacle_says_what_drops_and_what_to_do() -> None:
     assert [one.is_certain for one in (firewalld, docker, mine)] == [False, False, True]
     [rule] = obstacles.of_iptables([obstacles.Drop("-A FORWARD -j DROP", is_certain=True)])
     assert "The iptables rule '-A FORWARD -j DROP' drops packets" in rule.text
-    [kernel] = obstacles.of_sysctl(ip_forward=False)
-    assert kernel.is_certain
-    assert "sysctl -w net.ipv4.ip_forward=1" in kernel.text
-    assert obstacles.of_sysctl(ip_forward=True) == []
+
+
+@pytest.mark.parametrize(
+    ("blocked", "is_host_forwarding", "text"),
+    [
+        ([], True, ""),
+        ([], False, ""),  # the devices' own settings are enough
+        (["docker0"], False, "net.ipv4.ip_forward is 0.*: sysctl -w net.ipv4.ip_forward=1"),
+        (["docker0"], True, "Forwarding is 0 for docker0, .*: sysctl -w net.ipv4.conf.docker0.forwarding=1"),
+        (["flannel.1"], True, "Forwarding is 0 for flannel.1, .*: sysctl -w net.ipv4.conf.flannel/1.forwarding=1"),
+        (["a", "b"], True, "Forwarding is 0 for a, b, .*: sysctl -w net.ipv4.conf.a.forwarding=1 net.*b.forwarding=1"),
+        (list("abcde"), True, "Forwarding is 0 for a, b, c and 2 more devices, .*c.forwarding=1"),
+    ],
+)
+def test_a_setting_of_the_kernel_comes_with_the_command_that_cures_it(
+    blocked: list[str], is_host_forwarding: bool, text: str
+) -> None:
+    assert re.fullmatch(text, obstacles.of_sysctls(blocked, is_host_forwarding=is_host_forwarding))

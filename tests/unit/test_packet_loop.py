@@ -7,6 +7,8 @@ import os
 import socket
 import threading
 from contextlib import closing
+from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -177,3 +179,30 @@ def test_a_descriptor_can_be_served_again() -> None:
             loop.desert(pipe.fd)
 
     play(scenario)
+
+
+def test_a_handler_runs_in_the_context_in_which_it_was_given() -> None:
+    """So that what it logs names its network."""
+    name: ContextVar[str] = ContextVar("name", default="")
+    seen: list[str] = []
+
+    async def scenario(loop: PacketLoop, pipe: Pipe) -> None:
+        with closing(Pipe()) as other:
+
+            def take(which: Pipe, fresh: bool) -> bool:
+                seen.append(name.get())
+                return which.take(fresh)
+
+            for value, which in (("blue", pipe), ("green", other)):
+                name.set(value)
+                loop.serve(which.fd, partial(take, which))
+            name.set("of this task")
+            for which in (pipe, other):
+                which.fill()
+                while not which.calls:  # noqa: ASYNC110 - what is waited for has no event
+                    await asyncio.sleep(0)
+            loop.desert(other.fd)
+            assert name.get() == "of this task"
+
+    play(scenario)
+    assert seen == ["blue", "green"]

@@ -599,6 +599,40 @@ def test_a_device_that_vanishes_under_a_write_stalls_it(
     assert caplog.messages == ["flannel0 is gone: File descriptor in bad state"]
 
 
+@pytest.mark.parametrize("error", [IndexError("a fault"), OSError(24, "Too many open files"), RecursionError()])
+@pytest.mark.parametrize("way", ["outbound", "inbound", "again"])
+def test_a_fault_of_the_packet_path_ends_its_own_network_and_not_the_loop(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, way: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    async def scenario(bench: Bench) -> None:
+        if way == "outbound":
+            monkeypatch.setattr(bench.engine, "outbound", fail)
+            bench.give(outgoing(1))
+        elif way == "inbound":
+            monkeypatch.setattr(bench.engine, "inbound", fail)
+            bench.remote.sendto(incoming(1), bench.address)
+        else:
+            sent = 0
+            while not bench.proxy._unsent:
+                bench.give(outgoing(sent))
+                sent += 1
+                await some_turns()
+            monkeypatch.setattr(bench.udp, "send", fail)
+            await bench.receive(bench.remote, sent - 1)
+        with pytest.raises(type(error)):
+            async with asyncio.timeout(DEADLINE):
+                await bench.proxy.failure
+        assert bench.proxy.stalled
+        bench.proxy.resume(bench.tun)  # as the guard may do at this very moment
+        bench.give(outgoing(2))
+        await some_turns()
+
+    play(scenario, full=way == "again")
+
+
 def test_a_new_device_gets_what_came_meanwhile() -> None:
     async def scenario(bench: Bench) -> None:
         bench.tun.gone = True

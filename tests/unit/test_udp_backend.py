@@ -401,6 +401,19 @@ def test_what_was_dropped_is_told_once_a_minute_and_at_the_end(
     live(monkeypatch, scenario)
 
 
+def test_a_fault_of_the_packet_path_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(life: Life) -> None:
+        await life.backend.start(OWN)
+        monkeypatch.setattr(life.netlink, "transmit_drops", lambda _: asyncio.sleep(0, 0))
+        task = asyncio.create_task(life.backend.run())
+        await asyncio.sleep(0)
+        life.backend._proxy.failure.set_exception(IndexError("a fault"))
+        with pytest.raises(IndexError, match="a fault"):
+            await task
+
+    live(monkeypatch, scenario)
+
+
 def test_alloc_tells_the_public_ip_and_sets_up_nothing() -> None:
     backend = AllocBackend(EXTERNAL)
     assert backend.lease_attrs(Holder(IPv4Address("1.2.3.4")), None) == LeaseAttrs(IPv4Address("1.2.3.4"))

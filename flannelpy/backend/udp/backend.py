@@ -176,14 +176,16 @@ class UdpBackend:
         return f"next hops: {len(self._routes) - lost}" + (f", unreachable: {lost}" if lost else "")
 
     async def run(self) -> None:
-        """Say once a minute, and when we are stopped, what was dropped."""
+        """Log once a minute, and when we are stopped, what was dropped.  Raises what failed in the packet path."""
+        failure = self._proxy.failure
         try:
-            while True:
-                await asyncio.sleep(_DROP_REPORT_SECONDS)
+            while not failure.done():
+                await asyncio.wait([failure], timeout=_DROP_REPORT_SECONDS)
                 await self._tell_drops()
         except asyncio.CancelledError:
             await self._tell_drops()
             raise
+        failure.result()
 
     async def repair(self, netlink: Netlink) -> list[str]:
         """A device that is gone is made anew, one that was changed gets back what it had; the socket stays."""

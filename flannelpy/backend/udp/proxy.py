@@ -33,6 +33,7 @@ class Proxy:
     """Moves packets from its making until ``close``; ``drops`` counts what went no further.
 
     ``stalled``: nothing is done until ``resume``; so it is when the device can be neither read nor written any more.
+    ``failure`` gets the exception of a fault in the packet path, after which nothing is done either.
     """
 
     def __init__(self, tun: Tun, udp: UdpSocket, engine: Engine) -> None:
@@ -48,6 +49,7 @@ class Proxy:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, PacketLoop)
         self._loop = loop
+        self.failure: asyncio.Future[None] = loop.create_future()
         self.resume(tun)
 
     def resume(self, tun: Tun) -> None:
@@ -79,6 +81,11 @@ class Proxy:
         except HostError as error:
             log.error("%s", error)
             self.close()
+            return True
+        except Exception as error:
+            self.close()
+            if not self.failure.done():
+                self.failure.set_exception(error)
             return True
         return False
 
@@ -170,9 +177,9 @@ class Proxy:
 
     def _wait_for_room(self) -> None:
         self._loop.desert(self._tun.fd)
-        self._loop.add_writer(self._udp.fileno(), self._resume)
+        self._loop.add_writer(self._udp.fileno(), self._guarded, self._resume, True)
 
-    def _resume(self) -> None:
+    def _resume(self, _: int) -> None:
         """The socket takes more."""
         self._loop.remove_writer(self._udp.fileno())
         if self._send_or_wait():

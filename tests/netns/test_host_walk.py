@@ -1,0 +1,28 @@
+"""Random walks of host events, by every backend; tests/soak has longer ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from chaos import seed
+from host_walk import BACKENDS, WALKERS, walk
+from lab import Lab
+
+SEED = seed()
+_STEPS = 6
+
+
+@pytest.mark.timeout(180)
+def test_a_host_is_ready_and_reached_or_tells_why_not_over_a_random_walk(make_lab: Callable[..., Lab]) -> None:
+    """Each host of each backend has a walk of its own: three seeds for each."""
+    print(f"FLANNELPY_SEED={SEED}")
+    labs = [make_lab(hosts=WALKERS + 1) for _ in BACKENDS]
+    with ThreadPoolExecutor(len(labs)) as threads:
+        futures = [
+            threads.submit(walk, lab, backend, SEED, lambda step: step < _STEPS)
+            for lab, backend in zip(labs, BACKENDS, strict=True)
+        ]
+    for future in futures:
+        print("\n".join(future.result()))

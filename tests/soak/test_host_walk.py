@@ -1,0 +1,30 @@
+"""Random walks of host events for minutes, by one backend after the other."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from chaos import seed
+from faults.backends import Backend, over
+from host_walk import BACKENDS, WALKERS, walk
+from lab import Lab
+
+SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 4 * 60))
+# As many as happen in some minutes: the kernel and the lab start anew then.
+_STEPS = 60
+
+
+@over(*BACKENDS)
+def test_hosts_are_ready_and_reached_or_tell_why_not_over_random_walks(
+    make_lab: Callable[..., Lab], backend: Backend
+) -> None:
+    first, end = seed(), time.monotonic() + SECONDS
+    for number in range(1 << 32):
+        print(f"FLANNELPY_SEED={first + number}")
+        walk(
+            make_lab(hosts=WALKERS + 1), backend, first + number, lambda step: step < _STEPS and time.monotonic() < end
+        )
+        if time.monotonic() > end:
+            break
