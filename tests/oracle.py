@@ -98,7 +98,25 @@ def finished(packet: bytes, csum_start: int, csum_offset: int) -> bytes:
     return packet[:at] + value.to_bytes(2, "big") + packet[at + 2 :]
 
 
-def without_identification(packet: bytes) -> bytes:
+def as_merging_keeps_it(packet: bytes) -> bytes:
+    """The packet without what merging need not keep: identification, and which zero its TCP checksum is."""
+    return _with_one_zero(_without_identification(packet))
+
+
+def _with_one_zero(packet: bytes) -> bytes:
+    """The packet with a TCP checksum of 0 in place of 0xFFFF, which is the same number in one's complement.
+
+    Who computes the checksum again, as the kernel does, gets 0.  Source: RFC 1071, section 1.
+    """
+    header = (packet[0] & 0xF) * 4
+    at = header + _CSUM_OFFSETS[TCP]
+    is_first = not int.from_bytes(packet[6:8], "big") & 0x1FFF
+    if packet[9] != TCP or not is_first or packet[at : at + 2] != b"\xff\xff":
+        return packet
+    return packet[:at] + bytes(2) + packet[at + 2 :]
+
+
+def _without_identification(packet: bytes) -> bytes:
     """The packet with an identification of 0, if that means nothing: it is whole and must not be fragmented.
 
     Source: RFC 6864, section 4.1.

@@ -107,7 +107,7 @@ class Life:
             lambda: (
                 "READY=1" in daemon.notified
                 or daemon.process.poll() is not None
-                or re.search(r"^E\d{4} ", daemon.log(), re.MULTILINE)
+                or any(map(_is_trouble, daemon.log().splitlines()))
                 or any("not ready" in line for line in list(daemon.notified))
             ),
             _PATIENCE,
@@ -216,3 +216,9 @@ def live(lab: Lab, seed: int) -> None:
     """A whole life, which the seed determines but for what the daemon and the kernel do."""
     print(f"FLANNELPY_SEED={seed}")
     Life(lab, random.Random(seed)).run()
+
+
+def _is_trouble(line: str) -> bool:
+    """Whether the daemon logged why it is not ready, and goes on; the last line of one that exits is no such line."""
+    is_error = re.match(r"E\d{4} ", line) is not None
+    return is_error and (" daemon.py:" not in line or "; trying again in " in line)

@@ -290,8 +290,21 @@ def test_identifications_do_not_matter_where_nothing_may_be_fragmented(identific
     packets = [FIRST.encode(), FIRST.following(PAYLOAD[:100])._replace(identification=identification).encode()]
     found = coalesced_singly(packets)
     assert counts(found) == [2]
-    expected = [oracle.without_identification(hop_taken(packet)) for packet in packets]
-    assert list(map(oracle.without_identification, oracle.all_written(found.packets))) == expected
+    expected = [oracle.as_merging_keeps_it(hop_taken(packet)) for packet in packets]
+    assert list(map(oracle.as_merging_keeps_it, oracle.all_written(found.packets))) == expected
+
+
+def test_a_tcp_checksum_of_0xffff_is_right_where_0_is() -> None:
+    second = bytearray(FIRST.following(PAYLOAD[:100]).encode())
+    last_word = int.from_bytes(second[-2:], "big") + int.from_bytes(second[36:38], "big")
+    second[-2:] = ((last_word & 0xFFFF) + (last_word >> 16)).to_bytes(2, "big")
+    second[36:38] = b"\xff\xff"
+    packets = [FIRST.encode(), bytes(second)]
+    found = coalesced_singly(packets)
+    assert counts(found) == [2]
+    assert oracle.all_written(found.packets)[1][36:38] == bytes(2)
+    expected = [oracle.as_merging_keeps_it(hop_taken(packet)) for packet in packets]
+    assert list(map(oracle.as_merging_keeps_it, oracle.all_written(found.packets))) == expected
 
 
 @pytest.mark.parametrize("first", [FIRST, FIRST_UDP], ids=["tcp", "udp"])
