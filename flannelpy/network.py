@@ -326,7 +326,7 @@ class _Service:
 
     def _trouble(self) -> str:
         """Why we are not ready, if we are not."""
-        return self._guard.trouble or self._external.trouble or self._obstacle()
+        return self._external.trouble or self._guard.trouble or self._obstacle()
 
     def _obstacle(self) -> str:
         """What keeps packets of containers from other hosts; it counts once there is a network of containers.
