@@ -19,15 +19,15 @@ from flannelpy.linux.ruleset import Chain, Jump, Listing, Place, Repair
 from flannelpy.obstacles import DropSearch
 from flannelpy.subnet.lease_table import Added, LeaseEvent
 
-MASQUERADE, DROP, ZONE, ACCEPT = "M", "D", "Z", "A"
+MASQUERADE, DROP, ZONE, ACCEPT, OUTWARD = "M", "D", "Z", "A", "O"
 #: The kinds of chains that a network may have in each table.
-KINDS = {"nat": (MASQUERADE,), "mangle": (DROP,), "raw": (ZONE, ACCEPT), "filter": (ACCEPT,)}
+KINDS = {"nat": (MASQUERADE,), "mangle": (DROP,), "raw": (ZONE, ACCEPT), "filter": (ACCEPT, OUTWARD)}
 #: What the chains of a table are for.
 PURPOSES = {
     "nat": "masquerading of containers",
     "mangle": "the protection against datagrams that containers send in the name of this host",
     "raw": "the protection of the ports of this host's datagrams, and the way past Docker's rules for containers",
-    "filter": "forwarding of packets between the containers of different hosts",
+    "filter": "forwarding of packets of containers",
 }
 #: The chains that have jumps to ours.
 HOOKS = {
@@ -155,30 +155,43 @@ def accept_forwarded(
     subnet: IPv4Network,
     forwarding: Forwarding,
     lines: bytes,
-    others: Iterable[IPv4Network],
-    *,
-    is_masqueraded: bool,
 ) -> Chain:
     """Packets between containers of different hosts pass, whatever the policy of FORWARD is.
 
     The jumps come last, so that rules of Docker's user and of an operator decide first.  ``lines``: one rule for each
-    host that masquerades.  ``others``: the other networks of this daemon, which masquerading opens nothing to.
+    host that masquerades.  What leaves must not come from the external interface: another machine on the link could
+    forge a source, and have this host carry its packets into the network.
     """
-    name = chain_name(ACCEPT, network)
     before, after = [], []
     for device in forwarding.devices:
         before += [
             f"-s {network} -d {subnet} -i {device} -j ACCEPT",
-            f"-s {network} -d {network} -o {device} -j ACCEPT",
+            f"-s {network} -d {network} ! -i {forwarding.external} -o {device} -j ACCEPT",
         ]
     if forwarding.masquerading:
-        after.append(f"-s {subnet} -o {forwarding.masquerading} {_REPLY} -j ACCEPT")
-    if is_masqueraded:
-        after += [f"-s {subnet} -d {other} -j RETURN" for other in others]
-        after += [f"-s {subnet} ! -d {network} -j ACCEPT", f"-d {subnet} {_REPLY} -j ACCEPT"]
+        after.append(f"-s {subnet} ! -i {forwarding.external} -o {forwarding.masquerading} {_REPLY} -j ACCEPT")
+    name = chain_name(ACCEPT, network)
     jumps = (Jump(DOCKER_USER, "", Place.LAST), Jump("FORWARD", "", Place.LAST))
-    first, last = ("".join(f"-A {name} {rule}\n" for rule in rules).encode() for rules in (before, after))
-    return Chain(name, first + lines + last, jumps)
+    return Chain(name, _rules(name, before) + lines + _rules(name, after), jumps)
+
+
+def accept_outward(
+    network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, others: Iterable[IPv4Network]
+) -> Chain:
+    """With -ip-masq, packets from containers here to the world outside pass, and answers, where FORWARD drops.
+
+    Only FORWARD has a jump, which comes last: in DOCKER-USER these rules would decide before Docker keeps its networks
+    apart.  ``others``: the other networks of this daemon, which are not outside.
+    """
+    name = chain_name(OUTWARD, network)
+    rules = [f"-s {subnet} -d {other} -j RETURN" for other in others]
+    rules += [f"-s {subnet} ! -d {network} ! -i {forwarding.external} -j ACCEPT", f"-d {subnet} {_REPLY} -j ACCEPT"]
+    return Chain(name, _rules(name, rules), (Jump("FORWARD", "", Place.LAST),))
+
+
+def _rules(name: str, rules: Iterable[str]) -> bytes:
+    """The rules of a chain as iptables-save prints them."""
+    return "".join(f"-A {name} {rule}\n" for rule in rules).encode()
 
 
 def remove_shared(found: Listing, repair: Repair, network: IPv4Network) -> None:
@@ -322,16 +335,11 @@ class NetworkRules:
         forwarding = self._forwarding()
         if forwarding is None:
             return []
-        return [
-            accept_forwarded(
-                self.network,
-                self._subnet,
-                forwarding,
-                self._lines.accept_forwarded,
-                [network for network in networks if network != self.network],
-                is_masqueraded=self.is_masqueraded,
-            )
-        ]
+        chains = [accept_forwarded(self.network, self._subnet, forwarding, self._lines.accept_forwarded)]
+        if self.is_masqueraded:
+            others = [network for network in networks if network != self.network]
+            chains.append(accept_outward(self.network, self._subnet, forwarding, others))
+        return chains
 
     def drop_search(self) -> DropSearch | None:
         """A search for rules in front of ours that drop packets of containers, if ours accept any."""

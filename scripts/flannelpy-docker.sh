@@ -4,18 +4,37 @@
 #   Docker runs with other options            ->  a restart: another subnet or MTU, or -ip-masq was switched
 #   Docker has failed                         ->  a start: it fails while there is no subnet file
 #   Docker is stopped, or waits for us        ->  nothing
-# The options that Docker was started with are in the file that the drop-in for docker.service has written.  Where there
-# is no such file, Docker does not use the drop-in, and its options are not ours to change.
+# The options that Docker was started with are in the file that mk-docker-opts.sh has written before, in any of its forms,
+# for the drop-in of docker.service or for a unit of an operator's own.  Where there is no such file, Docker's options
+# are not ours to change.
 
 subnet_file=${1:-/run/flannel/subnet.env}
 docker_file=${2:-/run/docker_opts.env}
 
-# Whether an option is not the one that Docker was started with.  Options of an operator's own, which the file may hold
-# too, don't count.
+# All options that Docker was started with, each on a line.  An operator's own stand before --bip in a combined variable:
+# mk-docker-opts.sh adds its options behind them.
+known_options() {
+	sed 's/.*[" ]--bip=/--bip=/' "$docker_file" | tr '" \t' '\n\n\n' | grep '^--'
+}
+
+# Whether an option of the subnet file differs from the one that Docker was started with.  An option that Docker was
+# started without does not count: mk-docker-opts.sh -m leaves one out.
 has_changed() {
 	[ -f "$docker_file" ] || return 1
-	options=$(env -i PATH="$PATH" mk-docker-opts.sh -i -f "$subnet_file" -d /dev/stdout) || return 1
-	printf '%s\n' "$options" | grep -qvxFf "$docker_file"
+	known=$(known_options)
+	case $known in
+	*--bip=*) ;;
+	*)
+		echo "$docker_file has no --bip, so Docker's options are unknown: not restarting it"
+		return 1
+		;;
+	esac
+	options=$(env -i PATH="$PATH" mk-docker-opts.sh -i -f "$subnet_file" -d /dev/stdout | sed 's/.*="\(.*\)"/\1/')
+	for option in $options; do
+		printf '%s\n' "$known" | grep -q "^${option%%=*}=" || continue
+		printf '%s\n' "$known" | grep -qxF -e "$option" || return 0
+	done
+	return 1
 }
 
 case $(systemctl is-active docker.service) in

@@ -36,10 +36,12 @@ class Datagrams(NamedTuple):
 class Forwarding(NamedTuple):
     """By which devices packets come from containers of other hosts, and go there.
 
+    ``external``: the external interface, by which no packet of a container here arrives.
     ``masquerading``: the device by which they come with the public IP of a host that masquerades them, if there is one.
     """
 
     devices: Sequence[str]
+    external: str
     masquerading: str = ""
 
 

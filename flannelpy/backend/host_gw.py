@@ -67,7 +67,8 @@ class HostGwBackend:
     @property
     def forwarding(self) -> Forwarding:
         """By the external interface."""
-        return Forwarding([self._external.name], masquerading=self._external.name)
+        external = self._external.name
+        return Forwarding([external], external, masquerading=external)
 
     def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
         """The public IP is the gateway."""

@@ -13,6 +13,9 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+_RETURN = b" -j RETURN\n"
+# What iptables-save prints between ``-A CHAIN`` and the target of a rule that holds for all packets: comments at most.
+_COMMENTS = rb"(?: -m comment --comment (?:\"(?:[^\"\\]|\\.)*\"|[^\" ]+))*"
 # More than this without a line end is not what iptables-save prints.
 _LONGEST_LINE = 1 << 20
 _END_BYTES = 200
@@ -22,7 +25,7 @@ class Place(enum.Enum):
     """Where a jump has to stand among the foreign rules of its hook."""
 
     FIRST = enum.auto()  # before all of them
-    LAST = enum.auto()  # behind all of them that a packet reaches: an unconditional RETURN ends them
+    LAST = enum.auto()  # behind all of them that a packet reaches: a RETURN for all packets ends them
 
 
 class Jump(NamedTuple):
@@ -167,9 +170,9 @@ class _Hook:
     def __init__(self, name: bytes, own: re.Pattern[bytes]) -> None:
         self._own = own
         self._prefix = b"-A %b " % name
-        self._end_rule = b"-A %b -j RETURN\n" % name
+        self._end_rule = re.compile(b"-A %b%b%b" % (re.escape(name), _COMMENTS, _RETURN))
         self._rules = 0
-        self._end: float = math.inf  # the offset of an unconditional RETURN
+        self._end: float = math.inf  # the offset of a RETURN for all packets
         self.first: float = math.inf
         self.last: float = -1
         self.last_number = 0
@@ -179,7 +182,8 @@ class _Hook:
         if self.first == math.inf:
             self.first = self._first_foreign(lines, offset)
         if self._end == math.inf:
-            end = next(_lines_that_begin(lines, self._end_rule), (len(lines), b""))[0]
+            returns = _lines_with(lines, _RETURN)
+            end = next((at for at, line in returns if self._end_rule.fullmatch(line)), len(lines))
             self._take_last(lines[:end], offset)
             if end < len(lines):
                 self._end = offset + end

@@ -41,8 +41,8 @@ REMOVED = {
     HOST_GW: ["route to 11.0.200.0/24 via 172.17.8.130"],
 }
 
-ALL_CHAINS = {f"FLANNEL-{kind}-{NETWORK}" for kind in "MDZA"}
-CHAINS = {UDP: ALL_CHAINS, VXLAN: ALL_CHAINS, HOST_GW: {f"FLANNEL-{kind}-{NETWORK}" for kind in "MA"}}
+ALL_CHAINS = {f"FLANNEL-{kind}-{NETWORK}" for kind in "MDZAO"}
+CHAINS = {UDP: ALL_CHAINS, VXLAN: ALL_CHAINS, HOST_GW: {f"FLANNEL-{kind}-{NETWORK}" for kind in "MAO"}}
 
 
 @pytest.fixture

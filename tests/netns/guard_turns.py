@@ -27,7 +27,7 @@ class Carrier:
     """As much of a backend as the rules ask for."""
 
     datagrams = UDP
-    forwarding = Forwarding(["flannel0", "eth1"], "eth1")
+    forwarding = Forwarding(["flannel0", "eth1"], "eth1", masquerading="eth1")
 
 
 class MeasuredLoop(asyncio.SelectorEventLoop):

@@ -18,7 +18,7 @@ from lab import Container, Daemon, Host, Lab, wait_connected, wait_for
 from overlay import Capture
 
 NETWORK = "11.0.0.0/16"
-MASQUERADE, DROP, ZONE, ACCEPT = (f"FLANNEL-{kind}-{NETWORK}" for kind in "MDZA")
+MASQUERADE, DROP, ZONE, ACCEPT, OUTWARD = (f"FLANNEL-{kind}-{NETWORK}" for kind in "MDZAO")
 OUTSIDE = "172.17.8.1"  # knows no way to the containers
 DATAGRAMS = str(Path(__file__).parent / "datagrams.py")
 GUARD_TURNS = str(Path(__file__).parent / "guard_turns.py")
@@ -152,7 +152,7 @@ def test_by_default_what_nft_flushes_is_back_within_seven_seconds() -> None:
             "nat": {MASQUERADE},
             "mangle": {DROP},
             "raw": {ZONE, ACCEPT},
-            "filter": {ACCEPT},
+            "filter": {ACCEPT, OUTWARD},
         }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from faults.backends import HOST_GW, UDP, VXLAN
-from lab import Container, Host, Lab, wait_connected, wait_for
+from lab import Container, Host, Lab, Node, wait_connected, wait_for
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -82,6 +82,44 @@ def test_with_masq_containers_reach_the_world_too(start: Start) -> None:
     assert reaches(one, OUTSIDE)
 
 
+@pytest.mark.parametrize("config", ["udp", "host-gw"])
+def test_masq_does_not_precede_what_keeps_networks_apart(start: Start, config: str) -> None:
+    """Docker's isolation stands behind DOCKER-USER.  Packets from the link with a forged source are not forwarded."""
+    one, other = start(CONFIGS[config], "-ip-masq", "-iptables-resync=1")
+    host, subnet = one.host, one.host.subnet()
+    host.configure("link add inner type bridge", "address add 172.19.0.1/16 dev inner", "link set inner up")
+    host.run("ip", "neighbour", "add", "172.19.0.2", "lladdr", "02:00:00:00:00:02", "dev", "inner")
+    host.run("iptables", "-A", "FORWARD", "-i", "docker0", "-o", "inner", "-j", "DROP")
+    wait_for(lambda: is_last(host) and reaches(one, other.address, 1), 10, "the rules")
+    assert not is_sent(host, one, "172.19.0.2", "-o", "inner")
+    host.run("iptables", "-D", "FORWARD", "-i", "docker0", "-o", "inner", "-j", "DROP")
+    assert is_sent(host, one, "172.19.0.2", "-o", "inner")
+    switch, forged = host.lab.switch, str(subnet[77])
+    switch.configure(f"address add {forged}/32 dev lo", f"route add 11.0.0.0/16 via {host.public_ip}")
+    switch.configure(f"route add 172.19.0.0/16 via {host.public_ip}")
+    host.run("sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.eth1.rp_filter=0")
+    for address in (str(other.address), "172.19.0.2"):
+        assert not is_sent(host, switch, address, "-s", forged, source=forged)
+        host.run("iptables", "-I", "FORWARD", "-s", forged, "-j", "ACCEPT")
+        assert is_sent(host, switch, address, "-s", forged, source=forged)
+        host.run("iptables", "-D", "FORWARD", "-s", forged, "-j", "ACCEPT")
+
+
+def is_last(host: Host) -> bool:
+    """Whether both of our jumps are the last rules of FORWARD."""
+    last = host.run("iptables", "-S", "FORWARD").stdout.splitlines()[-2:]
+    return all(rule.endswith(f"-{NETWORK}") for rule in last)
+
+
+def is_sent(host: Host, sender: Node, address: str, *match: str, source: str = "") -> bool:
+    """Whether the host forwards what ``sender`` sends."""
+    host.run("iptables", "-t", "mangle", "-I", "POSTROUTING", *match, "-p", "icmp")
+    sender.run("ping", "-n", "-c2", "-i0.2", "-W1", *(["-I", source] if source else []), address, check=False)
+    found = host.run("iptables", "-t", "mangle", "-vxnL", "POSTROUTING").stdout.splitlines()[2].split()[0]
+    host.run("iptables", "-t", "mangle", "-D", "POSTROUTING", *match, "-p", "icmp")
+    return found != "0"
+
+
 def test_without_the_flag_what_docker_drops_is_dropped(start: Start) -> None:
     one, other = start(UDP.config(), "-iptables-forward-rules=false", "-iptables-resync=1")
     wait_for(lambda: "FLANNEL-D" in one.host.run("iptables-save").stdout, 5, "the other rules")
@@ -128,6 +166,34 @@ def test_cleanup_removes_what_we_put_and_nothing_else(make_lab: Callable[..., La
     daemon.stop()
     host.run(sys.executable, "-m", "flannelpy", "-cleanup")
     assert rules(host) == before
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("-N DOCKER-USER", ""), ("-N DOCKER-USER", "-F"), ("", "-F DOCKER-USER"), ("", "-F")]
+)
+def test_cleanup_knows_who_created_docker_user(lone: Host, before: str, after: str) -> None:
+    def change(command: str) -> None:
+        if command:
+            lone.run("iptables", *command.split())
+
+    lone.run("iptables", "-S")
+    change(before)
+    expected = lone.run("iptables", "-S").stdout
+    daemon = lone.start_daemon("-iface=eth1")
+    wait_for(lambda: is_guarded(lone), 10, "the rules")
+    daemon.stop()
+    change(after)
+    lone.run(sys.executable, "-m", "flannelpy", "-cleanup")
+    assert lone.run("iptables", "-S").stdout == expected
+
+
+def test_a_return_for_all_packets_does_not_come_before_our_jump(lone: Host) -> None:
+    lone.start_daemon("-iface=eth1", "-iptables-resync=1")
+    wait_for(lambda: is_guarded(lone), 10, "the rules")
+    for comments in ([], ["end"], ["the end"], ['a "quoted" -j DROP'], ["one", "two"]):
+        matches = [word for text in comments for word in ("-m", "comment", "--comment", text)]
+        lone.run("iptables", "-I", "DOCKER-USER", *matches, "-j", "RETURN")
+        wait_for(lambda: NAME in lone.run("iptables", "-S", "DOCKER-USER").stdout.splitlines()[1], 5, "our jump")
 
 
 @pytest.fixture

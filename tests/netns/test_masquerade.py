@@ -14,7 +14,7 @@ ALL_CHAINS = {
     "nat": {CHAIN},
     "mangle": {f"FLANNEL-D-{NETWORK}"},
     "raw": {f"FLANNEL-Z-{NETWORK}", f"FLANNEL-A-{NETWORK}"},
-    "filter": {f"FLANNEL-A-{NETWORK}"},
+    "filter": {f"FLANNEL-A-{NETWORK}", f"FLANNEL-O-{NETWORK}"},
 }
 OURS = [
     f"-N {CHAIN}",

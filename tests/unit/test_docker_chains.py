@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import IPv4Network
 
 import pytest
@@ -11,9 +12,10 @@ from flannelpy import docker_chains, firewall_rules
 from flannelpy.backend.base import Forwarding
 from flannelpy.linux.ruleset import Listing, Repair
 
+Change = Callable[[dict[str, list[str]]], None]
 NETWORK, SUBNET = IPv4Network("11.0.0.0/16"), IPv4Network("11.0.13.0/24")
 OTHER = "FLANNEL-A-11.7.0.0/16"
-CHAIN = firewall_rules.accept_forwarded(NETWORK, SUBNET, Forwarding(["flannel0"]), b"", [], is_masqueraded=False)
+CHAIN = firewall_rules.accept_forwarded(NETWORK, SUBNET, Forwarding(["flannel0"], "eth1"), b"")
 NAME = CHAIN.name
 OWN_JUMP = "-m comment --comment flannelpy -j DOCKER-USER"
 
@@ -88,10 +90,57 @@ def test_rules_of_an_operator_come_first() -> None:
     assert tables.tables["filter"]["DOCKER-USER"][2:] == [f"-j {NAME}", "-j RETURN"]
 
 
-def test_a_chain_that_only_we_used_goes() -> None:
+def flush(*names: str) -> Change:
+    """``iptables -F`` of some chains; without names, of the table."""
+
+    def change(chains: dict[str, list[str]]) -> None:
+        for name in names or chains:
+            chains[name].clear()
+
+    return change
+
+
+def delete_chain(chains: dict[str, list[str]]) -> None:
+    flush("DOCKER-USER")(chains)
+    del chains["DOCKER-USER"]
+
+
+@pytest.mark.parametrize("change", [flush("FORWARD"), flush("DOCKER-USER"), flush(NAME), flush(), delete_chain])
+def test_a_chain_that_only_we_used_goes(change: Change) -> None:
+    """Also after what an operator does between stop and -cleanup."""
     tables = FakeTables()
     keep(tables)
     remove(tables)
+    assert tables.tables == FakeTables().tables
+    keep(tables)
+    change(tables.tables["filter"])
+    remove(tables)
+    assert tables.tables == FakeTables().tables
+
+
+@pytest.mark.parametrize("rule", ["-j RETURN", "-s 1.1.1.1/32 -j DROP"])
+def test_a_chain_of_ours_that_others_use_by_now_stays_and_becomes_theirs(rule: str) -> None:
+    tables = FakeTables()
+    keep(tables)
+    tables.tables["filter"]["DOCKER-USER"].append(rule)
+    remove(tables)
+    found = tables.tables["filter"]
+    assert {name: rules for name, rules in found.items() if rules or "-" in name} == {"DOCKER-USER": [rule]}
+
+
+def test_a_chain_of_ours_stays_as_long_as_another_network_of_ours_is_there() -> None:
+    tables = FakeTables()
+    keep(tables)
+    tables.apply(f"*filter\n:{OTHER} - [0:0]\n-A DOCKER-USER -j {OTHER}\nCOMMIT\n")
+    flush("DOCKER-USER")(tables.tables["filter"])
+    remove(tables)
+    assert {"DOCKER-USER", OTHER} <= set(tables.tables["filter"])
+    repair = Repair()
+    listing = firewall_rules.listing("filter", [OTHER], [])
+    listing.feed(tables.text("filter").encode())
+    repair.remove(listing, OTHER)
+    docker_chains.remove(listing, repair)
+    tables.apply(repair.text("filter").decode())
     assert tables.tables == FakeTables().tables
 
 
@@ -100,6 +149,7 @@ def test_a_chain_that_only_we_used_goes() -> None:
     [
         {"DOCKER_USER": ["-j RETURN"]},
         {"DOCKER_USER": ["-s 1.1.1.1/32 -j DROP"]},
+        {"DOCKER_USER": []},
         {"DOCKER_USER": [], "FORWARD": ["-j DOCKER-USER"]},
         {"DOCKER_USER": [], "INPUT": ["-p tcp -j DOCKER-USER"]},
         {"DOCKER_USER": [f"-j {OTHER}"], "FORWARD": [f"-j {OTHER}"]},

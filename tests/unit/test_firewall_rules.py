@@ -11,7 +11,7 @@ from fakes_iptables import FakeTables
 from flannelpy import firewall_rules
 from flannelpy.backend.base import Datagrams, Forwarding
 from flannelpy.firewall_rules import NetworkRules
-from flannelpy.linux.ruleset import Chain, Repair
+from flannelpy.linux.ruleset import Chain, Place, Repair
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added, Gone
 
@@ -125,13 +125,13 @@ def test_each_backend_has_the_rules_that_it_needs() -> None:
 
 
 def test_what_comes_from_containers_of_other_hosts_passes_docker_s_rules_by_our_device_only() -> None:
-    chain = firewall_rules.accept_first(NETWORK, SUBNET, Forwarding(["flannel0"]), b"")
+    chain = firewall_rules.accept_first(NETWORK, SUBNET, Forwarding(["flannel0"], "eth1"), b"")
     assert chain.rules == b"-A FLANNEL-A-11.0.0.0/16 -s 11.0.0.0/16 -j ACCEPT\n"
     assert jumps(chain) == ["-A PREROUTING -d 11.0.13.0/24 -i flannel0 -j FLANNEL-A-11.0.0.0/16"]
 
 
 def test_by_the_external_interface_hosts_that_masquerade_pass_too() -> None:
-    forwarding = Forwarding(["flannel.1", "eth1"], masquerading="eth1")
+    forwarding = Forwarding(["flannel.1", "eth1"], "eth1", masquerading="eth1")
     lines = b"".join(firewall_rules.accept_first_line(NETWORK, peer, "eth1") for peer in PEERS)
     chain = firewall_rules.accept_first(NETWORK, SUBNET, forwarding, lines)
     assert chain.rules.decode().splitlines() == [
@@ -142,38 +142,59 @@ def test_by_the_external_interface_hosts_that_masquerade_pass_too() -> None:
     assert [jump.split()[5] for jump in jumps(chain)] == ["flannel.1", "eth1"]
 
 
-def forwarded(forwarding: Forwarding, *others: IPv4Network, is_masqueraded: bool = False) -> list[str]:
+def forwarded(forwarding: Forwarding) -> list[str]:
     peers = PEERS if forwarding.masquerading else []
     lines = b"".join(firewall_rules.accept_forwarded_line(NETWORK, SUBNET, peer, "eth1") for peer in peers)
-    chain = firewall_rules.accept_forwarded(NETWORK, SUBNET, forwarding, lines, others, is_masqueraded=is_masqueraded)
+    chain = firewall_rules.accept_forwarded(NETWORK, SUBNET, forwarding, lines)
     assert jumps(chain) == [f"-A {hook} -j FLANNEL-A-11.0.0.0/16" for hook in ("DOCKER-USER", "FORWARD")]
     return [line.removeprefix("-A FLANNEL-A-11.0.0.0/16 ") for line in chain.rules.decode().splitlines()]
 
 
 def test_packets_between_containers_of_different_hosts_are_forwarded() -> None:
-    assert forwarded(Forwarding(["flannel0"])) == [
+    assert forwarded(Forwarding(["flannel0"], "eth1")) == [
         "-s 11.0.0.0/16 -d 11.0.13.0/24 -i flannel0 -j ACCEPT",
-        "-s 11.0.0.0/16 -d 11.0.0.0/16 -o flannel0 -j ACCEPT",
+        "-s 11.0.0.0/16 -d 11.0.0.0/16 ! -i eth1 -o flannel0 -j ACCEPT",
     ]
-    assert forwarded(Forwarding(["eth1"], "eth1")) == [
+    assert forwarded(Forwarding(["eth1"], "eth1", masquerading="eth1")) == [
         "-s 11.0.0.0/16 -d 11.0.13.0/24 -i eth1 -j ACCEPT",
-        "-s 11.0.0.0/16 -d 11.0.0.0/16 -o eth1 -j ACCEPT",
+        "-s 11.0.0.0/16 -d 11.0.0.0/16 ! -i eth1 -o eth1 -j ACCEPT",
         "-s 172.17.8.102/32 -d 11.0.13.0/24 -i eth1 -j ACCEPT",
         "-s 172.17.8.103/32 -d 11.0.13.0/24 -i eth1 -j ACCEPT",
-        "-s 11.0.13.0/24 -o eth1 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        "-s 11.0.13.0/24 ! -i eth1 -o eth1 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
     ]
 
 
 def test_masquerading_opens_the_way_out_and_back_but_not_to_other_networks() -> None:
-    assert forwarded(Forwarding(["flannel0"]), OTHER, is_masqueraded=True)[2:] == [
-        "-s 11.0.13.0/24 -d 11.7.0.0/16 -j RETURN",
-        "-s 11.0.13.0/24 ! -d 11.0.0.0/16 -j ACCEPT",
-        "-d 11.0.13.0/24 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    """Behind all others in FORWARD only: in DOCKER-USER, they would precede what keeps Docker's networks apart."""
+    chain = firewall_rules.accept_outward(NETWORK, SUBNET, Forwarding(["flannel0"], "eth1"), [OTHER])
+    assert [(jump.hook, jump.match, jump.place) for jump in chain.jumps] == [("FORWARD", "", Place.LAST)]
+    assert chain.rules.decode().splitlines() == [
+        "-A FLANNEL-O-11.0.0.0/16 -s 11.0.13.0/24 -d 11.7.0.0/16 -j RETURN",
+        "-A FLANNEL-O-11.0.0.0/16 -s 11.0.13.0/24 ! -d 11.0.0.0/16 ! -i eth1 -j ACCEPT",
+        "-A FLANNEL-O-11.0.0.0/16 -d 11.0.13.0/24 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
     ]
 
 
+@pytest.mark.parametrize("forwarding", [Forwarding(["flannel0"], "eth1"), Forwarding(["eth1"], "eth1", "eth1")])
+@pytest.mark.parametrize("is_masqueraded", [False, True])
+def test_what_has_a_jump_in_docker_user_accepts_nothing_but_the_networks_packets_between_hosts(
+    forwarding: Forwarding, is_masqueraded: bool
+) -> None:
+    network = rules(None, forwarding, is_masqueraded=is_masqueraded)
+    network.apply([lease("11.0.1.0/24", "1.1.1.1")])
+    chains = network.chains("filter", [NETWORK, OTHER], is_tracking=True)
+    [early] = [chain for chain in chains if any(jump.hook == "DOCKER-USER" for jump in chain.jumps)]
+    for rule in early.rules.decode().splitlines():
+        ends = {
+            name for name in forwarding.devices if f" -i {name} " in rule.replace("! -i", "") or f" -o {name} " in rule
+        }
+        assert ends, rule
+        assert " -s 11.0." in rule or " -s 1.1.1.1/32 -d 11.0.13.0/24 " in rule
+    assert [chain.name[8] for chain in chains] == (["A", "O"] if is_masqueraded else ["A"])
+
+
 def test_forward_rules_follow_the_leases_where_hosts_masquerade() -> None:
-    network = rules(None, Forwarding(["eth1"], "eth1"))
+    network = rules(None, Forwarding(["eth1"], "eth1", masquerading="eth1"))
     for events, count in (([], 0), ([lease("11.0.1.0/24", "1.1.1.1"), lease("11.0.2.0/24", "1.1.1.2")], 2)):
         network.apply(events)
         for table in ("raw", "filter"):
@@ -182,7 +203,7 @@ def test_forward_rules_follow_the_leases_where_hosts_masquerade() -> None:
 
 
 def test_without_the_flag_nothing_is_forwarded() -> None:
-    carrier = Carrier(UDP, Forwarding(["flannel0"]))
+    carrier = Carrier(UDP, Forwarding(["flannel0"], "eth1"))
     network = NetworkRules(NETWORK, SUBNET, HOST, carrier, (), is_masqueraded=True, is_forwarded=False)
     assert network.chains("filter", [NETWORK], is_tracking=True) == []
     assert [chain.name[8] for chain in network.chains("raw", [NETWORK], is_tracking=True)] == ["Z"]

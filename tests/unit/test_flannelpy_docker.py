@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,10 @@ class World:
         self.docker_file = directory / "docker.env"
         self.start_docker()
 
-    def start_docker(self, **options: str) -> None:
-        """What the drop-in of docker.service does before Docker starts."""
+    def start_docker(self, form: Sequence[str] = ("-i",), **options: str) -> None:
+        """What the drop-in of docker.service, or a unit of an operator's own, does before Docker starts."""
         files = ["-f", str(self.subnet_file), "-d", str(self.docker_file)]
-        self._run(str(SCRIPTS / "mk-docker-opts.sh"), "-i", *files, **options)
+        self._run(str(SCRIPTS / "mk-docker-opts.sh"), *form, *files, **options)
 
     def calls(self, state: str, *, enabled: bool = True) -> list[str]:
         """The systemctl commands of the script when flannelpy is ready and Docker has this state."""
@@ -61,6 +62,7 @@ class World:
             [*self._shell, *argv], cwd=self.directory, env=environment, capture_output=True, text=True, check=True
         )
         assert done.stderr == ""
+        self.output = done.stdout
 
 
 @pytest.fixture(params=SHELLS)
@@ -86,6 +88,46 @@ def test_a_docker_with_other_options_is_restarted(world: World, state: str, old:
 def test_a_network_that_changes_around_the_subnet_is_no_change_for_docker(world: World) -> None:
     world.subnet_file.write_text(SUBNET.replace("11.0.0.0/16", "11.0.0.0/8"))
     assert world.calls("active") == START
+
+
+FORMS = pytest.mark.parametrize("form", [(), ("-i",), ("-c",), ("-c", "-k", "OPTIONS")], ids=" ".join)
+MASQUERADING = pytest.mark.parametrize("masq", [(), ("-m",)], ids=" ".join)
+#: What a caller of mk-docker-opts.sh may add.
+OWN = [
+    {},
+    {"DOCKER_OPTS": "--dns=11.0.0.2 --ip-masq=false --mtu=9000", "OPTIONS": "--mtu=1400"},
+    {"DOCKER_OPT_DNS": "--dns=11.0.0.2", "DOCKER_OPT_ZMTU": "--mtu=9000"},
+]
+
+
+@FORMS
+@MASQUERADING
+@pytest.mark.parametrize("own", OWN, ids=str)
+def test_options_are_known_in_each_form(
+    world: World, form: tuple[str, ...], masq: tuple[str, ...], own: dict[str, str]
+) -> None:
+    world.start_docker((*form, *masq), **own)
+    assert world.calls("active") == START
+    for old, new in (("11.0.13.1/24", "11.0.13.1/25"), ("MTU=1472", "MTU=147")):
+        world.subnet_file.write_text(SUBNET.replace(old, new))
+        assert world.calls("active") == RESTART
+
+
+@FORMS
+@MASQUERADING
+def test_masquerading_counts_where_docker_was_told_of_it(
+    world: World, form: tuple[str, ...], masq: tuple[str, ...]
+) -> None:
+    world.start_docker((*form, *masq))
+    world.subnet_file.write_text(SUBNET.replace("IPMASQ=false", "IPMASQ=true"))
+    assert world.calls("active") == (START if masq else RESTART)
+
+
+@pytest.mark.parametrize("text", ["", "\n", 'DOCKER_OPTS=""\n', 'DOCKER_OPTS="--mtu=1400"\n', "#--bip=\n", "\xff\n"])
+def test_a_file_without_our_options_is_named_and_restarts_nothing(world: World, text: str) -> None:
+    world.docker_file.write_text(text)
+    assert world.calls("active") == START
+    assert world.output == f"{world.docker_file} has no --bip, so Docker's options are unknown: not restarting it\n"
 
 
 def test_options_of_an_operators_own_are_no_change(world: World) -> None:

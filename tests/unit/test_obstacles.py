@@ -17,7 +17,7 @@ NETWORK, SUBNET = IPv4Network("11.0.0.0/16"), IPv4Network("11.0.13.0/24")
 
 def searched(rules: list[str], *devices: str, chunks: int = 1) -> dict[str, bool]:
     """The drops that are found among rules, and whether each is certain; so many rules come at a time."""
-    search = DropSearch(NETWORK, SUBNET, Forwarding(devices or ["flannel0"]))
+    search = DropSearch(NETWORK, SUBNET, Forwarding(devices or ["flannel0"], "eth1"))
     for start in range(0, len(rules), chunks):
         search.feed("".join(f"-A {rule}\n" for rule in rules[start : start + chunks]).encode())
     return {drop.rule.removeprefix("-A "): drop.is_certain for drop in search.found}

@@ -179,6 +179,30 @@ def repair_last(tables: FakeTables, chunk: int = 1 << 16) -> Repair:
         (["-j OURS", "-j OTHER", "-j RETURN"], ["-j OURS", "-j OTHER", "-j RETURN"]),
         (["-j OURS", "-j OTHER", "-j DROP", "-j OURS"], ["-j OTHER", "-j DROP", "-j OURS"]),
         (["-p tcp -j OURS", "-j DROP"], ["-j DROP", "-j OURS"]),
+        *(
+            ([f"{comments} -j RETURN", "-j OURS", "-j RETURN"], ["-j OURS", f"{comments} -j RETURN", "-j RETURN"])
+            for comments in (
+                "-m comment --comment end",
+                '-m comment --comment "the end"',
+                '-m comment --comment "a \\"quoted\\" -s 1.1.1.1 \\\\"',
+                '-m comment --comment ""',
+                "-m comment --comment one -m comment --comment two",
+            )
+        ),
+        *(
+            ([f"{match} -j RETURN", "-j OURS"], [f"{match} -j RETURN", "-j OURS"])
+            for match in (
+                "-m comment --comment end -m conntrack --ctstate ESTABLISHED",
+                '-i eth1 -m comment --comment "the end"',
+                '-m comment --comment "a" -p tcp -m comment --comment "b"',
+                '! -s 1.1.1.1/32 -m comment --comment "-j RETURN"',
+            )
+        ),
+        (["-m comment --comment end -j ACCEPT", "-j OURS"], ["-m comment --comment end -j ACCEPT", "-j OURS"]),
+        (
+            ['-m comment --comment "x -j RETURN" -j LOG', "-j OURS"],
+            ['-m comment --comment "x -j RETURN" -j LOG', "-j OURS"],
+        ),
     ],
 )
 def test_a_jump_stands_last_among_what_packets_reach(before: list[str], after: list[str]) -> None:

@@ -100,7 +100,7 @@ class UdpBackend:
     @property
     def forwarding(self) -> Forwarding:
         """All by our device."""
-        return Forwarding([self._device.tun.name])
+        return Forwarding([self._device.tun.name], self._external.name)
 
     def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
         """Only the public IP: the original's hosts all use one port."""

@@ -82,9 +82,10 @@ class VxlanBackend:
     @property
     def forwarding(self) -> Forwarding:
         """By our device; with DirectRouting, from hosts on the link by the external interface, too."""
+        external = self._external.name
         if not self._settings.direct_routing:
-            return Forwarding([self.device])
-        return Forwarding([self.device, self._external.name], masquerading=self._external.name)
+            return Forwarding([self.device], external)
+        return Forwarding([self.device, external], external, masquerading=external)
 
     @property
     def device(self) -> str:
