@@ -577,8 +577,8 @@ def test_a_network_may_end_while_its_rules_are_checked(
             world.firewall.release("blue")
             await tables.save(table, listing)
 
-        world.add("blue", BLUE, forwarding=Forwarding(["flannel0"]))
-        world.add("green", GREEN, forwarding=Forwarding(["flannel1"]))
+        world.add("blue", BLUE, forwarding=Forwarding(["flannel0"], "eth1"))
+        world.add("green", GREEN, forwarding=Forwarding(["flannel1"], "eth1"))
         world.firewall.apply("blue", [])
         await asyncio.sleep(6)
         world.tables.tables["mangle"].pop("FLANNEL-D-11.1.0.0/16")
