@@ -311,6 +311,7 @@ class Repair:
     def delete(self, name: str) -> None:
         """Delete a foreign chain, which has to be empty."""
         self._removals.append(f"-X {name}\n".encode())
+        self.removed.append(name)
 
     def removed_rules(self) -> list[str]:
         """The rules of ``remove_rule``, without their command."""

@@ -41,8 +41,9 @@ REMOVED = {
     HOST_GW: ["route to 11.0.200.0/24 via 172.17.8.130"],
 }
 
-ALL_CHAINS = {f"FLANNEL-{kind}-{NETWORK}" for kind in "MDZAO"}
-CHAINS = {UDP: ALL_CHAINS, VXLAN: ALL_CHAINS, HOST_GW: {f"FLANNEL-{kind}-{NETWORK}" for kind in "MAO"}}
+ALL_CHAINS = {"FLANNEL-DOCKER-USER", *(f"FLANNEL-{kind}-{NETWORK}" for kind in "MDZAO")}
+DATAGRAM_CHAINS = {f"FLANNEL-{kind}-{NETWORK}" for kind in "DZ"}
+CHAINS = {UDP: ALL_CHAINS, VXLAN: ALL_CHAINS, HOST_GW: ALL_CHAINS - DATAGRAM_CHAINS}
 
 
 @pytest.fixture
