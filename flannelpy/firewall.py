@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,8 +33,8 @@ log = logging.getLogger(__name__)
 _PAUSE_SECONDS = 1.0
 # If iptables-restore reports success without effect, it gets the same commands again after this time.
 _FUTILE_SECONDS = 60.0
-_ALL_RULES = "the firewall"
-_TABLES = "the tables of iptables"
+_ALL_RULES = "The firewall"
+_TABLES = "Each iptables table"
 # What stops packets may be cured at any moment.
 _BLOCKED_SECONDS = 5.0
 
@@ -65,6 +66,7 @@ class Firewall:
         self._futile: dict[str, tuple[bytes, float]] = {}
         self._is_tracking = False
         self._traffic: dict[str, Traffic] = {}
+        self._on_check: dict[str, Callable[[], None]] = {}
         self._forward_check = ForwardCheck()
         self._changed = asyncio.Event()
         self._busy = asyncio.Lock()
@@ -81,6 +83,7 @@ class Firewall:
         rules = self._networks.pop(name, None)
         self._on_repair.pop(name, None)
         self._traffic.pop(name, None)
+        self._on_check.pop(name, None)
         self._forward_check.forget(name)
         if rules is None:
             return
@@ -151,6 +154,8 @@ class Firewall:
                 failed[table] = error
         self._report_failures(failed)
         await self._forward_check.check(dict(self._traffic))
+        for on_check in self._on_check.values():
+            on_check()
 
     def _report_failures(self, failed: Mapping[str, HostError]) -> None:
         """Log what is wrong with the command once, not for each table."""
@@ -161,10 +166,15 @@ class Firewall:
         missing = ", and ".join(PURPOSES[table] for table in failed)
         docker = "; Docker's rules may drop packets of containers" if "filter" in failed else ""
         error = next(iter(failed.values()))
-        self._failed(_TABLES, f"Cannot guard the iptables {tables}: {error}; {missing} may be missing{docker}")
+        cause = re.sub(r" -t \w+", "", str(error))  # the same for each table
+        self._failed(_TABLES, f"Cannot guard the iptables {tables}: {error}; {missing} may be missing{docker}", cause)
 
-    def watch(self, name: str, traffic: Traffic | None) -> None:
-        """Look for what stops these packets of a network, at once if they are others than before."""
+    def watch(self, name: str, traffic: Traffic | None, on_check: Callable[[], None]) -> None:
+        """Look for what stops these packets of a network, at once if they are others than before.
+
+        ``on_check`` is called when ``obstacle`` may have changed.
+        """
+        self._on_check[name] = on_check
         if traffic != self._traffic.get(name):
             self._changed.set()
         if traffic:
@@ -272,15 +282,15 @@ class Firewall:
         self.repairs[name] += repairs
         self._on_repair[name]()
 
-    def _failed(self, what: str, message: str) -> None:
-        """Log a failure, once for each cause."""
-        if self._troubles.get(what) != message:
+    def _failed(self, what: str, message: str, cause: str = "") -> None:
+        """Log a failure, once for each cause; without one, the message is it."""
+        if self._troubles.get(what) != (cause or message):
             log.warning("%s; trying again every %g s", message, self._resync)
-        self._troubles[what] = message
+        self._troubles[what] = cause or message
 
     def _recovered(self, what: str) -> None:
         if self._troubles.pop(what, None):
-            log.info("Guarded again: %s", what)
+            log.info("%s is guarded again", what)
 
 
 async def remove(network: IPv4Network) -> list[str]:

@@ -304,7 +304,7 @@ class _Service:
         await self._external.check(netlink)
         self._bridges = _bridges(self._manager.own.subnet, await netlink.addresses())
         await self._sysctls.check(self._forwarding_devices(netlink))
-        self._host.firewall.watch(self._name, self._traffic(netlink))
+        self._host.firewall.watch(self._name, self._traffic(netlink), self._tell_changes)
         self._tell_changes()
         await self._gate.check()
         rules = [f"{rule} was lost: put right" for rule in await self._host.isolate(netlink)]
