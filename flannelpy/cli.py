@@ -89,6 +89,7 @@ LEFT_OUT = {
 # Flags that are of no use one without the other.
 PAIRS = (("etcd_keyfile", "etcd_certfile"), ("etcd_username", "etcd_password"))
 
+_MOST_SECONDS = 3600
 # A lease has to outlive an etcd that is slow to answer, and etcd counts its time in nanoseconds.
 MIN_LEASE_TTL = 5
 MAX_LEASE_TTL = 10 * 365 * 24 * 3600
@@ -159,9 +160,9 @@ def minutes(text: str) -> int:
 
 
 def seconds(text: str) -> int:
-    """So many whole seconds."""
-    if not re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII):
-        raise ValueError("must be a whole number of seconds, from 1 up")
+    """So many whole seconds, an hour at most: a rule that was removed stays away for that time."""
+    if not re.fullmatch(r"0*[1-9]\d{0,3}", text, re.ASCII) or int(text) > _MOST_SECONDS:
+        raise ValueError(f"must be a whole number of seconds, from 1 to {_MOST_SECONDS}")
     return int(text)
 
 

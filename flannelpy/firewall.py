@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Network
 from typing import Never
@@ -21,8 +22,9 @@ from flannelpy.errors import HostError, one_line
 from flannelpy.firewall_rules import KINDS, PURPOSES, NetworkRules
 from flannelpy.forward_check import ForwardCheck
 from flannelpy.linux import accept_local, conntrack, iptables
+from flannelpy.linux.marks import CHAIN_PREFIX
 from flannelpy.linux.ruleset import Chain, Fault, Repair
-from flannelpy.obstacles import DropSearch
+from flannelpy.obstacles import Traffic
 from flannelpy.subnet.lease_table import LeaseEvent
 
 log = logging.getLogger(__name__)
@@ -32,10 +34,21 @@ _PAUSE_SECONDS = 1.0
 # If iptables-restore reports success without effect, it gets the same commands again after this time.
 _FUTILE_SECONDS = 60.0
 _ALL_RULES = "The firewall"
+_TABLES = "Each iptables table"
+# What stops packets may be cured at any moment.
+_BLOCKED_SECONDS = 5.0
 
 
 def _accept_local_of(device: str) -> str:
     return f"accept_local of {device}"
+
+
+def _purpose(table: str, chain: str) -> str:
+    """What a chain is for; in raw, each kind of chain has a purpose of its own."""
+    if table != "raw":
+        return PURPOSES[table]
+    zone, accept = PURPOSES[table].split(", and ")
+    return zone if chain.startswith(f"{CHAIN_PREFIX}-{firewall_rules.ZONE}-") else accept
 
 
 class Firewall:
@@ -52,6 +65,8 @@ class Firewall:
         self._troubles: dict[str, str] = {}
         self._futile: dict[str, tuple[bytes, float]] = {}
         self._is_tracking = False
+        self._traffic: dict[str, Traffic] = {}
+        self._on_check: dict[str, Callable[[], None]] = {}
         self._forward_check = ForwardCheck()
         self._changed = asyncio.Event()
         self._busy = asyncio.Lock()
@@ -67,6 +82,8 @@ class Firewall:
         """Guard the rules of a network no longer; they stay in the kernel, for its next start to take them over."""
         rules = self._networks.pop(name, None)
         self._on_repair.pop(name, None)
+        self._traffic.pop(name, None)
+        self._on_check.pop(name, None)
         self._forward_check.forget(name)
         if rules is None:
             return
@@ -105,7 +122,7 @@ class Firewall:
         """Check all that is guarded every resync period, and when leases change."""
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(self._resync - _PAUSE_SECONDS, 0)):
+                async with asyncio.timeout(max(self._period() - _PAUSE_SECONDS, 0)):
                     await self._changed.wait()
             self._changed.clear()
             start = asyncio.get_running_loop().time()
@@ -113,6 +130,10 @@ class Firewall:
                 await self._check_or_report()
             # iptables-nft takes seconds to list 30,000 rules: it runs half of the time at most.
             await asyncio.sleep(max(_PAUSE_SECONDS, asyncio.get_running_loop().time() - start))
+
+    def _period(self) -> float:
+        """Seconds between two checks."""
+        return min(self._resync, _BLOCKED_SECONDS) if self._forward_check.is_blocked else self._resync
 
     async def _check_or_report(self) -> None:
         """A fault in here must not end the daemon: packets travel without it."""
@@ -126,13 +147,40 @@ class Firewall:
     async def _check(self) -> None:
         for name, rules in self._networks.items():
             self._check_accept_local(name, rules)
-        searches = {name: search for name, rules in self._networks.items() if (search := rules.drop_search())}
+        failed: dict[str, HostError] = {}
         for table in KINDS:
             chains = self._chains(table)
-            if chains or table in self._unchecked:
-                await self._guard(table, chains, searches.values() if table == "filter" else ())
-        found = {name: (self._networks[name].network, one) for name, one in searches.items() if name in self._networks}
-        await self._forward_check.check(found)
+            if (chains or table in self._unchecked) and (error := await self._guard(table, chains)):
+                failed[table] = error
+        self._report_failures(failed)
+        await self._forward_check.check(dict(self._traffic))
+        for on_check in self._on_check.values():
+            on_check()
+
+    def _report_failures(self, failed: Mapping[str, HostError]) -> None:
+        """Log what is wrong with the command once, not for each table."""
+        if not failed:
+            self._recovered(_TABLES)
+            return
+        tables = f"table{'s' if len(failed) > 1 else ''} {', '.join(failed)}"
+        missing = ", and ".join(PURPOSES[table] for table in failed)
+        docker = "; Docker's rules may drop packets of containers" if "filter" in failed else ""
+        error = next(iter(failed.values()))
+        cause = re.sub(r" -t \w+", "", str(error))  # the same for each table
+        self._failed(_TABLES, f"Cannot guard the iptables {tables}: {error}; {missing} may be missing{docker}", cause)
+
+    def watch(self, name: str, traffic: Traffic | None, on_check: Callable[[], None]) -> None:
+        """Look for what stops these packets of a network, at once if they are others than before.
+
+        ``on_check`` is called when ``obstacle`` may have changed.
+        """
+        self._on_check[name] = on_check
+        if traffic != self._traffic.get(name):
+            self._changed.set()
+        if traffic:
+            self._traffic[name] = traffic
+        else:
+            self._traffic.pop(name, None)
 
     def obstacle(self, name: str) -> str:
         """What certainly keeps packets of a network's containers from other hosts; empty if nothing is known."""
@@ -165,32 +213,28 @@ class Firewall:
         }
         return {name: chains for name, chains in wanted.items() if chains}
 
-    async def _guard(self, table: str, wanted: Mapping[str, Sequence[Chain]], searches: Collection[DropSearch]) -> None:
+    async def _guard(self, table: str, wanted: Mapping[str, Sequence[Chain]]) -> HostError | None:
         """Have the kernel's table hold what is wanted, and nothing else of ours."""
         try:
-            repair = await self._repair(table, [chain for chains in wanted.values() for chain in chains], searches)
+            repair = await self._repair(table, [chain for chains in wanted.values() for chain in chains])
         except HostError as error:
             if wanted:
-                self._failed(
-                    f"The iptables table {table}",
-                    f"Cannot guard the iptables table {table}: {error}; {PURPOSES[table]} may be missing",
-                )
-            else:
-                self._unchecked.discard(table)
-            return
+                return error
+            self._unchecked.discard(table)
+            return None
         self._unchecked.discard(table)
-        self._recovered(f"The iptables table {table}")
         for name, chains in wanted.items():
-            for chain in chains if name in self._networks else ():
-                self._report(name, table, chain, [fault for fault in repair.faults if fault.chain == chain.name])
+            if name in self._networks:
+                self._report(name, table, chains, repair.faults)
         for name in repair.removed:
             log.info("Removed iptables chain %s of an earlier run in table %s", name, table)
+        return None
 
-    async def _repair(self, table: str, chains: Sequence[Chain], searches: Collection[DropSearch]) -> Repair:
+    async def _repair(self, table: str, chains: Sequence[Chain]) -> Repair:
         """Compare, repair, and see that it had an effect; what was repaired.  Raises HostError."""
         networks = {network for rules in self._networks.values() for network in rules.networks}
         obsolete = self._obsolete(table) - {chain.name for chain in chains}
-        repair = await _compare(table, chains, obsolete, networks if chains else (), searches)
+        repair = await _compare(table, chains, obsolete, networks if chains else ())
         if text := repair.text(table):
             self._refuse_futile(table, text)
             await iptables.restore(text)
@@ -211,28 +255,38 @@ class Firewall:
         if text == before and asyncio.get_running_loop().time() < until:
             raise HostError("iptables-restore reports success, but iptables-save does not show the rules")
 
-    def _report(self, name: str, table: str, chain: Chain, faults: Sequence[Fault]) -> None:
-        """Log and count what another program has changed of what we had put."""
-        if self._written.get((table, chain.name)) == chain:
-            for fault in faults:
-                interrupted = f"{PURPOSES[table]} was interrupted"
-                self._count(
-                    name, f"Restored iptables chain {fault.chain} in table {table}: {fault.what}; {interrupted}"
-                )
-        self._written[table, chain.name] = chain
+    def _report(self, name: str, table: str, chains: Sequence[Chain], faults: Sequence[Fault]) -> None:
+        """Log in one line, and count, what another program has changed of what we had put."""
+        written = [chain.name for chain in chains if self._written.get((table, chain.name)) == chain]
+        changed = [fault for fault in faults if fault.chain in written]
+        if changed:
+            names = list(dict.fromkeys(fault.chain for fault in changed))
+            what = list(dict.fromkeys(fault.what for fault in changed))
+            more = f" and {len(what) - 1} more changes" if len(what) > 1 else ""
+            purposes = ", and ".join(dict.fromkeys(_purpose(table, chain) for chain in names))
+            self._count(
+                name,
+                f"Restored iptables chain{'s' if len(names) > 1 else ''} {', '.join(names)} in table {table}: "
+                f"{what[0]}{more}; {purposes} was interrupted",
+                len(changed),
+            )
+            for fault in changed:
+                log.debug("Restored %s in table %s: %s", fault.chain, table, fault.what)
+        for chain in chains:
+            self._written[table, chain.name] = chain
 
-    def _count(self, name: str, message: str) -> None:
+    def _count(self, name: str, message: str, repairs: int = 1) -> None:
         token = logs.network.set(name)
         log.warning("%s", message)
         logs.network.reset(token)
-        self.repairs[name] += 1
+        self.repairs[name] += repairs
         self._on_repair[name]()
 
-    def _failed(self, what: str, message: str) -> None:
-        """Log a failure, once for each cause."""
-        if self._troubles.get(what) != message:
+    def _failed(self, what: str, message: str, cause: str = "") -> None:
+        """Log a failure, once for each cause; without one, the message is it."""
+        if self._troubles.get(what) != (cause or message):
             log.warning("%s; trying again every %g s", message, self._resync)
-        self._troubles[what] = message
+        self._troubles[what] = cause or message
 
     def _recovered(self, what: str) -> None:
         if self._troubles.pop(what, None):
@@ -276,11 +330,10 @@ async def _compare(
     chains: Sequence[Chain],
     obsolete: Iterable[str],
     networks: Iterable[IPv4Network],
-    searches: Iterable[DropSearch] = (),
 ) -> Repair:
     """What a table lacks; also what flanneld has put for ``networks``.  Raises HostError."""
     names = {chain.name for chain in chains}.union(obsolete)
-    listing = firewall_rules.listing(table, names, networks, searches)
+    listing = firewall_rules.listing(table, names, networks)
     await iptables.save(table, listing)
     repair = Repair()
     for chain in chains:

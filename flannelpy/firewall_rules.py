@@ -16,7 +16,6 @@ from flannelpy.backend.base import Datagrams, Forwarding
 from flannelpy.docker_chains import DOCKER_USER
 from flannelpy.linux.marks import CHAIN_PREFIX, CONNTRACK_ZONE
 from flannelpy.linux.ruleset import Chain, Jump, Listing, Place, Repair
-from flannelpy.obstacles import DropSearch
 from flannelpy.subnet.lease_table import Added, LeaseEvent
 
 MASQUERADE, DROP, ZONE, ACCEPT, OUTWARD = "M", "D", "Z", "A", "O"
@@ -63,12 +62,10 @@ def listing(
     table: str,
     names: Iterable[str],
     networks: Iterable[IPv4Network],
-    searches: Iterable[DropSearch] = (),
 ) -> Listing:
-    """An empty listing for these chains, and for what flanneld may have put for ``networks``; it feeds ``searches``."""
+    """An empty listing for these chains, and for what flanneld may have put for ``networks``."""
     foreign = docker_chains.NAMES if table == "filter" else ()
-    readers = [search.feed for search in searches]
-    found = Listing([*names, _SHARED], HOOKS[table], _OWN, CHAIN_PREFIX, foreign, readers)
+    found = Listing([*names, _SHARED], HOOKS[table], _OWN, CHAIN_PREFIX, foreign)
     for network in networks:
         found.look_for(_entering(network))
     return found
@@ -340,11 +337,6 @@ class NetworkRules:
             others = [network for network in networks if network != self.network]
             chains.append(accept_outward(self.network, self._subnet, forwarding, others))
         return chains
-
-    def drop_search(self) -> DropSearch | None:
-        """A search for rules in front of ours that drop packets of containers, if ours accept any."""
-        forwarding = self._forwarding()
-        return DropSearch(self.network, self._subnet, forwarding) if forwarding else None
 
     def _forwarding(self) -> Forwarding | None:
         return self._carrier.forwarding if self._is_forwarded else None

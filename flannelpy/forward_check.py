@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Network
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TypeVar, cast
 
 from flannelpy import logs, obstacles
 from flannelpy.backend.chunks import in_chunks
 from flannelpy.errors import HostError
-from flannelpy.linux import ip_forward, nftables
-from flannelpy.linux.nftables import BaseChain
-from flannelpy.obstacles import DropSearch, Obstacle
+from flannelpy.linux import ip_forward, iptables, nftables
+from flannelpy.linux.iptables_listing import Table
+from flannelpy.linux.nft_listing import BaseChain
+from flannelpy.obstacles import Obstacle, Search, Traffic
 
 log = logging.getLogger(__name__)
 
-# nft is a process of its own, and rules of nftables change seldom.
-_NFTABLES_SECONDS = 60.0
+T = TypeVar("T")
+
+# A look takes a twentieth of the time at most: iptables takes seconds to list 30,000 rules.
+_PAUSE_FACTOR = 20
+# To follow a rule takes some microseconds.
+_RULES_PER_TURN = 100
 
 
 class SysctlCheck:
@@ -47,43 +52,76 @@ class ForwardCheck:
 
     def __init__(self) -> None:
         self._found: dict[str, list[Obstacle]] = {}
+        self._networks: dict[str, Traffic] = {}
+        self._tables: dict[str, list[Table]] = {}
         self._chains: list[BaseChain] = []
-        self._listed_at: float | None = None
-        self._trouble = ""
+        self._next_at = 0.0
+        self._troubles: dict[str, str] = {}
 
     def certain(self, name: str) -> str:
         """What certainly stops the packets of a network; empty if nothing does."""
         return next((obstacle.text for obstacle in self._found.get(name, ()) if obstacle.is_certain), "")
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether something certainly stops the packets of a network."""
+        return any(map(self.certain, self._found))
+
     def forget(self, name: str) -> None:
         """A network has ended."""
         self._found.pop(name, None)
+        self._networks.pop(name, None)
 
-    async def check(self, networks: Mapping[str, tuple[IPv4Network, DropSearch]]) -> None:
-        """Look again; each search has been fed with the table filter."""
-        chains = await self._forward_chains()
-        for name, (network, search) in networks.items():
-            rules = [*obstacles.of_iptables(search.found), *obstacles.of_nftables(chains, network)]
-            self._report(name, rules)
-            self._found[name] = rules
+    async def check(self, networks: Mapping[str, Traffic]) -> None:
+        """Look again, unless the last look took long and was not long ago."""
+        start = asyncio.get_running_loop().time()
+        if start < self._next_at and networks == self._networks:
+            return
+        tables = await self._listed("iptables", iptables.tables) or {}
+        chains = await self._listed("nftables", nftables.base_chains) or []
+        if (tables, chains, networks) != (self._tables, self._chains, self._networks):
+            self._tables, self._chains, self._networks = tables, chains, dict(networks)
+            for name, traffic in networks.items():
+                self._report(name, await self._search(traffic))
+        self._next_at = start + _PAUSE_FACTOR * (asyncio.get_running_loop().time() - start)
 
-    async def _forward_chains(self) -> list[BaseChain]:
-        now = asyncio.get_running_loop().time()
-        if self._listed_at is None or now - self._listed_at >= _NFTABLES_SECONDS:
-            self._listed_at = now
-            try:
-                self._chains = await nftables.forward_chains()
-                self._trouble = ""
-            except HostError as error:
-                if str(error) != self._trouble:
-                    log.warning("Cannot look whether nftables drops packets of containers: %s", error)
-                self._trouble = str(error)
-        return self._chains
+    async def _search(self, traffic: Traffic) -> list[Obstacle]:
+        searches = [
+            obstacles.of_table(table, word, traffic) for word, tables in self._tables.items() for table in tables
+        ]
+        searches += [obstacles.of_base_chain(chain, traffic) for chain in self._chains]
+        return [obstacle for search in searches for obstacle in await _in_turns(search)]
 
-    def _report(self, name: str, rules: list[Obstacle]) -> None:
+    async def _listed(self, program: str, listing: Callable[[], Awaitable[T]]) -> T | None:
+        """What is listed; None if that fails, which is logged once for each cause."""
+        try:
+            found = await listing()
+            self._troubles.pop(program, None)
+        except HostError as error:
+            # The guard of our rules logs what is wrong with iptables.
+            if str(error) != self._troubles.get(program):
+                level = logging.DEBUG if program == "iptables" else logging.WARNING
+                log.log(level, "Cannot look whether %s drops packets of containers: %s", program, error)
+            self._troubles[program] = str(error)
+            return None
+        return found
+
+    def _report(self, name: str, found: list[Obstacle]) -> None:
         """Log what was not there at the last check."""
+        before, self._found[name] = self._found.get(name, ()), found
         token = logs.network.set(name)
-        for obstacle in rules:
-            if obstacle not in self._found.get(name, ()):
+        for obstacle in found:
+            if obstacle not in before:
                 log.warning("%s", obstacle.text)
         logs.network.reset(token)
+
+
+async def _in_turns(search: Search) -> list[Obstacle]:
+    """The result of a search; in between the event loop runs."""
+    try:
+        while True:
+            for _ in range(_RULES_PER_TURN):
+                next(search)
+            await asyncio.sleep(0)
+    except StopIteration as end:
+        return cast(list[Obstacle], end.value)

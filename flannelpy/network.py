@@ -19,7 +19,7 @@ from functools import partial
 from ipaddress import IPv4Network
 from typing import NamedTuple, Never
 
-from flannelpy import logs, parts
+from flannelpy import firewall_rules, logs, parts
 from flannelpy.backend import base as backends
 from flannelpy.backend.base import Backend
 from flannelpy.backend.guard import Guard
@@ -36,6 +36,7 @@ from flannelpy.linux.interface_watch import Watch
 from flannelpy.linux.marks import device_alias
 from flannelpy.linux.netlink import Address, Netlink
 from flannelpy.linux.ready_file import ReadyFile
+from flannelpy.obstacles import Traffic
 from flannelpy.options import Options
 from flannelpy.subnet import env_file
 from flannelpy.subnet.config import NetworkConfig
@@ -305,6 +306,7 @@ class _Service:
         await self._external.check(netlink)
         self._bridges = _bridges(self._manager.own.subnet, await netlink.addresses())
         await self._sysctls.check(self._forwarding_devices(netlink))
+        self._host.firewall.watch(self._name, self._traffic(netlink), self._tell_changes)
         self._tell_changes()
         await self._gate.check()
         rules = [f"{rule} was lost: put right" for rule in await self._host.isolate(netlink)]
@@ -336,6 +338,16 @@ class _Service:
         if not self._bridges:
             return ""
         return self._sysctls.obstacle or self._host.firewall.obstacle(self._name)
+
+    def _traffic(self, netlink: Netlink) -> Traffic | None:
+        """The packets that this host forwards; none with alloc."""
+        forwarding = self._backend.forwarding
+        if not forwarding:
+            return None
+        bridges = tuple(map(netlink.name_of, sorted(self._bridges)))
+        accepting = firewall_rules.chain_name(firewall_rules.ACCEPT, self._network)
+        subnet, devices = self._manager.own.subnet, tuple(forwarding.devices)
+        return Traffic(self._network, subnet, devices, forwarding.masquerading, bridges, accepting)
 
     def _forwarding_devices(self, netlink: Netlink) -> list[str]:
         """The devices by which packets come in that the kernel has to forward, once there are containers."""

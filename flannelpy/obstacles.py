@@ -1,27 +1,29 @@
 """What keeps packets between containers of different hosts from being forwarded, and cannot be cured here.  Pure.
 
-An ACCEPT of iptables ends nothing but iptables' own chain: nftables' base chains at the hook forward decide afterwards.
-A rule of another program in front of ours decides before.
+Each table of iptables and each base chain of nftables decides for itself: an ACCEPT in one ends no other.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from ipaddress import IPv4Network
 from typing import NamedTuple
 
-from flannelpy.backend.base import Forwarding
-from flannelpy.docker_chains import DOCKER_USER
-from flannelpy.linux.nftables import BaseChain
+from flannelpy.linux.iptables_listing import Table
+from flannelpy.linux.marks import CHAIN_PREFIX
+from flannelpy.linux.nft_listing import BaseChain
+from flannelpy.linux.packet_filter import Addresses, Drop, Packets, Verdict, Walk
 
 # Docker's nftables backend, since version 29.
 _DOCKER_TABLE = "docker-bridges"
 _FIREWALLD_TABLE = "firewalld"
-# Rules that may let packets pass, or pass them to chains that may.
-_PASSES = r"-j (?:ACCEPT|RETURN)|-[jg] (?!(?:DROP|REJECT|LOG|NFLOG|MARK|CONNMARK|TCPMSS|FLANNEL-\S+)\b)"
 # CNI plugins may give each container a device of its own.
 _NAMED_DEVICES = 3
+_OWN_CHAIN = re.compile(rf"{CHAIN_PREFIX}-[A-Z]-[0-9.]+/[0-9]+")
+# The tables whose rules accept what Docker and a firewall drop.
+_ACCEPTING_TABLES = ("filter", "raw")
+_HOOKS = ("PREROUTING", "FORWARD", "POSTROUTING")
 
 
 class Obstacle(NamedTuple):
@@ -31,63 +33,84 @@ class Obstacle(NamedTuple):
     is_certain: bool
 
 
-class Drop(NamedTuple):
-    """A foreign rule that drops what a network sends or receives; ``is_certain``: no rule before it lets it pass."""
+class Traffic(NamedTuple):
+    """The packets of a network that a host forwards.
 
-    rule: str
-    is_certain: bool
+    ``devices`` lead to other hosts, ``bridges`` to containers, if there are any yet.  ``masquerading``: the device by
+    which packets come with the public IP of their host, if there is one.  ``accepting``: our chain that accepts them.
+    """
 
+    network: IPv4Network
+    subnet: IPv4Network
+    devices: tuple[str, ...]
+    masquerading: str
+    bridges: tuple[str, ...]
+    accepting: str
 
-class DropSearch:
-    """Looks for rules of iptables, in FORWARD and DOCKER-USER, that drop all packets of a network that come one way."""
-
-    def __init__(self, network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding) -> None:
-        whole, own = _covering(network), _covering(subnet)
-        devices = "|".join(map(re.escape, forwarding.devices))
-        incoming = f"(?: -s (?:{whole}))?(?: -d (?:{own}))?(?: -i (?:{devices}))?"
-        outgoing = f"(?: -s (?:{own}))?(?: -d (?:{whole}))?(?: -o (?:{devices}))?"
-        self._drop = {
-            hook: re.compile(rf"^-A {hook}(?:{incoming}|{outgoing}) -j (?:DROP|REJECT).*$".encode(), re.MULTILINE)
-            for hook in ("FORWARD", DOCKER_USER)
-        }
-        self._pass = {
-            hook: re.compile(rf"^-A {hook} (?:.* )?(?:{_PASSES})".encode(), re.MULTILINE) for hook in self._drop
-        }
-        self._end = re.compile(rf"^-A FORWARD -j {DOCKER_USER}$".encode(), re.MULTILINE)
-        self._passes: set[str] = set()
-        self._has_ended = False
-        self.found: list[Drop] = []
-
-    def feed(self, lines: bytes) -> None:
-        """Take whole lines of iptables-save.  What stands in FORWARD behind the jump to DOCKER-USER comes too late."""
-        for hook in self._drop:
-            if any(f"-A {hook} " in drop.rule for drop in self.found) or (hook == "FORWARD" and self._has_ended):
-                continue
-            end = self._end.search(lines) if hook == "FORWARD" else None
-            until = end.start() if end else len(lines)
-            drop = self._drop[hook].search(lines, 0, until)
-            if self._pass[hook].search(lines, 0, drop.start() if drop else until):
-                self._passes.add(hook)
-            if drop:
-                self.found.append(Drop(drop[0].decode(errors="replace"), hook not in self._passes))
-            self._has_ended |= bool(end)
+    def ways(self, hook: str, *, is_tracked: bool) -> Iterator[tuple[Packets, bool]]:
+        """The ways of packets through a hook, and whether packets certainly take it."""
+        others, own, anywhere = Addresses(self.network, outside=self.subnet), Addresses(self.subnet), Addresses(None)
+        is_routed = hook.upper() != "PREROUTING"
+        leaving = anywhere if hook.upper() == "POSTROUTING" else own  # Docker may have masqueraded them
+        to_bridge, to_device = (self.bridges, self.devices) if is_routed else (None, None)
+        yield Packets(others, own, self.devices, to_bridge, is_tracked), True
+        yield Packets(leaving, others, self.bridges, to_device, is_tracked), True
+        if self.masquerading:
+            yield Packets(anywhere, own, (self.masquerading,), to_bridge, is_tracked), False
 
 
-def of_iptables(drops: Iterable[Drop]) -> list[Obstacle]:
-    """Rules in front of ours."""
-    return [
-        Obstacle(
-            f"The iptables rule '{drop.rule}' {'drops' if drop.is_certain else 'may drop'} packets between containers "
-            "of different hosts before flannelpy's rules accept them; remove it, or accept these packets before it",
-            drop.is_certain,
-        )
-        for drop in drops
-    ]
+Search = Generator[None, None, list[Obstacle]]
 
 
-def of_nftables(chains: Iterable[BaseChain], network: IPv4Network) -> list[Obstacle]:
-    """Base chains beside iptables."""
-    return [_of_chain(chain, network) for chain in chains if chain.drops]
+def of_table(table: Table, program: str, traffic: Traffic) -> Search:
+    """What drops packets in one table of iptables; it pauses after each rule.  ``program``: what lists the table."""
+    own = {
+        name: Verdict.ACCEPT if name == traffic.accepting and table.name in _ACCEPTING_TABLES else Verdict.CONTINUE
+        for name in table.names()
+        if _OWN_CHAIN.fullmatch(name)
+    }
+    chains = table.rules(own)
+    found: list[Obstacle] = []
+    for hook in _HOOKS:
+        if hook not in chains:
+            continue
+        policy = f"-P {hook} DROP" if table.policies.get(hook) == "DROP" else ""
+        is_tracked = table.name != "raw"
+        drop = yield from _search(traffic, hook, lambda packets: Walk(chains, packets), hook, policy, is_tracked)
+        if drop:
+            found.append(_of_rule(drop, table.name, program))
+    return found
+
+
+def of_base_chain(chain: BaseChain, traffic: Traffic) -> Search:
+    """What drops packets in a base chain of nftables; it pauses after each rule."""
+    policy = "its policy" if chain.policy == "drop" else ""
+    drop = yield from _search(
+        traffic, chain.hook, lambda packets: Walk(chain.chains, packets), chain.name, policy, chain.is_tracked
+    )
+    return [_of_chain(chain, drop, traffic)] if drop else []
+
+
+def _search(
+    traffic: Traffic, hook: str, walk: Callable[[Packets], Walk], chain: str, policy: str, is_tracked: bool
+) -> Generator[None, None, Drop | None]:
+    """The drop of all ways through a hook that is most certain."""
+    worst: Drop | None = None
+    for packets, is_taken in traffic.ways(hook, is_tracked=is_tracked):
+        drop = yield from walk(packets).run(chain, policy)
+        if drop and (worst is None or (drop.is_certain and is_taken and not worst.is_certain)):
+            worst = Drop(drop.by, drop.is_certain and is_taken)
+    return worst
+
+
+def _of_rule(drop: Drop, table: str, program: str) -> Obstacle:
+    effect = "drops" if drop.is_certain else "may drop"
+    listed = f"table {table}, listed by {program}"
+    return Obstacle(
+        f"The iptables rule '{drop.by}' {effect} packets between containers of different hosts ({listed}); remove it, "
+        "or accept these packets before it",
+        drop.is_certain,
+    )
 
 
 def of_sysctls(blocked: Sequence[str], *, is_host_forwarding: bool) -> str:
@@ -109,24 +132,25 @@ def of_sysctls(blocked: Sequence[str], *, is_host_forwarding: bool) -> str:
     )
 
 
-def _of_chain(chain: BaseChain, network: IPv4Network) -> Obstacle:
-    what = f"The nftables chain {chain}"
+def _of_chain(chain: BaseChain, drop: Drop, traffic: Traffic) -> Obstacle:
+    effect = "drops" if drop.is_certain else "may drop"
     if chain.table == _DOCKER_TABLE:
         remedy = "Docker runs with its nftables backend; start dockerd with --firewall-backend=iptables"
     elif chain.table == _FIREWALLD_TABLE:
-        remedy = (
-            f"tell firewalld: firewall-cmd --permanent --zone=trusted --add-source={network} && firewall-cmd --reload"
-        )
+        add = f"firewall-cmd --permanent --zone=trusted --add-source={traffic.network}"
+        remedy = f"tell firewalld: {add} && firewall-cmd --reload"
     else:
-        remedy = f"accept packets from {network} to {network} there"
-    is_certain = not chain.accepts
-    effect = "drops" if is_certain else "may drop"
+        remedy = f"accept them: {_accept_command(chain, traffic)}"
     return Obstacle(
-        f"{what} {effect} packets between containers of different hosts after iptables; {remedy}", is_certain
+        f"The nftables chain {chain} {effect} packets between containers of different hosts after iptables "
+        f"({drop.by}); {remedy}",
+        drop.is_certain,
     )
 
 
-def _covering(network: IPv4Network) -> str:
-    """A pattern for the network and all that contain it, but for 0.0.0.0/0, which iptables-save leaves out."""
-    lengths = range(1, network.prefixlen + 1)
-    return "|".join(re.escape(str(network.supernet(new_prefix=length))) for length in lengths)
+def _accept_command(chain: BaseChain, traffic: Traffic) -> str:
+    """Commands to paste, quoted for a shell.  By ``masquerading``, packets come with any host's public IP."""
+    matches = [f"ip saddr {traffic.network} ip daddr {traffic.network}"]
+    if traffic.masquerading:
+        matches.append(f"iifname {traffic.masquerading} ip daddr {traffic.subnet}")
+    return " && ".join(f"nft insert rule {chain} {match} accept" for match in matches)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flannelpy.errors import HostError
+from flannelpy.linux.iptables_listing import Table, Tables
 
 if TYPE_CHECKING:
     import pytest
 
-    from flannelpy.linux.nftables import BaseChain
+    from flannelpy.linux.nft_listing import BaseChain
     from flannelpy.linux.ruleset import Listing
 
 BUILT_IN = {
@@ -29,7 +30,7 @@ class FakeTables:
         }
         self.failure = ""
         self.is_deaf = False  # iptables-restore reports success and does nothing
-        self.base_chains: list[BaseChain] = []  # of nftables, at the hook forward
+        self.base_chains: list[BaseChain] = []  # of nftables
         self.saved: list[str] = []  # tables, as often as they were listed
         self.restored: list[str] = []
 
@@ -37,9 +38,18 @@ class FakeTables:
         """Take the place of both commands, and of nft."""
         monkeypatch.setattr("flannelpy.linux.iptables.save", self.save)
         monkeypatch.setattr("flannelpy.linux.iptables.restore", self.restore)
-        monkeypatch.setattr("flannelpy.linux.nftables.forward_chains", self.forward_chains)
+        monkeypatch.setattr("flannelpy.linux.iptables.tables", self.all_tables)
+        monkeypatch.setattr("flannelpy.linux.nftables.base_chains", self.listed_chains)
 
-    async def forward_chains(self) -> list[BaseChain]:
+    async def all_tables(self) -> dict[str, list[Table]]:
+        if self.failure:
+            raise HostError(self.failure)
+        found = Tables()
+        for table in self.tables:
+            found.feed(self.text(table).encode())
+        return {"iptables-save": found.found}
+
+    async def listed_chains(self) -> list[BaseChain]:
         return self.base_chains
 
     async def save(self, table: str, listing: Listing) -> None:

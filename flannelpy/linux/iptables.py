@@ -6,12 +6,19 @@ Source: iptables-save(8), iptables-restore(8).
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
 from flannelpy.errors import HostError
 from flannelpy.linux import command
+from flannelpy.linux.iptables_listing import Table, Tables
 from flannelpy.linux.ruleset import Listing
 
 # Other programs hold the xtables lock for moments.
 _WAIT = "--wait=5"
+# The tables of iptables-legacy in this network namespace.  Source: net/ipv4/netfilter/ip_tables.c of the kernel.
+_LEGACY_TABLES = Path("/proc/net/ip_tables_names")
 
 
 async def save(table: str, listing: Listing) -> None:
@@ -32,3 +39,27 @@ async def restore(text: bytes) -> None:
     words = ("iptables-restore", "--noflush", _WAIT)
     if complaint := await command.run(*words, package="iptables", stdin=text):
         raise HostError(f"{' '.join(words)} failed: {complaint}")
+
+
+async def tables() -> dict[str, list[Table]]:
+    """All tables that exist, by the command that lists them; none is created.  Raises HostError."""
+    found: dict[str, list[Table]] = {}
+    for word in _list_commands():
+        tables = Tables()
+        try:
+            complaint = await command.run(word, package="iptables", sink=tables.feed)
+        except ValueError as error:
+            raise HostError(f"{word} printed {error} instead of rules") from error
+        if complaint:
+            raise HostError(f"{word} failed: {complaint}")
+        found[word] = tables.found
+    return found
+
+
+def _list_commands() -> list[str]:
+    """Both kinds of iptables may be in use; a listing of the older kind alone would load modules of the kernel."""
+    commands = [word for word in ("iptables-nft-save", "iptables-save") if shutil.which(word)][:1]
+    with suppress(OSError):
+        if _LEGACY_TABLES.read_text().strip() and shutil.which("iptables-legacy-save"):
+            commands.append("iptables-legacy-save")
+    return commands

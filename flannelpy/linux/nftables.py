@@ -1,4 +1,4 @@
-"""Base chains of nftables at the hook forward: they decide about packets that iptables has accepted, too.
+"""Lists base chains of nftables that packets pass when they are forwarded, whatever iptables decides.
 
 Source: nft(8), libnftables-json(5).
 """
@@ -7,72 +7,56 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import Any, NamedTuple
+from typing import Any
 
 from flannelpy.errors import HostError
-from flannelpy.linux import command
+from flannelpy.linux import command, nft_listing
+from flannelpy.linux.nft_listing import BaseChain
 
-# iptables-nft has its chains in tables of these names.
-_TABLES_OF_IPTABLES = {("ip", table) for table in ("filter", "mangle", "raw", "nat", "security")}
 _FAMILIES = ("ip", "inet")
+_HOOKS = ("prerouting", "forward", "postrouting")
+# iptables-nft has its chains in tables of these names.
+_TABLES_OF_IPTABLES = ("filter", "mangle", "raw", "nat", "security")
+_CHAINS_OF_IPTABLES = tuple(hook.upper() for hook in _HOOKS)
+# To read more would keep packets waiting.
+_MOST_BYTES = 1 << 18
 
 
-class BaseChain(NamedTuple):
-    """A chain at the hook forward, and what its rules can do; ``drops``: also its policy."""
+async def base_chains() -> list[BaseChain]:
+    """Those of IPv4 that are not iptables'; none without the command nft.  Raises HostError.
 
-    family: str
-    table: str
-    name: str
-    drops: bool
-    accepts: bool
-
-    def __str__(self) -> str:
-        return f"{self.family} {self.table} {self.name}"
-
-
-async def forward_chains() -> list[BaseChain]:
-    """Those of IPv4 that are not iptables'; none without the command nft.  Raises HostError."""
+    A table with a longer listing than 256 KB is left out.
+    """
     if not shutil.which("nft"):
         return []
-    chains = [found for entry in await _listing("chains") if (found := entry.get("chain")) and _is_at_forward(found)]
-    return [await _examine(str(chain["family"]), str(chain["table"]), str(chain["name"])) for chain in chains]
+    heads = [chain for entry in await _listing("chains") if (chain := entry.get("chain")) and _is_passed(chain)]
+    found: list[BaseChain] = []
+    for family, table in sorted({(str(head["family"]), str(head["table"])) for head in heads}):
+        names = {head["name"] for head in heads if (head["family"], head["table"]) == (family, table)}
+        try:
+            chains = nft_listing.base_chains(await _listing("table", family, table))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise HostError(f"nft --json list table {family} {table} printed what flannelpy cannot read") from error
+        found += [chain for chain in chains if chain.name in names]
+    return found
 
 
-async def _examine(family: str, table: str, name: str) -> BaseChain:
-    entries = await _listing("chain", family, table, name)
-    verdicts = {verdict for entry in entries for verdict in _verdicts(entry.get("rule", {}))}
-    policies = {chain.get("policy") for entry in entries if (chain := entry.get("chain"))}
-    elsewhere = verdicts & {"jump", "goto", "vmap", "queue"}
-    return BaseChain(
-        family,
-        table,
-        name,
-        drops=bool({"drop", "reject"} & verdicts or elsewhere or "drop" in policies),
-        accepts=bool({"accept", "return"} & verdicts or elsewhere or "drop" not in policies),
-    )
-
-
-def _is_at_forward(chain: dict[str, Any]) -> bool:
-    family, table = chain.get("family"), chain.get("table")
-    is_of_iptables = (family, table) in _TABLES_OF_IPTABLES and chain.get("name") == "FORWARD"
-    return chain.get("hook") == "forward" and family in _FAMILIES and not is_of_iptables
-
-
-def _verdicts(rule: dict[str, Any]) -> list[str]:
-    """The words that statements begin with: a verdict, or what else the rule does."""
-    expressions = rule.get("expr", [])
-    return [str(word) for expression in expressions if isinstance(expression, dict) for word in expression]
+def _is_passed(chain: dict[str, Any]) -> bool:
+    """Whether packets that are forwarded come to a chain that is not iptables'."""
+    family, table, name = chain.get("family"), chain.get("table"), chain.get("name")
+    is_of_iptables = family == "ip" and table in _TABLES_OF_IPTABLES and name in _CHAINS_OF_IPTABLES
+    return chain.get("hook") in _HOOKS and family in _FAMILIES and not is_of_iptables
 
 
 async def _listing(*what: str) -> list[dict[str, Any]]:
-    """The entries of a JSON listing.  Raises HostError."""
-    words = ("nft", "--json", "list", *what)
+    """The entries of a JSON listing; none if it is too long.  Raises HostError."""
+    words = ("nft", "--json", "--terse", "list", *what)
     output = bytearray()
     try:
         complaint = await command.run(*words, package="nftables", sink=output.extend)
         if complaint:
             raise HostError(f"{' '.join(words)} failed: {complaint}")
-        entries = json.loads(output)["nftables"]
+        entries = json.loads(output)["nftables"] if len(output) <= _MOST_BYTES else []
         return [entry for entry in entries if isinstance(entry, dict)]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise HostError(f"{' '.join(words)} printed no JSON as it should") from error

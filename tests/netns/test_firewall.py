@@ -197,14 +197,14 @@ def test_two_daemons_keep_to_their_own_chains() -> None:
         flush("nat")(flavour)
         wait_for(lambda: sorted(flavour.rules("nat")) == sorted(before["nat"]), DEADLINE, "the rules of both")
         time.sleep(2.5)  # two checks, in which neither moves the jump of the other one
-        assert host.log().count("Restored iptables") == 4  # of each the rules, and the jump
+        assert host.log().count("Restored iptables") == 2  # a line of each
         blue.stop()
         flavour.clean_up(*flags["blue"])
         assert {table: flavour.chains(table) for table in both} == {
             table: {f"FLANNEL-{kind}-11.2.0.0/16" for kind in kinds} for table, kinds in KINDS.items()
         }
         assert not any("11.1.0.0/16" in line for lines in flavour.all_rules().values() for line in lines)
-        assert host.log().count("Restored iptables") == 4
+        assert host.log().count("Restored iptables") == 2
 
 
 KINDS = {"nat": "M", "mangle": "D", "raw": "ZA", "filter": "A"}
@@ -259,9 +259,9 @@ def test_rules_that_are_on_by_default_never_keep_a_daemon(host: Host, tmp_path: 
     daemon = host.start_daemon("-iface=eth1", "-iptables-resync=1", env=broken(tmp_path, script))
     daemon.wait_ready(5)
     if script not in (_HANGS, "exit 0"):
-        daemon.wait_for_log("Cannot guard the iptables table mangle: ")
+        daemon.wait_for_log("Cannot guard the iptables tables? ")
         time.sleep(2.5)  # two more checks
-        assert daemon.log().count("Cannot guard the iptables table mangle") == 1
+        assert daemon.log().count("Cannot guard the iptables table") == 1
     host.run("sh", "-c", "ip link del flannel.1")  # the guard of routes and devices is not held up
     daemon.wait_for_log("flannel.1 was removed", 15)
     wait_for(lambda: "flannel.1" in host.run("ip", "link").stdout, 15, "the device")
@@ -285,7 +285,7 @@ def test_a_command_that_appears_later_is_used(host: Host, tmp_path: Path) -> Non
     flavour = Flavour(host, "nft")
     environment = broken(tmp_path, "exit 4")
     daemon = host.start_daemon("-iface=eth1", "-iptables-resync=1", env=environment)
-    daemon.wait_for_log("Cannot guard the iptables table mangle: .*exit code 4")
+    daemon.wait_for_log("Cannot guard the iptables tables? .*exit code 4")
     broken(tmp_path, None)
     daemon.wait_for_log("The iptables table mangle is guarded again")
     rule = f"-A {DROP} -d 172.17.8.177/32 -j DROP"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import pytest
 from faults.backends import HOST_GW, UDP, VXLAN
-from lab import Container, Host, Lab, Node, wait_connected, wait_for
+from lab import Container, Daemon, Host, Lab, Node, wait_connected, wait_for
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -260,10 +263,121 @@ def test_what_certainly_stops_packets_is_named_and_counts_once_there_are_contain
     wait_for(lambda: not is_ready(lone), 15, "the ready file to go")
     wait_for(lambda: text in daemon.notified[-1], 5, "the status line")
     assert "not ready: " in daemon.notified[-1]
-    if what != "nftables":  # which is looked at once a minute
-        for command in undo:
-            lone.run(*command.split())
-        wait_for(lambda: is_ready(lone), 15, "the ready file to come back")
+    for command in undo:
+        lone.run(*command.split())
+    wait_for(lambda: is_ready(lone), 15, "the ready file to come back")
+
+
+KINDS: dict[str, tuple[list[str], str, bool]] = {
+    # Commands, what the log says, and whether packets are certainly lost.
+    "a comment": (["iptables -I FORWARD -m comment --comment x -j DROP"], "comment x -j DROP' drops", True),
+    "a chain": (
+        ["iptables -N LOGDROP", "iptables -A LOGDROP -j DROP", "iptables -I FORWARD -j LOGDROP"],
+        "'-A LOGDROP -j DROP' drops",
+        True,
+    ),
+    "a goto": (
+        ["iptables -N DENY", "iptables -A DENY -j REJECT", "iptables -I FORWARD -g DENY"],
+        "'-A DENY -j REJECT.*' drops",
+        True,
+    ),
+    "the bridge": (["iptables -I FORWARD -o docker0 -j DROP"], "-o docker0 -j DROP' drops", True),
+    "a prefix": (["iptables -I FORWARD -i flannel+ -j DROP"], "-j DROP' drops", True),
+    "a state": (["iptables -I FORWARD -m conntrack --ctstate NEW -j DROP"], "-j DROP' drops", True),
+    "a negation": (["iptables -I FORWARD ! -s 192.168.0.0/16 -j DROP"], "-j DROP' drops", True),
+    "mangle": (["iptables -t mangle -A FORWARD -j DROP"], "'-A FORWARD -j DROP' drops .*table mangle", True),
+    "security": (["iptables -t security -A FORWARD -j DROP"], "'-A FORWARD -j DROP' drops .*table security", True),
+    "legacy": (["iptables-legacy -P FORWARD DROP"], "'-P FORWARD DROP' drops .*iptables-legacy-save", True),
+    "a port": (
+        ["iptables -I FORWARD -j REJECT", "iptables -I FORWARD -p tcp --dport 22 -j ACCEPT"],
+        "'-A FORWARD -j REJECT.*' drops",
+        True,
+    ),
+    "prerouting": (
+        [
+            "nft add table inet fw",
+            "nft add chain inet fw pre { type filter hook prerouting priority -300; policy accept; }",
+            "nft add rule inet fw pre iifname flannel0 drop",
+        ],
+        "inet fw pre drops .*nft insert rule inet fw pre ip saddr",
+        True,
+    ),
+    "established": (
+        [
+            "nft add table inet fw",
+            "nft add chain inet fw forward { type filter hook forward priority 0; policy drop; }",
+            "nft add rule inet fw forward ct state established,related accept",
+        ],
+        "inet fw forward drops",
+        True,
+    ),
+    "a queue": (["iptables -I FORWARD -j NFQUEUE --queue-num 7"], "may drop", False),
+    "another interface": (
+        [
+            "nft add table inet fw",
+            "nft add chain inet fw forward { type filter hook forward priority 0; policy accept; }",
+            "nft add rule inet fw forward iifname wlan0 drop",
+        ],
+        "",
+        False,
+    ),
+    "a name": (["iptables -N DROP-x", "iptables -I FORWARD -j DROP-x"], "", False),
+    "an accepting chain": (
+        [
+            "iptables -N FLANNEL-FWD",
+            "iptables -A FLANNEL-FWD -j ACCEPT",
+            "iptables -I FORWARD -j DROP",
+            "iptables -I FORWARD -j FLANNEL-FWD",
+        ],
+        "",
+        False,
+    ),
+    "no jump": (["iptables -I DOCKER-USER -j DROP"], "", False),
+}
+UNDO = (
+    "nft delete table inet fw 2>/dev/null; iptables-legacy -P FORWARD ACCEPT; iptables -t security -F; iptables-restore"
+)
+
+
+class Pair(NamedTuple):
+    """A container on each of two hosts; rules are put on the first one, which had ``before``."""
+
+    one: Container
+    other: Container
+    daemon: Daemon
+    before: str
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    with Lab(hosts=2) as lab:
+        lab.put_config(UDP.config())
+        daemons = [host.start_daemon("-iface=eth1", "-iptables-resync=1") for host in lab.hosts]
+        wait_connected(daemons)
+        one, other = (host.add_container() for host in lab.hosts)
+        wait_for(lambda: is_guarded(one.host) and is_ready(one.host), 15, "the rules")
+        yield Pair(one, other, daemons[0], one.host.run("iptables-save").stdout)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_named_is_what_stops_pings(pair: Pair, kind: str) -> None:
+    """Certain drops, and only they, make the host not ready."""
+    commands, text, is_certain = KINDS[kind]
+    host, seen = pair.one.host, len(pair.daemon.log())
+    for command in commands:
+        host.run(*command.split())
+    try:
+        if text:
+            wait_for(lambda: re.search(text, pair.daemon.log()[seen:]), 15, "the line in the log")
+        else:
+            time.sleep(2)  # a check
+            assert "drop" not in pair.daemon.log()[seen:]
+        wait_for(lambda: is_ready(host) is not is_certain, 5, "the ready file")
+        assert reaches(pair.one, pair.other.address, 1) is not (is_certain or bool(text))
+        assert len(re.findall(" drops? packets", pair.daemon.log()[seen:])) == bool(text)
+    finally:
+        host.run("sh", "-c", UNDO, input=pair.before)
+    wait_for(lambda: is_ready(host) and reaches(pair.one, pair.other.address, 1), 15, "packets to pass again")
 
 
 FIREWALLD = """
@@ -271,6 +385,8 @@ table inet firewalld {
   chain filter_FORWARD {
     type filter hook forward priority 10; policy accept;
     ct state established accept
+    meta mark 7 accept
+    ip protocol icmp accept
     reject with icmpx admin-prohibited
   }
 }

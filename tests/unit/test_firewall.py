@@ -23,6 +23,7 @@ from flannelpy.firewall import Firewall
 from flannelpy.firewall_rules import NetworkRules
 from flannelpy.linux import accept_local, conntrack
 from flannelpy.linux.ruleset import Listing
+from flannelpy.obstacles import Traffic
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added
 
@@ -395,8 +396,72 @@ def test_a_failure_is_one_warning_and_tried_again(live: Life, caplog: pytest.Log
         world.tables.failure = ""
         await asyncio.sleep(5.1)
         assert "FLANNEL-D-11.1.0.0/16" in world.tables.tables["mangle"]
-        assert caplog.messages[1:] == ["The iptables table mangle is guarded again"]
+        assert caplog.messages[1:] == ["Each iptables table is guarded again"]
         assert world.firewall.repairs[""] == 0
+
+    live(story)
+
+
+def test_a_command_that_fails_for_each_table_is_one_warning(live: Life, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(world: World) -> None:
+        world.tables.failure = "the command iptables-save is missing: install iptables"
+        world.add("", BLUE, forwarding=Forwarding(["flannel0"], "eth1"))
+        await asyncio.sleep(20)
+        world.firewall.apply("", [])
+        await asyncio.sleep(40)
+
+    live(story)
+    [message] = [message for message in caplog.messages if "Cannot" in message]
+    assert message.startswith("Cannot guard the iptables tables raw, filter: the command iptables-save is missing")
+    assert "Docker's rules may drop packets of containers" in message
+
+
+def test_a_flush_is_one_line_for_each_table_with_the_purpose_of_what_was_interrupted(
+    live: Life, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conntrack, "is_in_use", lambda: True)
+
+    async def story(world: World) -> None:
+        world.add("", BLUE, forwarding=Forwarding(["flannel0"], "eth1"))
+        world.firewall.apply("", [])
+        await asyncio.sleep(10)
+        caplog.clear()
+        raw = world.tables.tables["raw"]
+        del raw["FLANNEL-A-11.1.0.0/16"]
+        raw["PREROUTING"] = [rule for rule in raw["PREROUTING"] if "FLANNEL-A" not in rule]
+        for chain in ("DOCKER-USER", "FORWARD", "FLANNEL-A-11.1.0.0/16"):
+            world.tables.tables["filter"][chain].clear()
+        await asyncio.sleep(10)
+        assert world.firewall.repairs[""] == 4
+
+    live(story)
+    raw, filter_ = (message for message in caplog.messages if message.startswith("Restored iptables"))
+    assert raw == (
+        "Restored iptables chain FLANNEL-A-11.1.0.0/16 in table raw: it was removed; "
+        "the way past Docker's rules for containers was interrupted"
+    )
+    assert filter_ == (
+        "Restored iptables chain FLANNEL-A-11.1.0.0/16 in table filter: it was changed and 2 more changes; "
+        "forwarding of packets of containers was interrupted"
+    )
+
+
+def test_what_stops_packets_is_looked_for_whatever_rules_are_put_and_reported_at_once(live: Life) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE)
+        traffic = Traffic(BLUE, next(BLUE.subnets(new_prefix=24)), ("flannel0",), "", (), f"FLANNEL-A-{BLUE}")
+        reports: list[str] = []
+        world.firewall.watch("", traffic, lambda: reports.append(world.firewall.obstacle("")))
+        await asyncio.sleep(10)
+        assert world.firewall.obstacle("") == ""
+        world.tables.tables["filter"]["FORWARD"].append("-o docker0 -j DROP")
+        world.firewall.watch("", traffic._replace(bridges=("docker0",)), lambda: reports.append("now"))
+        await asyncio.sleep(1.5)
+        assert "'-A FORWARD -o docker0 -j DROP' drops" in world.firewall.obstacle("")
+        assert reports[-1] == "now"
+        world.tables.tables["filter"]["FORWARD"].clear()
+        await asyncio.sleep(5.5)
+        assert world.firewall.obstacle("") == ""
 
     live(story)
 
