@@ -319,6 +319,7 @@ def test_with_host_gw_a_drop_of_other_sources_is_named(make_lab: Callable[..., L
     daemon, _ = daemons = [host.start_daemon("-iface=eth1", "-iptables-resync=1") for host in lab.hosts]
     wait_connected(daemons)
     one, other = (host.add_container() for host in lab.hosts)
+    wait_for(lambda: is_guarded(one.host), 10, "the rules")
     one.host.run("iptables", "-I", "FORWARD", "-j", "DOCKER-USER")
     for rule, is_certain in WITH_PUBLIC_IPS.items():
         wait_for(
