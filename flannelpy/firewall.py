@@ -163,7 +163,7 @@ class Firewall:
             self._recovered(_TABLES)
             return
         tables = f"table{'s' if len(failed) > 1 else ''} {', '.join(failed)}"
-        missing = ", and ".join(PURPOSES[table] for table in failed)
+        missing = "; ".join(PURPOSES[table] for table in failed)
         docker = "; Docker's rules may drop packets of containers" if "filter" in failed else ""
         error = next(iter(failed.values()))
         cause = re.sub(r" -t \w+", "", str(error))  # the same for each table
