@@ -77,6 +77,8 @@ def test_containers_of_different_hosts_reach_each_other(start: Start, config: st
     assert reaches(one, other.address)
     assert reaches(other, one.address)
     assert not one.host.run("ping", "-n", "-c1", "-W1", str(other.address), check=False).returncode
+    assert "drops packets" not in (log := "".join(daemon.log() for daemon in one.host.daemons))
+    assert "may drop" not in log
 
 
 def test_with_masq_containers_reach_the_world_too(start: Start) -> None:
