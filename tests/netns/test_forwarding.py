@@ -200,6 +200,21 @@ def test_what_certainly_stops_packets_is_named_and_counts_once_there_are_contain
     wait_for(lambda: is_ready(lone), 15, "the ready file to come back")
 
 
+@pytest.mark.parametrize("flags", [[], ["-iptables-forward-rules=false"]])
+def test_readiness_follows_at_once_however_seldom_rules_are_checked(lone: Host, flags: list[str]) -> None:
+    """As Docker does it: it switches forwarding on, makes its bridge, and removes a rule."""
+    lone.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=0")
+    lone.run("iptables", "-I", "FORWARD", "-m", "comment", "--comment", "x", "-j", "DROP")
+    daemon = lone.start_daemon("-iface=eth1", "-iptables-resync=300", *flags)
+    daemon.wait_ready()
+    lone.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
+    lone.add_container()
+    wait_for(lambda: not is_ready(lone), 15, "the ready file to go")
+    daemon.wait_for_log("comment x -j DROP' drops packets")
+    lone.run("iptables", "-D", "FORWARD", "-m", "comment", "--comment", "x", "-j", "DROP")
+    wait_for(lambda: is_ready(lone), 15, "the ready file to come back")
+
+
 KINDS: dict[str, tuple[list[str], str, bool]] = {
     # Commands, what the log says, and whether packets are certainly lost.
     "a comment": (["iptables -I FORWARD -m comment --comment x -j DROP"], "comment x -j DROP' drops", True),
