@@ -154,7 +154,7 @@ class Firewall:
                 failed[table] = error
         self._report_failures(failed)
         await self._forward_check.check(dict(self._traffic))
-        for on_check in self._on_check.values():
+        for on_check in list(self._on_check.values()):
             on_check()
 
     def _report_failures(self, failed: Mapping[str, HostError]) -> None:

@@ -84,7 +84,9 @@ class ForwardCheck:
         if (tables, chains, networks) != (self._tables, self._chains, self._networks):
             self._tables, self._chains, self._networks = tables, chains, dict(networks)
             for name, traffic in networks.items():
-                self._report(name, await self._search(traffic))
+                found = await self._search(traffic)
+                if name in self._networks:  # unless it has ended meanwhile
+                    self._report(name, found)
         self._next_at = start + _PAUSE_FACTOR * (asyncio.get_running_loop().time() - start)
 
     async def _search(self, traffic: Traffic) -> list[Obstacle]:
