@@ -154,7 +154,7 @@ class Firewall:
                 failed[table] = error
         self._report_failures(failed)
         await self._forward_check.check(dict(self._traffic))
-        for on_check in self._on_check.values():
+        for on_check in list(self._on_check.values()):
             on_check()
 
     def _report_failures(self, failed: Mapping[str, HostError]) -> None:
@@ -163,7 +163,7 @@ class Firewall:
             self._recovered(_TABLES)
             return
         tables = f"table{'s' if len(failed) > 1 else ''} {', '.join(failed)}"
-        missing = ", and ".join(PURPOSES[table] for table in failed)
+        missing = "; ".join(PURPOSES[table] for table in failed)
         docker = "; Docker's rules may drop packets of containers" if "filter" in failed else ""
         error = next(iter(failed.values()))
         cause = re.sub(r" -t \w+", "", str(error))  # the same for each table

@@ -7,7 +7,6 @@ Source: iptables-save(8), iptables(8), iptables-extensions(8).
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Network
@@ -26,6 +25,7 @@ _VERDICTS = {
 _PORTS = {"--dport", "--sport", "--dports", "--sports", "--destination-port", "--source-port", "--ports"}
 # A list of single ports, without a range.
 _SINGLE_PORTS = re.compile(r"\d+(,\d+)*")
+_WORD = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
 _NETWORKS = {"-s": packet_filter.source, "-d": packet_filter.destination}
 _DEVICES = {"-i": packet_filter.incoming, "-o": packet_filter.outgoing}
 # Those whose options are read below, or say nothing.
@@ -118,10 +118,8 @@ def _rule(line: str, chains: Mapping[str, Verdict]) -> Rule:
 
 
 def _words(line: str) -> list[str]:
-    if '"' in line or "\\" in line:
-        with suppress(ValueError):
-            return shlex.split(line)
-    return line.split()
+    """Those of a rule; one in quotes, which may hold spaces, keeps them, so it is taken for no option."""
+    return _WORD.findall(line) if '"' in line else line.split()
 
 
 def _end_of_option(words: list[str], start: int) -> int:

@@ -111,7 +111,7 @@ def _compare(left: Any, right: Any) -> Condition:
     if "meta" in left:
         return _compare_meta(str(left["meta"].get("key")), values)
     if "ct" in left:
-        return packet_filter.states(map(str, values)) if left["ct"].get("key") == "state" else packet_filter.unknown
+        return _compare_connection(str(left["ct"].get("key")), values)
     if "payload" in left:
         return _compare_payload(left["payload"].get("protocol"), left["payload"].get("field"), values)
     return packet_filter.unknown
@@ -125,6 +125,13 @@ def _compare_meta(key: str, values: Sequence[Any]) -> Condition:
     if key in ("nfproto", "protocol"):
         return packet_filter.always if {"ipv4", "ip"} & set(map(str, values)) else packet_filter.never
     return packet_filter.unknown
+
+
+def _compare_connection(key: str, values: Sequence[Any]) -> Condition:
+    if key == "state":
+        return packet_filter.states(map(str, values))
+    # As firewalld accepts packets to published ports.
+    return packet_filter.few if key == "status" and values == ["dnat"] else packet_filter.unknown
 
 
 def _compare_payload(protocol: Any, field: Any, values: Sequence[Any]) -> Condition:

@@ -287,7 +287,7 @@ def test_a_command_that_appears_later_is_used(host: Host, tmp_path: Path) -> Non
     daemon = host.start_daemon("-iface=eth1", "-iptables-resync=1", env=environment)
     daemon.wait_for_log("Cannot guard the iptables tables? .*exit code 4")
     broken(tmp_path, None)
-    daemon.wait_for_log("The iptables table mangle is guarded again")
+    daemon.wait_for_log("Each iptables table is guarded again")
     rule = f"-A {DROP} -d 172.17.8.177/32 -j DROP"
     wait_for(lambda: rule in flavour.rules("mangle"), DEADLINE, "the peer's rule")
     daemon.stop()

@@ -77,6 +77,8 @@ def test_containers_of_different_hosts_reach_each_other(start: Start, config: st
     assert reaches(one, other.address)
     assert reaches(other, one.address)
     assert not one.host.run("ping", "-n", "-c1", "-W1", str(other.address), check=False).returncode
+    assert "drops packets" not in (log := "".join(daemon.log() for daemon in one.host.daemons))
+    assert "may drop" not in log
 
 
 def test_with_masq_containers_reach_the_world_too(start: Start) -> None:
@@ -268,6 +270,21 @@ def test_what_certainly_stops_packets_is_named_and_counts_once_there_are_contain
     wait_for(lambda: is_ready(lone), 15, "the ready file to come back")
 
 
+@pytest.mark.parametrize("flags", [[], ["-iptables-forward-rules=false"]])
+def test_readiness_follows_at_once_however_seldom_rules_are_checked(lone: Host, flags: list[str]) -> None:
+    """As Docker does it: it switches forwarding on, makes its bridge, and removes a rule."""
+    lone.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=0")
+    lone.run("iptables", "-I", "FORWARD", "-m", "comment", "--comment", "x", "-j", "DROP")
+    daemon = lone.start_daemon("-iface=eth1", "-iptables-resync=300", *flags)
+    daemon.wait_ready()
+    lone.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
+    lone.add_container()
+    wait_for(lambda: not is_ready(lone), 15, "the ready file to go")
+    daemon.wait_for_log("comment x -j DROP' drops packets")
+    lone.run("iptables", "-D", "FORWARD", "-m", "comment", "--comment", "x", "-j", "DROP")
+    wait_for(lambda: is_ready(lone), 15, "the ready file to come back")
+
+
 KINDS: dict[str, tuple[list[str], str, bool]] = {
     # Commands, what the log says, and whether packets are certainly lost.
     "a comment": (["iptables -I FORWARD -m comment --comment x -j DROP"], "comment x -j DROP' drops", True),
@@ -276,16 +293,9 @@ KINDS: dict[str, tuple[list[str], str, bool]] = {
         "'-A LOGDROP -j DROP' drops",
         True,
     ),
-    "a goto": (
-        ["iptables -N DENY", "iptables -A DENY -j REJECT", "iptables -I FORWARD -g DENY"],
-        "'-A DENY -j REJECT.*' drops",
-        True,
-    ),
     "the bridge": (["iptables -I FORWARD -o docker0 -j DROP"], "-o docker0 -j DROP' drops", True),
     "a prefix": (["iptables -I FORWARD -i flannel+ -j DROP"], "-j DROP' drops", True),
-    "a state": (["iptables -I FORWARD -m conntrack --ctstate NEW -j DROP"], "-j DROP' drops", True),
     "a negation": (["iptables -I FORWARD ! -s 192.168.0.0/16 -j DROP"], "-j DROP' drops", True),
-    "mangle": (["iptables -t mangle -A FORWARD -j DROP"], "'-A FORWARD -j DROP' drops .*table mangle", True),
     "security": (["iptables -t security -A FORWARD -j DROP"], "'-A FORWARD -j DROP' drops .*table security", True),
     "legacy": (["iptables-legacy -P FORWARD DROP"], "'-P FORWARD DROP' drops .*iptables-legacy-save", True),
     "a port": (
@@ -334,6 +344,12 @@ KINDS: dict[str, tuple[list[str], str, bool]] = {
     ),
     "no jump": (["iptables -I DOCKER-USER -j DROP"], "", False),
 }
+#: Docker's documentation has the first one.
+WITH_PUBLIC_IPS = {
+    "-I DOCKER-USER -i eth1 ! -s 192.0.2.2 -j DROP": True,
+    "-I FORWARD -i eth1 -m conntrack --ctstate NEW -j DROP": True,
+    "-I FORWARD -i eth1 ! -s 11.0.0.0/16 -j DROP": False,
+}
 UNDO = (
     "nft delete table inet fw 2>/dev/null; iptables-legacy -P FORWARD ACCEPT; iptables -t security -F; iptables-restore"
 )
@@ -375,9 +391,34 @@ def test_what_is_named_is_what_stops_pings(pair: Pair, kind: str) -> None:
         wait_for(lambda: is_ready(host) is not is_certain, 5, "the ready file")
         assert reaches(pair.one, pair.other.address, 1) is not (is_certain or bool(text))
         assert len(re.findall(" drops? packets", pair.daemon.log()[seen:])) == bool(text)
+        if remedy := re.search("nft insert .*accept", pair.daemon.log()[seen:]):
+            host.run("sh", "-c", remedy[0])
+            wait_for(lambda: is_ready(host) and reaches(pair.one, pair.other.address, 1), 15, "the remedy")
     finally:
         host.run("sh", "-c", UNDO, input=pair.before)
     wait_for(lambda: is_ready(host) and reaches(pair.one, pair.other.address, 1), 15, "packets to pass again")
+
+
+def test_with_host_gw_a_drop_of_other_sources_is_named(make_lab: Callable[..., Lab]) -> None:
+    """Packets come with their containers' addresses, or with the public IP of a host whose Docker masquerades."""
+    lab = make_lab(hosts=2)
+    lab.put_config(HOST_GW.config())
+    daemon, _ = daemons = [host.start_daemon("-iface=eth1", "-iptables-resync=1") for host in lab.hosts]
+    wait_connected(daemons)
+    one, other = (host.add_container() for host in lab.hosts)
+    wait_for(lambda: is_guarded(one.host), 10, "the rules")
+    one.host.run("iptables", "-I", "FORWARD", "-j", "DOCKER-USER")
+    for rule, is_certain in WITH_PUBLIC_IPS.items():
+        wait_for(
+            lambda: is_guarded(one.host) and is_ready(one.host) and reaches(other, one.address, 1), 15, "the rules"
+        )
+        seen = len(daemon.log())
+        one.host.run("iptables", *rule.split())
+        drops = f"-j DROP' {'drops' if is_certain else 'may drop'} packets"
+        wait_for(lambda: drops in daemon.log()[seen:], 15, rule)  # noqa: B023 - called in this turn only
+        wait_for(lambda: is_ready(one.host) is not is_certain, 5, "the ready file")  # noqa: B023
+        assert reaches(other, one.address, 1) is not is_certain
+        one.host.run("iptables", *rule.replace("-I", "-D", 1).split())
 
 
 FIREWALLD = """

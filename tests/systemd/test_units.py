@@ -342,8 +342,7 @@ def test_firewalld_is_named_and_the_command_in_the_log_lets_packets_pass(world: 
     world.machine.systemctl("start", "firewalld")
     try:
         wait_for(lambda: "table inet firewalld" in world.machine.sh("nft list tables"), 20, "the table", pause=0.2)
-        # Once in a minute flannelpy looks at the tables of nftables.
-        wait_for(lambda: command.search(world.machine.journal("flannelpy")), 90, "the remedy in the log", pause=0.5)
+        wait_for(lambda: command.search(world.machine.journal("flannelpy")), 30, "the remedy in the log", pause=0.5)
         assert not world.reaches()
         for line in command.findall(world.machine.journal("flannelpy"))[:1]:
             world.machine.sh(line)

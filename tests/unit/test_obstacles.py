@@ -203,6 +203,8 @@ ESTABLISHED = [match(STATE, ["established", "related"], "in"), ACCEPT]
         ([[{"log": {"prefix": "x"}}, {"reject": {"type": "icmpx"}}]], "accept", [True]),
         ([[match({"payload": {"protocol": "tcp", "field": "dport"}}, 22), ACCEPT], [DROP]], "accept", [True]),
         ([[match({"payload": {"protocol": "tcp", "field": "dport"}}, {"set": [22, 80]}), ACCEPT]], "drop", [True]),
+        ([ESTABLISHED, [match({"ct": {"key": "status"}}, "dnat", "in"), ACCEPT], [DROP]], "accept", [True]),
+        ([[match({"ct": {"key": "status"}}, "assured", "in"), ACCEPT], [DROP]], "accept", [False]),
         ([[match(IN, "flannel0"), DROP]], "accept", [True]),
         ([[match(OUT, {"set": ["docker*", "eth7"]}), DROP]], "accept", [True]),
         ([[match(IN, "wlan0"), DROP]], "accept", []),
