@@ -6,9 +6,19 @@ import os
 import re
 import sys
 
-from lab import Daemon, Host
+from lab import Container, Daemon, Host
 
 FLAVOURS = ("nft", "legacy")
+
+
+def is_forwarding_accepted(host: Host) -> bool:
+    """Whether the rules about packets between containers are there, which the daemon adds in the background."""
+    return host.run("iptables-save").stdout.count("-j FLANNEL-A-11.0.0.0/16") >= 3
+
+
+def reaches(one: Container, address: object, count: int = 3) -> bool:
+    """Whether one of the pings is answered."""
+    return not one.run("ping", "-n", f"-c{count}", "-i0.2", "-W1", str(address), check=False).returncode
 
 
 class Flavour:

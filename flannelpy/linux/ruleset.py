@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 _RETURN = b" -j RETURN\n"
@@ -71,7 +71,7 @@ class Listing:
     ``hooks`` are the chains with jumps to ours.  ``own`` matches the names of all chains of ours, whose jumps may
     precede each other, and ``prefix`` begins them.
     ``rules``: the rules of each chain that exists.  ``own_chains``: all chains of ours.
-    ``foreign``: the names of foreign chains that are listed like ``names``.  ``readers`` get all lines.
+    ``foreign``: the names of foreign chains that are listed like ``names``.
     ``found``: the rules that were looked for, each as often as it is there.
     """
 
@@ -82,14 +82,12 @@ class Listing:
         own: re.Pattern[bytes],
         prefix: str,
         foreign: Collection[str] = (),
-        readers: Iterable[Callable[[bytes], None]] = (),
     ) -> None:
         self.rules: dict[bytes, list[bytes]] = {}
         self.found: list[bytes] = []
         self.own_chains: list[bytes] = []
         self._names = {name.encode() for name in (*names, *foreign)}
         self._own = own
-        self._readers = list(readers)
         self._texts = [text.encode() for text in (prefix, *foreign)]
         self._hooks = {hook.encode(): _Hook(hook.encode(), own) for hook in hooks}
         self._jumps: list[tuple[int, bytes, bytes]] = []
@@ -115,8 +113,6 @@ class Listing:
             self.found += [line for _, line in _lines_with(lines, wanted) if line == wanted]
         for hook in self._hooks.values():
             hook.feed(lines, self._offset)
-        for reader in self._readers:
-            reader(lines)
         self._offset += len(lines)
         self._end = (self._end + lines)[-_END_BYTES:]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from lab import Host, Lab
 from lab_fixtures import lab, make_lab, pytest_runtest_makereport, root
 
 __all__ = ["lab", "make_lab", "pytest_runtest_makereport", "root"]
@@ -11,3 +14,11 @@ __all__ = ["lab", "make_lab", "pytest_runtest_makereport", "root"]
 @pytest.fixture(scope="session", autouse=True)
 def _root(root: None) -> None:
     """Also for tests that make their labs themselves."""
+
+
+@pytest.fixture
+def lone(make_lab: Callable[..., Lab]) -> Host:
+    """The only host of a lab with a network config."""
+    lab = make_lab(hosts=1)
+    lab.put_config()
+    return lab.hosts[0]
