@@ -53,8 +53,9 @@ NAMESPACES = Path("/run/netns")
 # From so many on, the daemon may log peers in sum only.
 _LOGGED_PEERS = 20
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Stands before a command that SIGINT must end.  A shell has its background jobs ignore SIGINT, and their children too.
-INTERRUPTIBLE = ("env", "--default-signal=INT")
+#: Stands before a command that SIGINT and SIGHUP must end.  A shell has its background jobs ignore SIGINT, nohup has
+#: its command ignore SIGHUP, and their children do, too.
+INTERRUPTIBLE = ("env", "--default-signal=INT,HUP")
 
 T = TypeVar("T")
 _serial = itertools.count(1)
