@@ -47,16 +47,20 @@ class Traffic(NamedTuple):
     bridges: tuple[str, ...]
     accepting: str
 
-    def ways(self, hook: str, *, is_tracked: bool) -> Iterator[tuple[Packets, bool]]:
-        """The ways of packets through a hook, and whether packets certainly take it."""
+    def ways(self, hook: str, *, is_tracked: bool) -> Iterator[tuple[list[Packets], bool]]:
+        """The ways of packets through a hook, and whether packets certainly take them.
+
+        A way is made of the packets by each device: a rule for one device matches all of these, or none.
+        """
         others, own, anywhere = Addresses(self.network, outside=self.subnet), Addresses(self.subnet), Addresses(None)
         is_routed = hook.upper() != "PREROUTING"
         leaving = anywhere if hook.upper() == "POSTROUTING" else own  # Docker may have masqueraded them
-        to_bridge, to_device = (self.bridges, self.devices) if is_routed else (None, None)
-        yield Packets(others, own, self.devices, to_bridge, is_tracked), True
-        yield Packets(leaving, others, self.bridges, to_device, is_tracked), True
+        to_bridge = self.bridges if is_routed else None
+        yield [Packets(others, own, (device,), to_bridge, is_tracked) for device in self.devices], True
+        to_devices = [(device,) for device in self.devices] if is_routed else [None]
+        yield [Packets(leaving, others, self.bridges, to_device, is_tracked) for to_device in to_devices], True
         if self.masquerading:
-            yield Packets(anywhere, own, (self.masquerading,), to_bridge, is_tracked), False
+            yield [Packets(anywhere, own, (self.masquerading,), to_bridge, is_tracked)], False
 
 
 Search = Generator[None, None, list[Obstacle]]
@@ -94,12 +98,16 @@ def of_base_chain(chain: BaseChain, traffic: Traffic) -> Search:
 def _search(
     traffic: Traffic, hook: str, walk: Callable[[Packets], Walk], chain: str, policy: str, is_tracked: bool
 ) -> Generator[None, None, Drop | None]:
-    """The drop of all ways through a hook that is most certain."""
+    """The drop of all ways through a hook that is most certain; of a way, it is if no device lets packets pass."""
     worst: Drop | None = None
-    for packets, is_taken in traffic.ways(hook, is_tracked=is_tracked):
-        drop = yield from walk(packets).run(chain, policy)
-        if drop and (worst is None or (drop.is_certain and is_taken and not worst.is_certain)):
-            worst = Drop(drop.by, drop.is_certain and is_taken)
+    for way, is_taken in traffic.ways(hook, is_tracked=is_tracked):
+        drops = []
+        for packets in way:
+            drops.append((yield from walk(packets).run(chain, policy)))  # noqa: PERF401 - a comprehension cannot yield
+        is_certain = is_taken and all(drop and drop.is_certain for drop in drops)
+        drop = next(filter(None, drops), None)
+        if drop and (worst is None or (is_certain and not worst.is_certain)):
+            worst = Drop(drop.by, is_certain)
     return worst
 
 

@@ -207,7 +207,7 @@ def test_two_daemons_keep_to_their_own_chains() -> None:
         assert host.log().count("Restored iptables") == 2
 
 
-KINDS = {"nat": "M", "mangle": "D", "raw": "ZA", "filter": "A"}
+KINDS = {"nat": "M", "mangle": "D", "raw": "ZA", "filter": "AO"}
 
 
 # Commands that do not work

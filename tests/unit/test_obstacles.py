@@ -19,6 +19,7 @@ UDP = Traffic(
 )
 LOGDROP = 'LOGDROP -m comment --comment "x y" -j DROP'
 HOST_GW = UDP._replace(devices=("eth1",), masquerading="eth1")
+DIRECT = UDP._replace(devices=("flannel.1", "eth1"), masquerading="eth1")
 
 
 def result(search: Search) -> list[Obstacle]:
@@ -260,3 +261,19 @@ def test_a_setting_of_the_kernel_comes_with_the_command_that_cures_it(
     blocked: list[str], is_host_forwarding: bool, text: str
 ) -> None:
     assert re.fullmatch(text, obstacles.of_sysctls(blocked, is_host_forwarding=is_host_forwarding))
+
+
+@pytest.mark.parametrize(
+    ("rules", "found"),
+    [
+        ([], {}),
+        (["PREROUTING -i eth1 -j DROP"], {"PREROUTING -i eth1 -j DROP": False}),
+        (["PREROUTING -d 11.0.0.0/16 -j DROP"], {"PREROUTING -d 11.0.0.0/16 -j DROP": True}),
+    ],
+)
+def test_packets_by_several_devices_are_lost_if_none_of_them_lets_packets_pass(
+    rules: list[str], found: dict[str, bool]
+) -> None:
+    jumps = [f"PREROUTING -d {DIRECT.subnet} -i {device} -j {ACCEPTING}" for device in DIRECT.devices]
+    docker = "PREROUTING -d 11.0.13.2/32 ! -i docker0 -j DROP"
+    assert of_iptables(*rules, *jumps, docker, table="raw", traffic=DIRECT) == found
