@@ -6,6 +6,7 @@ Each backend has a lab with one host; a test leaves no daemon behind.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -393,6 +394,16 @@ class Tenant:
         return sorted(line.partition(" [")[0] for line in shown if any(word in line for word in words))
 
 
+def has_all(tenant: Tenant, backend: Backend) -> bool:
+    """Whether the route to the other host and the rules about it are there, some of which come in the background."""
+    state = tenant.state()
+    about_peer = [line for line in state if re.match("-A FLANNEL-[AD]-.*/32 ", line)]
+    has_rules = len(about_peer) == (2 if backend is HOST_GW else 1) and any(
+        "FORWARD -j FLANNEL-A" in one for one in state
+    )
+    return has_rules and (backend is UDP or any("200.0/24" in line for line in state))
+
+
 def foreign_subnet(number: int) -> IPv4Network:
     return IPv4Network(f"11.{number}.200.0/24")
 
@@ -411,11 +422,7 @@ def test_several_daemons_with_subnet_files_of_their_own(host: Host, backend: Bac
     """They run side by side, survive a restart, and -cleanup of one leaves the other untouched."""
     with two_tenants(host, backend) as (one, other):
         first, second = (started(host, *tenant.flags) for tenant in (one, other))
-        wait_for(
-            lambda: all(any("200.0/24" in line for line in each.state()) for each in (one, other)) or backend is UDP,
-            5,
-            "routes",
-        )
+        wait_for(lambda: all(has_all(each, backend) for each in (one, other)), 15, "routes and rules")
         before = one.state(), other.state()
         assert first.stop() == 0
         assert started(host, *one.flags).stop() == 0
