@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
+from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 from flannelpy import docker_chains
@@ -272,7 +273,7 @@ class NetworkRules:
         self._address = address
         self._carrier = carrier
         self._peers: dict[IPv4Network, _PeerRules] | None = None  # of each lease; None until they are known
-        self._lines = _PeerRules(b"", b"", b"")  # of all peers
+        self._joined: dict[str, bytes] = {}  # of all peers, by the field of _PeerRules
 
     @property
     def datagrams(self) -> Datagrams | None:
@@ -287,8 +288,13 @@ class NetworkRules:
                 peers[event.lease.subnet] = self._rules_about(event.lease.attrs.public_ip)
             else:
                 peers.pop(event.subnet, None)
-        columns = zip(*peers.values(), strict=True) if peers else ((), (), ())
-        self._lines = _PeerRules(*(b"".join(dict.fromkeys(column)) for column in columns))
+        self._joined.clear()
+
+    def _about_peers(self, field: str) -> bytes:
+        """The rules about all peers in one chain, joined when the guard of its table asks: there may be thousands."""
+        if field not in self._joined:
+            self._joined[field] = b"".join(dict.fromkeys(map(attrgetter(field), (self._peers or {}).values())))
+        return self._joined[field]
 
     def _rules_about(self, peer: IPv4Address) -> _PeerRules:
         forwarding = self._forwarding()
@@ -316,7 +322,7 @@ class NetworkRules:
         datagrams = self.datagrams
         if datagrams is None or self._peers is None:
             return []
-        return [drop(self.network, self._address, networks, datagrams, self._lines.drop)]
+        return [drop(self.network, self._address, networks, datagrams, self._about_peers("drop"))]
 
     def _zone(self, *, is_tracking: bool) -> list[Chain]:
         datagrams = self.datagrams
@@ -326,13 +332,13 @@ class NetworkRules:
         forwarding = self._forwarding()
         if forwarding is None:
             return []
-        return [accept_first(self.network, self._subnet, forwarding, self._lines.accept_first)]
+        return [accept_first(self.network, self._subnet, forwarding, self._about_peers("accept_first"))]
 
     def _accept_forwarded(self, networks: Sequence[IPv4Network]) -> list[Chain]:
         forwarding = self._forwarding()
         if forwarding is None:
             return []
-        chains = [accept_forwarded(self.network, self._subnet, forwarding, self._lines.accept_forwarded)]
+        chains = [accept_forwarded(self.network, self._subnet, forwarding, self._about_peers("accept_forwarded"))]
         if self.is_masqueraded:
             others = [network for network in networks if network != self.network]
             chains.append(accept_outward(self.network, self._subnet, forwarding, others))

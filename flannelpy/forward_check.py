@@ -24,8 +24,6 @@ T = TypeVar("T")
 
 # A look takes a twentieth of the time at most: iptables takes seconds to list 30,000 rules.
 _PAUSE_FACTOR = 20
-# Where the kernel accepts no DROP.
-_NAT = "nat"
 # To follow a rule takes 20 microseconds.
 _RULES_PER_TURN = 50
 
@@ -76,6 +74,8 @@ class ForwardCheck:
 
     async def check(self, networks: Mapping[str, Traffic]) -> None:
         """Look again, unless the last look took long and was not long ago."""
+        if not networks:
+            return
         start = asyncio.get_running_loop().time()
         if start < self._next_at and networks == self._networks:
             return
@@ -91,10 +91,7 @@ class ForwardCheck:
 
     async def _search(self, traffic: Traffic) -> list[Obstacle]:
         searches = [
-            obstacles.of_table(table, word, traffic)
-            for word, tables in self._tables.items()
-            for table in tables
-            if table.name != _NAT
+            obstacles.of_table(table, word, traffic) for word, tables in self._tables.items() for table in tables
         ]
         searches += [obstacles.of_base_chain(chain, traffic) for chain in self._chains]
         return [obstacle for search in searches for obstacle in await _in_turns(search)]

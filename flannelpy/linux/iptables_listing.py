@@ -32,6 +32,10 @@ _DEVICES = {"-i": packet_filter.incoming, "-o": packet_filter.outgoing}
 _MODULES = {"comment", "conntrack", "state", "tcp", "udp", "multiport"}
 
 
+# Where the kernel accepts no DROP; kube-proxy has tens of thousands of rules there.
+_NAT = "nat"
+
+
 class Table:
     """``name``; ``policies``: of the built-in chains."""
 
@@ -81,10 +85,11 @@ class Rules:
 
 
 class Tables:
-    """All tables of one ``iptables-save``."""
+    """All tables of one ``iptables-save`` in which the kernel accepts a DROP."""
 
     def __init__(self) -> None:
         self.found: list[Table] = []
+        self._current: Table | None = None
         self._rest = b""
 
     def feed(self, chunk: bytes) -> None:
@@ -93,9 +98,14 @@ class Tables:
         for line in lines:
             text = line.decode(errors="replace")
             if text.startswith("*"):
-                self.found.append(Table(text[1:]))
-            elif self.found:
-                self.found[-1].take(text)
+                self._begin(text[1:])
+            elif self._current:
+                self._current.take(text)
+
+    def _begin(self, name: str) -> None:
+        self._current = None if name == _NAT else Table(name)
+        if self._current:
+            self.found.append(self._current)
 
 
 def _rule(line: str, chains: Mapping[str, Verdict]) -> Rule:

@@ -13,13 +13,15 @@ from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.backend.base import Datagrams, Forwarding
 from flannelpy.firewall import Firewall
-from flannelpy.firewall_rules import NetworkRules
+from flannelpy.firewall_rules import ACCEPT, NetworkRules, chain_name
+from flannelpy.obstacles import Traffic
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added
 
 NETWORK = IPv4Network("11.0.0.0/8")
 SUBNET = IPv4Network("11.255.0.0/24")
 MASQUERADE = f"FLANNEL-M-{NETWORK}"
+TRAFFIC = Traffic(NETWORK, SUBNET, ("flannel0", "eth1"), "eth1", ("docker0",), chain_name(ACCEPT, NETWORK))
 UDP = Datagrams("flannel0", 8285, 8285, accepts_local=True)
 
 
@@ -52,6 +54,7 @@ async def check(firewall: Firewall, peers: int) -> None:
     repaired = asyncio.Event()
     firewall.add("", rules, repaired.set)
     firewall.apply("", leases[:-1])
+    firewall.watch("", TRAFFIC, lambda: None)
     gc.collect()
     gc.disable()  # as the daemon does; what is young it collects between its checks
     await measure_from_now()
