@@ -149,7 +149,9 @@ class Firewall:
             self._check_accept_local(name, rules)
         failed: dict[str, HostError] = {}
         for table in KINDS:
+            await asyncio.sleep(0)  # with thousands of peers, each of these steps takes milliseconds
             chains = self._chains(table)
+            await asyncio.sleep(0)
             if (chains or table in self._unchecked) and (error := await self._guard(table, chains)):
                 failed[table] = error
         self._report_failures(failed)
