@@ -112,7 +112,7 @@ class Watch:
         self._place = place
         self._placed_at = min(self._placed_at, self._now())
         if not self.due():
-            raise HostChanged(f"{place}: flannelpy has to start anew")
+            raise HostChanged(f"{place}: restart flannelpy to use it")
 
     def _log_public_ip(self, addresses: Iterable[Address]) -> None:
         """Log that there is no NAT, which the start assumed because no interface had the public IP."""

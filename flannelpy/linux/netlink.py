@@ -382,8 +382,8 @@ class Netlink:
         """Give the device its MTU, queue length (packets) and address, set it up, and see that it has its route.
 
         What is right already stays as it is.  The address has the network's prefix length, so the kernel adds the route
-        to the network, unless somebody has removed it.  Raises HostError, Taken when a program has the port of a VXLAN
-        device.
+        to the network, unless another program has removed it.  Raises HostError, Taken when a program has the port of a
+        VXLAN device.
         """
         from pyroute2.netlink.exceptions import NetlinkError
 

@@ -301,7 +301,7 @@ class EtcdV2Registry:
         A new request to the same endpoint tells whether it answers and where it stands.  If something has happened,
         below the leases or elsewhere, the next call asks from the cursor again while the history reaches back to it, by
         a long poll, which ends with its event: a firewall may have forgotten the connection, or a proxy may hold back
-        the events of a reply that goes on.  In a store too busy for that the stream is trusted, and TCP keep-alive
+        the events of an open response.  In a store too busy for that the stream is trusted, and TCP keep-alive
         alone finds a dead connection.
 
         The watch also follows the other calls to another endpoint: a member that is cut off from its cluster still

@@ -1,4 +1,4 @@
-"""One HTTP reply that goes on for as long as its events do, read in a thread of its own.
+"""An HTTP response that stays open and delivers events; a thread of its own reads it.
 
 A reader thread splits the body into JSON values, converts each and hands it to the event loop.  What the loop has not
 taken yet is bounded: beyond ``MOST_WAITING`` characters the stream ends, and its user asks again from where it was.

@@ -191,8 +191,8 @@ class SubnetManager:
     async def _follow(self, table: LeaseTable, cursor: int, apply: Apply) -> None:
         """Apply changes from the snapshot on, until it is time to list again.
 
-        When other changes have outrun the store's history, the watch goes on from where the store stands until a list
-        is allowed.
+        When other changes have outrun the store's history, the watch continues from the store's current position until
+        a list is allowed.
         """
         quiet_seconds = self._jittered(QUIET_SECONDS)
         overdue_at = inf

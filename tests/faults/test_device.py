@@ -299,7 +299,7 @@ def test_another_address_for_good_ends_it(lab: Lab, host: Host) -> None:
     host.configure("address flush dev eth1", "address add 172.17.8.199/24 dev eth1")
     assert daemon.process.wait(60) == 1
     assert re.search(
-        rf"E.*eth1 has 172\.17\.8\.199 now instead of {host.public_ip}: flannelpy has to start anew$",
+        rf"E.*eth1 has 172\.17\.8\.199 now instead of {host.public_ip}: restart flannelpy to use it$",
         daemon.log(),
         re.MULTILINE,
     )

@@ -448,7 +448,7 @@ class TestFrozen:
 
 
 # What a DeafProxy does.
-OPEN_REPLIES = "holds back what comes on a reply that goes on"
+OPEN_REPLIES = "buffers the events of an open response"
 FORGOTTEN = "holds back what comes on connections of before"
 WHOLE_REPLIES = "passes on a reply once it is whole"
 

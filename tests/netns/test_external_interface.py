@@ -140,7 +140,7 @@ def test_after_15_s_of_another_address_in_place_a_daemon_ends_and_says_where_it_
         for daemon, move in zip(daemons, MOVES, strict=True):
             place = re.escape(move.place.format(ip=daemon.host.public_ip))
             assert daemon.process.poll() == 1, move
-            assert re.search(rf"^E.*\] {place}: flannelpy has to start anew$", daemon.log().splitlines()[-1]), move
+            assert re.search(rf"^E.*\] {place}: restart flannelpy to use it$", daemon.log().splitlines()[-1]), move
             assert "Traceback" not in daemon.log()
         configure(flapping, "address add {ip}/24 dev eth1")
         deleted.lab.switch.configure(

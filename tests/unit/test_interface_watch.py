@@ -62,7 +62,7 @@ class Watched:
         with pytest.raises(HostChanged) as caught:
             self.look(0.5)
         assert caught.value.exit_code == 1
-        return str(caught.value).removesuffix(": flannelpy has to start anew")
+        return str(caught.value).removesuffix(": restart flannelpy to use it")
 
 
 NAMED, BY_ADDRESS = ("-iface=eth1",), (f"-iface={OURS}",)
