@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from flannelpy import docker_chains
 from flannelpy.backend.base import Datagrams, Forwarding
 from flannelpy.docker_chains import DOCKER_USER
-from flannelpy.linux.marks import CHAIN_PREFIX, CONNTRACK_ZONE
+from flannelpy.linux.marks import CHAIN_PREFIX, CONNTRACK_ZONE, OWN_CHAIN
 from flannelpy.linux.ruleset import Chain, Jump, Listing, Place, Repair
 from flannelpy.subnet.lease_table import Added, LeaseEvent
 
@@ -38,7 +38,6 @@ HOOKS = {
 }
 
 _REPLY = "-m conntrack --ctstate RELATED,ESTABLISHED"
-_OWN = re.compile(rb"%b-[A-Z]-[0-9.]+/[0-9]+" % CHAIN_PREFIX.encode())
 # The chain of flanneld v0.5.5 and of early flannelpy, for all networks.
 _SHARED = CHAIN_PREFIX
 _SHARED_JUMP = f"-A POSTROUTING -j {_SHARED}\n".encode()
@@ -66,7 +65,7 @@ def listing(
 ) -> Listing:
     """An empty listing for these chains, and for what flanneld may have put for ``networks``."""
     foreign = docker_chains.NAMES if table == "filter" else ()
-    found = Listing([*names, _SHARED], HOOKS[table], _OWN, CHAIN_PREFIX, foreign)
+    found = Listing([*names, _SHARED], HOOKS[table], OWN_CHAIN, CHAIN_PREFIX, foreign)
     for network in networks:
         found.look_for(_entering(network))
     return found

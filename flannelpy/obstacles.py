@@ -5,13 +5,11 @@ Each table of iptables and each base chain of nftables decides for itself: an AC
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from ipaddress import IPv4Network
 from typing import NamedTuple
 
 from flannelpy.linux.iptables_listing import Table
-from flannelpy.linux.marks import CHAIN_PREFIX
 from flannelpy.linux.nft_listing import BaseChain
 from flannelpy.linux.packet_filter import Addresses, Drop, Packets, Verdict, Walk
 
@@ -20,7 +18,6 @@ _DOCKER_TABLE = "docker-bridges"
 _FIREWALLD_TABLE = "firewalld"
 # CNI plugins may give each container a device of its own.
 _NAMED_DEVICES = 3
-_OWN_CHAIN = re.compile(rf"{CHAIN_PREFIX}-[A-Z]-[0-9.]+/[0-9]+")
 # The tables whose rules accept what Docker and a firewall drop.
 _ACCEPTING_TABLES = ("filter", "raw")
 _HOOKS = ("PREROUTING", "FORWARD", "POSTROUTING")
@@ -70,8 +67,7 @@ def of_table(table: Table, program: str, traffic: Traffic) -> Search:
     """What drops packets in one table of iptables; it pauses after each rule.  ``program``: what lists the table."""
     own = {
         name: Verdict.ACCEPT if name == traffic.accepting and table.name in _ACCEPTING_TABLES else Verdict.CONTINUE
-        for name in table.names()
-        if _OWN_CHAIN.fullmatch(name)
+        for name in table.own
     }
     chains = table.rules(own)
     found: list[Obstacle] = []

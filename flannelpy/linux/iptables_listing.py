@@ -12,6 +12,7 @@ from contextlib import suppress
 from ipaddress import IPv4Network
 
 from flannelpy.linux import packet_filter
+from flannelpy.linux.marks import OWN_CHAIN
 from flannelpy.linux.packet_filter import Condition, Rule, Verdict
 
 _VERDICTS = {
@@ -34,14 +35,19 @@ _MODULES = {"comment", "conntrack", "state", "tcp", "udp", "multiport"}
 
 # Where the kernel accepts no DROP; kube-proxy has tens of thousands of rules there.
 _NAT = "nat"
+_APPEND = b"-A "
 
 
 class Table:
-    """``name``; ``policies``: of the built-in chains."""
+    """``name``; ``policies``: of the built-in chains.
+
+    ``own``: the chains of flannelpy.  Their rules are not kept: the guard knows them, and they may be thousands.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.policies: dict[str, str] = {}
+        self.own: set[str] = set()
         self._lines: dict[str, list[str]] = {}
 
     def __eq__(self, other: object) -> bool:
@@ -59,12 +65,10 @@ class Table:
             self._lines.setdefault(name, [])
             if policy != "-":
                 self.policies[name] = policy
+            elif OWN_CHAIN.fullmatch(name.encode()):
+                self.own.add(name)
         elif line.startswith("-A "):
             self._lines.setdefault(line.split(" ", 2)[1], []).append(line)
-
-    def names(self) -> list[str]:
-        """Of all its chains."""
-        return list(self._lines)
 
     def rules(self, own: Mapping[str, Verdict]) -> Mapping[str, Rules]:
         """The rules of each chain.  ``own``: chains of flannelpy, and what a jump there does."""
@@ -96,6 +100,8 @@ class Tables:
         """Take the next part of the output."""
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
+            if _is_of_own_chain(line):
+                continue
             text = line.decode(errors="replace")
             if text.startswith("*"):
                 self._begin(text[1:])
@@ -106,6 +112,11 @@ class Tables:
         self._current = None if name == _NAT else Table(name)
         if self._current:
             self.found.append(self._current)
+
+
+def _is_of_own_chain(line: bytes) -> bool:
+    found = OWN_CHAIN.match(line, len(_APPEND)) if line.startswith(_APPEND) else None
+    return found is not None and line.startswith(b" ", found.end())
 
 
 def _rule(line: str, chains: Mapping[str, Verdict]) -> Rule:

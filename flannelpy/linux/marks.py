@@ -7,6 +7,7 @@ Counterpart: none; flanneld recognises its state by how it looks.
 
 from __future__ import annotations
 
+import re
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,6 +16,8 @@ ROUTE_PROTOCOL = 85
 
 #: The first part of the name of every iptables chain that flannelpy adds.
 CHAIN_PREFIX = "FLANNEL"
+#: The names of the chains that belong to one network, as iptables-save prints them.
+OWN_CHAIN = re.compile(rb"%b-[A-Z]-[0-9.]+/[0-9]+" % CHAIN_PREFIX.encode())
 
 #: The connection tracking zone of our own datagrams, apart from what containers send.
 CONNTRACK_ZONE = 8285
