@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any, Never
 
 from flannelpy import logs, parts
+from flannelpy.backend.tasks import run_together
 from flannelpy.errors import AlreadyRuns, FlannelError, HostChanged, UsageError, one_line
 from flannelpy.host import Host
 from flannelpy.linux import memory, packet_loop, systemd
@@ -98,16 +99,13 @@ async def _serve(options: Options) -> None:
     speaker = _Speaker()
     networks = [Network(name, options, host, speaker.tell) for name in names]
     speaker.networks = networks
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for network in networks:
-                tasks.create_task(_keep_up(network) if options.networks else network.run())
-            tasks.create_task(host.firewall.run())
-            tasks.create_task(_report_status(speaker))
-            tasks.create_task(_collect_young())
-            tasks.create_task(_show_signs_of_life(networks))
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from failures
+    await run_together(
+        *(_keep_up(network) if options.networks else network.run() for network in networks),
+        host.firewall.run(),
+        _report_status(speaker),
+        _collect_young(),
+        _show_signs_of_life(networks),
+    )
 
 
 async def _keep_up(network: Network) -> Never:

@@ -25,6 +25,7 @@ from flannelpy.backend.base import Backend
 from flannelpy.backend.guard import Guard
 from flannelpy.backend.lease_gate import LeaseGate
 from flannelpy.backend.removal import Keep, unmarked_leftovers, withdraw
+from flannelpy.backend.tasks import run_together
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import HostError, LeaseLost
 from flannelpy.firewall_rules import NetworkRules
@@ -258,19 +259,18 @@ class _Service:
     async def run(self, choose: Callable[[NetworkConfig], Awaitable[object]]) -> None:
         """Carry packets, keep the lease, follow the others, and look after the device."""
         log.info("Watching for new subnet leases")
-        try:
-            async with Netlink() as netlink, asyncio.TaskGroup() as tasks:
-                around = await self._underlay.observe(netlink)
-                leases = LeaseFilter(self._network, self._manager.own, around)
-                self._gate = LeaseGate(netlink, leases, self._underlay, self._forward)
-                tasks.create_task(self._announce())
-                tasks.create_task(self._backend.run())
-                tasks.create_task(self._guard.run())
-                tasks.create_task(self._manager.keep_lease())
-                tasks.create_task(self._manager.watch(self._gate.apply))
-                tasks.create_task(self._manager.watch_config(choose))
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from failures
+        async with Netlink() as netlink:
+            around = await self._underlay.observe(netlink)
+            leases = LeaseFilter(self._network, self._manager.own, around)
+            self._gate = LeaseGate(netlink, leases, self._underlay, self._forward)
+            await run_together(
+                self._announce(),
+                self._backend.run(),
+                self._guard.run(),
+                self._manager.keep_lease(),
+                self._manager.watch(self._gate.apply),
+                self._manager.watch_config(choose),
+            )
 
     async def _announce(self) -> None:
         """Report readiness once the first list of leases is applied: Docker waits for it."""

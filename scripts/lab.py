@@ -254,6 +254,12 @@ class Host(Machine):
         self.daemons.append(daemon)
         return daemon
 
+    def kill_daemons(self) -> None:
+        """End those that still run, without a chance to clean up."""
+        for daemon in self.daemons:
+            if daemon.process.poll() is None:
+                daemon.kill()
+
     def log(self) -> str:
         """What all daemons of this host have logged."""
         return self.log_file.read_text() if self.log_file.exists() else ""

@@ -62,9 +62,7 @@ def host(lab: Lab) -> Iterator[Host]:
     """No daemon outlives a test of it."""
     [host] = lab.hosts
     yield host
-    for daemon in host.daemons:
-        if daemon.process.poll() is None:
-            daemon.kill()
+    host.kill_daemons()
 
 
 def run_for_a_while(host: Host, backend: Backend) -> None:

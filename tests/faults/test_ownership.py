@@ -35,9 +35,7 @@ def host(lab: Lab) -> Iterator[Host]:
     """Without a daemon of an earlier test, and without anything that one left."""
     [host] = lab.hosts
     yield host
-    for daemon in host.daemons:
-        if daemon.process.poll() is None:
-            daemon.kill()
+    host.kill_daemons()
     for link in links(host):
         if str(link["ifname"]).startswith("flannel"):
             host.configure(f"link delete {link['ifname']}")

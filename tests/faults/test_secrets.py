@@ -47,9 +47,7 @@ def host(lab: Lab) -> Iterator[Host]:
     host = lab.hosts[0]
     host.run("rm", "-rf", "/run/flannel")
     yield host
-    for daemon in host.daemons:
-        if daemon.process.poll() is None:
-            daemon.kill()
+    host.kill_daemons()
 
 
 @pytest.fixture(scope="module")

@@ -32,9 +32,7 @@ def host(lab: Lab) -> Iterator[Host]:
     lab.put_config()
     host.run("rm", "-rf", "/run/flannel")
     yield host
-    for daemon in host.daemons:
-        if daemon.process.poll() is None:
-            daemon.kill()
+    host.kill_daemons()
 
 
 def started(host: Host, *flags: str, env: dict[str, str] | None = None) -> Daemon:

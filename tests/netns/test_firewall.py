@@ -240,9 +240,7 @@ def host(lab: Lab) -> Iterator[Host]:
     """No daemon outlives a test."""
     [host] = lab.hosts
     yield host
-    for daemon in host.daemons:
-        if daemon.process.poll() is None:
-            daemon.kill()
+    host.kill_daemons()
 
 
 @pytest.fixture(scope="module")

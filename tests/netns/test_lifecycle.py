@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from faults.backends import HOST_GW, UDP, VXLAN, Backend, over
-from lab import ETCD_PREFIX, Daemon, Host, Lab, wait_for
+from lab import CONFIG, ETCD_PREFIX, Daemon, Host, Lab, wait_for
 from tenants import NETWORKS, Tenant, subnet_file
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -38,21 +38,12 @@ def trigger(host: Host) -> None:
     host.configure("address add 192.0.2.77/32 dev lo", "address delete 192.0.2.77/32 dev lo")
 
 
-@pytest.fixture(scope="module")
-def lone_lab(root: None) -> Iterator[Lab]:
-    with Lab(hosts=1) as lab:
-        lab.put_config()
-        yield lab
-
-
 @pytest.fixture
-def host(lone_lab: Lab) -> Iterator[Host]:
+def host(shared_lab: Callable[[str, int], Lab]) -> Iterator[Host]:
     """A host without a daemon."""
-    [host] = lone_lab.hosts
+    [host] = shared_lab(CONFIG, 1).hosts
     yield host
-    for daemon in host.daemons:
-        if daemon.process.poll() is None:
-            daemon.kill()
+    host.kill_daemons()
 
 
 # Signals
