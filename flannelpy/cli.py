@@ -23,8 +23,10 @@ import click
 from click.core import ParameterSource
 
 from flannelpy import __version__
+from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.errors import FlannelError, UsageError
-from flannelpy.options import Options, SourceCheck, is_host_id
+from flannelpy.options import Options
+from flannelpy.subnet.lease import is_host_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -176,7 +178,7 @@ def source_check(text: str) -> SourceCheck:
 
 def address(text: str) -> IPv4Address | None:
     """The IPv4 address of a host; no text means not given."""
-    from flannelpy.subnet.addresses import special_use
+    from flannelpy.addressing.addresses import special_use
 
     try:
         parsed = IPv4Address(text) if text else None
@@ -211,7 +213,7 @@ def offload(text: str) -> frozenset[str] | None:
     """Names between commas, checked by the room that knows them; auto is none given.  Raises UsageError."""
     if text == "auto":
         return None
-    from flannelpy.backend.udp.offloads import parse
+    from flannelpy.datapath.offloads import parse
 
     return frozenset(parse(text))
 
@@ -619,9 +621,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         options = parse(sys.argv[1:] if argv is None else argv)
         # both bring etcd and netlink along, which -help and a wrong flag need not wait for
         if options.cleanup:
-            from flannelpy.cleanup import run
+            from flannelpy.commands.cleanup import run
         else:
-            from flannelpy.daemon import run
+            from flannelpy.commands.daemon import run
         sys.exit(run(options))
     except FlannelError as error:
         click.echo(f"{PROGRAM}: {error}", err=True)

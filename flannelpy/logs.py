@@ -9,6 +9,7 @@ import sys
 import time
 from contextvars import ContextVar
 
+from flannelpy.errors import FlannelError
 from flannelpy.foreign import shown
 
 #: Characters of a record's text, and of each line of its traceback.
@@ -66,6 +67,28 @@ class LogLimit:
             return False
         self._left -= 1
         return True
+
+
+class FailureLog:
+    """Logs why something fails: once for each cause in a row, and within a ``LogLimit`` when causes alternate."""
+
+    def __init__(self, log: logging.Logger, what_fails: str, burst: int = LogLimit.BURST) -> None:
+        """``burst``: how many causes are logged before the limit applies."""
+        self._what_fails = what_fails
+        self._limit = LogLimit(log, what_fails, burst)
+        self._last_cause = ""
+
+    def failed(self, error: FlannelError) -> bool:
+        """Log ``error`` unless it is the last cause again; returns whether it is another one."""
+        if str(error) == self._last_cause:
+            return False
+        self._last_cause = str(error)
+        self._limit.message(logging.ERROR, f"{self._what_fails}: {error}", time.monotonic())
+        return True
+
+    def recovered(self) -> None:
+        """Forget the last cause: the next failure is logged, whatever its cause."""
+        self._last_cause = ""
 
 
 class GlogFormatter(logging.Formatter):

@@ -19,33 +19,38 @@ from functools import partial
 from ipaddress import IPv4Network
 from typing import NamedTuple, Never
 
-from flannelpy import firewall_rules, logs, parts
+from flannelpy import logs
 from flannelpy.backend import base as backends
 from flannelpy.backend.base import Backend
-from flannelpy.backend.guard import Guard
 from flannelpy.backend.lease_gate import LeaseGate
-from flannelpy.backend.removal import Keep, unmarked_leftovers, withdraw
-from flannelpy.backend.tasks import run_together
+from flannelpy.backend.leftovers import Keep, unmarked_leftovers, withdraw
+from flannelpy.backend.repair_loop import Guard
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import HostError, LeaseLost
-from flannelpy.firewall_rules import NetworkRules
-from flannelpy.forward_check import SysctlCheck
-from flannelpy.host import Host
+from flannelpy.host import external_endpoint, ownership
+from flannelpy.host.external_interface_monitor import Watch
+from flannelpy.host.forward_check import SysctlCheck
+from flannelpy.host.ready_file import ReadyFile
+from flannelpy.host.resources import Host
+from flannelpy.leasing import subnet_file
+from flannelpy.leasing.manager import SubnetManager
+from flannelpy.linux import identity
 from flannelpy.linux.clock import BootClock
 from flannelpy.linux.instance_lock import InstanceLock, Run
-from flannelpy.linux.interface_watch import Watch
-from flannelpy.linux.marks import device_alias
-from flannelpy.linux.netlink import Address, Netlink
-from flannelpy.linux.ready_file import ReadyFile
-from flannelpy.obstacles import Traffic
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.logs import FailureLog
+from flannelpy.marks import device_alias
+from flannelpy.netfilter import network_rules
+from flannelpy.netfilter.network_rules import NetworkRules
+from flannelpy.netfilter.obstacles import Traffic
 from flannelpy.options import Options
-from flannelpy.subnet import env_file
+from flannelpy.registry.connect import connect, etcd_hosts
+from flannelpy.rtnetlink.links import Address
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease_filter import LeaseFilter
+from flannelpy.subnet.lease_policy import Holder, Terms
 from flannelpy.subnet.lease_table import LeaseEvent
-from flannelpy.subnet.manager import SubnetManager
-from flannelpy.subnet.renewal import Holder, Terms
-from flannelpy.subnet.retry import Complaint
+from flannelpy.tasks import run_together
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +69,13 @@ class Network:
         """``on_change`` is called when there is something new to say of it."""
         self.name = name
         self._options = options
-        self._subnet_file = parts.subnet_file(options, name)
+        self._subnet_file = options.subnet_file_of(name)
         self._host = host
         self._on_change = on_change
         self._step = "Starting"
         self._service: _Service | None = None
-        self._underlay = Underlay(host.external, host.public_ip, parts.etcd_hosts(options))
-        self._unblock_complaint = Complaint("Failed to look for routes of ours in the way to etcd")
+        self._underlay = Underlay(host.external, host.public_ip, etcd_hosts(options))
+        self._unblock_failures = FailureLog(log, "Failed to look for routes of ours in the way to etcd")
 
     async def run(self) -> Never:
         """Its whole life.  Raises FlannelError."""
@@ -102,12 +107,12 @@ class Network:
     async def _run(self, cleanup: AsyncExitStack) -> None:
         self._lock = lock = InstanceLock(self._subnet_file)
         cleanup.callback(lock.close)
-        ready_file = ReadyFile(parts.ready_path(self._options, self.name))
+        ready_file = ReadyFile(self._options.ready_file_of(self.name))
         cleanup.callback(ready_file.close)
-        registry = parts.registry(self._options, self.name)
+        registry = connect(self._options, self.name)
         cleanup.push_async_callback(registry.close)
         terms = Terms(self._options.subnet_lease_ttl, self._options.subnet_lease_renew_margin)
-        holder = parts.holder(self._options, self._host.public_ip)
+        holder = Holder(self._host.public_ip, self._options.host_id or identity.host_id())
         manager = SubnetManager(registry, BootClock(), random.Random(), holder, terms)  # noqa: S311 - nothing secret
         self._say("Waiting for the network config in etcd")
         cleanup.callback(self._host.release, self.name)
@@ -115,7 +120,7 @@ class Network:
         cleanup.callback(chosen.backend.close)
         try:
             cleanup.callback(self._forget_previous, await self._start(chosen, manager, holder))
-            external = parts.watch(self._options, self._host.external)
+            external = external_endpoint.watch(self._options, self._host.external)
             self._service = _Service(
                 self.name, manager, chosen, self._underlay, self._host, external, ready_file, self._on_change
             )
@@ -143,15 +148,15 @@ class Network:
 
     async def _unblock(self) -> None:
         """Remove what an earlier run routes to etcd, which does not answer."""
-        subnet = env_file.previous_subnet(self._subnet_file)
-        network = env_file.previous_network(self._subnet_file)
-        leased = {parts.tunnel_address(network, subnet)} if subnet and network else set()
+        subnet = subnet_file.previous_subnet(self._subnet_file)
+        network = subnet_file.previous_network(self._subnet_file)
+        leased = {ownership.tunnel_address(network, subnet)} if subnet and network else set()
         try:
             async with Netlink() as netlink:
                 for route in await self._underlay.unblock(netlink, device_alias(self._subnet_file), leased):
                     log.warning("Removed our route %s: no etcd endpoint answers, and one lies behind it", route)
         except HostError as error:
-            self._unblock_complaint.about(error)
+            self._unblock_failures.failed(error)
 
     async def _start(self, chosen: _Chosen, manager: SubnetManager, holder: Holder) -> Run:
         """Lease a subnet, carry packets for it, and write the subnet file; returns the record of this run."""
@@ -160,12 +165,12 @@ class Network:
         describe = partial(backend.lease_attrs, holder)
         async with Netlink() as netlink:
             around = await self._underlay.observe(netlink)
-        lease = await manager.acquire(config, describe, env_file.previous_subnet(self._subnet_file), around)
+        lease = await manager.acquire(config, describe, subnet_file.previous_subnet(self._subnet_file), around)
         previous = await self._take_over(chosen, lease.subnet)
         mtu = await backend.start(lease)
         ip_masq = self._options.ip_masq
         await self._set_up_firewall(chosen, lease.subnet, previous)
-        env_file.write(self._subnet_file, env_file.render(config.network, lease.subnet, mtu, ip_masq))
+        subnet_file.write(self._subnet_file, subnet_file.render(config.network, lease.subnet, mtu, ip_masq))
         run = Run((config.network,), config.backend.type, backend.device)
         self._lock.write(replace(run, networks=(config.network, *previous)))
         return run
@@ -196,7 +201,7 @@ class Network:
         """Record what this run uses, then remove what earlier runs left; returns their other networks."""
         config, backend = chosen
         evicted = await self._host.evict(self.name)
-        scope = parts.scope(self._subnet_file, self._lock.read(), (config.network, subnet))
+        scope = ownership.scope(self._subnet_file, self._lock.read(), (config.network, subnet))
         previous = sorted(scope.networks.union(evicted) - {config.network})
         self._lock.write(Run((config.network, *previous), config.backend.type, backend.device))
         keep = Keep(config.network, backend.device, backend.adopts_routes)
@@ -212,13 +217,13 @@ class Network:
     async def _withdraw(self, network: IPv4Network) -> None:
         """Remove all that leads to other hosts, and the file that Docker reads: our subnet or network is another's."""
         try:
-            scope = parts.scope(self._subnet_file, self._lock.read())
+            scope = ownership.scope(self._subnet_file, self._lock.read())
             async with Netlink() as netlink:
                 await withdraw(netlink, scope._replace(networks=scope.networks | {network}))
         except HostError as error:
             log.warning("%s", error)
         try:
-            env_file.remove(self._subnet_file)
+            subnet_file.remove(self._subnet_file)
         except HostError as error:
             log.warning("%s", error)
 
@@ -345,7 +350,7 @@ class _Service:
         if not forwarding:
             return None
         bridges = tuple(map(netlink.name_of, sorted(self._bridges)))
-        accepting = firewall_rules.chain_name(firewall_rules.ACCEPT, self._network)
+        accepting = network_rules.chain_name(network_rules.ACCEPT, self._network)
         subnet, devices = self._manager.own.subnet, tuple(forwarding.devices)
         return Traffic(self._network, subnet, devices, forwarding.masquerading, bridges, accepting)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,13 +10,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
     from pathlib import Path
 
-
-class SourceCheck(enum.StrEnum):
-    """Whose datagrams are accepted: a lease's public IP, only for its own subnet, or anybody's."""
-
-    PEER = "peer"
-    STRICT = "strict"
-    OFF = "off"
+    from flannelpy.datapath.source_check import SourceCheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +43,11 @@ class Options:
     release: bool
     verbosity: int
 
+    def subnet_file_of(self, network: str) -> Path:
+        """Return the path of a network's subnet file; the only network of a host has the name ""."""
+        return self.subnet_dir / f"{network}.env" if network else self.subnet_file
 
-def is_host_id(text: str) -> bool:
-    """Whether ``text`` may be a host ID: a name that stays readable in the store."""
-    return re.fullmatch("[A-Za-z0-9._:-]{0,64}", text) is not None
+    def ready_file_of(self, network: str) -> Path:
+        """Return the path of the file that exists while a network is ready."""
+        file = self.subnet_file_of(network)
+        return file.with_name("ready" if not network and file.name == "subnet.env" else f"{file.name}.ready")

@@ -30,14 +30,23 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 120
 #: The tests of each part, besides those that name the mutated module.
 TESTS = {
-    "flannelpy/subnet/": ("manager", "lease_table", "renewal", "config", "lease"),
-    "flannelpy/backend/udp/": ("udp_backend", "proxy", "engine", "routes", "sender_queues"),
-    "flannelpy/backend/": ("kernel_entries", "guard", "host_gw", "vxlan", "udp_backend", "network", "route_check"),
+    "flannelpy/subnet/": ("lease_table", "lease_policy", "config", "lease"),
+    "flannelpy/leasing/": ("manager", "lease_policy", "subnet_file"),
+    "flannelpy/datapath/": ("engine", "routes", "proxy", "udp_backend"),
+    "flannelpy/backend/udp/": ("udp_backend", "proxy", "sender_queues"),
+    "flannelpy/backend/": (
+        "kernel_entries",
+        "repair_loop",
+        "host_gw",
+        "vxlan",
+        "udp_backend",
+        "network",
+        "route_check",
+    ),
     "flannelpy/network.py": ("network", "daemon"),
-    "flannelpy/daemon.py": ("daemon", "network"),
-    "flannelpy/host.py": ("host",),
-    "flannelpy/firewall": ("firewall", "firewall_rules", "ruleset"),
-    "flannelpy/linux/ruleset.py": ("ruleset", "firewall_rules", "firewall"),
+    "flannelpy/commands/daemon.py": ("daemon", "network"),
+    "flannelpy/host/": ("resources", "firewall"),
+    "flannelpy/netfilter/": ("ruleset", "network_rules", "firewall"),
     "flannelpy/linux/systemd.py": ("systemd_notify",),
 }
 _SWAPS: dict[type[ast.AST], Any] = {
@@ -149,8 +158,8 @@ def tests_of(path: str) -> list[str]:
     module = path.removesuffix(".py").replace("/", ".")
     package, _, stem = module.rpartition(".")
     names = re.compile(rf"{re.escape(module)}\b|from {re.escape(package)} import .*\b{stem}\b")
-    found = [test for test in sorted((ROOT / "tests/unit").glob("test_*.py")) if names.search(test.read_text())]
-    first = [ROOT / f"tests/unit/test_{name}.py" for name in TESTS[part]]
+    found = [test for test in sorted((ROOT / "tests/unit").rglob("test_*.py")) if names.search(test.read_text())]
+    first = [path for name in TESTS[part] for path in (ROOT / "tests/unit").rglob(f"test_{name}.py")]
     return [str(test.relative_to(ROOT)) for test in dict.fromkeys((*found, *first)) if test.exists()]
 
 
@@ -174,11 +183,15 @@ def survives(mutant: Mutant, tree: Path) -> bool:
 
 def draw(options: argparse.Namespace) -> list[Mutant]:
     """Those to be tested."""
-    sources = [*(ROOT / "flannelpy/subnet").rglob("*.py"), *(ROOT / "flannelpy/backend").rglob("*.py")]
-    sources += [ROOT / "flannelpy" / name for name in ("network.py", "daemon.py")]
+    sources = [
+        path
+        for name in ("subnet", "leasing", "datapath", "backend")
+        for path in (ROOT / "flannelpy" / name).rglob("*.py")
+    ]
+    sources += [ROOT / "flannelpy" / name for name in ("network.py", "commands/daemon.py")]
     if options.only:
-        sources += [ROOT / "flannelpy" / name for name in ("host.py", "firewall.py", "firewall_rules.py")]
-        sources += [ROOT / "flannelpy/linux" / name for name in ("ruleset.py", "systemd.py")]
+        sources += [path for name in ("host", "netfilter") for path in (ROOT / "flannelpy" / name).rglob("*.py")]
+        sources += [ROOT / "flannelpy/linux/systemd.py"]
         return [one for path in sources for one in mutants(path) if re.search(options.only, str(one))]
     found = [one for path in sorted(sources) for one in mutants(path)]
     print(f"seed {options.seed}, {options.count} of {len(found)} mutants", flush=True)

@@ -10,8 +10,8 @@ from packets import PORT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flannelpy.backend.udp.engine import Engine, Plan
-    from flannelpy.backend.udp.routes import NextHop
+    from flannelpy.datapath.engine import Engine, Plan
+    from flannelpy.datapath.routes import NextHop
 
 _RUBBISH = b"\xa5" * 100  # of an earlier batch
 _PLAIN = VnetHeader()

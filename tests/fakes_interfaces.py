@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
-from flannelpy.linux.entries import Route
-from flannelpy.linux.netlink import Address, Link, Netlink
-from flannelpy.linux.routes import RouteAnswer, RouteQuery
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.rtnetlink.entries import Route
+from flannelpy.rtnetlink.links import Address, Link
+from flannelpy.rtnetlink.routes import RouteAnswer, RouteQuery
 
 LO = Link(1, "lo", 65536, is_loopback=True)
 ETH0, ETH1, ETH2 = Link(2, "eth0", 1500), Link(3, "eth1", 9000), Link(7, "eth2", 1400)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flannelpy.errors import HostError
-from flannelpy.linux.iptables_listing import Table, Tables
+from flannelpy.netfilter.iptables_listing import Table, Tables
 
 if TYPE_CHECKING:
     import pytest
 
-    from flannelpy.linux.nft_listing import BaseChain
-    from flannelpy.linux.ruleset import Listing
+    from flannelpy.netfilter.nft_listing import BaseChain
+    from flannelpy.netfilter.ruleset import Listing
 
 BUILT_IN = {
     "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),

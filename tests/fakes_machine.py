@@ -9,12 +9,13 @@ from ipaddress import IPv4Address, IPv4Network
 
 from fakes_netlink import FakeNetlink
 
-from flannelpy.linux import entries, routes
-from flannelpy.linux.entries import Identity, Prohibition, Route
-from flannelpy.linux.marks import ROUTE_PROTOCOL
-from flannelpy.linux.netlink import Address, Link, Netlink, Vxlan
-from flannelpy.linux.routes import KernelRoute, RouteFilter
-from flannelpy.linux.rtnetlink import Message, attribute
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.marks import ROUTE_PROTOCOL
+from flannelpy.rtnetlink import entries, routes
+from flannelpy.rtnetlink.entries import Identity, Prohibition, Route
+from flannelpy.rtnetlink.links import Address, Link, Vxlan
+from flannelpy.rtnetlink.messages import Message, attribute
+from flannelpy.rtnetlink.routes import KernelRoute, RouteFilter
 
 _RTM_NEWROUTE = 24
 _KERNEL, _UNICAST = 2, 1

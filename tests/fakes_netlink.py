@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Container, Hashable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import Self
 
-from flannelpy.linux import entries, routes
-from flannelpy.linux.entries import Entry, Forward, Gateway, Identity, Neighbour
-from flannelpy.linux.interface import ExternalInterface
-from flannelpy.linux.netlink import Address, Link, Netlink
-from flannelpy.linux.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
-from flannelpy.linux.rules import PolicyRule
+from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.rtnetlink import entries, routes
+from flannelpy.rtnetlink.entries import Entry, Forward, Gateway, Identity, Neighbour
+from flannelpy.rtnetlink.links import Address, Link
+from flannelpy.rtnetlink.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
+from flannelpy.rtnetlink.rules import PolicyRule
 
 EXTERNAL = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 1500)
 ETH1, FLANNEL1 = 2, 7

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from lab import Daemon, Host, Lab, wait_for
 
-from flannelpy.linux.marks import ROUTE_PROTOCOL
-from flannelpy.subnet import env_file
+from flannelpy.leasing import subnet_file
+from flannelpy.marks import ROUTE_PROTOCOL
 
 # Of a device, as ip names them; a VXLAN device alone has all.
 _SETTINGS = ("id", "local", "link", "port", "learning", "address", "mtu", "txqlen")
@@ -99,7 +99,7 @@ def traces(prefix: str) -> list[str]:
 
 def subnet_in_file(host: Host) -> IPv4Network | None:
     """The subnet that the host's subnet file tells, read from outside."""
-    return env_file.previous_subnet(host.run_dir / "flannel/subnet.env")
+    return subnet_file.previous_subnet(host.run_dir / "flannel/subnet.env")
 
 
 def own_leases(host: Host) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import IO, Self
 from dockers import DockerContainer
 from lab import Container, Node, wait_for
 
-from flannelpy.backend.udp.offloads import Offload
+from flannelpy.datapath.offloads import Offload
 
 _TRAFFIC = str(Path(__file__).parent / "netns" / "traffic.py")
 OUTER_PORT = 8285

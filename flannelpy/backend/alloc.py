@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.underlay import Routed
-from flannelpy.linux.interface import ExternalInterface
-from flannelpy.linux.netlink import Netlink
+from flannelpy.linux.netlink.client import Netlink
 from flannelpy.options import Options
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_policy import Holder
 from flannelpy.subnet.lease_table import LeaseEvent
-from flannelpy.subnet.renewal import Holder
 
 
 class AllocBackend:

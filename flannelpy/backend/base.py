@@ -7,42 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NamedTuple, Protocol, cast
+from typing import Protocol, cast
 
+from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.underlay import Routed
+from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.errors import ConfigError
 from flannelpy.foreign import shown
-from flannelpy.linux.interface import ExternalInterface
-from flannelpy.linux.netlink import Netlink
+from flannelpy.linux.netlink.client import Netlink
 from flannelpy.options import Options
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_policy import Holder
 from flannelpy.subnet.lease_table import LeaseEvent
-from flannelpy.subnet.renewal import Holder
-
-
-class Datagrams(NamedTuple):
-    """The UDP datagrams of a backend: all hosts listen on ``port``; ``device`` is where packets enter the overlay.
-
-    ``source_port``: 0 if the kernel chooses one for each flow.  ``accepts_local``: the device needs accept_local.
-    """
-
-    device: str
-    port: int
-    source_port: int
-    accepts_local: bool
-
-
-class Forwarding(NamedTuple):
-    """By which devices packets come from containers of other hosts, and go there.
-
-    ``external``: the external interface, by which no packet of a container here arrives.
-    ``masquerading``: the device by which they come with the public IP of a host that masquerades them, if there is one.
-    """
-
-    devices: Sequence[str]
-    external: str
-    masquerading: str = ""
 
 
 class Backend(Protocol):

@@ -9,10 +9,10 @@ import logging
 from collections.abc import Callable, Container, Iterable, Sequence
 from ipaddress import IPv4Network
 
-from flannelpy.linux.entries import Gateway
-from flannelpy.linux.marks import ROUTE_PROTOCOL
-from flannelpy.linux.netlink import Netlink
-from flannelpy.linux.routes import PROTOCOL_BOOT, KernelRoute, RouteFilter
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.marks import ROUTE_PROTOCOL
+from flannelpy.rtnetlink.entries import Gateway
+from flannelpy.rtnetlink.routes import PROTOCOL_BOOT, KernelRoute, RouteFilter
 
 log = logging.getLogger(__name__)
 

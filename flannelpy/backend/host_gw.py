@@ -10,23 +10,23 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from itertools import takewhile
 
-from flannelpy.backend.base import Forwarding
-from flannelpy.backend.chunks import in_chunks
+from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.kernel_entries import EntryReconciler
 from flannelpy.backend.lease_log import LeaseLog
 from flannelpy.backend.on_link import OnLink
 from flannelpy.backend.route_check import RouteCheck, Way
-from flannelpy.backend.tasks import run_together
 from flannelpy.backend.underlay import Routed
+from flannelpy.chunks import in_chunks
+from flannelpy.datapath.traffic import Forwarding
 from flannelpy.errors import HostError
-from flannelpy.linux.entries import Gateway, Unit
-from flannelpy.linux.interface import ExternalInterface
-from flannelpy.linux.netlink import Netlink
+from flannelpy.linux.netlink.client import Netlink
 from flannelpy.options import Options
+from flannelpy.rtnetlink.entries import Gateway, Unit
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_policy import Holder
 from flannelpy.subnet.lease_table import Added, LeaseEvent
-from flannelpy.subnet.renewal import Holder
+from flannelpy.tasks import run_together
 
 log = logging.getLogger(__name__)
 

@@ -17,13 +17,13 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
 from ipaddress import IPv4Network
 
-from flannelpy.backend.chunks import in_chunks, set_aside
 from flannelpy.backend.foreign_routes import ForeignRoutes
+from flannelpy.chunks import in_chunks, set_aside
 from flannelpy.errors import HostError
-from flannelpy.linux import entries
-from flannelpy.linux.entries import Entry, Gateway, Identity, Unit
-from flannelpy.linux.netlink import Netlink, Refusal
-from flannelpy.subnet.retry import Complaint
+from flannelpy.linux.netlink.client import Netlink, Refusal
+from flannelpy.logs import FailureLog
+from flannelpy.rtnetlink import entries
+from flannelpy.rtnetlink.entries import Entry, Gateway, Identity, Unit
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class EntryReconciler:
 
     async def run(self) -> None:
         """Carry over into the kernel what changed, until cancelled."""
-        complaint = Complaint("Failed to lead packets to other hosts")
+        failures = FailureLog(log, "Failed to lead packets to other hosts")
         async with Netlink() as netlink:
             while True:
                 await self._changed.wait()
@@ -108,9 +108,9 @@ class EntryReconciler:
                 try:
                     for line in await self._reconcile(netlink, look=False):
                         log.info("%s", line)
-                    complaint.over()
+                    failures.recovered()
                 except HostError as error:
-                    complaint.about(error)
+                    failures.failed(error)
                     self._has_tried.set()
                     await asyncio.sleep(_RETRY_SECONDS)
                     self._changed.set()

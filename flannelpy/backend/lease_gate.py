@@ -11,14 +11,13 @@ import logging
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 
-from flannelpy.backend.chunks import in_chunks
 from flannelpy.backend.underlay import Underlay
+from flannelpy.chunks import in_chunks
 from flannelpy.errors import HostError
-from flannelpy.linux.netlink import Netlink
-from flannelpy.logs import LogLimit
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.logs import FailureLog, LogLimit
 from flannelpy.subnet.lease_filter import LeaseFilter
 from flannelpy.subnet.lease_table import LeaseEvent
-from flannelpy.subnet.retry import Complaint
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class LeaseGate:
         self._forward = forward
         self._is_fed = self._is_complete = False  # by the watch; what the backend knows
         self._events: list[LeaseEvent] = []  # decided, and not forwarded yet
-        self._complaint = Complaint("Failed to ask the kernel which leases are usable")
+        self._failures = FailureLog(log, "Failed to ask the kernel which leases are usable")
         self._ignored = LogLimit(log, "Ignoring subnets", _LINES)
         self._busy = asyncio.Lock()
 
@@ -56,9 +55,9 @@ class LeaseGate:
                 self._leases.update(chunk)
             try:
                 await self._decide()
-                self._complaint.over()
+                self._failures.recovered()
             except HostError as error:  # the next check asks again
-                self._complaint.about(error)
+                self._failures.failed(error)
 
     async def check(self) -> None:
         """Look whether this host's addresses and routes make other leases usable than before.  Raises HostError."""

@@ -20,12 +20,13 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import Never
 
-from flannelpy.backend.chunks import in_chunks
-from flannelpy.backend.tasks import run_together
+from flannelpy.chunks import in_chunks
 from flannelpy.errors import HostError
-from flannelpy.linux.changes import changes
-from flannelpy.linux.netlink import Link, Netlink
-from flannelpy.linux.routes import UNICAST, RouteAnswer, RouteQuery
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.linux.netlink.monitor import changes
+from flannelpy.rtnetlink.links import Link
+from flannelpy.rtnetlink.routes import UNICAST, RouteAnswer, RouteQuery
+from flannelpy.tasks import run_together
 
 # Peers that are asked about again in one check, since routes change.
 _ASKED_AGAIN = 200

@@ -6,8 +6,8 @@ import errno
 import os
 from collections.abc import Sequence
 
-from flannelpy.linux.netlink import Netlink
-from flannelpy.linux.routes import (
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.rtnetlink.routes import (
     BLACKHOLE,
     PROHIBIT,
     TABLE_LOCAL,
@@ -19,7 +19,7 @@ from flannelpy.linux.routes import (
     RouteFilter,
     RouteQuery,
 )
-from flannelpy.linux.rules import LOOKUP, PolicyRule
+from flannelpy.rtnetlink.rules import LOOKUP, PolicyRule
 
 # The kinds of routes by which the kernel gives up a packet with that errno; a rule's action has the same number.
 _KINDS = {

@@ -17,13 +17,13 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import NamedTuple
 
-from flannelpy.backend.chunks import in_chunks
 from flannelpy.backend.foreign_routes import find_leftovers, log_leftovers
 from flannelpy.backend.route_cause import Causes
+from flannelpy.chunks import in_chunks
 from flannelpy.errors import HostError
-from flannelpy.linux.netlink import Netlink
-from flannelpy.linux.routes import RouteAnswer, RouteQuery
+from flannelpy.linux.netlink.client import Netlink
 from flannelpy.logs import LogLimit
+from flannelpy.rtnetlink.routes import RouteAnswer, RouteQuery
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,14 @@ from collections.abc import Container, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import chain
 
+from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.addressing.surroundings import NO_SURROUNDINGS, Surroundings, surroundings
 from flannelpy.errors import ConfigError
-from flannelpy.linux.interface import ExternalInterface
-from flannelpy.linux.netlink import Link, Netlink
+from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.own_devices import addresses_by_index, is_marked, looks_like_ours, own_devices
 from flannelpy.linux.resolver import resolve
-from flannelpy.linux.routes import LOCAL, PROTOCOL_KERNEL, RouteFilter, RouteQuery
-from flannelpy.subnet.surroundings import NO_SURROUNDINGS, Surroundings, surroundings
+from flannelpy.rtnetlink.links import Link
+from flannelpy.rtnetlink.routes import LOCAL, PROTOCOL_KERNEL, RouteFilter, RouteQuery
 
 _RESOLVE_SECONDS = 2.0
 

@@ -23,19 +23,19 @@ _LINE_CHARACTERS = 200
 
 
 async def run(*command: str, package: str, stdin: bytes = b"", sink: Callable[[bytes], object] = bytes) -> str:
-    """Run a command to its end and feed its output to ``sink``; its last complaint if it fails, else nothing.
+    """Run a command to its end and feed its output to ``sink``; its last failures if it fails, else nothing.
 
     ``package``: what provides the command.  Raises HostError, and ValueError for output without an end.
     """
     process = await _start(*command, package=package)
     try:
         async with asyncio.timeout(_DEADLINE):
-            complaint = await _talk(process, stdin, sink)
+            failures = await _talk(process, stdin, sink)
     except TimeoutError:
         raise HostError(f"{' '.join(command)} did not end within {_DEADLINE:g} s") from None
     finally:
         await _end(process)
-    return complaint
+    return failures
 
 
 async def _start(*command: str, package: str) -> Process:
@@ -50,7 +50,7 @@ async def _start(*command: str, package: str) -> Process:
 
 
 async def _talk(process: Process, stdin: bytes, sink: Callable[[bytes], object]) -> str:
-    """Write, read and wait; the last complaint of a command that fails.  Raises ValueError."""
+    """Write, read and wait; the last failures of a command that fails.  Raises ValueError."""
     assert process.stdin
     assert process.stdout
     assert process.stderr

@@ -23,7 +23,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from flannelpy.errors import AlreadyRuns, HostError
-from flannelpy.linux.rtnetlink import Message, attributes, decode, encode
+from flannelpy.rtnetlink.messages import Message, attributes, decode, encode
 
 _MAX_RECORD_BYTES = 64 << 10
 _MODE = 0o600

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from flannelpy.errors import HostError
 from flannelpy.linux import command
-from flannelpy.linux.iptables_listing import Table, Tables
-from flannelpy.linux.ruleset import Listing
+from flannelpy.netfilter.iptables_listing import Table, Tables
+from flannelpy.netfilter.ruleset import Listing
 
 # Other programs hold the xtables lock for moments.
 _WAIT = "--wait=5"
@@ -25,20 +25,20 @@ async def save(table: str, listing: Listing) -> None:
     """Feed the rules of a table to ``listing``.  Raises HostError."""
     words = ("iptables-save", "-t", table)
     try:
-        complaint = await command.run(*words, package="iptables", sink=listing.feed)
+        failures = await command.run(*words, package="iptables", sink=listing.feed)
     except ValueError as error:
         raise HostError(f"{' '.join(words)} printed {error} instead of rules") from error
-    if complaint and "Table does not exist" not in complaint:
-        raise HostError(f"{' '.join(words)} failed: {complaint}")
-    if not complaint and not listing.is_complete:
+    if failures and "Table does not exist" not in failures:
+        raise HostError(f"{' '.join(words)} failed: {failures}")
+    if not failures and not listing.is_complete:
         raise HostError(f"{' '.join(words)} printed no table {table}{command.readable(listing.last_line)}")
 
 
 async def restore(text: bytes) -> None:
     """Change the rules of one table, all at once or not at all.  Raises HostError."""
     words = ("iptables-restore", "--noflush", _WAIT)
-    if complaint := await command.run(*words, package="iptables", stdin=text):
-        raise HostError(f"{' '.join(words)} failed: {complaint}")
+    if failures := await command.run(*words, package="iptables", stdin=text):
+        raise HostError(f"{' '.join(words)} failed: {failures}")
 
 
 async def tables() -> dict[str, list[Table]]:
@@ -47,11 +47,11 @@ async def tables() -> dict[str, list[Table]]:
     for word in _list_commands():
         tables = Tables()
         try:
-            complaint = await command.run(word, package="iptables", sink=tables.feed)
+            failures = await command.run(word, package="iptables", sink=tables.feed)
         except ValueError as error:
             raise HostError(f"{word} printed {error} instead of rules") from error
-        if complaint:
-            raise HostError(f"{word} failed: {complaint}")
+        if failures:
+            raise HostError(f"{word} failed: {failures}")
         found[word] = tables.found
     return found
 

@@ -10,8 +10,9 @@ import shutil
 from typing import Any
 
 from flannelpy.errors import HostError
-from flannelpy.linux import command, nft_listing
-from flannelpy.linux.nft_listing import BaseChain
+from flannelpy.linux import command
+from flannelpy.netfilter import nft_listing
+from flannelpy.netfilter.nft_listing import BaseChain
 
 _FAMILIES = ("ip", "inet")
 _HOOKS = ("prerouting", "forward", "postrouting")
@@ -53,9 +54,9 @@ async def _listing(*what: str) -> list[dict[str, Any]]:
     words = ("nft", "--json", "--terse", "list", *what)
     output = bytearray()
     try:
-        complaint = await command.run(*words, package="nftables", sink=output.extend)
-        if complaint:
-            raise HostError(f"{' '.join(words)} failed: {complaint}")
+        failures = await command.run(*words, package="nftables", sink=output.extend)
+        if failures:
+            raise HostError(f"{' '.join(words)} failed: {failures}")
         entries = json.loads(output)["nftables"] if len(output) <= _MOST_BYTES else []
         return [entry for entry in entries if isinstance(entry, dict)]
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -12,8 +12,9 @@ import re
 from collections.abc import Container
 from ipaddress import IPv4Interface
 
-from flannelpy.linux.marks import is_device_alias
-from flannelpy.linux.netlink import Link, Netlink
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.marks import is_device_alias
+from flannelpy.rtnetlink.links import Link
 
 _VXLAN_NAME = re.compile(r"flannel\.(\d+)")
 _TUN_NAME = re.compile(r"flannel\d+")

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address
 
+from flannelpy.datapath import queue_selection
+from flannelpy.datapath.queue_selection import Instruction
 from flannelpy.errors import HostError
-from flannelpy.linux import queue_selection
-from flannelpy.linux.queue_selection import Instruction
 from flannelpy.packet.drops import DropReason
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
+from flannelpy.addressing.addresses import special_use_in
 from flannelpy.errors import ConfigError
 from flannelpy.foreign import shown
 from flannelpy.subnet import go_json
-from flannelpy.subnet.addresses import special_use_in
 
 _DEFAULT_SUBNET_LEN = 24
 _MIN_NETWORK_LEN = 8

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.foreign import shown
-from flannelpy.options import is_host_id
 from flannelpy.registry.base import Entry
 from flannelpy.subnet import go_json
 
@@ -126,3 +125,8 @@ def parse_key(name: str) -> IPv4Network:
     if match is None:
         raise ValueError("no subnet key such as 10.1.7.0-24")
     return IPv4Network(f"{match[1]}/{match[2]}")
+
+
+def is_host_id(text: str) -> bool:
+    """Whether ``text`` may be a host ID: a name that stays readable in the store."""
+    return re.fullmatch("[A-Za-z0-9._:-]{0,64}", text) is not None

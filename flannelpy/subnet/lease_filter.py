@@ -21,10 +21,10 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import NamedTuple
 
-from flannelpy.subnet.addresses import special_use
+from flannelpy.addressing.addresses import special_use
+from flannelpy.addressing.surroundings import Surroundings
 from flannelpy.subnet.lease import Lease
 from flannelpy.subnet.lease_table import Added, Gone, LeaseEvent
-from flannelpy.subnet.surroundings import Surroundings
 
 
 class Cause(enum.Enum):

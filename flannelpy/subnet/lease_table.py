@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from math import inf
 
+from flannelpy.addressing.addresses import special_use
 from flannelpy.foreign import shown
 from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
-from flannelpy.subnet.addresses import special_use
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, is_inside, parse_key
 
 # Entries that are taken in at a time: a millisecond or two.

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from lab import UNDERLAY, Host, Lab, wait_connected, wait_for
 
 from benchmark.traffic import resident_megabytes
-from flannelpy.subnet import env_file
+from flannelpy.leasing import subnet_file
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -180,7 +180,7 @@ def _give_subnet(host: Host, overhead: int) -> int:
     """Write the subnet file that flannelpy would write.  Returns the MTU in it."""
     mtu = host.lab.mtu - overhead
     path = host.run_dir / "flannel/subnet.env"
-    env_file.write(path, env_file.render(_NETWORK, _subnet(host), mtu, ip_masq=False))
+    subnet_file.write(path, subnet_file.render(_NETWORK, _subnet(host), mtu, ip_masq=False))
     return mtu
 
 

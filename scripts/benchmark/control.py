@@ -22,7 +22,7 @@ from lab import ETCD_PREFIX, Host, Lab, wait_for
 from benchmark import traffic
 from benchmark.carriers import BACKENDS, Carrier, carrier, flannelpy, put_network
 from benchmark.data_path import Effort, Measurement
-from flannelpy.backend.udp.routes import NextHop, Routes
+from flannelpy.datapath.routes import NextHop, Routes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

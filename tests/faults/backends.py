@@ -11,7 +11,7 @@ import pytest
 from hosts import belongings, subnet_in_file, ways
 from lab import ETCD_PREFIX, Host
 
-from flannelpy.linux.marks import ROUTE_PROTOCOL
+from flannelpy.marks import ROUTE_PROTOCOL
 
 NETWORK = IPv4Network("11.0.0.0/16")
 

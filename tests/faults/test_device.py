@@ -64,7 +64,7 @@ class Obstacle(NamedTuple):
     """What makes a repair fail, what is said about it, and what takes it away."""
 
     commands: tuple[str, ...]
-    complaint: str
+    failures: str
     remedy: str
 
 
@@ -171,7 +171,7 @@ def test_a_repair_that_fails_at_first_is_tried_until_it_works(
     ready, obstacle = host.run_dir / "flannel/ready", OBSTACLES[backend]
     with asleep(daemon):  # or it might be faster
         host.configure(*obstacle.commands)
-    daemon.wait_for_log(rf"E.*\] {re.escape(obstacle.complaint)}$")
+    daemon.wait_for_log(rf"E.*\] {re.escape(obstacle.failures)}$")
     wait_for(lambda: not ready.exists(), 2, "the ready file to go")
     host.configure(obstacle.remedy)
     wait_for(ready.exists, 5, "the ready file to come back")

@@ -16,7 +16,7 @@ from hosts import own_leases
 from lab import Daemon, Host, Lab, wait_for
 from overlay import unbroken_stream
 
-from flannelpy.subnet.renewal import CLAIM_SECONDS
+from flannelpy.subnet.lease_policy import CLAIM_SECONDS
 
 pytestmark = pytest.mark.usefixtures("root")
 

@@ -11,7 +11,7 @@ from faults.backends import ALLOC, UDP, VXLAN, Backend, lease_key, over
 from hosts import ways
 from lab import Daemon, Host, Lab, wait_for
 
-from flannelpy.subnet.renewal import CLAIM_SECONDS
+from flannelpy.subnet.lease_policy import CLAIM_SECONDS
 
 pytestmark = pytest.mark.usefixtures("root")
 

@@ -112,7 +112,7 @@ def test_a_wrong_password(host: Host, given: Given) -> None:
 
 
 @pytest.mark.parametrize(
-    ("endpoints", "complaint"),
+    ("endpoints", "failures"),
     [
         (NOBODY, "connection refused"),
         (f"{NOBODY},http://nowhere.invalid:2379", "nowhere"),
@@ -120,10 +120,10 @@ def test_a_wrong_password(host: Host, given: Given) -> None:
     ],
     ids=["nobody", "no such name", "no TLS there"],
 )
-def test_an_endpoint_that_does_not_answer(host: Host, given: Given, endpoints: str, complaint: str) -> None:
+def test_an_endpoint_that_does_not_answer(host: Host, given: Given, endpoints: str, failures: str) -> None:
     flags, env = given(PASSWORD)
     daemon = host.start_daemon("-iface=eth1", "-v=2", *flags, env=env, endpoints=endpoints)
-    daemon.wait_for_log(f"Failed to retrieve network config: .*{complaint}")
+    daemon.wait_for_log(f"Failed to retrieve network config: .*{failures}")
     assert daemon.stop() == 0
     assert_kept(daemon, spellings(PASSWORD))
 

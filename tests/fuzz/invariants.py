@@ -16,10 +16,10 @@ from batches import datagrams, for_the_tun
 from fuzz.mutation import Given, Mutator, Train
 from packets import BOUND, NETWORK, OWN_SUBNET, PORT, TCP, UDP, checksum, one_hop_on, why_not, why_refused
 
-from flannelpy.backend.udp.engine import BATCH_BYTES, BATCH_PACKETS, Engine, Plan
-from flannelpy.backend.udp.icmp_limit import MAX_DESTINATIONS
-from flannelpy.backend.udp.routes import NextHop, Routes
-from flannelpy.options import SourceCheck
+from flannelpy.datapath.engine import BATCH_BYTES, BATCH_PACKETS, Engine, Plan
+from flannelpy.datapath.icmp_limit import MAX_DESTINATIONS
+from flannelpy.datapath.routes import NextHop, Routes
+from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.packet.drops import DropReason
 
 if TYPE_CHECKING:

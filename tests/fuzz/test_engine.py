@@ -41,10 +41,10 @@ from strategies import (
     udp_packets,
 )
 
-from flannelpy.backend.udp.engine import Engine
-from flannelpy.backend.udp.icmp_limit import BURST, PER_SECOND, TOTAL_BURST, TOTAL_PER_SECOND, IcmpLimit
-from flannelpy.backend.udp.routes import NextHop, Routes
-from flannelpy.options import SourceCheck
+from flannelpy.datapath.engine import Engine
+from flannelpy.datapath.icmp_limit import BURST, PER_SECOND, TOTAL_BURST, TOTAL_PER_SECOND, IcmpLimit
+from flannelpy.datapath.routes import NextHop, Routes
+from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.packet import icmp, vnet_hdr
 from flannelpy.packet.drops import DropReason
 

@@ -7,10 +7,10 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flannelpy.addressing.surroundings import Surroundings, surroundings
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_filter import LeaseFilter
 from flannelpy.subnet.lease_table import Added, Gone
-from flannelpy.subnet.surroundings import Surroundings, surroundings
 
 NETWORK, OWN, OUR_IP = IPv4Network("10.0.0.0/8"), IPv4Network("10.7.1.0/24"), IPv4Address("10.1.0.11")
 # Few enough that subnets and addresses meet.

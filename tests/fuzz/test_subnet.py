@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
+from flannelpy.addressing.addresses import special_use_in
 from flannelpy.errors import ConfigError, OutOfSubnets
 from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
-from flannelpy.subnet.addresses import special_use_in
 from flannelpy.subnet.allocator import free_subnets, pick_subnet
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key

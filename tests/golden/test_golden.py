@@ -27,24 +27,28 @@ from fakes_iptables import FakeTables
 from packets import checksum, hop_taken
 from pcap import RAW_IP, read, udp_datagrams
 
-from flannelpy import cli, daemon, logs, network, parts
-from flannelpy.backend import guard
+from flannelpy import cli, logs, network
+from flannelpy.backend import repair_loop
 from flannelpy.backend.udp import backend as udp_backend
 from flannelpy.backend.udp import device
-from flannelpy.backend.udp.engine import BATCH_PACKETS, Engine, Plan
-from flannelpy.backend.udp.routes import NextHop, Routes
+from flannelpy.commands import daemon
+from flannelpy.datapath.engine import BATCH_PACKETS, Engine, Plan
+from flannelpy.datapath.routes import NextHop, Routes
+from flannelpy.host import external_endpoint
+from flannelpy.leasing import subnet_file
 from flannelpy.linux import systemd
-from flannelpy.linux.entries import Identity, Prohibition, Route
-from flannelpy.linux.netlink import Address, Link, Netlink
-from flannelpy.linux.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
+from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import Tun
 from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.packet import ipv4, vnet_hdr
 from flannelpy.packet.drops import DropReason
 from flannelpy.registry.base import Entry
-from flannelpy.subnet import config, env_file
+from flannelpy.rtnetlink.entries import Identity, Prohibition, Route
+from flannelpy.rtnetlink.links import Address, Link
+from flannelpy.rtnetlink.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
+from flannelpy.subnet import config
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
-from flannelpy.subnet.renewal import Terms
+from flannelpy.subnet.lease_policy import Terms
 
 RECORDED = Path(__file__).parent / "flanneld-v0.5.5-udp"
 PREFIX = "/coreos.com/network"
@@ -95,9 +99,9 @@ def test_the_config_means_what_it_meant() -> None:
 
 
 def test_the_subnet_file_is_the_same() -> None:
-    text = env_file.render(IPv4Network("11.0.0.0/16"), SUBNET1, 1472, True)
+    text = subnet_file.render(IPv4Network("11.0.0.0/16"), SUBNET1, 1472, True)
     assert text.encode() == (RECORDED / "subnet.env").read_bytes()
-    assert env_file.previous_subnet(RECORDED / "subnet.env") == SUBNET1
+    assert subnet_file.previous_subnet(RECORDED / "subnet.env") == SUBNET1
 
 
 # The wire
@@ -341,12 +345,12 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
 
     Machine.brought_up.clear()
     Machine.alias = ""
-    monkeypatch.setattr(parts, "registry", lambda *_: store)
-    monkeypatch.setattr(parts, "Netlink", Machine)
+    monkeypatch.setattr(network, "connect", lambda *_: store)
+    monkeypatch.setattr(external_endpoint, "Netlink", Machine)
     monkeypatch.setattr(network, "Netlink", Machine)
     monkeypatch.setattr(udp_backend, "Netlink", Machine)
-    monkeypatch.setattr(guard, "Netlink", Machine)
-    monkeypatch.setattr(guard, "changes", no_changes)
+    monkeypatch.setattr(repair_loop, "Netlink", Machine)
+    monkeypatch.setattr(repair_loop, "changes", no_changes)
     monkeypatch.setattr(device, "Tun", Device)
     monkeypatch.setattr(udp_backend, "UdpSocket", bind)
     FakeTables().install(monkeypatch)

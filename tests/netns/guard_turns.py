@@ -11,10 +11,10 @@ import sys
 import time
 from ipaddress import IPv4Address, IPv4Network
 
-from flannelpy.backend.base import Datagrams, Forwarding
-from flannelpy.firewall import Firewall
-from flannelpy.firewall_rules import ACCEPT, NetworkRules, chain_name
-from flannelpy.obstacles import Traffic
+from flannelpy.datapath.traffic import Datagrams, Forwarding
+from flannelpy.host.firewall import Firewall
+from flannelpy.netfilter.network_rules import ACCEPT, NetworkRules, chain_name
+from flannelpy.netfilter.obstacles import Traffic
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added
 

@@ -282,7 +282,7 @@ def test_an_unreachable_etcd_is_waited_for(lab: Lab, host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "complaint"),
+    ("config", "failures"),
     [
         (None, "/coreos.com/network/config: Key not found"),
         ("{", "network config is not JSON: "),
@@ -295,14 +295,14 @@ def test_an_unreachable_etcd_is_waited_for(lab: Lab, host: Host) -> None:
     ],
 )
 def test_a_config_that_is_wrong_or_missing_is_waited_for(
-    lab: Lab, host: Host, config: str | None, complaint: str
+    lab: Lab, host: Host, config: str | None, failures: str
 ) -> None:
     if config is None:
         lab.etcd_request("DELETE", "/coreos.com/network/config")
     else:
         lab.put_config(config)
     daemon = host.start_daemon("-iface=eth1")
-    daemon.wait_for_log(f"Failed to retrieve network config: {re.escape(complaint)}")
+    daemon.wait_for_log(f"Failed to retrieve network config: {re.escape(failures)}")
     lab.put_config(CONFIG)
     daemon.wait_ready()
     assert daemon.log().count("Failed to retrieve network config") == 1
@@ -336,7 +336,7 @@ def nothing(_: Host) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize(
-    ("prepare", "flags", "complaint"),
+    ("prepare", "flags", "failures"),
     [
         (nothing, [], "Failed to get default interface: Unable to find default route; name the interface by -iface"),
         (
@@ -374,7 +374,7 @@ def nothing(_: Host) -> Callable[[], None]:
     ],
 )
 def test_what_the_host_lacks_is_one_line_and_exit_1(
-    host: Host, prepare: Callable[[Host], Callable[[], None]], flags: list[str], complaint: str
+    host: Host, prepare: Callable[[Host], Callable[[], None]], flags: list[str], failures: str
 ) -> None:
     restore = prepare(host)
     try:
@@ -382,7 +382,7 @@ def test_what_the_host_lacks_is_one_line_and_exit_1(
     finally:
         restore()
     assert code == 1
-    assert log.splitlines()[-1].endswith(f"] {complaint}")
+    assert log.splitlines()[-1].endswith(f"] {failures}")
     assert "Traceback" not in log
     assert "flannel0" not in host.run("ip", "link").stdout
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 from lab import ETCD_PREFIX, Daemon, Host, Lab, wait_for
 
-from flannelpy.linux.interface_watch import ADDRESS_PATIENCE
+from flannelpy.host.external_interface_monitor import ADDRESS_PATIENCE
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -297,12 +297,12 @@ def test_which_address_is_used(plain: Lab) -> None:
 
 def test_what_fits_nothing_is_one_line_and_exit_1(plain: Lab) -> None:
     expected = {}
-    for host, (flags, complaint) in zip(plain.hosts[len(STARTS) :], REFUSALS, strict=True):
+    for host, (flags, failures) in zip(plain.hosts[len(STARTS) :], REFUSALS, strict=True):
         flag, *more = flags.format(ip=host.public_ip).split(" -")
-        expected[host.start_daemon(flag, *(f"-{one}" for one in more))] = complaint.format(ip=host.public_ip)
-    for daemon, complaint in expected.items():
+        expected[host.start_daemon(flag, *(f"-{one}" for one in more))] = failures.format(ip=host.public_ip)
+    for daemon, failures in expected.items():
         assert daemon.process.wait(30) == 1
-        assert complaint in daemon.log().splitlines()[-1]
+        assert failures in daemon.log().splitlines()[-1]
         assert "Traceback" not in daemon.log()
 
 

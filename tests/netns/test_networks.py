@@ -15,7 +15,7 @@ from hosts import asleep
 from lab import ETCD_PREFIX, Daemon, Host, Lab, wait_for
 from tenants import NETWORKS, Tenant, subnet_file
 
-from flannelpy.subnet import env_file
+from flannelpy.leasing.subnet_file import previous_subnet, render
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -90,12 +90,12 @@ def test_each_subnet_file_and_lease_is_its_networks(world: World) -> None:
         leased = {lease["key"].rpartition("/")[2].replace("-", "/"): lease["value"] for lease in node["nodes"]}
         assert len(leased) == len(world.hosts)
         for host in world.hosts:
-            subnet = env_file.previous_subnet(subnet_file(host, name))
+            subnet = previous_subnet(subnet_file(host, name))
             assert subnet
             assert subnet.subnet_of(network)
             assert f'"PublicIP":"{host.public_ip}"' in leased[str(subnet)]
             assert ('"BackendType":"vxlan"' in leased[str(subnet)]) == (BACKENDS[name] == "vxlan")
-            text = env_file.render(network, subnet, MTUS[name], ip_masq=False)
+            text = render(network, subnet, MTUS[name], ip_masq=False)
             assert subnet_file(host, name).read_text() == text
 
 
@@ -146,7 +146,7 @@ def test_a_network_that_loses_its_subnet_gets_another_and_the_others_go_on(world
     daemon = host.daemons[-1]
     blue = next(tenant for tenant in world.tenants if (tenant.host, tenant.network) == (host, "blue"))
     far = next(tenant for tenant in world.tenants if (tenant.host, tenant.network) == (world.hosts[1], "blue"))
-    subnet = env_file.previous_subnet(subnet_file(host, "green"))
+    subnet = previous_subnet(subnet_file(host, "green"))
     key = f"{ETCD_PREFIX}/green/subnets/{str(subnet).replace('/', '-')}"
     world.etcd_request("PUT", key, value='{"PublicIP":"172.17.8.200"}', ttl="600")
     daemon.wait_for_log(rf"E.*\] green: subnet {subnet} is held by 172\.17\.8\.200 now.*; trying again in 10 s")
@@ -155,7 +155,7 @@ def test_a_network_that_loses_its_subnet_gets_another_and_the_others_go_on(world
     wait_for(lambda: "green: not ready: subnet" in status(daemon), 2, "the status line")
     assert blue.ping(far).returncode == 0
     wait_for(lambda: is_ready(host, "green"), 20, "another subnet")
-    assert env_file.previous_subnet(subnet_file(host, "green")) != subnet
+    assert previous_subnet(subnet_file(host, "green")) != subnet
     assert daemon.process.poll() is None
 
 

@@ -11,7 +11,7 @@ import pytest
 from lab import Container, Lab, Node, wait_connected
 from overlay import Capture, all_but, listening, traffic, transfer
 
-from flannelpy.backend.udp.offloads import Offload
+from flannelpy.datapath.offloads import Offload
 
 MTU = 1472
 UNLEASED = "11.0.0.9"  # the first subnet is never leased

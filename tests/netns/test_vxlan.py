@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from lab import ETCD_PREFIX, Container, Daemon, Host, Lab, wait_connected, wait_for
 
-from flannelpy.subnet import env_file
+from flannelpy.leasing import subnet_file
 
 GOLDEN = Path(__file__).parents[1] / "golden/flanneld-v0.5.5-vxlan"
 CONFIG = '{"Network":"11.0.0.0/16","Backend":{"Type":"vxlan"}}'
@@ -193,8 +193,8 @@ def test_hosts_of_the_originals_kind_and_ours_reach_each_other(make_lab: Callabl
     )
     original.run("sh", "-c", "echo 3 > /proc/sys/net/ipv4/neigh/flannel.1/app_solicit")
     original.run("bridge", "fdb", "add", mac(ours), "dev", "flannel.1", "dst", str(ours.public_ip))
-    text = env_file.render(IPv4Network("11.0.0.0/16"), subnet, 1450, ip_masq=False)
-    env_file.write(original.run_dir / "flannel/subnet.env", text)
+    text = subnet_file.render(IPv4Network("11.0.0.0/16"), subnet, 1450, ip_masq=False)
+    subnet_file.write(original.run_dir / "flannel/subnet.env", text)
     containers = [host.add_container() for host in lab.hosts]
     argv = [sys.executable, "-W", "ignore", RESPONDER, "flannel.1", f"{ours.subnet()}={mac(ours)}"]
     with original.popen(*argv) as responder:

@@ -7,9 +7,9 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from flannelpy.linux import rtnetlink
-from flannelpy.linux.changes import matters
-from flannelpy.linux.rtnetlink import Message
+from flannelpy.linux.netlink.monitor import matters
+from flannelpy.rtnetlink import messages
+from flannelpy.rtnetlink.messages import Message
 
 NETWORK = IPv4Network("11.0.0.0/16")
 PERMANENT, REACHABLE = 0x80, 0x02
@@ -59,7 +59,7 @@ def test_of_routes_those_matter_that_overlap_the_network_or_are_ours(
 ) -> None:
     network = IPv4Network(destination)
     header = struct.pack("=BBBBBB6x", 2, network.prefixlen, 0, 0, table, protocol)
-    attribute = rtnetlink.attribute(1, network.network_address.packed) if network.prefixlen else b""
+    attribute = messages.attribute(1, network.network_address.packed) if network.prefixlen else b""
     assert matters(Message(24, header + attribute), NETWORK) is expected
 
 

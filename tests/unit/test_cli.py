@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flannelpy import __version__, cli, packet, parts
+from flannelpy import __version__, cli, packet
+from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.errors import HostError, LeaseLost, UsageError
-from flannelpy.options import SourceCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,7 +130,7 @@ def test_empty_variable_is_unset(flag: str, monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_each_subnet_file_has_a_ready_file_of_its_own(flag: str, network: str, ready: str) -> None:
-    assert parts.ready_path(cli.parse([flag]), network) == Path(ready)
+    assert cli.parse([flag]).ready_file_of(network) == Path(ready)
 
 
 def test_flag_wins_over_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,9 +471,9 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Options], int
     """Puts a function in the daemon's place."""
 
     def stub(run: Callable[[Options], int]) -> None:
-        module: Any = ModuleType("flannelpy.daemon")
+        module: Any = ModuleType("flannelpy.commands.daemon")
         module.run = run
-        monkeypatch.setitem(sys.modules, "flannelpy.daemon", module)
+        monkeypatch.setitem(sys.modules, "flannelpy.commands.daemon", module)
 
     return stub
 

@@ -18,10 +18,12 @@ from typing import Any
 
 import pytest
 
-from flannelpy import cli, daemon, logs, parts
+from flannelpy import cli, logs
+from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.commands import daemon
 from flannelpy.errors import AlreadyRuns, FlannelError, HostChanged, HostError, LeaseLost, UsageError
-from flannelpy.host import Host
-from flannelpy.linux.interface import ExternalInterface
+from flannelpy.host import external_endpoint
+from flannelpy.host.resources import Host
 from flannelpy.network import Network
 from flannelpy.options import Options
 
@@ -232,7 +234,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, networks: dict[str, FakeNetwork], *fl
         return ExternalInterface("eth1", address, 1500), address
 
     monkeypatch.setattr(daemon, "Network", network)
-    monkeypatch.setattr(parts, "addresses", addresses)
+    monkeypatch.setattr(external_endpoint, "choose", addresses)
     return daemon._serve(cli.parse(list(flags)))
 
 

@@ -8,20 +8,20 @@ from ipaddress import IPv4Network
 import pytest
 from fakes_iptables import FakeTables
 
-from flannelpy import docker_chains, firewall_rules
-from flannelpy.backend.base import Forwarding
-from flannelpy.linux.ruleset import Listing, Repair
+from flannelpy.datapath.traffic import Forwarding
+from flannelpy.netfilter import docker_chains, network_rules
+from flannelpy.netfilter.ruleset import Listing, Repair
 
 Change = Callable[[dict[str, list[str]]], None]
 NETWORK, SUBNET = IPv4Network("11.0.0.0/16"), IPv4Network("11.0.13.0/24")
 OTHER = "FLANNEL-A-11.7.0.0/16"
-CHAIN = firewall_rules.accept_forwarded(NETWORK, SUBNET, Forwarding(["flannel0"], "eth1"), b"")
+CHAIN = network_rules.accept_forwarded(NETWORK, SUBNET, Forwarding(["flannel0"], "eth1"), b"")
 NAME = CHAIN.name
 OWN_JUMP = "-m comment --comment flannelpy -j DOCKER-USER"
 
 
 def listed(tables: FakeTables) -> Listing:
-    listing = firewall_rules.listing("filter", [NAME], [])
+    listing = network_rules.listing("filter", [NAME], [])
     listing.feed(tables.text("filter").encode())
     return listing
 
@@ -136,7 +136,7 @@ def test_a_chain_of_ours_stays_as_long_as_another_network_of_ours_is_there() -> 
     remove(tables)
     assert {"DOCKER-USER", OTHER} <= set(tables.tables["filter"])
     repair = Repair()
-    listing = firewall_rules.listing("filter", [OTHER], [])
+    listing = network_rules.listing("filter", [OTHER], [])
     listing.feed(tables.text("filter").encode())
     repair.remove(listing, OTHER)
     docker_chains.remove(listing, repair)

@@ -25,10 +25,10 @@ from packets import (
     with_ttl,
 )
 
-from flannelpy.backend.udp.engine import Engine, Plan, Run
-from flannelpy.backend.udp.icmp_limit import BURST, TOTAL_BURST
-from flannelpy.backend.udp.routes import NextHop, Routes
-from flannelpy.options import SourceCheck
+from flannelpy.datapath.engine import Engine, Plan, Run
+from flannelpy.datapath.icmp_limit import BURST, TOTAL_BURST
+from flannelpy.datapath.routes import NextHop, Routes
+from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.packet import icmp, vnet_hdr
 from flannelpy.packet.drops import DropReason
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flannelpy.errors import HostError
-from flannelpy.subnet import env_file
+from flannelpy.leasing import subnet_file
 
 NETWORK, SUBNET = IPv4Network("11.0.0.0/16"), IPv4Network("11.0.59.0/24")
 TEXT = "FLANNEL_NETWORK=11.0.0.0/16\nFLANNEL_SUBNET=11.0.59.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n"
@@ -27,21 +27,21 @@ TEXT = "FLANNEL_NETWORK=11.0.0.0/16\nFLANNEL_SUBNET=11.0.59.1/24\nFLANNEL_MTU=14
     ],
 )
 def test_four_lines_in_their_order(subnet: str, mtu: int, ip_masq: bool, expected: str) -> None:
-    assert env_file.render(NETWORK, IPv4Network(subnet), mtu, ip_masq) == expected
+    assert subnet_file.render(NETWORK, IPv4Network(subnet), mtu, ip_masq) == expected
 
 
 def test_the_directory_is_made_and_nothing_else_is_left_in_it(tmp_path: Path) -> None:
     path = tmp_path / "run" / "flannel" / "subnet.env"
-    env_file.write(path, TEXT)
+    subnet_file.write(path, TEXT)
     assert path.read_bytes() == TEXT.encode()
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_whoever_has_the_old_file_open_reads_the_old_text_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "subnet.env"
-    env_file.write(path, "old\n")
+    subnet_file.write(path, "old\n")
     with path.open() as reader:
-        env_file.write(path, TEXT)
+        subnet_file.write(path, TEXT)
         assert reader.read() == "old\n"
     assert path.read_text() == TEXT
 
@@ -50,7 +50,7 @@ def test_a_link_in_its_place_is_replaced_and_not_followed(tmp_path: Path) -> Non
     path, target = tmp_path / "subnet.env", tmp_path / "precious"
     target.write_text("precious\n")
     path.symlink_to(target)
-    env_file.write(path, TEXT)
+    subnet_file.write(path, TEXT)
     assert (path.read_text(), target.read_text()) == (TEXT, "precious\n")
 
 
@@ -91,20 +91,20 @@ def test_a_file_that_cannot_be_written_is_an_error_with_path_and_errno(
     path = tmp_path / "run" / "flannel" / "subnet.env"
     cause = obstacle(path)
     with pytest.raises(HostError) as caught:
-        env_file.write(path, TEXT)
+        subnet_file.write(path, TEXT)
     assert str(caught.value) == f"cannot write subnet file {path}: {cause}; see -subnet-file"
 
 
 def test_a_disk_without_room_leaves_the_old_file_and_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "subnet.env"
-    env_file.write(path, "old\n")
+    subnet_file.write(path, "old\n")
 
     def full(_: int) -> None:
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(HostError, match=r"No space left on device \(ENOSPC\)"):
-        env_file.write(path, TEXT)
+        subnet_file.write(path, TEXT)
     assert [(file, file.read_text()) for file in tmp_path.iterdir()] == [(path, "old\n")]
 
 
@@ -129,29 +129,29 @@ def test_the_subnet_of_the_last_run_is_read_if_the_file_says_it(
 ) -> None:
     path = tmp_path / "subnet.env"
     path.write_bytes(content.encode())
-    assert env_file.previous_subnet(path) == expected
+    assert subnet_file.previous_subnet(path) == expected
 
 
 def test_without_a_file_there_is_no_last_run(tmp_path: Path) -> None:
-    assert env_file.previous_subnet(tmp_path / "subnet.env") is None
-    assert env_file.previous_subnet(tmp_path) is None
+    assert subnet_file.previous_subnet(tmp_path / "subnet.env") is None
+    assert subnet_file.previous_subnet(tmp_path) is None
 
 
 def test_the_network_of_an_earlier_run(tmp_path: Path) -> None:
     file = tmp_path / "subnet.env"
-    assert env_file.previous_network(file) is None
+    assert subnet_file.previous_network(file) is None
     file.write_text(TEXT)
-    assert env_file.previous_network(file) == NETWORK
+    assert subnet_file.previous_network(file) == NETWORK
     file.write_text("FLANNEL_SUBNET=11.0.59.1/24\n")  # v0.2.0's
-    assert env_file.previous_network(file) is None
+    assert subnet_file.previous_network(file) is None
 
 
 def test_it_is_removed_once(tmp_path: Path) -> None:
     file = tmp_path / "subnet.env"
     file.write_text(TEXT)
-    assert [env_file.remove(file), env_file.remove(file)] == [True, False]
+    assert [subnet_file.remove(file), subnet_file.remove(file)] == [True, False]
     with pytest.raises(HostError, match=rf"cannot remove subnet file {tmp_path}: Is a directory"):
-        env_file.remove(tmp_path)
+        subnet_file.remove(tmp_path)
 
 
 def _socket(path: Path) -> None:
@@ -175,10 +175,10 @@ def test_what_is_no_regular_file_is_neither_read_nor_replaced_nor_removed(tmp_pa
     path = tmp_path / "subnet.env"
     SPECIAL[kind](path)
     before = path.lstat()
-    assert env_file.previous_subnet(path) is None
+    assert subnet_file.previous_subnet(path) is None
     with pytest.raises(HostError, match=f"^cannot write subnet file {path}: it is not a regular file; see -subnet-fi"):
-        env_file.write(path, TEXT)
-    assert env_file.remove(path) is False
+        subnet_file.write(path, TEXT)
+    assert subnet_file.remove(path) is False
     assert path.lstat().st_ino == before.st_ino
     assert list(tmp_path.iterdir()) == [path]
 
@@ -187,7 +187,7 @@ def test_of_an_endless_file_the_beginning_is_read(tmp_path: Path) -> None:
     path = tmp_path / "subnet.env"
     path.write_text(TEXT)
     os.truncate(path, 1 << 40)
-    assert env_file.previous_network(path) == NETWORK
+    assert subnet_file.previous_network(path) == NETWORK
 
 
 @pytest.mark.parametrize("put", [os.symlink, os.link])
@@ -196,7 +196,7 @@ def test_a_link_in_place_of_the_draft_is_not_followed(tmp_path: Path, put: Calla
     path, target = tmp_path / "subnet.env", tmp_path / "precious"
     target.write_text("precious\n")
     put(target, tmp_path / ".subnet.env")
-    env_file.write(path, TEXT)
+    subnet_file.write(path, TEXT)
     assert (path.read_text(), target.read_text()) == (TEXT, "precious\n")
     assert not path.is_symlink()
     assert sorted(tmp_path.iterdir()) == [target, path]

@@ -16,14 +16,15 @@ import pytest
 from fakes_clock import run
 from fakes_iptables import FakeTables
 
-from flannelpy import firewall, logs
-from flannelpy.backend.base import Datagrams, Forwarding
+from flannelpy import logs
+from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.errors import HostError
-from flannelpy.firewall import Firewall
-from flannelpy.firewall_rules import NetworkRules
+from flannelpy.host import firewall
+from flannelpy.host.firewall import Firewall
 from flannelpy.linux import accept_local, conntrack
-from flannelpy.linux.ruleset import Listing
-from flannelpy.obstacles import Traffic
+from flannelpy.netfilter.network_rules import NetworkRules
+from flannelpy.netfilter.obstacles import Traffic
+from flannelpy.netfilter.ruleset import Listing
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added
 

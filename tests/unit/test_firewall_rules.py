@@ -8,10 +8,10 @@ from typing import NamedTuple
 import pytest
 from fakes_iptables import FakeTables
 
-from flannelpy import firewall_rules
-from flannelpy.backend.base import Datagrams, Forwarding
-from flannelpy.firewall_rules import NetworkRules
-from flannelpy.linux.ruleset import Chain, Place, Repair
+from flannelpy.datapath.traffic import Datagrams, Forwarding
+from flannelpy.netfilter import network_rules
+from flannelpy.netfilter.network_rules import NetworkRules
+from flannelpy.netfilter.ruleset import Chain, Place, Repair
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added, Gone
 
@@ -27,25 +27,25 @@ def jumps(chain: Chain) -> list[str]:
     return [line.decode().strip() for line in chain.jump_lines()]
 
 
-@pytest.mark.parametrize("table", firewall_rules.KINDS)
+@pytest.mark.parametrize("table", network_rules.KINDS)
 @pytest.mark.parametrize("network", [NETWORK, OTHER, IPv4Network("255.255.255.240/28"), IPv4Network("8.0.0.0/8")])
 def test_names_are_the_networks_and_short_enough(table: str, network: IPv4Network) -> None:
-    for name in firewall_rules.names(table, network):
+    for name in network_rules.names(table, network):
         assert name.startswith("FLANNEL")
         assert len(name) <= 28
         assert str(network) in name
 
 
 def test_rules_never_accept_for_others_and_never_masquerade_multicast() -> None:
-    inside, leaving, entering = firewall_rules.masquerade_rules(NETWORK)
+    inside, leaving, entering = network_rules.masquerade_rules(NETWORK)
     assert inside.endswith("-j RETURN")
     assert "! -d 224.0.0.0/4" in leaving
     assert "! -s 11.0.0.0/16 -d 11.0.0.0/16" in entering
 
 
 def test_only_what_looks_like_our_datagrams_meets_the_list_of_peers() -> None:
-    lines = firewall_rules.drop_line(NETWORK, IPv4Address("172.17.8.102"))
-    chain = firewall_rules.drop(NETWORK, HOST, [NETWORK, OTHER], VXLAN, lines)
+    lines = network_rules.drop_line(NETWORK, IPv4Address("172.17.8.102"))
+    chain = network_rules.drop(NETWORK, HOST, [NETWORK, OTHER], VXLAN, lines)
     assert chain.rules == b"-A FLANNEL-D-11.0.0.0/16 -d 172.17.8.102/32 -j DROP\n"
     assert jumps(chain) == [
         "-A FORWARD -s 11.0.0.0/16 ! -o flannel.1 -p udp -m udp --dport 8472 -j FLANNEL-D-11.0.0.0/16",
@@ -56,7 +56,7 @@ def test_only_what_looks_like_our_datagrams_meets_the_list_of_peers() -> None:
 
 @pytest.mark.parametrize(("datagrams", "ports"), [(UDP, "--sport 8285 --dport 8285"), (VXLAN, "--dport 8472")])
 def test_our_datagrams_have_a_zone_of_their_own(datagrams: Datagrams, ports: str) -> None:
-    chain = firewall_rules.zone(NETWORK, HOST, datagrams)
+    chain = network_rules.zone(NETWORK, HOST, datagrams)
     assert chain.rules == b"-A FLANNEL-Z-11.0.0.0/16 -j CT --zone 8285\n"
     assert jumps(chain) == [
         f"-A OUTPUT -s 172.17.8.101/32 -p udp -m udp {ports} -j FLANNEL-Z-11.0.0.0/16",
@@ -125,15 +125,15 @@ def test_each_backend_has_the_rules_that_it_needs() -> None:
 
 
 def test_what_comes_from_containers_of_other_hosts_passes_docker_s_rules_by_our_device_only() -> None:
-    chain = firewall_rules.accept_first(NETWORK, SUBNET, Forwarding(["flannel0"], "eth1"), b"")
+    chain = network_rules.accept_first(NETWORK, SUBNET, Forwarding(["flannel0"], "eth1"), b"")
     assert chain.rules == b"-A FLANNEL-A-11.0.0.0/16 -s 11.0.0.0/16 -j ACCEPT\n"
     assert jumps(chain) == ["-A PREROUTING -d 11.0.13.0/24 -i flannel0 -j FLANNEL-A-11.0.0.0/16"]
 
 
 def test_by_the_external_interface_hosts_that_masquerade_pass_too() -> None:
     forwarding = Forwarding(["flannel.1", "eth1"], "eth1", masquerading="eth1")
-    lines = b"".join(firewall_rules.accept_first_line(NETWORK, peer, "eth1") for peer in PEERS)
-    chain = firewall_rules.accept_first(NETWORK, SUBNET, forwarding, lines)
+    lines = b"".join(network_rules.accept_first_line(NETWORK, peer, "eth1") for peer in PEERS)
+    chain = network_rules.accept_first(NETWORK, SUBNET, forwarding, lines)
     assert chain.rules.decode().splitlines() == [
         "-A FLANNEL-A-11.0.0.0/16 -s 11.0.0.0/16 -j ACCEPT",
         "-A FLANNEL-A-11.0.0.0/16 -s 172.17.8.102/32 -i eth1 -j ACCEPT",
@@ -144,8 +144,8 @@ def test_by_the_external_interface_hosts_that_masquerade_pass_too() -> None:
 
 def forwarded(forwarding: Forwarding) -> list[str]:
     peers = PEERS if forwarding.masquerading else []
-    lines = b"".join(firewall_rules.accept_forwarded_line(NETWORK, SUBNET, peer, "eth1") for peer in peers)
-    chain = firewall_rules.accept_forwarded(NETWORK, SUBNET, forwarding, lines)
+    lines = b"".join(network_rules.accept_forwarded_line(NETWORK, SUBNET, peer, "eth1") for peer in peers)
+    chain = network_rules.accept_forwarded(NETWORK, SUBNET, forwarding, lines)
     assert jumps(chain) == [f"-A {hook} -j FLANNEL-A-11.0.0.0/16" for hook in ("DOCKER-USER", "FORWARD")]
     return [line.removeprefix("-A FLANNEL-A-11.0.0.0/16 ") for line in chain.rules.decode().splitlines()]
 
@@ -166,7 +166,7 @@ def test_packets_between_containers_of_different_hosts_are_forwarded() -> None:
 
 def test_masquerading_opens_the_way_out_and_back_but_not_to_other_networks() -> None:
     """Behind all others in FORWARD only: in DOCKER-USER, they would precede what keeps Docker's networks apart."""
-    chain = firewall_rules.accept_outward(NETWORK, SUBNET, Forwarding(["flannel0"], "eth1"), [OTHER])
+    chain = network_rules.accept_outward(NETWORK, SUBNET, Forwarding(["flannel0"], "eth1"), [OTHER])
     assert [(jump.hook, jump.match, jump.place) for jump in chain.jumps] == [("FORWARD", "", Place.LAST)]
     assert chain.rules.decode().splitlines() == [
         "-A FLANNEL-O-11.0.0.0/16 -s 11.0.13.0/24 -d 11.7.0.0/16 -j RETURN",
@@ -243,10 +243,10 @@ def without_shared(chains: dict[str, list[str]], network: IPv4Network = NETWORK)
     """The table after the removal of a network's rules, as far as it is not empty."""
     tables = FakeTables()
     tables.tables["nat"].update(chains)
-    listing = firewall_rules.listing("nat", [], [network])
+    listing = network_rules.listing("nat", [], [network])
     listing.feed(tables.text("nat").encode())
     repair = Repair()
-    firewall_rules.remove_shared(listing, repair, network)
+    network_rules.remove_shared(listing, repair, network)
     if text := repair.text("nat"):
         tables.apply(text.decode())
     built_in = ("PREROUTING", "INPUT", "OUTPUT")

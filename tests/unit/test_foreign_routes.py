@@ -10,10 +10,10 @@ import pytest
 from fakes_machine import FakeMachine
 
 from flannelpy.backend.foreign_routes import ForeignRoutes, leftovers, log_leftovers
-from flannelpy.linux import entries, routes
-from flannelpy.linux.entries import Gateway
-from flannelpy.linux.routes import KernelRoute
-from flannelpy.linux.rtnetlink import Message, attribute
+from flannelpy.rtnetlink import entries, routes
+from flannelpy.rtnetlink.entries import Gateway
+from flannelpy.rtnetlink.messages import Message, attribute
+from flannelpy.rtnetlink.routes import KernelRoute
 
 NETWORK, OWN = IPv4Network("11.1.0.0/16"), IPv4Network("11.1.5.0/24")
 BOOT = 3

@@ -11,10 +11,10 @@ from typing import Self
 import pytest
 from fakes_clock import run
 
-from flannelpy.backend import guard
-from flannelpy.backend.guard import Guard
+from flannelpy.backend import repair_loop
+from flannelpy.backend.repair_loop import Guard
 from flannelpy.errors import HostChanged, HostError
-from flannelpy.linux.netlink import Netlink
+from flannelpy.linux.netlink.client import Netlink
 
 
 class FakeNetlink(Netlink):
@@ -66,8 +66,8 @@ class World:
 
 @pytest.fixture(autouse=True)
 def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "Netlink", FakeNetlink)
-    monkeypatch.setattr(guard, "changes", Bell.changes)
+    monkeypatch.setattr(repair_loop, "Netlink", FakeNetlink)
+    monkeypatch.setattr(repair_loop, "changes", Bell.changes)
     monkeypatch.setattr(Bell, "period", 60.0)
 
 
@@ -151,7 +151,7 @@ def test_more_changes_than_the_kernel_keeps_for_us_are_a_change(monkeypatch: pyt
         raise OSError(105, "No buffer space available")
         yield
 
-    monkeypatch.setattr(guard, "changes", overrun)
+    monkeypatch.setattr(repair_loop, "changes", overrun)
 
     async def scenario(world: World) -> None:
         await asyncio.sleep(3.6)
@@ -199,7 +199,7 @@ def test_a_fault_of_a_check_or_of_the_listener_ends_it(monkeypatch: pytest.Monke
     async def whole() -> None:
         with pytest.raises(type(error)):
             await Guard(check, IPv4Network("11.0.0.0/16"), lambda: None).run()
-        monkeypatch.setattr(guard, "changes", broken)
+        monkeypatch.setattr(repair_loop, "changes", broken)
         with pytest.raises(type(error)):
             await World().guard.run()
 

@@ -9,12 +9,12 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.errors import ConfigError
-from flannelpy.host import Host
-from flannelpy.linux.entries import Prohibition
-from flannelpy.linux.interface import ExternalInterface
-from flannelpy.linux.marks import ROUTE_PROTOCOL
-from flannelpy.linux.netlink import Netlink
+from flannelpy.host.resources import Host
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.marks import ROUTE_PROTOCOL
+from flannelpy.rtnetlink.entries import Prohibition
 
 BLUE = IPv4Network("11.1.0.0/16")
 

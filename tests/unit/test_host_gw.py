@@ -12,10 +12,10 @@ from fakes_netlink import ETH1, EXTERNAL, FakeNetlink, no_changes
 
 from flannelpy.backend import kernel_entries, on_link
 from flannelpy.backend.host_gw import HostGwBackend
-from flannelpy.linux import entries, routes
-from flannelpy.linux.entries import Gateway
-from flannelpy.linux.netlink import Address
-from flannelpy.linux.routes import RouteAnswer
+from flannelpy.rtnetlink import entries, routes
+from flannelpy.rtnetlink.entries import Gateway
+from flannelpy.rtnetlink.links import Address
+from flannelpy.rtnetlink.routes import RouteAnswer
 from flannelpy.subnet.config import parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import Added, Gone
@@ -110,8 +110,8 @@ def test_a_host_that_is_not_on_the_link_is_said_once_and_reached_when_it_is(
         assert backend.describe() == "next hops: 2"
 
     play(scenario, monkeypatch)
-    [complaint] = [message for message in caplog.messages if message.startswith("Ignoring")]
-    assert complaint == (
+    [failures] = [message for message in caplog.messages if message.startswith("Ignoring")]
+    assert failures == (
         "Ignoring subnet 11.0.2.0/24: 172.17.9.103 is not on the link of eth1, which host-gw needs: "
         "the kernel sends to it by flannel.1"
     )

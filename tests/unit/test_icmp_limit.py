@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flannelpy.backend.udp.icmp_limit import (
-    BURST,
-    MAX_DESTINATIONS,
-    PER_SECOND,
-    TOTAL_BURST,
-    TOTAL_PER_SECOND,
-    IcmpLimit,
-)
+from flannelpy.datapath.icmp_limit import BURST, MAX_DESTINATIONS, PER_SECOND, TOTAL_BURST, TOTAL_PER_SECOND, IcmpLimit
 
 A, B = 0x0B003B02, 0x0B003B03
 

@@ -11,10 +11,12 @@ import pytest
 from fakes_interfaces import ADDRESSES, ETH0, ETH1, LINKS, LO, FakeNetlink
 
 from flannelpy import cli
+from flannelpy.addressing.interface_choice import ExternalInterface, Wanted
 from flannelpy.errors import HostError
-from flannelpy.linux.interface import ExternalInterface, Wanted, find
-from flannelpy.linux.netlink import Address, Link, Netlink, Vxlan
-from flannelpy.linux.routes import RouteAnswer
+from flannelpy.host.external_interface import find
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.rtnetlink.links import Address, Link, Vxlan
+from flannelpy.rtnetlink.routes import RouteAnswer
 
 
 def wanted(iface: str | None = None, **flags: object) -> Wanted:

@@ -13,12 +13,12 @@ import pytest
 from fakes_interfaces import ETH0, ETH1, LO, FakeNetlink
 
 from flannelpy import cli
+from flannelpy.addressing.interface_choice import Wanted
 from flannelpy.errors import HostChanged
-from flannelpy.linux.interface import find
-from flannelpy.linux.interface_choice import Wanted
-from flannelpy.linux.interface_watch import ADDRESS_PATIENCE, Watch
-from flannelpy.linux.netlink import Address, Link
-from flannelpy.linux.routes import RouteAnswer
+from flannelpy.host.external_interface import find
+from flannelpy.host.external_interface_monitor import ADDRESS_PATIENCE, Watch
+from flannelpy.rtnetlink.links import Address, Link
+from flannelpy.rtnetlink.routes import RouteAnswer
 
 OURS, VIP, THEIRS = "172.17.8.101", "172.17.8.200", "172.17.8.102"
 BR0, OVERLAY = Link(8, "br0", 1500, "bridge"), Link(9, "flannel0", 1472, "tun", alias="flannelpy /run/subnet.env")
@@ -262,7 +262,7 @@ def test_the_time_goes_on_while_one_other_address_follows_another() -> None:
 
 
 def test_an_interface_that_was_created_again_is_the_same(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="flannelpy.linux.interface_watch")
+    caplog.set_level(logging.INFO, logger="flannelpy.host.external_interface_monitor")
     watched = Watched(*NAMED)
     deleted(watched)
     assert watched.look(3600) == GONE
@@ -282,7 +282,7 @@ def test_while_the_address_stands_nothing_else_counts(caplog: pytest.LogCaptureF
 
 
 def test_a_link_that_is_down_is_not_ready_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="flannelpy.linux.interface_watch")
+    caplog.set_level(logging.INFO, logger="flannelpy.host.external_interface_monitor")
     watched = Watched()
     for change, trouble in (
         (replace(ETH1, is_up=False, in_use=False), "eth1 is down"),
@@ -334,7 +334,7 @@ def test_an_address_on_lo_is_watched_where_it_is() -> None:
 def test_the_interface_by_which_packets_leave_is_watched_too(
     flags: Sequence[str], links: Sequence[Link], place: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="flannelpy.linux.interface_watch")
+    caplog.set_level(logging.INFO, logger="flannelpy.host.external_interface_monitor")
     watched = OnLo(*flags)
     before = watched.machine.listed
     watched.machine.listed = list(links)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from flannelpy import firewall_rules
 from flannelpy.errors import HostError
 from flannelpy.linux import command as command_module
 from flannelpy.linux import iptables
-from flannelpy.linux.ruleset import Listing
+from flannelpy.netfilter import network_rules
+from flannelpy.netfilter.ruleset import Listing
 
 TABLE = "*nat\n:POSTROUTING ACCEPT [0:0]\n:FLANNEL - [0:0]\n-A FLANNEL -j RETURN\nCOMMIT\n# Completed\n"
 Command = Callable[[str, str], None]
@@ -34,7 +34,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
 
 
 def listing() -> Listing:
-    return firewall_rules.listing("nat", [], [])
+    return network_rules.listing("nat", [], [])
 
 
 def saved() -> Listing:

@@ -13,8 +13,8 @@ from fakes_netlink import FLANNEL1, FakeNetlink
 from flannelpy.backend import kernel_entries
 from flannelpy.backend.kernel_entries import EntryReconciler
 from flannelpy.errors import HostError
-from flannelpy.linux.entries import Entry, Forward, Gateway, Identity, Neighbour, Unit
-from flannelpy.linux.netlink import Netlink
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.rtnetlink.entries import Entry, Forward, Gateway, Identity, Neighbour, Unit
 
 
 def unit(number: int, host: int = 102, mac: int | None = None) -> Unit:

@@ -7,10 +7,10 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
+from flannelpy.addressing.surroundings import Surroundings, surroundings
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_filter import Cause, Decisions, LeaseFilter
 from flannelpy.subnet.lease_table import Added, Gone
-from flannelpy.subnet.surroundings import Surroundings, surroundings
 
 NETWORK = IPv4Network("10.0.0.0/8")
 OWN = IPv4Network("10.7.1.0/24")

@@ -9,16 +9,16 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.addressing.surroundings import NO_SURROUNDINGS, Surroundings
 from flannelpy.backend import lease_gate
 from flannelpy.backend.lease_gate import LeaseGate
 from flannelpy.backend.underlay import Underlay
 from flannelpy.errors import HostError
-from flannelpy.linux.interface import ExternalInterface
-from flannelpy.linux.netlink import Netlink
+from flannelpy.linux.netlink.client import Netlink
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_filter import LeaseFilter
 from flannelpy.subnet.lease_table import Added, Gone, LeaseEvent
-from flannelpy.subnet.surroundings import NO_SURROUNDINGS, Surroundings
 
 NETWORK, OUR_IP = IPv4Network("11.0.0.0/8"), IPv4Address("172.17.8.101")
 OWN = Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(OUR_IP), 86400, 1, 1)

@@ -7,8 +7,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from flannelpy.linux import links
-from flannelpy.linux.rtnetlink import NLA_F_NESTED, RTM_GETADDR, RTM_GETLINK, Message, attribute
+from flannelpy.rtnetlink import links
+from flannelpy.rtnetlink.messages import NLA_F_NESTED, RTM_GETADDR, RTM_GETLINK, Message, attribute
 
 PERMANENT, DEPRECATED = 0x80, 0x20
 

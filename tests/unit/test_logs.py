@@ -18,7 +18,7 @@ import pytest
 from flannelpy import logs
 from flannelpy.backend.lease_log import LeaseLog
 from flannelpy.errors import HostError
-from flannelpy.subnet.retry import Complaint
+from flannelpy.logs import FailureLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,10 +144,10 @@ def test_of_what_others_cause_without_end_some_is_logged_and_the_rest_counted(ca
 
 
 def test_of_what_alternates_little_is_logged(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
-    complaint = Complaint("Watch subnets")
+    failures = FailureLog(logging.getLogger("flannelpy"), "Watch subnets")
     for number in range(6000):
         clock[0] = number / 10
-        complaint.about(HostError("one" if number % 2 else "another"))
+        failures.failed(HostError("one" if number % 2 else "another"))
     assert caplog.messages[:2] == ["Watch subnets: another", "Watch subnets: one"]
     assert len(caplog.messages) <= logs.LogLimit.BURST + 600 // 120
     assert caplog.messages[-1].startswith("Watch subnets: ")

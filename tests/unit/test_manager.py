@@ -20,17 +20,17 @@ from fakes import HISTORY_LENGTH, FakeRegistry
 from fakes_clock import BOOT, LoopClock, run
 
 from flannelpy import cli
+from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.addressing.surroundings import Surroundings, surroundings
 from flannelpy.backend import base as backends
 from flannelpy.errors import ConfigError, HostError, KeyExists, LeaseLost, RegistryUnavailable
-from flannelpy.linux.interface import ExternalInterface
+from flannelpy.leasing.manager import CONFIG_SECONDS, MAX_GRACE_SECONDS, QUIET_SECONDS, SubnetManager
+from flannelpy.leasing.retry import FIRST_PAUSE, LONGEST_PAUSE
 from flannelpy.registry.base import Changes, Entry, Snapshot, all_names
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_policy import CLAIM_SECONDS, Holder, Terms
 from flannelpy.subnet.lease_table import Added, LeaseEvent
-from flannelpy.subnet.manager import CONFIG_SECONDS, MAX_GRACE_SECONDS, QUIET_SECONDS, SubnetManager
-from flannelpy.subnet.renewal import CLAIM_SECONDS, Holder, Terms
-from flannelpy.subnet.retry import FIRST_PAUSE, LONGEST_PAUSE
-from flannelpy.subnet.surroundings import Surroundings, surroundings
 
 LEASE_TTL, RENEW_MARGIN = Terms()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flannelpy.linux.marks import device_alias, is_device_alias
+from flannelpy.marks import device_alias, is_device_alias
 
 
 def test_the_alias_of_a_device_names_the_subnet_file() -> None:

@@ -13,26 +13,27 @@ from typing import Any, ClassVar, Self
 import pytest
 from fakes import FakeRegistry
 
-from flannelpy import cli, network, parts
-from flannelpy.backend import guard
-from flannelpy.backend.removal import Keep, Scope
+from flannelpy import cli, network
+from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.addressing.surroundings import NO_SURROUNDINGS, Surroundings
+from flannelpy.backend import repair_loop
+from flannelpy.backend.leftovers import Keep, Scope
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import AlreadyRuns, ConfigError, HostError, LeaseLost, RegistryUnavailable
-from flannelpy.host import Host
-from flannelpy.linux.entries import Prohibition
+from flannelpy.host.resources import Host
+from flannelpy.leasing import subnet_file
+from flannelpy.leasing.manager import SubnetManager
 from flannelpy.linux.instance_lock import InstanceLock, Run, lock_path
-from flannelpy.linux.interface import ExternalInterface
-from flannelpy.linux.marks import device_alias
-from flannelpy.linux.netlink import Address, Link, Netlink
-from flannelpy.linux.routes import KernelRoute, RouteFilter
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.marks import device_alias
 from flannelpy.network import Network
-from flannelpy.subnet import env_file
+from flannelpy.rtnetlink.entries import Prohibition
+from flannelpy.rtnetlink.links import Address, Link
+from flannelpy.rtnetlink.routes import KernelRoute, RouteFilter
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_policy import Holder
 from flannelpy.subnet.lease_table import Added, Gone, LeaseEvent
-from flannelpy.subnet.manager import SubnetManager
-from flannelpy.subnet.renewal import Holder
-from flannelpy.subnet.surroundings import NO_SURROUNDINGS, Surroundings
 
 PUBLIC_IP = IPv4Address("172.17.8.101")
 EXTERNAL = ExternalInterface("eth1", PUBLIC_IP, 1500)
@@ -202,10 +203,10 @@ class World:
         monkeypatch.setattr(network, "Netlink", FakeNetlink)
         monkeypatch.setattr(network, "Underlay", FakeUnderlay)
         monkeypatch.setattr(network.backends, "create", create)  # type: ignore[attr-defined]
-        monkeypatch.setattr(guard, "Netlink", FakeNetlink)
-        monkeypatch.setattr(guard, "changes", changes)
-        monkeypatch.setattr(guard, "_PAUSE_SECONDS", 0.001)
-        monkeypatch.setattr(parts, "registry", lambda *_: self.store)
+        monkeypatch.setattr(repair_loop, "Netlink", FakeNetlink)
+        monkeypatch.setattr(repair_loop, "changes", changes)
+        monkeypatch.setattr(repair_loop, "_PAUSE_SECONDS", 0.001)
+        monkeypatch.setattr(network, "connect", lambda *_: self.store)
         options = cli.parse([f"-subnet-file={self.file}", "-host-id=host-1", *flags])
         self.network = Network("", options, self.host, lambda: self.statuses.append(self.network.status()))
 
@@ -586,7 +587,7 @@ def test_a_subnet_file_that_cannot_be_removed_is_said(
     def remove(_: Path) -> None:
         raise HostError("the disk is read-only")
 
-    monkeypatch.setattr(env_file, "remove", remove)
+    monkeypatch.setattr(subnet_file, "remove", remove)
     play(world, scenario)
     assert "the disk is read-only" in caplog.messages
 

@@ -12,15 +12,14 @@ import pytest
 from fakes import FakeRegistry
 from fakes_clock import LoopClock, run
 
+from flannelpy.addressing.surroundings import Surroundings
 from flannelpy.errors import HostError, LeaseLost
-from flannelpy.options import is_host_id
+from flannelpy.leasing.manager import SubnetManager
+from flannelpy.leasing.retry import LONGEST_PAUSE
 from flannelpy.registry.base import Entry
 from flannelpy.subnet.config import NetworkConfig, parse
-from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.manager import SubnetManager
-from flannelpy.subnet.renewal import CLAIM_SECONDS, Holder
-from flannelpy.subnet.retry import LONGEST_PAUSE
-from flannelpy.subnet.surroundings import Surroundings
+from flannelpy.subnet.lease import Lease, LeaseAttrs, is_host_id
+from flannelpy.subnet.lease_policy import CLAIM_SECONDS, Holder
 
 FORMER, NEW, OTHER = (IPv4Address(f"172.17.8.{number}") for number in (101, 151, 102))
 SUBNET, NAME = IPv4Network("11.0.59.0/24"), "11.0.59.0-24"

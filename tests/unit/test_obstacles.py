@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from flannelpy import obstacles
-from flannelpy.linux import nft_listing
-from flannelpy.linux.iptables_listing import Tables
-from flannelpy.obstacles import Obstacle, Search, Traffic
+from flannelpy.netfilter import nft_listing, obstacles
+from flannelpy.netfilter.iptables_listing import Tables
+from flannelpy.netfilter.obstacles import Obstacle, Search, Traffic
 
 ACCEPTING = "FLANNEL-A-11.0.0.0/16"
 UDP = Traffic(

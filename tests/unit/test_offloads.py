@@ -6,7 +6,7 @@ import oracle
 import pytest
 from packets import checksum
 
-from flannelpy.backend.udp.offloads import ALL, INTERPRETED, Offload, choose, parse, probe
+from flannelpy.datapath.offloads import ALL, INTERPRETED, Offload, choose, parse, probe
 from flannelpy.errors import UsageError
 
 GOOD_KERNEL = "6.1.0-18-amd64"

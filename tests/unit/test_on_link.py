@@ -13,8 +13,8 @@ from fakes_netlink import ETH1, NO_ROUTE, FakeNetlink
 from flannelpy.backend import on_link
 from flannelpy.backend.on_link import OnLink
 from flannelpy.errors import HostError
-from flannelpy.linux.netlink import Link
-from flannelpy.linux.routes import RouteAnswer
+from flannelpy.rtnetlink.links import Link
+from flannelpy.rtnetlink.routes import RouteAnswer
 
 LINK = Link(ETH1, "eth1", 1500)
 GATEWAY = IPv4Address("172.17.8.1")

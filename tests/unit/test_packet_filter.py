@@ -9,8 +9,8 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannelpy.linux.iptables_listing import Tables
-from flannelpy.linux.packet_filter import Addresses, Drop, Packets, Walk
+from flannelpy.netfilter.iptables_listing import Tables
+from flannelpy.netfilter.packet_filter import Addresses, Drop, Packets, Walk
 
 NETWORK, SUBNET = IPv4Network("11.0.0.0/16"), IPv4Network("11.0.13.0/24")
 PACKETS = Packets(Addresses(NETWORK, outside=SUBNET), Addresses(SUBNET), ("flannel0",), ("docker0",))

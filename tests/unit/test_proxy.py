@@ -27,9 +27,9 @@ from packets import (
 )
 
 from flannelpy.backend.udp import proxy
-from flannelpy.backend.udp.engine import Engine, Plan, Train
 from flannelpy.backend.udp.proxy import Proxy
-from flannelpy.backend.udp.routes import NextHop, Routes
+from flannelpy.datapath.engine import Engine, Plan, Train
+from flannelpy.datapath.routes import NextHop, Routes
 from flannelpy.errors import HostError
 from flannelpy.linux import packet_loop
 from flannelpy.linux.tun import Tun

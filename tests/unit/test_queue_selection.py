@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from flannelpy.linux.queue_selection import (
+from flannelpy.datapath.queue_selection import (
     MAX_ASSIGNED,
     MAX_SENDERS,
     ONE_IN,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flannelpy.linux.ready_file import ReadyFile
+from flannelpy.host.ready_file import ReadyFile
 
 
 def test_it_is_there_while_we_are_ready(tmp_path: Path) -> None:

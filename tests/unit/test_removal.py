@@ -11,11 +11,11 @@ import pytest
 from fakes_machine import FakeMachine, direct
 from fakes_netlink import ETH1
 
-from flannelpy.backend.removal import Keep, Scope, marked, unmarked_leftovers, withdraw
+from flannelpy.backend.leftovers import Keep, Scope, marked, unmarked_leftovers, withdraw
 from flannelpy.errors import HostError
-from flannelpy.linux.entries import Gateway, Prohibition
-from flannelpy.linux.marks import ROUTE_PROTOCOL
-from flannelpy.linux.netlink import Address, Link
+from flannelpy.marks import ROUTE_PROTOCOL
+from flannelpy.rtnetlink.entries import Gateway, Prohibition
+from flannelpy.rtnetlink.links import Address, Link
 
 NETWORK, OLD, FOREIGN = (IPv4Network(f"11.{number}.0.0/16") for number in (1, 2, 9))
 ALIAS, FOREIGN_ALIAS = "flannelpy /run/flannel/subnet.env", "flannelpy /run/other/subnet.env"

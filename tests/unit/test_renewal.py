@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from flannelpy.errors import HistoryGone, RegistryUnavailable
-from flannelpy.subnet import renewal
+from flannelpy.subnet import lease_policy
 from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, Overlapping, OwnEvent
-from flannelpy.subnet.renewal import (
+from flannelpy.subnet.lease_policy import (
     Action,
     Happening,
     Holder,
@@ -22,6 +21,7 @@ from flannelpy.subnet.renewal import (
     renewal_lead,
     retry_delay,
 )
+from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, Overlapping, OwnEvent
 
 CREATED = 3
 SUBNET = IPv4Network("11.0.59.0/24")
@@ -64,7 +64,7 @@ def test_each_row(happening: Happening, leased: Action, reserved: Action) -> Non
 
 def test_the_rows_are_all_there_are_and_the_documented_ones() -> None:
     assert [row[0] for row in ROWS] == list(Happening)
-    documented = [" ".join(line.split()) for line in (renewal.__doc__ or "").splitlines()]
+    documented = [" ".join(line.split()) for line in (lease_policy.__doc__ or "").splitlines()]
     rows = [f"{happening.value} {leased.value} {reserved.value}" for happening, leased, reserved in ROWS]
     assert [line for line in documented if line in rows] == rows
     architecture = (Path(__file__).parents[2] / "docs/architecture.md").read_text()

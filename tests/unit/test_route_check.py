@@ -13,11 +13,11 @@ from fakes_netlink import ETH1, FLANNEL1, FakeNetlink
 
 from flannelpy.backend.route_check import RouteCheck, Way
 from flannelpy.errors import HostError
-from flannelpy.linux import entries, routes
-from flannelpy.linux.entries import Gateway
-from flannelpy.linux.netlink import Address
-from flannelpy.linux.routes import RouteAnswer
-from flannelpy.linux.rules import PolicyRule
+from flannelpy.rtnetlink import entries, routes
+from flannelpy.rtnetlink.entries import Gateway
+from flannelpy.rtnetlink.links import Address
+from flannelpy.rtnetlink.routes import RouteAnswer
+from flannelpy.rtnetlink.rules import PolicyRule
 
 NETWORK = IPv4Network("11.0.0.0/16")
 OWN = IPv4Network("11.0.48.0/24")

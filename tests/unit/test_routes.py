@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from flannelpy.backend.udp.routes import NextHop, Routes
+from flannelpy.datapath.routes import NextHop, Routes
 
 A, B, C = (NextHop(f"172.17.8.{n}", 8285) for n in (101, 102, 103))
 

@@ -15,12 +15,12 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from flannelpy.linux import entries, links, routes, rtnetlink
-from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour, Route
-from flannelpy.linux.links import Address, Link, Vxlan
-from flannelpy.linux.netlink import Netlink
-from flannelpy.linux.routes import RouteAnswer, RouteFilter, RouteQuery
-from flannelpy.linux.rtnetlink import Message
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.rtnetlink import entries, links, messages, routes
+from flannelpy.rtnetlink.entries import Entry, Forward, Gateway, Neighbour, Route
+from flannelpy.rtnetlink.links import Address, Link, Vxlan
+from flannelpy.rtnetlink.messages import Message, decode, encode
+from flannelpy.rtnetlink.routes import RouteAnswer, RouteFilter, RouteQuery
 
 MAC = "2e:40:72:2d:6b:e3"
 HOST = IPv4Address("172.17.8.102")
@@ -36,8 +36,8 @@ ENTRIES = [
 
 def understood(message: Message) -> Any:
     """As pyroute2 reads it."""
-    data = rtnetlink.encode(message, 42)
-    theirs = (rtmsg if message.message_type < rtnetlink.RTM_NEWNEIGH else ndmsg)(data)
+    data = encode(message, 42)
+    theirs = (rtmsg if message.message_type < messages.RTM_NEWNEIGH else ndmsg)(data)
     theirs.decode()
     assert theirs["header"]["length"] == len(data)
     assert theirs["header"]["sequence_number"] == 42
@@ -53,13 +53,13 @@ def written(kind: Any, message_type: int, fields: dict[str, int], **attrs: objec
     theirs["attrs"] = list(attrs.items())
     theirs["header"]["type"], theirs["header"]["flags"] = message_type, 0
     theirs.encode()
-    [(_, message)] = rtnetlink.decode(bytes(theirs.data))
+    [(_, message)] = decode(bytes(theirs.data))
     return message
 
 
 def route(**attrs: object) -> Message:
     fields = {"family": 2, "dst_len": 24, "table": 254, "proto": 3, "type": 1}
-    return written(rtmsg, rtnetlink.RTM_NEWROUTE, fields, **{"RTA_DST": "11.0.49.0", **attrs})
+    return written(rtmsg, messages.RTM_NEWROUTE, fields, **{"RTA_DST": "11.0.49.0", **attrs})
 
 
 def removal(entry: Entry) -> Message:
@@ -237,24 +237,24 @@ def test_what_is_no_entry_of_ours(family: int, fields: dict[str, int], attrs: di
 
 def test_several_messages_come_as_one() -> None:
     messages = [Message(28, b"abc", 5), Message(24, b"", 1), Message(29, b"abcd", 0)]
-    data = b"".join(rtnetlink.encode(message, number) for number, message in enumerate(messages))
-    assert list(rtnetlink.decode(data)) == list(enumerate(messages))
+    data = b"".join(encode(message, number) for number, message in enumerate(messages))
+    assert list(decode(data)) == list(enumerate(messages))
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"", bytes(15), bytes(64), rtnetlink.encode(Message(24, b"abcd"), 1)[:-1], b"\xff" * 64],
+    [b"", bytes(15), bytes(64), encode(Message(24, b"abcd"), 1)[:-1], b"\xff" * 64],
     ids=["nothing", "short", "no length", "cut off", "too long"],
 )
 def test_what_is_cut_off_or_lies_about_its_length_ends(data: bytes) -> None:
-    assert list(rtnetlink.decode(data)) == []
+    assert list(decode(data)) == []
 
 
 def test_attributes_that_lie_about_their_length_end() -> None:
-    good = rtnetlink.attribute(1, b"abc") + rtnetlink.attribute(2, b"de")
-    assert rtnetlink.attributes(b"head" + good, 4) == {1: b"abc", 2: b"de"}
-    assert rtnetlink.attributes(b"head" + good + bytes(4), 4) == {1: b"abc", 2: b"de"}
-    assert rtnetlink.attributes(b"head" + good + b"\x01", 4) == {1: b"abc", 2: b"de"}
+    good = messages.attribute(1, b"abc") + messages.attribute(2, b"de")
+    assert messages.attributes(b"head" + good, 4) == {1: b"abc", 2: b"de"}
+    assert messages.attributes(b"head" + good + bytes(4), 4) == {1: b"abc", 2: b"de"}
+    assert messages.attributes(b"head" + good + b"\x01", 4) == {1: b"abc", 2: b"de"}
 
 
 async def listed() -> tuple[list[Link], list[Link | None], list[Address]]:

@@ -10,7 +10,7 @@ from fakes_iptables import FakeTables
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannelpy.linux.ruleset import Chain, Fault, Jump, Listing, Place, Repair
+from flannelpy.netfilter.ruleset import Chain, Fault, Jump, Listing, Place, Repair
 
 NAME = "FLANNEL-M-11.0.0.0/16"
 OTHER = "FLANNEL-M-11.7.0.0/16"

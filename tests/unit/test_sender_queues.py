@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flannelpy.backend.udp.routes import NextHop, Routes
 from flannelpy.backend.udp.sender_queues import SenderQueues
+from flannelpy.datapath.routes import NextHop, Routes
 from flannelpy.linux.udp_socket import UdpSocket
 
 if TYPE_CHECKING:

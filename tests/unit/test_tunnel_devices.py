@@ -12,14 +12,14 @@ import pytest
 from fakes_machine import FakeMachine, direct
 from fakes_netlink import ETH1, EXTERNAL
 
-from flannelpy.backend.tunnel import Tunnel
+from flannelpy.backend.device_config import Tunnel
 from flannelpy.backend.udp import device as tun_device
 from flannelpy.backend.vxlan.device import Device as VxlanDevice
-from flannelpy.backend.vxlan.settings import Settings
+from flannelpy.datapath.vxlan_settings import Settings
 from flannelpy.errors import HostError
-from flannelpy.linux.entries import Gateway
-from flannelpy.linux.marks import ROUTE_PROTOCOL
-from flannelpy.linux.netlink import Address, Link, Vxlan
+from flannelpy.marks import ROUTE_PROTOCOL
+from flannelpy.rtnetlink.entries import Gateway
+from flannelpy.rtnetlink.links import Address, Link, Vxlan
 
 NETWORK, OTHER = IPv4Network("11.0.0.0/16"), IPv4Network("11.1.0.0/16")
 TUNNEL = Tunnel(NETWORK, IPv4Address("11.0.59.0"), 1450, 1000)

@@ -16,26 +16,27 @@ import pytest
 from fakes_netlink import NO_ROUTE, FakeNetlink
 
 from flannelpy import cli
+from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend import base as backends
 from flannelpy.backend.alloc import AllocBackend
-from flannelpy.backend.base import Datagrams
-from flannelpy.backend.tunnel import Tunnel
+from flannelpy.backend.device_config import Tunnel
 from flannelpy.backend.udp import backend as udp_backend
 from flannelpy.backend.udp.backend import UdpBackend
-from flannelpy.backend.udp.engine import Engine
-from flannelpy.backend.udp.offloads import ALL
 from flannelpy.backend.udp.sender_queues import SenderQueues
+from flannelpy.datapath.engine import Engine
+from flannelpy.datapath.offloads import ALL
+from flannelpy.datapath.source_check import SourceCheck
+from flannelpy.datapath.traffic import Datagrams
 from flannelpy.errors import ConfigError, HostError
 from flannelpy.linux import packet_loop
-from flannelpy.linux.interface import ExternalInterface
-from flannelpy.linux.netlink import Link, Netlink
+from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import Tun
-from flannelpy.options import SourceCheck
 from flannelpy.packet.drops import DropReason
+from flannelpy.rtnetlink.links import Link
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_policy import Holder
 from flannelpy.subnet.lease_table import Added, Gone
-from flannelpy.subnet.renewal import Holder
 
 EXTERNAL = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 1500)
 SUBNET = IPv4Network("11.0.101.0/24")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from flannelpy.datapath.queue_selection import MAX_ASSIGNED, MAX_SENDERS
 from flannelpy.errors import HostError
-from flannelpy.linux.queue_selection import MAX_ASSIGNED, MAX_SENDERS
 from flannelpy.linux.udp_socket import UdpQueue, UdpSocket
 from flannelpy.packet.drops import DropReason
 

@@ -14,9 +14,9 @@ from fakes_netlink import ETH1, EXTERNAL, NO_ROUTE
 from flannelpy.backend import underlay
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import ConfigError
-from flannelpy.linux.entries import Gateway
-from flannelpy.linux.netlink import Address, Link
-from flannelpy.linux.routes import LOCAL, RouteAnswer
+from flannelpy.rtnetlink.entries import Gateway
+from flannelpy.rtnetlink.links import Address, Link
+from flannelpy.rtnetlink.routes import LOCAL, RouteAnswer
 
 ALIAS, FOREIGN_ALIAS = "flannelpy /run/flannel/subnet.env", "flannelpy /run/other/subnet.env"
 ETCD = IPv4Address("172.20.0.5")

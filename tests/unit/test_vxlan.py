@@ -12,19 +12,20 @@ import pytest
 from fakes_netlink import ETH1, EXTERNAL, FLANNEL1, FakeNetlink, no_changes
 
 from flannelpy.backend import kernel_entries, on_link
-from flannelpy.backend.base import Datagrams
 from flannelpy.backend.vxlan import backend as vxlan_backend
-from flannelpy.backend.vxlan import settings, vtep
 from flannelpy.backend.vxlan.backend import VxlanBackend
 from flannelpy.backend.vxlan.device import Device
-from flannelpy.backend.vxlan.settings import Settings
+from flannelpy.datapath import vtep, vxlan_settings
+from flannelpy.datapath.traffic import Datagrams
+from flannelpy.datapath.vxlan_settings import Settings
 from flannelpy.errors import ConfigError, HostError
-from flannelpy.linux.entries import Entry, Forward, Gateway, Neighbour
-from flannelpy.linux.netlink import Address, Netlink
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.rtnetlink.entries import Entry, Forward, Gateway, Neighbour
+from flannelpy.rtnetlink.links import Address
 from flannelpy.subnet import config
 from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_policy import Holder
 from flannelpy.subnet.lease_table import Added, Gone
-from flannelpy.subnet.renewal import Holder
 
 US = Holder(EXTERNAL.address, "host1")
 ALIAS = "flannelpy /run/flannel/subnet.env"
@@ -66,7 +67,7 @@ SWAPPED_WITHOUT_PORT = (
     ],
 )
 def test_settings(options: dict[str, object], expected: Settings) -> None:
-    assert settings.parse(options, 1500) == expected
+    assert vxlan_settings.parse(options, 1500) == expected
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_settings(options: dict[str, object], expected: Settings) -> None:
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        settings.parse(options, 1500)
+        vxlan_settings.parse(options, 1500)
     assert str(caught.value) == message
 
 

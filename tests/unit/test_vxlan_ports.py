@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 from fakes_machine import FakeMachine
 
-from flannelpy.backend.vxlan import conflict, port_probe, settings
+from flannelpy.backend.vxlan import conflict, port_probe
 from flannelpy.backend.vxlan.port_probe import PortProbe, config_with
+from flannelpy.datapath import vxlan_settings
 from flannelpy.linux import port_owner, udp_probe
-from flannelpy.linux.netlink import Link, Taken, Vxlan
+from flannelpy.linux.netlink.client import Taken
 from flannelpy.linux.udp_probe import PortState, probe
+from flannelpy.rtnetlink.links import Link, Vxlan
 from flannelpy.subnet import config
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 
@@ -38,7 +40,7 @@ class World:
         parsed = config.parse(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": "vxlan", **backend}}))
         self.ports: dict[tuple[str, int], PortState] = {}
         self.asked: list[tuple[str, int]] = []
-        self.probe = PortProbe(OURS, settings.parse(parsed.backend.options, 1500), parsed, self._ask)
+        self.probe = PortProbe(OURS, vxlan_settings.parse(parsed.backend.options, 1500), parsed, self._ask)
 
     async def _ask(self, source: IPv4Address, target: IPv4Address, port: int) -> PortState:
         assert source == OURS

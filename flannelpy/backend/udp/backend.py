@@ -13,32 +13,33 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import IPv4Network
 
-from flannelpy.backend.base import Datagrams, Forwarding
+from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.backend.device_config import Tunnel
 from flannelpy.backend.lease_log import LeaseLog
 from flannelpy.backend.route_check import RouteCheck, Way
-from flannelpy.backend.settings import inner_mtu
-from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.udp.device import Device
-from flannelpy.backend.udp.engine import Engine
-from flannelpy.backend.udp.offloads import Offload, choose, probe
 from flannelpy.backend.udp.proxy import Proxy
-from flannelpy.backend.udp.routes import NextHop, Routes
 from flannelpy.backend.udp.sender_queues import SenderQueues
 from flannelpy.backend.underlay import Routed
+from flannelpy.datapath.engine import Engine
+from flannelpy.datapath.offloads import Offload, choose, probe
+from flannelpy.datapath.routes import NextHop, Routes
+from flannelpy.datapath.settings import inner_mtu
+from flannelpy.datapath.source_check import SourceCheck
+from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.errors import ConfigError
-from flannelpy.linux.interface import ExternalInterface
-from flannelpy.linux.marks import device_alias
-from flannelpy.linux.netlink import Netlink
+from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import check_access
 from flannelpy.linux.udp_socket import UdpSocket
-from flannelpy.options import Options, SourceCheck
+from flannelpy.marks import device_alias
+from flannelpy.options import Options
 from flannelpy.packet import form
 from flannelpy.packet.drops import DropReason
 from flannelpy.subnet import go_json
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_policy import Holder
 from flannelpy.subnet.lease_table import Added, LeaseEvent
-from flannelpy.subnet.renewal import Holder
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,12 @@ Counterpart: the device half of backend/udp/udp.go, which never looks again.
 
 from __future__ import annotations
 
-from flannelpy.backend.removal import log_lost_routes
-from flannelpy.backend.tunnel import Tunnel
+from flannelpy.backend.device_config import Tunnel
+from flannelpy.backend.leftovers import log_lost_routes
 from flannelpy.errors import HostError
-from flannelpy.linux.netlink import Link, Netlink
+from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import Tun
+from flannelpy.rtnetlink.links import Link
 
 
 class Device:

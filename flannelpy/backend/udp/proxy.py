@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 
-from flannelpy.backend.udp.engine import BATCH_BYTES, BATCH_PACKETS, MAX_PACKET, Engine, Plan, Run, Train
+from flannelpy.datapath.engine import BATCH_BYTES, BATCH_PACKETS, MAX_PACKET, Engine, Plan, Run, Train
 from flannelpy.errors import HostError
 from flannelpy.linux.packet_loop import PacketLoop
 from flannelpy.linux.tun import Tun

@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from flannelpy.backend.udp.routes import Routes
-from flannelpy.linux.queue_selection import OTHERS
+from flannelpy.datapath.queue_selection import OTHERS
+from flannelpy.datapath.routes import Routes
 from flannelpy.linux.udp_socket import UdpSocket
 
 # The program is built again for each change, but takes no more than a tenth of the time, however many changes follow

@@ -13,28 +13,29 @@ from collections.abc import Coroutine, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
-from flannelpy.backend.base import Datagrams, Forwarding
-from flannelpy.backend.chunks import in_chunks
+from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.backend.device_config import Tunnel
 from flannelpy.backend.host_gw import check_routes
 from flannelpy.backend.kernel_entries import EntryReconciler
 from flannelpy.backend.lease_log import LeaseLog
 from flannelpy.backend.on_link import OnLink
 from flannelpy.backend.route_check import RouteCheck
-from flannelpy.backend.tasks import run_together
-from flannelpy.backend.tunnel import Tunnel
 from flannelpy.backend.underlay import Routed
-from flannelpy.backend.vxlan import settings, vtep
 from flannelpy.backend.vxlan.device import Device
 from flannelpy.backend.vxlan.port_probe import PortProbe
-from flannelpy.linux.entries import Forward, Gateway, Neighbour, Unit
-from flannelpy.linux.interface import ExternalInterface
-from flannelpy.linux.marks import device_alias
-from flannelpy.linux.netlink import Link, Netlink
+from flannelpy.chunks import in_chunks
+from flannelpy.datapath import vtep, vxlan_settings
+from flannelpy.datapath.traffic import Datagrams, Forwarding
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.marks import device_alias
 from flannelpy.options import Options
+from flannelpy.rtnetlink.entries import Forward, Gateway, Neighbour, Unit
+from flannelpy.rtnetlink.links import Link
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_policy import Holder
 from flannelpy.subnet.lease_table import Added, LeaseEvent
-from flannelpy.subnet.renewal import Holder
+from flannelpy.tasks import run_together
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class VxlanBackend:
         """``alias`` marks the device as ours.  Raises ConfigError."""
         self._alias = alias
         self._network = config.network
-        self._settings = settings.parse(config.backend.options, external.mtu)
+        self._settings = vxlan_settings.parse(config.backend.options, external.mtu)
         self._external = external
         self._port_probe = PortProbe(external.address, self._settings, config)
         self._lease_log = LeaseLog(log)

@@ -8,15 +8,16 @@ from __future__ import annotations
 import logging
 from ipaddress import IPv4Interface
 
-from flannelpy.backend.removal import log_lost_routes
-from flannelpy.backend.tunnel import Tunnel
+from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.backend.device_config import Tunnel
+from flannelpy.backend.leftovers import log_lost_routes
 from flannelpy.backend.vxlan import conflict
-from flannelpy.backend.vxlan.settings import Settings
+from flannelpy.datapath.vxlan_settings import Settings
 from flannelpy.errors import HostError
-from flannelpy.linux.interface import ExternalInterface
-from flannelpy.linux.marks import is_device_alias
-from flannelpy.linux.netlink import Link, Netlink, Taken, Vxlan
+from flannelpy.linux.netlink.client import Netlink, Taken
 from flannelpy.linux.own_devices import addresses_by_index, is_of_earlier_version
+from flannelpy.marks import is_device_alias
+from flannelpy.rtnetlink.links import Link, Vxlan
 
 log = logging.getLogger(__name__)
 

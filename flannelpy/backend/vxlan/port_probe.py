@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import Never
 
-from flannelpy.backend.vxlan.settings import Settings
+from flannelpy.datapath.vxlan_settings import Settings
 from flannelpy.linux.udp_probe import PortState, probe
 from flannelpy.logs import LogLimit
 from flannelpy.subnet import go_json

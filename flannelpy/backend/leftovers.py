@@ -1,0 +1,147 @@
+"""The one removal: it takes away what a subnet file owns in the kernel, and nothing else.
+
+A start uses it for the state of another backend or network, a lost lease and -cleanup for all there is.
+Counterpart: none; flanneld leaves everything behind.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable
+from ipaddress import IPv4Interface, IPv4Network
+from typing import NamedTuple
+
+from flannelpy.backend.foreign_routes import leftovers
+from flannelpy.errors import HostError
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.linux.own_devices import is_marked, own_devices
+from flannelpy.marks import is_device_alias
+from flannelpy.rtnetlink.links import Link
+from flannelpy.rtnetlink.routes import PROTOCOL_BOOT, KernelRoute, RouteFilter
+
+log = logging.getLogger(__name__)
+
+# More routes are logged by their number.
+_LOGGED_SINGLY = 10
+
+
+class Scope(NamedTuple):
+    """What one subnet file owns: devices with its alias, and marked routes and rules inside its networks.
+
+    ``addresses``: those of our leases, by which devices of earlier versions are known.
+    """
+
+    alias: str
+    networks: frozenset[IPv4Network]
+    addresses: frozenset[IPv4Interface]
+
+
+class Keep(NamedTuple):
+    """What a start leaves in place: the rules of its network, its device, and with ``routes`` the network's routes."""
+
+    network: IPv4Network
+    device: str
+    routes: bool
+
+
+async def withdraw(netlink: Netlink, scope: Scope, keep: Keep | None = None) -> list[str]:
+    """Remove what the scope owns, except ``keep``; returns what was removed.  Raises HostError.
+
+    A kept device gets its mark, and loses the addresses and routes of networks that are not kept.
+    """
+    devices = await own_devices(netlink, scope.alias, scope.addresses)
+    _check_unused(devices)
+    routes = [route for route in await netlink.marked_routes() if _is_unwanted(route, scope, keep)]
+    kept = [link for link in devices if keep and link.name == keep.device]
+    links = [link for link in devices if link not in kept]
+    dropped = scope.networks - {keep.network} if keep else scope.networks
+    rules = [rule for rule in await netlink.prohibitions() if dropped & {rule.source, rule.destination}]
+    await netlink.remove_routes(routes)
+    for link in links:
+        await log_lost_routes(netlink, link, scope.networks)
+        await netlink.remove_link(link)
+    await netlink.permit(rules)
+    for link in kept:
+        await _keep(netlink, link, scope, keep)
+    return [*map(route_text, routes), *(f"device {link.name}" for link in links), *map(str, rules)]
+
+
+async def marked(netlink: Netlink) -> list[str]:
+    """What carries the mark of any flannelpy on this host, in words.  Raises HostError."""
+    devices = [f"device {link.name} ({link.alias})" for link in await netlink.links() if is_marked(link)]
+    routes, rules = await netlink.marked_routes(), await netlink.prohibitions()
+    return [*devices, *map(route_text, routes), *map(str, rules)]
+
+
+async def unmarked_leftovers(
+    netlink: Netlink, networks: Collection[IPv4Network], own_subnet: IPv4Network | None = None
+) -> list[str]:
+    """The commands that remove what earlier versions may have left in these networks.  Raises HostError.
+
+    Another program may have added these routes and rules just as well, so they are never removed.  Routes into our own
+    subnet are another program's.
+    """
+    boot = [route async for chunk in netlink.routes_of(RouteFilter(PROTOCOL_BOOT)) for route in chunk]
+    routes = [route for network in sorted(networks) for route in leftovers(boot, network, own_subnet, ())]
+    commands = [f"ip route del {route.text(netlink.name_of)}" for route in routes]
+    rules = [rule for rule in await netlink.unmarked_prohibitions() if {rule.source, rule.destination} & {*networks}]
+    return [*commands, *(f"ip rule del from {rule.source} to {rule.destination} prohibit" for rule in rules)]
+
+
+def route_text(route: KernelRoute) -> str:
+    """The route in words."""
+    return f"route to {route.destination} via {route.gateway}" if route.gateway else f"route to {route.destination}"
+
+
+def _check_unused(devices: Iterable[Link]) -> None:
+    """Raises HostError for an unmarked TUN device that a process has open: then a flanneld runs."""
+    for link in devices:
+        if link.kind == "tun" and link.in_use and not is_device_alias(link.alias):
+            raise HostError(
+                f"another process, such as flanneld, has our device {link.name} open: stop that process first"
+            )
+
+
+def _is_unwanted(route: KernelRoute, scope: Scope, keep: Keep | None) -> bool:
+    if keep and keep.routes and route.destination.subnet_of(keep.network):
+        return False
+    return _is_part(route.destination, scope.networks)
+
+
+async def log_lost_routes(netlink: Netlink, link: Link, networks: Collection[IPv4Network]) -> None:
+    """Log which routes go with our device ``link`` though they lead outside these networks.  Raises HostError."""
+    lost = [
+        route.text(netlink.name_of)
+        async for chunk in netlink.routes_of(RouteFilter(link_index=link.index))
+        for route in chunk
+        if route.link_index == link.index and not _is_part(route.destination, networks)
+    ]
+    if lost:
+        more = f" and {len(lost) - _LOGGED_SINGLY} more" if len(lost) > _LOGGED_SINGLY else ""
+        log.warning(
+            "The removal of device %s removes routes of other programs: %s%s",
+            link.name,
+            ", ".join(lost[:_LOGGED_SINGLY]),
+            more,
+        )
+
+
+async def _keep(netlink: Netlink, link: Link, scope: Scope, keep: Keep | None) -> None:
+    """Mark our device, and remove what it has of networks that are not kept."""
+    if link.alias != scope.alias:
+        await netlink.set_alias(link, scope.alias)
+    kept = [keep.network] if keep else []
+
+    def is_dropped(destination: IPv4Network) -> bool:
+        return _is_part(destination, scope.networks) and not _is_part(destination, kept)
+
+    for one in await netlink.addresses():
+        if one.link_index == link.index and is_dropped(IPv4Network(one.address)):
+            await netlink.remove_address(one)
+    listing = netlink.routes_of(RouteFilter(link_index=link.index))
+    routes = [route async for chunk in listing for route in chunk if route.link_index == link.index]
+    await netlink.remove_routes([route for route in routes if is_dropped(route.destination)])
+
+
+def _is_part(destination: IPv4Network, networks: Iterable[IPv4Network]) -> bool:
+    return any(destination.subnet_of(network) for network in networks)

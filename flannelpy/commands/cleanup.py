@@ -1,0 +1,100 @@
+"""What -cleanup does: removes what an earlier run has left on this host, and with -release gives its lease back.
+
+Whatever is there is removed and said; what is not there is no error, so it may be done twice.
+Counterpart: none; the original leaves all of it behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+
+from flannelpy import logs
+from flannelpy.backend.leftovers import marked, unmarked_leftovers, withdraw
+from flannelpy.errors import FlannelError
+from flannelpy.host import external_endpoint, firewall, ownership
+from flannelpy.leasing import subnet_file
+from flannelpy.linux import identity
+from flannelpy.linux.instance_lock import InstanceLock
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.options import Options
+from flannelpy.registry.base import Registry
+from flannelpy.registry.connect import connect
+from flannelpy.subnet.lease import Lease, format_key, well_formed
+from flannelpy.subnet.lease_policy import Holder
+
+log = logging.getLogger(__name__)
+
+
+def run(options: Options) -> int:
+    """Remove it all; the exit code."""
+    logs.configure(options.verbosity)
+    try:
+        asyncio.run(_clean_up(options))
+    except FlannelError as error:
+        log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+async def _clean_up(options: Options) -> None:
+    names = options.networks or ("",)
+    with ExitStack() as stopped:
+        locks: list[InstanceLock] = []
+        for name in names:  # before anything is removed, since a running daemon would restore it
+            locks.append(InstanceLock(options.subnet_file_of(name)))
+            stopped.callback(locks[-1].close)
+        for name, lock in zip(names, locks, strict=True):
+            await _remove_what_is_of(options.subnet_file_of(name), options.ready_file_of(name), lock)
+    if options.release:
+        _, public_ip = await external_endpoint.choose(options)
+        holder = Holder(public_ip, options.host_id or identity.host_id())
+        for name in names:
+            logs.network.set(name)
+            await _release(connect(options, name), holder)
+
+
+async def _remove_what_is_of(file: Path, ready: Path, lock: InstanceLock) -> None:
+    """Remove what the subnet file owns, by its text and the record of the last run; without either, nothing."""
+    scope = ownership.scope(file, lock.read())
+    async with Netlink() as netlink:
+        removed = await withdraw(netlink, scope) if scope.networks else []
+        unmarked = await unmarked_leftovers(netlink, scope.networks)
+        if not scope.networks:
+            found = [*await marked(netlink), *await firewall.chains()]
+            log.info("Removed nothing: there is neither %s nor a record of its last run", file)
+            for what in found:
+                log.info("Marked by flannelpy: %s", what)
+    for network in sorted(scope.networks):
+        removed += await firewall.remove(network)
+    removed += [str(path) for path in (file, ready) if subnet_file.remove(path)]
+    for what in removed:
+        log.info("Removed %s", what)
+    for command in unmarked:
+        log.warning("Left alone, since another program may have added it; to remove it: %s", command)
+    lock.write(None)
+
+
+async def _release(registry: Registry, holder: Holder) -> None:
+    """Give back what is ours in the store."""
+    try:
+        snapshot = await registry.snapshot()
+        leases = [lease for lease in well_formed(snapshot.entries) if lease.attrs.public_ip == holder.public_ip]
+        if not leases:
+            log.info("There is no lease with our public IP %s", holder.public_ip)
+        for lease in leases:
+            await _release_one(registry, lease, holder)
+    finally:
+        await registry.close()
+
+
+async def _release_one(registry: Registry, lease: Lease, holder: Holder) -> None:
+    if lease.lease_ttl is None:
+        log.warning("Leaving the reservation of %s alone: it is the operator's", lease.subnet)
+    elif lease.attrs.host_id not in ("", holder.host_id):
+        log.warning("Leaving the lease of %s alone: it is another host's (%s)", lease.subnet, lease.attrs.host_id)
+    else:
+        await registry.compare_and_delete(format_key(lease.subnet), lease.version)
+        log.info("Released the lease of %s", lease.subnet)

@@ -1,0 +1,213 @@
+"""Decides what becomes of a batch of packets: batch in, plan out.  Pure: no I/O, no clock, no logging.
+
+The engine owns the buffers that packets are read into, and changes packets where they lie.  A plan refers to them
+there, so it must be carried out before the next batch of its direction is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple, TypeAlias
+
+from flannelpy.datapath.icmp_limit import IcmpLimit
+from flannelpy.datapath.routes import NextHop, Routes
+from flannelpy.datapath.source_check import SourceCheck
+from flannelpy.packet import icmp, vnet_hdr
+from flannelpy.packet.coalesce import Coalescer
+from flannelpy.packet.drops import DropReason
+from flannelpy.packet.segment import Segmenter
+from flannelpy.packet.sort import MAX_SEGMENTS, MAX_SEND, Neighbours, Sorter
+
+MAX_PACKET = 65535
+#: A batch ends with this many packets, or when it has this many bytes: then it still fits into the processor's cache.
+BATCH_PACKETS = 64
+BATCH_BYTES = 65536
+
+# A full batch and the packet that filled it; some room behind it, where a header that lies about its length points to.
+_BUFFER = BATCH_BYTES + MAX_PACKET + 65
+# All segments of a batch, unless its gso_size is absurdly small.
+_SEGMENTS_BUFFER = 1 << 20
+
+
+#: (length, segment_size, sender) of equal datagrams that came as one; the sender as (public IP, port).
+Train: TypeAlias = tuple[int, int, tuple[str, int]]
+
+
+class Run(NamedTuple):
+    """Datagrams for one next hop, all of ``segment_size`` bytes but for the last, which may be shorter."""
+
+    next_hop: NextHop
+    segment_size: int
+    data: memoryview | bytes
+
+
+@dataclass(slots=True)
+class Plan:
+    """What the proxy has to do: send the runs, write the packets (with vnet headers) to the TUN, count the drops."""
+
+    runs: list[Run] = field(default_factory=list)
+    packets: list[tuple[bytes, memoryview | bytes]] = field(default_factory=list)
+    drops: list[DropReason] = field(default_factory=list)
+
+
+class Engine:
+    """The forwarding decisions of the host that leases ``subnet``; its own address there is the first one.
+
+    Packets from the TUN are put into ``tun_buffer``, one behind the other from its start, their vnet headers into
+    ``vnet_hdrs`` likewise; what comes in datagrams into ``udp_buffer``.
+    """
+
+    def __init__(
+        self,
+        subnet: IPv4Network,
+        routes: Routes,
+        *,
+        network: IPv4Network,
+        bound: IPv4Address,
+        port: int,
+        source_check: SourceCheck = SourceCheck.PEER,
+        merge_tcp: bool = True,
+        merge_udp: bool = True,
+    ) -> None:
+        """``bound``: the address of our own socket; ``port``: that from which every host sends.
+
+        ``merge_tcp``, ``merge_udp``: whether the TUN is to get super-packets of that protocol.
+        """
+        own = int(subnet.network_address), int(subnet.netmask)
+        self._address = subnet.network_address.packed
+        self._own_address = own[0]
+        self._routes = routes
+        self._port = port
+        self._anybody = source_check is SourceCheck.OFF
+        self._strict = source_check is SourceCheck.STRICT
+        self._icmp_limit = IcmpLimit()
+        self._broadcasts = {int(network.broadcast_address), int(subnet.broadcast_address)}
+        self._all_zeros = int(network.network_address)
+        #: The last sender, as (address, port), whose datagrams were dropped for UNKNOWN_SENDER or WRONG_SENDER_PORT.
+        self.refused_senders: dict[DropReason, tuple[str, int]] = {}
+        self.tun_buffer = bytearray(_BUFFER)
+        self.vnet_hdrs = bytearray(BATCH_PACKETS * vnet_hdr.SIZE)
+        self.udp_buffer = bytearray(_BUFFER)
+        segments = bytearray(_SEGMENTS_BUFFER)
+        self._tun_view = memoryview(self.tun_buffer)
+        self._udp_view = memoryview(self.udp_buffer)
+        self._segments_view = memoryview(segments)
+        self._sorter = Sorter(self.tun_buffer, self.vnet_hdrs, own, (int(bound), port))
+        self._segmenter = Segmenter(self.tun_buffer, segments)
+        self._coalescer = Coalescer(self.udp_buffer, bytearray(_BUFFER), own, merge_tcp, merge_udp)
+
+    def outbound(self, lengths: list[int], now: float) -> Plan:
+        """What becomes of the packets that were read from the TUN."""
+        plan = Plan()
+        self._sorter.sort(lengths, self._routes.mask)
+        segments_end = 0
+        for neighbours in self._sorter.neighbours:
+            next_hop = self._routes.lookup(neighbours.destination)
+            if next_hop is None:
+                self._refuse_all(plan, neighbours, now)
+            elif neighbours.gso_size:
+                segments_end = self._send_super_packet(plan, next_hop, neighbours, segments_end)
+            else:
+                _, start, end, segment_size, _ = neighbours
+                self._sorter.take_hops(start, end, segment_size)
+                plan.runs.append(Run(next_hop, segment_size, self._tun_view[start:end]))
+        for reason, start, end in self._sorter.refused:
+            self._refuse(plan, reason, start, end, now)
+        return plan
+
+    def inbound(self, trains: Sequence[Train], now: float) -> Plan:
+        """What becomes of the datagrams that were received."""
+        coalescer = self._coalescer
+        coalescer.begin()
+        plan = Plan()
+        start = 0
+        for length, segment_size, sender in trains:
+            subnets = self._routes.by_public_ip.get(sender[0], ())
+            if (subnets and sender[1] == self._port) or self._anybody:
+                if self._strict:
+                    coalescer.expect(subnets)
+                coalescer.add(start, start + length, segment_size)
+            else:
+                reason = DropReason.WRONG_SENDER_PORT if subnets else DropReason.UNKNOWN_SENDER
+                self.refused_senders[reason] = sender
+                plan.drops += [reason] * _count(length, segment_size)
+            start += length
+        coalescer.finish()
+        plan.packets = coalescer.packets
+        for number, start, end in coalescer.refused:
+            plan.drops.append(_REASONS[number])
+            self._answer_over_the_wire(plan, number, start, end, now)
+        return plan
+
+    def _send_super_packet(self, plan: Plan, next_hop: NextHop, packet: Neighbours, at: int) -> int:
+        """Put the segments behind those of earlier super-packets, and into runs; returns where they end."""
+        _, start, end, size, gso_size = packet
+        self._sorter.take_hops(start, end, size)
+        segment_size = self._segmenter.header_length(start) + gso_size
+        segments_end = self._segmenter.segment(start, end, gso_size, at)
+        if not segments_end:
+            plan.drops.append(DropReason.BAD_OFFLOAD)
+            return at
+        step = max(1, min(MAX_SEGMENTS, MAX_SEND // segment_size)) * segment_size
+        for run_start in range(at, segments_end, step):
+            run_end = min(run_start + step, segments_end)
+            plan.runs.append(Run(next_hop, segment_size, self._segments_view[run_start:run_end]))
+        return segments_end
+
+    def _refuse_all(self, plan: Plan, neighbours: Neighbours, now: float) -> None:
+        """Nobody leases their destination."""
+        for start in range(neighbours.start, neighbours.end, neighbours.segment_size):
+            end = min(start + neighbours.segment_size, neighbours.end)
+            self._refuse(plan, DropReason.NO_ROUTE, start, end, now)
+
+    def _refuse(self, plan: Plan, reason: int, start: int, end: int, now: float) -> None:
+        """Drop a packet that came from the TUN, and answer its sender behind the TUN."""
+        if reason == DropReason.TTL_EXPIRED and self._routes.lookup(_address(self._tun_view, start + 16)) is None:
+            reason = DropReason.NO_ROUTE
+        plan.drops.append(_REASONS[reason])
+        if reason in _ICMP_ERRORS and not self._icmp_limit.is_spent(now):
+            reply = self._icmp_error(reason, self._tun_view[start:end], now)
+            if reply:
+                plan.packets.append((vnet_hdr.PLAIN, reply))
+
+    def _answer_over_the_wire(self, plan: Plan, reason: int, start: int, end: int, now: float) -> None:
+        """An error about a packet of another host goes straight back to that host: the TUN is for our own."""
+        if reason in _ICMP_ERRORS and not self._icmp_limit.is_spent(now):
+            packet = self._udp_view[start:end]
+            reply = self._icmp_error(reason, packet, now)
+            next_hop = self._routes.lookup(_address(packet, 12)) if reply else None
+            if next_hop is not None:
+                plan.runs.append(Run(next_hop, len(reply), reply))
+
+    def _icmp_error(self, reason: int, packet: memoryview, now: float) -> bytes:
+        """The ICMP error for the packet's source, empty when it must not or need not get one."""
+        source, destination = _address(packet, 12), _address(packet, 16)
+        if not icmp.may_be_answered(packet) or self._is_broadcast(source) or self._is_broadcast(destination):
+            return b""
+        if not self._icmp_limit.allow(source, now):
+            return b""
+        return icmp.error(_ICMP_ERRORS[reason], packet, self._address)
+
+    def _is_broadcast(self, address: int) -> bool:
+        """Of the network, of our subnet or of another host's; all zeros counts where it is no host's device."""
+        if address in self._broadcasts or self._routes.is_broadcast(address):
+            return True
+        return address == self._all_zeros != self._own_address and self._routes.lookup(address) is None
+
+
+_REASONS = {int(reason): reason for reason in DropReason}
+_ICMP_ERRORS: dict[int, tuple[int, int]] = {
+    DropReason.NO_ROUTE: icmp.NET_UNREACHABLE,
+    DropReason.TTL_EXPIRED: icmp.TIME_EXCEEDED,
+}
+
+
+def _count(length: int, segment_size: int) -> int:
+    """How many datagrams a train has; an empty one is one too."""
+    return -(-length // segment_size) if length else 1
+
+
+def _address(packet: memoryview, at: int) -> int:
+    return int.from_bytes(packet[at : at + 4], "big")

@@ -1,0 +1,144 @@
+"""Notices when the external interface or its address is no longer what it was at the start.
+
+While the address stands on its interface, nothing but the state of the link matters.  Once it is gone, the choice of
+the start is asked again: when it finds an address in place of ours for 15 s, only a restart can use that.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Container, Iterable
+from ipaddress import IPv4Interface
+
+from flannelpy.addressing.interface_choice import ExternalInterface, Wanted, place_now
+from flannelpy.errors import HostChanged
+from flannelpy.host.external_interface import observe
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.rtnetlink.links import Address, Link
+
+log = logging.getLogger(__name__)
+
+# A network restart takes less time: it may put another address in place of ours for a moment.
+ADDRESS_PATIENCE = 15.0
+
+
+class Watch:
+    """``trouble`` says what is wrong; it is empty while the address is there and the link is up."""
+
+    def __init__(
+        self,
+        external: ExternalInterface,
+        wanted: Wanted,
+        now: Callable[[], float],
+        leased: Container[IPv4Interface] = frozenset(),
+    ) -> None:
+        """``wanted`` and ``leased``: as for ``interface.find``, which chose ``external``.  ``now``: in seconds."""
+        self._external = external
+        self._wanted = wanted
+        self._now = now
+        self._leased = leased
+        self._mtu = external.mtu
+        self._lost_address = f"address {external.address} is gone from {external.holder}"
+        self._indices: dict[str, int] = {}  # of its interfaces
+        self._has_public_ip = False
+        self._lost = ""
+        self._place = ""  # of another address
+        self._placed_at = math.inf
+        self.trouble = ""
+
+    async def check(self, netlink: Netlink) -> None:
+        """Log what has changed.  Raises HostChanged when another address is in place for 15 s, and HostError."""
+        external = self._external
+        link = await netlink.link(external.name)
+        holder = await netlink.link(external.holder) if external.other_holder else link
+        addresses = await netlink.addresses()
+        if link:
+            self._log_mtu(link.mtu)
+        self._log_public_ip(addresses)
+        lost = self._what_is_lost(link, holder, addresses)
+        if lost:
+            await self._missing(netlink, lost)
+        elif link and holder:
+            self._indices = {link.name: link.index, holder.name: holder.index}
+            self._found(holder)
+
+    def due(self) -> float:
+        """In how many seconds ``check`` may raise HostChanged; infinite while no other address is in place."""
+        return max(0.0, self._placed_at + ADDRESS_PATIENCE - self._now())
+
+    def _what_is_lost(self, link: Link | None, holder: Link | None, addresses: Iterable[Address]) -> str:
+        """In words.  The kernel finds a link by its altnames, too: it must have the name by which rules know it."""
+        external = self._external
+        index = holder.index if holder and holder.name == external.holder else 0
+        if not any(one.link_index == index and one.address == external.address for one in addresses):
+            return self._lost_address
+        return "" if link and link.name == external.name else f"interface {external.name} is gone"
+
+    def _found(self, holder: Link) -> None:
+        self._note_place("")
+        if self._lost:
+            is_address = self._lost == self._lost_address
+            back = f"Address {self._external.address} is back on {holder.name}"
+            log.info("%s", back if is_address else f"Interface {self._external.name} is back")
+            self._lost = self.trouble = ""
+        before, self.trouble = self.trouble, self._link_trouble(holder)
+        if self.trouble and self.trouble != before:
+            log.error("Link %s: no packets to and from other hosts", self.trouble)
+        elif before and not self.trouble:
+            log.info("Link %s is up again", holder.name)
+
+    def _link_trouble(self, holder: Link) -> str:
+        if not holder.is_up:
+            return f"{holder.name} is down"
+        return "" if holder.in_use or self._external.other_holder else f"{holder.name} has no carrier"
+
+    async def _missing(self, netlink: Netlink, lost: str) -> None:
+        if lost != self._lost:
+            log.error("%s: no packets to and from other hosts", lost[0].upper() + lost[1:])
+        self._lost = self.trouble = lost
+        machine = await observe(netlink, self._wanted, self._leased)
+        place = place_now(self._external, self._indices, self._wanted, machine)
+        self._note_place(place)
+        if place:
+            self.trouble = f"{lost}: {place}"
+
+    def _note_place(self, place: str) -> None:
+        """Count the time from when another address is in place."""
+        if not place:
+            self._place, self._placed_at = "", math.inf
+            return
+        if place != self._place:
+            log.warning("%s; flannelpy exits unless it is undone within %d s", place, ADDRESS_PATIENCE)
+        self._place = place
+        self._placed_at = min(self._placed_at, self._now())
+        if not self.due():
+            raise HostChanged(f"{place}: restart flannelpy to use it")
+
+    def _log_public_ip(self, addresses: Iterable[Address]) -> None:
+        """Log that there is no NAT, which the start assumed because no interface had the public IP."""
+        public_ip, address = self._wanted.public_ip, self._external.address
+        had_public_ip = self._has_public_ip
+        is_nat = public_ip not in (None, address)
+        self._has_public_ip = is_nat and any(one.address == public_ip for one in addresses)
+        if self._has_public_ip and not had_public_ip:
+            log.warning(
+                "This machine has the public IP %s now, and datagrams come from %s: restart flannelpy, unless a NAT "
+                "passes them on",
+                public_ip,
+                address,
+            )
+
+    def _log_mtu(self, mtu: int) -> None:
+        if mtu == self._mtu:
+            return
+        self._mtu = mtu
+        if mtu == self._external.mtu:
+            log.info("MTU of %s is %d again", self._external.name, mtu)
+        else:
+            log.warning(
+                "MTU of %s is %d now, it was %d at the start; restart flannelpy, then Docker, to follow it",
+                self._external.name,
+                mtu,
+                self._external.mtu,
+            )

@@ -1,0 +1,351 @@
+"""Keeps the iptables rules of all networks of a daemon, and accept_local, as they should be.
+
+Masquerading (-ip-masq) is put before the subnet file.  All other rules come in the background and never delay or fail
+a start.  Every resync period, and when leases change, each table in use is listed and repaired in one iptables-restore.
+Counterpart: network/ipmasq.go, which puts its rules once; -iptables-resync is that of flannel v0.11.0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from ipaddress import IPv4Network
+from typing import Never
+
+from flannelpy import logs
+from flannelpy.errors import HostError, one_line
+from flannelpy.host.forward_check import ForwardCheck
+from flannelpy.linux import accept_local, conntrack, iptables
+from flannelpy.marks import CHAIN_PREFIX
+from flannelpy.netfilter import docker_chains, network_rules
+from flannelpy.netfilter.network_rules import KINDS, PURPOSES, NetworkRules
+from flannelpy.netfilter.obstacles import Traffic
+from flannelpy.netfilter.ruleset import Chain, Fault, Repair
+from flannelpy.subnet.lease_table import LeaseEvent
+
+log = logging.getLogger(__name__)
+
+# Between two checks, so that a list of peers is written at most once a second.
+_PAUSE_SECONDS = 1.0
+# If iptables-restore reports success without effect, it gets the same commands again after this time.
+_FUTILE_SECONDS = 60.0
+_ALL_RULES = "The firewall"
+_TABLES = "Each iptables table"
+# What stops packets may be cured at any moment.
+_BLOCKED_SECONDS = 5.0
+
+
+def _accept_local_of(device: str) -> str:
+    return f"accept_local of {device}"
+
+
+def _purpose(table: str, chain: str) -> str:
+    """What a chain is for; in raw, each kind of chain has a purpose of its own."""
+    if table != "raw":
+        return PURPOSES[table]
+    zone, accept = PURPOSES[table].split(", and ")
+    return zone if chain.startswith(f"{CHAIN_PREFIX}-{network_rules.ZONE}-") else accept
+
+
+class Firewall:
+    """Networks are known by their names; ``repairs`` counts for each what another program had changed."""
+
+    def __init__(self, resync: float) -> None:
+        """``resync``: seconds between two checks."""
+        self.repairs: Counter[str] = Counter()
+        self._resync = resync
+        self._networks: dict[str, NetworkRules] = {}
+        self._on_repair: dict[str, Callable[[], None]] = {}
+        self._written: dict[tuple[str, str], Chain] = {}  # by table and name
+        self._unchecked: set[str] = set()  # tables that may hold chains of earlier runs
+        self._troubles: dict[str, str] = {}
+        self._futile: dict[str, tuple[bytes, float]] = {}
+        self._is_tracking = False
+        self._traffic: dict[str, Traffic] = {}
+        self._on_check: dict[str, Callable[[], None]] = {}
+        self._forward_check = ForwardCheck()
+        self._changed = asyncio.Event()
+        self._busy = asyncio.Lock()
+
+    def add(self, name: str, rules: NetworkRules, on_repair: Callable[[], None]) -> None:
+        """Guard these rules from now on, in place of those that the network had before."""
+        self._networks[name] = rules
+        self._on_repair[name] = on_repair
+        self._unchecked.update(KINDS)
+        self._check_accept_local(name, rules)
+
+    def release(self, name: str) -> None:
+        """Guard the rules of a network no longer; they stay in the kernel, for its next start to take them over."""
+        rules = self._networks.pop(name, None)
+        self._on_repair.pop(name, None)
+        self._traffic.pop(name, None)
+        self._on_check.pop(name, None)
+        self._forward_check.forget(name)
+        if rules is None:
+            return
+        for table in KINDS:
+            for chain in network_rules.names(table, rules.network):
+                self._written.pop((table, chain), None)
+        if rules.datagrams:
+            self._troubles.pop(_accept_local_of(rules.datagrams.device), None)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the chains of earlier runs are gone."""
+        return not self._unchecked
+
+    async def masquerade(self, name: str) -> None:
+        """Put the masquerading rules of a network at once.  Raises HostError."""
+        rules = self._networks[name]
+        chain = network_rules.masquerade(rules.network)
+        jumps = [line.decode().strip().removeprefix("-A ") for line in chain.jump_lines()]
+        for rule in (*network_rules.masquerade_rules(rules.network), *jumps):
+            log.info("Adding iptables rule: %s", rule)
+        async with self._busy:
+            try:
+                if text := (await _compare("nat", [chain], [], rules.networks)).text("nat"):
+                    await iptables.restore(text)
+            except HostError as error:
+                raise HostError(f"-ip-masq cannot put its rules: {error}; without -ip-masq none are needed") from error
+            self._written["nat", chain.name] = chain
+
+    def apply(self, name: str, events: Sequence[LeaseEvent]) -> None:
+        """The leases of a network's peers have changed; the first call brings all of them."""
+        self._networks[name].apply(events)
+        self._changed.set()
+
+    async def run(self) -> Never:
+        """Check all that is guarded every resync period, and when leases change."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(self._period() - _PAUSE_SECONDS, 0)):
+                    await self._changed.wait()
+            self._changed.clear()
+            start = asyncio.get_running_loop().time()
+            async with self._busy:
+                await self._check_or_report()
+            # iptables-nft takes seconds to list 30,000 rules: it runs half of the time at most.
+            await asyncio.sleep(max(_PAUSE_SECONDS, asyncio.get_running_loop().time() - start))
+
+    def _period(self) -> float:
+        """Seconds between two checks."""
+        return min(self._resync, _BLOCKED_SECONDS) if self._forward_check.is_blocked else self._resync
+
+    async def _check_or_report(self) -> None:
+        """A fault in here must not end the daemon: packets travel without it."""
+        try:
+            await self._check()
+            self._recovered(_ALL_RULES)
+        except Exception as error:
+            log.debug("Traceback of the error:", exc_info=error)
+            self._failed(_ALL_RULES, f"Cannot guard iptables rules: {one_line(error)}")
+
+    async def _check(self) -> None:
+        for name, rules in self._networks.items():
+            self._check_accept_local(name, rules)
+        failed: dict[str, HostError] = {}
+        for table in KINDS:
+            await asyncio.sleep(0)  # with thousands of peers, each of these steps takes milliseconds
+            chains = self._chains(table)
+            await asyncio.sleep(0)
+            if (chains or table in self._unchecked) and (error := await self._guard(table, chains)):
+                failed[table] = error
+        self._report_failures(failed)
+        await self._forward_check.check(dict(self._traffic))
+        for on_check in list(self._on_check.values()):
+            on_check()
+
+    def _report_failures(self, failed: Mapping[str, HostError]) -> None:
+        """Log what is wrong with the command once, not for each table."""
+        if not failed:
+            self._recovered(_TABLES)
+            return
+        tables = f"table{'s' if len(failed) > 1 else ''} {', '.join(failed)}"
+        missing = "; ".join(PURPOSES[table] for table in failed)
+        docker = "; Docker's rules may drop packets of containers" if "filter" in failed else ""
+        error = next(iter(failed.values()))
+        cause = re.sub(r" -t \w+", "", str(error))  # the same for each table
+        self._failed(_TABLES, f"Cannot guard the iptables {tables}: {error}; {missing} may be missing{docker}", cause)
+
+    def watch(self, name: str, traffic: Traffic | None, on_check: Callable[[], None]) -> None:
+        """Look for what stops these packets of a network, at once if they are others than before.
+
+        ``on_check`` is called when ``obstacle`` may have changed.
+        """
+        self._on_check[name] = on_check
+        if traffic != self._traffic.get(name):
+            self._changed.set()
+        if traffic:
+            self._traffic[name] = traffic
+        else:
+            self._traffic.pop(name, None)
+
+    def obstacle(self, name: str) -> str:
+        """What certainly keeps packets of a network's containers from other hosts; empty if nothing is known."""
+        return self._forward_check.certain(name)
+
+    def _check_accept_local(self, name: str, rules: NetworkRules) -> None:
+        datagrams = rules.datagrams
+        if datagrams is None or not datagrams.accepts_local:
+            return
+        what = _accept_local_of(datagrams.device)
+        token = logs.network.set(name)
+        try:
+            if not accept_local.is_enabled(datagrams.device):
+                accept_local.enable(datagrams.device)
+                self._count(name, f"Restored {what}: another program set it to 0; ICMP errors were dropped")
+            self._recovered(what)
+        except HostError as error:
+            effect = "packets travel, but this host drops ICMP errors unless net.ipv4.conf.all.accept_local is 1"
+            self._failed(what, f"Cannot guard {what}: {error}; {effect}")
+        finally:
+            logs.network.reset(token)
+
+    def _chains(self, table: str) -> dict[str, list[Chain]]:
+        """What each network needs in a table now."""
+        networks = self._networks.values()
+        self._is_tracking |= conntrack.is_in_use() or any(rules.is_masqueraded for rules in networks)
+        sources = [rules.network for rules in networks]
+        wanted = {
+            name: rules.chains(table, sources, is_tracking=self._is_tracking) for name, rules in self._networks.items()
+        }
+        return {name: chains for name, chains in wanted.items() if chains}
+
+    async def _guard(self, table: str, wanted: Mapping[str, Sequence[Chain]]) -> HostError | None:
+        """Have the kernel's table hold what is wanted, and nothing else of ours."""
+        try:
+            repair = await self._repair(table, [chain for chains in wanted.values() for chain in chains])
+        except HostError as error:
+            if wanted:
+                return error
+            self._unchecked.discard(table)
+            return None
+        self._unchecked.discard(table)
+        for name, chains in wanted.items():
+            if name in self._networks:
+                self._report(name, table, chains, repair.faults)
+        for name in repair.removed:
+            log.info("Removed iptables chain %s of an earlier run in table %s", name, table)
+        return None
+
+    async def _repair(self, table: str, chains: Sequence[Chain]) -> Repair:
+        """Compare, repair, and see that it had an effect; what was repaired.  Raises HostError."""
+        networks = {network for rules in self._networks.values() for network in rules.networks}
+        obsolete = self._obsolete(table) - {chain.name for chain in chains}
+        repair = await _compare(table, chains, obsolete, networks if chains else ())
+        if text := repair.text(table):
+            self._refuse_futile(table, text)
+            await iptables.restore(text)
+            if (await _compare(table, chains, obsolete, networks if chains else ())).text(table) == text:
+                self._futile[table] = text, asyncio.get_running_loop().time() + _FUTILE_SECONDS
+                self._refuse_futile(table, text)
+        self._futile.pop(table, None)
+        return repair
+
+    def _obsolete(self, table: str) -> set[str]:
+        """Chains that earlier runs may have left, until the table was checked once."""
+        rules = self._networks.values() if table in self._unchecked else ()
+        return {name for each in rules for name in each.obsolete(table)}
+
+    def _refuse_futile(self, table: str, text: bytes) -> None:
+        """Do not repeat commands that were accepted without effect: jumps would pile up.  Raises HostError."""
+        before, until = self._futile.get(table, (b"", 0.0))
+        if text == before and asyncio.get_running_loop().time() < until:
+            raise HostError("iptables-restore reports success, but iptables-save does not show the rules")
+
+    def _report(self, name: str, table: str, chains: Sequence[Chain], faults: Sequence[Fault]) -> None:
+        """Log in one line, and count, what another program has changed of what we had put."""
+        written = [chain.name for chain in chains if self._written.get((table, chain.name)) == chain]
+        changed = [fault for fault in faults if fault.chain in written]
+        if changed:
+            names = list(dict.fromkeys(fault.chain for fault in changed))
+            what = list(dict.fromkeys(fault.what for fault in changed))
+            more = f" and {len(what) - 1} more changes" if len(what) > 1 else ""
+            purposes = ", and ".join(dict.fromkeys(_purpose(table, chain) for chain in names))
+            self._count(
+                name,
+                f"Restored iptables chain{'s' if len(names) > 1 else ''} {', '.join(names)} in table {table}: "
+                f"{what[0]}{more}; {purposes} was interrupted",
+                len(changed),
+            )
+            for fault in changed:
+                log.debug("Restored %s in table %s: %s", fault.chain, table, fault.what)
+        for chain in chains:
+            self._written[table, chain.name] = chain
+
+    def _count(self, name: str, message: str, repairs: int = 1) -> None:
+        token = logs.network.set(name)
+        log.warning("%s", message)
+        logs.network.reset(token)
+        self.repairs[name] += repairs
+        self._on_repair[name]()
+
+    def _failed(self, what: str, message: str, cause: str = "") -> None:
+        """Log a failure, once for each cause; without one, the message is it."""
+        if self._troubles.get(what) != (cause or message):
+            log.warning("%s; trying again every %g s", message, self._resync)
+        self._troubles[what] = cause or message
+
+    def _recovered(self, what: str) -> None:
+        if self._troubles.pop(what, None):
+            log.info("%s is guarded again", what)
+
+
+async def remove(network: IPv4Network) -> list[str]:
+    """Remove all that flannelpy, or flanneld, has put for a network, and nothing else; what it was.
+
+    Each table is tried.  Raises HostError if one fails.
+    """
+    removed: list[str] = []
+    failed: list[HostError] = []
+    for table in KINDS if shutil.which("iptables-save") else ():
+        try:
+            repair = await _compare(table, [], network_rules.names(table, network), [network])
+            if text := repair.text(table):
+                await iptables.restore(text)
+        except HostError as error:
+            failed.append(error)
+        else:
+            removed += [f"iptables rule: {rule}" for rule in repair.removed_rules()]
+            removed += [f"iptables chain {name} in table {table}" for name in repair.removed]
+    if failed:
+        raise failed[0]
+    return removed
+
+
+async def chains() -> list[str]:
+    """The iptables chains of any network, each with its table.  Raises HostError."""
+    found: list[str] = []
+    for table in KINDS if shutil.which("iptables-save") else ():
+        listing = network_rules.listing(table, [], [])
+        await iptables.save(table, listing)
+        found += [f"iptables chain {name.decode()} in table {table}" for name in listing.own_chains]
+    return found
+
+
+async def _compare(
+    table: str,
+    chains: Sequence[Chain],
+    obsolete: Iterable[str],
+    networks: Iterable[IPv4Network],
+) -> Repair:
+    """What a table lacks; also what flanneld has put for ``networks``.  Raises HostError."""
+    names = {chain.name for chain in chains}.union(obsolete)
+    listing = network_rules.listing(table, names, networks)
+    await iptables.save(table, listing)
+    repair = Repair()
+    for chain in chains:
+        repair.keep(listing, chain)
+    for name in sorted(obsolete):
+        repair.remove(listing, name)
+    if table == "filter":
+        (docker_chains.keep if chains else docker_chains.remove)(listing, repair)
+    if table == "nat":
+        for network in networks:
+            network_rules.remove_shared(listing, repair, network)
+    return repair

@@ -1,0 +1,37 @@
+"""Which kernel state belongs to a subnet file: by its text, and by the record of the last run."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Interface, IPv4Network
+from pathlib import Path
+
+from flannelpy.backend.leftovers import Scope
+from flannelpy.leasing import subnet_file
+from flannelpy.linux.instance_lock import Run
+from flannelpy.marks import device_alias
+
+# No config may have a larger network.
+_MIN_NETWORK_LEN = 8
+
+
+def scope(file: Path, last: Run | None, *held: tuple[IPv4Network, IPv4Network]) -> Scope:
+    """What a subnet file owns, by its text, the last run's record, and ``held``: networks with a subnet of each."""
+    pairs = [*held, *previous(file)]
+    networks = {network for network, _ in pairs}.union(filter(_is_possible, last.networks if last else ()))
+    return Scope(device_alias(file), frozenset(networks), frozenset(tunnel_address(*pair) for pair in pairs))
+
+
+def tunnel_address(network: IPv4Network, subnet: IPv4Network) -> IPv4Interface:
+    """What a backend's device has as its address."""
+    return IPv4Interface((subnet.network_address, network.prefixlen))
+
+
+def previous(file: Path) -> list[tuple[IPv4Network, IPv4Network]]:
+    """Network and subnet of an earlier run, if the subnet file names both."""
+    network, subnet = subnet_file.previous_network(file), subnet_file.previous_subnet(file)
+    return [(network, subnet)] if network and subnet and _is_possible(network) else []
+
+
+def _is_possible(network: IPv4Network) -> bool:
+    """Earlier versions accepted networks such as 0.0.0.0/0: those would make everything ours."""
+    return network.prefixlen >= _MIN_NETWORK_LEN

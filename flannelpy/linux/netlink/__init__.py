@@ -1,0 +1,1 @@
+"""The connection to the kernel: requests, listings and notifications of rtnetlink(7)."""

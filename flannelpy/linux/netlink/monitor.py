@@ -1,0 +1,78 @@
+"""Yields when the kernel reports a change that may affect a network of ours.
+
+It carries no details, so that bursts coalesce; the consumer reads the state again.
+Source: rtnetlink(7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import sys
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Network
+
+from flannelpy.marks import ROUTE_PROTOCOL
+from flannelpy.rtnetlink import messages
+from flannelpy.rtnetlink.messages import RTM_DELROUTE, RTM_GETNEIGH, RTM_NEWNEIGH, RTM_NEWROUTE, Message
+
+_RTMGRP_LINK = 0x1
+_RTMGRP_NEIGH = 0x4
+_RTMGRP_IPV4_IFADDR = 0x10
+_RTMGRP_IPV4_ROUTE = 0x40
+_RTMGRP_IPV4_RULE = 0x80
+_RTMGRP_IPV4_NETCONF = 1 << 23  # RTNLGRP_IPV4_NETCONF: forwarding of a device or of the host
+_GROUPS = (
+    _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV4_RULE | _RTMGRP_IPV4_NETCONF
+)
+
+# struct rtmsg { unsigned char rtm_family, rtm_dst_len, rtm_src_len, rtm_tos, rtm_table, rtm_protocol; …6 bytes }
+_RTMSG_SIZE = 12
+_PREFIX_LEN, _TABLE, _PROTOCOL = 1, 4, 5
+_RTA_DST = 1
+_RT_TABLE_LOCAL = 255
+# struct ndmsg { …8 bytes; __u16 ndm_state; … }, of which all that matters is in the byte that has this bit.
+_STATE = 8 if sys.byteorder == "little" else 9
+_NUD_PERMANENT = 0x80
+
+
+# A notification takes some microseconds; after so many the loop has its turn.
+_MANY = 30
+
+
+async def changes(network: IPv4Network) -> AsyncIterator[None]:
+    """For each change of links, forwarding, addresses, rules, permanent neighbours or routes that concern ``network``.
+
+    Raises OSError when there was more than the kernel keeps for us.
+    """
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE) as sock:
+        sock.bind((0, _GROUPS))
+        for count in itertools.count(1):
+            data = await loop.sock_recv(sock, 65536)
+            if any(matters(message, network) for _, message in messages.decode(data)):
+                yield
+            if count % _MANY == 0:
+                await asyncio.sleep(0)
+
+
+def matters(message: Message, network: IPv4Network) -> bool:
+    """Whether a change may affect how packets reach ``network``.
+
+    Neighbours that ARP finds change all the time, local routes with addresses.  Of the other routes those count that
+    are marked as ours or overlap the network, a default route included.
+    """
+    if message.message_type in (RTM_NEWROUTE, RTM_DELROUTE):
+        return message.body[_TABLE] != _RT_TABLE_LOCAL and _concerns(message.body, network)
+    if message.message_type == RTM_NEWNEIGH:
+        return bool(message.body[_STATE] & _NUD_PERMANENT)
+    return message.message_type != RTM_GETNEIGH
+
+
+def _concerns(body: bytes, network: IPv4Network) -> bool:
+    if body[_PROTOCOL] == ROUTE_PROTOCOL:
+        return True
+    address = int.from_bytes(messages.attributes(body, _RTMSG_SIZE).get(_RTA_DST, b""), "big")
+    common = min(body[_PREFIX_LEN], network.prefixlen)
+    return (address ^ int(network.network_address)) >> (32 - common) == 0

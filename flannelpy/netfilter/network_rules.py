@@ -1,0 +1,353 @@
+"""The iptables rules that flannelpy puts for a network, and those that flanneld has left for it.  Pure.
+
+Each network has chains of its own, so that two networks, or two daemons, never replace each other's rules.
+Counterpart: network/ipmasq.go, whose one chain FLANNEL is shared by all networks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from operator import attrgetter
+from typing import NamedTuple, Protocol
+
+from flannelpy.datapath.traffic import Datagrams, Forwarding
+from flannelpy.marks import CHAIN_PREFIX, CONNTRACK_ZONE, OWN_CHAIN
+from flannelpy.netfilter import docker_chains
+from flannelpy.netfilter.docker_chains import DOCKER_USER
+from flannelpy.netfilter.ruleset import Chain, Jump, Listing, Place, Repair
+from flannelpy.subnet.lease_table import Added, LeaseEvent
+
+MASQUERADE, DROP, ZONE, ACCEPT, OUTWARD = "M", "D", "Z", "A", "O"
+#: The kinds of chains that a network may have in each table.
+KINDS = {"nat": (MASQUERADE,), "mangle": (DROP,), "raw": (ZONE, ACCEPT), "filter": (ACCEPT, OUTWARD)}
+#: What the chains of a table are for.
+PURPOSES = {
+    "nat": "masquerading of containers",
+    "mangle": "the protection against datagrams that containers send in the name of this host",
+    "raw": "the protection of the ports of this host's datagrams, and the way past Docker's rules for containers",
+    "filter": "forwarding of packets of containers",
+}
+#: The chains that have jumps to ours.
+HOOKS = {
+    "nat": ("POSTROUTING",),
+    "mangle": ("FORWARD", "PREROUTING"),
+    "raw": ("OUTPUT", "PREROUTING"),
+    "filter": (DOCKER_USER, "FORWARD"),
+}
+
+_REPLY = "-m conntrack --ctstate RELATED,ESTABLISHED"
+# The chain of flanneld v0.5.5 and of early flannelpy, for all networks.
+_SHARED = CHAIN_PREFIX
+_SHARED_JUMP = f"-A POSTROUTING -j {_SHARED}\n".encode()
+# flanneld's rules that name no network: they belong to the last network that has a jump.
+_UNNAMED = re.compile(
+    rb"-A %b (! -d 224\.0\.0\.0/4 -j MASQUERADE|-d 224\.0\.0\.0/4 -j ACCEPT|! -o flannel\d+ -j MASQUERADE)\n"
+    % _SHARED.encode()
+)
+
+
+def chain_name(kind: str, network: IPv4Network) -> str:
+    """At most 28 characters, the limit of iptables-legacy."""
+    return f"{CHAIN_PREFIX}-{kind}-{network}"
+
+
+def names(table: str, network: IPv4Network) -> list[str]:
+    """All chains that a network may have in a table."""
+    return [chain_name(kind, network) for kind in KINDS[table]]
+
+
+def listing(
+    table: str,
+    names: Iterable[str],
+    networks: Iterable[IPv4Network],
+) -> Listing:
+    """An empty listing for these chains, and for what flanneld may have put for ``networks``."""
+    foreign = docker_chains.NAMES if table == "filter" else ()
+    found = Listing([*names, _SHARED], HOOKS[table], OWN_CHAIN, CHAIN_PREFIX, foreign)
+    for network in networks:
+        found.look_for(_entering(network))
+    return found
+
+
+def masquerade_rules(network: IPv4Network) -> list[str]:
+    """The rules for -ip-masq, in order: RETURN, unlike flanneld's ACCEPT, does not end the chain of others.
+
+    Multicast is never masqueraded.
+    """
+    chain = chain_name(MASQUERADE, network)
+    return [
+        f"{chain} -s {network} -d {network} -j RETURN",
+        f"{chain} -s {network} ! -d 224.0.0.0/4 -j MASQUERADE",
+        f"{chain} ! -s {network} -d {network} -j MASQUERADE",
+    ]
+
+
+def masquerade(network: IPv4Network) -> Chain:
+    """Packets that leave the network, or enter it from elsewhere, get the host's address."""
+    rules = "".join(f"-A {rule}\n" for rule in masquerade_rules(network))
+    return Chain(chain_name(MASQUERADE, network), rules.encode(), (Jump("POSTROUTING", ""),))
+
+
+def drop_line(network: IPv4Network, peer: IPv4Address) -> bytes:
+    """The rule of ``drop`` for one peer."""
+    return f"-A {chain_name(DROP, network)} -d {peer}/32 -j DROP\n".encode()
+
+
+def drop(
+    network: IPv4Network, address: IPv4Address, sources: Iterable[IPv4Network], datagrams: Datagrams, lines: bytes
+) -> Chain:
+    """Packets of containers that look like our datagrams are dropped; ``lines``: one rule for each peer.
+
+    ``sources`` are the networks of this daemon.  mangle FORWARD, because no ACCEPT in filter precedes it, because DNAT
+    has already chosen the destination, and because the host's own datagrams never pass it.  The jump names our device,
+    not the external interface: a host with several links may reach a peer by any of them.  A container with raw sockets
+    may send with the address of another host, which no network has: rpfilter finds a packet that did not come from
+    where its source is.
+    """
+    match = f"! -o {datagrams.device} -p udp -m udp --dport {datagrams.port}"
+    forged = Jump("PREROUTING", f"! -d {address}/32 -p udp -m udp --dport {datagrams.port} -m rpfilter --invert")
+    jumps = (*(Jump("FORWARD", f"-s {source} {match}") for source in sources), forged)
+    return Chain(chain_name(DROP, network), lines, jumps)
+
+
+def zone(network: IPv4Network, address: IPv4Address, datagrams: Datagrams) -> Chain:
+    """Our datagrams are tracked apart from all else.
+
+    If a container that is masqueraded used the ports of our datagrams first, the kernel would give ours another source
+    port, and would pass a peer's datagrams to the container.
+    """
+    name = chain_name(ZONE, network)
+    ports = f"-p udp -m udp --dport {datagrams.port}"
+    if datagrams.source_port:
+        ports = f"-p udp -m udp --sport {datagrams.source_port} --dport {datagrams.port}"
+    jumps = (Jump("OUTPUT", f"-s {address}/32 {ports}"), Jump("PREROUTING", f"-d {address}/32 {ports}"))
+    return Chain(name, f"-A {name} -j CT --zone {CONNTRACK_ZONE}\n".encode(), jumps)
+
+
+def accept_first_line(network: IPv4Network, peer: IPv4Address, device: str) -> bytes:
+    """The rule of ``accept_first`` for one host that masquerades."""
+    return f"-A {chain_name(ACCEPT, network)} -s {peer}/32 -i {device} -j ACCEPT\n".encode()
+
+
+def accept_first(network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, lines: bytes) -> Chain:
+    """Packets for containers here pass before a rule in raw drops them, as Docker does since version 28.
+
+    They come from the network, and by the devices that lead there: anybody on the external link could forge a source.
+    ``lines``: one rule for each host that masquerades.
+    """
+    name = chain_name(ACCEPT, network)
+    jumps = tuple(Jump("PREROUTING", f"-d {subnet} -i {device}") for device in forwarding.devices)
+    return Chain(name, f"-A {name} -s {network} -j ACCEPT\n".encode() + lines, jumps)
+
+
+def accept_forwarded_line(network: IPv4Network, subnet: IPv4Network, peer: IPv4Address, device: str) -> bytes:
+    """The rule of ``accept_forwarded`` for one host that masquerades."""
+    return f"-A {chain_name(ACCEPT, network)} -s {peer}/32 -d {subnet} -i {device} -j ACCEPT\n".encode()
+
+
+def accept_forwarded(
+    network: IPv4Network,
+    subnet: IPv4Network,
+    forwarding: Forwarding,
+    lines: bytes,
+) -> Chain:
+    """Packets between containers of different hosts pass, whatever the policy of FORWARD is.
+
+    The jumps come last, so that rules of Docker's user and of an operator decide first.  ``lines``: one rule for each
+    host that masquerades.  What leaves must not come from the external interface: another machine on the link could
+    forge a source, and have this host carry its packets into the network.
+    """
+    before, after = [], []
+    for device in forwarding.devices:
+        before += [
+            f"-s {network} -d {subnet} -i {device} -j ACCEPT",
+            f"-s {network} -d {network} ! -i {forwarding.external} -o {device} -j ACCEPT",
+        ]
+    if forwarding.masquerading:
+        after.append(f"-s {subnet} ! -i {forwarding.external} -o {forwarding.masquerading} {_REPLY} -j ACCEPT")
+    name = chain_name(ACCEPT, network)
+    jumps = (Jump(DOCKER_USER, "", Place.LAST), Jump("FORWARD", "", Place.LAST))
+    return Chain(name, _rules(name, before) + lines + _rules(name, after), jumps)
+
+
+def accept_outward(
+    network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, others: Iterable[IPv4Network]
+) -> Chain:
+    """With -ip-masq, packets from containers here to the world outside pass, and answers, where FORWARD drops.
+
+    Only FORWARD has a jump, which comes last: in DOCKER-USER these rules would decide before Docker keeps its networks
+    apart.  ``others``: the other networks of this daemon, which are not outside.
+    """
+    name = chain_name(OUTWARD, network)
+    rules = [f"-s {subnet} -d {other} -j RETURN" for other in others]
+    rules += [f"-s {subnet} ! -d {network} ! -i {forwarding.external} -j ACCEPT", f"-d {subnet} {_REPLY} -j ACCEPT"]
+    return Chain(name, _rules(name, rules), (Jump("FORWARD", "", Place.LAST),))
+
+
+def _rules(name: str, rules: Iterable[str]) -> bytes:
+    """The rules of a chain as iptables-save prints them."""
+    return "".join(f"-A {name} {rule}\n" for rule in rules).encode()
+
+
+def remove_shared(found: Listing, repair: Repair, network: IPv4Network) -> None:
+    """Remove what flanneld v0.5.5 and early flannelpy have put for a network; rules of other networks stay.
+
+    The chain goes, and its jump, when no rule in it names another network and no jump of another network leads there.
+    """
+    rules, jumps = found.rules.get(_SHARED.encode()), [jump.line for jump in found.jumps(_SHARED.encode())]
+    ours = _shared_lines(network)
+    kept = [line for line in [*(rules or ()), *jumps] if line not in ours]
+    goes = rules is not None and all(line == _SHARED_JUMP or _UNNAMED.fullmatch(line) for line in kept)
+    for line in found.found:
+        if line == _entering(network):
+            repair.remove_rule(line)
+    if goes:
+        repair.remove(found, _SHARED)
+    else:
+        for line in [*(rules or ()), *jumps]:
+            if line in ours:
+                repair.remove_rule(line)
+
+
+def _shared_lines(network: IPv4Network) -> Collection[bytes]:
+    """The rules in and to the chain FLANNEL that name the network."""
+    rules = [
+        f"POSTROUTING -s {network} -j {_SHARED}",
+        f"{_SHARED} -d {network} -j ACCEPT",
+        f"{_SHARED} -s {network} -d {network} -j RETURN",
+        f"{_SHARED} -s {network} ! -d 224.0.0.0/4 -j MASQUERADE",
+        f"{_SHARED} ! -s {network} -d {network} -j MASQUERADE",
+    ]
+    return {f"-A {rule}\n".encode() for rule in rules}
+
+
+def _entering(network: IPv4Network) -> bytes:
+    """The fourth rule of flanneld."""
+    return f"-A POSTROUTING ! -s {network} -d {network} -j MASQUERADE\n".encode()
+
+
+class Carrier(Protocol):
+    """What a backend tells about its packets, which may change while it runs."""
+
+    @property
+    def datagrams(self) -> Datagrams | None: ...  # noqa: D102
+
+    @property
+    def forwarding(self) -> Forwarding | None: ...  # noqa: D102
+
+
+class _PeerRules(NamedTuple):
+    """The rules about one public IP, each in its chain: made once, because there may be thousands."""
+
+    drop: bytes
+    accept_first: bytes
+    accept_forwarded: bytes
+
+
+class NetworkRules:
+    """What one network needs.
+
+    ``address`` is the source of its datagrams, ``previous`` its networks in earlier runs, whose chains go.
+    """
+
+    def __init__(
+        self,
+        network: IPv4Network,
+        subnet: IPv4Network,
+        address: IPv4Address,
+        carrier: Carrier,
+        previous: Collection[IPv4Network],
+        *,
+        is_masqueraded: bool,
+        is_forwarded: bool,
+    ) -> None:
+        """``is_masqueraded``, ``is_forwarded``: -ip-masq, -iptables-forward-rules."""
+        self.network = network
+        self.is_masqueraded = is_masqueraded
+        self.networks = {network, *previous}
+        self._is_forwarded = is_forwarded
+        self._subnet = subnet
+        self._address = address
+        self._carrier = carrier
+        self._peers: dict[IPv4Network, _PeerRules] | None = None  # of each lease; None until they are known
+        self._joined: dict[str, bytes] = {}  # of all peers, by the field of _PeerRules
+
+    @property
+    def datagrams(self) -> Datagrams | None:
+        """Of the backend."""
+        return self._carrier.datagrams
+
+    def apply(self, events: Sequence[LeaseEvent]) -> None:
+        """Follow the leases of the peers; the first call brings all of them."""
+        peers = self._peers = self._peers or {}
+        for event in events:
+            if isinstance(event, Added):
+                peers[event.lease.subnet] = self._rules_about(event.lease.attrs.public_ip)
+            else:
+                peers.pop(event.subnet, None)
+        self._joined.clear()
+
+    def _about_peers(self, field: str) -> bytes:
+        """The rules about all peers in one chain, joined when the guard of its table asks: there may be thousands."""
+        if field not in self._joined:
+            self._joined[field] = b"".join(dict.fromkeys(map(attrgetter(field), (self._peers or {}).values())))
+        return self._joined[field]
+
+    def _rules_about(self, peer: IPv4Address) -> _PeerRules:
+        forwarding = self._forwarding()
+        device = forwarding.masquerading if forwarding else ""
+        return _PeerRules(
+            drop_line(self.network, peer),
+            accept_first_line(self.network, peer, device) if device else b"",
+            accept_forwarded_line(self.network, self._subnet, peer, device) if device else b"",
+        )
+
+    def chains(self, table: str, networks: Sequence[IPv4Network], *, is_tracking: bool) -> list[Chain]:
+        """The chains of one table.
+
+        ``networks``: all of this daemon.  ``is_tracking``: whether the kernel tracks connections.
+        """
+        if table == "nat":
+            return [masquerade(self.network)] if self.is_masqueraded else []
+        if table == "mangle":
+            return self._drop(networks)
+        if table == "raw":
+            return [*self._zone(is_tracking=is_tracking), *self._accept_first()]
+        return self._accept_forwarded(networks)
+
+    def _drop(self, networks: Sequence[IPv4Network]) -> list[Chain]:
+        datagrams = self.datagrams
+        if datagrams is None or self._peers is None:
+            return []
+        return [drop(self.network, self._address, networks, datagrams, self._about_peers("drop"))]
+
+    def _zone(self, *, is_tracking: bool) -> list[Chain]:
+        datagrams = self.datagrams
+        return [zone(self.network, self._address, datagrams)] if datagrams and is_tracking else []
+
+    def _accept_first(self) -> list[Chain]:
+        forwarding = self._forwarding()
+        if forwarding is None:
+            return []
+        return [accept_first(self.network, self._subnet, forwarding, self._about_peers("accept_first"))]
+
+    def _accept_forwarded(self, networks: Sequence[IPv4Network]) -> list[Chain]:
+        forwarding = self._forwarding()
+        if forwarding is None:
+            return []
+        chains = [accept_forwarded(self.network, self._subnet, forwarding, self._about_peers("accept_forwarded"))]
+        if self.is_masqueraded:
+            others = [network for network in networks if network != self.network]
+            chains.append(accept_outward(self.network, self._subnet, forwarding, others))
+        return chains
+
+    def _forwarding(self) -> Forwarding | None:
+        return self._carrier.forwarding if self._is_forwarded else None
+
+    def obsolete(self, table: str) -> set[str]:
+        """The chains of one table that may be there, but for a list of peers while the leases are unknown."""
+        found = {name for network in self.networks for name in names(table, network)}
+        is_unknown = self._peers is None and self.datagrams is not None
+        return found - ({chain_name(DROP, self.network)} if is_unknown else set())

@@ -1,0 +1,1 @@
+"""The kernel's messages about links, addresses, routes, neighbours and rules.  Pure."""

@@ -1,0 +1,385 @@
+"""What leads packets to other hosts in the kernel: routes by a gateway, neighbours, forwarding entries.  Pure.
+
+An entry has a ``key``, and putting another one of that key replaces it.
+
+Source: rtnetlink(7), include/uapi/linux/rtnetlink.h and neighbour.h of the kernel.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
+
+from flannelpy.marks import ROUTE_PROTOCOL
+from flannelpy.rtnetlink import routes as routes_
+from flannelpy.rtnetlink.messages import (
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    RTM_DELNEIGH,
+    RTM_DELROUTE,
+    RTM_GETNEIGH,
+    RTM_GETROUTE,
+    RTM_NEWNEIGH,
+    RTM_NEWROUTE,
+    Message,
+    attribute,
+    attributes,
+)
+from flannelpy.rtnetlink.routes import PROTOCOL_KERNEL, KernelRoute
+
+_AF_INET, _AF_BRIDGE = 2, 7
+
+# struct rtmsg { unsigned char rtm_family, rtm_dst_len, rtm_src_len, rtm_tos, rtm_table, rtm_protocol, rtm_scope,
+#                rtm_type; unsigned rtm_flags; }
+_RTMSG = struct.Struct("=BBBBBBBBI")
+# The byte of it that is rtm_dst_len.
+_DST_LEN = 1
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH, _RTA_TABLE = 1, 4, 5, 6, 9, 15
+_RT_TABLE_MAIN = 254
+_RTN_UNICAST = 1
+_RTNH_F_ONLINK = 4
+# struct rtnexthop { unsigned short rtnh_len; unsigned char rtnh_flags, rtnh_hops; int rtnh_ifindex; }
+_RTNEXTHOP = struct.Struct("=HBBi")
+
+# struct ndmsg { __u8 ndm_family; …pad; __s32 ndm_ifindex; __u16 ndm_state; __u8 ndm_flags, ndm_type; }
+_NDMSG = struct.Struct("=BxxxiHBB")
+_NDA_DST, _NDA_LLADDR, _NDA_PORT, _NDA_VNI, _NDA_IFINDEX = 1, 2, 6, 7, 8
+_NUD_PERMANENT = 0x80
+_NTF_SELF = 0x02
+
+_NUMBER = struct.Struct("=I")
+# The attributes of a route that Gateway can describe, and what stands before the value of each.
+_DEFINED = {_RTA_DST, _RTA_GATEWAY, _RTA_OIF}
+_OF_A_GATEWAY = {*_DEFINED, _RTA_TABLE}
+_OF_ROUTE, _OF_NEIGHBOUR = bytes([RTM_DELROUTE]), bytes([RTM_DELNEIGH])
+_DST, _GATEWAY, _OIF = (attribute(number, bytes(4))[:4] for number in (_RTA_DST, _RTA_GATEWAY, _RTA_OIF))
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of the main table out of the interface with that index; a lower metric wins."""
+
+    destination: IPv4Network
+    link_index: int
+    metric: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A route of the main table by way of another machine, out of the interface with that index.
+
+    ``is_onlink``: the gateway counts as reachable there, whatever its address.  ``protocol`` is the program that put
+    it; by default we.
+    """
+
+    destination: IPv4Network
+    gateway: IPv4Address
+    link_index: int
+    is_onlink: bool = False
+    protocol: int = ROUTE_PROTOCOL
+
+    @property
+    def key(self) -> Hashable:
+        """One route to each destination."""
+        return self.destination
+
+    def __str__(self) -> str:
+        return f"route to {self.destination} via {self.gateway}"
+
+    def body(self) -> bytes:
+        """Struct rtmsg, and attributes."""
+        flags = _RTNH_F_ONLINK if self.is_onlink else 0
+        return (
+            _RTMSG.pack(
+                _AF_INET, self.destination.prefixlen, 0, 0, _RT_TABLE_MAIN, self.protocol, 0, _RTN_UNICAST, flags
+            )
+            + attribute(_RTA_DST, self.destination.network_address.packed)
+            + attribute(_RTA_GATEWAY, self.gateway.packed)
+            + attribute(_RTA_OIF, _NUMBER.pack(self.link_index))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """The MAC of an address on the link with that index, for good: what ARP would find out."""
+
+    address: IPv4Address
+    mac: str
+    link_index: int
+
+    @property
+    def key(self) -> Hashable:
+        """One MAC for each address of a link."""
+        return self.address, self.link_index
+
+    def __str__(self) -> str:
+        return f"neighbour {self.address} at {self.mac}"
+
+    def body(self) -> bytes:
+        """Struct ndmsg, and attributes."""
+        return (
+            _NDMSG.pack(_AF_INET, self.link_index, _NUD_PERMANENT, 0, 0)
+            + attribute(_NDA_DST, self.address.packed)
+            + attribute(_NDA_LLADDR, _packed(self.mac))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Where a VXLAN device sends what is for a MAC: an entry of its forwarding database.
+
+    ``way_out``: the index of the interface by which it sends, 0 where the routes decide, as ours always do.
+    """
+
+    mac: str
+    public_ip: IPv4Address
+    link_index: int
+    way_out: int = 0
+
+    @property
+    def key(self) -> Hashable:
+        """One host for each MAC of a device."""
+        return self.mac, self.link_index
+
+    def __str__(self) -> str:
+        return f"forwarding of {self.mac} to {self.public_ip}"
+
+    def body(self) -> bytes:
+        """Struct ndmsg, and attributes."""
+        return (
+            _NDMSG.pack(_AF_BRIDGE, self.link_index, _NUD_PERMANENT, _NTF_SELF, 0)
+            + attribute(_NDA_DST, self.public_ip.packed)
+            + attribute(_NDA_LLADDR, _packed(self.mac))
+            + (attribute(_NDA_IFINDEX, _NUMBER.pack(self.way_out)) if self.way_out else b"")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prohibition:
+    """A rule that refuses, before any route but those to the host itself, what one network sends to another."""
+
+    source: IPv4Network
+    destination: IPv4Network
+
+    def __str__(self) -> str:
+        return f"rule against packets from {self.source} to {self.destination}"
+
+
+Entry = Gateway | Neighbour | Forward
+
+#: What one destination needs, in the order in which it is put: what leads packets there comes last.
+Unit = tuple[Entry, ...]
+
+
+def addition(entry: Entry) -> Message:
+    """The request that adds an entry.
+
+    A route is refused (EEXIST) where there is one of that destination, whoever added it.  A neighbour or FDB entry,
+    which is on a device of ours, replaces that of its key.
+    """
+    if isinstance(entry, Gateway):
+        return Message(RTM_NEWROUTE, entry.body(), NLM_F_CREATE | NLM_F_EXCL)
+    return Message(RTM_NEWNEIGH, entry.body(), NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def appending(route: Gateway) -> Message:
+    """The request that adds a route behind those of its destination, which the kernel uses until they are removed."""
+    return Message(RTM_NEWROUTE, route.body(), NLM_F_CREATE | NLM_F_APPEND)
+
+
+#: What tells an entry from all others: the request that removes it, as bytes, which are hashed and compared quickly and
+#: are none of the garbage collector's business.
+Identity = bytes
+
+
+def identity(entry: Entry) -> Identity:
+    """Of an entry that is wanted."""
+    return (_OF_ROUTE if isinstance(entry, Gateway) else _OF_NEIGHBOUR) + entry.body()
+
+
+def identity_of(route: KernelRoute) -> Identity:
+    """Of a route that was listed; a route that ``Gateway`` can describe gets the identity of that."""
+    return _OF_ROUTE + _plain_body(route)
+
+
+def removal(of: Identity) -> Message:
+    """The request that removes exactly this entry."""
+    return Message(of[0], of[1:])
+
+
+def is_route(of: Identity) -> bool:
+    """Whether it is of a route."""
+    return of[0] == RTM_DELROUTE
+
+
+def _plain_body(route: KernelRoute) -> bytes:
+    if not route.attributes.keys() <= _OF_A_GATEWAY or not route.attributes.keys() >= _DEFINED:
+        return routes_.removal_body(route)
+    if route.tos or not route.is_unicast or route.table != _RT_TABLE_MAIN:
+        return routes_.removal_body(route)
+    header = _RTMSG.pack(
+        _AF_INET,
+        route.prefix_len,
+        0,
+        0,
+        _RT_TABLE_MAIN,
+        route.protocol,
+        0,
+        _RTN_UNICAST,
+        route.flags & _RTNH_F_ONLINK,
+    )
+    has = route.attributes
+    return header + _DST + has[_RTA_DST] + _GATEWAY + has[_RTA_GATEWAY] + _OIF + has[_RTA_OIF]
+
+
+def is_owned(route: KernelRoute, network: IPv4Network, link_index: int) -> bool:
+    """Whether a route into ``network`` is ours: by its mark, or because it leads out of our own device.
+
+    The device's connected route, to ``network`` as a whole, is not an entry.  Without a device ``link_index`` is 0.
+    """
+    is_on_device = bool(link_index) and route.link_index == link_index and route.protocol != PROTOCOL_KERNEL
+    if not (is_on_device or route.protocol == ROUTE_PROTOCOL):
+        return False
+    address = int.from_bytes(route.attributes.get(_RTA_DST, bytes(4)), "big")
+    is_inside = address & int(network.netmask) == int(network.network_address)
+    return is_inside and (
+        route.prefix_len > network.prefixlen or (route.prefix_len == network.prefixlen and route.gateway is not None)
+    )
+
+
+def destination(of: Identity) -> IPv4Network | None:
+    """The destination of a route; None of another entry."""
+    return routes_.parse(removal(of)).destination if is_route(of) else None
+
+
+def describe(of: Identity) -> str:
+    """An entry in words."""
+    if is_route(of):
+        route = routes_.parse(removal(of))
+        return f"route to {route.destination}" + (f" via {route.gateway}" if route.gateway else "")
+    return str(_neighbour_entry(of))
+
+
+def key(of: Identity) -> Hashable:
+    """The key within which an entry is replaced by another one."""
+    return destination(of) if is_route(of) else _neighbour_entry(of).key
+
+
+def _neighbour_entry(of: Identity) -> Neighbour | Forward:
+    body = removal(of).body
+    family, link_index, *_ = _NDMSG.unpack_from(body)
+    has = attributes(body, _NDMSG.size)
+    address, mac = IPv4Address(has[_NDA_DST]), has[_NDA_LLADDR].hex(":")
+    if family == _AF_BRIDGE:
+        return Forward(mac, address, link_index, _way_out(has))
+    return Neighbour(address, mac, link_index)
+
+
+#: The request that lists all IPv4 routes.
+ALL_ROUTES = Message(RTM_GETROUTE, _RTMSG.pack(_AF_INET, 0, 0, 0, 0, 0, 0, 0, 0))
+
+
+def all_neighbours(link_index: int) -> Message:
+    """The request that lists the IPv4 neighbours on a link."""
+    wanted = attribute(_NDA_IFINDEX, _NUMBER.pack(link_index))
+    return Message(RTM_GETNEIGH, _NDMSG.pack(_AF_INET, 0, 0, 0, 0) + wanted)
+
+
+def all_forwards(link_index: int) -> Message:
+    """The request that lists the forwarding database of a device; old kernels list those of others, too."""
+    return Message(RTM_GETNEIGH, _NDMSG.pack(_AF_BRIDGE, link_index, 0, 0, 0))
+
+
+class _RouteMessage(NamedTuple):
+    """A route of the main table as it was listed."""
+
+    destination: IPv4Network
+    type_of_service: int
+    protocol: int
+    flags: int
+    attributes: dict[int, bytes]
+
+    def number(self, name: int) -> int:
+        """The value of an attribute, 0 without it."""
+        value: int = _NUMBER.unpack(self.attributes.get(name, bytes(_NUMBER.size)))[0]
+        return value
+
+
+def routes(messages: list[Message]) -> list[Route]:
+    """Those of the main table, one for each way out of a multipath route."""
+    return [
+        Route(route.destination, link_index, route.number(_RTA_PRIORITY))
+        for route in _of_main_table(messages)
+        for link_index in _ways_out(route)
+    ]
+
+
+def is_default(message: Message) -> bool:
+    """Whether a listed route leads to everything."""
+    return message.body[_DST_LEN] == 0
+
+
+def neighbours(messages: list[Message], link_index: int) -> list[Neighbour]:
+    """Those that are permanent, of that link."""
+    return [
+        Neighbour(IPv4Address(found[_NDA_DST]), found[_NDA_LLADDR].hex(":"), link_index)
+        for found in _permanent(messages, _AF_INET, link_index, 0)
+    ]
+
+
+def forwards(messages: list[Message], link_index: int) -> list[Forward]:
+    """Those that are permanent and lead to a host, of that device."""
+    return [
+        Forward(found[_NDA_LLADDR].hex(":"), IPv4Address(found[_NDA_DST]), link_index, _way_out(found))
+        for found in _permanent(messages, _AF_BRIDGE, link_index, _NTF_SELF)
+    ]
+
+
+def _of_main_table(messages: list[Message]) -> list[_RouteMessage]:
+    found = []
+    for message in messages:
+        _, length, _, type_of_service, table, protocol, _, _, flags = _RTMSG.unpack_from(message.body)
+        if table == _RT_TABLE_MAIN:
+            has = attributes(message.body, _RTMSG.size)
+            destination = IPv4Network((has.get(_RTA_DST, bytes(4)), length))
+            found.append(_RouteMessage(destination, type_of_service, protocol, flags, has))
+    return found
+
+
+def _ways_out(route: _RouteMessage) -> list[int]:
+    """The interface indices that a route leads to; none for an unreachable or blackhole route."""
+    if _RTA_OIF in route.attributes:
+        return [route.number(_RTA_OIF)]
+    hops, indices = route.attributes.get(_RTA_MULTIPATH, b""), []
+    while len(hops) >= _RTNEXTHOP.size:
+        length, _, _, link_index = _RTNEXTHOP.unpack_from(hops)
+        indices.append(link_index)
+        hops = hops[max(length + 3 & ~3, _RTNEXTHOP.size) :]
+    return indices
+
+
+def _permanent(messages: list[Message], family: int, link_index: int, flags: int) -> list[dict[int, bytes]]:
+    """Their attributes, of those that have an address and a MAC, and neither port nor VNI of their own."""
+    found = []
+    for message in messages:
+        its_family, its_index, state, its_flags, _ = _NDMSG.unpack_from(message.body)
+        if (its_family, its_index) == (family, link_index) and state & _NUD_PERMANENT and its_flags & flags == flags:
+            has = attributes(message.body, _NDMSG.size)
+            sizes = len(has.get(_NDA_DST, b"")), len(has.get(_NDA_LLADDR, b""))
+            if sizes == (4, 6) and not {_NDA_PORT, _NDA_VNI} & has.keys():
+                found.append(has)
+    return found
+
+
+def _way_out(found: Mapping[int, bytes]) -> int:
+    number: int = _NUMBER.unpack(found.get(_NDA_IFINDEX, bytes(_NUMBER.size)))[0]
+    return number
+
+
+def _packed(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
