@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 from etcd_server import EtcdServer
-from fakes import FakeRegistry
+from support.fakes import FakeRegistry
 
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
 

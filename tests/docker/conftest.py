@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, ExitStack
 import docker_packages
 import pytest
 from docker_packages import Release
-from docker_rig import Rig, rig
-from lab_fixtures import pytest_runtest_makereport, root
+from support.docker_rig import Rig, rig
+from support.lab_fixtures import pytest_runtest_makereport, root
 
 __all__ = ["pytest_runtest_makereport", "root"]
 

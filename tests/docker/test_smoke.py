@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from docker_packages import Release
-from docker_rig import Rig, assert_connected, rig
 from faults.backends import HOST_GW, UDP, Backend
-from hosts import traces
+from support.docker_rig import Rig, assert_connected, rig
+from support.hosts import traces
 
 
 @pytest.mark.parametrize("backend", [UDP, HOST_GW], ids=str)

@@ -8,8 +8,8 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any, NamedTuple
 
 import pytest
-from hosts import belongings, subnet_in_file, ways
 from lab import ETCD_PREFIX, Host
+from support.hosts import belongings, subnet_in_file, ways
 
 from flannelpy.marks import ROUTE_PROTOCOL
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv4Network
 
-from chaos import MEMBERS, Witness, wait_until_serving
 from etcd_server import EtcdServer
 from faults.backends import Backend
-from hosts import assert_in_order, leased_again, next_hops
 from lab import Daemon, Lab, wait_for
-from mesh import unbroken_mesh
-from overlay import unbroken_stream
+from support.chaos import MEMBERS, Witness, wait_until_serving
+from support.hosts import assert_in_order, leased_again, next_hops
+from support.mesh import unbroken_mesh
+from support.overlay import unbroken_stream
 
 #: Room for many foreign hosts: 11.1.0.0 and up are beyond the subnets that our own pick from.
 NETWORK = IPv4Network("11.0.0.0/8")

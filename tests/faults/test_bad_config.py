@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
-from bad_configs import BAD_CONFIGS
 from lab import ETCD_PREFIX, Daemon, Lab, wait_for
+from support.bad_configs import BAD_CONFIGS
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -40,7 +40,7 @@ class Waiting:
 
 
 def test_each_kind_is_said_once_and_waited_out(lab: Lab) -> None:
-    # The daemon looks once a second, so every second kind; unit/test_manager.py has all.
+    # The daemon looks once a second, so every second kind; unit/leasing/test_manager.py has all.
     some = list(BAD_CONFIGS.values())[1::2]
     assert len(some) >= 20
     assert all(one.message != other.message for one, other in pairwise(some))

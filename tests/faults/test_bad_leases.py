@@ -14,8 +14,8 @@ from ipaddress import IPv4Network
 
 import pytest
 from faults.backends import HOST_GW, UDP, VXLAN, Backend
-from hosts import freeze, subnet_in_file, thaw
 from lab import ETCD_PREFIX, Daemon, Host, Lab, wait_for
+from support.hosts import freeze, subnet_in_file, thaw
 
 NETWORK = "172.16.0.0/12"
 RANGE = {"SubnetMin": "172.20.1.0", "SubnetMax": "172.20.255.0"}

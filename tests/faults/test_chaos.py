@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from chaos import MEMBERS, endure
 from faults.backends import UDP, Backend, over
 from lab import Lab
+from support.chaos import MEMBERS, endure
 
 SECONDS = 20.0
 

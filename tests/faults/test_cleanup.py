@@ -10,8 +10,8 @@ from ipaddress import IPv4Network
 
 import pytest
 from faults.backends import HOST_GW, NETWORK, UDP, VXLAN, Backend, over
-from hosts import asleep, belongings, own_leases, ways
 from lab import Host, Lab, wait_for
+from support.hosts import asleep, belongings, own_leases, ways
 
 pytestmark = pytest.mark.usefixtures("root")
 

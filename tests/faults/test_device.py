@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import pytest
 from faults.backends import HOST_GW, UDP, VXLAN, Backend, over
-from hosts import asleep
 from lab import Container, Daemon, Host, Lab, wait_for
+from support.hosts import asleep
 
 pytestmark = pytest.mark.usefixtures("root")
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from lab import Daemon, Host, Lab, wait_connected, wait_for
-from overlay import OUTER_PORT, running, throughput
+from support.overlay import OUTER_PORT, running, throughput
 
 pytestmark = [pytest.mark.usefixtures("root"), pytest.mark.timed]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from chaos import seed
 from faults.backends import HOST_GW, UDP, VXLAN, Backend, over
-from hostile_store import endure
 from lab import Lab
+from support.chaos import seed
+from support.hostile_store import endure
 
 SECONDS = 20.0
 OTHERS_SECONDS = 9.0

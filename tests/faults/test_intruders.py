@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import pytest
 from lab import Container, Daemon, Host, Lab, Node, wait_connected, wait_for
-from overlay import OUTER_PORT, Capture
-from packets import ipv4_packet, udp_datagram
+from support.overlay import OUTER_PORT, Capture
+from support.packets import ipv4_packet, udp_datagram
 
 pytestmark = pytest.mark.usefixtures("root")
 

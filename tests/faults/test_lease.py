@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 from faults.backends import ALLOC, HOST_GW, UDP, VXLAN, Backend, lease_key, over
-from hosts import freeze, own_leases, thaw, ways
 from lab import Host, Lab, wait_for
+from support.hosts import freeze, own_leases, thaw, ways
 
 pytestmark = [pytest.mark.usefixtures("root"), over(UDP, VXLAN, HOST_GW, ALLOC)]
 

@@ -10,11 +10,11 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from earlier import FIRST_WITH_CLAIMS, unpack
 from faults.backends import HOST_GW, UDP, VXLAN, Backend
-from hosts import own_leases
 from lab import Daemon, Host, Lab, wait_for
-from overlay import unbroken_stream
+from support.earlier import FIRST_WITH_CLAIMS, unpack
+from support.hosts import own_leases
+from support.overlay import unbroken_stream
 
 from flannelpy.subnet.lease_policy import CLAIM_SECONDS
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 from faults.backends import HOST_GW, UDP, VXLAN, Backend, over
-from hosts import freeze, thaw
 from lab import ETCD_PREFIX, Daemon, Host, Lab, wait_for
+from support.hosts import freeze, thaw
 
 pytestmark = pytest.mark.usefixtures("root")
 

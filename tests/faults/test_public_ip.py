@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 from faults.backends import ALLOC, UDP, VXLAN, Backend, lease_key, over
-from hosts import ways
 from lab import Daemon, Host, Lab, wait_for
+from support.hosts import ways
 
 from flannelpy.subnet.lease_policy import CLAIM_SECONDS
 

@@ -8,9 +8,9 @@ from itertools import cycle, islice
 
 import pytest
 from faults.backends import HOST_GW, UDP, VXLAN, Backend
-from hosts import Belongings, assert_in_order, belongings, leased_again, subnet_in_file
 from lab import Host, Lab, wait_for
-from overlay import unbroken_stream
+from support.hosts import Belongings, assert_in_order, belongings, leased_again, subnet_in_file
+from support.overlay import unbroken_stream
 
 BYTES_PER_SECOND = 20_000_000
 FLAGS = ("-iface=eth1", "-ip-masq")

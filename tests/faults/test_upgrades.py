@@ -14,9 +14,9 @@ from contextlib import contextmanager
 
 import pytest
 from faults.backends import HOST_GW, UDP, VXLAN, Backend, over
-from hosts import belongings
 from lab import Host, Lab, wait_connected, wait_for
-from overlay import unbroken_stream
+from support.hosts import belongings
+from support.overlay import unbroken_stream
 
 from flannelpy.linux.instance_lock import lock_path
 

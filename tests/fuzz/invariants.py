@@ -11,10 +11,10 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
-import oracle
-from batches import datagrams, for_the_tun
 from fuzz.mutation import Given, Mutator, Train
-from packets import BOUND, NETWORK, OWN_SUBNET, PORT, TCP, UDP, checksum, one_hop_on, why_not, why_refused
+from support import oracle
+from support.batches import datagrams, for_the_tun
+from support.packets import BOUND, NETWORK, OWN_SUBNET, PORT, TCP, UDP, checksum, one_hop_on, why_not, why_refused
 
 from flannelpy.datapath.engine import BATCH_BYTES, BATCH_PACKETS, Engine, Plan
 from flannelpy.datapath.icmp_limit import MAX_DESTINATIONS

@@ -11,8 +11,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from oracle import VnetHeader
-from packets import (
+from support.oracle import VnetHeader
+from support.packets import (
     ACK,
     CWR,
     DONT_FRAGMENT,
@@ -30,7 +30,7 @@ from packets import (
     unfinished,
     with_checksum,
 )
-from pcap import RAW_IP, read, udp_datagrams
+from support.pcap import RAW_IP, read, udp_datagrams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from ipaddress import IPv4Address, IPv4Network
 
-import oracle
-from batches import datagrams, for_the_tun, inbound_of_many, inbound_trains, outbound
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import VnetHeader
-from packets import (
+from support import oracle
+from support.batches import datagrams, for_the_tun, inbound_of_many, inbound_trains, outbound
+from support.oracle import VnetHeader
+from support.packets import (
     BOUND,
     ICMP,
     NETWORK,
@@ -28,7 +28,7 @@ from packets import (
     why_not,
     why_refused,
 )
-from strategies import (
+from support.strategies import (
     DESTINATIONS,
     SOURCES,
     VNET_HEADERS,

@@ -8,12 +8,16 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
-import oracle
 from hypothesis import given
 from hypothesis import strategies as st
-from kernels import INSTALLED, INTERPRETED, coalesced, filled_up, segmented, sort_packets
-from oracle import VnetHeader
-from packets import (
+from scapy.layers import inet
+from scapy.layers.inet import IP, in4_chksum
+from scapy.packet import Raw
+from scapy.utils import checksum as scapy_checksum
+from support import oracle
+from support.kernels import INSTALLED, INTERPRETED, coalesced, filled_up, segmented, sort_packets
+from support.oracle import VnetHeader
+from support.packets import (
     ACK,
     DONT_FRAGMENT,
     OWN_SUBNET,
@@ -30,11 +34,7 @@ from packets import (
     why_not,
     why_refused,
 )
-from scapy.layers import inet
-from scapy.layers.inet import IP, in4_chksum
-from scapy.packet import Raw
-from scapy.utils import checksum as scapy_checksum
-from strategies import (
+from support.strategies import (
     ADDRESSES,
     DESTINATIONS,
     NUMBERS,

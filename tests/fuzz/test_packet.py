@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from packets import checksum, ipv4_packet
 from scapy.layers.inet import IP
+from support.packets import checksum, ipv4_packet
 
 from flannelpy.packet import icmp, ipv4
 from flannelpy.packet.checksum import fold, ones_sum

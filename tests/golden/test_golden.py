@@ -19,13 +19,13 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
-import oracle
 import pytest
-from batches import datagrams, for_the_tun, inbound, inbound_trains, outbound
-from fakes import FakeRegistry
-from fakes_iptables import FakeTables
-from packets import checksum, hop_taken
-from pcap import RAW_IP, read, udp_datagrams
+from support import oracle
+from support.batches import datagrams, for_the_tun, inbound, inbound_trains, outbound
+from support.fakes import FakeRegistry
+from support.fakes_iptables import FakeTables
+from support.packets import checksum, hop_taken
+from support.pcap import RAW_IP, read, udp_datagrams
 
 from flannelpy import cli, logs, network
 from flannelpy.backend import repair_loop

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from lab import Host, Lab
-from lab_fixtures import lab, make_lab, pytest_runtest_makereport, root, shared_lab
+from support.lab_fixtures import lab, make_lab, pytest_runtest_makereport, root, shared_lab
 
 __all__ = ["lab", "make_lab", "pytest_runtest_makereport", "root", "shared_lab"]
 

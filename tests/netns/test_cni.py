@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from lab import Container, Host, Lab, wait_for
-from overlay import transfer
+from support.overlay import transfer
 
 PLUGINS = "/usr/lib/cni"
 README = (Path(__file__).parents[2] / "README.md").read_text()

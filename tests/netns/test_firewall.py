@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from firewalls import FLAVOURS, Flavour
 from lab import Container, Daemon, Host, Lab, wait_connected, wait_for
-from overlay import Capture
+from support.firewalls import FLAVOURS, Flavour
+from support.overlay import Capture
 
 NETWORK = "11.0.0.0/16"
 MASQUERADE, DROP, ZONE, ACCEPT, OUTWARD = (f"FLANNEL-{kind}-{NETWORK}" for kind in "MDZAO")

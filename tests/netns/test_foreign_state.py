@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from chaos import seed
 from lab import Lab
-from random_life import live
+from support.chaos import seed
+from support.random_life import live
 
 SEED = seed()
 

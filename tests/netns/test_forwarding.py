@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 from faults.backends import HOST_GW, UDP, VXLAN
-from firewalls import is_forwarding_accepted, reaches
 from lab import Container, Host, Lab, Node, wait_connected, wait_for
+from support.firewalls import is_forwarding_accepted, reaches
 
 pytestmark = pytest.mark.usefixtures("root")
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from chaos import seed
-from host_walk import BACKENDS, WALKERS, walk
 from lab import Lab
+from support.chaos import seed
+from support.host_walk import BACKENDS, WALKERS, walk
 
 SEED = seed()
 _STEPS = 6

@@ -17,11 +17,11 @@ from statistics import median
 from typing import NamedTuple
 
 import pytest
-from attacks import SCRIPT, datagram, fragments, in_vxlan, labelled, line, sniffing
 from faults.backends import HOST_GW, UDP, VXLAN, Backend
 from lab import Host, Lab, Node, wait_connected, wait_for
-from overlay import throughput
-from packets import ICMP, ipv4_packet, udp_datagram
+from support.attacks import SCRIPT, datagram, fragments, in_vxlan, labelled, line, sniffing
+from support.overlay import throughput
+from support.packets import ICMP, ipv4_packet, udp_datagram
 
 _TUNNEL_PORTS = {"udp": 8285, "vxlan": 8472}
 _END = "end"

@@ -14,9 +14,9 @@ from itertools import product
 from typing import NamedTuple
 
 import pytest
-from attacks import SCRIPT, datagram, fragments, in_vxlan, labelled, line, sniffing
 from lab import ETCD_PREFIX, Host, Lab, wait_for
-from tenants import NETWORKS, Tenant
+from support.attacks import SCRIPT, datagram, fragments, in_vxlan, labelled, line, sniffing
+from support.tenants import NETWORKS, Tenant
 
 pytestmark = pytest.mark.usefixtures("root")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import lab as lab_module
 import pytest
-from hosts import traces
 from lab import INTERRUPTIBLE, CommandError, Lab, LabExistsError, lab_exists, remove_lab
+from support.hosts import traces
 
 
 def test_hosts_reach_each_other_and_have_a_run_directory_each(lab: Lab) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from faults.backends import HOST_GW, UDP, VXLAN, Backend, over
 from lab import CONFIG, ETCD_PREFIX, Daemon, Host, Lab, wait_for
-from tenants import NETWORKS, Tenant, subnet_file
+from support.tenants import NETWORKS, Tenant, subnet_file
 
 pytestmark = pytest.mark.usefixtures("root")
 

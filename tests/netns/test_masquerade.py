@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from firewalls import FLAVOURS, Flavour
 from lab import Lab, wait_for
+from support.firewalls import FLAVOURS, Flavour
 
 NETWORK = "11.0.0.0/16"
 CHAIN = f"FLANNEL-M-{NETWORK}"

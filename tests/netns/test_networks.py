@@ -11,9 +11,9 @@ from functools import partial
 from itertools import permutations, product
 
 import pytest
-from hosts import asleep
 from lab import ETCD_PREFIX, Daemon, Host, Lab, wait_for
-from tenants import NETWORKS, Tenant, subnet_file
+from support.hosts import asleep
+from support.tenants import NETWORKS, Tenant, subnet_file
 
 from flannelpy.leasing.subnet_file import previous_subnet, render
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pytest
 from faults.backends import HOST_GW, UDP
-from firewalls import is_forwarding_accepted, reaches
 from lab import Container, Daemon, Host, Lab, wait_connected, wait_for
+from support.firewalls import is_forwarding_accepted, reaches
 
 pytestmark = pytest.mark.usefixtures("root")
 

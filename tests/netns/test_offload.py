@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pytest
 from lab import ETCD_PREFIX, UNDERLAY, Container, Daemon, Host, Lab, Node, wait_connected, wait_for
-from overlay import OUTER_PORT, Capture, listening, running, traffic, transfer
-from packets import checksum
-from pcap import ETHERNET, read, udp_datagrams
+from support.overlay import OUTER_PORT, Capture, listening, running, traffic, transfer
+from support.packets import checksum
+from support.pcap import ETHERNET, read, udp_datagrams
 
 RELAY = str(Path(__file__).with_name("relay.py"))
 GIGABYTE = 1 << 30

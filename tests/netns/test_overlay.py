@@ -9,7 +9,7 @@ from itertools import permutations
 
 import pytest
 from lab import Container, Lab, Node, wait_connected
-from overlay import Capture, all_but, listening, traffic, transfer
+from support.overlay import Capture, all_but, listening, traffic, transfer
 
 from flannelpy.datapath.offloads import Offload
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from lab import Daemon, Host, Lab, wait_connected
-from systemd_units import Unit
+from support.systemd_units import Unit
 
 import flannelpy
 

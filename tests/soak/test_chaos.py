@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from chaos import MEMBERS, endure
 from faults.backends import HOST_GW, UDP, VXLAN, Backend, over
 from lab import Lab
+from support.chaos import MEMBERS, endure
 
 SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 10 * 60))
 

@@ -6,9 +6,9 @@ import os
 import time
 from collections.abc import Callable
 
-from chaos import seed
 from lab import Lab
-from random_life import live
+from support.chaos import seed
+from support.random_life import live
 
 SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 8 * 60))
 

@@ -6,10 +6,10 @@ import os
 import time
 from collections.abc import Callable
 
-from chaos import seed
 from faults.backends import Backend, over
-from host_walk import BACKENDS, WALKERS, walk
 from lab import Lab
+from support.chaos import seed
+from support.host_walk import BACKENDS, WALKERS, walk
 
 SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 4 * 60))
 # As many as happen in some minutes: the kernel and the lab start anew then.

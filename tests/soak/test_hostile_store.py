@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from chaos import seed
 from faults.backends import HOST_GW, UDP, VXLAN, Backend, over
-from hostile_store import endure
 from lab import Lab
+from support.chaos import seed
+from support.hostile_store import endure
 
 SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 6 * 60))
 

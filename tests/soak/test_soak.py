@@ -14,9 +14,9 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import NamedTuple
 
-from chaos import Witness, seed
-from hosts import assert_in_order
 from lab import ETCD_PREFIX, Container, Daemon, Host, Lab
+from support.chaos import Witness, seed
+from support.hosts import assert_in_order
 
 SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 30 * 60))
 STABLE = 2

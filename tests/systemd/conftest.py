@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lab_fixtures import pytest_runtest_makereport, root
+from support.lab_fixtures import pytest_runtest_makereport, root
 
 __all__ = ["pytest_runtest_makereport", "root"]

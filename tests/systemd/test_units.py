@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from lab import CONFIG, ETCD_PREFIX, Container, Lab, wait_for
-from systemd_machine import PROJECT, Machine
+from support.systemd_machine import PROJECT, Machine
 
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "kmod", "iptables", "iproute2", "iputils-ping", "python3-venv"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import pytest
-from fakes import FakeRegistry
+from support.fakes import FakeRegistry
 
 from flannelpy import cli, network
 from flannelpy.addressing.interface_choice import ExternalInterface

@@ -10,8 +10,8 @@ import demo
 import pytest
 from docker_packages import Release
 from faults.backends import HOST_GW, UDP, VXLAN, Backend
-from hosts import traces
 from lab import INTERRUPTIBLE
+from support.hosts import traces
 
 
 @pytest.mark.parametrize("backend", [UDP, VXLAN, HOST_GW], ids=str)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from itertools import permutations
 
 import pytest
-from docker_rig import OUTSIDE, Rig, assert_connected, reaches
 from faults.backends import HOST_GW, NETWORK, UDP, VXLAN
 from lab import wait_for
+from support.docker_rig import OUTSIDE, Rig, assert_connected, reaches
 
 DIRECT = json.dumps({"Network": str(NETWORK), "Backend": {"Type": "vxlan", "DirectRouting": True}})
 CONFIGS = {**{str(backend): backend.config() for backend in (UDP, VXLAN, HOST_GW)}, "direct": DIRECT}

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import pytest
 from docker_packages import Release
-from docker_rig import OUTSIDE, assert_connected, reaches, seen_source
 from dockers import CREATE_NETWORK, Docker, DockerContainer
 from lab import ETCD_PREFIX, Lab, wait_for
-from tenants import NETWORKS, subnet_file
+from support.docker_rig import OUTSIDE, assert_connected, reaches, seen_source
+from support.tenants import NETWORKS, subnet_file
 
 MTUS = {"udp": 1472, "vxlan": 1450, "host-gw": 1500}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from docker_rig import Rig, assert_connected
 from faults.backends import HOST_GW, UDP, VXLAN, Backend
 from lab import Daemon
-from overlay import unbroken_stream
+from support.docker_rig import Rig, assert_connected
+from support.overlay import unbroken_stream
 
 BACKENDS = pytest.mark.parametrize("backend", [UDP, VXLAN, HOST_GW], ids=str)
 MASQUERADING = pytest.mark.parametrize("flags", [(), ("-ip-masq",)], ids=["", "masq"])

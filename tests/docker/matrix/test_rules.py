@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 import pytest
-from docker_rig import Rig, assert_connected, reaches
 from faults.backends import HOST_GW, UDP, VXLAN, Backend
 from lab import Host, wait_for
+from support.docker_rig import Rig, assert_connected, reaches
 
 BACKENDS = pytest.mark.parametrize("backend", [UDP, VXLAN, HOST_GW], ids=str)
 _TABLES = ("filter", "nat", "mangle", "raw")

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from ipaddress import IPv4Network
 
 import pytest
-from docker_rig import Rig, assert_connected
 from dockers import Docker
 from faults.backends import HOST_GW, UDP, VXLAN, Backend, lease_key
-from hosts import subnet_in_file
 from lab import ETCD_PREFIX
+from support.docker_rig import Rig, assert_connected
+from support.hosts import subnet_in_file
 
 BACKENDS = pytest.mark.parametrize("backend", [UDP, VXLAN, HOST_GW], ids=str)
 

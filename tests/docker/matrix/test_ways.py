@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import pytest
 from docker_packages import Release
-from docker_rig import OUTSIDE, Rig, assert_connected, reaches, rig, seen_source, tunnel_address
 from dockers import DockerContainer
 from faults.backends import HOST_GW, NETWORK, UDP, VXLAN
+from support.docker_rig import OUTSIDE, Rig, assert_connected, reaches, rig, seen_source, tunnel_address
 
 DIRECT = json.dumps({"Network": str(NETWORK), "Backend": {"Type": "vxlan", "DirectRouting": True}})
 CONFIGS = {**{str(backend): backend.config() for backend in (UDP, VXLAN, HOST_GW)}, "direct": DIRECT}

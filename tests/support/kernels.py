@@ -1,0 +1,134 @@
+"""Runs the packet kernels on buffers as small as they may be, so that a sanitizer sees every step beyond.
+
+``INSTALLED`` are the kernels that the package uses, compiled or not; ``INTERPRETED`` are always the plain sources.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from ipaddress import IPv4Network
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+from unittest import mock
+
+from support.oracle import VnetHeader
+from support.packets import BOUND, OWN_SUBNET, PORT, numbers
+
+from flannelpy import packet as package
+from flannelpy.packet import checksum, coalesce, ipv4, segment, sort
+from flannelpy.packet.drops import DropReason
+
+#: Bytes that a segmenter may look at behind its packet, where a header that is cut off would go on.
+SLACK = 13
+_RUBBISH = b"\xa5"
+
+
+class Kernels(NamedTuple):
+    """The modules of one form; a later one imports from earlier ones.  ``Any`` to the type checker, as modules are."""
+
+    checksum: ModuleType
+    ipv4: ModuleType
+    segment: ModuleType
+    coalesce: ModuleType
+    sort: ModuleType
+
+
+def _interpreted() -> Kernels:
+    """Kernels from their sources, which see each other and nothing compiled."""
+    loaded: dict[str, ModuleType] = {}
+    for name in Kernels._fields:
+        path = Path(package.__file__).with_name(f"{name}.py")
+        spec = importlib.util.spec_from_file_location(f"interpreted.{name}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        with mock.patch.dict(sys.modules, {f"flannelpy.packet.{other}": loaded[other] for other in loaded}):
+            spec.loader.exec_module(module)
+        loaded[name] = module
+    return Kernels(**loaded)
+
+
+INSTALLED = Kernels(checksum, ipv4, segment, coalesce, sort)
+INTERPRETED = _interpreted()
+
+
+class Sorted(NamedTuple):
+    """``neighbours`` and ``refused`` as the sorter gives them, and the buffer after it."""
+
+    neighbours: list[tuple[int, int, int, int, int]]
+    refused: list[tuple[int, int, int]]
+    data: bytes
+
+
+class Coalesced(NamedTuple):
+    """(vnet header, packet) for the TUN, and (reason, packet) of those refused."""
+
+    packets: list[tuple[bytes, bytes]]
+    refused: list[tuple[DropReason, bytes]]
+
+
+def filled_up(data: bytes, slack: int = 0) -> bytearray:
+    """A buffer of the least allowed length, a multiple of 4."""
+    return bytearray(data + _RUBBISH * (slack + -(len(data) + slack) % 4))
+
+
+def segmented(
+    packet: bytes, gso_size: int, *, kernels: Kernels = INSTALLED, before: int = 0, room: int | None = None
+) -> bytes | None:
+    """What a segmenter writes behind ``before`` bytes, all of ``room`` or no more than the segments; None: refused."""
+    needed = len(packet) * 2 + 120 * (len(packet) // max(gso_size, 1) + 1) if room is None else room
+    source = filled_up(_RUBBISH * before + packet, SLACK)
+    target = bytearray(before + needed)
+    segmenter = kernels.segment.Segmenter(source, target)
+    end = segmenter.segment(before, before + len(packet), gso_size, before)
+    assert not any(target[:before])
+    assert not any(target[max(end, before) :])
+    return bytes(target[before:end]) if end else None
+
+
+def sort_packets(
+    packets: list[tuple[VnetHeader, bytes]], mask: int, *, kernels: Kernels = INSTALLED, own: IPv4Network = OWN_SUBNET
+) -> Sorted:
+    """What a sorter makes of a batch."""
+    data = filled_up(b"".join(packet for _, packet in packets))
+    headers = bytearray(b"".join(header.encode() for header, _ in packets))
+    sorter = kernels.sort.Sorter(data, headers, numbers(own), (int(BOUND), PORT))
+    sorter.sort([len(packet) for _, packet in packets], mask)
+    return Sorted(
+        list(map(tuple, sorter.neighbours)), sorter.refused, bytes(data[: sum(len(packet) for _, packet in packets)])
+    )
+
+
+def coalesced(
+    trains: list[tuple[bytes, int]],
+    *,
+    kernels: Kernels = INSTALLED,
+    tcp: bool = True,
+    udp: bool = True,
+    own: IPv4Network = OWN_SUBNET,
+    subnets: list[IPv4Network] | None = None,
+) -> Coalesced:
+    """What a coalescer makes of a batch of (datagrams in one piece, segment size); ``subnets``: only from these."""
+    source = filled_up(b"".join(data for data, _ in trains))
+    coalescer = kernels.coalesce.Coalescer(source, bytearray(len(source)), numbers(own), tcp, udp)
+    coalescer.begin()
+    if subnets is not None:
+        coalescer.expect(map(numbers, subnets))
+    start = 0
+    for data, segment_size in trains:
+        coalescer.add(start, start + len(data), segment_size)
+        start += len(data)
+    coalescer.finish()
+    return Coalesced(
+        [(header, bytes(packet)) for header, packet in coalescer.packets],
+        [(DropReason(reason), bytes(source[start:stop])) for reason, start, stop in coalescer.refused],
+    )
+
+
+def coalesced_singly(
+    packets: list[bytes], *, tcp: bool = True, udp: bool = True, subnets: list[IPv4Network] | None = None
+) -> Coalesced:
+    """The same of datagrams that came one by one."""
+    return coalesced([(packet, len(packet)) for packet in packets], tcp=tcp, udp=udp, subnets=subnets)

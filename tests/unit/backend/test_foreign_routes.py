@@ -1,0 +1,105 @@
+"""Routes of other programs: which of them flanneld may have left, and how many log lines they cause."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from support.fakes_machine import FakeMachine
+
+from flannelpy.backend.foreign_routes import ForeignRoutes, leftovers, log_leftovers
+from flannelpy.rtnetlink import entries, routes
+from flannelpy.rtnetlink.entries import Gateway
+from flannelpy.rtnetlink.messages import Message, attribute
+from flannelpy.rtnetlink.routes import KernelRoute
+
+NETWORK, OWN = IPv4Network("11.1.0.0/16"), IPv4Network("11.1.5.0/24")
+BOOT = 3
+TOS, PRIORITY, NEXTHOP_OBJECT, MULTIPATH = 3, 6, 30, 9
+
+
+def message(destination: str, more: bytes = b"", tos: int = 0, protocol: int = BOOT, host: int = 102) -> Message:
+    address = IPv4Address(f"172.17.8.{host}")
+    plain = entries.addition(Gateway(IPv4Network(destination), address, 2, protocol=protocol))
+    body = bytearray(plain.body + more)
+    body[TOS] = tos
+    return Message(plain.message_type, bytes(body))
+
+
+def route(destination: str, more: bytes = b"", tos: int = 0, protocol: int = BOOT) -> KernelRoute:
+    return routes.parse(message(destination, more, tos, protocol))
+
+
+def number(name: int, value: int) -> bytes:
+    return attribute(name, struct.pack("=I", value))
+
+
+@pytest.mark.parametrize(
+    ("found", "is_left"),
+    [
+        (route("11.1.7.0/24"), True),
+        (route("11.1.0.0/17"), True),
+        (route("11.1.7.0/24", protocol=4), False),
+        (route("11.1.7.0/24", number(PRIORITY, 100)), False),
+        (route("11.1.7.0/24", tos=4), False),
+        (route("11.1.7.0/24", number(NEXTHOP_OBJECT, 1)), False),
+        (route("11.1.7.0/24", attribute(MULTIPATH, struct.pack("=HBBi", 8, 0, 0, 2))), False),
+        (route("11.1.0.0/16"), False),
+        (route("11.0.0.0/8"), False),
+        (route("11.1.5.0/24"), False),
+        (route("11.1.5.128/25"), False),
+        (route("11.1.9.0/24"), False),
+    ],
+)
+def test_flanneld_s_routes_are_known_by_all_that_it_gives_them(found: KernelRoute, is_left: bool) -> None:
+    assert leftovers([found], NETWORK, OWN, {IPv4Network("11.1.9.0/24")}) == [found] * is_left
+
+
+@pytest.mark.parametrize(("count", "lines"), [(1, 1), (10, 10), (11, 11), (500, 11)])
+def test_ten_are_named_and_the_others_counted(count: int, lines: int, caplog: pytest.LogCaptureFixture) -> None:
+    log_leftovers([route(f"11.1.{each % 256}.0/24") for each in range(count)], lambda index: f"eth{index}")
+    assert len(caplog.messages) == lines
+    text = "11.1.0.0/24 via 172.17.8.102 dev eth2 proto boot"
+    assert caplog.messages[0] == (
+        f"Route {text} may be left from flanneld: no lease asks for it; flannelpy leaves it alone; to remove it: "
+        f"ip route del {text}"
+    )
+    if count > 10:
+        assert caplog.messages[-1] == (f"{count - 10} more routes may be left from flanneld; -cleanup lists them")
+
+
+SUBNET = IPv4Network("11.1.7.0/24")
+WANTED = Gateway(SUBNET, IPv4Address("172.17.8.102"), 2)
+ELSEWHERE, STATIC, OURS = 103, 4, 85
+
+
+@pytest.mark.parametrize(
+    ("there", "verdict"),
+    [
+        ([], ""),
+        ([message("11.1.7.0/24", protocol=OURS, host=ELSEWHERE)], ""),
+        ([message("11.1.7.0/24", host=ELSEWHERE)], "blocking"),
+        ([message("11.1.7.0/24", protocol=STATIC, host=ELSEWHERE)], "blocking"),
+        ([message("11.1.7.0/24", protocol=STATIC)], "equivalent"),
+        ([message("11.1.7.0/24", number(NEXTHOP_OBJECT, 1))], "equivalent"),
+        ([message("11.1.7.0/24")], "adopted"),
+        # A route without metric and TOS goes before one with a metric, and beside one with a TOS.
+        ([message("11.1.7.0/24", number(PRIORITY, 100), host=ELSEWHERE)], ""),
+        ([message("11.1.7.0/24", tos=4, host=ELSEWHERE)], ""),
+        ([message("11.1.7.0/24", tos=4, host=ELSEWHERE), message("11.1.7.0/24")], "adopted"),
+        ([message("11.1.7.0/24"), message("11.1.7.0/24", host=ELSEWHERE)], "adopted"),
+        ([message("11.1.7.0/25", host=ELSEWHERE)], ""),
+    ],
+)
+def test_what_the_first_route_without_a_metric_says_about_ours(there: list[Message], verdict: str) -> None:
+    machine, foreign = FakeMachine(), ForeignRoutes()
+    machine.direct += there
+    adopted = asyncio.run(foreign.judge(machine, [WANTED]))
+    assert [bool(foreign.blocking), bool(foreign.equivalent), bool(adopted)] == [
+        verdict == word for word in ("blocking", "equivalent", "adopted")
+    ]
+    machine.direct[:] = []
+    assert asyncio.run(foreign.judge(machine, [WANTED])) == []
+    assert (foreign.blocking, foreign.equivalent) == ({}, {})

@@ -1,0 +1,188 @@
+"""Which routes the host-gw backend wants: without a kernel.  How it comes by them is in test_kernel_entries.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from support.fakes_netlink import ETH1, EXTERNAL, FakeNetlink, no_changes
+
+from flannelpy.backend import kernel_entries, on_link
+from flannelpy.backend.host_gw import HostGwBackend
+from flannelpy.rtnetlink import entries, routes
+from flannelpy.rtnetlink.entries import Gateway
+from flannelpy.rtnetlink.links import Address
+from flannelpy.rtnetlink.routes import RouteAnswer
+from flannelpy.subnet.config import parse
+from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_table import Added, Gone
+
+CONFIG = parse('{"Network":"11.0.0.0/16","Backend":{"Type":"host-gw"}}')
+OTHER = IPv4Network("11.0.2.0/24")
+OWN = Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(EXTERNAL.address, "host-gw"), 86400, 1, 1)
+
+
+def added(number: int, public_ip: str, backend_type: str = "host-gw") -> Added:
+    attrs = LeaseAttrs(IPv4Address(public_ip), backend_type)
+    return Added(Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, 86400, 1, 1))
+
+
+def route(number: int, public_ip: str) -> Gateway:
+    return Gateway(IPv4Network(f"11.0.{number}.0/24"), IPv4Address(public_ip), ETH1)
+
+
+def asked_about(netlink: FakeNetlink) -> set[IPv4Network]:
+    """The subnets whose routes the kernel was asked about."""
+    return {
+        IPv4Network((int(one.destination) & ~255, 24)) for one in netlink.queries if one.destination in CONFIG.network
+    }
+
+
+def play(scenario: Callable[[HostGwBackend, FakeNetlink], Awaitable[None]], monkeypatch: pytest.MonkeyPatch) -> None:
+    netlink = FakeNetlink()
+    for module in (kernel_entries, on_link):
+        monkeypatch.setattr(module, "Netlink", lambda: netlink)
+    monkeypatch.setattr(on_link, "changes", no_changes)
+
+    async def whole() -> None:
+        backend = HostGwBackend(CONFIG, EXTERNAL, None)
+        assert await backend.start(OWN) == 1500
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(backend.run())
+            await scenario(backend, netlink)
+            assert not task.done()
+            task.cancel()
+
+    asyncio.run(whole())
+
+
+def test_routes_follow_the_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
+        backend.apply([added(1, "172.17.8.102"), added(2, "172.17.8.103")])
+        await netlink.settled(route(1, "172.17.8.102"), route(2, "172.17.8.103"))
+        assert backend.describe() == "next hops: 2"
+        backend.apply([added(1, "172.17.8.104"), Gone(IPv4Network("11.0.2.0/24"))])
+        await netlink.settled(route(1, "172.17.8.104"))
+        backend.apply([Gone(IPv4Network("11.0.1.0/24"))])
+        await netlink.settled()
+
+    play(scenario, monkeypatch)
+
+
+def test_only_marked_routes_into_the_network_are_ours(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that looks like flanneld's is logged once, with the command that removes it."""
+
+    async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
+        elsewhere = Gateway(IPv4Network("10.9.0.0/16"), IPv4Address("172.17.8.1"), ETH1)
+        left = Gateway(IPv4Network("11.0.8.0/24"), IPv4Address("172.17.8.108"), ETH1, protocol=3)
+        inside_ours = Gateway(IPv4Network("11.0.59.64/26"), IPv4Address("172.17.8.108"), ETH1, protocol=3)
+        static = Gateway(IPv4Network("11.0.7.0/24"), IPv4Address("172.17.8.107"), ETH1, protocol=4)
+        netlink.hold(route(9, "172.17.8.109"), elsewhere, left, inside_ours, static)
+        backend.apply([])  # that there are no leases is knowledge, too
+        await netlink.settled(elsewhere, left, inside_ours, static)
+        for _ in range(3):
+            await asyncio.sleep(0.001)
+            assert await backend.repair(netlink) == []
+
+    play(scenario, monkeypatch)
+    assert caplog.messages == [
+        "Route 11.0.8.0/24 via 172.17.8.108 dev eth1 proto boot may be left from flanneld: no lease asks for it; "
+        "flannelpy leaves it alone; to remove it: ip route del 11.0.8.0/24 via 172.17.8.108 dev eth1 proto boot"
+    ]
+
+
+def test_a_host_that_is_not_on_the_link_is_said_once_and_reached_when_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
+        backend.apply([added(1, "172.17.8.102"), added(2, "172.17.9.103")])
+        await netlink.settled(route(1, "172.17.8.102"))
+        assert backend.describe() == "next hops: 1, unreachable: 1"
+        assert await backend.repair(netlink) == []
+        netlink.own_addresses.append(Address(ETH1, IPv4Address("172.17.9.101"), 24))
+        assert await backend.repair(netlink) == []
+        await netlink.settled(route(1, "172.17.8.102"), route(2, "172.17.9.103"))
+        assert backend.describe() == "next hops: 2"
+
+    play(scenario, monkeypatch)
+    [failures] = [message for message in caplog.messages if message.startswith("Ignoring")]
+    assert failures == (
+        "Ignoring subnet 11.0.2.0/24: 172.17.9.103 is not on the link of eth1, which host-gw needs: "
+        "the kernel sends to it by flannel.1"
+    )
+
+
+def test_packets_that_take_another_way_make_a_host_unreachable(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = IPv4Network("11.0.1.0/24")
+    foreign = route(1, "172.17.8.1")
+    found = routes.parse(entries.addition(foreign))
+
+    async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
+        backend.apply([added(1, "172.17.8.102"), added(2, "172.17.8.103"), added(3, "172.17.8.104")])
+        await netlink.settled(route(1, "172.17.8.102"), route(2, "172.17.8.103"), route(3, "172.17.8.104"))
+        await asyncio.sleep(0.001)
+        netlink.led_away[away, False] = RouteAnswer(0, ETH1, foreign.gateway, 254, 1, 4, 0, away, found)
+        assert await backend.repair(netlink) == []
+        assert backend.describe() == "next hops: 2, unreachable: 1"
+        netlink.led_away.clear()
+        assert await backend.repair(netlink) == []
+        assert backend.describe() == "next hops: 3"
+
+    play(scenario, monkeypatch)
+    assert [message.partition(": route")[0] for message in caplog.messages] == [
+        "Packets to 11.0.1.0/24 do not take flannelpy's routes"
+    ]
+
+
+def test_a_subnet_whose_route_is_blocked_is_not_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    static = Gateway(IPv4Network("11.0.1.0/24"), IPv4Address("172.17.8.1"), ETH1, protocol=4)
+
+    async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
+        netlink.hold(static)
+        backend.apply([added(1, "172.17.8.102"), added(2, "172.17.8.103")])
+        await netlink.settled(static, route(2, "172.17.8.103"))
+        await asyncio.sleep(0.001)
+        assert await backend.repair(netlink) == []
+        assert asked_about(netlink) == {OTHER}
+        assert backend.describe() == "next hops: 1, unreachable: 1"
+
+    play(scenario, monkeypatch)
+
+
+def test_of_leases_that_overlap_the_longer_one_says_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    longer = Added(replace(added(2, "172.17.8.103").lease, subnet=IPv4Network("11.0.2.0/25")))
+
+    async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
+        backend.apply([added(2, "172.17.8.102"), longer])
+        inside = Gateway(longer.lease.subnet, IPv4Address("172.17.8.103"), ETH1)
+        await netlink.settled(route(2, "172.17.8.102"), inside)
+        await asyncio.sleep(0.001)
+        assert await backend.repair(netlink) == []
+        assert backend.describe() == "next hops: 2"
+
+    play(scenario, monkeypatch)
+
+
+def test_before_the_routes_are_put_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
+        assert await backend.repair(netlink) == []
+        for number in (1, 2):
+            backend.apply([added(number, "172.17.8.102")])
+            assert await backend.repair(netlink) == []
+            assert not asked_about(netlink)
+            await netlink.settled(*(route(each, "172.17.8.102") for each in range(1, number + 1)))
+        await asyncio.sleep(0.001)
+        netlink.lose(route(1, "172.17.8.102"))
+        assert len(await backend.repair(netlink)) == 1
+        assert not asked_about(netlink)  # the next check asks
+        assert await backend.repair(netlink) == []
+        assert asked_about(netlink)
+
+    play(scenario, monkeypatch)

@@ -1,0 +1,422 @@
+"""The udp backend: which port, which next hops, and its life with a socket pair in place of the device."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.fakes_netlink import NO_ROUTE, FakeNetlink
+
+from flannelpy import cli
+from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.backend import base as backends
+from flannelpy.backend.alloc import AllocBackend
+from flannelpy.backend.device_config import Tunnel
+from flannelpy.backend.udp import backend as udp_backend
+from flannelpy.backend.udp.backend import UdpBackend
+from flannelpy.backend.udp.sender_queues import SenderQueues
+from flannelpy.datapath.engine import Engine
+from flannelpy.datapath.offloads import ALL
+from flannelpy.datapath.source_check import SourceCheck
+from flannelpy.datapath.traffic import Datagrams
+from flannelpy.errors import ConfigError, HostError
+from flannelpy.linux import packet_loop
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.linux.tun import Tun
+from flannelpy.packet.drops import DropReason
+from flannelpy.rtnetlink.links import Link
+from flannelpy.subnet.config import NetworkConfig, parse
+from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_policy import Holder
+from flannelpy.subnet.lease_table import Added, Gone
+
+EXTERNAL = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 1500)
+SUBNET = IPv4Network("11.0.101.0/24")
+ALIAS = "flannelpy /run/flannel/subnet.env"
+
+
+def config(**backend: object) -> NetworkConfig:
+    return parse(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": "udp"} | backend}))
+
+
+def added(public_ip: str) -> Added:
+    return Added(Lease(SUBNET, LeaseAttrs(IPv4Address(public_ip)), 86400, 1, 1))
+
+
+@pytest.mark.parametrize("text", ['{"Network":"11.0.0.0/16"}', '{"Network":"11.0.0.0/16","Backend":{"Type":"UDP"}}'])
+def test_udp_is_the_default_and_its_name_may_have_any_case(text: str) -> None:
+    assert isinstance(backends.create(parse(text), EXTERNAL, cli.parse([])), UdpBackend)
+
+
+def test_an_unknown_backend_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        backends.create(config(Type="gre"), EXTERNAL, cli.parse([]))
+    assert str(caught.value) == "unknown backend type: 'gre'; Backend.Type may be alloc, host-gw, udp, vxlan"
+
+
+@pytest.mark.parametrize("port", [1, 8285, 65535, None])
+def test_a_port_may_be_named_or_left_out(port: int | None) -> None:
+    assert UdpBackend(config(Port=port), EXTERNAL, ALIAS, None).needs == [f"UDP port {port or 8285}"]
+
+
+@pytest.mark.parametrize(
+    ("port", "shown"),
+    [(0, "0"), (-1, "-1"), (65536, "65536"), ("8285", '"8285"'), (1.5, "1.5"), (True, "true"), ([], "[]")],
+)
+def test_a_port_that_is_none_is_refused(port: object, shown: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        UdpBackend(config(port=port), EXTERNAL, ALIAS, None)
+    assert str(caught.value) == f"Backend.Port {shown} is not a UDP port: 1 to 65535"
+
+
+@pytest.mark.parametrize("mtu", [96, 1500, None])
+def test_an_mtu_may_be_named_or_left_out(mtu: int | None) -> None:
+    UdpBackend(config(mtu=mtu), EXTERNAL, ALIAS, None)
+
+
+@pytest.mark.parametrize(
+    ("mtu", "shown"),
+    [(95, "95"), (1501, "1501"), (0, "0"), (-1, "-1"), ("1400", '"1400"'), (1.5, "1.5"), (True, "true")],
+)
+def test_an_mtu_that_the_interface_cannot_carry_is_refused(mtu: object, shown: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        UdpBackend(config(MTU=mtu), EXTERNAL, ALIAS, None)
+    assert str(caught.value) == f"Backend.MTU {shown} is not a number from 96 to 1500"
+
+
+def test_other_hosts_learn_the_public_ip_and_nothing_else() -> None:
+    attrs = UdpBackend(config(), EXTERNAL, ALIAS, None).lease_attrs(Holder(IPv4Address("1.2.3.4")), None)
+    assert attrs.encode() == '{"PublicIP":"1.2.3.4"}'
+
+
+def test_next_hops_follow_the_leases(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="flannelpy")
+    backend = UdpBackend(config(), EXTERNAL, ALIAS, None)
+    assert backend.describe() == "next hops: 0"
+    backend.apply([added("172.17.8.102")])
+    assert backend.describe() == "next hops: 1"
+    backend.apply([added("172.17.8.103")])
+    assert backend.describe() == "next hops: 1"
+    backend.apply([Gone(SUBNET)])
+    assert backend.describe() == "next hops: 0"
+    assert caplog.messages == [
+        "Subnet added: 11.0.101.0/24",
+        "Subnet added: 11.0.101.0/24",
+        "Subnet removed: 11.0.101.0/24",
+    ]
+
+
+def test_a_backend_that_never_started_can_be_closed() -> None:
+    before = sorted(Path("/proc/self/fd").iterdir())
+    backend = UdpBackend(config(), EXTERNAL, ALIAS, None)
+    backend.apply([added("172.17.8.102")])
+    backend.close()
+    backend.close()
+    assert backend.describe() == "next hops: 1"
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+# Its life
+
+LOOPBACK = ExternalInterface("eth1", IPv4Address("127.0.0.1"), 1500)
+OWN = Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(LOOPBACK.address), 86400, 1, 1)
+
+
+class FakeTun(Tun):
+    """One end of a socket pair; ``refuses_super_packets``: as a kernel without them."""
+
+    def __init__(self, name: str) -> None:
+        self.kernel, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        end.setblocking(False)
+        self.fd, self.name = end.detach(), name
+        self.refuses_super_packets = False
+
+    def write(self, header: Any, packet: Any) -> bool:
+        return not self.refuses_super_packets
+
+    def close(self) -> None:
+        super().close()
+        self.kernel.close()
+
+
+class FakeDevice:
+    """Flaws are what the test says."""
+
+    def __init__(self, tunnel: Tunnel, alias: str) -> None:
+        assert alias == ALIAS
+        self.tunnel = tunnel
+        self.tun = FakeTun("flannel0")
+        self.found: list[str] = []
+        self.is_there = True
+        self.set_ups = 0
+        self.comes_meanwhile: list[str] = []
+        self.gives = (True, True)
+        self.is_open = True
+
+    async def set_up(self, netlink: Netlink) -> list[str]:
+        self.set_ups += 1
+        self.found = []
+        return self.comes_meanwhile
+
+    def offload(self, *, tso: bool, uso: bool) -> tuple[bool, bool]:
+        return tso and self.gives[0], uso and self.gives[1]
+
+    async def flaws(self, netlink: Netlink) -> tuple[Link | None, list[str]]:
+        return (Link(7, self.tun.name, 1472, "tun") if self.is_there else None), list(self.found)
+
+    async def make_anew(self, netlink: Netlink) -> None:
+        self.tun.close()
+        self.tun = FakeTun("flannel1")
+        self.is_there, self.found = True, []
+
+    def close(self) -> None:
+        self.is_open = False
+        self.tun.close()
+
+
+class Life:
+    """A started backend on a free port."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, source_check: SourceCheck, offload: frozenset[str]) -> None:
+        self.netlink = FakeNetlink()
+        self.netlink.there |= {f"flannel{number}": Link(7, f"flannel{number}", 1472, "tun") for number in (0, 1)}
+        self.expected_ports: list[int | None] = []
+        self.changed = 0
+        life = self
+
+        class Queues(SenderQueues):
+            def __init__(self, udp: Any, routes: Any, port: int | None) -> None:
+                life.expected_ports.append(port)
+                super().__init__(udp, routes, port)
+
+            def changed(self) -> None:
+                life.changed += 1
+                super().changed()
+
+        monkeypatch.setattr(udp_backend, "check_access", lambda: None)
+        monkeypatch.setattr(udp_backend, "SenderQueues", Queues)
+        monkeypatch.setattr(udp_backend, "Device", FakeDevice)
+        monkeypatch.setattr(udp_backend, "Netlink", lambda: self.netlink)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", 0))
+            self.port = sock.getsockname()[1]
+        self.backend = UdpBackend(config(Port=self.port), LOOPBACK, ALIAS, offload, source_check)
+
+    @property
+    def device(self) -> FakeDevice:
+        device = self.backend._device
+        assert isinstance(device, FakeDevice)
+        return device
+
+    async def repair(self) -> list[str]:
+        return await self.backend.repair(self.netlink)
+
+
+def live(
+    monkeypatch: pytest.MonkeyPatch,
+    scenario: Callable[[Life], Awaitable[None]],
+    source_check: SourceCheck = SourceCheck.PEER,
+    offload: frozenset[str] = ALL,
+) -> None:
+    async def whole() -> None:
+        life = Life(monkeypatch, source_check, offload)
+        try:
+            await scenario(life)
+        finally:
+            life.backend.close()
+
+    packet_loop.run(whole())
+
+
+@pytest.mark.parametrize("source_check", list(SourceCheck))
+def test_only_an_unchecked_sender_may_have_any_port(monkeypatch: pytest.MonkeyPatch, source_check: SourceCheck) -> None:
+    async def scenario(life: Life) -> None:
+        assert await life.backend.start(OWN) == 1472
+        assert life.expected_ports == [None if source_check is SourceCheck.OFF else life.port]
+        assert life.device.tunnel == Tunnel(IPv4Network("11.0.0.0/16"), IPv4Address("11.0.59.0"), 1472, 1000)
+        assert life.backend.datagrams == Datagrams("flannel0", life.port, life.port, accepts_local=True)
+        assert life.backend.device == "flannel0"
+        life.backend.apply([added("172.17.8.102")])
+        assert life.changed == 1
+
+    live(monkeypatch, scenario, source_check)
+
+
+def test_a_port_that_is_taken_leaves_no_device_and_a_stop_leaves_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(life: Life) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", life.port))
+            with pytest.raises(HostError, match=r"cannot listen on UDP 127\.0\.0\.1"):
+                await life.backend.start(OWN)
+            assert life.backend.device == ""
+        await life.backend.start(OWN)
+        life.backend.close()
+        assert not life.device.is_open
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", life.port))
+
+    live(monkeypatch, scenario)
+
+
+def test_a_start_fails_when_packets_would_not_come_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(life: Life) -> None:
+        life.netlink.led_away = {(IPv4Network("11.0.0.0/16"), False): NO_ROUTE}
+        with pytest.raises(HostError, match=r"Packets to 11\.0\.0\.0/16 do not take flannelpy's routes"):
+            await life.backend.start(OWN)
+
+    live(monkeypatch, scenario)
+
+
+@pytest.mark.parametrize(
+    ("asked", "gives", "refuses", "missing"),
+    [
+        (ALL, (True, True), False, ""),
+        (ALL, (True, False), False, "uso"),
+        (ALL, (False, False), False, "tso, uso"),
+        (ALL, (True, True), True, "merge-tcp, merge-udp"),
+        (frozenset({"tso"}), (True, True), True, ""),
+        (frozenset(), (True, True), True, ""),
+    ],
+)
+def test_offloads_that_the_kernel_lacks_are_said_and_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    asked: frozenset[str],
+    gives: tuple[bool, bool],
+    refuses: bool,
+    missing: str,
+) -> None:
+    caplog.set_level(logging.INFO, logger="flannelpy")
+    merges: list[tuple[bool, bool]] = []
+
+    class RecordedEngine(Engine):
+        def __init__(self, *args: Any, merge_tcp: bool, merge_udp: bool, **more: Any) -> None:
+            merges.append((merge_tcp, merge_udp))
+            super().__init__(*args, merge_tcp=merge_tcp, merge_udp=merge_udp, **more)
+
+    async def scenario(life: Life) -> None:
+        set_up = FakeDevice.set_up
+
+        async def prepared(self: FakeDevice, netlink: Netlink) -> list[str]:
+            self.gives, self.tun.refuses_super_packets = gives, refuses
+            return await set_up(self, netlink)
+
+        monkeypatch.setattr(FakeDevice, "set_up", prepared)
+        await life.backend.start(OWN)
+        hints = [message for message in caplog.messages if message.startswith("This kernel cannot do ")]
+        assert hints == ([f"This kernel cannot do {missing}: slower, nothing else"] if missing else [])
+        used = sorted(asked - set(missing.split(", ")))
+        assert caplog.messages[-1].endswith(f", offloads: {', '.join(used) or 'none'}")
+        assert merges == [("merge-tcp" in used, "merge-udp" in used)]
+
+    monkeypatch.setattr(udp_backend, "Engine", RecordedEngine)
+    live(monkeypatch, scenario, offload=asked)
+
+
+def test_a_changed_device_is_set_up_and_a_lost_one_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(life: Life) -> None:
+        await life.backend.start(OWN)
+        life.backend.apply([added("172.17.8.102")])
+        assert await life.repair() == []
+        asked = len(life.netlink.queries)
+        life.device.found, life.device.comes_meanwhile = ["was set down"], ["was set down", "got the address 11.0.7.7"]
+        assert await life.repair() == [
+            "flannel0 was set down: put right",
+            "flannel0 got the address 11.0.7.7: put right",
+        ]
+        assert len(life.netlink.queries) == asked  # the next check asks
+        assert life.device.set_ups == 2
+        life.device.is_there, life.device.found = False, ["was removed"]
+        assert await life.repair() == ["flannel0 was removed: put right"]
+        assert life.backend.device == "flannel1"
+        assert not life.backend._proxy.stalled
+        life.backend._proxy.close()  # as when the device can be read no longer
+        assert await life.repair() == ["flannel1 could be used no longer: put right"]
+        assert await life.repair() == []
+        assert life.device.set_ups == 2
+
+    live(monkeypatch, scenario)
+
+
+def test_a_peer_whose_packets_go_elsewhere_counts_as_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(life: Life) -> None:
+        await life.backend.start(OWN)
+        other = Added(Lease(IPv4Network("11.0.102.0/24"), LeaseAttrs(IPv4Address("172.17.8.103")), 86400, 1, 1))
+        life.backend.apply([added("172.17.8.102"), other])
+        life.netlink.led_away = {(SUBNET, False): NO_ROUTE}
+        await life.repair()
+        assert life.backend.describe() == "next hops: 1, unreachable: 1"
+        life.backend.apply([Gone(SUBNET)])
+        await life.repair()
+        assert life.backend.describe() == "next hops: 1"
+
+    live(monkeypatch, scenario)
+
+
+def test_what_was_dropped_is_told_once_a_minute_and_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="flannelpy")
+    monkeypatch.setattr(udp_backend, "_DROP_REPORT_SECONDS", 0.01)
+
+    async def transmit_drops(name: str) -> int:
+        assert name == "flannel0"
+        return 0
+
+    async def scenario(life: Life) -> None:
+        await life.backend.start(OWN)
+        monkeypatch.setattr(life.netlink, "transmit_drops", transmit_drops)
+        caplog.clear()
+        drops = life.backend._proxy.drops
+        drops.update(
+            Counter({DropReason.UNKNOWN_SENDER: 3, DropReason.WRONG_SENDER_PORT: 2, DropReason.TUN_REFUSED: 1})
+        )
+        life.backend._engine.refused_senders |= {
+            DropReason.UNKNOWN_SENDER: ("172.17.8.200", 9),
+            DropReason.WRONG_SENDER_PORT: ("172.17.8.102", 8286),
+        }
+        task = asyncio.create_task(life.backend.run())
+        await asyncio.sleep(0.05)
+        port = f"172.17.8.102:8286, not port {life.port}; -source-check=off if a NAT changes ports"
+        told = [
+            "Dropped packets: unknown_sender 3 (last from 172.17.8.200), "
+            f"wrong_sender_port 2 (last from {port}), tun_refused 1"
+        ]
+        assert caplog.messages == told
+        monkeypatch.setattr(udp_backend, "_DROP_REPORT_SECONDS", 60)
+        await asyncio.sleep(0.02)
+        drops[DropReason.TUN_REFUSED] += 4
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert caplog.messages == [*told, "Dropped packets: tun_refused 4"]
+
+    live(monkeypatch, scenario)
+
+
+def test_a_fault_of_the_packet_path_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(life: Life) -> None:
+        await life.backend.start(OWN)
+        monkeypatch.setattr(life.netlink, "transmit_drops", lambda _: asyncio.sleep(0, 0))
+        task = asyncio.create_task(life.backend.run())
+        await asyncio.sleep(0)
+        life.backend._proxy.failure.set_exception(IndexError("a fault"))
+        with pytest.raises(IndexError, match="a fault"):
+            await task
+
+    live(monkeypatch, scenario)
+
+
+def test_alloc_tells_the_public_ip_and_sets_up_nothing() -> None:
+    backend = AllocBackend(EXTERNAL)
+    assert backend.lease_attrs(Holder(IPv4Address("1.2.3.4")), None) == LeaseAttrs(IPv4Address("1.2.3.4"))
+    assert asyncio.run(backend.start(OWN)) == EXTERNAL.mtu
+    assert asyncio.run(backend.repair(FakeNetlink())) == []

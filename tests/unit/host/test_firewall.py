@@ -1,0 +1,736 @@
+"""The guard of iptables rules: what it restores, counts and logs, and that its troubles are nobody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from support.fakes_clock import run
+from support.fakes_iptables import FakeTables
+
+from flannelpy import logs
+from flannelpy.datapath.traffic import Datagrams, Forwarding
+from flannelpy.errors import HostError
+from flannelpy.host import firewall
+from flannelpy.host.firewall import Firewall
+from flannelpy.linux import accept_local, conntrack
+from flannelpy.netfilter.network_rules import NetworkRules
+from flannelpy.netfilter.obstacles import Traffic
+from flannelpy.netfilter.ruleset import Listing
+from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_table import Added
+
+BLUE, GREEN, OLD = IPv4Network("11.1.0.0/16"), IPv4Network("11.2.0.0/16"), IPv4Network("11.9.0.0/16")
+HOST = IPv4Address("172.17.8.101")
+UDP = Datagrams("flannel0", 8285, 8285, accepts_local=True)
+Life = Callable[[Callable[["World"], Awaitable[None]]], None]
+
+
+class Carrier(NamedTuple):
+    """As much of a backend as the rules ask for."""
+
+    datagrams: Datagrams | None
+    forwarding: Forwarding | None
+
+
+class World:
+    """A firewall on fake tables, in virtual time."""
+
+    def __init__(self, tables: FakeTables) -> None:
+        self.tables = tables
+        self.firewall = Firewall(5)
+        self.told = 0
+
+    def add(
+        self,
+        name: str,
+        network: IPv4Network,
+        datagrams: Datagrams | None = UDP,
+        previous: IPv4Network | None = None,
+        *,
+        is_masqueraded: bool = False,
+        forwarding: Forwarding | None = None,
+    ) -> None:
+        rules = NetworkRules(
+            network,
+            next(network.subnets(new_prefix=24)),
+            HOST,
+            Carrier(datagrams, forwarding),
+            [previous] if previous else [],
+            is_masqueraded=is_masqueraded,
+            is_forwarded=True,
+        )
+        self.firewall.add(name, rules, self.tell)
+
+    def tell(self) -> None:
+        self.told += 1
+
+    def rules(self, table: str) -> dict[str, list[str]]:
+        return {name: list(rules) for name, rules in self.tables.tables[table].items() if rules}
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> FakeTables:
+    tables = FakeTables()
+    tables.install(monkeypatch)
+    monkeypatch.setattr(conntrack, "is_in_use", lambda: False)
+    monkeypatch.setattr(accept_local, "is_enabled", lambda device: True)
+    return tables
+
+
+@pytest.fixture
+def live(tables: FakeTables, caplog: pytest.LogCaptureFixture) -> Life:
+    """Runs a story beside the guard."""
+    caplog.set_level("INFO", logger="flannelpy")
+
+    def live(story: Callable[[World], Awaitable[None]]) -> None:
+        async def life() -> None:
+            world = World(tables)
+            guard = asyncio.create_task(world.firewall.run())
+            await story(world)
+            guard.cancel()
+
+        run(life())
+
+    return live
+
+
+def lease(subnet: str, public_ip: str) -> Added:
+    return Added(Lease(IPv4Network(subnet), LeaseAttrs(IPv4Address(public_ip)), None, 1, 1))
+
+
+MASQUERADE = [
+    "-s 11.1.0.0/16 -d 11.1.0.0/16 -j RETURN",
+    "-s 11.1.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
+    "! -s 11.1.0.0/16 -d 11.1.0.0/16 -j MASQUERADE",
+]
+
+
+def test_masquerading_is_put_at_once_and_each_rule_is_logged(live: Life, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE, is_masqueraded=True)
+        await world.firewall.masquerade("")
+        assert world.rules("nat") == {
+            "POSTROUTING": ["-j FLANNEL-M-11.1.0.0/16"],
+            "FLANNEL-M-11.1.0.0/16": MASQUERADE,
+        }
+        assert caplog.messages == [
+            *(f"Adding iptables rule: FLANNEL-M-11.1.0.0/16 {rule}" for rule in MASQUERADE),
+            "Adding iptables rule: POSTROUTING -j FLANNEL-M-11.1.0.0/16",
+        ]
+        await asyncio.sleep(30)
+        assert len(world.tables.restored) == 2  # the other one is the zone, as masquerading tracks connections
+        assert len(caplog.messages) == 4
+
+    live(story)
+
+
+def test_flanneld_s_rules_are_replaced_in_one_go(live: Life) -> None:
+    async def story(world: World) -> None:
+        nat = world.tables.tables["nat"]
+        nat["POSTROUTING"] = ["-s 11.1.0.0/16 -j FLANNEL", "! -s 11.1.0.0/16 -d 11.1.0.0/16 -j MASQUERADE"]
+        nat["FLANNEL"] = ["-d 11.1.0.0/16 -j ACCEPT", "! -d 224.0.0.0/4 -j MASQUERADE"]
+        world.add("", BLUE, is_masqueraded=True)
+        await world.firewall.masquerade("")
+        assert world.rules("nat") == {
+            "POSTROUTING": ["-j FLANNEL-M-11.1.0.0/16"],
+            "FLANNEL-M-11.1.0.0/16": MASQUERADE,
+        }
+        assert len(world.tables.restored) == 1
+
+    live(story)
+
+
+def test_a_failure_of_masquerading_is_an_error_that_names_the_flag(live: Life) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE, is_masqueraded=True)
+        world.tables.failure = "the command iptables-save is missing: install iptables"
+        with pytest.raises(HostError, match=r"^-ip-masq cannot put its rules: the command iptables-save is missing"):
+            await world.firewall.masquerade("")
+        assert world.tables.restored == []
+
+    live(story)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3.8, 4.3, 4.8, 5.3])
+def test_masquerading_and_the_guard_do_not_put_the_same_rules_twice(
+    live: Life, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """A network starts at any moment, and a table may take long to be listed."""
+
+    async def story(world: World) -> None:
+        save = world.tables.save
+
+        async def slow(table: str, listing: Listing) -> None:
+            await save(table, listing)
+            await asyncio.sleep(0.5)
+
+        monkeypatch.setattr("flannelpy.linux.iptables.save", slow)
+        world.add("green", GREEN)
+        await asyncio.sleep(seconds)
+        world.add("blue", BLUE, is_masqueraded=True)
+        await world.firewall.masquerade("blue")
+        await asyncio.sleep(20)
+        assert world.rules("nat")["POSTROUTING"] == ["-j FLANNEL-M-11.1.0.0/16"]
+        assert [text.splitlines()[0] for text in world.tables.restored].count("*nat") == 1
+        assert world.firewall.repairs == {}
+
+    live(story)
+
+
+def test_what_is_lost_comes_back_is_counted_and_logged(live: Life, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(world: World) -> None:
+        world.add("blue", BLUE, is_masqueraded=True)
+        await world.firewall.masquerade("blue")
+        world.firewall.apply("blue", [lease("11.1.5.0/24", "172.17.8.102")])
+        await asyncio.sleep(10)
+        before = {table: world.rules(table) for table in ("nat", "mangle", "raw")}
+        caplog.clear()
+        nat = world.tables.tables["nat"]
+        nat["POSTROUTING"].clear()
+        world.tables.tables["mangle"]["FORWARD"].clear()
+        del world.tables.tables["mangle"]["FLANNEL-D-11.1.0.0/16"]
+        await asyncio.sleep(5.1)
+        assert {table: world.rules(table) for table in before} == before
+        assert world.firewall.repairs == {"blue": 2}
+        assert world.told == 2
+        assert [message.split(";")[0] for message in caplog.messages] == [
+            "Restored iptables chain FLANNEL-M-11.1.0.0/16 in table nat: its jump in POSTROUTING was removed",
+            "Restored iptables chain FLANNEL-D-11.1.0.0/16 in table mangle: it was removed",
+        ]
+
+    live(story)
+
+
+def test_a_repair_is_logged_under_the_networks_name_and_what_concerns_all_under_none(live: Life) -> None:
+    names: list[str] = []
+
+    def name(_: logging.LogRecord) -> bool:
+        names.append(logs.network.get())
+        return True
+
+    async def story(world: World) -> None:
+        world.add("blue", BLUE)
+        world.firewall.apply("blue", [])
+        await asyncio.sleep(10)
+        names.clear()
+        world.tables.tables["mangle"]["FORWARD"].clear()
+        await asyncio.sleep(10)
+        world.tables.failure = "no such command"
+        await asyncio.sleep(10)
+
+    firewall.log.addFilter(name)
+    try:
+        live(story)
+    finally:
+        firewall.log.removeFilter(name)
+    assert names == ["blue", ""]
+
+
+def test_new_peers_are_no_repair_and_written_at_most_once_a_second(live: Life) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE)
+        world.firewall.apply("", [])
+        await asyncio.sleep(3)
+        written = len(world.tables.restored)
+        for number in range(1, 101):
+            world.firewall.apply("", [lease(f"11.1.{number}.0/24", f"172.17.9.{number}")])
+            await asyncio.sleep(0.03)
+        await asyncio.sleep(1.1)
+        assert len(world.rules("mangle")["FLANNEL-D-11.1.0.0/16"]) == 100
+        assert len(world.tables.restored) - written <= 5
+        assert world.firewall.repairs[""] == 0
+
+    live(story)
+
+
+def test_each_table_in_use_is_listed_once(live: Life) -> None:
+    async def story(world: World) -> None:
+        for name, network in (("blue", BLUE), ("green", GREEN)):
+            world.add(name, network)
+            world.firewall.apply(name, [])
+        await asyncio.sleep(20)
+        world.tables.saved.clear()
+        await asyncio.sleep(25)
+        assert world.tables.saved == ["mangle"] * 5
+
+    live(story)
+
+
+def test_what_earlier_runs_have_left_goes_and_what_is_foreign_stays(
+    live: Life, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(world: World) -> None:
+        foreign = ["-j FLANNELX", '-m comment --comment "-j FLANNEL-M-11.1.0.0/16" -j RETURN']
+        for table, hook, kind in (("nat", "POSTROUTING", "M"), ("mangle", "FORWARD", "D"), ("raw", "OUTPUT", "Z")):
+            chains = world.tables.tables[table]
+            chains["FLANNELX"] = ["-j RETURN"]
+            for network in (BLUE, OLD, GREEN):
+                chains[f"FLANNEL-{kind}-{network}"] = ["-j RETURN"]
+                chains[hook].append(f"-j FLANNEL-{kind}-{network}")
+            chains[hook] += foreign
+        world.add("", BLUE, None, previous=OLD)
+        assert world.firewall.is_clean is False
+        world.firewall.apply("", [])
+        await asyncio.sleep(1)
+        assert world.firewall.is_clean is True
+        for table, hook, kind in (("nat", "POSTROUTING", "M"), ("mangle", "FORWARD", "D"), ("raw", "OUTPUT", "Z")):
+            assert world.rules(table) == {
+                hook: [f"-j FLANNEL-{kind}-{GREEN}", *foreign],
+                "FLANNELX": ["-j RETURN"],
+                f"FLANNEL-{kind}-{GREEN}": ["-j RETURN"],
+            }
+            for network in (BLUE, OLD):
+                removed = f"Removed iptables chain FLANNEL-{kind}-{network} of an earlier run in table {table}"
+                assert caplog.messages.count(removed) == 1
+
+    live(story)
+
+
+def test_a_network_whose_addresses_changed_leaves_the_old_ones_to_others_from_then_on(live: Life) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE, previous=OLD)
+        world.firewall.apply("", [])
+        await asyncio.sleep(7)
+        world.tables.tables["mangle"][f"FLANNEL-D-{OLD}"] = ["-j RETURN"]  # now another daemon has that network
+        await asyncio.sleep(20)
+        assert f"FLANNEL-D-{OLD}" in world.rules("mangle")
+
+    live(story)
+
+
+def test_several_networks_keep_their_containers_from_each_others_ports(live: Life) -> None:
+    async def story(world: World) -> None:
+        world.add("blue", BLUE)
+        world.add("green", GREEN, UDP._replace(device="flannel1", port=8286))
+        world.firewall.apply("green", [lease("11.2.5.0/24", "172.17.8.102")])
+        world.firewall.apply("blue", [])
+        await asyncio.sleep(2)
+        assert sorted(rule for rule in world.rules("mangle")["FORWARD"] if rule.endswith(f"-D-{GREEN}")) == [
+            f"-s {source} ! -o flannel1 -p udp -m udp --dport 8286 -j FLANNEL-D-{GREEN}" for source in (BLUE, GREEN)
+        ]
+
+    live(story)
+
+
+def test_our_datagrams_get_their_zone_once_the_kernel_tracks_connections(
+    live: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE)
+        world.firewall.apply("", [])
+        await asyncio.sleep(10)
+        assert world.rules("raw") == {}
+        monkeypatch.setattr(conntrack, "is_in_use", lambda: True)
+        await asyncio.sleep(5.1)
+        assert set(world.rules("raw")) == {"OUTPUT", "PREROUTING", "FLANNEL-Z-11.1.0.0/16"}
+        monkeypatch.setattr(conntrack, "is_in_use", lambda: False)
+        await asyncio.sleep(10)
+        assert "FLANNEL-Z-11.1.0.0/16" in world.rules("raw")
+
+    live(story)
+
+
+def test_one_network_that_is_masqueraded_has_the_kernel_track_the_connections_of_all(live: Life) -> None:
+    async def story(world: World) -> None:
+        for name, network in (("blue", BLUE), ("green", GREEN)):
+            world.add(name, network, is_masqueraded=name == "green")
+            world.firewall.apply(name, [])
+        await asyncio.sleep(10)
+        assert {f"FLANNEL-Z-{network}" for network in (BLUE, GREEN)} <= world.rules("raw").keys()
+
+    live(story)
+
+
+@pytest.mark.parametrize("is_masqueraded", [True, False])
+def test_flanneld_s_masquerading_goes_only_where_ours_is_in_its_place(live: Life, is_masqueraded: bool) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE, is_masqueraded=is_masqueraded)
+        world.firewall.apply("", [])
+        await asyncio.sleep(10)
+        nat = world.tables.tables["nat"]
+        shared = ["-s 11.1.0.0/16 -j FLANNEL", "! -s 11.1.0.0/16 -d 11.1.0.0/16 -j MASQUERADE"]
+        nat["POSTROUTING"] += shared
+        nat["FLANNEL"] = ["-d 11.1.0.0/16 -j ACCEPT", "! -d 224.0.0.0/4 -j MASQUERADE"]
+        await asyncio.sleep(10)
+        ours = ["-j FLANNEL-M-11.1.0.0/16"] if is_masqueraded else shared
+        assert world.rules("nat")["POSTROUTING"] == ours
+        restored = len(world.tables.restored)
+        await asyncio.sleep(30)
+        assert len(world.tables.restored) == restored
+
+    live(story)
+
+
+def test_where_iptables_is_missing_and_not_needed_nothing_is_left_to_remove(
+    live: Life, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(world: World) -> None:
+        world.tables.failure = "the command iptables-save is missing: install iptables"
+        world.add("", BLUE, None)
+        world.firewall.apply("", [])
+        await asyncio.sleep(10)
+        assert world.firewall.is_clean is True
+
+    live(story)
+    assert caplog.messages == []
+
+
+def test_a_failure_is_one_warning_and_tried_again(live: Life, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(world: World) -> None:
+        world.tables.failure = "iptables-save -t mangle failed: no permission"
+        world.add("", BLUE)
+        world.firewall.apply("", [])
+        await asyncio.sleep(60)
+        [message] = caplog.messages
+        assert message.startswith(
+            "Cannot guard the iptables table mangle: iptables-save -t mangle failed: no permission;"
+        )
+        world.tables.failure = ""
+        await asyncio.sleep(5.1)
+        assert "FLANNEL-D-11.1.0.0/16" in world.tables.tables["mangle"]
+        assert caplog.messages[1:] == ["Each iptables table is guarded again"]
+        assert world.firewall.repairs[""] == 0
+
+    live(story)
+
+
+def test_a_command_that_fails_for_each_table_is_one_warning(live: Life, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(world: World) -> None:
+        world.tables.failure = "the command iptables-save is missing: install iptables"
+        world.add("", BLUE, forwarding=Forwarding(["flannel0"], "eth1"))
+        await asyncio.sleep(20)
+        world.firewall.apply("", [])
+        await asyncio.sleep(40)
+
+    live(story)
+    [message] = [message for message in caplog.messages if "Cannot" in message]
+    assert message.startswith("Cannot guard the iptables tables raw, filter: the command iptables-save is missing")
+    assert "Docker's rules may drop packets of containers" in message
+
+
+def test_a_flush_is_one_line_for_each_table_with_the_purpose_of_what_was_interrupted(
+    live: Life, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conntrack, "is_in_use", lambda: True)
+
+    async def story(world: World) -> None:
+        world.add("", BLUE, forwarding=Forwarding(["flannel0"], "eth1"))
+        world.firewall.apply("", [])
+        await asyncio.sleep(10)
+        caplog.clear()
+        raw = world.tables.tables["raw"]
+        del raw["FLANNEL-A-11.1.0.0/16"]
+        raw["PREROUTING"] = [rule for rule in raw["PREROUTING"] if "FLANNEL-A" not in rule]
+        for chain in ("DOCKER-USER", "FORWARD", "FLANNEL-A-11.1.0.0/16"):
+            world.tables.tables["filter"][chain].clear()
+        await asyncio.sleep(10)
+        assert world.firewall.repairs[""] == 4
+
+    live(story)
+    raw, filter_ = (message for message in caplog.messages if message.startswith("Restored iptables"))
+    assert raw == (
+        "Restored iptables chain FLANNEL-A-11.1.0.0/16 in table raw: it was removed; "
+        "the way past Docker's rules for containers was interrupted"
+    )
+    assert filter_ == (
+        "Restored iptables chain FLANNEL-A-11.1.0.0/16 in table filter: it was changed and 2 more changes; "
+        "forwarding of packets of containers was interrupted"
+    )
+
+
+def test_what_stops_packets_is_looked_for_whatever_rules_are_put_and_reported_at_once(live: Life) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE)
+        traffic = Traffic(BLUE, next(BLUE.subnets(new_prefix=24)), ("flannel0",), "", (), f"FLANNEL-A-{BLUE}")
+        reports: list[str] = []
+        world.firewall.watch("", traffic, lambda: reports.append(world.firewall.obstacle("")))
+        await asyncio.sleep(10)
+        assert world.firewall.obstacle("") == ""
+        world.tables.tables["filter"]["FORWARD"].append("-o docker0 -j DROP")
+        world.firewall.watch("", traffic._replace(bridges=("docker0",)), lambda: reports.append("now"))
+        await asyncio.sleep(1.5)
+        assert "'-A FORWARD -o docker0 -j DROP' drops" in world.firewall.obstacle("")
+        assert reports[-1] == "now"
+        world.tables.tables["filter"]["FORWARD"].clear()
+        await asyncio.sleep(5.5)
+        assert world.firewall.obstacle("") == ""
+
+    live(story)
+
+
+def test_commands_without_effect_do_not_pile_up(live: Life, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(world: World) -> None:
+        world.tables.is_deaf = True
+        world.add("", BLUE)
+        world.firewall.apply("", [])
+        await asyncio.sleep(59)
+        assert len(world.tables.restored) == 1
+        [message] = caplog.messages
+        assert "iptables-restore reports success, but iptables-save does not show the rules" in message
+        world.tables.is_deaf = False
+        await asyncio.sleep(10)
+        assert "FLANNEL-D-11.1.0.0/16" in world.tables.tables["mangle"]
+
+    live(story)
+
+
+def test_flanneld_s_rules_that_cannot_be_removed_are_no_reason_to_try_all_the_time(live: Life) -> None:
+    async def story(world: World) -> None:
+        world.tables.is_deaf = True
+        world.tables.tables["nat"]["POSTROUTING"] = ["-s 11.1.0.0/16 -j FLANNEL"]
+        world.tables.tables["nat"]["FLANNEL"] = ["-d 11.1.0.0/16 -j ACCEPT", "! -d 224.0.0.0/4 -j MASQUERADE"]
+        world.add("", BLUE, is_masqueraded=True)
+        world.firewall.apply("", [])
+        await asyncio.sleep(59)
+        [text] = (text for text in world.tables.restored if text.startswith("*nat"))
+        assert "-j FLANNEL\n" in text
+
+    live(story)
+
+
+def test_commands_that_were_in_vain_are_given_again_once_the_rules_were_there(live: Life) -> None:
+    async def story(world: World) -> None:
+        world.tables.is_deaf = True
+        world.add("", BLUE)
+        world.firewall.apply("", [])
+        await asyncio.sleep(6)
+        before = {chain: list(rules) for chain, rules in world.tables.tables["mangle"].items()}
+        [text] = world.tables.restored
+        world.tables.is_deaf = False
+        world.tables.apply(text)  # by an operator
+        await asyncio.sleep(6)
+        world.tables.tables["mangle"] = before
+        await asyncio.sleep(6)
+        assert world.tables.restored == [text, text]
+        assert "FLANNEL-D-11.1.0.0/16" in world.tables.tables["mangle"]
+
+    live(story)
+
+
+class Sysctls:
+    """accept_local of all devices and of flannel0, in a directory."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, of_all: str = "0", own: str = "0") -> None:
+        monkeypatch.undo()
+        monkeypatch.setattr(accept_local, "_CONF", directory)
+        for device, value in (("all", of_all), ("flannel0", own)):
+            (directory / device).mkdir()
+            (directory / device / "accept_local").write_text(f"{value}\n")
+        self.own = directory / "flannel0" / "accept_local"
+        FakeTables().install(monkeypatch)
+        monkeypatch.setattr(conntrack, "is_in_use", lambda: False)
+
+
+def test_accept_local_is_restored(
+    live: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    sysctls = Sysctls(tmp_path, monkeypatch)
+
+    async def story(world: World) -> None:
+        world.add("", BLUE)
+        world.add("green", GREEN, UDP._replace(accepts_local=False))
+        await asyncio.sleep(5.1)
+        assert sysctls.own.read_text() == "1"
+        assert world.firewall.repairs == {"": 1}
+        sysctls.own.unlink()  # with the device
+        await asyncio.sleep(20)
+        sysctls.own.mkdir()
+        await asyncio.sleep(20)
+        assert world.firewall.repairs == {"": 1}
+        sysctls.own.rmdir()
+        sysctls.own.write_text("1\n")
+        await asyncio.sleep(20)
+
+    live(story)
+    restored, broken, guarded = (message for message in caplog.messages if "accept_local" in message)
+    assert restored.startswith("Restored accept_local of flannel0: another program set it to 0")
+    assert broken.startswith(f"Cannot guard accept_local of flannel0: cannot read {sysctls.own}: Is a directory")
+    assert guarded == "accept_local of flannel0 is guarded again"
+
+
+@pytest.mark.parametrize(
+    ("of_all", "own", "warnings"),
+    [("0", "0", 1), ("1", "0", 0), ("0", "1", 0), ("1", "1", 0)],
+)
+def test_settings_that_are_read_only_are_one_warning_if_they_are_wrong(
+    live: Life,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    of_all: str,
+    own: str,
+    warnings: int,
+) -> None:
+    Sysctls(tmp_path, monkeypatch, of_all, own)
+
+    def refuse(path: Path, _: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+
+    async def story(world: World) -> None:
+        world.add("", BLUE)
+        assert len(caplog.messages) == warnings  # at the start, not some seconds later
+        await asyncio.sleep(60)
+        assert world.firewall.repairs == {}
+
+    live(story)
+    warned = [message for message in caplog.messages if "accept_local" in message]
+    assert len(warned) == warnings
+    assert all("Read-only file system; packets travel" in message for message in warned)
+
+
+def test_settings_that_are_hidden_are_one_warning(
+    live: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    Sysctls(tmp_path, monkeypatch)
+    shutil.rmtree(tmp_path / "all")
+    shutil.rmtree(tmp_path / "flannel0")
+
+    async def story(world: World) -> None:
+        world.add("", BLUE)
+        await asyncio.sleep(60)
+
+    live(story)
+    [warned] = caplog.messages
+    assert "No such file or directory; packets travel" in warned
+
+
+# A network that ends
+
+
+def test_the_rules_of_a_network_that_has_ended_stay_and_are_guarded_no_longer(
+    live: Life, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(world: World) -> None:
+        for name, network in (("blue", BLUE), ("green", GREEN)):
+            world.add(name, network)
+            world.firewall.apply(name, [])
+        await asyncio.sleep(6)
+        blue = "FLANNEL-D-11.1.0.0/16"
+        world.firewall.release("blue")
+        await asyncio.sleep(20)
+        assert blue in world.tables.tables["mangle"]
+        del world.tables.tables["mangle"][blue]
+        await asyncio.sleep(20)
+        assert blue not in world.tables.tables["mangle"]
+        assert world.firewall.repairs == {}
+        world.add("blue", BLUE)  # it is started again
+        world.firewall.apply("blue", [])
+        await asyncio.sleep(20)
+        assert blue in world.tables.tables["mangle"]
+        assert world.firewall.repairs == {}
+        world.firewall.release("red")  # which never came that far
+
+    live(story)
+    assert not [message for message in caplog.messages if "Restored" in message]
+
+
+def test_a_network_may_end_while_its_rules_are_checked(
+    live: Life, tables: FakeTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: World) -> None:
+        async def save(table: str, listing: Listing) -> None:
+            world.firewall.release("blue")
+            await tables.save(table, listing)
+
+        world.add("blue", BLUE, forwarding=Forwarding(["flannel0"], "eth1"))
+        world.add("green", GREEN, forwarding=Forwarding(["flannel1"], "eth1"))
+        world.firewall.apply("blue", [])
+        await asyncio.sleep(6)
+        world.tables.tables["mangle"].pop("FLANNEL-D-11.1.0.0/16")
+        monkeypatch.setattr("flannelpy.linux.iptables.save", save)
+        await asyncio.sleep(20)
+        assert world.firewall.repairs == {}
+
+    live(story)
+
+
+def test_a_fault_of_the_guard_ends_nothing_and_is_logged_once(
+    live: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE)
+        with monkeypatch.context() as broken:
+            broken.setattr(conntrack, "is_in_use", lambda: 1 // 0)
+            await asyncio.sleep(30)
+        await asyncio.sleep(10)
+        assert "FLANNEL-Z-11.1.0.0/16" not in world.rules("raw")
+
+    live(story)
+    fault, again = [message for message in caplog.messages if "irewall" in message or "Cannot guard" in message]
+    assert fault.startswith("Cannot guard iptables rules: Unexpected error in firewall.py:")
+    assert "ZeroDivisionError" in fault
+    assert again == "The firewall is guarded again"
+
+
+# Removal
+
+
+def test_a_networks_rules_are_removed_and_those_of_others_stay(tables: FakeTables) -> None:
+    async def story() -> None:
+        world = World(tables)
+        for name, network in (("blue", BLUE), ("green", GREEN)):
+            world.add(name, network, is_masqueraded=True)
+            await world.firewall.masquerade(name)
+            world.firewall.apply(name, [])
+        guard = asyncio.create_task(world.firewall.run())
+        await asyncio.sleep(3)
+        guard.cancel()
+        assert await firewall.remove(BLUE) == [
+            "iptables rule: POSTROUTING -j FLANNEL-M-11.1.0.0/16",
+            "iptables chain FLANNEL-M-11.1.0.0/16 in table nat",
+            "iptables rule: PREROUTING ! -d 172.17.8.101/32 -p udp -m udp --dport 8285 -m rpfilter --invert "
+            "-j FLANNEL-D-11.1.0.0/16",
+            *(
+                f"iptables rule: FORWARD -s {source} ! -o flannel0 -p udp -m udp --dport 8285 -j FLANNEL-D-11.1.0.0/16"
+                for source in (GREEN, BLUE)
+            ),
+            "iptables chain FLANNEL-D-11.1.0.0/16 in table mangle",
+            *(
+                f"iptables rule: {hook} -{way} 172.17.8.101/32 -p udp -m udp --sport 8285 --dport 8285 "
+                "-j FLANNEL-Z-11.1.0.0/16"
+                for hook, way in (("PREROUTING", "d"), ("OUTPUT", "s"))
+            ),
+            "iptables chain FLANNEL-Z-11.1.0.0/16 in table raw",
+        ]
+        assert await firewall.remove(BLUE) == []
+        assert await firewall.chains() == [
+            f"iptables chain FLANNEL-{kind}-11.2.0.0/16 in table {table}"
+            for kind, table in (("M", "nat"), ("D", "mangle"), ("Z", "raw"))
+        ]
+        assert len(await firewall.remove(GREEN)) == 9
+        assert tables.tables == FakeTables().tables
+
+    run(story())
+
+
+def test_a_table_that_fails_does_not_keep_the_others(tables: FakeTables, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def save(table: str, listing: object) -> None:
+        if table == "nat":
+            raise HostError("nat failed")
+        await tables.save(table, listing)  # type: ignore[arg-type]
+
+    async def story() -> None:
+        tables.tables["raw"]["FLANNEL-Z-11.1.0.0/16"] = []
+        monkeypatch.setattr("flannelpy.linux.iptables.save", save)
+        with pytest.raises(HostError, match="nat failed"):
+            await firewall.remove(BLUE)
+        assert "FLANNEL-Z-11.1.0.0/16" not in tables.tables["raw"]
+
+    run(story())
+
+
+def test_without_the_command_there_is_nothing_to_remove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert asyncio.run(firewall.remove(BLUE)) == []
+    assert asyncio.run(firewall.chains()) == []

@@ -1,0 +1,302 @@
+"""The rules of a network, and what flanneld and early flannelpy have left for it."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
+
+import pytest
+from support.fakes_iptables import FakeTables
+
+from flannelpy.datapath.traffic import Datagrams, Forwarding
+from flannelpy.netfilter import network_rules
+from flannelpy.netfilter.network_rules import NetworkRules
+from flannelpy.netfilter.ruleset import Chain, Place, Repair
+from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_table import Added, Gone
+
+NETWORK, OTHER = IPv4Network("11.0.0.0/16"), IPv4Network("11.7.0.0/16")
+SUBNET = IPv4Network("11.0.13.0/24")
+HOST = IPv4Address("172.17.8.101")
+PEERS = [IPv4Address("172.17.8.102"), IPv4Address("172.17.8.103")]
+UDP = Datagrams("flannel0", 8285, 8285, accepts_local=True)
+VXLAN = Datagrams("flannel.1", 8472, 0, accepts_local=False)
+
+
+def jumps(chain: Chain) -> list[str]:
+    return [line.decode().strip() for line in chain.jump_lines()]
+
+
+@pytest.mark.parametrize("table", network_rules.KINDS)
+@pytest.mark.parametrize("network", [NETWORK, OTHER, IPv4Network("255.255.255.240/28"), IPv4Network("8.0.0.0/8")])
+def test_names_are_the_networks_and_short_enough(table: str, network: IPv4Network) -> None:
+    for name in network_rules.names(table, network):
+        assert name.startswith("FLANNEL")
+        assert len(name) <= 28
+        assert str(network) in name
+
+
+def test_rules_never_accept_for_others_and_never_masquerade_multicast() -> None:
+    inside, leaving, entering = network_rules.masquerade_rules(NETWORK)
+    assert inside.endswith("-j RETURN")
+    assert "! -d 224.0.0.0/4" in leaving
+    assert "! -s 11.0.0.0/16 -d 11.0.0.0/16" in entering
+
+
+def test_only_what_looks_like_our_datagrams_meets_the_list_of_peers() -> None:
+    lines = network_rules.drop_line(NETWORK, IPv4Address("172.17.8.102"))
+    chain = network_rules.drop(NETWORK, HOST, [NETWORK, OTHER], VXLAN, lines)
+    assert chain.rules == b"-A FLANNEL-D-11.0.0.0/16 -d 172.17.8.102/32 -j DROP\n"
+    assert jumps(chain) == [
+        "-A FORWARD -s 11.0.0.0/16 ! -o flannel.1 -p udp -m udp --dport 8472 -j FLANNEL-D-11.0.0.0/16",
+        "-A FORWARD -s 11.7.0.0/16 ! -o flannel.1 -p udp -m udp --dport 8472 -j FLANNEL-D-11.0.0.0/16",
+        "-A PREROUTING ! -d 172.17.8.101/32 -p udp -m udp --dport 8472 -m rpfilter --invert -j FLANNEL-D-11.0.0.0/16",
+    ]
+
+
+@pytest.mark.parametrize(("datagrams", "ports"), [(UDP, "--sport 8285 --dport 8285"), (VXLAN, "--dport 8472")])
+def test_our_datagrams_have_a_zone_of_their_own(datagrams: Datagrams, ports: str) -> None:
+    chain = network_rules.zone(NETWORK, HOST, datagrams)
+    assert chain.rules == b"-A FLANNEL-Z-11.0.0.0/16 -j CT --zone 8285\n"
+    assert jumps(chain) == [
+        f"-A OUTPUT -s 172.17.8.101/32 -p udp -m udp {ports} -j FLANNEL-Z-11.0.0.0/16",
+        f"-A PREROUTING -d 172.17.8.101/32 -p udp -m udp {ports} -j FLANNEL-Z-11.0.0.0/16",
+    ]
+
+
+# The rules of a network
+
+
+class Carrier(NamedTuple):
+    """As much of a backend as the rules ask for."""
+
+    datagrams: Datagrams | None = None
+    forwarding: Forwarding | None = None
+
+
+def rules(
+    datagrams: Datagrams | None = UDP, forwarding: Forwarding | None = None, *, is_masqueraded: bool = False
+) -> NetworkRules:
+    carrier = Carrier(datagrams, forwarding)
+    return NetworkRules(NETWORK, SUBNET, HOST, carrier, (), is_masqueraded=is_masqueraded, is_forwarded=True)
+
+
+def lease(subnet: str, public_ip: str) -> Added:
+    return Added(Lease(IPv4Network(subnet), LeaseAttrs(IPv4Address(public_ip)), None, 1, 1))
+
+
+def peers(network: NetworkRules) -> list[str]:
+    [chain] = network.chains("mangle", [NETWORK], is_tracking=False)
+    return [line.split()[3].removesuffix("/32") for line in chain.rules.decode().splitlines()]
+
+
+def test_the_list_of_peers_follows_the_leases() -> None:
+    network = rules()
+    assert network.chains("mangle", [NETWORK], is_tracking=False) == []
+    network.apply([])
+    assert peers(network) == []
+    network.apply([lease("11.0.1.0/24", "1.1.1.1"), lease("11.0.2.0/24", "1.1.1.2"), lease("11.0.3.0/24", "1.1.1.1")])
+    assert peers(network) == ["1.1.1.1", "1.1.1.2"]
+    network.apply([Gone(IPv4Network("11.0.1.0/24")), lease("11.0.2.0/24", "1.1.1.3")])
+    assert sorted(peers(network)) == ["1.1.1.1", "1.1.1.3"]
+    network.apply([Gone(IPv4Network("11.0.1.0/24")), Gone(IPv4Network("11.0.3.0/24"))])
+    assert peers(network) == ["1.1.1.3"]
+
+
+def test_what_an_earlier_run_knew_of_peers_stays_until_the_leases_are_known() -> None:
+    name = "FLANNEL-D-11.0.0.0/16"
+    network = rules()
+    assert name not in network.obsolete("mangle")
+    network.apply([])
+    assert name in network.obsolete("mangle")
+    assert name in rules(None).obsolete("mangle")
+
+
+def test_each_backend_has_the_rules_that_it_needs() -> None:
+    network = rules(None, is_masqueraded=True)
+    network.apply([])
+    kinds = [len(network.chains(table, [NETWORK], is_tracking=True)) for table in ("nat", "mangle", "raw")]
+    assert kinds == [1, 0, 0]
+    network = rules(VXLAN)
+    network.apply([])
+    kinds = [len(network.chains(table, [NETWORK], is_tracking=True)) for table in ("nat", "mangle", "raw")]
+    assert kinds == [0, 1, 1]
+    assert network.chains("raw", [NETWORK], is_tracking=False) == []
+
+
+def test_what_comes_from_containers_of_other_hosts_passes_docker_s_rules_by_our_device_only() -> None:
+    chain = network_rules.accept_first(NETWORK, SUBNET, Forwarding(["flannel0"], "eth1"), b"")
+    assert chain.rules == b"-A FLANNEL-A-11.0.0.0/16 -s 11.0.0.0/16 -j ACCEPT\n"
+    assert jumps(chain) == ["-A PREROUTING -d 11.0.13.0/24 -i flannel0 -j FLANNEL-A-11.0.0.0/16"]
+
+
+def test_by_the_external_interface_hosts_that_masquerade_pass_too() -> None:
+    forwarding = Forwarding(["flannel.1", "eth1"], "eth1", masquerading="eth1")
+    lines = b"".join(network_rules.accept_first_line(NETWORK, peer, "eth1") for peer in PEERS)
+    chain = network_rules.accept_first(NETWORK, SUBNET, forwarding, lines)
+    assert chain.rules.decode().splitlines() == [
+        "-A FLANNEL-A-11.0.0.0/16 -s 11.0.0.0/16 -j ACCEPT",
+        "-A FLANNEL-A-11.0.0.0/16 -s 172.17.8.102/32 -i eth1 -j ACCEPT",
+        "-A FLANNEL-A-11.0.0.0/16 -s 172.17.8.103/32 -i eth1 -j ACCEPT",
+    ]
+    assert [jump.split()[5] for jump in jumps(chain)] == ["flannel.1", "eth1"]
+
+
+def forwarded(forwarding: Forwarding) -> list[str]:
+    peers = PEERS if forwarding.masquerading else []
+    lines = b"".join(network_rules.accept_forwarded_line(NETWORK, SUBNET, peer, "eth1") for peer in peers)
+    chain = network_rules.accept_forwarded(NETWORK, SUBNET, forwarding, lines)
+    assert jumps(chain) == [f"-A {hook} -j FLANNEL-A-11.0.0.0/16" for hook in ("DOCKER-USER", "FORWARD")]
+    return [line.removeprefix("-A FLANNEL-A-11.0.0.0/16 ") for line in chain.rules.decode().splitlines()]
+
+
+def test_packets_between_containers_of_different_hosts_are_forwarded() -> None:
+    assert forwarded(Forwarding(["flannel0"], "eth1")) == [
+        "-s 11.0.0.0/16 -d 11.0.13.0/24 -i flannel0 -j ACCEPT",
+        "-s 11.0.0.0/16 -d 11.0.0.0/16 ! -i eth1 -o flannel0 -j ACCEPT",
+    ]
+    assert forwarded(Forwarding(["eth1"], "eth1", masquerading="eth1")) == [
+        "-s 11.0.0.0/16 -d 11.0.13.0/24 -i eth1 -j ACCEPT",
+        "-s 11.0.0.0/16 -d 11.0.0.0/16 ! -i eth1 -o eth1 -j ACCEPT",
+        "-s 172.17.8.102/32 -d 11.0.13.0/24 -i eth1 -j ACCEPT",
+        "-s 172.17.8.103/32 -d 11.0.13.0/24 -i eth1 -j ACCEPT",
+        "-s 11.0.13.0/24 ! -i eth1 -o eth1 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    ]
+
+
+def test_masquerading_opens_the_way_out_and_back_but_not_to_other_networks() -> None:
+    """Behind all others in FORWARD only: in DOCKER-USER, they would precede what keeps Docker's networks apart."""
+    chain = network_rules.accept_outward(NETWORK, SUBNET, Forwarding(["flannel0"], "eth1"), [OTHER])
+    assert [(jump.hook, jump.match, jump.place) for jump in chain.jumps] == [("FORWARD", "", Place.LAST)]
+    assert chain.rules.decode().splitlines() == [
+        "-A FLANNEL-O-11.0.0.0/16 -s 11.0.13.0/24 -d 11.7.0.0/16 -j RETURN",
+        "-A FLANNEL-O-11.0.0.0/16 -s 11.0.13.0/24 ! -d 11.0.0.0/16 ! -i eth1 -j ACCEPT",
+        "-A FLANNEL-O-11.0.0.0/16 -d 11.0.13.0/24 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    ]
+
+
+@pytest.mark.parametrize("forwarding", [Forwarding(["flannel0"], "eth1"), Forwarding(["eth1"], "eth1", "eth1")])
+@pytest.mark.parametrize("is_masqueraded", [False, True])
+def test_what_has_a_jump_in_docker_user_accepts_nothing_but_the_networks_packets_between_hosts(
+    forwarding: Forwarding, is_masqueraded: bool
+) -> None:
+    network = rules(None, forwarding, is_masqueraded=is_masqueraded)
+    network.apply([lease("11.0.1.0/24", "1.1.1.1")])
+    chains = network.chains("filter", [NETWORK, OTHER], is_tracking=True)
+    [early] = [chain for chain in chains if any(jump.hook == "DOCKER-USER" for jump in chain.jumps)]
+    for rule in early.rules.decode().splitlines():
+        ends = {
+            name for name in forwarding.devices if f" -i {name} " in rule.replace("! -i", "") or f" -o {name} " in rule
+        }
+        assert ends, rule
+        assert " -s 11.0." in rule or " -s 1.1.1.1/32 -d 11.0.13.0/24 " in rule
+    assert [chain.name[8] for chain in chains] == (["A", "O"] if is_masqueraded else ["A"])
+
+
+def test_forward_rules_follow_the_leases_where_hosts_masquerade() -> None:
+    network = rules(None, Forwarding(["eth1"], "eth1", masquerading="eth1"))
+    for events, count in (([], 0), ([lease("11.0.1.0/24", "1.1.1.1"), lease("11.0.2.0/24", "1.1.1.2")], 2)):
+        network.apply(events)
+        for table in ("raw", "filter"):
+            [chain] = network.chains(table, [NETWORK], is_tracking=True)
+            assert chain.rules.count(b"-s 1.1.1.") == count
+
+
+def test_without_the_flag_nothing_is_forwarded() -> None:
+    carrier = Carrier(UDP, Forwarding(["flannel0"], "eth1"))
+    network = NetworkRules(NETWORK, SUBNET, HOST, carrier, (), is_masqueraded=True, is_forwarded=False)
+    assert network.chains("filter", [NETWORK], is_tracking=True) == []
+    assert [chain.name[8] for chain in network.chains("raw", [NETWORK], is_tracking=True)] == ["Z"]
+
+
+# The chain FLANNEL
+
+
+def flanneld(*networks: IPv4Network) -> dict[str, list[str]]:
+    """What flanneld v0.5.5 has put when it ran for these networks, one after the other."""
+    last = networks[-1]
+    return {
+        "POSTROUTING": [
+            rule
+            for network in networks
+            for rule in (f"-s {network} -j FLANNEL", f"! -s {network} -d {network} -j MASQUERADE")
+        ],
+        "FLANNEL": [f"-d {last} -j ACCEPT", "! -d 224.0.0.0/4 -j MASQUERADE"],
+    }
+
+
+def early(*networks: IPv4Network) -> dict[str, list[str]]:
+    """What flannelpy put before chains belonged to networks."""
+    rules = [
+        rule
+        for network in networks
+        for rule in (
+            f"-s {network} -d {network} -j RETURN",
+            f"-s {network} ! -d 224.0.0.0/4 -j MASQUERADE",
+            f"! -s {network} -d {network} -j MASQUERADE",
+        )
+    ]
+    return {"POSTROUTING": ["-j FLANNEL"], "FLANNEL": rules}
+
+
+def without_shared(chains: dict[str, list[str]], network: IPv4Network = NETWORK) -> tuple[dict[str, list[str]], Repair]:
+    """The table after the removal of a network's rules, as far as it is not empty."""
+    tables = FakeTables()
+    tables.tables["nat"].update(chains)
+    listing = network_rules.listing("nat", [], [network])
+    listing.feed(tables.text("nat").encode())
+    repair = Repair()
+    network_rules.remove_shared(listing, repair, network)
+    if text := repair.text("nat"):
+        tables.apply(text.decode())
+    built_in = ("PREROUTING", "INPUT", "OUTPUT")
+    return {name: rules for name, rules in tables.tables["nat"].items() if name not in built_in}, repair
+
+
+@pytest.mark.parametrize(
+    "chains",
+    [
+        flanneld(NETWORK),
+        early(NETWORK),
+        {"POSTROUTING": [*early(NETWORK)["POSTROUTING"], "-j FLANNEL"], "FLANNEL": early(NETWORK)["FLANNEL"]},
+        {  # both, one after the other
+            "POSTROUTING": [*flanneld(NETWORK)["POSTROUTING"], "-j FLANNEL"],
+            "FLANNEL": early(NETWORK)["FLANNEL"],
+        },
+        {  # v0.2.0
+            "POSTROUTING": [f"-s {NETWORK} -j FLANNEL"],
+            "FLANNEL": [f"-d {NETWORK} -j ACCEPT", "-d 224.0.0.0/4 -j ACCEPT", "! -o flannel0 -j MASQUERADE"],
+        },
+        {"POSTROUTING": [], "FLANNEL": []},  # after iptables -t nat -F
+        {"POSTROUTING": [f"! -s {NETWORK} -d {NETWORK} -j MASQUERADE"]},
+    ],
+)
+def test_all_that_is_of_one_network_goes(chains: dict[str, list[str]]) -> None:
+    foreign = ["-s 172.17.0.0/16 ! -o docker0 -j MASQUERADE", '-m comment --comment "for -j FLANNEL" -j ACCEPT']
+    left, _ = without_shared({**chains, "POSTROUTING": [foreign[0], *chains["POSTROUTING"], foreign[1]]})
+    assert left == {"POSTROUTING": foreign}
+
+
+@pytest.mark.parametrize(
+    ("chains", "left"),
+    [
+        (early(NETWORK, OTHER), early(OTHER)),
+        (flanneld(NETWORK, OTHER), flanneld(OTHER)),
+        (flanneld(OTHER), flanneld(OTHER)),
+        (early(OTHER), early(OTHER)),
+        (
+            {"POSTROUTING": ["-j FLANNEL"], "FLANNEL": [*early(NETWORK)["FLANNEL"], "-s 10.9.0.0/16 -j RETURN"]},
+            {"POSTROUTING": ["-j FLANNEL"], "FLANNEL": ["-s 10.9.0.0/16 -j RETURN"]},
+        ),
+        (
+            {"POSTROUTING": ["-j FLANNEL", "-p tcp -j FLANNEL"], "FLANNEL": early(NETWORK)["FLANNEL"]},
+            {"POSTROUTING": ["-j FLANNEL", "-p tcp -j FLANNEL"], "FLANNEL": []},
+        ),
+        (
+            {"POSTROUTING": ["! -s 12.0.0.0/16 -d 12.0.0.0/16 -j MASQUERADE"], "FLANNELX": ["-j RETURN"]},
+            {"POSTROUTING": ["! -s 12.0.0.0/16 -d 12.0.0.0/16 -j MASQUERADE"], "FLANNELX": ["-j RETURN"]},
+        ),
+    ],
+)
+def test_what_is_of_another_network_stays(chains: dict[str, list[str]], left: dict[str, list[str]]) -> None:
+    assert without_shared(chains)[0] == left

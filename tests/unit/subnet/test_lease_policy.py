@@ -1,0 +1,139 @@
+"""Every row of the table of what happens to the own lease."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from flannelpy.errors import HistoryGone, RegistryUnavailable
+from flannelpy.subnet import lease_policy
+from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_policy import (
+    Action,
+    Happening,
+    Holder,
+    Terms,
+    action,
+    classify,
+    classify_failure,
+    renewal_lead,
+    retry_delay,
+)
+from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, Overlapping, OwnEvent
+
+CREATED = 3
+SUBNET = IPv4Network("11.0.59.0/24")
+OURS, THEIRS = IPv4Address("172.17.8.101"), IPv4Address("172.17.8.102")
+
+ROWS = [
+    (Happening.RENEWAL_DUE, Action.RENEW, Action.NOTHING),
+    (Happening.RENEWAL_REFUSED, Action.LOOK, Action.LOOK),
+    (Happening.CHANGED, Action.ADOPT, Action.ADOPT),
+    (Happening.DAMAGED, Action.REPAIR, Action.REPAIR),
+    (Happening.UNSIGNED, Action.REPAIR, Action.REPAIR),
+    (Happening.CLAIMED, Action.REPAIR, Action.REPAIR),
+    (Happening.HELD_BY_LATER, Action.REPAIR, Action.REPAIR),
+    (Happening.HELD_BY_EARLIER, Action.LEAVE, Action.LEAVE),
+    (Happening.MOVED, Action.CLAIM, Action.CLAIM),
+    (Happening.ELSEWHERE_EARLIER, Action.LEAVE, Action.LEAVE),
+    (Happening.ELSEWHERE, Action.NOTHING, Action.NOTHING),
+    (Happening.GONE, Action.TAKE_BACK, Action.TAKE_BACK),
+    (Happening.TAKEN, Action.LEAVE, Action.LEAVE),
+    (Happening.OVERLAPS_EARLIER, Action.LEAVE, Action.LEAVE),
+    (Happening.OVERLAPS_LATER, Action.NOTHING, Action.NOTHING),
+    (Happening.STORE_SILENT, Action.FORWARD_ON, Action.FORWARD_ON),
+    (Happening.HISTORY_GONE, Action.LIST_AGAIN, Action.LIST_AGAIN),
+    (Happening.CONFIG_CHANGED, Action.SAY_SO, Action.SAY_SO),
+]
+
+
+def lease(
+    public_ip: IPv4Address, lease_ttl: int | None, host_id: str = "", claim: bool = False, created: int = CREATED
+) -> Lease:
+    return Lease(SUBNET, LeaseAttrs(public_ip, host_id=host_id, claim=claim), lease_ttl, 5, created)
+
+
+@pytest.mark.parametrize(("happening", "leased", "reserved"), ROWS)
+def test_each_row(happening: Happening, leased: Action, reserved: Action) -> None:
+    assert action(lease(OURS, 86400), happening) is leased
+    assert action(lease(OURS, 1), happening) is leased
+    assert action(lease(OURS, None), happening) is reserved
+
+
+def test_the_rows_are_all_there_are_and_the_documented_ones() -> None:
+    assert [row[0] for row in ROWS] == list(Happening)
+    documented = [" ".join(line.split()) for line in (lease_policy.__doc__ or "").splitlines()]
+    rows = [f"{happening.value} {leased.value} {reserved.value}" for happening, leased, reserved in ROWS]
+    assert [line for line in documented if line in rows] == rows
+    architecture = (Path(__file__).parents[3] / "docs/architecture.md").read_text()
+    table = [f"| {happening.value} | {leased.value} | {reserved.value} |" for happening, leased, reserved in ROWS]
+    assert [line for line in architecture.splitlines() if line in table] == table
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (Gone(SUBNET), Happening.GONE),
+        (Damaged(SUBNET, 6), Happening.DAMAGED),
+        *((Added(lease(OURS, ttl, "m")), Happening.CHANGED) for ttl in (86400, None)),
+        *((Added(lease(THEIRS, ttl)), Happening.TAKEN) for ttl in (86400, None)),
+        (Added(lease(THEIRS, 60, "m")), Happening.TAKEN),
+        (Added(lease(OURS, 60, "m", claim=True)), Happening.CHANGED),
+        (Added(lease(OURS, 60)), Happening.UNSIGNED),
+        (Added(lease(OURS, 60, "a", claim=True)), Happening.CLAIMED),
+        (Added(lease(OURS, 60, "z", claim=True)), Happening.CLAIMED),
+        (Added(lease(OURS, 60, "z")), Happening.HELD_BY_LATER),
+        (Added(lease(OURS, 60, "a")), Happening.HELD_BY_EARLIER),
+        (Elsewhere(lease(OURS, 60, "a")), Happening.ELSEWHERE_EARLIER),
+        (Elsewhere(lease(OURS, 60, "a", claim=True)), Happening.ELSEWHERE),
+        (Elsewhere(lease(OURS, 60, "z")), Happening.ELSEWHERE),
+        (Elsewhere(lease(OURS, 60, "m")), Happening.ELSEWHERE),
+        (Elsewhere(lease(OURS, 60)), Happening.ELSEWHERE),
+        *((Overlapping(lease(THEIRS, ttl, created=CREATED - 1)), Happening.OVERLAPS_EARLIER) for ttl in (1, None)),
+        *((Overlapping(lease(THEIRS, ttl, created=CREATED + 1)), Happening.OVERLAPS_LATER) for ttl in (1, None)),
+    ],
+)
+def test_an_event_about_the_own_subnet_is_one_of_the_rows(event: OwnEvent, expected: Happening) -> None:
+    assert classify(event, Holder(OURS, "m"), CREATED) is expected
+
+
+@pytest.mark.parametrize("host_id", ["", "a"])
+def test_without_an_identity_whoever_has_our_public_ip_is_us(host_id: str) -> None:
+    assert classify(Added(lease(OURS, 60, host_id, claim=bool(host_id))), Holder(OURS), CREATED) is Happening.CHANGED
+    assert classify(Elsewhere(lease(OURS, 60, host_id)), Holder(OURS), CREATED) is Happening.ELSEWHERE
+
+
+def test_a_failure_is_one_of_the_rows() -> None:
+    assert classify_failure(HistoryGone("")) is Happening.HISTORY_GONE
+    assert classify_failure(RegistryUnavailable("")) is Happening.STORE_SILENT
+
+
+@pytest.mark.parametrize(
+    ("lease_ttl", "margin", "expected"),
+    [
+        (86400, 3600, 3600),
+        (86394, 3600, 3600),
+        (7200, 3600, 3600),
+        (3600, 3600, 1800),
+        (100, 3600, 50),
+        (1, 3600, 0.5),
+        (86400, 86399, 77760),
+        (3601, 3600, 3240.9),
+        (61, 60, 54.9),
+        (60, 20, 20),
+        (0, 3600, 0),
+    ],
+)
+def test_a_lease_is_renewed_a_margin_early_or_half_way(lease_ttl: int, margin: int, expected: float) -> None:
+    terms = Terms(86400, margin)
+    assert renewal_lead(lease_ttl, terms, 0) == pytest.approx(expected)
+    assert renewal_lead(lease_ttl, terms, 1) == pytest.approx(min(1.1 * expected, 0.9 * lease_ttl))
+
+
+def test_a_failed_renewal_is_tried_again_in_time_and_less_and_less_often() -> None:
+    assert [retry_delay(3600, failures, 0) for failures in (0, 1, 2, 1000)] == [60, 60, 60, 60]
+    assert [retry_delay(8, failures, 0) for failures in (0, 1, 2, 3, 1000)] == [0.5, 1, 2, 2, 2]
+    assert retry_delay(3600, 1, 1) == pytest.approx(54)
+    assert retry_delay(0, 0, 0) == retry_delay(2.5, 0, 1) == 0.5
