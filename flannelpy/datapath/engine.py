@@ -17,8 +17,8 @@ from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.packet import icmp, vnet_hdr
 from flannelpy.packet.coalesce import Coalescer
 from flannelpy.packet.drops import DropReason
+from flannelpy.packet.group import MAX_SEGMENTS, MAX_SEND, Grouper, PacketGroup
 from flannelpy.packet.segment import Segmenter
-from flannelpy.packet.sort import MAX_SEGMENTS, MAX_SEND, Neighbours, Sorter
 
 MAX_PACKET = 65535
 #: A batch ends with this many packets, or when it has this many bytes: then it still fits into the processor's cache.
@@ -94,26 +94,26 @@ class Engine:
         self._tun_view = memoryview(self.tun_buffer)
         self._udp_view = memoryview(self.udp_buffer)
         self._segments_view = memoryview(segments)
-        self._sorter = Sorter(self.tun_buffer, self.vnet_hdrs, own, (int(bound), port))
+        self._grouper = Grouper(self.tun_buffer, self.vnet_hdrs, own, (int(bound), port))
         self._segmenter = Segmenter(self.tun_buffer, segments)
         self._coalescer = Coalescer(self.udp_buffer, bytearray(_BUFFER), own, merge_tcp, merge_udp)
 
     def outbound(self, lengths: list[int], now: float) -> Plan:
         """What becomes of the packets that were read from the TUN."""
         plan = Plan()
-        self._sorter.sort(lengths, self._routes.mask)
+        self._grouper.group(lengths, self._routes.mask)
         segments_end = 0
-        for neighbours in self._sorter.neighbours:
-            next_hop = self._routes.lookup(neighbours.destination)
+        for groups in self._grouper.groups:
+            next_hop = self._routes.lookup(groups.destination)
             if next_hop is None:
-                self._refuse_all(plan, neighbours, now)
-            elif neighbours.gso_size:
-                segments_end = self._send_super_packet(plan, next_hop, neighbours, segments_end)
+                self._refuse_all(plan, groups, now)
+            elif groups.gso_size:
+                segments_end = self._send_super_packet(plan, next_hop, groups, segments_end)
             else:
-                _, start, end, segment_size, _ = neighbours
-                self._sorter.take_hops(start, end, segment_size)
+                _, start, end, segment_size, _ = groups
+                self._grouper.decrement_ttls(start, end, segment_size)
                 plan.runs.append(Run(next_hop, segment_size, self._tun_view[start:end]))
-        for reason, start, end in self._sorter.refused:
+        for reason, start, end in self._grouper.refused:
             self._refuse(plan, reason, start, end, now)
         return plan
 
@@ -141,10 +141,10 @@ class Engine:
             self._answer_over_the_wire(plan, number, start, end, now)
         return plan
 
-    def _send_super_packet(self, plan: Plan, next_hop: NextHop, packet: Neighbours, at: int) -> int:
+    def _send_super_packet(self, plan: Plan, next_hop: NextHop, packet: PacketGroup, at: int) -> int:
         """Put the segments behind those of earlier super-packets, and into runs; returns where they end."""
         _, start, end, size, gso_size = packet
-        self._sorter.take_hops(start, end, size)
+        self._grouper.decrement_ttls(start, end, size)
         segment_size = self._segmenter.header_length(start) + gso_size
         segments_end = self._segmenter.segment(start, end, gso_size, at)
         if not segments_end:
@@ -156,10 +156,10 @@ class Engine:
             plan.runs.append(Run(next_hop, segment_size, self._segments_view[run_start:run_end]))
         return segments_end
 
-    def _refuse_all(self, plan: Plan, neighbours: Neighbours, now: float) -> None:
+    def _refuse_all(self, plan: Plan, groups: PacketGroup, now: float) -> None:
         """Nobody leases their destination."""
-        for start in range(neighbours.start, neighbours.end, neighbours.segment_size):
-            end = min(start + neighbours.segment_size, neighbours.end)
+        for start in range(groups.start, groups.end, groups.segment_size):
+            end = min(start + groups.segment_size, groups.end)
             self._refuse(plan, DropReason.NO_ROUTE, start, end, now)
 
     def _refuse(self, plan: Plan, reason: int, start: int, end: int, now: float) -> None:

@@ -2,7 +2,7 @@
 
 cimport cython
 from flannelpy.packet.checksum cimport fold, ones_sum, wide_sum
-from flannelpy.packet.ipv4 cimport check, ip_ttl, take_hop
+from flannelpy.packet.ipv4 cimport check, ip_ttl, decrement_ttl
 
 cdef Py_ssize_t _TOTAL_LENGTH, _ID, _FRAGMENT, _PROTOCOL, _IP_CHECKSUM, _ADDRESSES, _DESTINATION, _L4
 cdef Py_ssize_t _TCP_SEQUENCE, _TCP_ACKNOWLEDGEMENT, _TCP_DATA_OFFSET, _TCP_FLAGS, _TCP_WINDOW, _TCP_CHECKSUM, _TCP_URGENT

@@ -37,7 +37,7 @@ from collections.abc import Iterable
 
 from flannelpy.packet import vnet_hdr
 from flannelpy.packet.checksum import fold, ones_sum, wide_sum
-from flannelpy.packet.ipv4 import check, ip_ttl, take_hop
+from flannelpy.packet.ipv4 import check, decrement_ttl, ip_ttl
 
 _TOTAL_LENGTH = 2
 _ID = 4
@@ -150,7 +150,7 @@ class Coalescer:
             self._close()
             self.refused.append((reason, start, stop))
             return
-        take_hop(self._data, start)
+        decrement_ttl(self._data, start)
         if self._merges:
             self._add_packet(start, stop)
         else:

@@ -15,6 +15,6 @@ cpdef unsigned int destination(const unsigned char* data, Py_ssize_t start) noex
 cpdef int ip_ttl(const unsigned char* data, Py_ssize_t start) noexcept
 
 @cython.locals(checksum=cython.uint)
-cpdef void take_hop(unsigned char* data, Py_ssize_t start) noexcept
+cpdef void decrement_ttl(unsigned char* data, Py_ssize_t start) noexcept
 
 cdef unsigned int _word(const unsigned char* data, Py_ssize_t at) noexcept

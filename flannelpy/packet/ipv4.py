@@ -56,7 +56,7 @@ def ip_ttl(data: bytearray, start: int) -> int:
     return data[start + _TTL]
 
 
-def take_hop(data: bytearray, start: int) -> None:
+def decrement_ttl(data: bytearray, start: int) -> None:
     """One off the TTL, which must be above 0, and the header checksum patched to match.
 
     The TTL is the high byte of its word.  Counterpart: ip_decrease_ttl of the kernel.

@@ -197,14 +197,14 @@ def test_sorted_packets_are_neighbours_or_refused_and_cover_the_batch(
     packets: list[tuple[VnetHeader, bytes]], mask: int
 ) -> None:
     found = sort_packets(packets, mask)
-    parts = [(start, end) for _, start, end, _, _ in found.neighbours]
+    parts = [(start, end) for _, start, end, _, _ in found.groups]
     parts += [(start, end) for _, start, end in found.refused]
     covered = 0
     for start, end in sorted(parts):
         assert start == covered
         covered = end
     assert covered == sum(len(packet) for _, packet in packets)
-    for destination, start, end, segment_size, gso_size in found.neighbours:
+    for destination, start, end, segment_size, gso_size in found.groups:
         assert gso_size == 0 or segment_size == end - start
         assert end - start <= max(65000, segment_size)
         assert -(-(end - start) // segment_size) <= 64
@@ -271,6 +271,6 @@ def test_both_forms_see_and_change_a_header_alike(packet: bytes, before: int) ->
         reason = form.ipv4.check(data, before, before + len(packet))
         fields = () if reason else (form.ipv4.destination(data, before), form.ipv4.ip_ttl(data, before))
         if not reason and packet[8]:
-            form.ipv4.take_hop(data, before)
+            form.ipv4.decrement_ttl(data, before)
         found.append((reason, fields, data))
     assert found[0] == found[1]

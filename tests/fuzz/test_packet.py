@@ -82,7 +82,7 @@ def test_fields_are_those_that_scapy_reads(packet: bytes) -> None:
 @given(packets(st.just(b""), st.integers(1, 255)))
 def test_a_hop_is_taken_as_scapy_would_build_it(packet: bytes) -> None:
     data = bytearray(packet)
-    ipv4.take_hop(data, 0)
+    ipv4.decrement_ttl(data, 0)
     expected = IP(packet[:20])
     expected.ttl -= 1
     del expected.chksum
@@ -93,7 +93,7 @@ def test_a_hop_is_taken_as_scapy_would_build_it(packet: bytes) -> None:
 def test_a_hop_changes_nothing_else_and_keeps_an_error_of_the_checksum(packet: bytes, found: int) -> None:
     before = packet[:10] + found.to_bytes(2, "big") + packet[12:]
     data = bytearray(before)
-    ipv4.take_hop(data, 0)
+    ipv4.decrement_ttl(data, 0)
     after = bytes(data)
     assert after[8] == before[8] - 1
     assert (after[:8], after[9:10], after[12:]) == (before[:8], before[9:10], before[12:])

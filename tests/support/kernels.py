@@ -17,7 +17,7 @@ from support.oracle import VnetHeader
 from support.packets import BOUND, OWN_SUBNET, PORT, numbers
 
 from flannelpy import packet as package
-from flannelpy.packet import checksum, coalesce, ipv4, segment, sort
+from flannelpy.packet import checksum, coalesce, group, ipv4, segment
 from flannelpy.packet.drops import DropReason
 
 #: Bytes that a segmenter may look at behind its packet, where a header that is cut off would go on.
@@ -32,7 +32,7 @@ class Kernels(NamedTuple):
     ipv4: ModuleType
     segment: ModuleType
     coalesce: ModuleType
-    sort: ModuleType
+    group: ModuleType
 
 
 def _interpreted() -> Kernels:
@@ -50,14 +50,14 @@ def _interpreted() -> Kernels:
     return Kernels(**loaded)
 
 
-INSTALLED = Kernels(checksum, ipv4, segment, coalesce, sort)
+INSTALLED = Kernels(checksum, ipv4, segment, coalesce, group)
 INTERPRETED = _interpreted()
 
 
 class Sorted(NamedTuple):
-    """``neighbours`` and ``refused`` as the sorter gives them, and the buffer after it."""
+    """``groups`` and ``refused`` as the sorter gives them, and the buffer after it."""
 
-    neighbours: list[tuple[int, int, int, int, int]]
+    groups: list[tuple[int, int, int, int, int]]
     refused: list[tuple[int, int, int]]
     data: bytes
 
@@ -94,10 +94,10 @@ def sort_packets(
     """What a sorter makes of a batch."""
     data = filled_up(b"".join(packet for _, packet in packets))
     headers = bytearray(b"".join(header.encode() for header, _ in packets))
-    sorter = kernels.sort.Sorter(data, headers, numbers(own), (int(BOUND), PORT))
-    sorter.sort([len(packet) for _, packet in packets], mask)
+    grouper = kernels.group.Grouper(data, headers, numbers(own), (int(BOUND), PORT))
+    grouper.group([len(packet) for _, packet in packets], mask)
     return Sorted(
-        list(map(tuple, sorter.neighbours)), sorter.refused, bytes(data[: sum(len(packet) for _, packet in packets)])
+        list(map(tuple, grouper.groups)), grouper.refused, bytes(data[: sum(len(packet) for _, packet in packets)])
     )
 
 

@@ -64,14 +64,14 @@ def test_hop_is_taken_with_the_checksum_that_belongs_to_it(packet: bytes) -> Non
         before = with_ttl(packet, ttl)
         data = bytearray(b"front" + before + b"behind")
         assert ipv4.ip_ttl(data, 5) == ttl
-        ipv4.take_hop(data, 5)
+        ipv4.decrement_ttl(data, 5)
         assert data == b"front" + hop_taken(before) + b"behind"
 
 
 def test_wrong_checksum_stays_wrong() -> None:
     wrong = bytearray(PLAIN)
     wrong[11] ^= 0x10
-    ipv4.take_hop(wrong, 0)
+    ipv4.decrement_ttl(wrong, 0)
     right = hop_taken(PLAIN)
     assert bytes(wrong[:10] + wrong[12:]) == right[:10] + right[12:]
     assert wrong[10:12] != right[10:12]

@@ -1,8 +1,8 @@
-# C types for sort.py, which stays plain Python.
+# C types for group.py, which stays plain Python.
 
 cimport cython
 from flannelpy.packet.checksum cimport fold, wide_sum
-from flannelpy.packet.ipv4 cimport check, destination, ip_ttl, source, take_hop
+from flannelpy.packet.ipv4 cimport check, destination, ip_ttl, source, decrement_ttl
 
 cdef Py_ssize_t _VNET_HDR, _GSO_TYPE, _GSO_SIZE, _CSUM_START, _CSUM_OFFSET, _UDP_CHECKSUM, _ID, _FRAGMENT, _PROTOCOL
 cdef unsigned int _NEEDS_CSUM, _GSO_TCPV4, _GSO_UDP_L4, _GSO_ECN, _TCP, _UDP, _MORE_FRAGMENTS, _FRAGMENT_OFFSET
@@ -10,7 +10,7 @@ cdef int _NO_ROUTE, _TTL_EXPIRED, _BAD_OFFLOAD, _OWN_DATAGRAM
 cdef bint _LITTLE_ENDIAN
 
 
-cdef class Sorter:
+cdef class Grouper:
     cdef object _buffers
     cdef unsigned char* _data
     cdef unsigned char* _headers
@@ -19,16 +19,16 @@ cdef class Sorter:
     # The datagram of ours whose later fragments are to follow.
     cdef bint _refuses_fragments
     cdef unsigned int _destination_cut, _id_cut
-    cdef readonly list neighbours, refused
-    # The neighbours being built; _size 0 is none.
+    cdef readonly list groups, refused
+    # The groups being built; _size 0 is none.
     cdef unsigned int _destination, _subnet
     cdef Py_ssize_t _start, _end, _size, _gso
     cdef bint _full
 
     @cython.locals(start=cython.Py_ssize_t, header=cython.Py_ssize_t, length=cython.Py_ssize_t)
-    cpdef void sort(self, list lengths, unsigned int mask)
+    cpdef void group(self, list lengths, unsigned int mask)
 
-    cpdef void take_hops(self, Py_ssize_t start, Py_ssize_t end, Py_ssize_t segment_size) noexcept
+    cpdef void decrement_ttls(self, Py_ssize_t start, Py_ssize_t end, Py_ssize_t segment_size) noexcept
 
     @cython.locals(gso_size=cython.Py_ssize_t, reason=cython.int, address=cython.uint, length=cython.Py_ssize_t)
     cdef void _take(self, Py_ssize_t header, Py_ssize_t start, Py_ssize_t end, unsigned int mask)

@@ -27,7 +27,7 @@ from support.packets import (
 )
 
 from flannelpy.packet.drops import DropReason
-from flannelpy.packet.sort import Sorter
+from flannelpy.packet.group import Grouper
 
 CONTAINER = "11.0.59.2"
 A, ALSO_A, B = "11.0.101.2", "11.0.101.9", "11.0.55.2"
@@ -104,7 +104,7 @@ def test_whatever_the_mask_is_our_own_subnet_is_none_of_them(mask: int) -> None:
     packets = [to("11.0.58.255"), to("11.0.59.0"), to("11.0.59.255"), to("11.0.60.0")]
     found = sort_packets([(PLAIN, packet) for packet in packets], mask)
     assert found.refused == [(DropReason.NO_ROUTE, 100, 200), (DropReason.NO_ROUTE, 200, 300)]
-    assert [(start, end) for _, start, end, _, _ in found.neighbours] == [(0, 100), (300, 400)]
+    assert [(start, end) for _, start, end, _, _ in found.groups] == [(0, 100), (300, 400)]
 
 
 def test_hops_are_taken_later_and_packets_without_a_vnet_header_stay_as_they_are() -> None:
@@ -128,7 +128,7 @@ def test_hops_are_taken_later_and_packets_without_a_vnet_header_stay_as_they_are
 def test_what_cannot_be_sent_is_refused_where_it_lies(packet: bytes, reason: DropReason) -> None:
     found = sort_packets([(PLAIN, to(A, 60)), (PLAIN, packet), (PLAIN, to(A, 60))], BY_24)
     assert found.refused == [(reason, 60, 60 + len(packet))]
-    assert [(start, end) for _, start, end, _, _ in found.neighbours] == [
+    assert [(start, end) for _, start, end, _, _ in found.groups] == [
         (0, 60),
         (60 + len(packet), 120 + len(packet)),
     ]
@@ -244,7 +244,7 @@ def test_a_super_packet_has_no_neighbours_and_keeps_its_unfinished_checksum(head
     size = len(packet)
     found = sort_packets([(PLAIN, to(A, size)), (header, packet), (header, packet), (PLAIN, to(A))], BY_24)
     destination = int(IPv4Address(A))
-    assert found.neighbours == [
+    assert found.groups == [
         (destination, 0, size, size, 0),
         (destination, size, 2 * size, size, 1448),
         (destination, 2 * size, 3 * size, size, 1448),
@@ -269,7 +269,7 @@ def test_a_super_packet_has_no_neighbours_and_keeps_its_unfinished_checksum(head
 def test_a_super_packet_whose_header_makes_no_sense_is_refused(header: VnetHeader, packet: bytes) -> None:
     found = sort_packets([(header, packet), (PLAIN, to(B))], BY_24)
     assert found.refused == [(DropReason.BAD_OFFLOAD, 0, len(packet))]
-    assert [destination for destination, *_ in found.neighbours] == [int(IPv4Address(B))]
+    assert [destination for destination, *_ in found.groups] == [int(IPv4Address(B))]
 
 
 @pytest.mark.parametrize("header", [PLAIN, TCP_SUPER, NEEDS._replace(csum_start=20, csum_offset=16)])
@@ -314,7 +314,7 @@ def test_a_datagram_of_our_own_socket_is_refused_and_left_as_it_is(
     own = datagram(address, **packet)  # type: ignore[arg-type]
     found = sort_packets([(PLAIN, to(B)), (header, own), (PLAIN, to(B))], BY_24)
     assert found.refused == [(DropReason.OWN_DATAGRAM, 100, 100 + len(own))]
-    assert len(found.neighbours) == 2
+    assert len(found.groups) == 2
     assert found.data[100 : 100 + len(own)] == own
 
 
@@ -333,7 +333,7 @@ def test_a_datagram_of_our_own_socket_is_refused_and_left_as_it_is(
 )
 def test_what_else_the_host_sends_goes_its_way(packet: bytes) -> None:
     found = sort_packets([(PLAIN, packet)], BY_24)
-    assert (len(found.neighbours), found.refused) == (1, [])
+    assert (len(found.groups), found.refused) == (1, [])
 
 
 def test_ports_are_looked_for_behind_the_options() -> None:
@@ -371,15 +371,15 @@ def test_later_fragments_of_our_own_datagram_are_refused_and_no_others() -> None
 def test_a_later_batch_knows_nothing_of_an_earlier_one() -> None:
     buffer, headers = bytearray(200), bytearray(20)
     buffer[:200] = to(A) + to(A)[:50] + bytes(50)
-    sorter = Sorter(buffer, headers, numbers(OWN_SUBNET), (int(BOUND), PORT))
-    sorter.sort([100, 50], BY_24)
-    neighbours, refused = sorter.neighbours, sorter.refused
-    assert (len(neighbours), len(refused)) == (1, 1)
+    grouper = Grouper(buffer, headers, numbers(OWN_SUBNET), (int(BOUND), PORT))
+    grouper.group([100, 50], BY_24)
+    groups, refused = grouper.groups, grouper.refused
+    assert (len(groups), len(refused)) == (1, 1)
     buffer[:100] = to(B)
-    sorter.sort([100], BY_24)
-    assert [destination for destination, *_ in sorter.neighbours] == [int(IPv4Address(B))]
-    assert sorter.refused == []
-    assert (len(neighbours), len(refused)) == (1, 1)
+    grouper.group([100], BY_24)
+    assert [destination for destination, *_ in grouper.groups] == [int(IPv4Address(B))]
+    assert grouper.refused == []
+    assert (len(groups), len(refused)) == (1, 1)
 
 
 @pytest.mark.parametrize(("size", "count"), [(100, 1), (100, 5), (20, 64)])
@@ -387,5 +387,5 @@ def test_one_hop_is_taken_off_each_neighbour(size: int, count: int) -> None:
     last = to(A, 20)
     buffer = bytearray(to(A, size) * count + last)
     assert len(buffer) % 4 == 0
-    Sorter(buffer, bytearray(10), numbers(OWN_SUBNET), (int(BOUND), PORT)).take_hops(0, len(buffer), size)
+    Grouper(buffer, bytearray(10), numbers(OWN_SUBNET), (int(BOUND), PORT)).decrement_ttls(0, len(buffer), size)
     assert buffer == hop_taken(to(A, size)) * count + hop_taken(last)

@@ -14,7 +14,7 @@ import sys
 from typing import NamedTuple
 
 from flannelpy.packet.checksum import fold, wide_sum
-from flannelpy.packet.ipv4 import check, destination, ip_ttl, source, take_hop
+from flannelpy.packet.ipv4 import check, decrement_ttl, destination, ip_ttl, source
 
 _VNET_HDR = 10
 _GSO_TYPE = 1
@@ -45,7 +45,7 @@ MAX_SEGMENTS = 64
 MAX_SEND = 65000
 
 
-class Neighbours(NamedTuple):
+class PacketGroup(NamedTuple):
     """``[start:end]`` of the buffer, to ``destination``: packets of ``segment_size`` bytes, or one super-packet.
 
     ``gso_size`` is 0 but for a super-packet.
@@ -58,7 +58,7 @@ class Neighbours(NamedTuple):
     gso_size: int
 
 
-class Sorter:
+class Grouper:
     """Sorts the packets of one buffer, whose length is a multiple of 4, by the vnet headers in another."""
 
     def __init__(self, buffer: bytearray, headers: bytearray, subnet: tuple[int, int], bound: tuple[int, int]) -> None:
@@ -70,16 +70,16 @@ class Sorter:
         self._own, self._own_mask = subnet
         self._bound, self._port = bound
         self._refuses_fragments = False
-        self.neighbours: list[Neighbours] = []
+        self.groups: list[PacketGroup] = []
         self.refused: list[tuple[int, int, int]] = []
         self._size = 0
 
-    def sort(self, lengths: list[int], mask: int) -> None:
-        """Fill ``neighbours``, and ``refused`` with the (DropReason, start, end) of what can't be sent.
+    def group(self, lengths: list[int], mask: int) -> None:
+        """Fill ``groups``, and ``refused`` with the (DropReason, start, end) of what can't be sent.
 
         Addresses that are equal under ``mask`` are of one subnet.
         """
-        self.neighbours = []
+        self.groups = []
         self.refused = []
         start = 0
         header = 0
@@ -89,10 +89,10 @@ class Sorter:
             start += length
         self._close()
 
-    def take_hops(self, start: int, end: int, segment_size: int) -> None:
+    def decrement_ttls(self, start: int, end: int, segment_size: int) -> None:
         """One off the TTL of every packet of neighbours."""
         while start < end:
-            take_hop(self._data, start)
+            decrement_ttl(self._data, start)
             start += segment_size
 
     def _take(self, header: int, start: int, end: int, mask: int) -> None:
@@ -155,7 +155,7 @@ class Sorter:
     def _close(self) -> None:
         """The neighbours so far, if any, are complete."""
         if self._size:
-            self.neighbours.append(Neighbours(self._destination, self._start, self._end, self._size, self._gso))
+            self.groups.append(PacketGroup(self._destination, self._start, self._end, self._size, self._gso))
         self._size = 0
 
     def _gso_size(self, header: int, start: int) -> int:
