@@ -130,7 +130,7 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
-class Forward:
+class FdbEntry:
     """Where a VXLAN device sends what is for a MAC: an entry of its forwarding database.
 
     ``way_out``: the index of the interface by which it sends, 0 where the routes decide, as ours always do.
@@ -170,7 +170,7 @@ class Prohibition:
         return f"rule against packets from {self.source} to {self.destination}"
 
 
-Entry = Gateway | Neighbour | Forward
+Entry = Gateway | Neighbour | FdbEntry
 
 #: What one destination needs, in the order in which it is put: what leads packets there comes last.
 Unit = tuple[Entry, ...]
@@ -270,13 +270,13 @@ def key(of: Identity) -> Hashable:
     return destination(of) if is_route(of) else _neighbour_entry(of).key
 
 
-def _neighbour_entry(of: Identity) -> Neighbour | Forward:
+def _neighbour_entry(of: Identity) -> Neighbour | FdbEntry:
     body = removal(of).body
     family, link_index, *_ = _NDMSG.unpack_from(body)
     has = attributes(body, _NDMSG.size)
     address, mac = IPv4Address(has[_NDA_DST]), has[_NDA_LLADDR].hex(":")
     if family == _AF_BRIDGE:
-        return Forward(mac, address, link_index, _way_out(has))
+        return FdbEntry(mac, address, link_index, _way_out(has))
     return Neighbour(address, mac, link_index)
 
 
@@ -290,7 +290,7 @@ def all_neighbours(link_index: int) -> Message:
     return Message(RTM_GETNEIGH, _NDMSG.pack(_AF_INET, 0, 0, 0, 0) + wanted)
 
 
-def all_forwards(link_index: int) -> Message:
+def all_fdb_entries(link_index: int) -> Message:
     """The request that lists the forwarding database of a device; old kernels list those of others, too."""
     return Message(RTM_GETNEIGH, _NDMSG.pack(_AF_BRIDGE, link_index, 0, 0, 0))
 
@@ -332,10 +332,10 @@ def neighbours(messages: list[Message], link_index: int) -> list[Neighbour]:
     ]
 
 
-def forwards(messages: list[Message], link_index: int) -> list[Forward]:
+def fdb_entries(messages: list[Message], link_index: int) -> list[FdbEntry]:
     """Those that are permanent and lead to a host, of that device."""
     return [
-        Forward(found[_NDA_LLADDR].hex(":"), IPv4Address(found[_NDA_DST]), link_index, _way_out(found))
+        FdbEntry(found[_NDA_LLADDR].hex(":"), IPv4Address(found[_NDA_DST]), link_index, _way_out(found))
         for found in _permanent(messages, _AF_BRIDGE, link_index, _NTF_SELF)
     ]
 

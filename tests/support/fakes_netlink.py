@@ -10,7 +10,7 @@ from typing import Self
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.rtnetlink import entries, routes
-from flannelpy.rtnetlink.entries import Entry, Forward, Gateway, Identity, Neighbour
+from flannelpy.rtnetlink.entries import Entry, FdbEntry, Gateway, Identity, Neighbour
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
 from flannelpy.rtnetlink.rules import PolicyRule
@@ -34,7 +34,7 @@ class FakeNetlink(Netlink):
 
     def __init__(self) -> None:
         self.gateways: list[Gateway] = []
-        self.others: dict[Hashable, Neighbour | Forward] = {}
+        self.others: dict[Hashable, Neighbour | FdbEntry] = {}
         self.changes = 0
         self.refused: dict[Entry, int] = {}
         self.own_addresses = [Address(ETH1, EXTERNAL.address, 24), Address(3, IPv4Address("10.0.0.1"), 8)]

@@ -36,8 +36,8 @@ def ways(host: Host) -> set[str]:
     # The network's route is the kernel's, or ours where it was restored.
     routes = [route.replace(f" proto {ROUTE_PROTOCOL} scope link", " proto kernel scope link") for route in routes]
     neighbours = [f"neighbour {line}" for line in _shown(host, "ip", "neighbour", "show", "nud", "permanent")]
-    forwards = [f"fdb {line}" for line in _shown(host, "bridge", "fdb", "show") if " dst " in line]
-    return {*_devices(host), *routes, *neighbours, *forwards}
+    fdb_entries = [f"fdb {line}" for line in _shown(host, "bridge", "fdb", "show") if " dst " in line]
+    return {*_devices(host), *routes, *neighbours, *fdb_entries}
 
 
 def _devices(host: Host) -> Iterator[str]:

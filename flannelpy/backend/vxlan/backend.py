@@ -29,7 +29,7 @@ from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.marks import device_alias
 from flannelpy.options import Options
-from flannelpy.rtnetlink.entries import Forward, Gateway, Neighbour, Unit
+from flannelpy.rtnetlink.entries import FdbEntry, Gateway, Neighbour, Unit
 from flannelpy.rtnetlink.links import Link
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
@@ -223,7 +223,7 @@ class VxlanBackend:
 def _by_vxlan(subnet: IPv4Network, host: _Vtep, link: Link) -> Unit:
     tunnel_address = subnet.network_address
     return (
-        Forward(host.mac, host.public_ip, link.index),
+        FdbEntry(host.mac, host.public_ip, link.index),
         Neighbour(tunnel_address, host.mac, link.index),
         Gateway(subnet, tunnel_address, link.index, is_onlink=True),
     )

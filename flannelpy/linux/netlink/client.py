@@ -169,8 +169,8 @@ class Netlink:
         if link_index:
             async for messages in self._listing(entries.all_neighbours(link_index)):
                 yield [entries.identity(one) for one in entries.neighbours(messages, link_index)]
-            async for messages in self._listing(entries.all_forwards(link_index)):
-                yield [entries.identity(one) for one in entries.forwards(messages, link_index)]
+            async for messages in self._listing(entries.all_fdb_entries(link_index)):
+                yield [entries.identity(one) for one in entries.fdb_entries(messages, link_index)]
 
     async def rules(self) -> list[PolicyRule]:
         """The policy rules in the order in which the kernel looks at them.  Raises HostError."""

@@ -14,7 +14,7 @@ from flannelpy.backend import kernel_entries
 from flannelpy.backend.kernel_entries import EntryReconciler
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.rtnetlink.entries import Entry, Forward, Gateway, Identity, Neighbour, Unit
+from flannelpy.rtnetlink.entries import Entry, FdbEntry, Gateway, Identity, Neighbour, Unit
 
 
 def unit(number: int, host: int = 102, mac: int | None = None) -> Unit:
@@ -22,7 +22,7 @@ def unit(number: int, host: int = 102, mac: int | None = None) -> Unit:
     tunnel_address = IPv4Address(f"11.{number // 256}.{number % 256}.0")
     address = f"02:00:00:00:00:{number % 256 if mac is None else mac:02x}"
     return (
-        Forward(address, IPv4Address(f"172.17.8.{host}"), FLANNEL1),
+        FdbEntry(address, IPv4Address(f"172.17.8.{host}"), FLANNEL1),
         Neighbour(tunnel_address, address, FLANNEL1),
         Gateway(IPv4Network(f"{tunnel_address}/24"), tunnel_address, FLANNEL1, is_onlink=True),
     )

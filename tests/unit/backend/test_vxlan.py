@@ -20,7 +20,7 @@ from flannelpy.datapath.traffic import Datagrams
 from flannelpy.datapath.vxlan_settings import Settings
 from flannelpy.errors import ConfigError, HostError
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.rtnetlink.entries import Entry, Forward, Gateway, Neighbour
+from flannelpy.rtnetlink.entries import Entry, FdbEntry, Gateway, Neighbour
 from flannelpy.rtnetlink.links import Address
 from flannelpy.subnet import config
 from flannelpy.subnet.lease import Lease, LeaseAttrs
@@ -161,7 +161,7 @@ def added(number: int, host: int, mac: str = "", backend_type: str = "vxlan") ->
 def by_vxlan(number: int, host: int) -> tuple[Entry, ...]:
     mac, address = f"02:00:00:00:00:{host:02x}", IPv4Address(f"11.0.{number}.0")
     return (
-        Forward(mac, IPv4Address(f"172.17.8.{host}"), FLANNEL1),
+        FdbEntry(mac, IPv4Address(f"172.17.8.{host}"), FLANNEL1),
         Neighbour(address, mac, FLANNEL1),
         Gateway(IPv4Network((int(address), 24)), address, FLANNEL1, is_onlink=True),
     )

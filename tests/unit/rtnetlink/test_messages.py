@@ -17,7 +17,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.rtnetlink import entries, links, messages, routes
-from flannelpy.rtnetlink.entries import Entry, Forward, Gateway, Neighbour, Route
+from flannelpy.rtnetlink.entries import Entry, FdbEntry, Gateway, Neighbour, Route
 from flannelpy.rtnetlink.links import Address, Link, Vxlan
 from flannelpy.rtnetlink.messages import Message, decode, encode
 from flannelpy.rtnetlink.routes import RouteAnswer, RouteFilter, RouteQuery
@@ -30,7 +30,7 @@ ENTRIES = [
     Gateway(SUBNET, SUBNET.network_address, 70000, is_onlink=True),
     Gateway(IPv4Network("0.0.0.0/0"), HOST, 2),
     Neighbour(SUBNET.network_address, MAC, 7),
-    Forward(MAC, HOST, 7),
+    FdbEntry(MAC, HOST, 7),
 ]
 
 
@@ -83,7 +83,7 @@ def test_a_neighbour_is_what_pyroute2_reads() -> None:
 
 
 def test_a_forward_is_what_pyroute2_reads() -> None:
-    theirs = understood(entries.addition(Forward(MAC, HOST, 7)))
+    theirs = understood(entries.addition(FdbEntry(MAC, HOST, 7)))
     assert (theirs["family"], theirs["ifindex"], theirs["state"], theirs["flags"]) == (7, 7, 0x80, 2)
     assert (theirs.get("dst"), theirs.get("lladdr")) == (str(HOST), MAC)
 
@@ -94,7 +94,7 @@ def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
     if isinstance(entry, Gateway):
         found = [entries.identity_of(routes.parse(message))]
     else:
-        listed: list[Entry] = [*entries.neighbours([message], 7), *entries.forwards([message], 7)]
+        listed: list[Entry] = [*entries.neighbours([message], 7), *entries.fdb_entries([message], 7)]
         found = list(map(entries.identity, listed))
     assert found == [entries.identity(entry)]
     assert entries.describe(found[0]) == str(entry)
@@ -232,7 +232,7 @@ def test_an_answer_is_a_route_or_an_errno() -> None:
 def test_what_is_no_entry_of_ours(family: int, fields: dict[str, int], attrs: dict[str, str]) -> None:
     message = written(ndmsg, 28, {"family": family, "ifindex": 7, "state": 0x80, **fields}, **attrs)
     assert entries.neighbours([message], 7) == []
-    assert entries.forwards([message], 7) == []
+    assert entries.fdb_entries([message], 7) == []
 
 
 def test_several_messages_come_as_one() -> None:
