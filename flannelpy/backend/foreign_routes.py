@@ -11,7 +11,7 @@ from ipaddress import IPv4Network
 
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.marks import ROUTE_PROTOCOL
-from flannelpy.rtnetlink.entries import Gateway
+from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.routes import PROTOCOL_BOOT, KernelRoute, RouteFilter
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class ForeignRoutes:
         self.equivalent: dict[IPv4Network, KernelRoute] = {}
         self._reported: dict[IPv4Network, KernelRoute] = {}
 
-    async def judge(self, netlink: Netlink, wanted: Sequence[Gateway]) -> list[tuple[Gateway, KernelRoute]]:
+    async def judge(self, netlink: Netlink, wanted: Sequence[GatewayRoute]) -> list[tuple[GatewayRoute, KernelRoute]]:
         """Look at the routes that have the destinations of ``wanted``; those to adopt.  Raises HostError.
 
         To adopt is what flanneld or an earlier version of flannelpy added: protocol boot, metric 0, and exactly what
@@ -79,7 +79,7 @@ class ForeignRoutes:
             log.error("%d more subnets are unreachable for the same reason", len(fresh) - _LOGGED_SINGLY)
 
 
-def leads_as(wanted: Gateway, found: KernelRoute) -> bool:
+def leads_as(wanted: GatewayRoute, found: KernelRoute) -> bool:
     """Whether a route leads by the same gateway out of the same interface."""
     return (
         found.is_unicast

@@ -21,7 +21,7 @@ from flannelpy.datapath.traffic import Forwarding
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.options import Options
-from flannelpy.rtnetlink.entries import Gateway, Unit
+from flannelpy.rtnetlink.entries import GatewayRoute, PeerEntries
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import Holder
@@ -127,7 +127,7 @@ class HostGwBackend:
     def close(self) -> None:
         """Routes stay, for traffic to continue while we restart."""
 
-    async def _wanted(self, netlink: Netlink) -> Mapping[IPv4Network, Unit]:
+    async def _wanted(self, netlink: Netlink) -> Mapping[IPv4Network, PeerEntries]:
         """The routes that the leases ask for, as far as they can be."""
         link = await netlink.link(self._external.name)
         if link is None:
@@ -139,13 +139,13 @@ class HostGwBackend:
         if self._wanted_for == (link.index, self._on_link.version, version):
             return self._entries.units
         self._wanted_for = link.index, self._on_link.version, version
-        units, off_link = dict[IPv4Network, Unit](), dict[IPv4Network, IPv4Address]()
+        units, off_link = dict[IPv4Network, PeerEntries](), dict[IPv4Network, IPv4Address]()
         async for chunk in in_chunks(others):
             for subnet, gateway in chunk:
                 if self._on_link.obstacle(gateway):
                     off_link[subnet] = gateway
                 else:
-                    units[subnet] = (Gateway(subnet, gateway, link.index),)
+                    units[subnet] = (GatewayRoute(subnet, gateway, link.index),)
         self._note_off_link(off_link)
         return units
 
@@ -176,7 +176,7 @@ async def check_routes(netlink: Netlink, reconciler: EntryReconciler, check: Rou
         holders = (IPv4Network((int(address) >> 32 - length << 32 - length, length)) for length in longer)
         holder = next((one for one in holders if one in units and one not in lost), subnet)
         route = units[holder][-1]
-        assert isinstance(route, Gateway)
+        assert isinstance(route, GatewayRoute)
         return Way(route.link_index, route.gateway)
 
     await check.check(netlink, subnets, way, own_link, reconciler.blocked)

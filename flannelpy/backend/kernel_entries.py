@@ -23,7 +23,7 @@ from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink, Refusal
 from flannelpy.logs import FailureLog
 from flannelpy.rtnetlink import entries
-from flannelpy.rtnetlink.entries import Entry, Gateway, Identity, Unit
+from flannelpy.rtnetlink.entries import Entry, GatewayRoute, Identity, PeerEntries
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class EntryReconciler:
     def __init__(
         self,
         network: IPv4Network,
-        wanted: Callable[[Netlink], Awaitable[Mapping[IPv4Network, Unit]]],
+        wanted: Callable[[Netlink], Awaitable[Mapping[IPv4Network, PeerEntries]]],
         own_link: Callable[[Netlink], Awaitable[int]],
     ) -> None:
         """``wanted`` is what each subnet needs, the same object until that changes, and never changed itself.
@@ -54,9 +54,9 @@ class EntryReconciler:
         self._network = network
         self._wanted = wanted
         self._own_link = own_link
-        self._units: Mapping[IPv4Network, Unit] = {}
+        self._units: Mapping[IPv4Network, PeerEntries] = {}
         self._index: Index = {}
-        self._refused: Mapping[IPv4Network, tuple[Unit, Refusal]] = {}
+        self._refused: Mapping[IPv4Network, tuple[PeerEntries, Refusal]] = {}
         self._foreign = ForeignRoutes()
         self._present: Collection[Identity] | None = None  # None: unknown
         self._is_known = False  # which leases there are
@@ -85,7 +85,7 @@ class EntryReconciler:
         return self._is_known and not self._changed.is_set()
 
     @property
-    def units(self) -> Mapping[IPv4Network, Unit]:
+    def units(self) -> Mapping[IPv4Network, PeerEntries]:
         """What was wanted at the last comparison."""
         return self._units
 
@@ -158,7 +158,7 @@ class EntryReconciler:
             ]
 
     async def _restored(
-        self, missing: Missing, before: Mapping[IPv4Network, Unit], failed: Collection[IPv4Network]
+        self, missing: Missing, before: Mapping[IPv4Network, PeerEntries], failed: Collection[IPv4Network]
     ) -> list[Entry]:
         """Of what was added, that which had been added before."""
         return [
@@ -168,7 +168,7 @@ class EntryReconciler:
             if subnet not in failed and before.get(subnet) == self._units[subnet]
         ]
 
-    async def _follow(self, units: Mapping[IPv4Network, Unit]) -> None:
+    async def _follow(self, units: Mapping[IPv4Network, PeerEntries]) -> None:
         """Want these from now on."""
         if units is self._units:
             return
@@ -195,7 +195,7 @@ class EntryReconciler:
         if subnets:
             await self._judge(netlink, [_route_of(self._units[subnet]) for subnet in subnets])
 
-    async def _judge(self, netlink: Netlink, routes: Sequence[Gateway]) -> None:
+    async def _judge(self, netlink: Netlink, routes: Sequence[GatewayRoute]) -> None:
         """Find out about the routes that are where ours should be, and adopt those that an earlier version added."""
         adopted = await self._foreign.judge(netlink, routes)
         if adopted:
@@ -222,7 +222,7 @@ class EntryReconciler:
 
     def _is_equivalent(self, subnet: IPv4Network, entry: Entry) -> bool:
         """Whether another program's route does what this one would do."""
-        return isinstance(entry, Gateway) and subnet in self._foreign.equivalent
+        return isinstance(entry, GatewayRoute) and subnet in self._foreign.equivalent
 
     async def _find_stale(self, present: Collection[Identity]) -> list[Identity]:
         return [key async for keys in in_chunks(present) for key in keys if key not in self._index]
@@ -234,7 +234,7 @@ class EntryReconciler:
         failed: list[tuple[Entry, IPv4Network, int]] = []
         async for chunk in in_chunks(missing.values()):
             failed += await _add_beside(netlink, chunk, replaced)
-        in_the_way = [entry for entry, _, error in failed if isinstance(entry, Gateway) and error == errno.EEXIST]
+        in_the_way = [entry for entry, _, error in failed if isinstance(entry, GatewayRoute) and error == errno.EEXIST]
         if in_the_way:
             await self._judge(netlink, in_the_way)
             for route in in_the_way:
@@ -285,19 +285,21 @@ async def _add_beside(
     netlink: Netlink, wanted: Sequence[tuple[Entry, IPv4Network]], replaced: Collection[IPv4Network | None]
 ) -> list[tuple[Entry, IPv4Network, int]]:
     """Add entries, routes to ``replaced`` destinations behind those that are there; what failed, by which errno."""
-    appended = [one for one in wanted if replaced and isinstance(one[0], Gateway) and one[0].destination in replaced]
+    appended = [
+        one for one in wanted if replaced and isinstance(one[0], GatewayRoute) and one[0].destination in replaced
+    ]
     added = [one for one in wanted if one not in appended] if appended else wanted
     errors = [
         *await netlink.add([entry for entry, _ in added]),
-        *await netlink.append([entry for entry, _ in appended if isinstance(entry, Gateway)]),
+        *await netlink.append([entry for entry, _ in appended if isinstance(entry, GatewayRoute)]),
     ]
     return [(*one, error) for one, error in zip([*added, *appended], errors, strict=True) if error]
 
 
-def _route_of(unit: Unit) -> Gateway:
+def _route_of(unit: PeerEntries) -> GatewayRoute:
     """The route is added last."""
     route = unit[-1]
-    assert isinstance(route, Gateway)
+    assert isinstance(route, GatewayRoute)
     return route
 
 
@@ -305,7 +307,7 @@ def _not_replaced(stale: Sequence[Identity], missing: Missing) -> list[Identity]
     """A neighbour or FDB entry of a key that was added has been replaced; a route stands beside the other one."""
     if not stale:
         return []
-    keys = {entry.key for entry, _ in missing.values() if not isinstance(entry, Gateway)}
+    keys = {entry.key for entry, _ in missing.values() if not isinstance(entry, GatewayRoute)}
     return [one for one in stale if not keys or entries.key(one) not in keys]
 
 

@@ -70,7 +70,7 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class Gateway:
+class GatewayRoute:
     """A route of the main table by way of another machine, out of the interface with that index.
 
     ``is_onlink``: the gateway counts as reachable there, whatever its address.  ``protocol`` is the program that put
@@ -170,24 +170,24 @@ class Prohibition:
         return f"rule against packets from {self.source} to {self.destination}"
 
 
-Entry = Gateway | Neighbour | FdbEntry
+Entry = GatewayRoute | Neighbour | FdbEntry
 
 #: What one destination needs, in the order in which it is put: what leads packets there comes last.
-Unit = tuple[Entry, ...]
+PeerEntries = tuple[Entry, ...]
 
 
-def addition(entry: Entry) -> Message:
+def add_request(entry: Entry) -> Message:
     """The request that adds an entry.
 
     A route is refused (EEXIST) where there is one of that destination, whoever added it.  A neighbour or FDB entry,
     which is on a device of ours, replaces that of its key.
     """
-    if isinstance(entry, Gateway):
+    if isinstance(entry, GatewayRoute):
         return Message(RTM_NEWROUTE, entry.body(), NLM_F_CREATE | NLM_F_EXCL)
     return Message(RTM_NEWNEIGH, entry.body(), NLM_F_CREATE | NLM_F_REPLACE)
 
 
-def appending(route: Gateway) -> Message:
+def append_request(route: GatewayRoute) -> Message:
     """The request that adds a route behind those of its destination, which the kernel uses until they are removed."""
     return Message(RTM_NEWROUTE, route.body(), NLM_F_CREATE | NLM_F_APPEND)
 
@@ -199,15 +199,15 @@ Identity = bytes
 
 def identity(entry: Entry) -> Identity:
     """Of an entry that is wanted."""
-    return (_OF_ROUTE if isinstance(entry, Gateway) else _OF_NEIGHBOUR) + entry.body()
+    return (_OF_ROUTE if isinstance(entry, GatewayRoute) else _OF_NEIGHBOUR) + entry.body()
 
 
 def identity_of(route: KernelRoute) -> Identity:
-    """Of a route that was listed; a route that ``Gateway`` can describe gets the identity of that."""
+    """Of a route that was listed; a route that ``GatewayRoute`` can describe gets the identity of that."""
     return _OF_ROUTE + _plain_body(route)
 
 
-def removal(of: Identity) -> Message:
+def delete_request(of: Identity) -> Message:
     """The request that removes exactly this entry."""
     return Message(of[0], of[1:])
 
@@ -254,13 +254,13 @@ def is_owned(route: KernelRoute, network: IPv4Network, link_index: int) -> bool:
 
 def destination(of: Identity) -> IPv4Network | None:
     """The destination of a route; None of another entry."""
-    return routes_.parse(removal(of)).destination if is_route(of) else None
+    return routes_.parse(delete_request(of)).destination if is_route(of) else None
 
 
 def describe(of: Identity) -> str:
     """An entry in words."""
     if is_route(of):
-        route = routes_.parse(removal(of))
+        route = routes_.parse(delete_request(of))
         return f"route to {route.destination}" + (f" via {route.gateway}" if route.gateway else "")
     return str(_neighbour_entry(of))
 
@@ -271,7 +271,7 @@ def key(of: Identity) -> Hashable:
 
 
 def _neighbour_entry(of: Identity) -> Neighbour | FdbEntry:
-    body = removal(of).body
+    body = delete_request(of).body
     family, link_index, *_ = _NDMSG.unpack_from(body)
     has = attributes(body, _NDMSG.size)
     address, mac = IPv4Address(has[_NDA_DST]), has[_NDA_LLADDR].hex(":")

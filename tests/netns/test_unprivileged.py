@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from lab import Daemon, Host, Lab, wait_connected
-from support.systemd_units import Unit
+from support.systemd_units import PeerEntries
 
 import flannelpy
 
-SERVICE = Unit("flannelpy.service")["Service"]
+SERVICE = PeerEntries("flannelpy.service")["Service"]
 UID = 61999  # nobody has it, so no file belongs to it
 NET_ADMIN, NET_RAW = 12, 13  # include/uapi/linux/capability.h
 

@@ -67,11 +67,11 @@ class FakeMachine(FakeNetlink):
         return list(self.there.values())
 
     async def routes(self) -> list[Route]:
-        found = [*map(entries.addition, self.gateways), *self.direct]
+        found = [*map(entries.add_request, self.gateways), *self.direct]
         return [Route(route.destination, route.link_index, route.metric) for route in map(routes.parse, found)]
 
     async def routes_of(self, wanted: RouteFilter) -> AsyncIterator[list[KernelRoute]]:
-        yield wanted.select([*map(entries.addition, self.gateways), *self.direct])
+        yield wanted.select([*map(entries.add_request, self.gateways), *self.direct])
 
     async def routes_to(self, destinations: Container[IPv4Network]) -> dict[IPv4Network, list[KernelRoute]]:
         return await Netlink.routes_to(self, destinations)

@@ -10,7 +10,7 @@ from typing import Self
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.rtnetlink import entries, routes
-from flannelpy.rtnetlink.entries import Entry, FdbEntry, Gateway, Identity, Neighbour
+from flannelpy.rtnetlink.entries import Entry, FdbEntry, GatewayRoute, Identity, Neighbour
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
 from flannelpy.rtnetlink.rules import PolicyRule
@@ -33,7 +33,7 @@ class FakeNetlink(Netlink):
     """
 
     def __init__(self) -> None:
-        self.gateways: list[Gateway] = []
+        self.gateways: list[GatewayRoute] = []
         self.others: dict[Hashable, Neighbour | FdbEntry] = {}
         self.changes = 0
         self.refused: dict[Entry, int] = {}
@@ -59,7 +59,7 @@ class FakeNetlink(Netlink):
     def hold(self, *held: Entry) -> None:
         """Have these from the start."""
         for entry in held:
-            if isinstance(entry, Gateway):
+            if isinstance(entry, GatewayRoute):
                 self.gateways.append(entry)
             else:
                 self.others[entry.key] = entry
@@ -67,7 +67,7 @@ class FakeNetlink(Netlink):
     def lose(self, *lost: Entry) -> None:
         """Have these no longer."""
         for entry in lost:
-            if isinstance(entry, Gateway):
+            if isinstance(entry, GatewayRoute):
                 self.gateways.remove(entry)
             else:
                 del self.others[entry.key]
@@ -94,18 +94,18 @@ class FakeNetlink(Netlink):
         return self.policy
 
     async def routes_of(self, wanted: RouteFilter) -> AsyncIterator[list[KernelRoute]]:
-        yield wanted.select([entries.addition(route) for route in self.gateways])
+        yield wanted.select([entries.add_request(route) for route in self.gateways])
 
     async def routes_to(self, destinations: Container[IPv4Network]) -> dict[IPv4Network, list[KernelRoute]]:
         found: dict[IPv4Network, list[KernelRoute]] = {}
         for route in self.gateways:
             if route.destination in destinations:
-                found.setdefault(route.destination, []).append(routes.parse(entries.addition(route)))
+                found.setdefault(route.destination, []).append(routes.parse(entries.add_request(route)))
         return found
 
     async def owned(self, network: IPv4Network, link_index: int) -> AsyncIterator[list[Identity]]:
         """As the kernel is asked: routes by their marks and interface, all else of our interface."""
-        kept = [routes.parse(entries.addition(route)) for route in self.gateways]
+        kept = [routes.parse(entries.add_request(route)) for route in self.gateways]
         yield [entries.identity_of(route) for route in kept if entries.is_owned(route, network, link_index)]
         yield [entries.identity(entry) for entry in self.others.values() if entry.link_index == link_index]
 
@@ -123,14 +123,14 @@ class FakeNetlink(Netlink):
             link_index = links[0] if links else self.connected
             return RouteAnswer(0, link_index, None, 254, 1) if link_index else NO_ROUTE
         best = max(around, key=lambda route: route.destination.prefixlen)
-        found = routes.parse(entries.addition(best))
+        found = routes.parse(entries.add_request(best))
         return RouteAnswer(0, best.link_index, best.gateway, 254, 1, best.protocol, 0, best.destination, found)
 
     async def add(self, wanted: Sequence[Entry]) -> list[int]:
         """As the kernel: a route is refused where another one is, all else replaces what is of its key."""
         return [self._add(entry) for entry in wanted]
 
-    async def append(self, wanted: Sequence[Gateway]) -> list[int]:
+    async def append(self, wanted: Sequence[GatewayRoute]) -> list[int]:
         self.changes += len(wanted)
         self.gateways += wanted
         return [0] * len(wanted)
@@ -138,7 +138,7 @@ class FakeNetlink(Netlink):
     def _add(self, entry: Entry) -> int:
         if entry in self.refused:
             return self.refused[entry]
-        if isinstance(entry, Gateway) and any(route.destination == entry.destination for route in self.gateways):
+        if isinstance(entry, GatewayRoute) and any(route.destination == entry.destination for route in self.gateways):
             return 17
         self.changes += 1
         self.hold(entry)

@@ -7,7 +7,7 @@ from pathlib import Path
 UNITS = Path(__file__).parents[2] / "scripts" / "systemd"
 
 
-class Unit(dict[str, dict[str, str]]):
+class PeerEntries(dict[str, dict[str, str]]):
     """The sections of a unit file.  A key that is given more than once holds its values in order, one per line."""
 
     def __init__(self, name: str) -> None:

@@ -29,7 +29,7 @@ from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.marks import device_alias
 from flannelpy.options import Options
-from flannelpy.rtnetlink.entries import FdbEntry, Gateway, Neighbour, Unit
+from flannelpy.rtnetlink.entries import FdbEntry, GatewayRoute, Neighbour, PeerEntries
 from flannelpy.rtnetlink.links import Link
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
@@ -174,7 +174,7 @@ class VxlanBackend:
     def close(self) -> None:
         """The device stays, for traffic to go on while we restart."""
 
-    async def _wanted(self, netlink: Netlink) -> Mapping[IPv4Network, Unit]:
+    async def _wanted(self, netlink: Netlink) -> Mapping[IPv4Network, PeerEntries]:
         """The entries that the leases ask for."""
         link = await self._device.link(netlink)
         version, others = self._leases_version, dict(self._others)
@@ -186,11 +186,11 @@ class VxlanBackend:
         if self._wanted_for == made_from:
             return self._entries.units
         self._wanted_for = made_from
-        units: dict[IPv4Network, Unit] = {}
+        units: dict[IPv4Network, PeerEntries] = {}
         async for chunk in in_chunks(self._without_twins(others).items()):
             for subnet, host in chunk:
                 if direct and not self._on_link.obstacle(host.public_ip):
-                    units[subnet] = (Gateway(subnet, host.public_ip, direct.index),)
+                    units[subnet] = (GatewayRoute(subnet, host.public_ip, direct.index),)
                 else:
                     units[subnet] = _by_vxlan(subnet, host, link)
         return units
@@ -220,12 +220,12 @@ class VxlanBackend:
         return (await self._device.link(netlink)).index
 
 
-def _by_vxlan(subnet: IPv4Network, host: _Vtep, link: Link) -> Unit:
+def _by_vxlan(subnet: IPv4Network, host: _Vtep, link: Link) -> PeerEntries:
     tunnel_address = subnet.network_address
     return (
         FdbEntry(host.mac, host.public_ip, link.index),
         Neighbour(tunnel_address, host.mac, link.index),
-        Gateway(subnet, tunnel_address, link.index, is_onlink=True),
+        GatewayRoute(subnet, tunnel_address, link.index, is_onlink=True),
     )
 
 

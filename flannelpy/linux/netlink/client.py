@@ -23,7 +23,7 @@ from flannelpy.errors import HostError
 from flannelpy.linux.netlink.socket import InterruptedListing, RtnetlinkSocket
 from flannelpy.marks import ROUTE_PROTOCOL
 from flannelpy.rtnetlink import entries, links, routes, rules
-from flannelpy.rtnetlink.entries import Entry, Gateway, Identity, Prohibition, Route
+from flannelpy.rtnetlink.entries import Entry, GatewayRoute, Identity, Prohibition, Route
 from flannelpy.rtnetlink.links import Address, Link, Vxlan
 from flannelpy.rtnetlink.messages import Message, error_of
 from flannelpy.rtnetlink.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
@@ -208,15 +208,15 @@ class Netlink:
 
         Raises HostError.
         """
-        return await self._change(map(entries.addition, wanted))
+        return await self._change(map(entries.add_request, wanted))
 
-    async def append(self, wanted: Sequence[Gateway]) -> list[int]:
+    async def append(self, wanted: Sequence[GatewayRoute]) -> list[int]:
         """Add these routes behind those of their destinations; the errno of each.  Raises HostError."""
-        return await self._change(map(entries.appending, wanted))
+        return await self._change(map(entries.append_request, wanted))
 
     async def remove(self, unwanted: Sequence[Identity]) -> None:
         """Remove these entries; one that has gone already is gone.  Raises HostError."""
-        errors = await self._change(map(entries.removal, unwanted))
+        errors = await self._change(map(entries.delete_request, unwanted))
         for one, error in zip(unwanted, errors, strict=True):
             if error and error not in _GONE:
                 raise HostError(f"cannot remove the {entries.describe(one)}: {os.strerror(error)}")

@@ -18,7 +18,7 @@ from flannelpy.backend.vxlan.device import Device as VxlanDevice
 from flannelpy.datapath.vxlan_settings import Settings
 from flannelpy.errors import HostError
 from flannelpy.marks import ROUTE_PROTOCOL
-from flannelpy.rtnetlink.entries import Gateway
+from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.links import Address, Link, Vxlan
 
 NETWORK, OTHER = IPv4Network("11.0.0.0/16"), IPv4Network("11.1.0.0/16")
@@ -208,7 +208,7 @@ def test_routes_of_others_that_go_with_a_tun_device_are_named(
     async def scenario(machine: FakeMachine) -> None:
         device = tun(machine, monkeypatch)
         await device.set_up(machine)
-        machine.hold(Gateway(IPv4Network("10.7.0.0/16"), IPv4Address("11.0.3.1"), INDEX, protocol=4))
+        machine.hold(GatewayRoute(IPv4Network("10.7.0.0/16"), IPv4Address("11.0.3.1"), INDEX, protocol=4))
         await device.make_anew(machine)
 
     play(scenario)
@@ -251,7 +251,7 @@ def test_without_the_external_interface_there_is_no_vxlan_device() -> None:
 def test_a_vxlan_device_with_other_settings_is_made_anew(other: Vxlan, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(machine: FakeMachine) -> None:
         machine.have(replace(OURS, vxlan=other), OWN_ADDRESS)
-        machine.hold(Gateway(IPv4Network("10.7.0.0/16"), IPv4Address("11.0.3.1"), INDEX, protocol=4))
+        machine.hold(GatewayRoute(IPv4Network("10.7.0.0/16"), IPv4Address("11.0.3.1"), INDEX, protocol=4))
         assert await vxlan().flaws(machine) == ["got other settings"]
         await vxlan().set_up(machine)
         assert machine.there["flannel.1"].vxlan == VXLAN

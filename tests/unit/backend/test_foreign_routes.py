@@ -11,7 +11,7 @@ from support.fakes_machine import FakeMachine
 
 from flannelpy.backend.foreign_routes import ForeignRoutes, leftovers, log_leftovers
 from flannelpy.rtnetlink import entries, routes
-from flannelpy.rtnetlink.entries import Gateway
+from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.messages import Message, attribute
 from flannelpy.rtnetlink.routes import KernelRoute
 
@@ -22,7 +22,7 @@ TOS, PRIORITY, NEXTHOP_OBJECT, MULTIPATH = 3, 6, 30, 9
 
 def message(destination: str, more: bytes = b"", tos: int = 0, protocol: int = BOOT, host: int = 102) -> Message:
     address = IPv4Address(f"172.17.8.{host}")
-    plain = entries.addition(Gateway(IPv4Network(destination), address, 2, protocol=protocol))
+    plain = entries.add_request(GatewayRoute(IPv4Network(destination), address, 2, protocol=protocol))
     body = bytearray(plain.body + more)
     body[TOS] = tos
     return Message(plain.message_type, bytes(body))
@@ -71,7 +71,7 @@ def test_ten_are_named_and_the_others_counted(count: int, lines: int, caplog: py
 
 
 SUBNET = IPv4Network("11.1.7.0/24")
-WANTED = Gateway(SUBNET, IPv4Address("172.17.8.102"), 2)
+WANTED = GatewayRoute(SUBNET, IPv4Address("172.17.8.102"), 2)
 ELSEWHERE, STATIC, OURS = 103, 4, 85
 
 

@@ -13,7 +13,7 @@ from support.fakes_netlink import ETH1, EXTERNAL, FakeNetlink, no_changes
 from flannelpy.backend import kernel_entries, on_link
 from flannelpy.backend.host_gw import HostGwBackend
 from flannelpy.rtnetlink import entries, routes
-from flannelpy.rtnetlink.entries import Gateway
+from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.links import Address
 from flannelpy.rtnetlink.routes import RouteAnswer
 from flannelpy.subnet.config import parse
@@ -30,8 +30,8 @@ def added(number: int, public_ip: str, backend_type: str = "host-gw") -> Added:
     return Added(Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, 86400, 1, 1))
 
 
-def route(number: int, public_ip: str) -> Gateway:
-    return Gateway(IPv4Network(f"11.0.{number}.0/24"), IPv4Address(public_ip), ETH1)
+def route(number: int, public_ip: str) -> GatewayRoute:
+    return GatewayRoute(IPv4Network(f"11.0.{number}.0/24"), IPv4Address(public_ip), ETH1)
 
 
 def asked_about(netlink: FakeNetlink) -> set[IPv4Network]:
@@ -78,10 +78,10 @@ def test_only_marked_routes_into_the_network_are_ours(
     """One that looks like flanneld's is logged once, with the command that removes it."""
 
     async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
-        elsewhere = Gateway(IPv4Network("10.9.0.0/16"), IPv4Address("172.17.8.1"), ETH1)
-        left = Gateway(IPv4Network("11.0.8.0/24"), IPv4Address("172.17.8.108"), ETH1, protocol=3)
-        inside_ours = Gateway(IPv4Network("11.0.59.64/26"), IPv4Address("172.17.8.108"), ETH1, protocol=3)
-        static = Gateway(IPv4Network("11.0.7.0/24"), IPv4Address("172.17.8.107"), ETH1, protocol=4)
+        elsewhere = GatewayRoute(IPv4Network("10.9.0.0/16"), IPv4Address("172.17.8.1"), ETH1)
+        left = GatewayRoute(IPv4Network("11.0.8.0/24"), IPv4Address("172.17.8.108"), ETH1, protocol=3)
+        inside_ours = GatewayRoute(IPv4Network("11.0.59.64/26"), IPv4Address("172.17.8.108"), ETH1, protocol=3)
+        static = GatewayRoute(IPv4Network("11.0.7.0/24"), IPv4Address("172.17.8.107"), ETH1, protocol=4)
         netlink.hold(route(9, "172.17.8.109"), elsewhere, left, inside_ours, static)
         backend.apply([])  # that there are no leases is knowledge, too
         await netlink.settled(elsewhere, left, inside_ours, static)
@@ -122,7 +122,7 @@ def test_packets_that_take_another_way_make_a_host_unreachable(
 ) -> None:
     away = IPv4Network("11.0.1.0/24")
     foreign = route(1, "172.17.8.1")
-    found = routes.parse(entries.addition(foreign))
+    found = routes.parse(entries.add_request(foreign))
 
     async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
         backend.apply([added(1, "172.17.8.102"), added(2, "172.17.8.103"), added(3, "172.17.8.104")])
@@ -142,7 +142,7 @@ def test_packets_that_take_another_way_make_a_host_unreachable(
 
 
 def test_a_subnet_whose_route_is_blocked_is_not_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    static = Gateway(IPv4Network("11.0.1.0/24"), IPv4Address("172.17.8.1"), ETH1, protocol=4)
+    static = GatewayRoute(IPv4Network("11.0.1.0/24"), IPv4Address("172.17.8.1"), ETH1, protocol=4)
 
     async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
         netlink.hold(static)
@@ -161,7 +161,7 @@ def test_of_leases_that_overlap_the_longer_one_says_the_way(monkeypatch: pytest.
 
     async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
         backend.apply([added(2, "172.17.8.102"), longer])
-        inside = Gateway(longer.lease.subnet, IPv4Address("172.17.8.103"), ETH1)
+        inside = GatewayRoute(longer.lease.subnet, IPv4Address("172.17.8.103"), ETH1)
         await netlink.settled(route(2, "172.17.8.102"), inside)
         await asyncio.sleep(0.001)
         assert await backend.repair(netlink) == []

@@ -14,17 +14,17 @@ from flannelpy.backend import kernel_entries
 from flannelpy.backend.kernel_entries import EntryReconciler
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.rtnetlink.entries import Entry, FdbEntry, Gateway, Identity, Neighbour, Unit
+from flannelpy.rtnetlink.entries import Entry, FdbEntry, GatewayRoute, Identity, Neighbour, PeerEntries
 
 
-def unit(number: int, host: int = 102, mac: int | None = None) -> Unit:
+def unit(number: int, host: int = 102, mac: int | None = None) -> PeerEntries:
     """What a VXLAN host with that subnet, public IP and MAC needs."""
     tunnel_address = IPv4Address(f"11.{number // 256}.{number % 256}.0")
     address = f"02:00:00:00:00:{number % 256 if mac is None else mac:02x}"
     return (
         FdbEntry(address, IPv4Address(f"172.17.8.{host}"), FLANNEL1),
         Neighbour(tunnel_address, address, FLANNEL1),
-        Gateway(IPv4Network(f"{tunnel_address}/24"), tunnel_address, FLANNEL1, is_onlink=True),
+        GatewayRoute(IPv4Network(f"{tunnel_address}/24"), tunnel_address, FLANNEL1, is_onlink=True),
     )
 
 
@@ -38,18 +38,18 @@ class World:
 
     def __init__(self, own_link: int) -> None:
         self.netlink = FakeNetlink()
-        self.units: dict[IPv4Network, Unit] = {}
+        self.units: dict[IPv4Network, PeerEntries] = {}
         self.own_link = own_link
         self.reconciler = EntryReconciler(NETWORK, self.wanted, self.link)
 
-    async def wanted(self, _: Netlink) -> dict[IPv4Network, Unit]:
+    async def wanted(self, _: Netlink) -> dict[IPv4Network, PeerEntries]:
         return self.units
 
     async def link(self, _: Netlink) -> int:
         return self.own_link
 
-    def want(self, *units: Unit) -> None:
-        gateways = [entry for unit in units for entry in unit if isinstance(entry, Gateway)]
+    def want(self, *units: PeerEntries) -> None:
+        gateways = [entry for unit in units for entry in unit if isinstance(entry, GatewayRoute)]
         self.units = {gateway.destination: unit for gateway, unit in zip(gateways, units, strict=True)}
         self.reconciler.changed()
 
@@ -136,9 +136,9 @@ def test_what_another_program_removes_is_restored_and_what_it_adds_on_our_device
         await world.settled()
         forward, neighbour, gateway = unit(1)
         world.netlink.lose(neighbour, gateway)
-        bent = Gateway(IPv4Network("11.0.1.0/24"), IPv4Address("172.17.8.7"), FLANNEL1, protocol=BIRD)
-        added = Gateway(IPv4Network("11.0.77.0/24"), IPv4Address("172.17.8.7"), FLANNEL1, protocol=STATIC)
-        marked = Gateway(IPv4Network("11.0.78.0/24"), IPv4Address("172.17.8.7"), 2)
+        bent = GatewayRoute(IPv4Network("11.0.1.0/24"), IPv4Address("172.17.8.7"), FLANNEL1, protocol=BIRD)
+        added = GatewayRoute(IPv4Network("11.0.77.0/24"), IPv4Address("172.17.8.7"), FLANNEL1, protocol=STATIC)
+        marked = GatewayRoute(IPv4Network("11.0.78.0/24"), IPv4Address("172.17.8.7"), 2)
         world.netlink.hold(bent, added, marked)
         assert await world.repair() == [
             f"The {neighbour} was removed by another program; restored",
@@ -153,9 +153,11 @@ def test_what_another_program_removes_is_restored_and_what_it_adds_on_our_device
     play(scenario, monkeypatch)
 
 
-def by_gateway(number: int, host: int, protocol: int = 85, link_index: int = 2) -> Gateway:
+def by_gateway(number: int, host: int, protocol: int = 85, link_index: int = 2) -> GatewayRoute:
     """A route to such a subnet by a host on the link."""
-    return Gateway(IPv4Network(f"11.0.{number}.0/24"), IPv4Address(f"172.17.8.{host}"), link_index, protocol=protocol)
+    return GatewayRoute(
+        IPv4Network(f"11.0.{number}.0/24"), IPv4Address(f"172.17.8.{host}"), link_index, protocol=protocol
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,15 +165,17 @@ def by_gateway(number: int, host: int, protocol: int = 85, link_index: int = 2) 
     [
         by_gateway(77, 103, BOOT),
         by_gateway(77, 103, STATIC),
-        Gateway(IPv4Network("11.0.0.0/16"), IPv4Address("172.17.8.103"), 2, protocol=DHCP),
-        Gateway(IPv4Network("0.0.0.0/0"), IPv4Address("172.17.8.1"), 2, protocol=BOOT),
-        Gateway(IPv4Network("11.1.7.0/24"), IPv4Address("172.17.8.103"), 2),  # marked, in another network
-        Gateway(IPv4Network("11.1.7.0/24"), IPv4Address("172.17.8.103"), FLANNEL1, protocol=STATIC),
-        Gateway(IPv4Network("10.0.0.0/8"), IPv4Address("172.17.8.103"), FLANNEL1, protocol=BOOT),
+        GatewayRoute(IPv4Network("11.0.0.0/16"), IPv4Address("172.17.8.103"), 2, protocol=DHCP),
+        GatewayRoute(IPv4Network("0.0.0.0/0"), IPv4Address("172.17.8.1"), 2, protocol=BOOT),
+        GatewayRoute(IPv4Network("11.1.7.0/24"), IPv4Address("172.17.8.103"), 2),  # marked, in another network
+        GatewayRoute(IPv4Network("11.1.7.0/24"), IPv4Address("172.17.8.103"), FLANNEL1, protocol=STATIC),
+        GatewayRoute(IPv4Network("10.0.0.0/8"), IPv4Address("172.17.8.103"), FLANNEL1, protocol=BOOT),
     ],
 )
 @pytest.mark.parametrize("own_link", [0, FLANNEL1])
-def test_what_is_not_ours_is_never_touched(monkeypatch: pytest.MonkeyPatch, foreign: Gateway, own_link: int) -> None:
+def test_what_is_not_ours_is_never_touched(
+    monkeypatch: pytest.MonkeyPatch, foreign: GatewayRoute, own_link: int
+) -> None:
     async def scenario(world: World) -> None:
         ours = by_gateway(1, 102)
         world.netlink.hold(foreign, by_gateway(9, 109))
@@ -344,7 +348,7 @@ def test_a_subnet_that_is_reached_another_way_is_no_repair(monkeypatch: pytest.M
         world.want(unit(1), unit(2))
         await world.settled()
         subnet = IPv4Network("11.0.1.0/24")
-        world.units = {**world.units, subnet: (Gateway(subnet, IPv4Address("172.17.8.102"), 2),)}
+        world.units = {**world.units, subnet: (GatewayRoute(subnet, IPv4Address("172.17.8.102"), 2),)}
         assert await world.repair() == []
         await world.settled()
 
@@ -489,7 +493,7 @@ def test_a_route_of_ours_beside_ours_is_removed(monkeypatch: pytest.MonkeyPatch)
     async def scenario(world: World) -> None:
         world.want(unit(1))
         await world.settled()
-        rival = Gateway(IPv4Network("11.0.1.0/24"), IPv4Address("172.17.8.7"), 2)
+        rival = GatewayRoute(IPv4Network("11.0.1.0/24"), IPv4Address("172.17.8.7"), 2)
         world.netlink.gateways.insert(0, rival)
         assert await world.repair() == [f"The {rival} leads to no peer; removed"]
 

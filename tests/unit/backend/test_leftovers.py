@@ -14,7 +14,7 @@ from support.fakes_netlink import ETH1
 from flannelpy.backend.leftovers import Keep, Scope, marked, unmarked_leftovers, withdraw
 from flannelpy.errors import HostError
 from flannelpy.marks import ROUTE_PROTOCOL
-from flannelpy.rtnetlink.entries import Gateway, Prohibition
+from flannelpy.rtnetlink.entries import GatewayRoute, Prohibition
 from flannelpy.rtnetlink.links import Address, Link
 
 NETWORK, OLD, FOREIGN = (IPv4Network(f"11.{number}.0.0/16") for number in (1, 2, 9))
@@ -24,8 +24,8 @@ TUN = Link(7, "flannel0", 1472, "tun", in_use=False, alias=ALIAS)
 BOOT, STATIC = 3, 4
 
 
-def route(destination: str, protocol: int = ROUTE_PROTOCOL, link_index: int = ETH1) -> Gateway:
-    return Gateway(IPv4Network(destination), IPv4Address("172.17.8.102"), link_index, protocol=protocol)
+def route(destination: str, protocol: int = ROUTE_PROTOCOL, link_index: int = ETH1) -> GatewayRoute:
+    return GatewayRoute(IPv4Network(destination), IPv4Address("172.17.8.102"), link_index, protocol=protocol)
 
 
 def address(link: Link, text: str) -> Address:

@@ -14,7 +14,7 @@ from support.fakes_netlink import ETH1, FLANNEL1, FakeNetlink
 from flannelpy.backend.route_check import RouteCheck, Way
 from flannelpy.errors import HostError
 from flannelpy.rtnetlink import entries, routes
-from flannelpy.rtnetlink.entries import Gateway
+from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.links import Address
 from flannelpy.rtnetlink.routes import RouteAnswer
 from flannelpy.rtnetlink.rules import PolicyRule
@@ -32,8 +32,8 @@ def subnet(number: int) -> IPv4Network:
 
 def elsewhere(text: str = "11.0.0.0/17") -> RouteAnswer:
     """By another program's route."""
-    route = Gateway(IPv4Network(text), IPv4Address("172.17.8.1"), ETH1, protocol=4)
-    found = routes.parse(entries.addition(route))
+    route = GatewayRoute(IPv4Network(text), IPv4Address("172.17.8.1"), ETH1, protocol=4)
+    found = routes.parse(entries.add_request(route))
     return RouteAnswer(0, ETH1, route.gateway, 254, 1, 4, 0, route.destination, found)
 
 
@@ -50,7 +50,7 @@ class World:
 
     async def ask(self, *numbers: int, own_link: int = 0, blocked: Collection[IPv4Network] = ()) -> None:
         subnets = [subnet(number) for number in numbers]
-        ours = {Gateway(one, one.network_address + 256, ETH1) for one in subnets}
+        ours = {GatewayRoute(one, one.network_address + 256, ETH1) for one in subnets}
         self.netlink.gateways = sorted(ours, key=str)
         self.netlink.queries.clear()
         await self.check.check(

@@ -14,7 +14,7 @@ from support.fakes_netlink import ETH1, EXTERNAL, NO_ROUTE
 from flannelpy.backend import underlay
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import ConfigError
-from flannelpy.rtnetlink.entries import Gateway
+from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import LOCAL, RouteAnswer
 
@@ -263,7 +263,7 @@ def test_routes_of_our_own_device_to_etcd_are_removed() -> None:
         machine.have(TUN)
         machine.have(Link(8, "flannel1", 1472, "tun", alias=FOREIGN_ALIAS))
         machine.direct += [direct(IPv4Network(one), TUN.index) for one in ("172.20.0.0/16", "172.21.0.0/16")]
-        machine.hold(Gateway(IPv4Network("172.20.0.0/16"), IPv4Address("10.0.0.9"), 3))
+        machine.hold(GatewayRoute(IPv4Network("172.20.0.0/16"), IPv4Address("10.0.0.9"), 3))
         assert await world.underlay.unblock(machine, ALIAS, ()) == []  # the kernel takes another way
         world.lead("172.20.0.0/16", 8)
         assert await world.underlay.unblock(machine, ALIAS, ()) == []  # that of another daemon

@@ -20,7 +20,7 @@ from flannelpy.datapath.traffic import Datagrams
 from flannelpy.datapath.vxlan_settings import Settings
 from flannelpy.errors import ConfigError, HostError
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.rtnetlink.entries import Entry, FdbEntry, Gateway, Neighbour
+from flannelpy.rtnetlink.entries import Entry, FdbEntry, GatewayRoute, Neighbour
 from flannelpy.rtnetlink.links import Address
 from flannelpy.subnet import config
 from flannelpy.subnet.lease import Lease, LeaseAttrs
@@ -163,12 +163,12 @@ def by_vxlan(number: int, host: int) -> tuple[Entry, ...]:
     return (
         FdbEntry(mac, IPv4Address(f"172.17.8.{host}"), FLANNEL1),
         Neighbour(address, mac, FLANNEL1),
-        Gateway(IPv4Network((int(address), 24)), address, FLANNEL1, is_onlink=True),
+        GatewayRoute(IPv4Network((int(address), 24)), address, FLANNEL1, is_onlink=True),
     )
 
 
-def direct(number: int, host: int) -> Gateway:
-    return Gateway(IPv4Network(f"11.0.{number}.0/24"), IPv4Address(f"172.17.8.{host}"), ETH1)
+def direct(number: int, host: int) -> GatewayRoute:
+    return GatewayRoute(IPv4Network(f"11.0.{number}.0/24"), IPv4Address(f"172.17.8.{host}"), ETH1)
 
 
 def play(
@@ -341,7 +341,7 @@ def test_a_route_that_flanneld_may_have_left_is_named_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
-        left = Gateway(IPv4Network("11.0.8.0/24"), IPv4Address("172.17.8.108"), ETH1, protocol=3)
+        left = GatewayRoute(IPv4Network("11.0.8.0/24"), IPv4Address("172.17.8.108"), ETH1, protocol=3)
         asked_for = replace(direct(1, 108), protocol=3)
         netlink.hold(left)
         backend.apply([added(1, 102)])

@@ -17,7 +17,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.rtnetlink import entries, links, messages, routes
-from flannelpy.rtnetlink.entries import Entry, FdbEntry, Gateway, Neighbour, Route
+from flannelpy.rtnetlink.entries import Entry, FdbEntry, GatewayRoute, Neighbour, Route
 from flannelpy.rtnetlink.links import Address, Link, Vxlan
 from flannelpy.rtnetlink.messages import Message, decode, encode
 from flannelpy.rtnetlink.routes import RouteAnswer, RouteFilter, RouteQuery
@@ -26,9 +26,9 @@ MAC = "2e:40:72:2d:6b:e3"
 HOST = IPv4Address("172.17.8.102")
 SUBNET = IPv4Network("11.0.49.0/24")
 ENTRIES = [
-    Gateway(SUBNET, HOST, 2),
-    Gateway(SUBNET, SUBNET.network_address, 70000, is_onlink=True),
-    Gateway(IPv4Network("0.0.0.0/0"), HOST, 2),
+    GatewayRoute(SUBNET, HOST, 2),
+    GatewayRoute(SUBNET, SUBNET.network_address, 70000, is_onlink=True),
+    GatewayRoute(IPv4Network("0.0.0.0/0"), HOST, 2),
     Neighbour(SUBNET.network_address, MAC, 7),
     FdbEntry(MAC, HOST, 7),
 ]
@@ -62,11 +62,11 @@ def route(**attrs: object) -> Message:
     return written(rtmsg, messages.RTM_NEWROUTE, fields, **{"RTA_DST": "11.0.49.0", **attrs})
 
 
-def removal(entry: Entry) -> Message:
-    return entries.removal(entries.identity(entry))
+def delete_request(entry: Entry) -> Message:
+    return entries.delete_request(entries.identity(entry))
 
 
-@pytest.mark.parametrize(("request_of", "types"), [(entries.addition, (24, 28)), (removal, (25, 29))])
+@pytest.mark.parametrize(("request_of", "types"), [(entries.add_request, (24, 28)), (delete_request, (25, 29))])
 def test_a_gateway_is_what_pyroute2_reads(request_of: Any, types: tuple[int, int]) -> None:
     theirs = understood(request_of(ENTRIES[1]))
     assert theirs["header"]["type"] == types[0]
@@ -77,21 +77,21 @@ def test_a_gateway_is_what_pyroute2_reads(request_of: Any, types: tuple[int, int
 
 
 def test_a_neighbour_is_what_pyroute2_reads() -> None:
-    theirs = understood(entries.addition(Neighbour(SUBNET.network_address, MAC, 7)))
+    theirs = understood(entries.add_request(Neighbour(SUBNET.network_address, MAC, 7)))
     assert (theirs["family"], theirs["ifindex"], theirs["state"], theirs["flags"]) == (socket.AF_INET, 7, 0x80, 0)
     assert (theirs.get("dst"), theirs.get("lladdr")) == ("11.0.49.0", MAC)
 
 
 def test_a_forward_is_what_pyroute2_reads() -> None:
-    theirs = understood(entries.addition(FdbEntry(MAC, HOST, 7)))
+    theirs = understood(entries.add_request(FdbEntry(MAC, HOST, 7)))
     assert (theirs["family"], theirs["ifindex"], theirs["state"], theirs["flags"]) == (7, 7, 0x80, 2)
     assert (theirs.get("dst"), theirs.get("lladdr")) == (str(HOST), MAC)
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=str)
 def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
-    message = entries.addition(entry)
-    if isinstance(entry, Gateway):
+    message = entries.add_request(entry)
+    if isinstance(entry, GatewayRoute):
         found = [entries.identity_of(routes.parse(message))]
     else:
         listed: list[Entry] = [*entries.neighbours([message], 7), *entries.fdb_entries([message], 7)]
@@ -151,7 +151,7 @@ def test_routes_are_ours_by_their_mark_and_destination(
     message = written(rtmsg, 24, whole, **{**common, **attrs})
     assert is_ours(message) == is_owned
     # What Gateway cannot describe is removed by what the kernel listed.
-    wanted = entries.identity(Gateway(SUBNET, HOST, 2, protocol=whole["proto"]))
+    wanted = entries.identity(GatewayRoute(SUBNET, HOST, 2, protocol=whole["proto"]))
     is_simple = not attrs and "tos" not in fields and whole["dst_len"] == 24
     assert (entries.identity_of(routes.parse(message)) == wanted) == is_simple
 
@@ -195,7 +195,7 @@ def test_a_filter_is_what_pyroute2_reads() -> None:
 def test_what_an_old_kernel_lists_beside_is_filtered_here(wanted: RouteFilter, count: int) -> None:
     listed = [
         route(RTA_OIF=2),
-        entries.addition(Gateway(SUBNET, HOST, 7)),
+        entries.add_request(GatewayRoute(SUBNET, HOST, 7)),
         written(rtmsg, 24, {"family": 2, "dst_len": 24, "table": 100, "proto": 3, "type": 6}, RTA_DST="11.0.49.0"),
     ]
     assert len(wanted.select(listed)) == count
