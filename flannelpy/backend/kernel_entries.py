@@ -20,7 +20,7 @@ from ipaddress import IPv4Network
 from flannelpy.backend.foreign_routes import ForeignRoutes
 from flannelpy.chunks import in_chunks, set_aside
 from flannelpy.errors import HostError
-from flannelpy.linux.netlink.client import Netlink, Refusal
+from flannelpy.linux.netlink.client import Netlink, RejectedEntry
 from flannelpy.logs import FailureLog
 from flannelpy.rtnetlink import entries
 from flannelpy.rtnetlink.entries import Entry, GatewayRoute, Identity, PeerEntries
@@ -56,7 +56,7 @@ class EntryReconciler:
         self._own_link = own_link
         self._units: Mapping[IPv4Network, PeerEntries] = {}
         self._index: Index = {}
-        self._refused: Mapping[IPv4Network, tuple[PeerEntries, Refusal]] = {}
+        self._refused: Mapping[IPv4Network, tuple[PeerEntries, RejectedEntry]] = {}
         self._foreign = ForeignRoutes()
         self._present: Collection[Identity] | None = None  # None: unknown
         self._is_known = False  # which leases there are
@@ -249,7 +249,7 @@ class EntryReconciler:
         before = self._refused
         self._refused = {subnet: one for subnet, one in before.items() if subnet not in tried}
         for entry, subnet, error in failed:
-            self._refused.setdefault(subnet, (self._units[subnet], Refusal(entry, error)))
+            self._refused.setdefault(subnet, (self._units[subnet], RejectedEntry(entry, error)))
         for why in [why for _, why in self._refused.values() if not self._is_of_a_lease(why)]:
             undone = self._of_failed(missing)
             self._refused = {subnet: one for subnet, one in before.items() if self._is_of_a_lease(one[1])}
@@ -257,7 +257,7 @@ class EntryReconciler:
             raise HostError(str(why))
         self._report_refused([subnet for subnet in self._refused if subnet not in before])
 
-    def _is_of_a_lease(self, why: Refusal) -> bool:
+    def _is_of_a_lease(self, why: RejectedEntry) -> bool:
         """Whether a refusal concerns one lease: it is invalid, or to its gateway alone no route has scope link."""
         return why.errno == errno.EINVAL or (why.errno == errno.ENETUNREACH and len(self._refused) < len(self._units))
 

@@ -49,7 +49,7 @@ _RULE_ATTRIBUTES = {"FRA_TABLE", "FRA_SUPPRESS_PREFIXLEN", "FRA_PROTOCOL", "FRA_
 _GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV)
 
 
-class Refusal(NamedTuple):
+class RejectedEntry(NamedTuple):
     """An entry that the kernel did not take, and the errno."""
 
     entry: Entry
