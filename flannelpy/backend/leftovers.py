@@ -55,12 +55,12 @@ async def withdraw(netlink: Netlink, scope: Scope, keep: Keep | None = None) -> 
     kept = [link for link in devices if keep and link.name == keep.device]
     links = [link for link in devices if link not in kept]
     dropped = scope.networks - {keep.network} if keep else scope.networks
-    rules = [rule for rule in await netlink.prohibitions() if dropped & {rule.source, rule.destination}]
+    rules = [rule for rule in await netlink.prohibit_rules() if dropped & {rule.source, rule.destination}]
     await netlink.remove_routes(routes)
     for link in links:
         await log_lost_routes(netlink, link, scope.networks)
         await netlink.remove_link(link)
-    await netlink.permit(rules)
+    await netlink.remove_rules(rules)
     for link in kept:
         await _keep(netlink, link, scope, keep)
     return [*map(route_text, routes), *(f"device {link.name}" for link in links), *map(str, rules)]
@@ -69,7 +69,7 @@ async def withdraw(netlink: Netlink, scope: Scope, keep: Keep | None = None) -> 
 async def marked(netlink: Netlink) -> list[str]:
     """What carries the mark of any flannelpy on this host, in words.  Raises HostError."""
     devices = [f"device {link.name} ({link.alias})" for link in await netlink.links() if is_marked(link)]
-    routes, rules = await netlink.marked_routes(), await netlink.prohibitions()
+    routes, rules = await netlink.marked_routes(), await netlink.prohibit_rules()
     return [*devices, *map(route_text, routes), *map(str, rules)]
 
 
@@ -84,7 +84,7 @@ async def unmarked_leftovers(
     boot = [route async for chunk in netlink.routes_of(RouteFilter(PROTOCOL_BOOT)) for route in chunk]
     routes = [route for network in sorted(networks) for route in leftovers(boot, network, own_subnet, ())]
     commands = [f"ip route del {route.text(netlink.name_of)}" for route in routes]
-    rules = [rule for rule in await netlink.unmarked_prohibitions() if {rule.source, rule.destination} & {*networks}]
+    rules = [rule for rule in await netlink.unmarked_prohibit_rules() if {rule.source, rule.destination} & {*networks}]
     return [*commands, *(f"ip rule del from {rule.source} to {rule.destination} prohibit" for rule in rules)]
 
 

@@ -18,7 +18,7 @@ from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.errors import ConfigError
 from flannelpy.host.firewall import Firewall
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.rtnetlink.entries import Prohibition
+from flannelpy.rtnetlink.entries import ProhibitRule
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Host:
         self._taken: dict[str, _Claim] = {}
         # Of networks that have ended: what they left in the kernel stays for their next start, unless it is in the way.
         self._left: dict[str, _Claim] = {}
-        self._rules: set[Prohibition] = set()  # those between networks of ours that are in the kernel
+        self._rules: set[ProhibitRule] = set()  # those between networks of ours that are in the kernel
         self._busy = asyncio.Lock()
 
     def check(self, name: str, network: IPv4Network, needs: Sequence[str]) -> None:
@@ -98,15 +98,15 @@ class Host:
         network that has ended may still run, so its rules stay until another network takes its addresses.
         """
         async with self._busy:
-            wanted = {Prohibition(*pair) for pair in permutations(self._networks(), 2)}
+            wanted = {ProhibitRule(*pair) for pair in permutations(self._networks(), 2)}
             if not wanted | self._rules:
                 return []
-            present = await netlink.prohibitions()
+            present = await netlink.prohibit_rules()
             missing = [rule for rule in wanted if rule not in present]
-            unmarked = await netlink.unmarked_prohibitions() if missing else []
-            await netlink.prohibit(missing)
-            await netlink.permit([rule for rule in missing if rule in unmarked], protocol=0)
-            await netlink.permit([rule for rule in self._rules - wanted if rule in present])
+            unmarked = await netlink.unmarked_prohibit_rules() if missing else []
+            await netlink.add_rules(missing)
+            await netlink.remove_rules([rule for rule in missing if rule in unmarked], protocol=0)
+            await netlink.remove_rules([rule for rule in self._rules - wanted if rule in present])
             lost = [str(rule) for rule in missing if rule in self._rules and rule not in unmarked]
             self._rules = wanted
             return lost

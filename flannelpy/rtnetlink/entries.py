@@ -160,7 +160,7 @@ class FdbEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Prohibition:
+class ProhibitRule:
     """A rule that refuses, before any route but those to the host itself, what one network sends to another."""
 
     source: IPv4Network

@@ -43,7 +43,7 @@ from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.packet import ipv4, vnet_hdr
 from flannelpy.packet.drops import DropReason
 from flannelpy.registry.base import Entry
-from flannelpy.rtnetlink.entries import Identity, Prohibition, Route
+from flannelpy.rtnetlink.entries import Identity, ProhibitRule, Route
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
 from flannelpy.subnet import config
@@ -279,13 +279,13 @@ class Machine(Netlink):
     async def remove(self, unwanted: Sequence[Identity]) -> None:
         assert not unwanted
 
-    async def prohibitions(self) -> list[Prohibition]:
+    async def prohibit_rules(self) -> list[ProhibitRule]:
         return []
 
-    async def unmarked_prohibitions(self) -> list[Prohibition]:
+    async def unmarked_prohibit_rules(self) -> list[ProhibitRule]:
         return []
 
-    async def permit(self, rules: Sequence[Prohibition], protocol: int = 85) -> None:
+    async def remove_rules(self, rules: Sequence[ProhibitRule], protocol: int = 85) -> None:
         assert not rules
 
     async def set_alias(self, link: Link, alias: str) -> None:

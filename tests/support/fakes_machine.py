@@ -12,7 +12,7 @@ from support.fakes_netlink import FakeNetlink
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.marks import ROUTE_PROTOCOL
 from flannelpy.rtnetlink import entries, routes
-from flannelpy.rtnetlink.entries import Identity, Prohibition, Route
+from flannelpy.rtnetlink.entries import Identity, ProhibitRule, Route
 from flannelpy.rtnetlink.links import Address, Link, Vxlan
 from flannelpy.rtnetlink.messages import Message, attribute
 from flannelpy.rtnetlink.routes import KernelRoute, RouteFilter
@@ -36,8 +36,8 @@ class FakeMachine(FakeNetlink):
         self.there = {"eth1": self.there["eth1"]}
         self.own_addresses = self.own_addresses[:1]
         self.direct = [direct(one.destination, one.link_index) for one in self.own_addresses]
-        self.between: list[Prohibition] = []
-        self.unmarked: list[Prohibition] = []
+        self.between: list[ProhibitRule] = []
+        self.unmarked: list[ProhibitRule] = []
 
     def have(self, link: Link, *addresses: Address) -> None:
         """Have this device, with these addresses."""
@@ -113,12 +113,12 @@ class FakeMachine(FakeNetlink):
         if not await self.has_connected_route(network, index):
             self.direct.append(direct(network, index, ROUTE_PROTOCOL))
 
-    async def prohibitions(self) -> list[Prohibition]:
+    async def prohibit_rules(self) -> list[ProhibitRule]:
         return list(self.between)
 
-    async def unmarked_prohibitions(self) -> list[Prohibition]:
+    async def unmarked_prohibit_rules(self) -> list[ProhibitRule]:
         return list(self.unmarked)
 
-    async def permit(self, rules: Sequence[Prohibition], protocol: int = ROUTE_PROTOCOL) -> None:
+    async def remove_rules(self, rules: Sequence[ProhibitRule], protocol: int = ROUTE_PROTOCOL) -> None:
         for rule in rules:
             (self.between if protocol else self.unmarked).remove(rule)

@@ -27,7 +27,7 @@ from flannelpy.linux.instance_lock import InstanceLock, Run, lock_path
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.marks import device_alias
 from flannelpy.network import Network
-from flannelpy.rtnetlink.entries import Prohibition
+from flannelpy.rtnetlink.entries import ProhibitRule
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteFilter
 from flannelpy.subnet.config import NetworkConfig
@@ -63,7 +63,7 @@ class FakeNetlink(Netlink):
     async def routes_of(self, wanted: RouteFilter) -> AsyncIterator[list[KernelRoute]]:
         yield []
 
-    async def unmarked_prohibitions(self) -> list[Prohibition]:
+    async def unmarked_prohibit_rules(self) -> list[ProhibitRule]:
         return []
 
 

@@ -23,7 +23,7 @@ from flannelpy.errors import HostError
 from flannelpy.linux.netlink.socket import InterruptedListing, RtnetlinkSocket
 from flannelpy.marks import ROUTE_PROTOCOL
 from flannelpy.rtnetlink import entries, links, routes, rules
-from flannelpy.rtnetlink.entries import Entry, GatewayRoute, Identity, Prohibition, Route
+from flannelpy.rtnetlink.entries import Entry, GatewayRoute, Identity, ProhibitRule, Route
 from flannelpy.rtnetlink.links import Address, Link, Vxlan
 from flannelpy.rtnetlink.messages import Message, error_of
 from flannelpy.rtnetlink.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
@@ -265,12 +265,12 @@ class Netlink:
                 raise HostError(f"cannot list the state of this machine's network: {error.strerror}") from error
         return found
 
-    async def prohibitions(self) -> list[Prohibition]:
+    async def prohibit_rules(self) -> list[ProhibitRule]:
         """Our rules between networks.  Raises HostError."""
-        rules = [_prohibition(m) for m in await self._rules() if m.get("protocol") == ROUTE_PROTOCOL]
+        rules = [_prohibit_rule(m) for m in await self._rules() if m.get("protocol") == ROUTE_PROTOCOL]
         return [rule for rule in rules if rule]
 
-    async def unmarked_prohibitions(self) -> list[Prohibition]:
+    async def unmarked_prohibit_rules(self) -> list[ProhibitRule]:
         """The rules of versions before the mark.  Raises HostError.
 
         The kernel removes the first rule that has all attributes of a request, so it cannot remove one of these alone
@@ -279,21 +279,21 @@ class Netlink:
         first: dict[tuple[object, ...], Any] = {}
         for m in await self._rules():
             first.setdefault(tuple(map(m.get, ("action", "priority", "src", "src_len", "dst", "dst_len"))), m)
-        rules = [_prohibition(m) for m in first.values() if not m.get("protocol")]
+        rules = [_prohibit_rule(m) for m in first.values() if not m.get("protocol")]
         return [rule for rule in rules if rule]
 
     async def _rules(self) -> list[Any]:
         return await _all(partial(self._route.get_rules, family=AF_INET))
 
-    async def prohibit(self, rules: Sequence[Prohibition]) -> None:
+    async def add_rules(self, rules: Sequence[ProhibitRule]) -> None:
         """Add these rules.  Raises HostError."""
         await self._change_rules("add", rules, errno.EEXIST, ROUTE_PROTOCOL)
 
-    async def permit(self, rules: Sequence[Prohibition], protocol: int = ROUTE_PROTOCOL) -> None:
-        """Remove these rules; with protocol 0 those of ``unmarked_prohibitions``.  Raises HostError."""
+    async def remove_rules(self, rules: Sequence[ProhibitRule], protocol: int = ROUTE_PROTOCOL) -> None:
+        """Remove these rules; with protocol 0 those of ``unmarked_prohibit_rules``.  Raises HostError."""
         await self._change_rules("del", rules, errno.ENOENT, protocol)
 
-    async def _change_rules(self, command: str, rules: Sequence[Prohibition], harmless: int, protocol: int) -> None:
+    async def _change_rules(self, command: str, rules: Sequence[ProhibitRule], harmless: int, protocol: int) -> None:
         from pyroute2.netlink.exceptions import NetlinkError
 
         for rule in rules:
@@ -429,7 +429,7 @@ async def _all(listing: Callable[[], Awaitable[AsyncIterable[Any]]]) -> list[Any
     raise AssertionError("the last try returns or raises")
 
 
-def _prohibition(message: Any) -> Prohibition | None:
+def _prohibit_rule(message: Any) -> ProhibitRule | None:
     """The rule between networks that a message describes, if it is one."""
     names = {name for name, _ in message["attrs"]}
     if not {"FRA_SRC", "FRA_DST"} <= names <= _RULE_ATTRIBUTES or message["flags"] or message["tos"]:
@@ -437,7 +437,7 @@ def _prohibition(message: Any) -> Prohibition | None:
     if message["action"] != _FR_ACT_PROHIBIT or message.get("priority") != _RULE_PRIORITY:
         return None
     try:
-        return Prohibition(
+        return ProhibitRule(
             IPv4Network((message.get("src"), message["src_len"])),
             IPv4Network((message.get("dst"), message["dst_len"])),
         )

@@ -14,7 +14,7 @@ from support.fakes_netlink import ETH1
 from flannelpy.backend.leftovers import Keep, Scope, marked, unmarked_leftovers, withdraw
 from flannelpy.errors import HostError
 from flannelpy.marks import ROUTE_PROTOCOL
-from flannelpy.rtnetlink.entries import GatewayRoute, Prohibition
+from flannelpy.rtnetlink.entries import GatewayRoute, ProhibitRule
 from flannelpy.rtnetlink.links import Address, Link
 
 NETWORK, OLD, FOREIGN = (IPv4Network(f"11.{number}.0.0/16") for number in (1, 2, 9))
@@ -50,7 +50,11 @@ def everything(machine: FakeMachine) -> None:
     machine.have(Link(9, "br0", 1500, "bridge", alias=ALIAS))
     machine.hold(route("11.1.7.0/24"), route("11.2.7.0/24"), route("11.9.7.0/24"), route("11.1.8.0/24", STATIC))
     machine.direct.append(direct(IPv4Network("11.2.9.0/24"), ETH1, ROUTE_PROTOCOL))
-    machine.between = [Prohibition(NETWORK, FOREIGN), Prohibition(FOREIGN, OLD), Prohibition(FOREIGN, IPv4Network(0))]
+    machine.between = [
+        ProhibitRule(NETWORK, FOREIGN),
+        ProhibitRule(FOREIGN, OLD),
+        ProhibitRule(FOREIGN, IPv4Network(0)),
+    ]
 
 
 def test_all_that_is_ours_goes_and_is_named() -> None:
@@ -69,7 +73,7 @@ def test_all_that_is_ours_goes_and_is_named() -> None:
     machine = play(scenario)
     assert machine.destinations == {"11.9.7.0/24", "11.1.8.0/24"}
     assert set(machine.there) == {"eth1", "flannel.2", "br0"}
-    assert machine.between == [Prohibition(FOREIGN, IPv4Network(0))]
+    assert machine.between == [ProhibitRule(FOREIGN, IPv4Network(0))]
 
 
 @pytest.mark.parametrize("keeps_routes", [True, False])
@@ -83,7 +87,7 @@ def test_a_start_keeps_what_its_backend_adopts(keeps_routes: bool) -> None:
         assert "route to 11.2.7.0/24 via 172.17.8.102" in removed
         assert "device flannel0" not in removed
         assert machine.addresses_of("flannel0") == ["11.1.5.0", "10.7.7.7"]
-        assert machine.between == [Prohibition(NETWORK, FOREIGN), Prohibition(FOREIGN, IPv4Network(0))]
+        assert machine.between == [ProhibitRule(NETWORK, FOREIGN), ProhibitRule(FOREIGN, IPv4Network(0))]
 
     kept = {"11.1.0.0/16", "11.1.7.0/24"} if keeps_routes else {"11.1.0.0/16"}  # the latter by the device's address
     assert play(scenario).destinations == {*kept, "11.9.7.0/24", "11.1.8.0/24", "10.0.0.0/8"}
@@ -183,7 +187,7 @@ def test_what_earlier_versions_may_have_left_is_named_by_the_commands_that_remov
             route("11.2.7.0/24", BOOT),
         )
         machine.direct.append(direct(IPv4Network("11.1.6.0/24"), ETH1, BOOT))
-        machine.unmarked = [Prohibition(NETWORK, FOREIGN), Prohibition(FOREIGN, OLD), Prohibition(FOREIGN, FOREIGN)]
+        machine.unmarked = [ProhibitRule(NETWORK, FOREIGN), ProhibitRule(FOREIGN, OLD), ProhibitRule(FOREIGN, FOREIGN)]
         assert await unmarked_leftovers(machine, [OLD, NETWORK], IPv4Network("11.1.5.0/24")) == [
             "ip route del 11.1.7.0/24 via 172.17.8.102 dev eth1 proto boot",
             "ip route del 11.2.7.0/24 via 172.17.8.102 dev eth1 proto boot",

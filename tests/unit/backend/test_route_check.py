@@ -304,13 +304,13 @@ def test_what_is_right_when_it_is_to_be_named_is_not_logged(caplog: pytest.LogCa
 
 
 def test_of_the_routes_that_refuse_a_packet_the_longest_one_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    blackhole, prohibit = 6, 8
+    blackhole, add_rules = 6, 8
 
     async def scenario(world: World) -> None:
         machine = FakeMachine()
         for text, kind in (("11.0.0.0/8", blackhole), ("11.0.1.0/25", blackhole), ("11.0.0.0/16", blackhole)):
             machine.direct.append(direct(IPv4Network(text), 0, 4, kind))
-        machine.direct += [direct(subnet(2), 0, 4, blackhole), direct(IPv4Network("11.0.1.0/26"), 0, 4, prohibit)]
+        machine.direct += [direct(subnet(2), 0, 4, blackhole), direct(IPv4Network("11.0.1.0/26"), 0, 4, add_rules)]
         machine.led_away = {(IPv4Network("11.0.1.0/25"), False): RouteAnswer(errno=BLACKHOLE)}
         world.netlink = machine
         await world.ask(1, 2, 3)

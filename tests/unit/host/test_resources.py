@@ -14,7 +14,7 @@ from flannelpy.errors import ConfigError
 from flannelpy.host.resources import Host
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.marks import ROUTE_PROTOCOL
-from flannelpy.rtnetlink.entries import Prohibition
+from flannelpy.rtnetlink.entries import ProhibitRule
 
 BLUE = IPv4Network("11.1.0.0/16")
 
@@ -83,29 +83,29 @@ class FakeNetlink(Netlink):
     """The rules between networks, marked and unmarked, without a kernel."""
 
     def __init__(self) -> None:
-        self.marked: list[Prohibition] = []
-        self.unmarked: list[Prohibition] = []
+        self.marked: list[ProhibitRule] = []
+        self.unmarked: list[ProhibitRule] = []
 
-    async def prohibitions(self) -> list[Prohibition]:
+    async def prohibit_rules(self) -> list[ProhibitRule]:
         found = list(self.marked)
         await asyncio.sleep(0)  # as while the kernel answers
         return found
 
-    async def unmarked_prohibitions(self) -> list[Prohibition]:
+    async def unmarked_prohibit_rules(self) -> list[ProhibitRule]:
         return list(self.unmarked)
 
-    async def prohibit(self, rules: Sequence[Prohibition]) -> None:
+    async def add_rules(self, rules: Sequence[ProhibitRule]) -> None:
         self.marked += rules
 
-    async def permit(self, rules: Sequence[Prohibition], protocol: int = ROUTE_PROTOCOL) -> None:
+    async def remove_rules(self, rules: Sequence[ProhibitRule], protocol: int = ROUTE_PROTOCOL) -> None:
         for rule in rules:
             (self.marked if protocol else self.unmarked).remove(rule)
 
 
 def test_rules_are_put_for_each_pair_and_only_a_lost_one_is_reported(host: Host) -> None:
     green, red = IPv4Network("11.2.0.0/16"), IPv4Network("11.3.0.0/16")
-    one, other = Prohibition(BLUE, green), Prohibition(green, BLUE)
-    foreign = Prohibition(red, BLUE)
+    one, other = ProhibitRule(BLUE, green), ProhibitRule(green, BLUE)
+    foreign = ProhibitRule(red, BLUE)
     netlink = FakeNetlink()
     netlink.unmarked = [one, foreign]
     assert asyncio.run(host.isolate(netlink)) == []
@@ -137,13 +137,13 @@ def test_rules_of_a_network_that_has_ended_stay_until_another_one_has_its_addres
     green, red, wide = (IPv4Network(text) for text in ("11.2.0.0/16", "11.3.0.0/16", "11.0.0.0/14"))
     take(host, "green", green)
     netlink = FakeNetlink()
-    foreign = Prohibition(red, BLUE)  # another daemon's
+    foreign = ProhibitRule(red, BLUE)  # another daemon's
     netlink.marked = [foreign]
     asyncio.run(host.isolate(netlink))
-    pair = {Prohibition(BLUE, green), Prohibition(green, BLUE)}
+    pair = {ProhibitRule(BLUE, green), ProhibitRule(green, BLUE)}
     host.release("blue")
-    netlink.marked.remove(Prohibition(BLUE, green))
-    assert asyncio.run(host.isolate(netlink)) == [str(Prohibition(BLUE, green))]
+    netlink.marked.remove(ProhibitRule(BLUE, green))
+    assert asyncio.run(host.isolate(netlink)) == [str(ProhibitRule(BLUE, green))]
     assert set(netlink.marked) == {foreign, *pair}
     host.release("green")
     take(host, "green", wide)
