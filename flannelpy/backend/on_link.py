@@ -23,7 +23,7 @@ from typing import Never
 from flannelpy.chunks import in_chunks
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.linux.netlink.monitor import changes
+from flannelpy.linux.netlink.monitor import notifications
 from flannelpy.rtnetlink.links import Link
 from flannelpy.rtnetlink.routes import UNICAST, RouteAnswer, RouteQuery
 from flannelpy.tasks import run_together
@@ -140,6 +140,6 @@ async def _listen(changed: asyncio.Event) -> Never:
     while True:
         changed.set()  # for what changed before the socket listened
         with suppress(OSError):  # more changes than the kernel keeps for us
-            async for _ in changes(_ALL_ROUTES):
+            async for _ in notifications(_ALL_ROUTES):
                 changed.set()
         await asyncio.sleep(_PAUSE_SECONDS)

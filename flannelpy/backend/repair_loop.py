@@ -16,7 +16,7 @@ from typing import Never
 
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.linux.netlink.monitor import changes
+from flannelpy.linux.netlink.monitor import notifications
 from flannelpy.logs import LogLimit
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ async def _listen(bell: asyncio.Event, network: IPv4Network) -> Never:
         while True:
             bell.set()  # for what changed before the socket listened
             try:
-                async for _ in changes(network):
+                async for _ in notifications(network):
                     bell.set()
             except OSError:  # more changes than the kernel keeps for us
                 await asyncio.sleep(_PAUSE_SECONDS)

@@ -171,7 +171,7 @@ class World:
             self.withdrawn.append((scope, keep))
             return self.leftovers
 
-        async def changes(_: IPv4Network) -> AsyncIterator[None]:
+        async def notifications(_: IPv4Network) -> AsyncIterator[None]:
             while True:
                 await self.bell.wait()
                 self.bell.clear()
@@ -204,7 +204,7 @@ class World:
         monkeypatch.setattr(network, "Underlay", FakeUnderlay)
         monkeypatch.setattr(network.backends, "create", create)  # type: ignore[attr-defined]
         monkeypatch.setattr(repair_loop, "Netlink", FakeNetlink)
-        monkeypatch.setattr(repair_loop, "changes", changes)
+        monkeypatch.setattr(repair_loop, "changes", notifications)
         monkeypatch.setattr(repair_loop, "_PAUSE_SECONDS", 0.001)
         monkeypatch.setattr(network, "connect", lambda *_: self.store)
         options = cli.parse([f"-subnet-file={self.file}", "-host-id=host-1", *flags])

@@ -41,7 +41,7 @@ _NUD_PERMANENT = 0x80
 _MANY = 30
 
 
-async def changes(network: IPv4Network) -> AsyncIterator[None]:
+async def notifications(network: IPv4Network) -> AsyncIterator[None]:
     """For each change of links, forwarding, addresses, rules, permanent neighbours or routes that concern ``network``.
 
     Raises OSError when there was more than the kernel keeps for us.
@@ -51,13 +51,13 @@ async def changes(network: IPv4Network) -> AsyncIterator[None]:
         sock.bind((0, _GROUPS))
         for count in itertools.count(1):
             data = await loop.sock_recv(sock, 65536)
-            if any(matters(message, network) for _, message in messages.decode(data)):
+            if any(is_relevant(message, network) for _, message in messages.decode(data)):
                 yield
             if count % _MANY == 0:
                 await asyncio.sleep(0)
 
 
-def matters(message: Message, network: IPv4Network) -> bool:
+def is_relevant(message: Message, network: IPv4Network) -> bool:
     """Whether a change may affect how packets reach ``network``.
 
     Neighbours that ARP finds change all the time, local routes with addresses.  Of the other routes those count that

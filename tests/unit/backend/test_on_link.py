@@ -134,13 +134,13 @@ def test_it_asks_when_the_kernel_reports_a_change(monkeypatch: pytest.MonkeyPatc
     async def scenario(links: OnLink, netlink: FakeNetlink) -> None:
         reported, noticed = asyncio.Queue[None](), asyncio.Event()
 
-        async def changes(_: IPv4Network):  # type: ignore[no-untyped-def]
+        async def notifications(_: IPv4Network):  # type: ignore[no-untyped-def]
             while True:
                 await reported.get()
                 yield
 
         monkeypatch.setattr(on_link, "Netlink", lambda: netlink)
-        monkeypatch.setattr(on_link, "changes", changes)
+        monkeypatch.setattr(on_link, "changes", notifications)
         monkeypatch.setattr(on_link, "_PAUSE_SECONDS", 0)
         async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
             watch = tasks.create_task(links.watch(noticed.set))

@@ -33,7 +33,7 @@ class Bell:
     period = 60.0
 
     @classmethod
-    async def changes(cls, _: IPv4Network) -> AsyncIterator[None]:
+    async def notifications(cls, _: IPv4Network) -> AsyncIterator[None]:
         while True:
             await asyncio.sleep(cls.period)
             yield
@@ -67,7 +67,7 @@ class World:
 @pytest.fixture(autouse=True)
 def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair_loop, "Netlink", FakeNetlink)
-    monkeypatch.setattr(repair_loop, "changes", Bell.changes)
+    monkeypatch.setattr(repair_loop, "changes", Bell.notifications)
     monkeypatch.setattr(Bell, "period", 60.0)
 
 

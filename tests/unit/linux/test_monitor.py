@@ -7,7 +7,7 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from flannelpy.linux.netlink.monitor import matters
+from flannelpy.linux.netlink.monitor import is_relevant
 from flannelpy.rtnetlink import messages
 from flannelpy.rtnetlink.messages import Message
 
@@ -33,7 +33,7 @@ MAIN, LOCAL = 254, 255
     ],
 )
 def test_what_matters(message_type: int, table: int, expected: bool) -> None:
-    assert matters(Message(message_type, struct.pack("=4xB7x", table)), NETWORK) is expected
+    assert is_relevant(Message(message_type, struct.pack("=4xB7x", table)), NETWORK) is expected
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_of_routes_those_matter_that_overlap_the_network_or_are_ours(
     network = IPv4Network(destination)
     header = struct.pack("=BBBBBB6x", 2, network.prefixlen, 0, 0, table, protocol)
     attribute = messages.attribute(1, network.network_address.packed) if network.prefixlen else b""
-    assert matters(Message(24, header + attribute), NETWORK) is expected
+    assert is_relevant(Message(24, header + attribute), NETWORK) is expected
 
 
 @pytest.mark.parametrize(("state", "expected"), [(PERMANENT, True), (REACHABLE, False)])
 def test_a_neighbour_that_somebody_puts_matters_and_one_that_is_found_does_not(state: int, expected: bool) -> None:
-    assert matters(Message(28, struct.pack("=8xHBB", state, 0, 0)), NETWORK) is expected
+    assert is_relevant(Message(28, struct.pack("=8xHBB", state, 0, 0)), NETWORK) is expected
