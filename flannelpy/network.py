@@ -24,7 +24,7 @@ from flannelpy.backend import base as backends
 from flannelpy.backend.base import Backend
 from flannelpy.backend.lease_gate import LeaseGate
 from flannelpy.backend.leftovers import Keep, unmarked_leftovers, withdraw
-from flannelpy.backend.repair_loop import Guard
+from flannelpy.backend.repair_loop import RepairLoop
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import HostError, LeaseLost
 from flannelpy.host import external_endpoint, ownership
@@ -256,7 +256,7 @@ class _Service:
         self._on_change = on_change
         self.is_up = False
         self._has_leases = asyncio.Event()
-        self._guard = Guard(self._check, self._network, self._tell_state, external.due)
+        self._repair_loop = RepairLoop(self._check, self._network, self._tell_state, external.due)
         self._told = ("", "", "")  # the troubles of interface and forwarding, and the backend's words
         self._bridges: set[int] = set()  # by which packets of containers come in
         self._sysctls = SysctlCheck()
@@ -271,7 +271,7 @@ class _Service:
             await run_together(
                 self._announce(),
                 self._backend.run(),
-                self._guard.run(),
+                self._repair_loop.run(),
                 self._manager.keep_lease(),
                 self._manager.watch(self._gate.apply),
                 self._manager.watch_config(choose),
@@ -293,13 +293,13 @@ class _Service:
             words.append("waiting for the leases of other hosts")
         elif self._trouble():
             words.append(f"not ready: {self._trouble()}")
-        if repairs := self._guard.repairs + self._host.firewall.repairs[self._name]:
+        if repairs := self._repair_loop.repairs + self._host.firewall.repairs[self._name]:
             words.append(f"repairs: {repairs}")
         return ", ".join([*words, self._backend.describe()])
 
     def makes_progress(self) -> bool:
         """Whether the watch of the leases and the guard get their turns, whatever comes of them."""
-        return self._manager.makes_progress() and self._guard.makes_progress()
+        return self._manager.makes_progress() and self._repair_loop.makes_progress()
 
     def _forward(self, events: Sequence[LeaseEvent]) -> None:
         self._backend.apply(events)
@@ -333,7 +333,7 @@ class _Service:
 
     def _trouble(self) -> str:
         """Why we are not ready, if we are not."""
-        return self._external.trouble or self._guard.trouble or self._obstacle()
+        return self._external.trouble or self._repair_loop.trouble or self._obstacle()
 
     def _obstacle(self) -> str:
         """What keeps packets of containers from other hosts; it counts once there is a network of containers.

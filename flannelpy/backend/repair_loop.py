@@ -31,7 +31,7 @@ _PAUSE_SECONDS = 0.5
 _STUCK_SECONDS = 60.0
 
 
-class Guard:
+class RepairLoop:
     """``trouble`` is what could not be restored, empty while all is well; ``repairs`` counts what could."""
 
     def __init__(

@@ -12,7 +12,7 @@ import pytest
 from support.fakes_clock import run
 
 from flannelpy.backend import repair_loop
-from flannelpy.backend.repair_loop import Guard
+from flannelpy.backend.repair_loop import RepairLoop
 from flannelpy.errors import HostChanged, HostError
 from flannelpy.linux.netlink.client import Netlink
 
@@ -49,7 +49,7 @@ class World:
         self.looked_at: list[float] = []
         self.told = 0
         self.due: Callable[[], float] = lambda: math.inf
-        self.guard = Guard(self.check, IPv4Network("11.0.0.0/16"), self.tell, lambda: self.due())
+        self.guard = RepairLoop(self.check, IPv4Network("11.0.0.0/16"), self.tell, lambda: self.due())
 
     def tell(self) -> None:
         self.told += 1
@@ -198,7 +198,7 @@ def test_a_fault_of_a_check_or_of_the_listener_ends_it(monkeypatch: pytest.Monke
 
     async def whole() -> None:
         with pytest.raises(type(error)):
-            await Guard(check, IPv4Network("11.0.0.0/16"), lambda: None).run()
+            await RepairLoop(check, IPv4Network("11.0.0.0/16"), lambda: None).run()
         monkeypatch.setattr(repair_loop, "changes", broken)
         with pytest.raises(type(error)):
             await World().guard.run()
