@@ -25,7 +25,7 @@ from flannelpy.rtnetlink.entries import GatewayRoute, PeerEntries
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import Holder
-from flannelpy.subnet.lease_table import Added, LeaseEvent
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 from flannelpy.tasks import run_together
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class HostGwBackend:
     def apply(self, events: Sequence[LeaseEvent]) -> None:
         """Routes follow the leases, in ``run``."""
         for event in events:
-            if isinstance(event, Added):
+            if isinstance(event, LeaseAdded):
                 self._lease_log.added(event.lease.subnet, f" via {event.lease.attrs.public_ip}")
                 self._others[event.lease.subnet] = event.lease.attrs.public_ip
             else:

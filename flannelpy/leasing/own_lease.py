@@ -33,7 +33,7 @@ from flannelpy.subnet.lease_policy import (
     renewal_lead,
     retry_delay,
 )
-from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, LeaseTable, Overlapping, OwnEvent
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseTable, Malformed, Overlapping, OwnEvent, SameIPElsewhere
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ class OwnLease:
     async def _note_answer(self, lease: Lease) -> None:
         """If a host of our host ID has written the lease instead of us, leave it alone from now on."""
         match await self._find(lease.subnet):
-            case Added(found) if found.attrs.public_ip == lease.attrs.public_ip:
+            case LeaseAdded(found) if found.attrs.public_ip == lease.attrs.public_ip:
                 self._denied.add(lease.subnet)
                 log.warning(
                     "Lease (%s) is held by another host (%s) with our host ID (%s); leasing another subnet. If this"
@@ -262,7 +262,7 @@ class OwnLease:
     def _give_up_claim(self, found: OwnEvent) -> None:
         """Raises LeaseLost when another identity has answered; else somebody only touched the key."""
         match found:
-            case Added(lease) if lease.attrs.host_id not in ("", self.holder.host_id):
+            case LeaseAdded(lease) if lease.attrs.host_id not in ("", self.holder.host_id):
                 raise LeaseLost(self._not_unique(lease))
 
     # Renewing
@@ -315,20 +315,20 @@ class OwnLease:
         happening = classify(event, self.holder, self.lease.created)
         match action(self.lease, happening):
             case Action.ADOPT:
-                assert isinstance(event, Added)
+                assert isinstance(event, LeaseAdded)
                 self._adopt(event.lease)
             case Action.REPAIR:
-                assert isinstance(event, Added | Damaged)
+                assert isinstance(event, LeaseAdded | Malformed)
                 self._say_why(happening, event)
-                version = event.version if isinstance(event, Damaged) else event.lease.version
+                version = event.version if isinstance(event, Malformed) else event.lease.version
                 await self._until_done(partial(self._repair, version), "Failed to write own lease")
             case Action.TAKE_BACK:
                 text = f"Own lease {self.lease.subnet} was deleted or has expired, taking it back"
                 self._losses.message(logging.WARNING, text, self._clock.now())
                 await self._until_done(self._take_back, "Failed to take own lease back")
             case Action.LEAVE:
-                assert isinstance(event, Added | Elsewhere | Overlapping)
-                if isinstance(event, Elsewhere | Overlapping):
+                assert isinstance(event, LeaseAdded | SameIPElsewhere | Overlapping)
+                if isinstance(event, SameIPElsewhere | Overlapping):
                     await self._give_back()
                 raise LeaseLost(self._why_we_leave(happening, event.lease))
 
@@ -363,7 +363,7 @@ class OwnLease:
         with suppress(RegistryError):
             await self._registry.compare_and_delete(format_key(self.lease.subnet), self.lease.version)
 
-    def _say_why(self, happening: Happening, event: Added | Damaged) -> None:
+    def _say_why(self, happening: Happening, event: LeaseAdded | Malformed) -> None:
         """Log what made us write our lease again."""
         match happening, event:
             case Happening.UNSIGNED, _:
@@ -373,7 +373,7 @@ class OwnLease:
                     self.lease.subnet,
                     self.holder.public_ip,
                 )
-            case ((Happening.CLAIMED | Happening.HELD_BY_LATER), Added(lease)):
+            case ((Happening.CLAIMED | Happening.HELD_BY_LATER), LeaseAdded(lease)):
                 log.warning("%s", self._not_unique(lease))
 
     def _why_we_leave(self, happening: Happening, lease: Lease) -> str:

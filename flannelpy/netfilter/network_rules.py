@@ -17,7 +17,7 @@ from flannelpy.marks import CHAIN_PREFIX, CONNTRACK_ZONE, OWN_CHAIN
 from flannelpy.netfilter import docker_chains
 from flannelpy.netfilter.docker_chains import DOCKER_USER
 from flannelpy.netfilter.ruleset import Chain, Jump, Listing, Place, Repair
-from flannelpy.subnet.lease_table import Added, LeaseEvent
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 
 MASQUERADE, DROP, ZONE, ACCEPT, OUTWARD = "M", "D", "Z", "A", "O"
 #: The kinds of chains that a network may have in each table.
@@ -283,7 +283,7 @@ class NetworkRules:
         """Follow the leases of the peers; the first call brings all of them."""
         peers = self._peers = self._peers or {}
         for event in events:
-            if isinstance(event, Added):
+            if isinstance(event, LeaseAdded):
                 peers[event.lease.subnet] = self._rules_about(event.lease.attrs.public_ip)
             else:
                 peers.pop(event.subnet, None)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 
-class Entry(NamedTuple):
+class KeyValue(NamedTuple):
     """One key below ``subnets``: its relative name, value, remaining seconds (None: no end), version and creation.
 
     ``version`` grows with every write.  ``created`` is the version of the write that created the key: a smaller number
@@ -31,17 +31,17 @@ class Entry(NamedTuple):
 class Snapshot(NamedTuple):
     """Everything below ``subnets`` at one moment."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[KeyValue, ...]
     cursor: int
 
 
 class Put(NamedTuple):
     """An entry was created or given a new value."""
 
-    entry: Entry
+    entry: KeyValue
 
 
-class Removed(NamedTuple):
+class Deleted(NamedTuple):
     """An entry was deleted, has expired, or made way for something that is no entry.  There may have been none."""
 
     name: str
@@ -53,7 +53,7 @@ class Changes(NamedTuple):
     Empty when nothing did before the time-out; or earlier, with a cursor further on, when only other things happened.
     """
 
-    changes: tuple[Put | Removed, ...]
+    changes: tuple[Put | Deleted, ...]
     cursor: int
     #: How much more has happened in the store meanwhile, as far as it says: where that is much, a snapshot is shorter.
     behind: int = 0
@@ -80,13 +80,13 @@ class Registry(Protocol):
         is an empty snapshot.
         """
 
-    async def create(self, name: str, value: str, lease_ttl: int) -> Entry:
+    async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         """Create ``name`` if absent, for at least a second.
 
         Raises: KeyExists when somebody else has it, never for our own lost reply.
         """
 
-    async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> Entry:
+    async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> KeyValue:
         """Replace value and lifetime (None: for ever) if still at ``version``.  Raises CompareFailed, KeyNotFound."""
 
     async def compare_and_delete(self, name: str, version: int) -> None:

@@ -53,7 +53,7 @@ from flannelpy.errors import (
     UsageError,
 )
 from flannelpy.foreign import shown
-from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot, all_names
+from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Snapshot, all_names
 from flannelpy.registry.event_stream import EventStream
 
 if TYPE_CHECKING:
@@ -154,11 +154,11 @@ class EtcdV2Registry:
         """See Registry."""
         return await self._ask(functools.partial(self._snapshot, is_wanted))
 
-    async def create(self, name: str, value: str, lease_ttl: int) -> Entry:
+    async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         """See Registry."""
         return await self._write(name, value, ttl=lease_ttl, prevExist=False)
 
-    async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> Entry:
+    async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> KeyValue:
         """See Registry."""
         return await self._write(name, value, ttl=lease_ttl, prevIndex=version)
 
@@ -221,16 +221,16 @@ class EtcdV2Registry:
             raise RegistryUnavailable(f"no thread to ask in: {error}") from error
         return await answer
 
-    async def _write(self, name: str, value: str, ttl: int | None, **condition: int) -> Entry:
+    async def _write(self, name: str, value: str, ttl: int | None, **condition: int) -> KeyValue:
         """Write under ``condition``, prevExist or prevIndex: python-etcd ignores what it does not know."""
         if ttl is not None and ttl <= 0:
             raise ValueError(f"lease_ttl is {ttl}, which etcd would take to mean for ever")
         key = self._key(name)
 
-        def send(endpoint: _Endpoint) -> Entry:
+        def send(endpoint: _Endpoint) -> KeyValue:
             return self._entry(endpoint.write(key, value, ttl=ttl, **condition))
 
-        def settle(endpoint: _Endpoint) -> Entry:
+        def settle(endpoint: _Endpoint) -> KeyValue:
             try:
                 return send(endpoint)
             except (KeyExists, CompareFailed):
@@ -245,11 +245,11 @@ class EtcdV2Registry:
     def _key(self, name: str) -> str:
         return quote(self._subnets + name)
 
-    def _entry(self, node: EtcdResult) -> Entry:
+    def _entry(self, node: EtcdResult) -> KeyValue:
         # Between running out and being swept a key has no "ttl" but still an "expiration".
         lease_ttl = None if node.expiration is None else max(node.ttl or 0, 0)
         name = node.key.removeprefix(self._subnets)
-        return Entry(name, node.value or "", lease_ttl, node.modifiedIndex, node.createdIndex)
+        return KeyValue(name, node.value or "", lease_ttl, node.modifiedIndex, node.createdIndex)
 
     def _read_config(self, endpoint: _Endpoint) -> str:
         node = endpoint.read(self._config, quorum=True)
@@ -362,7 +362,7 @@ class EtcdV2Registry:
         if not self._is_child(event) or (event.dir and not is_removed):
             return _Event(index, None)
         entry = self._entry(event)
-        return _Event(index, Removed(entry.name) if is_removed else Put(entry))
+        return _Event(index, Deleted(entry.name) if is_removed else Put(entry))
 
     def _is_entry(self, node: EtcdResult) -> bool:
         """Whether it is a value, and a direct child of ``subnets``."""
@@ -443,7 +443,7 @@ class _Event(NamedTuple):
     """What the event at index ``at`` means; ``removed_directory``: one that holds the leases."""
 
     at: int
-    change: Put | Removed | None
+    change: Put | Deleted | None
     removed_directory: str = ""
 
 
@@ -640,7 +640,7 @@ class _Endpoint:
         return client
 
 
-def _reduced(entries: Iterator[Entry], is_wanted: Callable[[str], bool]) -> Iterator[Entry]:
+def _reduced(entries: Iterator[KeyValue], is_wanted: Callable[[str], bool]) -> Iterator[KeyValue]:
     """Of those with other names the first ones, without their values."""
     left = _MOST_OF_OTHERS
     for entry in entries:

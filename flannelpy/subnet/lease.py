@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.foreign import shown
-from flannelpy.registry.base import Entry
+from flannelpy.registry.base import KeyValue
 from flannelpy.subnet import go_json
 
 _KEY = re.compile(r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})-(0|[1-9]\d?)", re.ASCII)
@@ -74,7 +74,7 @@ class LeaseAttrs:
 class Lease:
     """A subnet, its holder's attributes, the seconds left (None: a reservation), and the store's version and creation.
 
-    Of two leases the one with the smaller ``created`` was created earlier (registry/base.py, ``Entry``).
+    Of two leases the one with the smaller ``created`` was created earlier (registry/base.py, ``KeyValue``).
     """
 
     subnet: IPv4Network
@@ -84,7 +84,7 @@ class Lease:
     created: int
 
     @classmethod
-    def from_entry(cls, entry: Entry) -> Lease:
+    def from_entry(cls, entry: KeyValue) -> Lease:
         """Read an entry of the store.  Raises ValueError when key or value is malformed."""
         return cls(parse_key(entry.name), LeaseAttrs.decode(entry.value), entry.lease_ttl, entry.version, entry.created)
 
@@ -96,7 +96,7 @@ def _public_ip(text: str) -> IPv4Address:
         raise ValueError(f"PublicIP {shown(repr(text))} is not an IPv4 address") from None
 
 
-def well_formed(entries: Iterable[Entry]) -> list[Lease]:
+def well_formed(entries: Iterable[KeyValue]) -> list[Lease]:
     """Those of the entries that are leases; the watch is the one that reports the others."""
     leases = []
     for entry in entries:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from flannelpy.addressing.addresses import special_use
 from flannelpy.addressing.surroundings import Surroundings
 from flannelpy.subnet.lease import Lease
-from flannelpy.subnet.lease_table import Added, Gone, LeaseEvent
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent, LeaseRemoved
 
 
 class Cause(enum.Enum):
@@ -100,10 +100,10 @@ class LeaseFilter:
         """Take in leases of other hosts that came, changed or went."""
         for event in events:
             match event:
-                case Added(lease):
+                case LeaseAdded(lease):
                     self._remove(lease.subnet)
                     self._add(lease)
-                case Gone(subnet):
+                case LeaseRemoved(subnet):
                     self._remove(subnet)
 
     def observe(self, around: Surroundings) -> None:
@@ -167,7 +167,7 @@ class LeaseFilter:
             known = self._usable.get(lease.subnet)
             if known is None or known.attrs != lease.attrs:
                 self._usable[lease.subnet] = lease
-                decisions.events.append(Added(lease))
+                decisions.events.append(LeaseAdded(lease))
         else:
             self._withdraw(lease.subnet, decisions)
             if self._causes.get(lease.subnet) is not fault.cause:
@@ -176,7 +176,7 @@ class LeaseFilter:
 
     def _withdraw(self, subnet: IPv4Network, decisions: Decisions) -> None:
         if self._usable.pop(subnet, None) is not None:
-            decisions.events.append(Gone(subnet))
+            decisions.events.append(LeaseRemoved(subnet))
 
     # The rules
 

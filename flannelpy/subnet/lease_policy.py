@@ -54,7 +54,7 @@ from typing import NamedTuple
 
 from flannelpy.errors import HistoryGone, RegistryError
 from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, Overlapping, OwnEvent
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved, Malformed, Overlapping, OwnEvent, SameIPElsewhere
 
 #: A newcomer waits so long for an answer to its claim; a holder that lives answers as soon as its watch tells it.
 CLAIM_SECONDS = 3.0
@@ -164,16 +164,16 @@ def action(own: Lease, happening: Happening) -> Action:
 def classify(event: OwnEvent, holder: Holder, created: int) -> Happening:
     """What an event about the own subnet means for ``holder``, whose lease has that creation in the store."""
     match event:
-        case Added(lease):
+        case LeaseAdded(lease):
             return _classify_holder(lease, holder)
-        case Elsewhere(lease):
+        case SameIPElsewhere(lease):
             earlier = not lease.attrs.claim and "" < lease.attrs.host_id < holder.host_id
             return Happening.ELSEWHERE_EARLIER if earlier else Happening.ELSEWHERE
         case Overlapping(lease):
             return Happening.OVERLAPS_EARLIER if lease.created < created else Happening.OVERLAPS_LATER
-        case Damaged():
+        case Malformed():
             return Happening.DAMAGED
-        case Gone():
+        case LeaseRemoved():
             return Happening.GONE
 
 

@@ -18,7 +18,7 @@ from math import inf
 
 from flannelpy.addressing.addresses import special_use
 from flannelpy.foreign import shown
-from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
+from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Snapshot
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, is_inside, parse_key
 
 # Entries that are taken in at a time: a millisecond or two.
@@ -28,21 +28,21 @@ _MOST_IGNORED = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
+class LeaseAdded:
     """A host holds this lease: a new one, or a known subnet with other attributes."""
 
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class LeaseRemoved:
     """Nobody holds this subnet any more."""
 
     subnet: IPv4Network
 
 
 @dataclass(frozen=True, slots=True)
-class Damaged:
+class Malformed:
     """The key of this subnet is at ``version``, and its value is no lease."""
 
     subnet: IPv4Network
@@ -50,7 +50,7 @@ class Damaged:
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
+class SameIPElsewhere:
     """A lease of another subnet has our public IP."""
 
     lease: Lease
@@ -63,8 +63,8 @@ class Overlapping:
     lease: Lease
 
 
-LeaseEvent = Added | Gone
-OwnEvent = Added | Gone | Damaged | Elsewhere | Overlapping
+LeaseEvent = LeaseAdded | LeaseRemoved
+OwnEvent = LeaseAdded | LeaseRemoved | Malformed | SameIPElsewhere | Overlapping
 
 
 @dataclass(slots=True)
@@ -132,7 +132,7 @@ class LeaseTable:
             if not number % _STEP:
                 yield
         if format_key(self._own_subnet) not in names:
-            update.own.append(Gone(self._own_subnet))
+            update.own.append(LeaseRemoved(self._own_subnet))
         self._tell_overlaps(update)
 
     def apply(self, changes: Changes, now: float = 0.0) -> Update:
@@ -142,7 +142,7 @@ class LeaseTable:
             match change:
                 case Put(entry):
                     self._put(entry, update)
-                case Removed(name):
+                case Deleted(name):
                     self._ignored.pop(hash(name), None)
                     self._remove_key(name, update, now)
         self._tell_overlaps(update)
@@ -169,7 +169,7 @@ class LeaseTable:
     def _is_outside(self, subnet: IPv4Network) -> bool:
         return self._network is not None and not is_inside(subnet, self._network)
 
-    def _put(self, entry: Entry, update: Update) -> None:
+    def _put(self, entry: KeyValue, update: Update) -> None:
         try:
             subnet = parse_key(entry.name)
         except ValueError as error:
@@ -181,7 +181,7 @@ class LeaseTable:
         elif self._is_news(entry.name, ""):
             update.outside.append(subnet)
 
-    def _put_lease(self, entry: Entry, update: Update) -> None:
+    def _put_lease(self, entry: KeyValue, update: Update) -> None:
         try:
             lease = Lease.from_entry(entry)
         except ValueError as error:
@@ -189,14 +189,14 @@ class LeaseTable:
             return
         if lease.subnet == self._own_subnet:
             self._ignored.pop(hash(entry.name), None)
-            update.own.append(Added(lease))
+            update.own.append(LeaseAdded(lease))
             self._overlaps_changed |= self._own_created != lease.created
             self._own_created = lease.created
         elif lease.attrs.public_ip == self._own_public_ip:
             self._overlapping.pop(lease.subnet, None)
             self._drop(lease.subnet, update)
             self._ignore(entry, "it has our public IP", update)
-            update.own.append(Elsewhere(lease))
+            update.own.append(SameIPElsewhere(lease))
         else:
             self._ignored.pop(hash(entry.name), None)
             self._note_overlap(lease)
@@ -220,7 +220,7 @@ class LeaseTable:
         self._gone_at.pop(lease.subnet, None)
         if self._others.get(lease.subnet) != lease.attrs:
             self._others[lease.subnet] = lease.attrs
-            update.events.append(Added(lease))
+            update.events.append(LeaseAdded(lease))
 
     def _remove_key(self, name: str, update: Update, now: float) -> None:
         with suppress(ValueError):  # what was no lease while it existed is none when it goes
@@ -229,7 +229,7 @@ class LeaseTable:
     def _remove(self, subnet: IPv4Network, update: Update, now: float) -> None:
         self._overlapping.pop(subnet, None)
         if subnet == self._own_subnet:
-            update.own.append(Gone(subnet))
+            update.own.append(LeaseRemoved(subnet))
         elif not self._grace:
             self._drop(subnet, update)
         elif subnet in self._others:
@@ -238,14 +238,14 @@ class LeaseTable:
     def _drop(self, subnet: IPv4Network, update: Update) -> None:
         self._gone_at.pop(subnet, None)
         if self._others.pop(subnet, None) is not None:
-            update.events.append(Gone(subnet))
+            update.events.append(LeaseRemoved(subnet))
 
-    def _report(self, entry: Entry, error: ValueError, update: Update) -> None:
+    def _report(self, entry: KeyValue, error: ValueError, update: Update) -> None:
         self._ignore(entry, str(error), update)
         if entry.name == format_key(self._own_subnet):
-            update.own.append(Damaged(self._own_subnet, entry.version))
+            update.own.append(Malformed(self._own_subnet, entry.version))
 
-    def _ignore(self, entry: Entry, why: str, update: Update) -> None:
+    def _ignore(self, entry: KeyValue, why: str, update: Update) -> None:
         """Report it once for each value that a key has."""
         if self._is_news(entry.name, entry.value):
             update.ignored.append(f"{shown(entry.name)}: {why}")

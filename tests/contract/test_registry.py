@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from flannelpy.errors import CompareFailed, HistoryGone, HistoryOverrun, KeyExists, KeyNotFound, RegistryUnavailable
-from flannelpy.registry.base import Changes, Entry, Put, Registry, Removed, Snapshot
+from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Registry, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,9 +37,9 @@ def run(store: Store, test: Callable[[Registry], Awaitable[Result]]) -> Result:
     return asyncio.run(body())
 
 
-async def follow(registry: Registry, cursor: int, count: int) -> tuple[list[Put | Removed], int]:
+async def follow(registry: Registry, cursor: int, count: int) -> tuple[list[Put | Deleted], int]:
     """The next ``count`` changes and the cursor after them."""
-    told: list[Put | Removed] = []
+    told: list[Put | Deleted] = []
     while len(told) < count:
         changes, cursor, _ = await registry.watch(cursor, DEADLINE)
         told += changes
@@ -76,7 +76,7 @@ class TestSnapshot:
         store.put(A, "a", None)
         store.put(B, "", DAY)
 
-        async def test(registry: Registry) -> tuple[Entry, Snapshot]:
+        async def test(registry: Registry) -> tuple[KeyValue, Snapshot]:
             return await registry.create(C, '{"PublicIP":"10.0.0.1"}', DAY), await registry.snapshot()
 
         created, snapshot = run(store, test)
@@ -95,7 +95,7 @@ class TestCreate:
         assert entry[:3] == (A, "a & b = ü", DAY)
 
     def test_is_the_creation_and_the_next_one_is_a_later_one(self, store: Store) -> None:
-        async def test(registry: Registry) -> tuple[Entry, Entry, Entry]:
+        async def test(registry: Registry) -> tuple[KeyValue, KeyValue, KeyValue]:
             first, other = await registry.create(A, "a", DAY), await registry.create(B, "b", DAY)
             await registry.compare_and_delete(A, first.version)
             return first, other, await registry.create(A, "a", DAY)
@@ -107,8 +107,8 @@ class TestCreate:
     def test_what_is_set_without_a_condition_is_created_again(self, store: Store) -> None:
         """As flanneld renews its lease."""
 
-        async def test(registry: Registry) -> list[Entry]:
-            found: list[Entry] = []
+        async def test(registry: Registry) -> list[KeyValue]:
+            found: list[KeyValue] = []
             for value in ("a", "b"):
                 store.put(A, value, DAY)
                 found += (await registry.snapshot()).entries
@@ -134,12 +134,12 @@ class TestCreate:
             run(store, lambda registry: registry.create(A, "a", DAY))
 
     def test_of_sixteen_at_once_one_wins(self, store: Store) -> None:
-        async def test(registry: Registry) -> tuple[list[Entry | BaseException], Snapshot]:
+        async def test(registry: Registry) -> tuple[list[KeyValue | BaseException], Snapshot]:
             creators = (registry.create(A, f"creator {number}", DAY) for number in range(16))
             return await asyncio.gather(*creators, return_exceptions=True), await registry.snapshot()
 
         outcomes, snapshot = run(store, test)
-        winners = [outcome for outcome in outcomes if isinstance(outcome, Entry)]
+        winners = [outcome for outcome in outcomes if isinstance(outcome, KeyValue)]
         assert [entry._replace(lease_ttl=DAY) for entry in snapshot.entries] == winners
         assert sum(isinstance(outcome, KeyExists) for outcome in outcomes) == 15
 
@@ -151,7 +151,7 @@ class TestCreate:
 
 class TestCompareAndSwap:
     def test_replaces_value_lifetime_and_version(self, store: Store) -> None:
-        async def test(registry: Registry) -> tuple[Entry, Entry, Snapshot]:
+        async def test(registry: Registry) -> tuple[KeyValue, KeyValue, Snapshot]:
             old = await registry.create(A, "old", 100)
             return old, await registry.compare_and_swap(A, "new", DAY, old.version), await registry.snapshot()
 
@@ -161,7 +161,7 @@ class TestCompareAndSwap:
         assert [entry._replace(lease_ttl=DAY) for entry in snapshot.entries] == [new]
 
     def test_keeps_the_creation(self, store: Store) -> None:
-        async def test(registry: Registry) -> list[Entry]:
+        async def test(registry: Registry) -> list[KeyValue]:
             first = await registry.create(A, "old", 100)
             second = await registry.compare_and_swap(A, "new", DAY, first.version)
             third = await registry.compare_and_swap(A, "newer", None, second.version)
@@ -171,14 +171,14 @@ class TestCompareAndSwap:
         assert {entry.created for entry in entries} == {entries[0].version}
 
     def test_of_no_lifetime_is_for_ever(self, store: Store) -> None:
-        async def test(registry: Registry) -> tuple[Entry, Snapshot]:
+        async def test(registry: Registry) -> tuple[KeyValue, Snapshot]:
             old = await registry.create(A, "a", 1)
             snapshot = await registry.snapshot()
             new = await registry.compare_and_swap(A, "a", None, old.version)
             # That B goes shows that A would have gone too.
             await registry.create(B, "b", 1)
             told, _ = await follow(registry, snapshot.cursor, 3)
-            assert told[2] == Removed(B)
+            assert told[2] == Deleted(B)
             return new, await registry.snapshot()
 
         new, snapshot = run(store, test)
@@ -255,7 +255,7 @@ class TestWatch:
             store.delete(A)
             told, _ = await follow(registry, snapshot.cursor, 6)
             by_hand = told.pop(3)
-            assert told == [Put(a), Put(b), Put(swapped), Removed(B), Removed(A)]
+            assert told == [Put(a), Put(b), Put(swapped), Deleted(B), Deleted(A)]
             assert isinstance(by_hand, Put)
             assert by_hand.entry[:3] == (A, "4", None)
 
@@ -295,7 +295,7 @@ class TestWatch:
             snapshot = await registry.snapshot()
             await registry.create(A, "a", 1)
             told, _ = await follow(registry, snapshot.cursor, 2)
-            assert told[1] == Removed(A)
+            assert told[1] == Deleted(A)
             assert (await registry.snapshot()).entries == ()
 
         run(store, test)

@@ -37,7 +37,7 @@ from flannelpy.errors import (
     UsageError,
 )
 from flannelpy.registry import etcd_v2, event_stream
-from flannelpy.registry.base import Changes, Put, Removed
+from flannelpy.registry.base import Changes, Deleted, Put
 from flannelpy.registry.etcd_v2 import EtcdV2Registry, parse_endpoint
 
 if TYPE_CHECKING:
@@ -659,7 +659,7 @@ class TestEvents:
             cursor = (await registry.snapshot()).cursor
             server.request("PUT", "/v2/keys/network/subnets/directory", {"dir": "true"})
             skipped = await registry.watch(cursor, DEADLINE)
-            assert skipped == Changes((Removed("directory"),), skipped.cursor)
+            assert skipped == Changes((Deleted("directory"),), skipped.cursor)
             assert skipped.cursor > cursor
             server.put("/network/subnets/b c?d=1%20", "x")
             ((change,), *_) = await registry.watch(skipped.cursor, DEADLINE)
@@ -677,7 +677,7 @@ class TestEvents:
             cursor = (await registry.snapshot()).cursor
             server.request("PUT", "/v2/keys/network/subnets/lease", {"dir": "true"} | ttl)
             changes = await registry.watch(cursor, DEADLINE)
-            assert changes.changes == (Removed("lease"),)
+            assert changes.changes == (Deleted("lease"),)
             assert (await registry.snapshot()).entries == ()
             server.request("PUT", "/v2/keys/network/subnets/lease/inner", {"value": "x"})
             inner = await registry.watch(changes.cursor, DEADLINE)
@@ -724,7 +724,7 @@ class TestEvents:
             assert entry.name == A
             assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
             await registry.compare_and_delete(A, entry.version)
-            assert (await registry.watch(entry.version + 1, DEADLINE)).changes == (Removed(A),)
+            assert (await registry.watch(entry.version + 1, DEADLINE)).changes == (Deleted(A),)
             with pytest.raises(KeyNotFound):
                 await registry.read_config()
 

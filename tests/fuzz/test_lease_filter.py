@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flannelpy.addressing.surroundings import Surroundings, surroundings
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_filter import LeaseFilter
-from flannelpy.subnet.lease_table import Added, Gone
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved
 
 NETWORK, OWN, OUR_IP = IPv4Network("10.0.0.0/8"), IPv4Network("10.7.1.0/24"), IPv4Address("10.1.0.11")
 # Few enough that subnets and addresses meet.
@@ -91,11 +91,11 @@ class World:
 
     def put(self, lease: Lease) -> None:
         self.stored[lease.subnet] = lease
-        self.leases.update([Added(lease)])
+        self.leases.update([LeaseAdded(lease)])
 
     def remove(self, subnet: IPv4Network) -> None:
         self.stored.pop(subnet, None)
-        self.leases.update([Gone(subnet)])
+        self.leases.update([LeaseRemoved(subnet)])
 
     def observe(self, around: Surroundings) -> None:
         self.around = around
@@ -109,7 +109,7 @@ class World:
     def decide(self, count: int) -> None:
         """Each event has to change something."""
         for event in self.leases.decide(count).events:
-            if isinstance(event, Added):
+            if isinstance(event, LeaseAdded):
                 assert self.given.get(event.lease.subnet) != event.lease.attrs
                 self.given[event.lease.subnet] = event.lease.attrs
             else:

@@ -12,11 +12,20 @@ from hypothesis import strategies as st
 
 from flannelpy.addressing.addresses import special_use_in
 from flannelpy.errors import ConfigError, OutOfSubnets
-from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
+from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Snapshot
 from flannelpy.subnet.allocator import free_subnets, pick_subnet
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
-from flannelpy.subnet.lease_table import Added, Elsewhere, Gone, LeaseEvent, LeaseTable, Overlapping, OwnEvent, Update
+from flannelpy.subnet.lease_table import (
+    LeaseAdded,
+    LeaseEvent,
+    LeaseRemoved,
+    LeaseTable,
+    Overlapping,
+    OwnEvent,
+    SameIPElsewhere,
+    Update,
+)
 
 NETWORKS = st.builds(
     lambda at, length: IPv4Network((at, length), strict=False), st.integers(0, 2**32 - 1), st.integers(0, 32)
@@ -231,15 +240,15 @@ class Model:
     def __init__(self) -> None:
         self.stored: dict[str, str] = {}
         self.known: dict[IPv4Network, LeaseAttrs] = {}
-        self.changes: list[Put | Removed] = []
+        self.changes: list[Put | Deleted] = []
 
     def put(self, name: str, value: str) -> None:
         self.stored[name] = value
-        self.changes.append(Put(Entry(name, value, None, 1, 1)))
+        self.changes.append(Put(KeyValue(name, value, None, 1, 1)))
 
     def remove(self, name: str) -> None:
         if self.stored.pop(name, None) is not None:
-            self.changes.append(Removed(name))
+            self.changes.append(Deleted(name))
 
     def learn(self, name: str, value: str | None) -> None:
         """A malformed value leaves what was known before; None is a removal."""
@@ -269,13 +278,13 @@ class Model:
         for name, value in self.stored.items():
             self.learn(name, value)
         self.changes.clear()
-        return Snapshot(tuple(Entry(name, value, None, 1, 1) for name, value in self.stored.items()), 1)
+        return Snapshot(tuple(KeyValue(name, value, None, 1, 1) for name, value in self.stored.items()), 1)
 
 
 def replay(view: dict[IPv4Network, LeaseAttrs], events: list[LeaseEvent]) -> None:
     """Carry events over into ``view``: each has to change something."""
     for event in events:
-        if isinstance(event, Gone):
+        if isinstance(event, LeaseRemoved):
             del view[event.subnet]
         else:
             assert view.get(event.lease.subnet) != event.lease.attrs
@@ -284,7 +293,7 @@ def replay(view: dict[IPv4Network, LeaseAttrs], events: list[LeaseEvent]) -> Non
 
 def own_state(events: list[OwnEvent]) -> LeaseAttrs | None:
     last = events[-1]
-    return last.lease.attrs if isinstance(last, Added) else None
+    return last.lease.attrs if isinstance(last, LeaseAdded) else None
 
 
 @given(STEPS)
@@ -303,7 +312,7 @@ def test_events_lead_to_what_the_store_holds(steps: list[tuple[str, str, str]]) 
             update = table.replace(model.learn_snapshot())
             own = model.stored.get(format_key(OWN))
             if own is None:
-                assert update.own == [Gone(OWN)]
+                assert update.own == [LeaseRemoved(OWN)]
             elif own.startswith('{"'):
                 assert own_state(update.own) == LeaseAttrs.decode(own)
         replay(view, update.events)
@@ -314,7 +323,7 @@ def test_events_lead_to_what_the_store_holds(steps: list[tuple[str, str, str]]) 
 
 
 def subnet_of(event: OwnEvent) -> IPv4Network:
-    return event.lease.subnet if isinstance(event, Added | Elsewhere | Overlapping) else event.subnet
+    return event.lease.subnet if isinstance(event, LeaseAdded | SameIPElsewhere | Overlapping) else event.subnet
 
 
 @given(STEPS)

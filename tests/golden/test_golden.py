@@ -42,7 +42,7 @@ from flannelpy.linux.tun import Tun
 from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.packet import ipv4, vnet_hdr
 from flannelpy.packet.drops import DropReason
-from flannelpy.registry.base import Entry
+from flannelpy.registry.base import KeyValue
 from flannelpy.rtnetlink.entries import Identity, ProhibitRule, Route
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
@@ -61,14 +61,14 @@ SUBNET1 = IPv4Network("11.0.59.0/24")
 # The store
 
 
-def recorded_store() -> tuple[str, list[Entry]]:
+def recorded_store() -> tuple[str, list[KeyValue]]:
     """The config and the leases."""
     root = json.loads((RECORDED / "etcd.json").read_text())["node"]
     assert root["key"] == PREFIX
     configs, leases = (node for node in root["nodes"])
     assert (configs["key"], leases["key"]) == (f"{PREFIX}/config", f"{PREFIX}/subnets")
     entries = [
-        Entry(
+        KeyValue(
             node["key"].removeprefix(f"{PREFIX}/subnets/"),
             node["value"],
             node["ttl"],
@@ -84,7 +84,7 @@ CONFIG, LEASES = recorded_store()
 
 
 @pytest.mark.parametrize("entry", LEASES, ids=lambda entry: entry.name)
-def test_keys_and_values_of_leases_are_read_and_written_to_the_same_bytes(entry: Entry) -> None:
+def test_keys_and_values_of_leases_are_read_and_written_to_the_same_bytes(entry: KeyValue) -> None:
     assert format_key(parse_key(entry.name)) == entry.name
     assert LeaseAttrs.decode(entry.value).encode() == entry.value
 
@@ -317,7 +317,7 @@ class Life(NamedTuple):
     log: list[str]
     told_to_systemd: list[str]
     bound_to: list[tuple[IPv4Address, int]]
-    store: dict[str, Entry]
+    store: dict[str, KeyValue]
     directory: dict[str, bytes]
 
 

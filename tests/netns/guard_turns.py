@@ -16,7 +16,7 @@ from flannelpy.host.firewall import Firewall
 from flannelpy.netfilter.network_rules import ACCEPT, NetworkRules, chain_name
 from flannelpy.netfilter.obstacles import Traffic
 from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_table import Added
+from flannelpy.subnet.lease_table import LeaseAdded
 
 NETWORK = IPv4Network("11.0.0.0/8")
 SUBNET = IPv4Network("11.255.0.0/24")
@@ -50,7 +50,7 @@ async def check(firewall: Firewall, peers: int) -> None:
     )
     subnets = NETWORK.subnets(new_prefix=24)
     first = IPv4Address("172.20.0.1")
-    leases = [Added(Lease(next(subnets), LeaseAttrs(first + number), None, 1, 1)) for number in range(peers)]
+    leases = [LeaseAdded(Lease(next(subnets), LeaseAttrs(first + number), None, 1, 1)) for number in range(peers)]
     repaired = asyncio.Event()
     firewall.add("", rules, repaired.set)
     firewall.apply("", leases[:-1])

@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from flannelpy.errors import CompareFailed, HistoryGone, HistoryOverrun, KeyExists, KeyNotFound, RegistryUnavailable
-from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot, all_names
+from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Snapshot, all_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ class _Stored(NamedTuple):
 
 class _Event(NamedTuple):
     at: int
-    change: Put | Removed | None  # None: something that no watch tells, such as a new config
+    change: Put | Deleted | None  # None: something that no watch tells, such as a new config
     ends_history: bool = False
 
 
@@ -59,7 +59,7 @@ class FakeRegistry:
         self._begin()
         return Snapshot(tuple(map(self._entry, self._stored)), self._index + 1)
 
-    async def create(self, name: str, value: str, lease_ttl: int) -> Entry:
+    async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         self._begin()
         if name in self._stored:
             raise KeyExists(f"{name}: key already exists")
@@ -67,7 +67,7 @@ class FakeRegistry:
         self._reply()
         return entry
 
-    async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> Entry:
+    async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> KeyValue:
         self._begin()
         self._compare(name, version)
         entry = self._put(name, value, lease_ttl, self._stored[name].created)
@@ -123,7 +123,7 @@ class FakeRegistry:
         self._config = config
         self._record(None)
 
-    def put_raw(self, name: str, value: str, ttl: int | None) -> Entry:
+    def put_raw(self, name: str, value: str, ttl: int | None) -> KeyValue:
         """Store an entry without any condition, as an administrator would."""
         self._expire()
         return self._put(name, value, ttl)
@@ -165,12 +165,12 @@ class FakeRegistry:
         if found != version:
             raise CompareFailed(f"{name}: [{version} != {found}]")
 
-    def _entry(self, name: str) -> Entry:
+    def _entry(self, name: str) -> KeyValue:
         value, expires, version, created = self._stored[name]
         left = None if expires is None else math.ceil(expires - self._clock())
-        return Entry(name, value, left, version, created)
+        return KeyValue(name, value, left, version, created)
 
-    def _put(self, name: str, value: str, lease_ttl: int | None, created: int | None = None) -> Entry:
+    def _put(self, name: str, value: str, lease_ttl: int | None, created: int | None = None) -> KeyValue:
         """``created`` is kept by a compare-and-swap only: etcd's plain set creates the key again."""
         if lease_ttl is not None and lease_ttl <= 0:
             raise ValueError(f"lease_ttl is {lease_ttl}")
@@ -182,9 +182,9 @@ class FakeRegistry:
 
     def _remove(self, name: str) -> None:
         del self._stored[name]
-        self._record(Removed(name))
+        self._record(Deleted(name))
 
-    def _record(self, change: Put | Removed | None, ends_history: bool = False) -> None:
+    def _record(self, change: Put | Deleted | None, ends_history: bool = False) -> None:
         self._index += 1
         event = _Event(self._index, change, ends_history)
         self._history.append(event)

@@ -33,7 +33,7 @@ from flannelpy.rtnetlink.routes import KernelRoute, RouteFilter
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import Holder
-from flannelpy.subnet.lease_table import Added, Gone, LeaseEvent
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent, LeaseRemoved
 
 PUBLIC_IP = IPv4Address("172.17.8.101")
 EXTERNAL = ExternalInterface("eth1", PUBLIC_IP, 1500)
@@ -495,13 +495,13 @@ def test_leases_of_others_reach_the_backend(world: World) -> None:
         await world.until(lambda: world.events)
         assert len(world.statuses) > told
         [event] = world.events
-        assert isinstance(event, Added)
+        assert isinstance(event, LeaseAdded)
         assert (event.lease.subnet, event.lease.attrs.public_ip) == (OTHER, IPv4Address("172.17.8.102"))
         world.store.put_raw("11.0.101.0-24", lease("172.17.8.103"), 100)
         await world.until(lambda: len(world.events) == 2)
 
     play(world, scenario)
-    assert not [event for event in world.events if isinstance(event, Gone)]
+    assert not [event for event in world.events if isinstance(event, LeaseRemoved)]
 
 
 def test_a_lost_lease_withdraws_everything(world: World) -> None:

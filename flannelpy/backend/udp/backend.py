@@ -39,7 +39,7 @@ from flannelpy.subnet import go_json
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import Holder
-from flannelpy.subnet.lease_table import Added, LeaseEvent
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class UdpBackend:
     def apply(self, events: Sequence[LeaseEvent]) -> None:
         """Next hops follow the leases."""
         for event in events:
-            if isinstance(event, Added):
+            if isinstance(event, LeaseAdded):
                 self._lease_log.added(event.lease.subnet)
                 self._subnets[event.lease.subnet] = None
                 self._routes.set(event.lease.subnet, NextHop(str(event.lease.attrs.public_ip), self._port))

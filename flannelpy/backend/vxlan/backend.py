@@ -34,7 +34,7 @@ from flannelpy.rtnetlink.links import Link
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import Holder
-from flannelpy.subnet.lease_table import Added, LeaseEvent
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 from flannelpy.tasks import run_together
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class VxlanBackend:
     def apply(self, events: Sequence[LeaseEvent]) -> None:
         """The kernel's entries follow the leases, in ``run``."""
         for event in events:
-            if isinstance(event, Added):
+            if isinstance(event, LeaseAdded):
                 self._add(event.lease)
             elif event.subnet in self._others:  # not of a lease without a MAC
                 self._lease_log.removed(event.subnet)

@@ -18,16 +18,16 @@ from flannelpy.rtnetlink.links import Address
 from flannelpy.rtnetlink.routes import RouteAnswer
 from flannelpy.subnet.config import parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_table import Added, Gone
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved
 
 CONFIG = parse('{"Network":"11.0.0.0/16","Backend":{"Type":"host-gw"}}')
 OTHER = IPv4Network("11.0.2.0/24")
 OWN = Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(EXTERNAL.address, "host-gw"), 86400, 1, 1)
 
 
-def added(number: int, public_ip: str, backend_type: str = "host-gw") -> Added:
+def added(number: int, public_ip: str, backend_type: str = "host-gw") -> LeaseAdded:
     attrs = LeaseAttrs(IPv4Address(public_ip), backend_type)
-    return Added(Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, 86400, 1, 1))
+    return LeaseAdded(Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, 86400, 1, 1))
 
 
 def route(number: int, public_ip: str) -> GatewayRoute:
@@ -64,9 +64,9 @@ def test_routes_follow_the_leases(monkeypatch: pytest.MonkeyPatch) -> None:
         backend.apply([added(1, "172.17.8.102"), added(2, "172.17.8.103")])
         await netlink.settled(route(1, "172.17.8.102"), route(2, "172.17.8.103"))
         assert backend.describe() == "next hops: 2"
-        backend.apply([added(1, "172.17.8.104"), Gone(IPv4Network("11.0.2.0/24"))])
+        backend.apply([added(1, "172.17.8.104"), LeaseRemoved(IPv4Network("11.0.2.0/24"))])
         await netlink.settled(route(1, "172.17.8.104"))
-        backend.apply([Gone(IPv4Network("11.0.1.0/24"))])
+        backend.apply([LeaseRemoved(IPv4Network("11.0.1.0/24"))])
         await netlink.settled()
 
     play(scenario, monkeypatch)
@@ -157,7 +157,7 @@ def test_a_subnet_whose_route_is_blocked_is_not_asked_about(monkeypatch: pytest.
 
 
 def test_of_leases_that_overlap_the_longer_one_says_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    longer = Added(replace(added(2, "172.17.8.103").lease, subnet=IPv4Network("11.0.2.0/25")))
+    longer = LeaseAdded(replace(added(2, "172.17.8.103").lease, subnet=IPv4Network("11.0.2.0/25")))
 
     async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
         backend.apply([added(2, "172.17.8.102"), longer])

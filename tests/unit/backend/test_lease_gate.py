@@ -18,7 +18,7 @@ from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_filter import LeaseFilter
-from flannelpy.subnet.lease_table import Added, Gone, LeaseEvent
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent, LeaseRemoved
 
 NETWORK, OUR_IP = IPv4Network("11.0.0.0/8"), IPv4Address("172.17.8.101")
 OWN = Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(OUR_IP), 86400, 1, 1)
@@ -60,10 +60,10 @@ def play(scenario: Callable[[World], Awaitable[None]]) -> World:
     return asyncio.run(whole())
 
 
-def added(number: int, public_ip: str | None = None) -> Added:
+def added(number: int, public_ip: str | None = None) -> LeaseAdded:
     subnet = IPv4Network((f"11.{1 + number // 256}.{number % 256}.0", 24))
     address = IPv4Address(public_ip) if public_ip else IPv4Address("172.18.0.0") + number
-    return Added(Lease(subnet, LeaseAttrs(address), 86400, 1, 1))
+    return LeaseAdded(Lease(subnet, LeaseAttrs(address), 86400, 1, 1))
 
 
 @pytest.mark.parametrize("events", [[], [added(1, "127.0.0.1")]])
@@ -72,7 +72,7 @@ def test_that_there_is_no_usable_lease_is_forwarded_once_too(events: list[LeaseE
         await world.gate.check()
         assert world.forwarded == []  # the watch knows nothing yet
         await world.gate.apply(events)
-        await world.gate.apply([Gone(IPv4Network("11.9.9.0/24"))])
+        await world.gate.apply([LeaseRemoved(IPv4Network("11.9.9.0/24"))])
         await world.gate.check()
 
     assert play(scenario).forwarded == [[]]
@@ -140,8 +140,8 @@ def test_a_check_withdraws_what_is_no_longer_usable_and_gives_it_back(caplog: py
 
     one, two = added(1), added(2)
     forwarded = play(scenario).forwarded
-    assert forwarded[:2] == [[one, two], [Gone(one.lease.subnet)]]
-    assert sorted(map(str, forwarded[2])) == sorted(map(str, [one, Gone(two.lease.subnet)]))
+    assert forwarded[:2] == [[one, two], [LeaseRemoved(one.lease.subnet)]]
+    assert sorted(map(str, forwarded[2])) == sorted(map(str, [one, LeaseRemoved(two.lease.subnet)]))
     assert caplog.messages == [
         "Ignoring subnet 11.1.1.0/24: the kernel would send packets for its public IP 172.18.0.1 into flannel0, an "
         "overlay device of this host",
@@ -162,8 +162,8 @@ def test_thousands_of_ignored_leases_are_no_thousands_of_lines(caplog: pytest.Lo
 
 def test_leases_are_forwarded_in_the_order_in_which_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if the kernel takes its time over the first ones, and a check comes in between."""
-    first = Added(Lease(IPv4Network("11.0.1.0/24"), LeaseAttrs(IPv4Address("172.17.8.102")), 86400, 2, 2))
-    second = Added(Lease(IPv4Network("11.0.2.0/24"), LeaseAttrs(IPv4Address("172.17.8.103")), 86400, 3, 3))
+    first = LeaseAdded(Lease(IPv4Network("11.0.1.0/24"), LeaseAttrs(IPv4Address("172.17.8.102")), 86400, 2, 2))
+    second = LeaseAdded(Lease(IPv4Network("11.0.2.0/24"), LeaseAttrs(IPv4Address("172.17.8.103")), 86400, 3, 3))
 
     async def scenario(world: World) -> None:
         answer, pauses = world.underlay.overlay_ways, iter((0.01, 0.005))

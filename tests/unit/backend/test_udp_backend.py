@@ -36,7 +36,7 @@ from flannelpy.rtnetlink.links import Link
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import Holder
-from flannelpy.subnet.lease_table import Added, Gone
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved
 
 EXTERNAL = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 1500)
 SUBNET = IPv4Network("11.0.101.0/24")
@@ -47,8 +47,8 @@ def config(**backend: object) -> NetworkConfig:
     return parse(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": "udp"} | backend}))
 
 
-def added(public_ip: str) -> Added:
-    return Added(Lease(SUBNET, LeaseAttrs(IPv4Address(public_ip)), 86400, 1, 1))
+def added(public_ip: str) -> LeaseAdded:
+    return LeaseAdded(Lease(SUBNET, LeaseAttrs(IPv4Address(public_ip)), 86400, 1, 1))
 
 
 @pytest.mark.parametrize("text", ['{"Network":"11.0.0.0/16"}', '{"Network":"11.0.0.0/16","Backend":{"Type":"UDP"}}'])
@@ -105,7 +105,7 @@ def test_next_hops_follow_the_leases(caplog: pytest.LogCaptureFixture) -> None:
     assert backend.describe() == "next hops: 1"
     backend.apply([added("172.17.8.103")])
     assert backend.describe() == "next hops: 1"
-    backend.apply([Gone(SUBNET)])
+    backend.apply([LeaseRemoved(SUBNET)])
     assert backend.describe() == "next hops: 0"
     assert caplog.messages == [
         "Subnet added: 11.0.101.0/24",
@@ -349,12 +349,12 @@ def test_a_changed_device_is_set_up_and_a_lost_one_made_anew(monkeypatch: pytest
 def test_a_peer_whose_packets_go_elsewhere_counts_as_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(life: Life) -> None:
         await life.backend.start(OWN)
-        other = Added(Lease(IPv4Network("11.0.102.0/24"), LeaseAttrs(IPv4Address("172.17.8.103")), 86400, 1, 1))
+        other = LeaseAdded(Lease(IPv4Network("11.0.102.0/24"), LeaseAttrs(IPv4Address("172.17.8.103")), 86400, 1, 1))
         life.backend.apply([added("172.17.8.102"), other])
         life.netlink.led_away = {(SUBNET, False): NO_ROUTE}
         await life.repair()
         assert life.backend.describe() == "next hops: 1, unreachable: 1"
-        life.backend.apply([Gone(SUBNET)])
+        life.backend.apply([LeaseRemoved(SUBNET)])
         await life.repair()
         assert life.backend.describe() == "next hops: 1"
 

@@ -25,7 +25,7 @@ from flannelpy.rtnetlink.links import Address
 from flannelpy.subnet import config
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import Holder
-from flannelpy.subnet.lease_table import Added, Gone
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved
 
 US = Holder(EXTERNAL.address, "host1")
 ALIAS = "flannelpy /run/flannel/subnet.env"
@@ -153,9 +153,9 @@ def test_the_mac_of_others(data: object, mac: str | None) -> None:
 # What the kernel is to have
 
 
-def added(number: int, host: int, mac: str = "", backend_type: str = "vxlan") -> Added:
+def added(number: int, host: int, mac: str = "", backend_type: str = "vxlan") -> LeaseAdded:
     attrs = LeaseAttrs(IPv4Address(f"172.17.8.{host}"), backend_type, {"VtepMAC": mac or f"02:00:00:00:00:{host:02x}"})
-    return Added(Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, 86400, 1, 1))
+    return LeaseAdded(Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, 86400, 1, 1))
 
 
 def by_vxlan(number: int, host: int) -> tuple[Entry, ...]:
@@ -204,7 +204,7 @@ def test_entries_follow_the_leases(monkeypatch: pytest.MonkeyPatch) -> None:
         backend.apply([added(1, 102), added(2, 103)])
         await netlink.settled(*by_vxlan(1, 102), *by_vxlan(2, 103))
         assert backend.describe() == "next hops: 2"
-        backend.apply([added(1, 104), Gone(IPv4Network("11.0.2.0/24"))])
+        backend.apply([added(1, 104), LeaseRemoved(IPv4Network("11.0.2.0/24"))])
         await netlink.settled(*by_vxlan(1, 104))
 
     play(scenario, monkeypatch)
@@ -216,9 +216,9 @@ def test_a_host_that_cannot_be_reached_is_said_and_what_led_there_goes(
     async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
         backend.apply([added(1, 102), added(2, 103), added(3, 104)])
         await netlink.settled(*by_vxlan(1, 102), *by_vxlan(2, 103), *by_vxlan(3, 104))
-        backend.apply([added(1, 102, mac="02:00"), Gone(IPv4Network("11.0.2.0/24"))])
+        backend.apply([added(1, 102, mac="02:00"), LeaseRemoved(IPv4Network("11.0.2.0/24"))])
         await netlink.settled(*by_vxlan(3, 104))
-        backend.apply([Gone(IPv4Network("11.0.1.0/24"))])
+        backend.apply([LeaseRemoved(IPv4Network("11.0.1.0/24"))])
         assert backend.describe() == "next hops: 1"
 
     play(scenario, monkeypatch)
@@ -254,10 +254,10 @@ def test_of_two_leases_with_one_tunnel_address_the_earlier_one_keeps_it(
     later = replace(added(2, 103).lease, subnet=IPv4Network(f"11.0.2.0/{length}"), created=earlier.created + 1)
 
     async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
-        backend.apply([Added(later), Added(earlier)])
+        backend.apply([LeaseAdded(later), LeaseAdded(earlier)])
         await netlink.settled(*by_vxlan(2, 102))
-        backend.apply([Gone(earlier.subnet)])
-        backend.apply([Added(earlier)])
+        backend.apply([LeaseRemoved(earlier.subnet)])
+        backend.apply([LeaseAdded(earlier)])
         await netlink.settled(*by_vxlan(2, 102))
 
     play(scenario, monkeypatch)

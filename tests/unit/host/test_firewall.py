@@ -26,7 +26,7 @@ from flannelpy.netfilter.network_rules import NetworkRules
 from flannelpy.netfilter.obstacles import Traffic
 from flannelpy.netfilter.ruleset import Listing
 from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_table import Added
+from flannelpy.subnet.lease_table import LeaseAdded
 
 BLUE, GREEN, OLD = IPv4Network("11.1.0.0/16"), IPv4Network("11.2.0.0/16"), IPv4Network("11.9.0.0/16")
 HOST = IPv4Address("172.17.8.101")
@@ -103,8 +103,8 @@ def live(tables: FakeTables, caplog: pytest.LogCaptureFixture) -> Life:
     return live
 
 
-def lease(subnet: str, public_ip: str) -> Added:
-    return Added(Lease(IPv4Network(subnet), LeaseAttrs(IPv4Address(public_ip)), None, 1, 1))
+def lease(subnet: str, public_ip: str) -> LeaseAdded:
+    return LeaseAdded(Lease(IPv4Network(subnet), LeaseAttrs(IPv4Address(public_ip)), None, 1, 1))
 
 
 MASQUERADE = [

@@ -26,11 +26,11 @@ from flannelpy.backend import base as backends
 from flannelpy.errors import ConfigError, HostError, KeyExists, LeaseLost, RegistryUnavailable
 from flannelpy.leasing.manager import CONFIG_SECONDS, MAX_GRACE_SECONDS, QUIET_SECONDS, SubnetManager
 from flannelpy.leasing.retry import FIRST_PAUSE, LONGEST_PAUSE
-from flannelpy.registry.base import Changes, Entry, Snapshot, all_names
+from flannelpy.registry.base import Changes, KeyValue, Snapshot, all_names
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import CLAIM_SECONDS, Holder, Terms
-from flannelpy.subnet.lease_table import Added, LeaseEvent
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 
 LEASE_TTL, RENEW_MARGIN = Terms()
 
@@ -69,7 +69,7 @@ class World:
     async def acquire(self, previous: IPv4Network | None = None, config: NetworkConfig = CONFIG) -> Lease:
         return await self.manager.acquire(config, lambda _: ATTRS, previous)
 
-    async def entries(self) -> dict[str, Entry]:
+    async def entries(self) -> dict[str, KeyValue]:
         return {entry.name: entry for entry in (await self.registry.snapshot()).entries}
 
     @contextlib.asynccontextmanager
@@ -96,7 +96,7 @@ def play(scenario: Callable[[World], Awaitable[None]], registry_class: type[Fake
 def summary(events: Sequence[LeaseEvent]) -> list[tuple[str, str | None]]:
     return [
         (str(event.lease.subnet), str(event.lease.attrs.public_ip))
-        if isinstance(event, Added)
+        if isinstance(event, LeaseAdded)
         else (str(event.subnet), None)
         for event in events
     ]
@@ -195,7 +195,7 @@ def test_a_new_host_takes_a_free_subnet_for_a_day(caplog: pytest.LogCaptureFixtu
         assert own.subnet != IPv4Network("11.0.1.0/24")
         assert own.attrs == ATTRS
         name = f"{own.subnet.network_address}-24"
-        assert (await world.entries())[name] == Entry(name, OURS, LEASE_TTL, own.version, own.created)
+        assert (await world.entries())[name] == KeyValue(name, OURS, LEASE_TTL, own.version, own.created)
         assert world.manager.own == own
         assert caplog.messages == [
             "Picking subnet in range 11.0.1.0 ... 11.0.255.0",
@@ -262,7 +262,7 @@ def test_a_reservation_is_used_and_stays_one() -> None:
             assert world.manager.seconds_left() is None
             version, created = world.manager.own.version, world.manager.own.created
             await asyncio.sleep(10 * LEASE_TTL)
-            assert await world.entries() == {OWN_NAME: Entry(OWN_NAME, OURS, None, version, created)}
+            assert await world.entries() == {OWN_NAME: KeyValue(OWN_NAME, OURS, None, version, created)}
 
     play(scenario)
 
@@ -337,7 +337,7 @@ class Racing(FakeRegistry):
 
     races = 15
 
-    async def create(self, name: str, value: str, lease_ttl: int) -> Entry:
+    async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         if self.races:
             self.races -= 1
             self.put_raw(name, f'{{"PublicIP":"172.17.9.{self.races}"}}', lease_ttl)
@@ -366,7 +366,7 @@ class Changing(FakeRegistry):
     def interfere(self, name: str) -> None:
         self.put_raw(name, OURS, 500)
 
-    async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> Entry:
+    async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> KeyValue:
         if self.races:
             self.races -= 1
             self.interfere(name)
@@ -433,7 +433,7 @@ class Directories(FakeRegistry):
 
     names = frozenset({OWN_NAME, "11.0.0.64-26", "11.0.0.192-26"})
 
-    async def create(self, name: str, value: str, lease_ttl: int) -> Entry:
+    async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         if name in self.names:
             raise KeyExists(f"{name}: key already exists")
         return await super().create(name, value, lease_ttl)
@@ -491,7 +491,7 @@ def test_hosts_that_started_together_renew_at_different_times() -> None:
     renewed: list[float] = []
 
     class Watched(FakeRegistry):
-        async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> Entry:
+        async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> KeyValue:
             renewed.append(asyncio.get_running_loop().time())
             return await super().compare_and_swap(name, value, lease_ttl, version)
 
@@ -694,7 +694,7 @@ def test_a_lease_that_somebody_else_holds_makes_us_leave(holder_ttl: int | None)
                 await watch
             assert str(caught.value) == "subnet 11.0.59.0/24 is held by 172.17.8.102 now, not by us (172.17.8.101)"
             assert await world.entries() == {
-                OWN_NAME: Entry(OWN_NAME, B, holder_ttl and holder_ttl - 1, theirs.version, theirs.created)
+                OWN_NAME: KeyValue(OWN_NAME, B, holder_ttl and holder_ttl - 1, theirs.version, theirs.created)
             }
 
     play(scenario)
@@ -1047,7 +1047,7 @@ class Leaderless(FakeRegistry):
 
     creates = True
 
-    async def create(self, name: str, value: str, lease_ttl: int) -> Entry:
+    async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         if not self.creates:
             raise RegistryUnavailable("no leader")
         return await super().create(name, value, lease_ttl)

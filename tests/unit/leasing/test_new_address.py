@@ -16,7 +16,7 @@ from flannelpy.addressing.surroundings import Surroundings
 from flannelpy.errors import HostError, LeaseLost
 from flannelpy.leasing.manager import SubnetManager
 from flannelpy.leasing.retry import LONGEST_PAUSE
-from flannelpy.registry.base import Entry
+from flannelpy.registry.base import KeyValue
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs, is_host_id
 from flannelpy.subnet.lease_policy import CLAIM_SECONDS, Holder
@@ -66,7 +66,7 @@ def play(scenario: Callable[[FakeRegistry, Machine], Awaitable[None]]) -> None:
     run(whole())
 
 
-async def entries(registry: FakeRegistry) -> dict[str, Entry]:
+async def entries(registry: FakeRegistry) -> dict[str, KeyValue]:
     return {entry.name: entry for entry in (await registry.snapshot()).entries}
 
 

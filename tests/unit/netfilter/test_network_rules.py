@@ -13,7 +13,7 @@ from flannelpy.netfilter import network_rules
 from flannelpy.netfilter.network_rules import NetworkRules
 from flannelpy.netfilter.ruleset import Chain, Place, Repair
 from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_table import Added, Gone
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved
 
 NETWORK, OTHER = IPv4Network("11.0.0.0/16"), IPv4Network("11.7.0.0/16")
 SUBNET = IPv4Network("11.0.13.0/24")
@@ -81,8 +81,8 @@ def rules(
     return NetworkRules(NETWORK, SUBNET, HOST, carrier, (), is_masqueraded=is_masqueraded, is_forwarded=True)
 
 
-def lease(subnet: str, public_ip: str) -> Added:
-    return Added(Lease(IPv4Network(subnet), LeaseAttrs(IPv4Address(public_ip)), None, 1, 1))
+def lease(subnet: str, public_ip: str) -> LeaseAdded:
+    return LeaseAdded(Lease(IPv4Network(subnet), LeaseAttrs(IPv4Address(public_ip)), None, 1, 1))
 
 
 def peers(network: NetworkRules) -> list[str]:
@@ -97,9 +97,9 @@ def test_the_list_of_peers_follows_the_leases() -> None:
     assert peers(network) == []
     network.apply([lease("11.0.1.0/24", "1.1.1.1"), lease("11.0.2.0/24", "1.1.1.2"), lease("11.0.3.0/24", "1.1.1.1")])
     assert peers(network) == ["1.1.1.1", "1.1.1.2"]
-    network.apply([Gone(IPv4Network("11.0.1.0/24")), lease("11.0.2.0/24", "1.1.1.3")])
+    network.apply([LeaseRemoved(IPv4Network("11.0.1.0/24")), lease("11.0.2.0/24", "1.1.1.3")])
     assert sorted(peers(network)) == ["1.1.1.1", "1.1.1.3"]
-    network.apply([Gone(IPv4Network("11.0.1.0/24")), Gone(IPv4Network("11.0.3.0/24"))])
+    network.apply([LeaseRemoved(IPv4Network("11.0.1.0/24")), LeaseRemoved(IPv4Network("11.0.3.0/24"))])
     assert peers(network) == ["1.1.1.3"]
 
 

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from flannelpy.registry.base import Entry
+from flannelpy.registry.base import KeyValue
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
 
 PUBLIC_IP = IPv4Address("172.17.8.101")
@@ -159,5 +159,5 @@ def test_a_malformed_key_is_refused(key: str) -> None:
 
 @pytest.mark.parametrize("lease_ttl", [86394, None])
 def test_an_entry_of_the_store_is_read_as_a_lease(lease_ttl: int | None) -> None:
-    entry = Entry("11.0.59.0-24", '{"PublicIP":"172.17.8.101"}', lease_ttl, 5, 3)
+    entry = KeyValue("11.0.59.0-24", '{"PublicIP":"172.17.8.101"}', lease_ttl, 5, 3)
     assert Lease.from_entry(entry) == Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(PUBLIC_IP), lease_ttl, 5, 3)

@@ -10,7 +10,7 @@ import pytest
 from flannelpy.addressing.surroundings import Surroundings, surroundings
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_filter import Cause, Decisions, LeaseFilter
-from flannelpy.subnet.lease_table import Added, Gone
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved
 
 NETWORK = IPv4Network("10.0.0.0/8")
 OWN = IPv4Network("10.7.1.0/24")
@@ -55,7 +55,7 @@ def usable(decisions: Decisions, before: frozenset[str] = frozenset()) -> set[st
     """The usable subnets after the events."""
     known = set(before)
     for event in decisions.events:
-        if isinstance(event, Added):
+        if isinstance(event, LeaseAdded):
             known.add(str(event.lease.subnet))
         else:
             known.remove(str(event.subnet))
@@ -87,8 +87,8 @@ def usable(decisions: Decisions, before: frozenset[str] = frozenset()) -> set[st
 )
 def test_a_lease_inside_the_network_of_a_host_is_usable(good: Lease) -> None:
     leases = new_filter()
-    leases.update([Added(good)])
-    assert decide(leases) == Decisions([Added(good)], [])
+    leases.update([LeaseAdded(good)])
+    assert decide(leases) == Decisions([LeaseAdded(good)], [])
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_an_unusable_lease_is_ignored_and_logged_once_for_each_cause(bad: Lease,
     good = lease("10.200.0.0/24")
     known: set[str] = set()
     for faults in ([fault], [], []):
-        leases.update([Added(bad), Added(good)])
+        leases.update([LeaseAdded(bad), LeaseAdded(good)])
         decisions = decide(leases)
         known = usable(decisions, frozenset(known))
         assert known == {str(good.subnet)}
@@ -150,14 +150,14 @@ def test_an_unusable_lease_is_ignored_and_logged_once_for_each_cause(bad: Lease,
 def test_a_lease_around_the_public_ip_of_another_one_is_the_unusable_one_while_the_other_is_there() -> None:
     leases = new_filter()
     around, other = lease("10.20.0.0/16"), lease("10.9.0.0/24", "10.20.7.7")
-    leases.update([Added(around)])
+    leases.update([LeaseAdded(around)])
     assert usable(decide(leases)) == {"10.20.0.0/16"}
-    leases.update([Added(other)])
+    leases.update([LeaseAdded(other)])
     decisions = decide(leases)
-    assert set(map(type, decisions.events)) == {Added, Gone}
+    assert set(map(type, decisions.events)) == {LeaseAdded, LeaseRemoved}
     assert usable(decisions, frozenset({"10.20.0.0/16"})) == {"10.9.0.0/24"}
     assert causes(decisions) == {"10.20.0.0/16": Cause.AROUND_ANOTHER}
-    leases.update([Gone(other.subnet)])
+    leases.update([LeaseRemoved(other.subnet)])
     assert usable(decide(leases), frozenset({"10.9.0.0/24"})) == {"10.20.0.0/16"}
 
 
@@ -168,32 +168,32 @@ def test_two_leases_that_contain_each_others_public_ip_are_both_unusable(subnet:
     if subnet == "10.16.0.0/12":
         two = lease("10.40.0.0/24", "10.20.0.4")
         one = lease(subnet, "10.40.0.4")
-    leases.update([Added(one), Added(two)])
+    leases.update([LeaseAdded(one), LeaseAdded(two)])
     assert causes(decide(leases)) == dict.fromkeys((str(one.subnet), str(two.subnet)), Cause.AROUND_ANOTHER)
-    leases.update([Gone(one.subnet)])
+    leases.update([LeaseRemoved(one.subnet)])
     assert usable(decide(leases)) == {str(two.subnet)}
 
 
 def test_a_public_ip_that_no_host_can_have_makes_no_other_lease_unusable() -> None:
     leases = new_filter()
-    leases.update([Added(lease("10.20.0.0/16")), Added(lease("10.20.7.0/24", "10.20.7.1"))])
+    leases.update([LeaseAdded(lease("10.20.0.0/16")), LeaseAdded(lease("10.20.7.0/24", "10.20.7.1"))])
     assert causes(decide(leases)) == {"10.20.7.0/24": Cause.INSIDE_ITSELF}
 
 
 def test_two_leases_of_one_host_are_both_usable_and_protect_its_address_until_both_are_gone() -> None:
     leases = new_filter()
     one, two, around = lease("10.9.0.0/24", "10.20.0.4"), lease("10.9.1.0/24", "10.20.0.4"), lease("10.20.0.0/16")
-    leases.update([Added(one), Added(two), Added(around)])
+    leases.update([LeaseAdded(one), LeaseAdded(two), LeaseAdded(around)])
     assert usable(decide(leases)) == {"10.9.0.0/24", "10.9.1.0/24"}
-    leases.update([Gone(one.subnet)])
+    leases.update([LeaseRemoved(one.subnet)])
     assert usable(decide(leases), frozenset({"10.9.0.0/24", "10.9.1.0/24"})) == {"10.9.1.0/24"}
-    leases.update([Gone(two.subnet)])
+    leases.update([LeaseRemoved(two.subnet)])
     assert usable(decide(leases), frozenset({"10.9.1.0/24"})) == {"10.20.0.0/16"}
 
 
 def test_a_public_ip_that_the_kernel_would_reach_by_an_overlay_device_is_unusable_until_it_would_not() -> None:
     leases = new_filter()
-    leases.update([Added(lease("10.9.0.0/24", "10.99.0.4")), Added(lease("10.9.1.0/24"))])
+    leases.update([LeaseAdded(lease("10.9.0.0/24", "10.99.0.4")), LeaseAdded(lease("10.9.1.0/24"))])
     decisions = decide(leases, {"10.99.0.4": "flannel.1"})
     assert usable(decisions) == {"10.9.1.0/24"}
     assert [str(ignored.fault) for ignored in decisions.ignored] == [
@@ -207,7 +207,7 @@ def test_a_public_ip_that_the_kernel_would_reach_by_an_overlay_device_is_unusabl
 
 def test_no_lease_is_usable_before_the_kernel_was_asked_and_answers_are_asked_for_again_in_turn() -> None:
     leases = new_filter()
-    leases.update([Added(lease(f"10.9.{n}.0/24", f"10.1.0.{20 + n}")) for n in range(5)])
+    leases.update([LeaseAdded(lease(f"10.9.{n}.0/24", f"10.1.0.{20 + n}")) for n in range(5)])
     assert leases.decide(100) == Decisions([], [])
     assert leases.oldest_answers(9) == []
     asked = leases.unasked(3)
@@ -216,13 +216,13 @@ def test_no_lease_is_usable_before_the_kernel_was_asked_and_answers_are_asked_fo
     leases.answer(dict.fromkeys(leases.unasked(100), ""))
     assert len(leases.decide(100).events) == 2
     assert {*leases.oldest_answers(3), *leases.oldest_answers(2)} == {IPv4Address(f"10.1.0.{20 + n}") for n in range(5)}
-    leases.update([Gone(IPv4Network(f"10.9.{n}.0/24")) for n in range(5)])
+    leases.update([LeaseRemoved(IPv4Network(f"10.9.{n}.0/24")) for n in range(5)])
     assert leases.oldest_answers(9) == leases.unasked(9) == []
 
 
 def test_a_change_of_this_hosts_addresses_changes_what_is_usable() -> None:
     leases = new_filter()
-    leases.update([Added(lease("10.9.0.0/24")), Added(lease("10.9.1.0/24", "172.17.8.1"))])
+    leases.update([LeaseAdded(lease("10.9.0.0/24")), LeaseAdded(lease("10.9.1.0/24", "172.17.8.1"))])
     known = usable(decide(leases))
     for change, expected in (
         (AROUND._replace(addresses=AROUND.addresses | {IPv4Address(PEER)}), {"10.9.1.0/24"}),
@@ -239,29 +239,31 @@ def test_a_change_of_this_hosts_addresses_changes_what_is_usable() -> None:
 
 def test_a_lease_that_changes_is_decided_again_and_a_new_version_alone_changes_nothing() -> None:
     leases = new_filter()
-    leases.update([Added(lease("10.9.0.0/24"))])
+    leases.update([LeaseAdded(lease("10.9.0.0/24"))])
     decide(leases)
-    leases.update([Added(lease("10.9.0.0/24", version=2))])
+    leases.update([LeaseAdded(lease("10.9.0.0/24", version=2))])
     assert decide(leases) == Decisions([], [])
     moved = lease("10.9.0.0/24", "10.1.0.13")
-    leases.update([Added(moved)])
-    assert decide(leases) == Decisions([Added(moved)], [])
-    leases.update([Added(lease("10.9.0.0/24", "127.0.0.1"))])
-    assert decide(leases).events == [Gone(moved.subnet)]
-    leases.update([Gone(moved.subnet), Gone(IPv4Network("10.77.0.0/24"))])
+    leases.update([LeaseAdded(moved)])
+    assert decide(leases) == Decisions([LeaseAdded(moved)], [])
+    leases.update([LeaseAdded(lease("10.9.0.0/24", "127.0.0.1"))])
+    assert decide(leases).events == [LeaseRemoved(moved.subnet)]
+    leases.update([LeaseRemoved(moved.subnet), LeaseRemoved(IPv4Network("10.77.0.0/24"))])
     assert decide(leases) == Decisions([], [])
 
 
 def test_ten_thousand_leases_are_decided_in_time_that_grows_with_their_number() -> None:
     """Also when each contains an address, and when one that all depend on comes and goes."""
     leases = new_filter()
-    events = [Added(lease(f"10.{64 + n // 256}.{n % 256}.0/24", f"172.{n // 256}.{n % 256}.9")) for n in range(10_000)]
+    events = [
+        LeaseAdded(lease(f"10.{64 + n // 256}.{n % 256}.0/24", f"172.{n // 256}.{n % 256}.9")) for n in range(10_000)
+    ]
     start = time.process_time()
     leases.update(events)
     assert len(decide(leases).events) == 10_000
     assert time.process_time() - start < 2
     start = time.process_time()
     for n in range(1000):
-        leases.update([Added(lease("10.3.0.0/16", f"10.80.{n % 256}.5"))])
+        leases.update([LeaseAdded(lease("10.3.0.0/16", f"10.80.{n % 256}.5"))])
         decide(leases)
     assert time.process_time() - start < 1

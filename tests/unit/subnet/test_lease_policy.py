@@ -21,7 +21,7 @@ from flannelpy.subnet.lease_policy import (
     renewal_lead,
     retry_delay,
 )
-from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, Overlapping, OwnEvent
+from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved, Malformed, Overlapping, OwnEvent, SameIPElsewhere
 
 CREATED = 3
 SUBNET = IPv4Network("11.0.59.0/24")
@@ -75,22 +75,22 @@ def test_the_rows_are_all_there_are_and_the_documented_ones() -> None:
 @pytest.mark.parametrize(
     ("event", "expected"),
     [
-        (Gone(SUBNET), Happening.GONE),
-        (Damaged(SUBNET, 6), Happening.DAMAGED),
-        *((Added(lease(OURS, ttl, "m")), Happening.CHANGED) for ttl in (86400, None)),
-        *((Added(lease(THEIRS, ttl)), Happening.TAKEN) for ttl in (86400, None)),
-        (Added(lease(THEIRS, 60, "m")), Happening.TAKEN),
-        (Added(lease(OURS, 60, "m", claim=True)), Happening.CHANGED),
-        (Added(lease(OURS, 60)), Happening.UNSIGNED),
-        (Added(lease(OURS, 60, "a", claim=True)), Happening.CLAIMED),
-        (Added(lease(OURS, 60, "z", claim=True)), Happening.CLAIMED),
-        (Added(lease(OURS, 60, "z")), Happening.HELD_BY_LATER),
-        (Added(lease(OURS, 60, "a")), Happening.HELD_BY_EARLIER),
-        (Elsewhere(lease(OURS, 60, "a")), Happening.ELSEWHERE_EARLIER),
-        (Elsewhere(lease(OURS, 60, "a", claim=True)), Happening.ELSEWHERE),
-        (Elsewhere(lease(OURS, 60, "z")), Happening.ELSEWHERE),
-        (Elsewhere(lease(OURS, 60, "m")), Happening.ELSEWHERE),
-        (Elsewhere(lease(OURS, 60)), Happening.ELSEWHERE),
+        (LeaseRemoved(SUBNET), Happening.GONE),
+        (Malformed(SUBNET, 6), Happening.DAMAGED),
+        *((LeaseAdded(lease(OURS, ttl, "m")), Happening.CHANGED) for ttl in (86400, None)),
+        *((LeaseAdded(lease(THEIRS, ttl)), Happening.TAKEN) for ttl in (86400, None)),
+        (LeaseAdded(lease(THEIRS, 60, "m")), Happening.TAKEN),
+        (LeaseAdded(lease(OURS, 60, "m", claim=True)), Happening.CHANGED),
+        (LeaseAdded(lease(OURS, 60)), Happening.UNSIGNED),
+        (LeaseAdded(lease(OURS, 60, "a", claim=True)), Happening.CLAIMED),
+        (LeaseAdded(lease(OURS, 60, "z", claim=True)), Happening.CLAIMED),
+        (LeaseAdded(lease(OURS, 60, "z")), Happening.HELD_BY_LATER),
+        (LeaseAdded(lease(OURS, 60, "a")), Happening.HELD_BY_EARLIER),
+        (SameIPElsewhere(lease(OURS, 60, "a")), Happening.ELSEWHERE_EARLIER),
+        (SameIPElsewhere(lease(OURS, 60, "a", claim=True)), Happening.ELSEWHERE),
+        (SameIPElsewhere(lease(OURS, 60, "z")), Happening.ELSEWHERE),
+        (SameIPElsewhere(lease(OURS, 60, "m")), Happening.ELSEWHERE),
+        (SameIPElsewhere(lease(OURS, 60)), Happening.ELSEWHERE),
         *((Overlapping(lease(THEIRS, ttl, created=CREATED - 1)), Happening.OVERLAPS_EARLIER) for ttl in (1, None)),
         *((Overlapping(lease(THEIRS, ttl, created=CREATED + 1)), Happening.OVERLAPS_LATER) for ttl in (1, None)),
     ],
@@ -101,8 +101,10 @@ def test_an_event_about_the_own_subnet_is_one_of_the_rows(event: OwnEvent, expec
 
 @pytest.mark.parametrize("host_id", ["", "a"])
 def test_without_an_identity_whoever_has_our_public_ip_is_us(host_id: str) -> None:
-    assert classify(Added(lease(OURS, 60, host_id, claim=bool(host_id))), Holder(OURS), CREATED) is Happening.CHANGED
-    assert classify(Elsewhere(lease(OURS, 60, host_id)), Holder(OURS), CREATED) is Happening.ELSEWHERE
+    assert (
+        classify(LeaseAdded(lease(OURS, 60, host_id, claim=bool(host_id))), Holder(OURS), CREATED) is Happening.CHANGED
+    )
+    assert classify(SameIPElsewhere(lease(OURS, 60, host_id)), Holder(OURS), CREATED) is Happening.ELSEWHERE
 
 
 def test_a_failure_is_one_of_the_rows() -> None:

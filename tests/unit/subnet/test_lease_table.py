@@ -7,32 +7,40 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from flannelpy.registry.base import Changes, Entry, Put, Removed, Snapshot
+from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Snapshot
 from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_table import Added, Damaged, Elsewhere, Gone, LeaseTable, Overlapping, Update
+from flannelpy.subnet.lease_table import (
+    LeaseAdded,
+    LeaseRemoved,
+    LeaseTable,
+    Malformed,
+    Overlapping,
+    SameIPElsewhere,
+    Update,
+)
 
 OWN, B, C = (IPv4Network(f"11.0.{n}.0/24") for n in (59, 101, 55))
 NOT_JSON = "not JSON: Expecting value at line 1 column 1"
 
 
-def put(name: str, public_ip: int | str, version: int = 1) -> Entry:
+def put(name: str, public_ip: int | str, version: int = 1) -> KeyValue:
     """``public_ip`` is the last byte of a host's address, or a whole value."""
     value = public_ip if isinstance(public_ip, str) else f'{{"PublicIP":"172.17.8.{public_ip}"}}'
-    return Entry(name, value, 86400, version, version)
+    return KeyValue(name, value, 86400, version, version)
 
 
-def added(subnet: IPv4Network, public_ip: int, version: int = 1) -> Added:
-    return Added(Lease(subnet, LeaseAttrs(IPv4Address(f"172.17.8.{public_ip}")), 86400, version, version))
+def added(subnet: IPv4Network, public_ip: int, version: int = 1) -> LeaseAdded:
+    return LeaseAdded(Lease(subnet, LeaseAttrs(IPv4Address(f"172.17.8.{public_ip}")), 86400, version, version))
 
 
-def table(*entries: Entry) -> LeaseTable:
+def table(*entries: KeyValue) -> LeaseTable:
     """As after a first snapshot, in which there was the own lease."""
     leases = LeaseTable(OWN)
     leases.replace(snapshot(*entries))
     return leases
 
 
-def snapshot(*entries: Entry, own: bool = True) -> Snapshot:
+def snapshot(*entries: KeyValue, own: bool = True) -> Snapshot:
     return Snapshot((*([put("11.0.59.0-24", 101)] if own else []), *entries), 10)
 
 
@@ -52,7 +60,7 @@ KNOWN = (put("11.0.101.0-24", 102), put("11.0.55.0-24", 103))
             Update([added(IPv4Network("11.0.7.0/24"), 104)], [OURS]),
             id="a host came",
         ),
-        pytest.param(snapshot(KNOWN[1]), Update([Gone(B)], [OURS]), id="a host left"),
+        pytest.param(snapshot(KNOWN[1]), Update([LeaseRemoved(B)], [OURS]), id="a host left"),
         pytest.param(
             snapshot(put("11.0.101.0-24", 105, 9), KNOWN[1]), Update([added(B, 105, 9)], [OURS]), id="a new public IP"
         ),
@@ -61,9 +69,11 @@ KNOWN = (put("11.0.101.0-24", 102), put("11.0.55.0-24", 103))
             Update([added(B, 103), added(C, 102)], [OURS]),
             id="two hosts changed places",
         ),
-        pytest.param(snapshot(), Update([Gone(B), Gone(C)], [OURS]), id="all left"),
-        pytest.param(snapshot(*KNOWN, own=False), Update(own=[Gone(OWN)]), id="the own lease is gone"),
-        pytest.param(Snapshot((), 10), Update([Gone(B), Gone(C)], [Gone(OWN)]), id="everything is gone"),
+        pytest.param(snapshot(), Update([LeaseRemoved(B), LeaseRemoved(C)], [OURS]), id="all left"),
+        pytest.param(snapshot(*KNOWN, own=False), Update(own=[LeaseRemoved(OWN)]), id="the own lease is gone"),
+        pytest.param(
+            Snapshot((), 10), Update([LeaseRemoved(B), LeaseRemoved(C)], [LeaseRemoved(OWN)]), id="everything is gone"
+        ),
         pytest.param(
             snapshot(*KNOWN, put("11.0.59.0-24", 102), own=False), Update(own=[added(OWN, 102)]), id="the own was taken"
         ),
@@ -95,14 +105,14 @@ def test_a_snapshot_is_compared_by_value(seen: Snapshot, expected: Update) -> No
         pytest.param([Put(KNOWN[0])], Update(), id="renewed"),
         pytest.param([Put(put("11.0.101.0-24", 105, 9))], Update([added(B, 105, 9)]), id="a new public IP"),
         pytest.param(
-            [Removed("11.0.101.0-24"), Put(put("11.0.101.0-24", 102))],
-            Update([Gone(B), added(B, 102)]),
+            [Deleted("11.0.101.0-24"), Put(put("11.0.101.0-24", 102))],
+            Update([LeaseRemoved(B), added(B, 102)]),
             id="left and came back",
         ),
-        pytest.param([Removed("11.0.200.0-24"), Removed("rubbish")], Update(), id="unknown ones left"),
+        pytest.param([Deleted("11.0.200.0-24"), Deleted("rubbish")], Update(), id="unknown ones left"),
         pytest.param(
-            [Removed("11.0.59.0-24"), Put(put("11.0.59.0-24", 102, 8))],
-            Update(own=[Gone(OWN), added(OWN, 102, 8)]),
+            [Deleted("11.0.59.0-24"), Put(put("11.0.59.0-24", 102, 8))],
+            Update(own=[LeaseRemoved(OWN), added(OWN, 102, 8)]),
             id="the own lease in order",
         ),
         pytest.param(
@@ -121,13 +131,13 @@ def test_a_snapshot_is_compared_by_value(seen: Snapshot, expected: Update) -> No
             id="and so is one that was good meanwhile",
         ),
         pytest.param(
-            [Put(put("11.0.101.0-24", "x")), Removed("11.0.101.0-24")],
-            Update([Gone(B)], [], [f"11.0.101.0-24: {NOT_JSON}"]),
+            [Put(put("11.0.101.0-24", "x")), Deleted("11.0.101.0-24")],
+            Update([LeaseRemoved(B)], [], [f"11.0.101.0-24: {NOT_JSON}"]),
             id="malformed, then gone",
         ),
     ],
 )
-def test_changes_are_applied_in_order(changes: list[Put | Removed], expected: Update) -> None:
+def test_changes_are_applied_in_order(changes: list[Put | Deleted], expected: Update) -> None:
     assert table(*KNOWN).apply(Changes(tuple(changes), 11)) == expected
 
 
@@ -140,20 +150,22 @@ def test_two_spellings_of_one_subnet_do_not_flap() -> None:
 def test_an_own_key_that_is_no_lease_is_told_each_time_and_said_once() -> None:
     """It was only said, so the key stayed damaged and hosts that started later could not reach us."""
     leases = table()
-    damaged = Put(Entry("11.0.59.0-24", "", 86400, 7, 1))
-    assert leases.apply(Changes((damaged,), 11)) == Update(own=[Damaged(OWN, 7)], ignored=[f"11.0.59.0-24: {NOT_JSON}"])
-    assert leases.replace(Snapshot((damaged.entry,), 12)) == Update(own=[Damaged(OWN, 7)])
+    damaged = Put(KeyValue("11.0.59.0-24", "", 86400, 7, 1))
+    assert leases.apply(Changes((damaged,), 11)) == Update(
+        own=[Malformed(OWN, 7)], ignored=[f"11.0.59.0-24: {NOT_JSON}"]
+    )
+    assert leases.replace(Snapshot((damaged.entry,), 12)) == Update(own=[Malformed(OWN, 7)])
 
 
 def test_who_is_gone_is_kept_for_a_while_and_then_forgotten() -> None:
     leases = LeaseTable(OWN, grace=60)
     leases.replace(snapshot(*KNOWN), 1000)
-    gone = Changes((Removed("11.0.101.0-24"),), 6)
+    gone = Changes((Deleted("11.0.101.0-24"),), 6)
     assert leases.apply(gone, 1001) == Update()
     assert leases.seconds_to_forget(1011) == 50
     assert leases.apply(gone, 1030) == Update()
     assert leases.forget(1060) == Update()
-    assert leases.forget(1061) == Update([Gone(B)])
+    assert leases.forget(1061) == Update([LeaseRemoved(B)])
     assert leases.seconds_to_forget(1061) == float("inf")
     assert leases.forget(5000) == Update()
 
@@ -171,7 +183,7 @@ def test_a_lease_that_gets_our_public_ip_is_gone_at_once() -> None:
     leases.replace(snapshot(*KNOWN), 0)
     update = leases.apply(Changes((Put(put("11.0.55.0-24", 101)),), 6), 1)
     lease = Lease.from_entry(put("11.0.55.0-24", 101))
-    assert update == Update([Gone(C)], [Elsewhere(lease)], ["11.0.55.0-24: it has our public IP"])
+    assert update == Update([LeaseRemoved(C)], [SameIPElsewhere(lease)], ["11.0.55.0-24: it has our public IP"])
 
 
 # Leases that overlap ours
@@ -179,11 +191,11 @@ def test_a_lease_that_gets_our_public_ip_is_gone_at_once() -> None:
 NETWORK = IPv4Network("11.0.0.0/16")
 
 
-def changes(*told: Put | Removed) -> Changes:
+def changes(*told: Put | Deleted) -> Changes:
     return Changes(told, 11)
 
 
-def overlapping_table(*entries: Entry) -> tuple[LeaseTable, Update]:
+def overlapping_table(*entries: KeyValue) -> tuple[LeaseTable, Update]:
     leases = LeaseTable(OWN, IPv4Address("172.17.8.101"), network=NETWORK)
     return leases, leases.replace(snapshot(*entries, own=False))
 
@@ -204,14 +216,14 @@ def test_what_overlaps_us_not_or_is_no_lease_of_the_network_is_no_such_event(nam
 
 @pytest.mark.parametrize("public_ip", ["0.0.0.0", "127.0.0.1", "224.0.0.9", "255.255.255.255"])
 def test_a_lease_that_no_host_can_have_does_not_take_our_subnet_away(public_ip: str) -> None:
-    other = Entry("11.0.0.0-18", f'{{"PublicIP":"{public_ip}"}}', 60, 3, 3)
+    other = KeyValue("11.0.0.0-18", f'{{"PublicIP":"{public_ip}"}}', 60, 3, 3)
     _, update = overlapping_table(other, put("11.0.59.0-24", 101, 7))
     assert update.own == [added(OWN, 101, 7)]
 
 
 def test_one_of_our_own_public_ip_is_elsewhere_instead() -> None:
     _, update = overlapping_table(put("11.0.59.0-24", 101), put("11.0.59.0-25", 101))
-    assert [type(event) for event in update.own] == [Added, Elsewhere]
+    assert [type(event) for event in update.own] == [LeaseAdded, SameIPElsewhere]
 
 
 def test_an_overlap_is_told_again_when_either_lease_is_created_again_and_no_longer_when_it_is_gone() -> None:
@@ -221,7 +233,7 @@ def test_an_overlap_is_told_again_when_either_lease_is_created_again_and_no_long
     assert leases.apply(changes(Put(put("11.0.59.0-24", 101, 9)))).own == [added(OWN, 101, 9), other]
     again = put("11.0.59.0-25", 102, 10)
     assert leases.apply(changes(Put(again))).own == [Overlapping(added(IPv4Network("11.0.59.0/25"), 102, 10).lease)]
-    assert leases.apply(changes(Removed("11.0.59.0-25"))).own == []
+    assert leases.apply(changes(Deleted("11.0.59.0-25"))).own == []
     assert leases.apply(changes(Put(put("11.0.59.0-24", 101, 12)))).own == [added(OWN, 101, 12)]
 
 
@@ -235,7 +247,7 @@ def test_a_lease_outside_of_the_network_is_reported_once_and_not_remembered(name
     assert not leases.is_key(name)
     assert leases.apply(Changes((Put(put(name, value)),), 7)).outside == [IPv4Network(name.replace("-", "/"))]
     assert leases.replace(snapshot(put(name, ""))) == Update(own=[OURS])
-    assert leases.apply(Changes((Removed(name),), 8)) == Update()
+    assert leases.apply(Changes((Deleted(name),), 8)) == Update()
 
 
 @pytest.mark.parametrize("name", ["", "x", "11.0.7.0-024", "11.0.7.1-24", "11.0.7.0-24/x", "11.0.7.0-24\n"])
