@@ -13,7 +13,7 @@ from ipaddress import IPv4Network
 
 from flannelpy.marks import OWN_CHAIN
 from flannelpy.netfilter import packet_filter
-from flannelpy.netfilter.packet_filter import Condition, Rule, Verdict
+from flannelpy.netfilter.packet_filter import Predicate, Rule, Verdict
 
 _VERDICTS = {
     "ACCEPT": Verdict.ACCEPT,
@@ -121,7 +121,7 @@ def _is_of_own_chain(line: bytes) -> bool:
 
 def _rule(line: str, chains: Mapping[str, Verdict]) -> Rule:
     words = _words(line)[2:]
-    conditions: list[Condition] = []
+    conditions: list[Predicate] = []
     at = 0
     while at < len(words) and words[at] not in ("-j", "-g"):
         is_negated = words[at] == "!"
@@ -153,7 +153,7 @@ def _end_of_option(words: list[str], start: int) -> int:
     return end
 
 
-def _condition(option: list[str]) -> Condition | None:
+def _condition(option: list[str]) -> Predicate | None:
     """That of one option with its arguments; None if it says nothing."""
     name, value = [*option, "", ""][:2]
     if name == "--comment" or (name == "-m" and value in _MODULES):

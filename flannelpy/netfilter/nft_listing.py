@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, summarize_address_range
 from typing import Any, NamedTuple
 
 from flannelpy.netfilter import packet_filter
-from flannelpy.netfilter.packet_filter import Condition, Rule, Verdict
+from flannelpy.netfilter.packet_filter import Predicate, Rule, Verdict
 
 # Priorities behind this one see tracked connections.  Source: NF_IP_PRI_CONNTRACK in linux/netfilter_ipv4.h.
 _CONNTRACK_PRIORITY = -200
@@ -66,7 +66,7 @@ def base_chains(entries: Sequence[dict[str, Any]]) -> list[BaseChain]:
 
 def _rules(chain: str, statements: Sequence[dict[str, Any]]) -> Iterator[Rule]:
     """What one rule does, as one rule for each of its verdicts."""
-    conditions: list[Condition] = []
+    conditions: list[Predicate] = []
     for statement in statements:
         [(word, value)] = statement.items() if isinstance(statement, dict) else [(str(statement), None)]
         if word == "match":
@@ -79,13 +79,13 @@ def _rules(chain: str, statements: Sequence[dict[str, Any]]) -> Iterator[Rule]:
             conditions.append(packet_filter.unknown)
 
 
-def _decide(chain: str, conditions: tuple[Condition, ...], word: str, value: Any) -> Rule:
+def _decide(chain: str, conditions: tuple[Predicate, ...], word: str, value: Any) -> Rule:
     verdict = _VERDICTS.get(word, Verdict.CONTINUE)
     target = str(value["target"]) if verdict in (Verdict.JUMP, Verdict.GOTO) else ""
     return Rule(f"{word} in chain {chain}", conditions, verdict, target)
 
 
-def _mapped(chain: str, conditions: tuple[Condition, ...], value: dict[str, Any]) -> Iterator[Rule]:
+def _mapped(chain: str, conditions: tuple[Predicate, ...], value: dict[str, Any]) -> Iterator[Rule]:
     elements = value["data"].get("set") if isinstance(value["data"], dict) else None
     if elements is None:
         yield Rule(f"vmap in chain {chain}", (*conditions, packet_filter.unknown), Verdict.UNKNOWN)
@@ -95,7 +95,7 @@ def _mapped(chain: str, conditions: tuple[Condition, ...], value: dict[str, Any]
         yield _decide(chain, (*conditions, _compare(value["key"], key)), word, target)
 
 
-def _match(value: dict[str, Any]) -> Condition:
+def _match(value: dict[str, Any]) -> Predicate:
     operator = value.get("op", "==")
     if operator not in ("==", "!=", "in"):
         return packet_filter.unknown
@@ -103,7 +103,7 @@ def _match(value: dict[str, Any]) -> Condition:
     return packet_filter.negated(condition) if operator == "!=" else condition
 
 
-def _compare(left: Any, right: Any) -> Condition:
+def _compare(left: Any, right: Any) -> Predicate:
     """The condition that an expression is one of the values."""
     values = _values(right)
     if not isinstance(left, dict) or values is None:
@@ -117,7 +117,7 @@ def _compare(left: Any, right: Any) -> Condition:
     return packet_filter.unknown
 
 
-def _compare_meta(key: str, values: Sequence[Any]) -> Condition:
+def _compare_meta(key: str, values: Sequence[Any]) -> Predicate:
     if key in ("iifname", "iif"):
         return packet_filter.incoming(list(map(str, values)))
     if key in ("oifname", "oif"):
@@ -127,14 +127,14 @@ def _compare_meta(key: str, values: Sequence[Any]) -> Condition:
     return packet_filter.unknown
 
 
-def _compare_connection(key: str, values: Sequence[Any]) -> Condition:
+def _compare_connection(key: str, values: Sequence[Any]) -> Predicate:
     if key == "state":
         return packet_filter.states(map(str, values))
     # As firewalld accepts packets to published ports.
     return packet_filter.few if key == "status" and values == ["dnat"] else packet_filter.unknown
 
 
-def _compare_payload(protocol: Any, field: Any, values: Sequence[Any]) -> Condition:
+def _compare_payload(protocol: Any, field: Any, values: Sequence[Any]) -> Predicate:
     if protocol in ("ip6", "icmpv6", "arp"):
         return packet_filter.never
     if protocol == "ip" and field in ("saddr", "daddr"):

@@ -66,14 +66,14 @@ class Packets(NamedTuple):
     is_tracked: bool = True
 
 
-Condition = Callable[[Packets], Match]
+Predicate = Callable[[Packets], Match]
 
 
 class Rule(NamedTuple):
     """``text``: as its program lists it.  ``target``: the chain of a JUMP or GOTO."""
 
     text: str
-    conditions: tuple[Condition, ...]
+    conditions: tuple[Predicate, ...]
     verdict: Verdict
     target: str = ""
 
@@ -109,33 +109,33 @@ def always(_: Packets) -> Match:
     return Match.ALL
 
 
-def negated(condition: Condition) -> Condition:
+def negated(condition: Predicate) -> Predicate:
     """The opposite; that of FEW is unknown."""
     opposite = {Match.NONE: Match.ALL, Match.ALL: Match.NONE}
     return lambda packets: opposite.get(condition(packets), Match.SOME)
 
 
-def source(networks: Sequence[IPv4Network]) -> Condition:
+def source(networks: Sequence[IPv4Network]) -> Predicate:
     """The source address is in one of the networks."""
     return lambda packets: packets.source.match(networks)
 
 
-def destination(networks: Sequence[IPv4Network]) -> Condition:
+def destination(networks: Sequence[IPv4Network]) -> Predicate:
     """The destination address is in one of the networks."""
     return lambda packets: packets.destination.match(networks)
 
 
-def incoming(patterns: Sequence[str]) -> Condition:
+def incoming(patterns: Sequence[str]) -> Predicate:
     """The device is one of the patterns, each a name or the begin of names and ``*``."""
     return lambda packets: _match_devices(packets.incoming, patterns)
 
 
-def outgoing(patterns: Sequence[str]) -> Condition:
+def outgoing(patterns: Sequence[str]) -> Predicate:
     """The device is one of the patterns."""
     return lambda packets: _match_devices(packets.outgoing, patterns)
 
 
-def states(names: Iterable[str]) -> Condition:
+def states(names: Iterable[str]) -> Predicate:
     """The connection has one of the states; that of our packets is new."""
     found = {name.lower() for name in names}
     known = Match.ALL if "new" in found else Match.NONE
