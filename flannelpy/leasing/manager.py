@@ -23,7 +23,7 @@ from flannelpy.registry.base import Changes, Registry
 from flannelpy.subnet import config as network_config
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease
-from flannelpy.subnet.lease_policy import Action, Happening, Holder, Terms, action, classify_failure
+from flannelpy.subnet.lease_policy import Action, Condition, Holder, Terms, action, classify_failure
 from flannelpy.subnet.lease_table import LeaseEvent, LeaseTable, Update
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class SubnetManager:
             except RegistryError:
                 continue  # the watch complains
             if verdict != said:
-                assert action(self.own, Happening.CONFIG_CHANGED) is Action.SAY_SO
+                assert action(self.own, Condition.CONFIG_CHANGED) is Action.LOG
                 said = verdict
                 log.log(*verdict)
 
@@ -166,7 +166,7 @@ class SubnetManager:
                 await self._take_in(update, apply)
                 await self._follow(table, cursor, apply)
             except RegistryError as error:
-                if action(self.own, classify_failure(error)) is Action.LIST_AGAIN:
+                if action(self.own, classify_failure(error)) is Action.RELIST:
                     text = "Watch of subnet leases failed because etcd index outside history window"
                     self._lists_again.message(logging.WARNING, text, self._clock.now())
                 else:

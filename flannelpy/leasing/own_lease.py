@@ -25,7 +25,7 @@ from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, is_inside, par
 from flannelpy.subnet.lease_policy import (
     CLAIM_SECONDS,
     Action,
-    Happening,
+    Condition,
     Holder,
     Terms,
     action,
@@ -177,7 +177,7 @@ class OwnLease:
         Leases by which other hosts, that had our address before us, would be looked for here are removed; a host that
         does have this address takes its lease back.
         """
-        assert action(lease, Happening.MOVED) is Action.CLAIM
+        assert action(lease, Condition.MOVED) is Action.CLAIM
         former = lease.attrs.public_ip
         text = "Lease (%s) of this host has its former public IP (%s); waiting %d s whether another host answers for it"
         log.warning(text, lease.subnet, former, CLAIM_SECONDS)
@@ -271,7 +271,7 @@ class OwnLease:
         """Renew whenever it is due, for ever.  Raises LeaseLost."""
         while True:
             wait = self._renew_at - self._clock.now()
-            if wait <= 0 and action(self.lease, Happening.RENEWAL_DUE) is Action.RENEW:
+            if wait <= 0 and action(self.lease, Condition.RENEWAL_DUE) is Action.RENEW:
                 await self._renew()
             else:
                 # In short steps: the lease may be changed by others meanwhile, and sleep stops while we are suspended.
@@ -294,7 +294,7 @@ class OwnLease:
         try:
             renewed = await self._write(own, own.version)
         except (CompareFailed, KeyNotFound):
-            assert action(own, Happening.RENEWAL_REFUSED) is Action.LOOK
+            assert action(own, Condition.RENEWAL_REFUSED) is Action.READ_BACK
             self._put_off()
             await self.react(await self._find(own.subnet))
         else:
@@ -312,25 +312,25 @@ class OwnLease:
 
     async def react(self, event: OwnEvent) -> None:
         """Do what the table says about an event of our subnet.  Raises LeaseLost."""
-        happening = classify(event, self.holder, self.lease.created)
-        match action(self.lease, happening):
+        condition = classify(event, self.holder, self.lease.created)
+        match action(self.lease, condition):
             case Action.ADOPT:
                 assert isinstance(event, LeaseAdded)
                 self._adopt(event.lease)
             case Action.REPAIR:
                 assert isinstance(event, LeaseAdded | Malformed)
-                self._say_why(happening, event)
+                self._say_why(condition, event)
                 version = event.version if isinstance(event, Malformed) else event.lease.version
                 await self._until_done(partial(self._repair, version), "Failed to write own lease")
-            case Action.TAKE_BACK:
+            case Action.RECREATE:
                 text = f"Own lease {self.lease.subnet} was deleted or has expired, taking it back"
                 self._losses.message(logging.WARNING, text, self._clock.now())
                 await self._until_done(self._take_back, "Failed to take own lease back")
-            case Action.LEAVE:
+            case Action.SURRENDER:
                 assert isinstance(event, LeaseAdded | SameIPElsewhere | Overlapping)
                 if isinstance(event, SameIPElsewhere | Overlapping):
                     await self._give_back()
-                raise LeaseLost(self._why_we_leave(happening, event.lease))
+                raise LeaseLost(self._why_we_leave(condition, event.lease))
 
     async def _until_done(self, attempt: Callable[[], Awaitable[None]], what_fails: str) -> None:
         async def noted() -> None:
@@ -363,26 +363,26 @@ class OwnLease:
         with suppress(RegistryError):
             await self._registry.compare_and_delete(format_key(self.lease.subnet), self.lease.version)
 
-    def _say_why(self, happening: Happening, event: LeaseAdded | Malformed) -> None:
+    def _say_why(self, condition: Condition, event: LeaseAdded | Malformed) -> None:
         """Log what made us write our lease again."""
-        match happening, event:
-            case Happening.UNSIGNED, _:
+        match condition, event:
+            case Condition.NO_HOST_ID, _:
                 log.warning(
                     "Lease %s was written by somebody without an identity, such as flanneld. If that is another host, "
                     "public IP %s is not unique: give each host its own by -iface or -public-ip",
                     self.lease.subnet,
                     self.holder.public_ip,
                 )
-            case ((Happening.CLAIMED | Happening.HELD_BY_LATER), LeaseAdded(lease)):
+            case ((Condition.CLAIMED | Condition.HELD_BY_HIGHER_ID), LeaseAdded(lease)):
                 log.warning("%s", self._not_unique(lease))
 
-    def _why_we_leave(self, happening: Happening, lease: Lease) -> str:
-        if happening is Happening.OVERLAPS_EARLIER:
+    def _why_we_leave(self, condition: Condition, lease: Lease) -> str:
+        if condition is Condition.OVERLAPS_EARLIER:
             return (
                 f"our subnet {self.lease.subnet} overlaps {lease.subnet}, which {lease.attrs.public_ip} leased earlier;"
                 " the next start leases another one"
             )
-        if happening is not Happening.TAKEN:
+        if condition is not Condition.TAKEN:
             return self._not_unique(lease)
         ours, theirs = self.holder.public_ip, lease.attrs.public_ip
         return f"subnet {lease.subnet} is held by {theirs} now, not by us ({ours})"

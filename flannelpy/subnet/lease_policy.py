@@ -94,19 +94,19 @@ class Terms(NamedTuple):
     renew_margin: int = 3600
 
 
-class Happening(enum.Enum):
+class Condition(enum.Enum):
     """What can happen to the own lease."""
 
     RENEWAL_DUE = "renewal is due"
     RENEWAL_REFUSED = "renewal was refused"
     CHANGED = "still ours, changed"
-    DAMAGED = "value damaged"
-    UNSIGNED = "our public IP, without an identity"
+    MALFORMED = "value damaged"
+    NO_HOST_ID = "our public IP, without an identity"
     CLAIMED = "our public IP, claimed by a newcomer"
-    HELD_BY_LATER = "our public IP, held by a later identity"
-    HELD_BY_EARLIER = "our public IP, held by an earlier identity"
+    HELD_BY_HIGHER_ID = "our public IP, held by a later identity"
+    HELD_BY_LOWER_ID = "our public IP, held by an earlier identity"
     MOVED = "our host ID and subnet, former public IP"
-    ELSEWHERE_EARLIER = "our public IP elsewhere, earlier identity"
+    ELSEWHERE_LOWER_ID = "our public IP elsewhere, earlier identity"
     ELSEWHERE = "our public IP elsewhere, any other"
     GONE = "deleted or expired"
     TAKEN = "held by another public IP"
@@ -122,77 +122,77 @@ class Action(enum.Enum):
 
     NOTHING = "nothing"
     RENEW = "renew by compare-and-swap"
-    LOOK = "look what is there"
+    READ_BACK = "look what is there"
     ADOPT = "adopt version and TTL"
     REPAIR = "write it by compare-and-swap"
     CLAIM = "claim it, then write it"
-    TAKE_BACK = "take it back by atomic create"
-    LEAVE = "leave"
-    FORWARD_ON = "forward on, ask again"
-    LIST_AGAIN = "list again"
-    SAY_SO = "say so"
+    RECREATE = "take it back by atomic create"
+    SURRENDER = "leave"
+    KEEP_FORWARDING = "forward on, ask again"
+    RELIST = "list again"
+    LOG = "say so"
 
 
-_LEASED: dict[Happening, Action] = {
-    Happening.RENEWAL_DUE: Action.RENEW,
-    Happening.RENEWAL_REFUSED: Action.LOOK,
-    Happening.CHANGED: Action.ADOPT,
-    Happening.DAMAGED: Action.REPAIR,
-    Happening.UNSIGNED: Action.REPAIR,
-    Happening.CLAIMED: Action.REPAIR,
-    Happening.HELD_BY_LATER: Action.REPAIR,
-    Happening.HELD_BY_EARLIER: Action.LEAVE,
-    Happening.MOVED: Action.CLAIM,
-    Happening.ELSEWHERE_EARLIER: Action.LEAVE,
-    Happening.ELSEWHERE: Action.NOTHING,
-    Happening.GONE: Action.TAKE_BACK,
-    Happening.TAKEN: Action.LEAVE,
-    Happening.OVERLAPS_EARLIER: Action.LEAVE,
-    Happening.OVERLAPS_LATER: Action.NOTHING,
-    Happening.STORE_SILENT: Action.FORWARD_ON,
-    Happening.HISTORY_GONE: Action.LIST_AGAIN,
-    Happening.CONFIG_CHANGED: Action.SAY_SO,
+_LEASED: dict[Condition, Action] = {
+    Condition.RENEWAL_DUE: Action.RENEW,
+    Condition.RENEWAL_REFUSED: Action.READ_BACK,
+    Condition.CHANGED: Action.ADOPT,
+    Condition.MALFORMED: Action.REPAIR,
+    Condition.NO_HOST_ID: Action.REPAIR,
+    Condition.CLAIMED: Action.REPAIR,
+    Condition.HELD_BY_HIGHER_ID: Action.REPAIR,
+    Condition.HELD_BY_LOWER_ID: Action.SURRENDER,
+    Condition.MOVED: Action.CLAIM,
+    Condition.ELSEWHERE_LOWER_ID: Action.SURRENDER,
+    Condition.ELSEWHERE: Action.NOTHING,
+    Condition.GONE: Action.RECREATE,
+    Condition.TAKEN: Action.SURRENDER,
+    Condition.OVERLAPS_EARLIER: Action.SURRENDER,
+    Condition.OVERLAPS_LATER: Action.NOTHING,
+    Condition.STORE_SILENT: Action.KEEP_FORWARDING,
+    Condition.HISTORY_GONE: Action.RELIST,
+    Condition.CONFIG_CHANGED: Action.LOG,
 }
-_RESERVED = _LEASED | {Happening.RENEWAL_DUE: Action.NOTHING}
+_RESERVED = _LEASED | {Condition.RENEWAL_DUE: Action.NOTHING}
 
 
-def action(own: Lease, happening: Happening) -> Action:
+def action(own: Lease, condition: Condition) -> Action:
     """The table above."""
-    return (_RESERVED if own.lease_ttl is None else _LEASED)[happening]
+    return (_RESERVED if own.lease_ttl is None else _LEASED)[condition]
 
 
-def classify(event: OwnEvent, holder: Holder, created: int) -> Happening:
+def classify(event: OwnEvent, holder: Holder, created: int) -> Condition:
     """What an event about the own subnet means for ``holder``, whose lease has that creation in the store."""
     match event:
         case LeaseAdded(lease):
             return _classify_holder(lease, holder)
         case SameIPElsewhere(lease):
             earlier = not lease.attrs.claim and "" < lease.attrs.host_id < holder.host_id
-            return Happening.ELSEWHERE_EARLIER if earlier else Happening.ELSEWHERE
+            return Condition.ELSEWHERE_LOWER_ID if earlier else Condition.ELSEWHERE
         case Overlapping(lease):
-            return Happening.OVERLAPS_EARLIER if lease.created < created else Happening.OVERLAPS_LATER
+            return Condition.OVERLAPS_EARLIER if lease.created < created else Condition.OVERLAPS_LATER
         case Malformed():
-            return Happening.DAMAGED
+            return Condition.MALFORMED
         case LeaseRemoved():
-            return Happening.GONE
+            return Condition.GONE
 
 
-def _classify_holder(lease: Lease, holder: Holder) -> Happening:
+def _classify_holder(lease: Lease, holder: Holder) -> Condition:
     theirs = lease.attrs
     if theirs.public_ip != holder.public_ip:
-        return Happening.TAKEN
+        return Condition.TAKEN
     if theirs.host_id == holder.host_id or not holder.host_id:
-        return Happening.CHANGED
+        return Condition.CHANGED
     if not theirs.host_id:
-        return Happening.UNSIGNED
+        return Condition.NO_HOST_ID
     if theirs.claim:
-        return Happening.CLAIMED
-    return Happening.HELD_BY_LATER if theirs.host_id > holder.host_id else Happening.HELD_BY_EARLIER
+        return Condition.CLAIMED
+    return Condition.HELD_BY_HIGHER_ID if theirs.host_id > holder.host_id else Condition.HELD_BY_LOWER_ID
 
 
-def classify_failure(error: RegistryError) -> Happening:
+def classify_failure(error: RegistryError) -> Condition:
     """What it means that the store could not tell us what goes on."""
-    return Happening.HISTORY_GONE if isinstance(error, HistoryGone) else Happening.STORE_SILENT
+    return Condition.HISTORY_GONE if isinstance(error, HistoryGone) else Condition.STORE_SILENT
 
 
 def renewal_lead(lease_ttl: int, terms: Terms, jitter: float) -> float:

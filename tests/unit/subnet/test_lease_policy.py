@@ -12,7 +12,7 @@ from flannelpy.subnet import lease_policy
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import (
     Action,
-    Happening,
+    Condition,
     Holder,
     Terms,
     action,
@@ -28,24 +28,24 @@ SUBNET = IPv4Network("11.0.59.0/24")
 OURS, THEIRS = IPv4Address("172.17.8.101"), IPv4Address("172.17.8.102")
 
 ROWS = [
-    (Happening.RENEWAL_DUE, Action.RENEW, Action.NOTHING),
-    (Happening.RENEWAL_REFUSED, Action.LOOK, Action.LOOK),
-    (Happening.CHANGED, Action.ADOPT, Action.ADOPT),
-    (Happening.DAMAGED, Action.REPAIR, Action.REPAIR),
-    (Happening.UNSIGNED, Action.REPAIR, Action.REPAIR),
-    (Happening.CLAIMED, Action.REPAIR, Action.REPAIR),
-    (Happening.HELD_BY_LATER, Action.REPAIR, Action.REPAIR),
-    (Happening.HELD_BY_EARLIER, Action.LEAVE, Action.LEAVE),
-    (Happening.MOVED, Action.CLAIM, Action.CLAIM),
-    (Happening.ELSEWHERE_EARLIER, Action.LEAVE, Action.LEAVE),
-    (Happening.ELSEWHERE, Action.NOTHING, Action.NOTHING),
-    (Happening.GONE, Action.TAKE_BACK, Action.TAKE_BACK),
-    (Happening.TAKEN, Action.LEAVE, Action.LEAVE),
-    (Happening.OVERLAPS_EARLIER, Action.LEAVE, Action.LEAVE),
-    (Happening.OVERLAPS_LATER, Action.NOTHING, Action.NOTHING),
-    (Happening.STORE_SILENT, Action.FORWARD_ON, Action.FORWARD_ON),
-    (Happening.HISTORY_GONE, Action.LIST_AGAIN, Action.LIST_AGAIN),
-    (Happening.CONFIG_CHANGED, Action.SAY_SO, Action.SAY_SO),
+    (Condition.RENEWAL_DUE, Action.RENEW, Action.NOTHING),
+    (Condition.RENEWAL_REFUSED, Action.READ_BACK, Action.READ_BACK),
+    (Condition.CHANGED, Action.ADOPT, Action.ADOPT),
+    (Condition.MALFORMED, Action.REPAIR, Action.REPAIR),
+    (Condition.NO_HOST_ID, Action.REPAIR, Action.REPAIR),
+    (Condition.CLAIMED, Action.REPAIR, Action.REPAIR),
+    (Condition.HELD_BY_HIGHER_ID, Action.REPAIR, Action.REPAIR),
+    (Condition.HELD_BY_LOWER_ID, Action.SURRENDER, Action.SURRENDER),
+    (Condition.MOVED, Action.CLAIM, Action.CLAIM),
+    (Condition.ELSEWHERE_LOWER_ID, Action.SURRENDER, Action.SURRENDER),
+    (Condition.ELSEWHERE, Action.NOTHING, Action.NOTHING),
+    (Condition.GONE, Action.RECREATE, Action.RECREATE),
+    (Condition.TAKEN, Action.SURRENDER, Action.SURRENDER),
+    (Condition.OVERLAPS_EARLIER, Action.SURRENDER, Action.SURRENDER),
+    (Condition.OVERLAPS_LATER, Action.NOTHING, Action.NOTHING),
+    (Condition.STORE_SILENT, Action.KEEP_FORWARDING, Action.KEEP_FORWARDING),
+    (Condition.HISTORY_GONE, Action.RELIST, Action.RELIST),
+    (Condition.CONFIG_CHANGED, Action.LOG, Action.LOG),
 ]
 
 
@@ -56,60 +56,60 @@ def lease(
 
 
 @pytest.mark.parametrize(("happening", "leased", "reserved"), ROWS)
-def test_each_row(happening: Happening, leased: Action, reserved: Action) -> None:
-    assert action(lease(OURS, 86400), happening) is leased
-    assert action(lease(OURS, 1), happening) is leased
-    assert action(lease(OURS, None), happening) is reserved
+def test_each_row(condition: Condition, leased: Action, reserved: Action) -> None:
+    assert action(lease(OURS, 86400), condition) is leased
+    assert action(lease(OURS, 1), condition) is leased
+    assert action(lease(OURS, None), condition) is reserved
 
 
 def test_the_rows_are_all_there_are_and_the_documented_ones() -> None:
-    assert [row[0] for row in ROWS] == list(Happening)
+    assert [row[0] for row in ROWS] == list(Condition)
     documented = [" ".join(line.split()) for line in (lease_policy.__doc__ or "").splitlines()]
-    rows = [f"{happening.value} {leased.value} {reserved.value}" for happening, leased, reserved in ROWS]
+    rows = [f"{condition.value} {leased.value} {reserved.value}" for condition, leased, reserved in ROWS]
     assert [line for line in documented if line in rows] == rows
     architecture = (Path(__file__).parents[3] / "docs/architecture.md").read_text()
-    table = [f"| {happening.value} | {leased.value} | {reserved.value} |" for happening, leased, reserved in ROWS]
+    table = [f"| {condition.value} | {leased.value} | {reserved.value} |" for condition, leased, reserved in ROWS]
     assert [line for line in architecture.splitlines() if line in table] == table
 
 
 @pytest.mark.parametrize(
     ("event", "expected"),
     [
-        (LeaseRemoved(SUBNET), Happening.GONE),
-        (Malformed(SUBNET, 6), Happening.DAMAGED),
-        *((LeaseAdded(lease(OURS, ttl, "m")), Happening.CHANGED) for ttl in (86400, None)),
-        *((LeaseAdded(lease(THEIRS, ttl)), Happening.TAKEN) for ttl in (86400, None)),
-        (LeaseAdded(lease(THEIRS, 60, "m")), Happening.TAKEN),
-        (LeaseAdded(lease(OURS, 60, "m", claim=True)), Happening.CHANGED),
-        (LeaseAdded(lease(OURS, 60)), Happening.UNSIGNED),
-        (LeaseAdded(lease(OURS, 60, "a", claim=True)), Happening.CLAIMED),
-        (LeaseAdded(lease(OURS, 60, "z", claim=True)), Happening.CLAIMED),
-        (LeaseAdded(lease(OURS, 60, "z")), Happening.HELD_BY_LATER),
-        (LeaseAdded(lease(OURS, 60, "a")), Happening.HELD_BY_EARLIER),
-        (SameIPElsewhere(lease(OURS, 60, "a")), Happening.ELSEWHERE_EARLIER),
-        (SameIPElsewhere(lease(OURS, 60, "a", claim=True)), Happening.ELSEWHERE),
-        (SameIPElsewhere(lease(OURS, 60, "z")), Happening.ELSEWHERE),
-        (SameIPElsewhere(lease(OURS, 60, "m")), Happening.ELSEWHERE),
-        (SameIPElsewhere(lease(OURS, 60)), Happening.ELSEWHERE),
-        *((Overlapping(lease(THEIRS, ttl, created=CREATED - 1)), Happening.OVERLAPS_EARLIER) for ttl in (1, None)),
-        *((Overlapping(lease(THEIRS, ttl, created=CREATED + 1)), Happening.OVERLAPS_LATER) for ttl in (1, None)),
+        (LeaseRemoved(SUBNET), Condition.GONE),
+        (Malformed(SUBNET, 6), Condition.MALFORMED),
+        *((LeaseAdded(lease(OURS, ttl, "m")), Condition.CHANGED) for ttl in (86400, None)),
+        *((LeaseAdded(lease(THEIRS, ttl)), Condition.TAKEN) for ttl in (86400, None)),
+        (LeaseAdded(lease(THEIRS, 60, "m")), Condition.TAKEN),
+        (LeaseAdded(lease(OURS, 60, "m", claim=True)), Condition.CHANGED),
+        (LeaseAdded(lease(OURS, 60)), Condition.NO_HOST_ID),
+        (LeaseAdded(lease(OURS, 60, "a", claim=True)), Condition.CLAIMED),
+        (LeaseAdded(lease(OURS, 60, "z", claim=True)), Condition.CLAIMED),
+        (LeaseAdded(lease(OURS, 60, "z")), Condition.HELD_BY_HIGHER_ID),
+        (LeaseAdded(lease(OURS, 60, "a")), Condition.HELD_BY_LOWER_ID),
+        (SameIPElsewhere(lease(OURS, 60, "a")), Condition.ELSEWHERE_LOWER_ID),
+        (SameIPElsewhere(lease(OURS, 60, "a", claim=True)), Condition.ELSEWHERE),
+        (SameIPElsewhere(lease(OURS, 60, "z")), Condition.ELSEWHERE),
+        (SameIPElsewhere(lease(OURS, 60, "m")), Condition.ELSEWHERE),
+        (SameIPElsewhere(lease(OURS, 60)), Condition.ELSEWHERE),
+        *((Overlapping(lease(THEIRS, ttl, created=CREATED - 1)), Condition.OVERLAPS_EARLIER) for ttl in (1, None)),
+        *((Overlapping(lease(THEIRS, ttl, created=CREATED + 1)), Condition.OVERLAPS_LATER) for ttl in (1, None)),
     ],
 )
-def test_an_event_about_the_own_subnet_is_one_of_the_rows(event: OwnEvent, expected: Happening) -> None:
+def test_an_event_about_the_own_subnet_is_one_of_the_rows(event: OwnEvent, expected: Condition) -> None:
     assert classify(event, Holder(OURS, "m"), CREATED) is expected
 
 
 @pytest.mark.parametrize("host_id", ["", "a"])
 def test_without_an_identity_whoever_has_our_public_ip_is_us(host_id: str) -> None:
     assert (
-        classify(LeaseAdded(lease(OURS, 60, host_id, claim=bool(host_id))), Holder(OURS), CREATED) is Happening.CHANGED
+        classify(LeaseAdded(lease(OURS, 60, host_id, claim=bool(host_id))), Holder(OURS), CREATED) is Condition.CHANGED
     )
-    assert classify(SameIPElsewhere(lease(OURS, 60, host_id)), Holder(OURS), CREATED) is Happening.ELSEWHERE
+    assert classify(SameIPElsewhere(lease(OURS, 60, host_id)), Holder(OURS), CREATED) is Condition.ELSEWHERE
 
 
 def test_a_failure_is_one_of_the_rows() -> None:
-    assert classify_failure(HistoryGone("")) is Happening.HISTORY_GONE
-    assert classify_failure(RegistryUnavailable("")) is Happening.STORE_SILENT
+    assert classify_failure(HistoryGone("")) is Condition.HISTORY_GONE
+    assert classify_failure(RegistryUnavailable("")) is Condition.STORE_SILENT
 
 
 @pytest.mark.parametrize(
