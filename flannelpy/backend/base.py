@@ -76,7 +76,7 @@ class Backend(Protocol):
         """Remove what ``start`` set up, but for what lets traffic go on while we restart."""
 
 
-class BackendRoom(Protocol):
+class BackendModule(Protocol):
     """The module of a backend."""
 
     def create(self, config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
@@ -84,7 +84,7 @@ class BackendRoom(Protocol):
 
 
 # Each is imported when it is needed.
-_ROOMS = {
+_MODULES = {
     "alloc": "flannelpy.backend.alloc",
     "host-gw": "flannelpy.backend.host_gw",
     "udp": "flannelpy.backend.udp.backend",
@@ -95,11 +95,11 @@ _ROOMS = {
 def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
     """The backend that the config asks for.  Raises ConfigError, HostError."""
     backend_type = config.backend.type
-    if backend_type not in _ROOMS:
-        known = ", ".join(sorted(_ROOMS))
+    if backend_type not in _MODULES:
+        known = ", ".join(sorted(_MODULES))
         raise ConfigError(f"unknown backend type: {shown(repr(backend_type))}; Backend.Type may be {known}")
-    return _room(backend_type).create(config, external, options)
+    return _module(backend_type).create(config, external, options)
 
 
-def _room(backend_type: str) -> BackendRoom:
-    return cast(BackendRoom, import_module(_ROOMS[backend_type]))
+def _module(backend_type: str) -> BackendModule:
+    return cast(BackendModule, import_module(_MODULES[backend_type]))

@@ -15,7 +15,7 @@ cdef class Segmenter:
     cdef const unsigned char[::1] _from
     cdef unsigned char[::1] _to
     cdef const unsigned int[::1] _words
-    cdef Py_ssize_t _room
+    cdef Py_ssize_t _module
 
     @cython.locals(header=cython.Py_ssize_t, payload=cython.Py_ssize_t, count=cython.Py_ssize_t)
     cpdef Py_ssize_t segment(self, Py_ssize_t start, Py_ssize_t end, Py_ssize_t gso_size, Py_ssize_t at) noexcept

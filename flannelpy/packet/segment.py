@@ -55,7 +55,7 @@ class Segmenter:
         self._from = source
         self._target = target
         self._to = target
-        self._room = len(target)
+        self._module = len(target)
 
     def segment(self, start: int, end: int, gso_size: int, at: int) -> int:
         """Write the segments of the checked packet ``[start:end]`` one behind the other, from ``at`` on.
@@ -68,7 +68,7 @@ class Segmenter:
         if not header or payload <= 0 or gso_size <= 0:
             return 0
         count = (payload + gso_size - 1) // gso_size
-        if at + count * header + payload > self._room:
+        if at + count * header + payload > self._module:
             return 0
         return self._segment(start, start + header, end, gso_size, at)
 
