@@ -134,14 +134,14 @@ class Network:
         """Choose, and take what no other network may have from now on.  Raises ConfigError, HostError."""
         chosen = await self._choose(config)
         withdraw = partial(self._withdraw, config.network)
-        self._host.take(self.name, config.network, chosen.backend.needs, withdraw)
+        self._host.take(self.name, config.network, chosen.backend.exclusive_resources, withdraw)
         return chosen
 
     async def _choose(self, config: NetworkConfig) -> _Chosen:
         """What to do about a config.  Raises ConfigError, HostError."""
         options = replace(self._options, subnet_file=self._subnet_file)
         backend = backends.create(config, self._host.external, options)
-        self._host.check(self.name, config.network, backend.needs)
+        self._host.check(self.name, config.network, backend.exclusive_resources)
         async with Netlink() as netlink:
             await self._underlay.check(netlink, config.network, backend.routed)
         return _Chosen(config, backend)

@@ -21,7 +21,7 @@ from flannelpy.subnet.lease_table import LeaseEvent
 class AllocBackend:
     """Nothing between hosts."""
 
-    needs: Sequence[str] = ()
+    exclusive_resources: Sequence[str] = ()
     datagrams = None
     forwarding = None
     device = ""

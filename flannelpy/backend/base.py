@@ -25,7 +25,7 @@ from flannelpy.subnet.lease_table import LeaseEvent
 class Backend(Protocol):
     """One way for packets between hosts, for the life of one lease.
 
-    ``needs``: what it has to have for itself alone, in words, so that no two networks of a host take the same.
+    ``exclusive_resources``: what it has to have for itself alone, in words, so that no two networks of a host take the same.
     ``adopts_routes``: whether its routes stay when it stops, for its next start to adopt.
     ``routed``: what it routes to other hosts.
     """
@@ -34,7 +34,7 @@ class Backend(Protocol):
     routed: Routed
 
     @property
-    def needs(self) -> Sequence[str]: ...  # noqa: D102
+    def exclusive_resources(self) -> Sequence[str]: ...  # noqa: D102
 
     @property
     def datagrams(self) -> Datagrams | None:

@@ -36,7 +36,7 @@ BACKEND_TYPE = "host-gw"
 class HostGwBackend:
     """Routes by the kernel alone; every host must be on the link of the external interface."""
 
-    needs: Sequence[str] = ()
+    exclusive_resources: Sequence[str] = ()
     datagrams = None
     device = ""
     adopts_routes = True

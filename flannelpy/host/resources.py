@@ -27,14 +27,14 @@ class _Claim(NamedTuple):
     """What a network has for itself alone, and what removes its state from the kernel."""
 
     network: IPv4Network
-    needs: Sequence[str]
+    exclusive_resources: Sequence[str]
     withdraw: Callable[[], Awaitable[None]]
 
-    def conflict(self, network: IPv4Network, needs: Sequence[str]) -> str:
+    def conflict(self, network: IPv4Network, exclusive_resources: Sequence[str]) -> str:
         """What of it another network would take; empty if nothing."""
         if network.overlaps(self.network):
             return str(self.network)
-        return next((need for need in needs if need in self.needs), "")
+        return next((resource for resource in exclusive_resources if resource in self.exclusive_resources), "")
 
 
 class Host:
@@ -50,25 +50,29 @@ class Host:
         self._rules: set[ProhibitRule] = set()  # those between networks of ours that are in the kernel
         self._busy = asyncio.Lock()
 
-    def check(self, name: str, network: IPv4Network, needs: Sequence[str]) -> None:
+    def check(self, name: str, network: IPv4Network, exclusive_resources: Sequence[str]) -> None:
         """Whether the network called ``name`` may have these addresses and things.  Raises ConfigError."""
         for other, claim in self._taken.items():
             if other == name:
                 continue
             if network.overlaps(claim.network):
                 raise ConfigError(f"Network {network} overlaps {claim.network}, the network {other}")
-            if need := claim.conflict(network, needs):
-                raise ConfigError(f"{need} is the network {other}'s: choose another one in Backend")
+            if resource := claim.conflict(network, exclusive_resources):
+                raise ConfigError(f"{resource} is the network {other}'s: choose another one in Backend")
 
     def take(
-        self, name: str, network: IPv4Network, needs: Sequence[str], withdraw: Callable[[], Awaitable[None]]
+        self,
+        name: str,
+        network: IPv4Network,
+        exclusive_resources: Sequence[str],
+        withdraw: Callable[[], Awaitable[None]],
     ) -> None:
         """They are that network's until ``release``.  Raises ConfigError as ``check`` does.
 
         ``withdraw`` removes what the network leaves in the kernel when it ends.
         """
-        self.check(name, network, needs)
-        self._taken[name] = _Claim(network, needs, withdraw)
+        self.check(name, network, exclusive_resources)
+        self._taken[name] = _Claim(network, exclusive_resources, withdraw)
         self._left.pop(name, None)  # its start takes over what it left
 
     def release(self, name: str) -> None:
@@ -79,11 +83,11 @@ class Host:
 
     async def evict(self, name: str) -> list[IPv4Network]:
         """Remove what networks that have ended left in the way of one that starts; which networks those are."""
-        network, needs, _ = self._taken[name]
+        network, exclusive_resources, _ = self._taken[name]
         evicted = []
         async with self._busy:
             for other, claim in list(self._left.items()):
-                conflict = claim.conflict(network, needs)
+                conflict = claim.conflict(network, exclusive_resources)
                 if conflict and other in self._left:
                     del self._left[other]
                     log.warning("Removing what is left of the network %s: %s is this network's now", other, conflict)

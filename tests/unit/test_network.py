@@ -91,7 +91,7 @@ class FakeUnderlay(Underlay):
 class FakeBackend:
     """Records what is asked of it, in ``story``."""
 
-    needs = ("a thing",)
+    exclusive_resources = ("a thing",)
     datagrams = None
     forwarding = None
     device = "flannel9"

@@ -89,7 +89,7 @@ class UdpBackend:
         self._told_drops: Counter[DropReason] = Counter()
 
     @property
-    def needs(self) -> Sequence[str]:
+    def exclusive_resources(self) -> Sequence[str]:
         """The port."""
         return [f"UDP port {self._port}"]
 

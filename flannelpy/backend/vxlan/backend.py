@@ -71,7 +71,7 @@ class VxlanBackend:
         self._entries = EntryReconciler(self._network, self._wanted, self._own_link)
 
     @property
-    def needs(self) -> Sequence[str]:
+    def exclusive_resources(self) -> Sequence[str]:
         """The VNI names the device."""
         return [f"VNI {self._settings.vni}"]
 

@@ -64,7 +64,7 @@ def test_an_unknown_backend_is_refused_with_those_there_are() -> None:
 
 @pytest.mark.parametrize("port", [1, 8285, 65535, None])
 def test_a_port_may_be_named_or_left_out(port: int | None) -> None:
-    assert UdpBackend(config(Port=port), EXTERNAL, ALIAS, None).needs == [f"UDP port {port or 8285}"]
+    assert UdpBackend(config(Port=port), EXTERNAL, ALIAS, None).exclusive_resources == [f"UDP port {port or 8285}"]
 
 
 @pytest.mark.parametrize(

@@ -316,7 +316,7 @@ def test_its_port_is_one_for_all_hosts_and_its_source_port_the_kernels() -> None
         config.parse('{"Network":"11.0.0.0/16","Backend":{"Type":"vxlan","VNI":7,"Port":4789}}'), EXTERNAL, ALIAS
     )
     assert backend.datagrams == Datagrams("flannel.7", 4789, 0, accepts_local=False)
-    assert (backend.device, backend.needs) == ("flannel.7", ["VNI 7"])
+    assert (backend.device, backend.exclusive_resources) == ("flannel.7", ["VNI 7"])
 
 
 def test_before_the_entries_are_put_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,12 +28,16 @@ def host() -> Host:
 
 
 def take(
-    host: Host, name: str, network: IPv4Network, *needs: str, withdraw: Callable[[], Awaitable[None]] | None = None
+    host: Host,
+    name: str,
+    network: IPv4Network,
+    *exclusive_resources: str,
+    withdraw: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     async def nothing() -> None:
         pass
 
-    host.take(name, network, needs, withdraw or nothing)
+    host.take(name, network, exclusive_resources, withdraw or nothing)
 
 
 @pytest.mark.parametrize("network", ["11.1.0.0/16", "11.0.0.0/8", "11.1.128.0/20"])
@@ -161,7 +165,7 @@ def test_rules_of_a_network_that_has_ended_stay_until_another_one_has_its_addres
         ("11.2.0.0/16", "nothing", False),
     ],
 )
-def test_what_a_network_has_left_goes_only_if_it_is_in_the_way(network: str, need: str, is_evicted: bool) -> None:
+def test_what_a_network_has_left_goes_only_if_it_is_in_the_way(network: str, resource: str, is_evicted: bool) -> None:
     address = IPv4Address("172.17.8.101")
     host = Host(ExternalInterface("eth1", address, 1500), address)
     withdrawn: list[str] = []
@@ -171,7 +175,7 @@ def test_what_a_network_has_left_goes_only_if_it_is_in_the_way(network: str, nee
 
     take(host, "blue", BLUE, "UDP port 8285", withdraw=withdraw)
     host.release("blue")
-    take(host, "green", IPv4Network(network), need)
+    take(host, "green", IPv4Network(network), resource)
     assert asyncio.run(host.evict("green")) == [BLUE] * is_evicted
     assert asyncio.run(host.evict("green")) == []
     assert withdrawn == ["blue"] * is_evicted
