@@ -14,7 +14,7 @@ from flannelpy.linux.netlink.client import Netlink
 from flannelpy.rtnetlink.links import Address, Link
 
 
-class Tunnel(NamedTuple):
+class DeviceConfig(NamedTuple):
     """``queue``: packets that may wait in the device, 0 for a device without a queue."""
 
     network: IPv4Network

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from ipaddress import IPv4Network
 
 from flannelpy.addressing.interface_choice import ExternalInterface
-from flannelpy.backend.device_config import Tunnel
+from flannelpy.backend.device_config import DeviceConfig
 from flannelpy.backend.lease_log import LeaseLog
 from flannelpy.backend.route_check import RouteCheck, Way
 from flannelpy.backend.udp.device import Device
@@ -109,13 +109,13 @@ class UdpBackend:
 
     async def start(self, lease: Lease) -> int:
         """Open the socket first: when the port is taken, no device was ever there."""
-        tunnel = Tunnel(self._network, lease.subnet.network_address, self._mtu, _TUN_QUEUE)
+        device_config = DeviceConfig(self._network, lease.subnet.network_address, self._mtu, _TUN_QUEUE)
         self._udp = UdpSocket(
             self._external.address, self._port, gso=Offload.GSO in self._offload, gro=Offload.GRO in self._offload
         )
         self._resources.callback(self._udp.close)
         async with Netlink() as netlink:
-            self._device = Device(tunnel, self._alias)
+            self._device = Device(device_config, self._alias)
             self.device = self._device.tun.name
             self._resources.callback(self._device.close)
             await self._device.set_up(netlink)

@@ -5,7 +5,7 @@ Counterpart: the device half of backend/udp/udp.go, which never looks again.
 
 from __future__ import annotations
 
-from flannelpy.backend.device_config import Tunnel
+from flannelpy.backend.device_config import DeviceConfig
 from flannelpy.backend.leftovers import log_lost_routes
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
@@ -14,12 +14,12 @@ from flannelpy.rtnetlink.links import Link
 
 
 class Device:
-    """An open TUN device with the settings of ``tunnel``; ``alias`` marks it as ours."""
+    """An open TUN device with the settings of ``device_config``; ``alias`` marks it as ours."""
 
-    def __init__(self, tunnel: Tunnel, alias: str) -> None:
+    def __init__(self, device_config: DeviceConfig, alias: str) -> None:
         """Raises HostError."""
         self._alias = alias
-        self._tunnel = tunnel
+        self._device_config = device_config
         self._offload = (False, False)
         self.tun = Tun()
 
@@ -35,7 +35,7 @@ class Device:
             raise HostError(f"{self.tun.name} is gone")
         if link.alias != self._alias:
             await netlink.set_alias(link, self._alias)
-        removed = await self._tunnel.set_up(netlink, link)
+        removed = await self._device_config.set_up(netlink, link)
         self.tun.accept_own_address()
         return removed
 
@@ -44,7 +44,7 @@ class Device:
         link = await netlink.link(self.tun.name)
         if link is None:
             return None, ["was removed"]
-        flaws = await self._tunnel.flaws(netlink, link)
+        flaws = await self._device_config.flaws(netlink, link)
         if link.alias != self._alias:
             flaws.append(f'got the alias "{link.alias}" instead of "{self._alias}"')
         return link, flaws
@@ -52,7 +52,7 @@ class Device:
     async def make_anew(self, netlink: Netlink) -> None:
         """In place of one that was removed or can be read no longer.  Raises HostError."""
         if link := await netlink.link(self.tun.name):
-            await log_lost_routes(netlink, link, [self._tunnel.network])
+            await log_lost_routes(netlink, link, [self._device_config.network])
         self.tun.close()
         self.tun = Tun()
         self.tun.offload(tso=self._offload[0], uso=self._offload[1])

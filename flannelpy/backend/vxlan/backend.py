@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 from flannelpy.addressing.interface_choice import ExternalInterface
-from flannelpy.backend.device_config import Tunnel
+from flannelpy.backend.device_config import DeviceConfig
 from flannelpy.backend.host_gw import check_routes
 from flannelpy.backend.kernel_entries import EntryReconciler
 from flannelpy.backend.lease_log import LeaseLog
@@ -102,8 +102,8 @@ class VxlanBackend:
         mac = vtep.read(lease.attrs)
         assert mac is not None, "we wrote it"
         self._own = _Vtep(lease.attrs.public_ip, mac, lease.created)
-        tunnel = Tunnel(self._network, lease.subnet.network_address, self._settings.mtu, queue=0)
-        self._device = Device(self._settings, self._external, mac, tunnel, self._alias)
+        device_config = DeviceConfig(self._network, lease.subnet.network_address, self._settings.mtu, queue=0)
+        self._device = Device(self._settings, self._external, mac, device_config, self._alias)
         self._route_check = RouteCheck(self._network, lease.subnet)
         async with Netlink() as netlink:
             await self._device.set_up(netlink)

@@ -9,7 +9,7 @@ import logging
 from ipaddress import IPv4Interface
 
 from flannelpy.addressing.interface_choice import ExternalInterface
-from flannelpy.backend.device_config import Tunnel
+from flannelpy.backend.device_config import DeviceConfig
 from flannelpy.backend.leftovers import log_lost_routes
 from flannelpy.backend.vxlan import conflict
 from flannelpy.datapath.vxlan_settings import Settings
@@ -25,12 +25,14 @@ log = logging.getLogger(__name__)
 class Device:
     """The device of ``settings`` on top of the external interface, with that MAC; ``alias`` marks it as ours."""
 
-    def __init__(self, settings: Settings, external: ExternalInterface, mac: str, tunnel: Tunnel, alias: str) -> None:
+    def __init__(
+        self, settings: Settings, external: ExternalInterface, mac: str, device_config: DeviceConfig, alias: str
+    ) -> None:
         self.name = settings.device_name
         self._settings = settings
         self._external = external
         self._mac = mac
-        self._tunnel = tunnel
+        self._device_config = device_config
         self._alias = alias
         self._index = 0  # of the device that we set up
 
@@ -50,7 +52,7 @@ class Device:
             raise HostError(f"{refusal}: {await conflict.name(netlink, self.name, wanted, refusal)}") from refusal
 
     async def _add(self, netlink: Netlink, wanted: Vxlan) -> Link:
-        await netlink.add_vxlan(self.name, wanted, self._mac, self._tunnel.mtu)
+        await netlink.add_vxlan(self.name, wanted, self._mac, self._device_config.mtu)
         return await self.link(netlink)
 
     async def _give(self, netlink: Netlink, link: Link) -> list[str]:
@@ -60,7 +62,7 @@ class Device:
         if link.mac != self._mac:
             await netlink.set_mac(link, self._mac)
         self._index = link.index
-        return await self._tunnel.set_up(netlink, link)
+        return await self._device_config.set_up(netlink, link)
 
     async def _take_back(self, netlink: Netlink) -> None:
         """Remove a device that we have just added, and that cannot be used."""
@@ -87,7 +89,7 @@ class Device:
             flaws.append(f"got MAC {link.mac} instead of {self._mac}")
         if link.alias != self._alias:
             flaws.append(f'got the alias "{link.alias}" instead of "{self._alias}"')
-        return [*flaws, *await self._tunnel.flaws(netlink, link)]
+        return [*flaws, *await self._device_config.flaws(netlink, link)]
 
     async def _adopt(self, netlink: Netlink) -> Link | None:
         """The device that an earlier run left, if its settings are right.  Raises HostError for a foreign device."""
@@ -122,7 +124,7 @@ class Device:
                 f"{self.name} is there already and not ours: it has neither our alias nor our MAC {self._mac}; remove "
                 "it, or choose another Backend.VNI"
             )
-        if not any(address.ip in self._tunnel.network for address in held):
+        if not any(address.ip in self._device_config.network for address in held):
             raise HostError(f"{self.name} has {held[0].ip}, of another overlay; choose another Backend.VNI")
         shown = ", ".join(map(str, held))
         raise HostError(
@@ -132,7 +134,7 @@ class Device:
 
     @property
     def _address(self) -> IPv4Interface:
-        return IPv4Interface((self._tunnel.address, self._tunnel.network.prefixlen))
+        return IPv4Interface((self._device_config.address, self._device_config.network.prefixlen))
 
     async def _wanted(self, netlink: Netlink) -> Vxlan:
         lower = await netlink.link(self._external.name)
@@ -149,5 +151,5 @@ class Device:
                 log.warning("Removed device %s: it is our %s under another name", link.name, self.name)
 
     async def _remove(self, netlink: Netlink, link: Link) -> None:
-        await log_lost_routes(netlink, link, [self._tunnel.network])
+        await log_lost_routes(netlink, link, [self._device_config.network])
         await netlink.remove_link(link)

@@ -12,7 +12,7 @@ import pytest
 from support.fakes_machine import FakeMachine, direct
 from support.fakes_netlink import ETH1, EXTERNAL
 
-from flannelpy.backend.device_config import Tunnel
+from flannelpy.backend.device_config import DeviceConfig
 from flannelpy.backend.udp import device as tun_device
 from flannelpy.backend.vxlan.device import Device as VxlanDevice
 from flannelpy.datapath.vxlan_settings import Settings
@@ -22,14 +22,14 @@ from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.links import Address, Link, Vxlan
 
 NETWORK, OTHER = IPv4Network("11.0.0.0/16"), IPv4Network("11.1.0.0/16")
-TUNNEL = Tunnel(NETWORK, IPv4Address("11.0.59.0"), 1450, 1000)
+CONFIG = DeviceConfig(NETWORK, IPv4Address("11.0.59.0"), 1450, 1000)
 ALIAS, FOREIGN_ALIAS = "flannelpy /run/flannel/subnet.env", "flannelpy /run/other/subnet.env"
 MAC = "02:00:00:00:00:01"
 SETTINGS = Settings(1, 8472, 1450, learning=False, gbp=False, direct_routing=False)
 VXLAN = Vxlan(1, 8472, EXTERNAL.address, ETH1)
 INDEX = 7
 OURS = Link(INDEX, "flannel.1", 1450, "vxlan", mac=MAC, vxlan=VXLAN, alias=ALIAS)
-OWN_ADDRESS = Address(INDEX, TUNNEL.address, 16)
+OWN_ADDRESS = Address(INDEX, CONFIG.address, 16)
 
 
 def address(text: str, prefix_len: int = 16, peer: str = "") -> Address:
@@ -78,11 +78,11 @@ def tun(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> tun_device.Dev
     monkeypatch.setattr(FakeTun, "machine", machine, raising=False)
     monkeypatch.setattr(FakeTun, "opened", [], raising=False)
     monkeypatch.setattr(tun_device, "Tun", FakeTun)
-    return tun_device.Device(TUNNEL, ALIAS)
+    return tun_device.Device(CONFIG, ALIAS)
 
 
-def vxlan(tunnel: Tunnel = TUNNEL) -> VxlanDevice:
-    return VxlanDevice(SETTINGS, EXTERNAL, MAC, tunnel, ALIAS)
+def vxlan(device_config: DeviceConfig = CONFIG) -> VxlanDevice:
+    return VxlanDevice(SETTINGS, EXTERNAL, MAC, device_config, ALIAS)
 
 
 # What both have

@@ -19,7 +19,7 @@ from flannelpy import cli
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend import base as backends
 from flannelpy.backend.alloc import AllocBackend
-from flannelpy.backend.device_config import Tunnel
+from flannelpy.backend.device_config import DeviceConfig
 from flannelpy.backend.udp import backend as udp_backend
 from flannelpy.backend.udp.backend import UdpBackend
 from flannelpy.backend.udp.sender_queues import SenderQueues
@@ -150,9 +150,9 @@ class FakeTun(Tun):
 class FakeDevice:
     """Flaws are what the test says."""
 
-    def __init__(self, tunnel: Tunnel, alias: str) -> None:
+    def __init__(self, device_config: DeviceConfig, alias: str) -> None:
         assert alias == ALIAS
-        self.tunnel = tunnel
+        self.device_config = device_config
         self.tun = FakeTun("flannel0")
         self.found: list[str] = []
         self.is_there = True
@@ -241,7 +241,9 @@ def test_only_an_unchecked_sender_may_have_any_port(monkeypatch: pytest.MonkeyPa
     async def scenario(life: Life) -> None:
         assert await life.backend.start(OWN) == 1472
         assert life.expected_ports == [None if source_check is SourceCheck.OFF else life.port]
-        assert life.device.tunnel == Tunnel(IPv4Network("11.0.0.0/16"), IPv4Address("11.0.59.0"), 1472, 1000)
+        assert life.device.device_config == DeviceConfig(
+            IPv4Network("11.0.0.0/16"), IPv4Address("11.0.59.0"), 1472, 1000
+        )
         assert life.backend.datagrams == Datagrams("flannel0", life.port, life.port, accepts_local=True)
         assert life.backend.device == "flannel0"
         life.backend.apply([added("172.17.8.102")])
