@@ -45,7 +45,7 @@ class DeviceConfig(NamedTuple):
             flaws.append(f"lost its address {self.address}/{self.network.prefixlen}")
         if link.is_up and not await netlink.has_connected_route(self.network, link.index):
             flaws.append(f"lost the route to {self.network}")
-        if link.is_up and not link.in_use and not flaws:
+        if link.is_up and not link.has_carrier and not flaws:
             raise HostError(
                 f"{link.name} has no carrier, so it drops all packets: another program set its carrier off, or its "
                 "protodown on"

@@ -96,7 +96,7 @@ def route_text(route: KernelRoute) -> str:
 def _check_unused(devices: Iterable[Link]) -> None:
     """Raises HostError for an unmarked TUN device that a process has open: then a flanneld runs."""
     for link in devices:
-        if link.kind == "tun" and link.in_use and not is_device_alias(link.alias):
+        if link.kind == "tun" and link.has_carrier and not is_device_alias(link.alias):
             raise HostError(
                 f"another process, such as flanneld, has our device {link.name} open: stop that process first"
             )

@@ -91,7 +91,7 @@ class Watch:
     def _link_trouble(self, holder: Link) -> str:
         if not holder.is_up:
             return f"{holder.name} is down"
-        return "" if holder.in_use or self._external.other_holder else f"{holder.name} has no carrier"
+        return "" if holder.has_carrier or self._external.other_holder else f"{holder.name} has no carrier"
 
     async def _missing(self, netlink: Netlink, lost: str) -> None:
         if lost != self._lost:

@@ -56,7 +56,7 @@ class Vxlan:
 class Link:
     """A network interface; ``kind`` is ``tun``, ``vxlan``, … or empty for hardware.
 
-    ``in_use``: it has a carrier; a TUN device has one while a process has it open.  ``master``: the index of the bridge
+    ``has_carrier``: it has a carrier; a TUN device has one while a process has it open.  ``master``: the index of the bridge
     or bond that it is a port of, or 0.
     """
 
@@ -65,7 +65,7 @@ class Link:
     mtu: int
     kind: str = ""
     is_up: bool = True
-    in_use: bool = True
+    has_carrier: bool = True
     mac: str = ""
     vxlan: Vxlan | None = None
     alias: str = ""

@@ -20,7 +20,7 @@ from flannelpy.rtnetlink.links import Address, Link
 NETWORK, OLD, FOREIGN = (IPv4Network(f"11.{number}.0.0/16") for number in (1, 2, 9))
 ALIAS, FOREIGN_ALIAS = "flannelpy /run/flannel/subnet.env", "flannelpy /run/other/subnet.env"
 SCOPE = Scope(ALIAS, frozenset([NETWORK, OLD]), frozenset([IPv4Interface("11.1.5.0/16")]))
-TUN = Link(7, "flannel0", 1472, "tun", in_use=False, alias=ALIAS)
+TUN = Link(7, "flannel0", 1472, "tun", has_carrier=False, alias=ALIAS)
 BOOT, STATIC = 3, 4
 
 
@@ -106,7 +106,7 @@ def test_of_a_kept_device_the_routes_into_earlier_networks_go() -> None:
 
 def test_a_kept_device_of_an_earlier_version_is_marked() -> None:
     async def scenario(machine: FakeMachine) -> None:
-        unmarked = Link(7, "flannel0", 1472, "tun", in_use=False)
+        unmarked = Link(7, "flannel0", 1472, "tun", has_carrier=False)
         machine.have(unmarked, address(unmarked, "11.1.5.0/16"))
         assert await withdraw(machine, SCOPE, Keep(NETWORK, "flannel0", routes=False)) == []
         assert machine.there["flannel0"].alias == ALIAS
@@ -117,7 +117,7 @@ def test_a_kept_device_of_an_earlier_version_is_marked() -> None:
 @pytest.mark.parametrize(("alias", "is_refused"), [("", True), (ALIAS, False)])
 def test_a_tun_device_that_a_flanneld_has_open_is_left_alone(alias: str, is_refused: bool) -> None:
     async def scenario(machine: FakeMachine) -> None:
-        link = Link(7, "flannel0", 1472, "tun", in_use=True, alias=alias)
+        link = Link(7, "flannel0", 1472, "tun", has_carrier=True, alias=alias)
         machine.have(link, address(link, "11.1.5.0/16"))
         machine.hold(route("11.1.7.0/24"))
         if not is_refused:
@@ -134,7 +134,7 @@ def test_a_tun_device_that_a_flanneld_has_open_is_left_alone(alias: str, is_refu
 
 def test_a_vxlan_device_is_nobody_s_to_open() -> None:
     async def scenario(machine: FakeMachine) -> None:
-        machine.have(Link(7, "flannel.1", 1450, "vxlan", in_use=True, alias=ALIAS))
+        machine.have(Link(7, "flannel.1", 1450, "vxlan", has_carrier=True, alias=ALIAS))
         assert await withdraw(machine, SCOPE) == ["device flannel.1"]
 
     play(scenario)

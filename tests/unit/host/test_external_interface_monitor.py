@@ -285,8 +285,8 @@ def test_a_link_that_is_down_is_not_ready_and_ends_nothing(caplog: pytest.LogCap
     caplog.set_level(logging.INFO, logger="flannelpy.host.external_interface_monitor")
     watched = Watched()
     for change, trouble in (
-        (replace(ETH1, is_up=False, in_use=False), "eth1 is down"),
-        (replace(ETH1, in_use=False), "eth1 has no carrier"),
+        (replace(ETH1, is_up=False, has_carrier=False), "eth1 is down"),
+        (replace(ETH1, has_carrier=False), "eth1 has no carrier"),
         (ETH1, ""),
     ):
         watched.machine.listed[2] = change
