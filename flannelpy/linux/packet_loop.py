@@ -41,14 +41,14 @@ class PacketLoop(asyncio.SelectorEventLoop):
         self._packet_selector = _PacketSelector()
         super().__init__(self._packet_selector)
 
-    def serve(self, fd: int, handler: Handler) -> None:
-        """Call ``handler`` in the caller's context whenever ``fd`` is readable, until ``desert``."""
+    def add_packet_reader(self, fd: int, handler: Handler) -> None:
+        """Call ``handler`` in the caller's context whenever ``fd`` is readable, until ``remove_packet_reader``."""
         context = copy_context()
-        self._packet_selector.serve(fd, lambda fresh: context.run(handler, fresh))
+        self._packet_selector.add_packet_reader(fd, lambda fresh: context.run(handler, fresh))
 
-    def desert(self, fd: int) -> None:
+    def remove_packet_reader(self, fd: int) -> None:
         """Leave ``fd`` alone; nothing happens when it is not served."""
-        self._packet_selector.desert(fd)
+        self._packet_selector.remove_packet_reader(fd)
 
 
 class _PacketSelector(selectors.EpollSelector):
@@ -59,11 +59,11 @@ class _PacketSelector(selectors.EpollSelector):
         self._epoll = select.epoll()
         self._epoll.register(super().fileno(), select.EPOLLIN)
 
-    def serve(self, fd: int, handler: Handler) -> None:
+    def add_packet_reader(self, fd: int, handler: Handler) -> None:
         self._handlers[fd] = handler
         self._epoll.register(fd, select.EPOLLIN)
 
-    def desert(self, fd: int) -> None:
+    def remove_packet_reader(self, fd: int) -> None:
         if self._handlers.pop(fd, None):
             self._epoll.unregister(fd)
 

@@ -57,18 +57,18 @@ class Proxy:
         self._tun = tun
         self.stalled = False
         for queue in self._udp.queues:
-            self._loop.serve(queue.fileno(), partial(self._guarded, partial(self._from_udp, queue)))
+            self._loop.add_packet_reader(queue.fileno(), partial(self._guarded, partial(self._from_udp, queue)))
         if self._unsent:
             self._wait_for_room()
         else:
-            self._loop.serve(self._tun.fd, partial(self._guarded, self._from_tun))
+            self._loop.add_packet_reader(self._tun.fd, partial(self._guarded, self._from_tun))
 
     def close(self) -> None:
         """Leave device and socket alone, until ``resume``."""
         self.stalled = True
-        self._loop.desert(self._tun.fd)
+        self._loop.remove_packet_reader(self._tun.fd)
         for queue in self._udp.queues:
-            self._loop.desert(queue.fileno())
+            self._loop.remove_packet_reader(queue.fileno())
         self._loop.remove_writer(self._udp.fileno())
 
     def _guarded(self, work: Callable[[int], None], fresh: bool) -> bool:
@@ -176,14 +176,14 @@ class Proxy:
         return True
 
     def _wait_for_room(self) -> None:
-        self._loop.desert(self._tun.fd)
+        self._loop.remove_packet_reader(self._tun.fd)
         self._loop.add_writer(self._udp.fileno(), self._guarded, self._resume, True)
 
     def _resume(self, _: int) -> None:
         """The socket takes more."""
         self._loop.remove_writer(self._udp.fileno())
         if self._send_or_wait():
-            self._loop.serve(self._tun.fd, partial(self._guarded, self._from_tun))
+            self._loop.add_packet_reader(self._tun.fd, partial(self._guarded, self._from_tun))
 
 
 def _one_by_one(run: Run) -> list[Run]:

@@ -311,7 +311,9 @@ def test_the_first_packet_after_a_sleep_does_not_wait_for_a_look_at_what_is_behi
         assert await bench.receive(bench.remote, 5) == [hop_taken(outgoing(number)) for number in range(5)]
         assert await bench.receive_packets(5) == [hop_taken(incoming(number)) for number in range(5)]
 
-    monkeypatch.setattr(packet_loop.PacketLoop, "serve", lambda _, fd, handler: handlers.update({fd: handler}))
+    monkeypatch.setattr(
+        packet_loop.PacketLoop, "add_packet_reader", lambda _, fd, handler: handlers.update({fd: handler})
+    )
     play(scenario)
 
 

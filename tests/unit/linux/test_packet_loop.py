@@ -58,7 +58,7 @@ def play(scenario: Callable[[PacketLoop, Pipe], Awaitable[None]]) -> None:
         with closing(Pipe()) as pipe:
             async with asyncio.timeout(DEADLINE):
                 await scenario(loop, pipe)
-            loop.desert(pipe.fd)
+            loop.remove_packet_reader(pipe.fd)
 
     packet_loop.run(whole())
 
@@ -86,7 +86,7 @@ def test_a_handler_is_called_while_asyncio_has_nothing_to_do() -> None:
                 done.set_result(pipe.calls)
             return pipe.calls == 3
 
-        loop.serve(pipe.fd, third_time)
+        loop.add_packet_reader(pipe.fd, third_time)
         pipe.fill()
         assert await done == 3
         assert pipe.fresh == [True, False, False]
@@ -106,7 +106,7 @@ def test_a_handler_is_told_whether_it_was_called_just_before() -> None:
             done.set_result(None)
             return True
 
-        loop.serve(pipe.fd, twice)
+        loop.add_packet_reader(pipe.fd, twice)
         thread = threading.Timer(0.001, pipe.fill)
         thread.start()
         await done
@@ -121,7 +121,7 @@ def test_timers_and_other_descriptors_get_their_turn_under_a_flood() -> None:
         one, other = socket.socketpair()
         with one, other:
             one.setblocking(False)
-            loop.serve(pipe.fd, pipe.look)
+            loop.add_packet_reader(pipe.fd, pipe.look)
             pipe.fill()
             other.send(b"hello")
             assert await loop.sock_recv(one, 10) == b"hello"
@@ -136,7 +136,7 @@ def test_timers_and_other_descriptors_get_their_turn_under_a_flood() -> None:
 def test_a_thread_can_wake_it_up() -> None:
     async def scenario(loop: PacketLoop, pipe: Pipe) -> None:
         woken = asyncio.Event()
-        loop.serve(pipe.fd, pipe.look)
+        loop.add_packet_reader(pipe.fd, pipe.look)
         thread = threading.Thread(target=loop.call_soon_threadsafe, args=(woken.set,))
         thread.start()
         await woken.wait()
@@ -152,19 +152,19 @@ def test_a_deserted_descriptor_is_left_alone_at_once() -> None:
         with closing(Pipe()) as other:
 
             def desert_both(fresh: bool) -> bool:
-                loop.desert(pipe.fd)
-                loop.desert(other.fd)
+                loop.remove_packet_reader(pipe.fd)
+                loop.remove_packet_reader(other.fd)
                 pipe.calls += 1
                 return False
 
-            loop.serve(pipe.fd, desert_both)
-            loop.serve(other.fd, desert_both)
+            loop.add_packet_reader(pipe.fd, desert_both)
+            loop.add_packet_reader(other.fd, desert_both)
             for end in (pipe, other):
                 end.fill()
             for _ in range(5):
                 await asyncio.sleep(0)
             assert pipe.calls == 1
-            loop.desert(pipe.fd)
+            loop.remove_packet_reader(pipe.fd)
 
     play(scenario)
 
@@ -172,11 +172,11 @@ def test_a_deserted_descriptor_is_left_alone_at_once() -> None:
 def test_a_descriptor_can_be_served_again() -> None:
     async def scenario(loop: PacketLoop, pipe: Pipe) -> None:
         for times in (1, 2):
-            loop.serve(pipe.fd, pipe.take)
+            loop.add_packet_reader(pipe.fd, pipe.take)
             pipe.fill()
             while pipe.calls < times:  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0)
-            loop.desert(pipe.fd)
+            loop.remove_packet_reader(pipe.fd)
 
     play(scenario)
 
@@ -195,13 +195,13 @@ def test_a_handler_runs_in_the_context_in_which_it_was_given() -> None:
 
             for value, which in (("blue", pipe), ("green", other)):
                 name.set(value)
-                loop.serve(which.fd, partial(take, which))
+                loop.add_packet_reader(which.fd, partial(take, which))
             name.set("of this task")
             for which in (pipe, other):
                 which.fill()
                 while not which.calls:  # noqa: ASYNC110 - what is waited for has no event
                     await asyncio.sleep(0)
-            loop.desert(other.fd)
+            loop.remove_packet_reader(other.fd)
             assert name.get() == "of this task"
 
     play(scenario)
