@@ -80,7 +80,7 @@ class Engine:
         self._own_address = own[0]
         self._routes = routes
         self._port = port
-        self._anybody = source_check is SourceCheck.OFF
+        self._any_sender = source_check is SourceCheck.OFF
         self._strict = source_check is SourceCheck.STRICT
         self._icmp_limit = IcmpLimit()
         self._broadcasts = {int(network.broadcast_address), int(subnet.broadcast_address)}
@@ -125,9 +125,9 @@ class Engine:
         start = 0
         for length, segment_size, sender in trains:
             subnets = self._routes.by_public_ip.get(sender[0], ())
-            if (subnets and sender[1] == self._port) or self._anybody:
+            if (subnets and sender[1] == self._port) or self._any_sender:
                 if self._strict:
-                    coalescer.expect(subnets)
+                    coalescer.allow_sources(subnets)
                 coalescer.add(start, start + length, segment_size)
             else:
                 reason = DropReason.WRONG_SENDER_PORT if subnets else DropReason.UNKNOWN_SENDER

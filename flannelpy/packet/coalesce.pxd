@@ -23,7 +23,7 @@ cdef class Coalescer:
     cdef object _source_view, _target_view
     cdef unsigned int _own, _own_mask, _broadcast
     # Where sources must lie, and in which of these subnets the last one did.
-    cdef bint _anywhere
+    cdef bint _any_source
     cdef list _subnets
     cdef unsigned int _network, _mask
     cdef bint _merge_tcp, _merge_udp, _merges
@@ -34,7 +34,7 @@ cdef class Coalescer:
 
     cpdef void begin(self)
 
-    cpdef void expect(self, subnets)
+    cpdef void allow_sources(self, subnets)
 
     @cython.locals(stop=cython.Py_ssize_t)
     cpdef void add(self, Py_ssize_t start, Py_ssize_t end, Py_ssize_t segment_size)

@@ -101,7 +101,7 @@ class Coalescer:
         self._target_view = memoryview(target)
         self._own, self._own_mask = subnet
         self._broadcast = self._own | ~self._own_mask & _ALL_ONES
-        self._anywhere = True
+        self._any_source = True
         self._subnets: list[tuple[int, int]] = []
         self._network, self._mask = _NO_SUBNET
         self._merge_tcp = merge_tcp
@@ -119,9 +119,9 @@ class Coalescer:
         self._count = 0
         self._end = 0
 
-    def expect(self, subnets: Iterable[tuple[int, int]]) -> None:
+    def allow_sources(self, subnets: Iterable[tuple[int, int]]) -> None:
         """From now on sources must lie in one of these subnets; until the first call any but our own will do."""
-        self._anywhere = False
+        self._any_source = False
         self._subnets = list(subnets)
         self._network, self._mask = _NO_SUBNET
 
@@ -159,7 +159,7 @@ class Coalescer:
     def _misdirected(self, start: int) -> int:
         """The DropReason of a packet whose addresses cannot be right, else 0."""
         source = _get32(self._data, start + _ADDRESSES)
-        if source & self._own_mask == self._own or not (self._anywhere or self._expected(source)):
+        if source & self._own_mask == self._own or not (self._any_source or self._expected(source)):
             return _SPOOFED_SOURCE
         destination = _get32(self._data, start + _DESTINATION)
         if destination & self._own_mask != self._own or destination == self._broadcast:

@@ -58,7 +58,7 @@ class Fuzzer:
             routes.set(subnet, next_hop)
         self._mutator = mutator
         self._source_check = source_check
-        self._anybody = source_check is SourceCheck.OFF
+        self._any_sender = source_check is SourceCheck.OFF
         self._engine = Engine(
             OWN_SUBNET,
             routes,
@@ -149,7 +149,7 @@ class Fuzzer:
         passed = sum(self._check_for_the_tun(header, packet, subnets) for header, packet in plan.packets)
         assert passed + len(plan.drops) == count
         for reason in _REFUSED_SENDERS.values():
-            assert plan.drops.count(reason) == (0 if self._anybody else refused[reason])
+            assert plan.drops.count(reason) == (0 if self._any_sender else refused[reason])
         for run in plan.runs:
             reply = bytes(run.data)
             self._check_reply(reply, (11,))
@@ -200,7 +200,7 @@ class Fuzzer:
         self.tally["in: foretold"] += len(arrived)
 
     def _why_refused(self, datagram: bytes, sender: NextHop) -> DropReason | None:
-        if sender in _REFUSED_SENDERS and not self._anybody:
+        if sender in _REFUSED_SENDERS and not self._any_sender:
             return _REFUSED_SENDERS[sender]
         subnets = [subnet for subnet, next_hop in LEASES.items() if next_hop.public_ip == sender.public_ip]
         return why_refused(datagram, OWN_SUBNET, subnets if self._source_check is SourceCheck.STRICT else None)

@@ -115,7 +115,7 @@ def coalesced(
     coalescer = kernels.coalesce.Coalescer(source, bytearray(len(source)), numbers(own), tcp, udp)
     coalescer.begin()
     if subnets is not None:
-        coalescer.expect(map(numbers, subnets))
+        coalescer.allow_sources(map(numbers, subnets))
     start = 0
     for data, segment_size in trains:
         coalescer.add(start, start + len(data), segment_size)

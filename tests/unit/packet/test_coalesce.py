@@ -560,7 +560,7 @@ def test_what_is_expected_is_forgotten_when_something_else_is() -> None:
         ([], 1),
     ):
         coalescer.begin()
-        coalescer.expect(numbers(IPv4Network(subnet)) for subnet in subnets)
+        coalescer.allow_sources(numbers(IPv4Network(subnet)) for subnet in subnets)
         coalescer.add(0, len(packet), len(packet))
         coalescer.finish()
         assert len(coalescer.refused) == refused
