@@ -43,11 +43,11 @@ class HostError(FlannelError):
     """The machine lacks something (interface, address, device, port, permission): the caller stops."""
 
 
-class AlreadyRuns(HostError):
+class AlreadyRunning(HostError):
     """Another daemon of ours has what is to be ours: the caller stops."""
 
 
-class HostChanged(FlannelError):
+class ExternalAddressChanged(FlannelError):
     """The machine is no longer the one that we were started on: the caller stops, to be started anew."""
 
 

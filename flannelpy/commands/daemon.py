@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any, Never
 
 from flannelpy import logs
-from flannelpy.errors import AlreadyRuns, FlannelError, HostChanged, UsageError, one_line
+from flannelpy.errors import AlreadyRunning, ExternalAddressChanged, FlannelError, UsageError, one_line
 from flannelpy.host import external_endpoint
 from flannelpy.host.resources import Host
 from flannelpy.linux import memory, packet_loop, systemd
@@ -114,7 +114,7 @@ async def _keep_up(network: Network) -> Never:
     while True:
         try:
             await network.run()
-        except (UsageError, HostChanged, AlreadyRuns):
+        except (UsageError, ExternalAddressChanged, AlreadyRunning):
             raise
         except Exception as error:
             logs.network.set(network.name)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterable
 from ipaddress import IPv4Interface
 
 from flannelpy.addressing.interface_choice import ExternalInterface, Wanted, place_now
-from flannelpy.errors import HostChanged
+from flannelpy.errors import ExternalAddressChanged
 from flannelpy.host.external_interface import observe
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.rtnetlink.links import Address, Link
@@ -113,7 +113,7 @@ class Watch:
         self._place = place
         self._placed_at = min(self._placed_at, self._now())
         if not self.due():
-            raise HostChanged(f"{place}: restart flannelpy to use it")
+            raise ExternalAddressChanged(f"{place}: restart flannelpy to use it")
 
     def _log_public_ip(self, addresses: Iterable[Address]) -> None:
         """Log that there is no NAT, which the start assumed because no interface had the public IP."""

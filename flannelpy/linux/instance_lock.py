@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from flannelpy.errors import AlreadyRuns, HostError
+from flannelpy.errors import AlreadyRunning, HostError
 from flannelpy.rtnetlink.messages import Message, attributes, decode, encode
 
 _MAX_RECORD_BYTES = 64 << 10
@@ -139,8 +139,8 @@ def _lock(path: Path, fd: int, subnet_file: Path) -> None:
         raise HostError(f"cannot lock {path}: {error.strerror}") from error
 
 
-def _already_runs(subnet_file: Path) -> AlreadyRuns:
-    return AlreadyRuns(f"a flannelpy runs here with the subnet file {subnet_file}: stop it first")
+def _already_runs(subnet_file: Path) -> AlreadyRunning:
+    return AlreadyRunning(f"a flannelpy runs here with the subnet file {subnet_file}: stop it first")
 
 
 def _is_held_by_old_version(subnet_file: Path) -> bool:

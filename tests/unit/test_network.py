@@ -19,7 +19,7 @@ from flannelpy.addressing.surroundings import NO_SURROUNDINGS, Surroundings
 from flannelpy.backend import repair_loop
 from flannelpy.backend.leftovers import Keep, Scope
 from flannelpy.backend.underlay import Routed, Underlay
-from flannelpy.errors import AlreadyRuns, ConfigError, HostError, LeaseLost, RegistryUnavailable
+from flannelpy.errors import AlreadyRunning, ConfigError, HostError, LeaseLost, RegistryUnavailable
 from flannelpy.host.resources import Host
 from flannelpy.leasing import subnet_file
 from flannelpy.leasing.manager import SubnetManager
@@ -400,7 +400,7 @@ def test_while_etcd_is_silent_our_routes_to_it_are_looked_for(
 
 def test_a_second_network_with_the_subnet_file_does_not_touch_the_store(world: World) -> None:
     async def scenario(task: asyncio.Task[Any]) -> None:
-        with pytest.raises(AlreadyRuns):
+        with pytest.raises(AlreadyRunning):
             await task
 
     lock = InstanceLock(world.file)

@@ -13,7 +13,7 @@ from support.fakes_clock import run
 
 from flannelpy.backend import repair_loop
 from flannelpy.backend.repair_loop import RepairLoop
-from flannelpy.errors import HostChanged, HostError
+from flannelpy.errors import ExternalAddressChanged, HostError
 from flannelpy.linux.netlink.client import Netlink
 
 
@@ -186,7 +186,7 @@ def test_a_check_that_finds_trouble_is_progress_and_one_that_does_not_end_is_non
     play(scenario)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a fault"), HostChanged("another address")])
+@pytest.mark.parametrize("error", [RuntimeError("a fault"), ExternalAddressChanged("another address")])
 def test_a_fault_of_a_check_or_of_the_listener_ends_it(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     async def broken(_: IPv4Network) -> AsyncIterator[None]:
         await asyncio.sleep(3)

@@ -21,7 +21,7 @@ import pytest
 from flannelpy import cli, logs
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.commands import daemon
-from flannelpy.errors import AlreadyRuns, FlannelError, HostChanged, HostError, LeaseLost, UsageError
+from flannelpy.errors import AlreadyRunning, ExternalAddressChanged, FlannelError, HostError, LeaseLost, UsageError
 from flannelpy.host import external_endpoint
 from flannelpy.host.resources import Host
 from flannelpy.network import Network
@@ -174,7 +174,13 @@ def test_work_that_fails_is_no_end_by_signal(notified: Callable[[], list[str]]) 
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(None, 0), (UsageError("flag"), 2), (HostError("device"), 1), (LeaseLost("lease"), 3), (HostChanged("ip"), 1)],
+    [
+        (None, 0),
+        (UsageError("flag"), 2),
+        (HostError("device"), 1),
+        (LeaseLost("lease"), 3),
+        (ExternalAddressChanged("ip"), 1),
+    ],
 )
 def test_exit_codes(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: FlannelError | None, code: int
@@ -324,7 +330,7 @@ def test_a_network_that_failed_rests_before_it_is_started_again(monkeypatch: pyt
     within(5, scenario)
 
 
-@pytest.mark.parametrize("error", [UsageError("flag"), HostChanged("address"), AlreadyRuns("runs")])
+@pytest.mark.parametrize("error", [UsageError("flag"), ExternalAddressChanged("address"), AlreadyRunning("runs")])
 def test_what_concerns_the_whole_host_ends_all_networks(monkeypatch: pytest.MonkeyPatch, error: FlannelError) -> None:
     monkeypatch.setattr(daemon, "_RESTART_SECONDS", 0.0)
     networks = {"blue": FakeNetwork("blue", error), "green": FakeNetwork("green", up=True)}

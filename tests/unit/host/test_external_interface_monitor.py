@@ -14,7 +14,7 @@ from support.fakes_interfaces import ETH0, ETH1, LO, FakeNetlink
 
 from flannelpy import cli
 from flannelpy.addressing.interface_choice import Wanted
-from flannelpy.errors import HostChanged
+from flannelpy.errors import ExternalAddressChanged
 from flannelpy.host.external_interface import find
 from flannelpy.host.external_interface_monitor import ADDRESS_PATIENCE, Watch
 from flannelpy.rtnetlink.links import Address, Link
@@ -59,7 +59,7 @@ class Watched:
         """What the daemon ends with; it does not end a moment before."""
         self.look(ADDRESS_PATIENCE - 0.5 - after)
         assert self.watch.due() == 0.5
-        with pytest.raises(HostChanged) as caught:
+        with pytest.raises(ExternalAddressChanged) as caught:
             self.look(0.5)
         assert caught.value.exit_code == 1
         return str(caught.value).removesuffix(": restart flannelpy to use it")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from flannelpy.errors import AlreadyRuns, HostError
+from flannelpy.errors import AlreadyRunning, HostError
 from flannelpy.linux.instance_lock import InstanceLock, Run, lock_path
 
 RUN = Run((IPv4Network("11.0.0.0/16"), IPv4Network("10.7.0.0/20")), "vxlan", "flannel.1")
@@ -44,7 +44,9 @@ def test_the_file_is_its_owners_alone_whatever_the_umask(subnet_file: Path, umas
 
 def test_a_second_one_is_refused_until_the_first_ends(subnet_file: Path) -> None:
     lock = InstanceLock(subnet_file)
-    with pytest.raises(AlreadyRuns, match=f"^a flannelpy runs here with the subnet file {subnet_file}: stop it first$"):
+    with pytest.raises(
+        AlreadyRunning, match=f"^a flannelpy runs here with the subnet file {subnet_file}: stop it first$"
+    ):
         InstanceLock(subnet_file)
     lock.close()
     InstanceLock(subnet_file).close()
@@ -59,7 +61,7 @@ time.sleep(60)"""
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "locked\n"
-        with pytest.raises(AlreadyRuns):
+        with pytest.raises(AlreadyRunning):
             InstanceLock(subnet_file)
         process.send_signal(signal.SIGKILL)
     InstanceLock(subnet_file).close()
@@ -223,7 +225,7 @@ def _old_version(subnet_file: Path, uid: int) -> socket.socket:
 def test_an_old_version_of_ours_that_runs_is_seen(tmp_path: Path, name: str) -> None:
     subnet_file = tmp_path / name
     with _old_version(subnet_file, 0):
-        with pytest.raises(AlreadyRuns):
+        with pytest.raises(AlreadyRunning):
             InstanceLock(subnet_file)
         InstanceLock(tmp_path / "another.env").close()
     InstanceLock(subnet_file).close()
@@ -239,5 +241,5 @@ def test_a_lock_of_another_process_counts(subnet_file: Path) -> None:
     subnet_file.parent.mkdir()
     with lock_path(subnet_file).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(AlreadyRuns):
+        with pytest.raises(AlreadyRunning):
             InstanceLock(subnet_file)
