@@ -28,7 +28,7 @@ from flannelpy.backend.repair_loop import RepairLoop
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import HostError, LeaseLost
 from flannelpy.host import external_endpoint, ownership
-from flannelpy.host.external_interface_monitor import Watch
+from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
 from flannelpy.host.forward_check import SysctlCheck
 from flannelpy.host.ready_file import ReadyFile
 from flannelpy.host.resources import Host
@@ -242,7 +242,7 @@ class _Service:
         chosen: _Chosen,
         underlay: Underlay,
         host: Host,
-        external: Watch,
+        external: ExternalInterfaceMonitor,
         ready_file: ReadyFile,
         on_change: Callable[[], None],
     ) -> None:

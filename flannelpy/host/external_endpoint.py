@@ -10,7 +10,7 @@ from flannelpy.addressing.addresses import edges, special_use
 from flannelpy.addressing.interface_choice import ExternalInterface, Wanted
 from flannelpy.errors import HostError, UsageError
 from flannelpy.host import external_interface
-from flannelpy.host.external_interface_monitor import Watch
+from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
 from flannelpy.host.ownership import previous, tunnel_address
 from flannelpy.linux.clock import BootClock
 from flannelpy.linux.netlink.client import Netlink
@@ -49,9 +49,9 @@ async def choose(options: Options) -> tuple[ExternalInterface, IPv4Address]:
     return external, public_ip
 
 
-def watch(options: Options, external: ExternalInterface) -> Watch:
+def watch(options: Options, external: ExternalInterface) -> ExternalInterfaceMonitor:
     """What notices that ``external`` is no longer what these flags mean."""
-    return Watch(external, _wanted(options), BootClock().now, _previous_addresses(options))
+    return ExternalInterfaceMonitor(external, _wanted(options), BootClock().now, _previous_addresses(options))
 
 
 def _wanted(options: Options) -> Wanted:

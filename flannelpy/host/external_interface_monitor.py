@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 ADDRESS_PATIENCE = 15.0
 
 
-class Watch:
+class ExternalInterfaceMonitor:
     """``trouble`` says what is wrong; it is empty while the address is there and the link is up."""
 
     def __init__(

@@ -16,7 +16,7 @@ from flannelpy import cli
 from flannelpy.addressing.interface_choice import Wanted
 from flannelpy.errors import ExternalAddressChanged
 from flannelpy.host.external_interface import find
-from flannelpy.host.external_interface_monitor import ADDRESS_PATIENCE, Watch
+from flannelpy.host.external_interface_monitor import ADDRESS_PATIENCE, ExternalInterfaceMonitor
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import RouteAnswer
 
@@ -40,7 +40,7 @@ class Watched:
         options = cli.parse(list(flags))
         wanted = Wanted(options.iface, options.iface_regex, options.iface_can_reach, options.public_ip)
         self.external = asyncio.run(find(self.machine, wanted))
-        self.watch = Watch(self.external, wanted, lambda: self.now)
+        self.watch = ExternalInterfaceMonitor(self.external, wanted, lambda: self.now)
         assert self.look() == ""
 
     def prepare(self) -> None:
