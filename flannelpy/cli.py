@@ -63,7 +63,7 @@ Examples:
 _KEPT_IN_ETCD = "config and leases are kept in etcd; give every host -etcd-endpoints"
 
 # Flags of v0.5.5 and of the later originals that flannelpy does without, and what to do instead.
-LEFT_OUT = {
+UNSUPPORTED = {
     "listen": "there is no server mode; give every host -etcd-endpoints",
     "remote": "there is no client mode; give every host -etcd-endpoints",
     "remote-keyfile": "there is no client mode; use -etcd-keyfile",
@@ -297,7 +297,7 @@ class Flag(click.Option):
             raise UsageError(f"{self.spelled(context)}: {str(error).removeprefix(f'-{self.flag}: ')}") from None
 
 
-class Answer(Flag):
+class InfoFlag(Flag):
     """A flag that prints to stderr and ends, before anything else is looked at.  It has no variable."""
 
     def __init__(self, flag: str, says: str, answer: Callable[[], str]) -> None:
@@ -305,12 +305,12 @@ class Answer(Flag):
         self.manual = f"  {self.synopsis}\n      {says}\n"
         self.answer = answer
         self.is_eager, self.expose_value = True, False
-        self.envvar, self.callback = None, Answer.given
+        self.envvar, self.callback = None, InfoFlag.given
 
     @staticmethod
     def given(context: click.Context, flag: click.Parameter, text: str) -> None:
         """Ends the process with exit code 0, unless the flag is false."""
-        assert isinstance(flag, Answer)
+        assert isinstance(flag, InfoFlag)
         if Flag.checked(context, flag, text):
             click.echo(flag.answer(), err=True)
             sys.exit(0)
@@ -503,8 +503,8 @@ FLAGS = (
         has_variable=False,
     ),
     Flag("v verbosity", "Log", level, "How much to log: 0 is normal, 1 more.", value="N", default="0"),
-    Answer("version", "Print the version.", version),
-    Answer("help", "Print this text; -h does, too.", usage),
+    InfoFlag("version", "Print the version.", version),
+    InfoFlag("help", "Print this text; -h does, too.", usage),
 )
 BY_NAME = {flag.flag: flag for flag in FLAGS} | {"h": FLAGS[-1]}
 
@@ -555,8 +555,8 @@ def value_of(flag: Flag, following: Iterator[str]) -> str:
 
 def refuse_unknown(name: str) -> NoReturn:
     """Says what to write in place of a flag that does not exist."""
-    if name in LEFT_OUT:
-        raise UsageError(f"-{name} is not supported: {LEFT_OUT[name]}")
+    if name in UNSUPPORTED:
+        raise UsageError(f"-{name} is not supported: {UNSUPPORTED[name]}")
     from difflib import get_close_matches
 
     close = get_close_matches(name, BY_NAME, n=1)
@@ -581,13 +581,13 @@ def parse(argv: Sequence[str]) -> Options:
     context = COMMAND.make_context(PROGRAM, list(go_spelling(argv)))
     refuse_left_out_variables()
     refuse_half_pairs(context)
-    refuse_half_measures(context)
+    check_combinations(context)
     return Options(**context.params)
 
 
 def refuse_left_out_variables() -> None:
     """A variable of a flag that was left out would be obeyed by the original, so it is not passed over in silence."""
-    for name, instead in LEFT_OUT.items():
+    for name, instead in UNSUPPORTED.items():
         if os.environ.get(variable(name)):
             raise UsageError(f"{variable(name)} is not supported: {instead}")
 
@@ -602,7 +602,7 @@ def refuse_half_pairs(context: click.Context) -> None:
             raise UsageError(f"{given[0].spelled(context)} needs -{missing[0].flag}, too")
 
 
-def refuse_half_measures(context: click.Context) -> None:
+def check_combinations(context: click.Context) -> None:
     """What only -cleanup does is not asked of a daemon; a margin that never applies is a mistake."""
     given = context.params
     if given["release"] and not given["cleanup"]:

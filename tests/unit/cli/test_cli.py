@@ -436,9 +436,9 @@ def test_pair_of_flag_and_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (options.etcd_username, options.etcd_password) == ("u", "secret")
 
 
-@pytest.mark.parametrize("flag", cli.LEFT_OUT)
+@pytest.mark.parametrize("flag", cli.UNSUPPORTED)
 def test_flags_left_out_say_what_to_do(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    instead = cli.LEFT_OUT[flag]
+    instead = cli.UNSUPPORTED[flag]
     assert refusal([f"-{flag}=x"]) == f"-{flag} is not supported: {instead}"
     assert refusal([f"--{flag}", "x"]) == f"-{flag} is not supported: {instead}"
     monkeypatch.setenv(cli.variable(flag), "x")
@@ -458,8 +458,8 @@ def test_all_flags_of_flanneld_are_known() -> None:
         kube-annotation-prefix net-config-path set-node-network-unavailable
         ip-masq-fully-random-disable ip-blackhole-route
     """
-    assert set(original.split()) <= cli.BY_NAME.keys() | cli.LEFT_OUT.keys()
-    assert not cli.BY_NAME.keys() & cli.LEFT_OUT.keys()
+    assert set(original.split()) <= cli.BY_NAME.keys() | cli.UNSUPPORTED.keys()
+    assert not cli.BY_NAME.keys() & cli.UNSUPPORTED.keys()
 
 
 def test_password_is_not_shown() -> None:
@@ -558,7 +558,7 @@ def test_help_tells_all() -> None:
     for flag in cli.FLAGS:
         assert f"\n  -{flag.flag}" in text
         assert flag.envvar is None or f" {flag.envvar}\n" in text
-        assert isinstance(flag, cli.Answer) or f"      Default: {flag.default or ''}" in text
+        assert isinstance(flag, cli.InfoFlag) or f"      Default: {flag.default or ''}" in text
     assert text.index("Interface:") < text.index("etcd:") < text.index("Log:") < text.index("Examples:")
 
 
