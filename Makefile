@@ -7,9 +7,9 @@ UNPACKED_DOCKER = build/docker/$(DOCKER)
 ENDPOINTS ?= http://127.0.0.1:4001,http://127.0.0.1:2379
 
 VENV := .venv
-# A second environment, in which the packet kernels are plain Python: both forms have to pass the same tests.
+# A second environment, in which the packet code is plain Python: both forms have to pass the same tests.
 INTERPRETED := .venv-interpreted
-# A third form, of the compiled kernels.
+# A third form, of the compiled packet code.
 SANITIZED := build/sanitized
 SANITIZED_PYTHON = env PYTHONPATH=. PYTHONMALLOC=malloc LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(abspath $(VENV))/bin/python
@@ -67,7 +67,7 @@ help: ## list what can be done here
 setup: ## install the programs that are missing (Debian)
 	@sh scripts/setup.sh
 
-venv: $(VENV)/stamp ## build .venv, with the packet kernels compiled
+venv: $(VENV)/stamp ## build .venv, with the packet code compiled
 
 # What an earlier build has compiled goes first: a failed compilation must not leave the old code in use.
 $(VENV)/stamp: $(PACKAGING) $(KERNELS) | setup
@@ -75,7 +75,7 @@ $(VENV)/stamp: $(PACKAGING) $(KERNELS) | setup
 	@$(PYTHON) -m venv $(VENV)
 	@rm -f flannelpy/packet/*.so
 	@$(VENV)/bin/pip install --quiet --editable '.[dev]'
-	@ls flannelpy/packet/*.so >/dev/null 2>&1 || echo "Without a C compiler the packet kernels run interpreted, slower."
+	@ls flannelpy/packet/*.so >/dev/null 2>&1 || echo "Without a C compiler the packet code runs interpreted, slower."
 	@touch $@
 
 # Installed from an sdist, which holds nothing compiled and shows that it is complete; the libraries are the other's.
@@ -118,8 +118,8 @@ unit: $(VENV)/stamp ## the tests that need no root
 
 # The kernels compiled with bounds checks and sanitizers, in a copy of the tree.  What goes wrong in them ends the process
 # with a report, or fails a test.  Python's own allocator would hide from them where a bytearray ends.
-sanitize: $(VENV)/stamp ## fuzz the compiled packet kernels under AddressSanitizer and UBSan
-	@echo "With compiled packet kernels under sanitizers:"
+sanitize: $(VENV)/stamp ## fuzz the compiled packet code under AddressSanitizer and UBSan
+	@echo "With compiled packet code under sanitizers:"
 	@rm -rf $(SANITIZED)
 	@mkdir -p $(SANITIZED)
 	@cp -R flannelpy tests scripts $(PACKAGING) README.md LICENSE $(SANITIZED)
@@ -135,11 +135,11 @@ waiting: $(VENV)/stamp # a part of make test
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q --numprocesses=3 --dist=loadfile $(WAITING_TESTS))
 
 compiled: $(VENV)/stamp # a part of make test
-	@echo "With compiled packet kernels:"
+	@echo "With compiled packet code:"
 	@$(call unskipped,$(VENV)/bin/pytest -q -m "not timed" $(COMPILED_TESTS))
 
 interpreted: $(INTERPRETED)/stamp # a part of make test
-	@echo "With interpreted packet kernels:"
+	@echo "With interpreted packet code:"
 	@$(call unskipped,$(INTERPRETED)/bin/python -P -m pytest -q -m "not timed" $(PACKET_TESTS))
 
 test-faults: $(VENV)/stamp ## etcd and daemons fail in all ways, under traffic (a part of make test)
@@ -163,7 +163,7 @@ timed: $(VENV)/stamp # a part of make test
 test-systemd: $(VENV)/stamp ## the units in a Debian that boots in a namespace, with Docker, firewalld and ufw: minutes
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -s --timeout=900 tests/systemd)
 
-# The wheel is built from the sdist, which holds nothing compiled.  The environment of the interpreted kernels is
+# The wheel is built from the sdist, which holds nothing compiled.  The environment of the interpreted packet code is
 # installed from an sdist.
 dist: $(INTERPRETED)/stamp ## an sdist and a wheel for this Python in dist/, checked, installed and run without a compiler
 	@echo "Building dist"
@@ -179,7 +179,7 @@ dist: $(INTERPRETED)/stamp ## an sdist and a wheel for this Python in dist/, che
 
 # What does not need the machine for itself runs side by side, the longest first.
 test: $(INTERPRETED)/stamp ## everything
-	@ls flannelpy/packet/*.so >/dev/null 2>&1 || { echo "The packet kernels don't compile here."; exit 1; }
+	@ls flannelpy/packet/*.so >/dev/null 2>&1 || { echo "The packet code doesn't compile here."; exit 1; }
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target waiting sanitize interpreted compiled dist lint
 	@$(MAKE) --no-print-directory namespaces
 	@$(MAKE) --no-print-directory timed

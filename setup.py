@@ -1,4 +1,4 @@
-"""Compiles the packet kernels.  Each extension is optional: without a compiler the plain Python sources run.
+"""Compiles the packet code.  Each extension is optional: without a compiler the plain Python sources run.
 
 With FLANNELPY_SANITIZE=1 they are compiled, and slow, with a watch on every step beyond a buffer: for `make sanitize`.
 """

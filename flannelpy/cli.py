@@ -317,10 +317,10 @@ class InfoFlag(Flag):
 
 
 def version() -> str:
-    """The version, and whether the packet kernels are compiled."""
-    from flannelpy.packet import form
+    """The version, and whether the packet code is compiled."""
+    from flannelpy.packet import build
 
-    return f"{PROGRAM} {__version__} ({form()})"
+    return f"{PROGRAM} {__version__} ({build()})"
 
 
 def usage() -> str:

@@ -47,8 +47,9 @@ from flannelpy.options import Options
 from flannelpy.registry.connect import connect, etcd_hosts
 from flannelpy.rtnetlink.links import Address
 from flannelpy.subnet.config import NetworkConfig
+from flannelpy.subnet.lease import HostIdentity
 from flannelpy.subnet.lease_filter import LeaseFilter
-from flannelpy.subnet.lease_policy import Holder, Terms
+from flannelpy.subnet.lease_policy import Terms
 from flannelpy.subnet.lease_table import LeaseEvent
 from flannelpy.tasks import run_together
 
@@ -112,14 +113,14 @@ class Network:
         registry = connect(self._options, self.name)
         cleanup.push_async_callback(registry.close)
         terms = Terms(self._options.subnet_lease_ttl, self._options.subnet_lease_renew_margin)
-        holder = Holder(self._host.public_ip, self._options.host_id or identity.host_id())
-        manager = SubnetManager(registry, BootClock(), random.Random(), holder, terms)  # noqa: S311 - nothing secret
+        host_identity = HostIdentity(self._host.public_ip, self._options.host_id or identity.host_id())
+        manager = SubnetManager(registry, BootClock(), random.Random(), host_identity, terms)  # noqa: S311 - nothing secret
         self._say("Waiting for the network config in etcd")
         cleanup.callback(self._host.release, self.name)
         chosen = await manager.read_config(self._claim, self._unblock)
         cleanup.callback(chosen.backend.close)
         try:
-            cleanup.callback(self._forget_previous, await self._start(chosen, manager, holder))
+            cleanup.callback(self._forget_previous, await self._start(chosen, manager, host_identity))
             external = external_endpoint.watch(self._options, self._host.external)
             self._service = _Service(
                 self.name, manager, chosen, self._underlay, self._host, external, ready_file, self._on_change
@@ -158,11 +159,11 @@ class Network:
         except HostError as error:
             self._unblock_failures.failed(error)
 
-    async def _start(self, chosen: _Chosen, manager: SubnetManager, holder: Holder) -> Run:
+    async def _start(self, chosen: _Chosen, manager: SubnetManager, host_identity: HostIdentity) -> Run:
         """Lease a subnet, carry packets for it, and write the subnet file; returns the record of this run."""
         config, backend = chosen
         self._say("Waiting for a subnet lease")
-        describe = partial(backend.lease_attrs, holder)
+        describe = partial(backend.lease_attrs, host_identity)
         async with Netlink() as netlink:
             around = await self._underlay.observe(netlink)
         lease = await manager.acquire(config, describe, subnet_file.previous_subnet(self._subnet_file), around)

@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", metavar="PATTERN", default="", help="only measurements whose name has this in it")
     parser.add_argument("--carriers", metavar="NAMES", default=",".join(NAMES), help="these, with commas (%(default)s)")
     parser.add_argument("--interpreted", metavar="PYTHON", default=".venv-interpreted/bin/python",
-                        help="that of an environment without compiled packet kernels (%(default)s)")  # fmt: skip
+                        help="that of an environment without compiled packet code (%(default)s)")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="one short round of some, to see whether it works")
     parser.add_argument("--output", type=Path, metavar="DIRECTORY",
                         help="where benchmarks.md, .svg and .json go (a complete run: docs, else build)")  # fmt: skip

@@ -13,8 +13,7 @@ from flannelpy.backend.underlay import Routed
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.options import Options
 from flannelpy.subnet.config import NetworkConfig
-from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_policy import Holder
+from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseEvent
 
 
@@ -31,9 +30,9 @@ class AllocBackend:
     def __init__(self, external: ExternalInterface) -> None:
         self._external = external
 
-    def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
+    def lease_attrs(self, host_identity: HostIdentity, found: LeaseAttrs | None) -> LeaseAttrs:
         """Only the public IP."""
-        return LeaseAttrs(holder.public_ip)
+        return LeaseAttrs(host_identity.public_ip)
 
     async def start(self, lease: Lease) -> int:
         """Nothing is set up; containers may use the MTU of the external interface."""

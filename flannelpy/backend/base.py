@@ -17,15 +17,14 @@ from flannelpy.foreign import shown
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.options import Options
 from flannelpy.subnet.config import NetworkConfig
-from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_policy import Holder
+from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseEvent
 
 
 class Backend(Protocol):
     """One way for packets between hosts, for the life of one lease.
 
-    ``exclusive_resources``: what it has to have for itself alone, in words, so that no two networks of a host take the same.
+    ``exclusive_resources``: what no two networks of a host may share, in words, such as a port.
     ``adopts_routes``: whether its routes stay when it stops, for its next start to adopt.
     ``routed``: what it routes to other hosts.
     """
@@ -48,7 +47,7 @@ class Backend(Protocol):
     def device(self) -> str:
         """The name of its device; empty without one, and before ``start`` if only that chooses the name."""
 
-    def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
+    def lease_attrs(self, host_identity: HostIdentity, found: LeaseAttrs | None) -> LeaseAttrs:
         """What other hosts need to know of us; ``found`` is what they know already."""
 
     async def start(self, lease: Lease) -> int:

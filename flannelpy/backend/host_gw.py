@@ -23,8 +23,7 @@ from flannelpy.linux.netlink.client import Netlink
 from flannelpy.options import Options
 from flannelpy.rtnetlink.entries import GatewayRoute, PeerEntries
 from flannelpy.subnet.config import NetworkConfig
-from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_policy import Holder
+from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 from flannelpy.tasks import run_together
 
@@ -70,9 +69,9 @@ class HostGwBackend:
         external = self._external.name
         return Forwarding([external], external, masquerading=external)
 
-    def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
+    def lease_attrs(self, host_identity: HostIdentity, found: LeaseAttrs | None) -> LeaseAttrs:
         """The public IP is the gateway."""
-        return LeaseAttrs(holder.public_ip, BACKEND_TYPE)
+        return LeaseAttrs(host_identity.public_ip, BACKEND_TYPE)
 
     async def start(self, lease: Lease) -> int:
         """Routes come with the leases; nothing is put around packets, so the MTU is the interface's."""
@@ -174,8 +173,8 @@ async def check_routes(netlink: Netlink, reconciler: EntryReconciler, check: Rou
         """By the longest subnet with the address: leases may overlap."""
         longer = takewhile(lambda length: length > subnet.prefixlen, lengths)
         holders = (IPv4Network((int(address) >> 32 - length << 32 - length, length)) for length in longer)
-        holder = next((one for one in holders if one in units and one not in lost), subnet)
-        route = units[holder][-1]
+        host_identity = next((one for one in holders if one in units and one not in lost), subnet)
+        route = units[host_identity][-1]
         assert isinstance(route, GatewayRoute)
         return Way(route.link_index, route.gateway)
 

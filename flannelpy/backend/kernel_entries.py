@@ -277,7 +277,8 @@ class EntryReconciler:
         return [
             key
             for key in found
-            if any(key in holder for holder in holders) and all(subnet in failed for subnet in self._index[key])
+            if any(key in host_identity for host_identity in holders)
+            and all(subnet in failed for subnet in self._index[key])
         ]
 
 

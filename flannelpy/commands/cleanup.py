@@ -22,8 +22,7 @@ from flannelpy.linux.netlink.client import Netlink
 from flannelpy.options import Options
 from flannelpy.registry.base import Registry
 from flannelpy.registry.connect import connect
-from flannelpy.subnet.lease import Lease, format_key, well_formed
-from flannelpy.subnet.lease_policy import Holder
+from flannelpy.subnet.lease import HostIdentity, Lease, format_key, well_formed
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +49,10 @@ async def _clean_up(options: Options) -> None:
             await _remove_what_is_of(options.subnet_file_of(name), options.ready_file_of(name), lock)
     if options.release:
         _, public_ip = await external_endpoint.choose(options)
-        holder = Holder(public_ip, options.host_id or identity.host_id())
+        host_identity = HostIdentity(public_ip, options.host_id or identity.host_id())
         for name in names:
             logs.network.set(name)
-            await _release(connect(options, name), holder)
+            await _release(connect(options, name), host_identity)
 
 
 async def _remove_what_is_of(file: Path, ready: Path, lock: InstanceLock) -> None:
@@ -77,23 +76,23 @@ async def _remove_what_is_of(file: Path, ready: Path, lock: InstanceLock) -> Non
     lock.write(None)
 
 
-async def _release(registry: Registry, holder: Holder) -> None:
+async def _release(registry: Registry, host_identity: HostIdentity) -> None:
     """Give back what is ours in the store."""
     try:
         snapshot = await registry.snapshot()
-        leases = [lease for lease in well_formed(snapshot.entries) if lease.attrs.public_ip == holder.public_ip]
+        leases = [lease for lease in well_formed(snapshot.entries) if lease.attrs.public_ip == host_identity.public_ip]
         if not leases:
-            log.info("There is no lease with our public IP %s", holder.public_ip)
+            log.info("There is no lease with our public IP %s", host_identity.public_ip)
         for lease in leases:
-            await _release_one(registry, lease, holder)
+            await _release_one(registry, lease, host_identity)
     finally:
         await registry.close()
 
 
-async def _release_one(registry: Registry, lease: Lease, holder: Holder) -> None:
+async def _release_one(registry: Registry, lease: Lease, host_identity: HostIdentity) -> None:
     if lease.lease_ttl is None:
         log.warning("Leaving the reservation of %s alone: it is the operator's", lease.subnet)
-    elif lease.attrs.host_id not in ("", holder.host_id):
+    elif lease.attrs.host_id not in ("", host_identity.host_id):
         log.warning("Leaving the lease of %s alone: it is another host's (%s)", lease.subnet, lease.attrs.host_id)
     else:
         await registry.compare_and_delete(format_key(lease.subnet), lease.version)

@@ -9,8 +9,7 @@ import hashlib
 import re
 
 from flannelpy.subnet import go_json
-from flannelpy.subnet.lease import LeaseAttrs
-from flannelpy.subnet.lease_policy import Holder
+from flannelpy.subnet.lease import HostIdentity, LeaseAttrs
 
 BACKEND_TYPE = "vxlan"
 
@@ -20,10 +19,10 @@ _KEY = "VtepMAC"
 _GROUP, _LOCAL = 0x01, 0x02
 
 
-def attrs(holder: Holder, vni: int, found: LeaseAttrs | None) -> LeaseAttrs:
+def attrs(host_identity: HostIdentity, vni: int, found: LeaseAttrs | None) -> LeaseAttrs:
     """The value of our lease: with the MAC that others know already, else one made of who we are, always the same."""
-    mac = (read(found) if found else None) or _derive(holder, vni)
-    return LeaseAttrs(holder.public_ip, BACKEND_TYPE, {_KEY: mac})
+    mac = (read(found) if found else None) or _derive(host_identity, vni)
+    return LeaseAttrs(host_identity.public_ip, BACKEND_TYPE, {_KEY: mac})
 
 
 def read(attrs: LeaseAttrs) -> str | None:
@@ -36,10 +35,10 @@ def read(attrs: LeaseAttrs) -> str | None:
     return mac
 
 
-def _derive(holder: Holder, vni: int) -> str:
+def _derive(host_identity: HostIdentity, vni: int) -> str:
     """No two hosts have one public IP, and no two networks of a host one VNI."""
     digest = bytearray(
-        hashlib.sha256(f"flannelpy vtep {holder.host_id} {holder.public_ip} {vni}".encode()).digest()[:6]
+        hashlib.sha256(f"flannelpy vtep {host_identity.host_id} {host_identity.public_ip} {vni}".encode()).digest()[:6]
     )
     digest[0] = digest[0] & ~_GROUP | _LOCAL
     return digest.hex(":")

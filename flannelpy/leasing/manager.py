@@ -22,8 +22,8 @@ from flannelpy.logs import FailureLog, LogLimit
 from flannelpy.registry.base import Changes, Registry
 from flannelpy.subnet import config as network_config
 from flannelpy.subnet.config import NetworkConfig
-from flannelpy.subnet.lease import Lease
-from flannelpy.subnet.lease_policy import Action, Condition, Holder, Terms, action, classify_failure
+from flannelpy.subnet.lease import HostIdentity, Lease
+from flannelpy.subnet.lease_policy import Action, Condition, Terms, action, classify_failure
 from flannelpy.subnet.lease_table import LeaseEvent, LeaseTable, Update
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,12 @@ class SubnetManager:
     """The lease logic of one host on one network."""
 
     def __init__(
-        self, registry: Registry, clock: Clock, rng: random.Random, holder: Holder, terms: Terms | None = None
+        self,
+        registry: Registry,
+        clock: Clock,
+        rng: random.Random,
+        host_identity: HostIdentity,
+        terms: Terms | None = None,
     ) -> None:
         self._registry = registry
         self._clock = clock
@@ -67,7 +72,7 @@ class SubnetManager:
         self._backoff = Backoff(rng)
         self._watch_failures = FailureLog(log, "Watch subnets")
         terms = terms or Terms()
-        self._own = OwnLease(registry, clock, rng, holder, terms)
+        self._own = OwnLease(registry, clock, rng, host_identity, terms)
         self._grace = min(MAX_GRACE_SECONDS, terms.lease_ttl)
         self._config_text = ""
         self._progress_at = clock.now()
@@ -152,7 +157,7 @@ class SubnetManager:
 
     async def watch(self, apply: Apply) -> None:
         """Tell ``apply`` of the other hosts' leases, at first of all, then of changes, for ever.  Raises LeaseLost."""
-        table = LeaseTable(self.own.subnet, self._own.holder.public_ip, self._grace, self._own.network)
+        table = LeaseTable(self.own.subnet, self._own.host_identity.public_ip, self._grace, self._own.network)
         is_first = True
         while True:
             self._progress_at = self._clock.now()

@@ -21,12 +21,11 @@ from flannelpy.logs import LogLimit
 from flannelpy.registry.base import Registry, Snapshot
 from flannelpy.subnet.allocator import pick_subnet
 from flannelpy.subnet.config import NetworkConfig
-from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, is_inside, parse_key, well_formed
+from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs, format_key, is_inside, parse_key, well_formed
 from flannelpy.subnet.lease_policy import (
     CLAIM_SECONDS,
     Action,
     Condition,
-    Holder,
     Terms,
     action,
     classify,
@@ -45,16 +44,18 @@ _MAX_RACE_PAUSE = 1.0
 
 
 class OwnLease:
-    """The lease of ``holder``, on ``terms``.  ``tried_at``: when it was last tried to put something right."""
+    """The lease of ``host_identity``, on ``terms``.  ``tried_at``: when it was last tried to put something right."""
 
-    def __init__(self, registry: Registry, clock: Clock, rng: random.Random, holder: Holder, terms: Terms) -> None:
+    def __init__(
+        self, registry: Registry, clock: Clock, rng: random.Random, host_identity: HostIdentity, terms: Terms
+    ) -> None:
         self._registry = registry
         self._clock = clock
         self._rng = rng
-        self.holder = holder
+        self.host_identity = host_identity
         self._terms = terms
         self._lease: Lease | None = None
-        self._attrs = LeaseAttrs(holder.public_ip)
+        self._attrs = LeaseAttrs(host_identity.public_ip)
         self._network: IPv4Network | None = None
         self._lead = self._renew_at = self._ends_at = 0.0
         self._failures = 0
@@ -115,7 +116,7 @@ class OwnLease:
                 why_unfit = partial(self._why_unfit, config, leases, around)
                 moved = self._under_former_ip(leases, found, previous, why_unfit)
                 known = [moved] if moved else found
-                self._attrs = replace(describe(known[0].attrs if known else None), host_id=self.holder.host_id)
+                self._attrs = replace(describe(known[0].attrs if known else None), host_id=self.host_identity.host_id)
                 lease = await (self._move(moved, found) if moved else self._reuse(found, why_unfit))
                 if lease is None:
                     hosts = {lease.attrs.public_ip for lease in leases} | around.underlay | around.endpoints
@@ -133,7 +134,7 @@ class OwnLease:
 
     def _ours_first(self, leases: Sequence[Lease]) -> list[Lease]:
         """The leases that have our public IP."""
-        public_ip = self.holder.public_ip
+        public_ip = self.host_identity.public_ip
         return sorted((lease for lease in leases if lease.attrs.public_ip == public_ip), key=self._is_anothers)
 
     async def _reuse(self, leases: Sequence[Lease], why_unfit: Callable[[Lease], str]) -> Lease | None:
@@ -145,7 +146,7 @@ class OwnLease:
             if why := why_unfit(lease):
                 await self._give_up_misfit(lease, why)
             elif kept is None:
-                log.info("Found lease (%s) for current IP (%s), reusing", lease.subnet, self.holder.public_ip)
+                log.info("Found lease (%s) for current IP (%s), reusing", lease.subnet, self.host_identity.public_ip)
                 kept = await self._write(lease, lease.version)
             elif anothers and lease.lease_ttl is not None:  # one is enough
                 await self._registry.compare_and_delete(format_key(lease.subnet), lease.version)
@@ -167,7 +168,11 @@ class OwnLease:
         if any(lease.lease_ttl is None or not self._is_anothers(lease) for lease in found):
             return None
         for lease in leases:
-            if lease.subnet == previous and lease.subnet not in self._denied and self.holder.is_from(lease.attrs):
+            if (
+                lease.subnet == previous
+                and lease.subnet not in self._denied
+                and self.host_identity.is_from(lease.attrs)
+            ):
                 return None if lease in found or why_unfit(lease) else lease
         return None
 
@@ -181,7 +186,7 @@ class OwnLease:
         former = lease.attrs.public_ip
         text = "Lease (%s) of this host has its former public IP (%s); waiting %d s whether another host answers for it"
         log.warning(text, lease.subnet, former, CLAIM_SECONDS)
-        claimant = self.holder.claimant(self._rng.getrandbits(32))
+        claimant = self.host_identity.claimant(self._rng.getrandbits(32))
         claim = await self._swap(lease, lease.version, replace(lease.attrs, host_id=claimant, claim=True))
         await self._clock.sleep(CLAIM_SECONDS)
         try:
@@ -189,7 +194,7 @@ class OwnLease:
         except CompareFailed:
             await self._note_answer(lease)
             raise
-        log.info("Changed public IP of lease (%s) from %s to %s", lease.subnet, former, self.holder.public_ip)
+        log.info("Changed public IP of lease (%s) from %s to %s", lease.subnet, former, self.host_identity.public_ip)
         for one in stale:
             await self._remove_stale(one)
         return moved
@@ -204,7 +209,7 @@ class OwnLease:
                     " machine is a clone, give it its own by -host-id or /etc/machine-id",
                     lease.subnet,
                     found.attrs.public_ip,
-                    self.holder.host_id,
+                    self.host_identity.host_id,
                 )
 
     async def _remove_stale(self, lease: Lease) -> None:
@@ -220,7 +225,9 @@ class OwnLease:
         A claim of our own is from a try that did not come to its end, so the holder may not have had its say.
         """
         theirs = lease.attrs
-        return bool(self.holder.host_id) and (theirs.claim or theirs.host_id not in ("", self.holder.host_id))
+        return bool(self.host_identity.host_id) and (
+            theirs.claim or theirs.host_id not in ("", self.host_identity.host_id)
+        )
 
     def _why_unfit(self, config: NetworkConfig, leases: Sequence[Lease], around: Surroundings, found: Lease) -> str:
         """Why a lease with our public IP cannot be ours again; empty if it can."""
@@ -229,7 +236,7 @@ class OwnLease:
         for endpoint in around.endpoints:
             if endpoint in found.subnet:
                 return f"it contains {endpoint}, an address of etcd"
-        others = (lease for lease in leases if lease.attrs.public_ip != self.holder.public_ip)
+        others = (lease for lease in leases if lease.attrs.public_ip != self.host_identity.public_ip)
         for other in (lease for lease in others if is_inside(lease.subnet, config.network)):
             if other.created < found.created and other.subnet.overlaps(found.subnet):
                 return f"it overlaps {other.subnet}, which {other.attrs.public_ip} leased earlier"
@@ -238,9 +245,9 @@ class OwnLease:
     async def _give_up_misfit(self, lease: Lease, why: str) -> None:
         message = "Found lease (%s) for current IP (%s) but %s"
         if lease.lease_ttl is None:
-            log.warning(f"{message}, leaving the reservation alone", lease.subnet, self.holder.public_ip, why)
+            log.warning(f"{message}, leaving the reservation alone", lease.subnet, self.host_identity.public_ip, why)
         else:
-            log.info(f"{message}, deleting", lease.subnet, self.holder.public_ip, why)
+            log.info(f"{message}, deleting", lease.subnet, self.host_identity.public_ip, why)
             await self._registry.compare_and_delete(format_key(lease.subnet), lease.version)
 
     async def _claim(self, lease: Lease) -> Lease:
@@ -262,7 +269,7 @@ class OwnLease:
     def _give_up_claim(self, found: OwnEvent) -> None:
         """Raises LeaseLost when another identity has answered; else somebody only touched the key."""
         match found:
-            case LeaseAdded(lease) if lease.attrs.host_id not in ("", self.holder.host_id):
+            case LeaseAdded(lease) if lease.attrs.host_id not in ("", self.host_identity.host_id):
                 raise LeaseLost(self._not_unique(lease))
 
     # Renewing
@@ -312,7 +319,7 @@ class OwnLease:
 
     async def react(self, event: OwnEvent) -> None:
         """Do what the table says about an event of our subnet.  Raises LeaseLost."""
-        condition = classify(event, self.holder, self.lease.created)
+        condition = classify(event, self.host_identity, self.lease.created)
         match action(self.lease, condition):
             case Action.ADOPT:
                 assert isinstance(event, LeaseAdded)
@@ -371,7 +378,7 @@ class OwnLease:
                     "Lease %s was written by somebody without an identity, such as flanneld. If that is another host, "
                     "public IP %s is not unique: give each host its own by -iface or -public-ip",
                     self.lease.subnet,
-                    self.holder.public_ip,
+                    self.host_identity.public_ip,
                 )
             case ((Condition.CLAIMED | Condition.HELD_BY_HIGHER_ID), LeaseAdded(lease)):
                 log.warning("%s", self._not_unique(lease))
@@ -384,18 +391,18 @@ class OwnLease:
             )
         if condition is not Condition.TAKEN:
             return self._not_unique(lease)
-        ours, theirs = self.holder.public_ip, lease.attrs.public_ip
+        ours, theirs = self.host_identity.public_ip, lease.attrs.public_ip
         return f"subnet {lease.subnet} is held by {theirs} now, not by us ({ours})"
 
     def _not_unique(self, lease: Lease) -> str:
-        if self.holder.is_from(lease.attrs):
+        if self.host_identity.is_from(lease.attrs):
             return (
-                f"another host with our host ID ({self.holder.host_id}) asks for our lease {lease.subnet}: one of the"
-                " two is a clone; give each its own by -host-id or /etc/machine-id"
+                f"another host with our host ID ({self.host_identity.host_id}) asks for our lease {lease.subnet}: "
+                "one of the two is a clone; give each its own by -host-id or /etc/machine-id"
             )
         return (
-            f"public IP {self.holder.public_ip} is not unique: another host ({lease.attrs.host_id}, we are "
-            f"{self.holder.host_id}) leases {lease.subnet} with it; give each its own by -iface or -public-ip"
+            f"public IP {self.host_identity.public_ip} is not unique: another host ({lease.attrs.host_id}, we are "
+            f"{self.host_identity.host_id}) leases {lease.subnet} with it; give each its own by -iface or -public-ip"
         )
 
     # To and from the store

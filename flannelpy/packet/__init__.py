@@ -1,8 +1,8 @@
 """Packets, pure: bytes in, bytes out; no I/O, no clock, no logging.  Plain Python that the install may compile."""
 
 
-def form() -> str:
-    """Whether the kernels of this package run ``compiled`` or ``interpreted``."""
+def build() -> str:
+    """Whether the code of this package runs ``compiled`` or ``interpreted``."""
     from flannelpy.packet import checksum
 
     return "interpreted" if checksum.__file__.endswith((".py", ".pyc")) else "compiled"

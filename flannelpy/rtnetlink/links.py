@@ -56,8 +56,8 @@ class Vxlan:
 class Link:
     """A network interface; ``kind`` is ``tun``, ``vxlan``, … or empty for hardware.
 
-    ``has_carrier``: it has a carrier; a TUN device has one while a process has it open.  ``master``: the index of the bridge
-    or bond that it is a port of, or 0.
+    A TUN device has a carrier while a process has it open.  ``master``: the index of the bridge or bond that the
+    interface is a port of, or 0.
     """
 
     index: int

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
 
 from flannelpy.foreign import shown
 from flannelpy.registry.base import KeyValue
@@ -18,6 +19,28 @@ from flannelpy.subnet import go_json
 _KEY = re.compile(r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})-(0|[1-9]\d?)", re.ASCII)
 #: Characters of a lease's value: those of the original's are a few hundred.
 _LONGEST_VALUE = 65536
+
+
+# A host ID has 64 characters at most, of which a claimant's number takes nine.
+_CLAIMANT_PREFIX = 55
+
+
+class HostIdentity(NamedTuple):
+    """Who we are to others: a public IP, and an identity that tells two hosts apart which share it (empty: none)."""
+
+    public_ip: IPv4Address
+    host_id: str = ""
+
+    def claimant(self, number: int) -> str:
+        """The identity for one try to claim a lease that bears our own: not that, but known as ours by ``is_from``."""
+        return f"{self.host_id[:_CLAIMANT_PREFIX]}:{number & 0xFFFFFFFF:08x}"
+
+    def is_from(self, attrs: LeaseAttrs) -> bool:
+        """Whether a host of our host ID wrote these attributes: this one, or a clone of it."""
+        if not self.host_id:
+            return False
+        claimant = attrs.host_id.rpartition(":")[0] if attrs.claim else ""
+        return attrs.host_id == self.host_id or claimant == self.host_id[:_CLAIMANT_PREFIX]
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,42 +49,21 @@ Counterpart: subnet/renew.go, which renews blindly and ignores the rest.
 from __future__ import annotations
 
 import enum
-from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from flannelpy.errors import HistoryGone, RegistryError
-from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease import HostIdentity, Lease
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved, Malformed, Overlapping, OwnEvent, SameIPElsewhere
 
 #: A newcomer waits so long for an answer to its claim; a holder that lives answers as soon as its watch tells it.
 CLAIM_SECONDS = 3.0
 
-# A host ID has 64 characters at most, of which a claimant's number takes nine.
-_CLAIMANT_PREFIX = 55
 _MAX_RETRY_SECONDS = 60.0
 _MIN_RETRY_SECONDS = 0.5
 # Whatever the margin, a lease that was just renewed is not due again.
 _MAX_LEAD = 0.9
 # Hosts that started together spread their renewals over this part of the margin, before it.
 _JITTER = 0.1
-
-
-class Holder(NamedTuple):
-    """Who we are to others: a public IP, and an identity that tells two hosts apart which share it (empty: none)."""
-
-    public_ip: IPv4Address
-    host_id: str = ""
-
-    def claimant(self, number: int) -> str:
-        """The identity for one try to claim a lease that bears our own: not that, but known as ours by ``is_from``."""
-        return f"{self.host_id[:_CLAIMANT_PREFIX]}:{number & 0xFFFFFFFF:08x}"
-
-    def is_from(self, attrs: LeaseAttrs) -> bool:
-        """Whether a host of our host ID wrote these attributes: this one, or a clone of it."""
-        if not self.host_id:
-            return False
-        claimant = attrs.host_id.rpartition(":")[0] if attrs.claim else ""
-        return attrs.host_id == self.host_id or claimant == self.host_id[:_CLAIMANT_PREFIX]
 
 
 class Terms(NamedTuple):
@@ -161,13 +140,13 @@ def action(own: Lease, condition: Condition) -> Action:
     return (_RESERVED if own.lease_ttl is None else _LEASED)[condition]
 
 
-def classify(event: OwnEvent, holder: Holder, created: int) -> Condition:
-    """What an event about the own subnet means for ``holder``, whose lease has that creation in the store."""
+def classify(event: OwnEvent, host_identity: HostIdentity, created: int) -> Condition:
+    """What an event about the own subnet means for ``host_identity``, whose lease has that creation in the store."""
     match event:
         case LeaseAdded(lease):
-            return _classify_holder(lease, holder)
+            return _classify_holder(lease, host_identity)
         case SameIPElsewhere(lease):
-            earlier = not lease.attrs.claim and "" < lease.attrs.host_id < holder.host_id
+            earlier = not lease.attrs.claim and "" < lease.attrs.host_id < host_identity.host_id
             return Condition.ELSEWHERE_LOWER_ID if earlier else Condition.ELSEWHERE
         case Overlapping(lease):
             return Condition.OVERLAPS_EARLIER if lease.created < created else Condition.OVERLAPS_LATER
@@ -177,17 +156,17 @@ def classify(event: OwnEvent, holder: Holder, created: int) -> Condition:
             return Condition.GONE
 
 
-def _classify_holder(lease: Lease, holder: Holder) -> Condition:
+def _classify_holder(lease: Lease, host_identity: HostIdentity) -> Condition:
     theirs = lease.attrs
-    if theirs.public_ip != holder.public_ip:
+    if theirs.public_ip != host_identity.public_ip:
         return Condition.TAKEN
-    if theirs.host_id == holder.host_id or not holder.host_id:
+    if theirs.host_id == host_identity.host_id or not host_identity.host_id:
         return Condition.CHANGED
     if not theirs.host_id:
         return Condition.NO_HOST_ID
     if theirs.claim:
         return Condition.CLAIMED
-    return Condition.HELD_BY_HIGHER_ID if theirs.host_id > holder.host_id else Condition.HELD_BY_LOWER_ID
+    return Condition.HELD_BY_HIGHER_ID if theirs.host_id > host_identity.host_id else Condition.HELD_BY_LOWER_ID
 
 
 def classify_failure(error: RegistryError) -> Condition:

@@ -3,7 +3,7 @@
 All carriers of a rack hang on one switch, two hosts each.  Every host has a container behind a bridge, with the address
 and the MTU that its subnet file tells; for carriers that write none, we do.
 
-flannelpy          its packet kernels compiled
+flannelpy          its packet code compiled
 interpreted        the same, uncompiled, in an environment of its own
 socat              a TUN and a UDP socket, and C that moves one packet a system call
 vxlan              the kernel's own overlay, made by hand; it has no daemon
@@ -89,11 +89,11 @@ def carrier(hosts: Sequence[Host], connect: Connect) -> Carrier:
 
 
 def flannelpy(hosts: Sequence[Host], *flags: str, python: str = sys.executable, form: str = "compiled") -> list[int]:
-    """A daemon on each.  Raises RuntimeError unless their packet kernels have that form."""
+    """A daemon on each.  Raises RuntimeError unless their packet code has that form."""
     daemons = _started(hosts, *flags, python=python)
     for daemon in daemons:
-        if f"Packet kernels {form}," not in daemon.log():
-            raise RuntimeError(f"the packet kernels of {python} are not {form}:\n{daemon.log()}")
+        if f"Packet code {form}," not in daemon.log():
+            raise RuntimeError(f"the packet code of {python} is not {form}:\n{daemon.log()}")
     return [daemon.pid for daemon in daemons]
 
 

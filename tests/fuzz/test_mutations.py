@@ -11,7 +11,7 @@ from fuzz.mutation import Mutator
 
 from flannelpy import packet
 
-_COMPILED = packet.form() == "compiled"
+_COMPILED = packet.build() == "compiled"
 DATAGRAMS = 200_000 if _COMPILED else 60_000
 PACKETS = 50_000 if _COMPILED else 10_000
 SEED = int(os.environ.get("FLANNELPY_SEED") or (1 if os.environ.get("CI") else random.randrange(2**32)))

@@ -15,8 +15,8 @@ from scapy.layers.inet import IP, in4_chksum
 from scapy.packet import Raw
 from scapy.utils import checksum as scapy_checksum
 from support import oracle
-from support.kernels import INSTALLED, INTERPRETED, coalesced, filled_up, segmented, sort_packets
 from support.oracle import VnetHeader
+from support.packet_code import INSTALLED, INTERPRETED, coalesced, filled_up, segmented, sort_packets
 from support.packets import (
     ACK,
     DONT_FRAGMENT,
@@ -70,9 +70,9 @@ def test_sums_by_words_and_by_bytes_are_the_same_arithmetic(data: bytes, draw: s
     end = draw.draw(st.integers(start, len(data)))
     buffer = filled_up(data)
     expected = 0xFFFF - checksum(data[start:end])
-    for kernels in (INSTALLED, INTERPRETED):
-        assert kernels.checksum.wide_sum(buffer, memoryview(buffer).cast("I"), start, end) == expected
-        assert kernels.checksum.ones_sum(buffer, start, end) == expected
+    for code in (INSTALLED, INTERPRETED):
+        assert code.checksum.wide_sum(buffer, memoryview(buffer).cast("I"), start, end) == expected
+        assert code.checksum.ones_sum(buffer, start, end) == expected
 
 
 @given(SUPER_PACKETS, GSO_SIZES)
@@ -223,15 +223,13 @@ def test_sorted_packets_are_neighbours_or_refused_and_cover_the_batch(
 def test_both_forms_segment_alike(packet: bytes, gso_size: int, before: int, room: int) -> None:
     if why_not(packet):
         return
-    one, other = (
-        segmented(packet, gso_size, kernels=form, before=before, room=room) for form in (INSTALLED, INTERPRETED)
-    )
+    one, other = (segmented(packet, gso_size, code=form, before=before, room=room) for form in (INSTALLED, INTERPRETED))
     assert one == other
 
 
 @given(st.lists(st.tuples(VNET_HEADERS, ANY_PACKETS | st.binary(max_size=40)), max_size=12), MASKS)
 def test_both_forms_sort_alike(packets: list[tuple[VnetHeader, bytes]], mask: int) -> None:
-    one, other = (sort_packets(packets, mask, kernels=form) for form in (INSTALLED, INTERPRETED))
+    one, other = (sort_packets(packets, mask, code=form) for form in (INSTALLED, INTERPRETED))
     assert one == other
 
 
@@ -248,7 +246,7 @@ def test_both_forms_coalesce_alike(
     packets: list[bytes], data: st.DataObject, own: IPv4Network, subnets: list[IPv4Network] | None
 ) -> None:
     batch = data.draw(trains(packets))
-    one, other = (coalesced(batch, kernels=form, own=own, subnets=subnets) for form in (INSTALLED, INTERPRETED))
+    one, other = (coalesced(batch, code=form, own=own, subnets=subnets) for form in (INSTALLED, INTERPRETED))
     assert one == other
 
 

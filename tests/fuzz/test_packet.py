@@ -1,4 +1,4 @@
-"""The packet kernels against scapy and against arithmetic."""
+"""The packet code against scapy and against arithmetic."""
 
 from __future__ import annotations
 

@@ -350,7 +350,7 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
     monkeypatch.setattr(network, "Netlink", Machine)
     monkeypatch.setattr(udp_backend, "Netlink", Machine)
     monkeypatch.setattr(repair_loop, "Netlink", Machine)
-    monkeypatch.setattr(repair_loop, "changes", no_changes)
+    monkeypatch.setattr(repair_loop, "notifications", no_changes)
     monkeypatch.setattr(device, "Tun", Device)
     monkeypatch.setattr(udp_backend, "UdpSocket", bind)
     FakeTables().install(monkeypatch)
@@ -402,7 +402,7 @@ def test_the_log_says_the_same_in_the_same_order(life: Life) -> None:
     """But for one line, which says what decides the speed."""
     assert len(recorded_log()) == 13
     ours = messages(life.log)
-    assert re.fullmatch(r"Packet kernels (compiled|interpreted), offloads: [a-z, -]+", ours.pop(5))
+    assert re.fullmatch(r"Packet code (compiled|interpreted), offloads: [a-z, -]+", ours.pop(5))
     assert ours == messages(recorded_log())
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from lab import CONFIG, Daemon, Host, Lab, wait_for
 
-from flannelpy.packet import form
+from flannelpy.packet import build
 
 STOP_SECONDS = 2.0
 DEVICE_FLAGS = "POINTOPOINT,MULTICAST,NOARP,UP,LOWER_UP"
@@ -94,7 +94,7 @@ def test_the_log_tells_what_the_originals_does_in_its_order(host: Host) -> None:
         "Using 172.17.8.101 as external endpoint",
         "Picking subnet in range 11.0.1.0 ... 11.0.255.0",
         f"Subnet lease acquired: {host.subnet()}",
-        f"Packet kernels {form()}, offloads: gro, gso, merge-tcp, merge-udp, tso, uso",
+        f"Packet code {build()}, offloads: gro, gso, merge-tcp, merge-udp, tso, uso",
         "Watching for new subnet leases",
     ]
 

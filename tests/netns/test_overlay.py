@@ -54,7 +54,7 @@ def containers(overlay: Lab) -> list[Container]:
 def test_the_log_tells_which_offloads_are_on(overlay: Lab, offloads: tuple[str, ...]) -> None:
     for host, names in zip(overlay.hosts, offloads, strict=True):
         wanted = {"auto": [str(offload) for offload in Offload], "off": ["none"]}.get(names, names.split(","))
-        [*_, told] = re.findall("Packet kernels (?:compiled|interpreted), offloads: (.*)$", host.log(), re.MULTILINE)
+        [*_, told] = re.findall("Packet code (?:compiled|interpreted), offloads: (.*)$", host.log(), re.MULTILINE)
         assert told == ", ".join(sorted(wanted))
 
 

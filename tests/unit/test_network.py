@@ -31,8 +31,7 @@ from flannelpy.rtnetlink.entries import ProhibitRule
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteFilter
 from flannelpy.subnet.config import NetworkConfig
-from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_policy import Holder
+from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent, LeaseRemoved
 
 PUBLIC_IP = IPv4Address("172.17.8.101")
@@ -102,8 +101,8 @@ class FakeBackend:
         self._world = world
         self.failure: Exception | None = None
 
-    def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
-        return LeaseAttrs(holder.public_ip)
+    def lease_attrs(self, host_identity: HostIdentity, found: LeaseAttrs | None) -> LeaseAttrs:
+        return LeaseAttrs(host_identity.public_ip)
 
     async def start(self, lease: Lease) -> int:
         self._world.story.append(f"start {lease.subnet}")
@@ -204,7 +203,7 @@ class World:
         monkeypatch.setattr(network, "Underlay", FakeUnderlay)
         monkeypatch.setattr(network.backends, "create", create)  # type: ignore[attr-defined]
         monkeypatch.setattr(repair_loop, "Netlink", FakeNetlink)
-        monkeypatch.setattr(repair_loop, "changes", notifications)
+        monkeypatch.setattr(repair_loop, "notifications", notifications)
         monkeypatch.setattr(repair_loop, "_PAUSE_SECONDS", 0.001)
         monkeypatch.setattr(network, "connect", lambda *_: self.store)
         options = cli.parse([f"-subnet-file={self.file}", "-host-id=host-1", *flags])

@@ -33,12 +33,11 @@ from flannelpy.linux.tun import check_access
 from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.marks import device_alias
 from flannelpy.options import Options
-from flannelpy.packet import form
+from flannelpy.packet import build
 from flannelpy.packet.drops import DropReason
 from flannelpy.subnet import go_json
 from flannelpy.subnet.config import NetworkConfig
-from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_policy import Holder
+from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 
 log = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ class UdpBackend:
         Raises ConfigError when port or MTU make no sense, HostError when there can be no TUN.
         """
         check_access()
-        self._offload = choose(offload, compiled=form() == "compiled", kernel=os.uname().release)
+        self._offload = choose(offload, compiled=build() == "compiled", kernel=os.uname().release)
         self._source_check = source_check
         self._sender_queues: SenderQueues | None = None
         self._network = config.network
@@ -103,9 +102,9 @@ class UdpBackend:
         """All by our device."""
         return Forwarding([self._device.tun.name], self._external.name)
 
-    def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
+    def lease_attrs(self, host_identity: HostIdentity, found: LeaseAttrs | None) -> LeaseAttrs:
         """Only the public IP: the original's hosts all use one port."""
-        return LeaseAttrs(holder.public_ip)
+        return LeaseAttrs(host_identity.public_ip)
 
     async def start(self, lease: Lease) -> int:
         """Open the socket first: when the port is taken, no device was ever there."""
@@ -149,7 +148,7 @@ class UdpBackend:
         if missing:
             log.warning("This kernel cannot do %s: slower, nothing else", ", ".join(sorted(missing)))
         present = {str(offload) for offload in has if has[offload]}
-        log.info("Packet kernels %s, offloads: %s", form(), ", ".join(sorted(present)) or "none")
+        log.info("Packet code %s, offloads: %s", build(), ", ".join(sorted(present)) or "none")
         return present
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:

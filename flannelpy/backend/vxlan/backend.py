@@ -32,8 +32,7 @@ from flannelpy.options import Options
 from flannelpy.rtnetlink.entries import FdbEntry, GatewayRoute, Neighbour, PeerEntries
 from flannelpy.rtnetlink.links import Link
 from flannelpy.subnet.config import NetworkConfig
-from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_policy import Holder
+from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 from flannelpy.tasks import run_together
 
@@ -93,9 +92,9 @@ class VxlanBackend:
         """The device is named after the VNI."""
         return self._settings.device_name
 
-    def lease_attrs(self, holder: Holder, found: LeaseAttrs | None) -> LeaseAttrs:
+    def lease_attrs(self, host_identity: HostIdentity, found: LeaseAttrs | None) -> LeaseAttrs:
         """The public IP and the MAC of our device."""
-        return vtep.attrs(holder, self._settings.vni, found)
+        return vtep.attrs(host_identity, self._settings.vni, found)
 
     async def start(self, lease: Lease) -> int:
         """Set the device up; how to reach the others comes with their leases."""
@@ -205,14 +204,14 @@ class VxlanBackend:
         before, self._twins = self._twins, {}
         for subnet, host in sorted(others.items(), key=lambda one: one[1].created):
             owner = owners.setdefault(host.mac, host.public_ip)
-            holder = holders.setdefault(subnet.network_address, subnet) if owner == host.public_ip else subnet
-            if owner == host.public_ip and holder == subnet:
+            host_identity = holders.setdefault(subnet.network_address, subnet) if owner == host.public_ip else subnet
+            if owner == host.public_ip and host_identity == subnet:
                 continue
             self._twins[subnet] = host
             if before.get(subnet) != host:
                 cause = f"{host.public_ip} has the VtepMAC {host.mac} of {owner}"
-                if holder != subnet:
-                    cause = f"its first address is the tunnel address of {holder}"
+                if host_identity != subnet:
+                    cause = f"its first address is the tunnel address of {host_identity}"
                 self._lease_log.ignored(subnet, cause)
         return {subnet: host for subnet, host in others.items() if subnet not in self._twins}
 

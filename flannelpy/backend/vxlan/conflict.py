@@ -29,8 +29,8 @@ async def name(netlink: Netlink, ours: str, wanted: Vxlan, refusal: Taken) -> st
     ]
     if refusal.errno == errno.EEXIST:
         same = [link for link in on_port if link.vxlan and link.vxlan.vni == wanted.vni]
-        holder = _names(same) or "a VXLAN device that was moved into another network namespace"
-        return f"{holder} has VNI {wanted.vni} and port {wanted.port} already; remove it, {_REMEDY}"
+        host_identity = _names(same) or "a VXLAN device that was moved into another network namespace"
+        return f"{host_identity} has VNI {wanted.vni} and port {wanted.port} already; remove it, {_REMEDY}"
     up = [link for link in on_port if link.is_up]
     if up:
         have = "has" if len(up) == 1 else "have"

@@ -32,8 +32,6 @@ from flannelpy.rtnetlink.rules import PolicyRule
 if TYPE_CHECKING:
     from pyroute2 import AsyncIPRoute
 
-__all__ = ["Address", "Link", "Netlink", "Refusal", "Taken", "Vxlan"]
-
 T = TypeVar("T")
 
 _LISTINGS = 5

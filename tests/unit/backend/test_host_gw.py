@@ -45,7 +45,7 @@ def play(scenario: Callable[[HostGwBackend, FakeNetlink], Awaitable[None]], monk
     netlink = FakeNetlink()
     for module in (kernel_entries, on_link):
         monkeypatch.setattr(module, "Netlink", lambda: netlink)
-    monkeypatch.setattr(on_link, "changes", no_changes)
+    monkeypatch.setattr(on_link, "notifications", no_changes)
 
     async def whole() -> None:
         backend = HostGwBackend(CONFIG, EXTERNAL, None)

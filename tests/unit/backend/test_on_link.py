@@ -140,7 +140,7 @@ def test_it_asks_when_the_kernel_reports_a_change(monkeypatch: pytest.MonkeyPatc
                 yield
 
         monkeypatch.setattr(on_link, "Netlink", lambda: netlink)
-        monkeypatch.setattr(on_link, "changes", notifications)
+        monkeypatch.setattr(on_link, "notifications", notifications)
         monkeypatch.setattr(on_link, "_PAUSE_SECONDS", 0)
         async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
             watch = tasks.create_task(links.watch(noticed.set))

@@ -67,7 +67,7 @@ class World:
 @pytest.fixture(autouse=True)
 def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair_loop, "Netlink", FakeNetlink)
-    monkeypatch.setattr(repair_loop, "changes", Bell.notifications)
+    monkeypatch.setattr(repair_loop, "notifications", Bell.notifications)
     monkeypatch.setattr(Bell, "period", 60.0)
 
 
@@ -151,7 +151,7 @@ def test_more_changes_than_the_kernel_keeps_for_us_are_a_change(monkeypatch: pyt
         raise OSError(105, "No buffer space available")
         yield
 
-    monkeypatch.setattr(repair_loop, "changes", overrun)
+    monkeypatch.setattr(repair_loop, "notifications", overrun)
 
     async def scenario(world: World) -> None:
         await asyncio.sleep(3.6)
@@ -199,7 +199,7 @@ def test_a_fault_of_a_check_or_of_the_listener_ends_it(monkeypatch: pytest.Monke
     async def whole() -> None:
         with pytest.raises(type(error)):
             await RepairLoop(check, IPv4Network("11.0.0.0/16"), lambda: None).run()
-        monkeypatch.setattr(repair_loop, "changes", broken)
+        monkeypatch.setattr(repair_loop, "notifications", broken)
         with pytest.raises(type(error)):
             await World().guard.run()
 

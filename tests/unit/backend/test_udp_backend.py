@@ -34,8 +34,7 @@ from flannelpy.linux.tun import Tun
 from flannelpy.packet.drops import DropReason
 from flannelpy.rtnetlink.links import Link
 from flannelpy.subnet.config import NetworkConfig, parse
-from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_policy import Holder
+from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved
 
 EXTERNAL = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 1500)
@@ -93,7 +92,7 @@ def test_an_mtu_that_the_interface_cannot_carry_is_refused(mtu: object, shown: s
 
 
 def test_other_hosts_learn_the_public_ip_and_nothing_else() -> None:
-    attrs = UdpBackend(config(), EXTERNAL, ALIAS, None).lease_attrs(Holder(IPv4Address("1.2.3.4")), None)
+    attrs = UdpBackend(config(), EXTERNAL, ALIAS, None).lease_attrs(HostIdentity(IPv4Address("1.2.3.4")), None)
     assert attrs.encode() == '{"PublicIP":"1.2.3.4"}'
 
 
@@ -419,6 +418,6 @@ def test_a_fault_of_the_packet_path_is_raised(monkeypatch: pytest.MonkeyPatch) -
 
 def test_alloc_tells_the_public_ip_and_sets_up_nothing() -> None:
     backend = AllocBackend(EXTERNAL)
-    assert backend.lease_attrs(Holder(IPv4Address("1.2.3.4")), None) == LeaseAttrs(IPv4Address("1.2.3.4"))
+    assert backend.lease_attrs(HostIdentity(IPv4Address("1.2.3.4")), None) == LeaseAttrs(IPv4Address("1.2.3.4"))
     assert asyncio.run(backend.start(OWN)) == EXTERNAL.mtu
     assert asyncio.run(backend.repair(FakeNetlink())) == []

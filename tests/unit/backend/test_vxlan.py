@@ -23,11 +23,10 @@ from flannelpy.linux.netlink.client import Netlink
 from flannelpy.rtnetlink.entries import Entry, FdbEntry, GatewayRoute, Neighbour
 from flannelpy.rtnetlink.links import Address
 from flannelpy.subnet import config
-from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_policy import Holder
+from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved
 
-US = Holder(EXTERNAL.address, "host1")
+US = HostIdentity(EXTERNAL.address, "host1")
 ALIAS = "flannelpy /run/flannel/subnet.env"
 OTHER_MAC = "2e:40:72:2d:6b:e3"
 SWAPPED_WITHOUT_PORT = (
@@ -101,8 +100,12 @@ def test_what_makes_no_sense_is_refused(options: dict[str, object], message: str
 
 def test_the_mac_is_always_the_same_and_of_this_host_alone() -> None:
     macs = {
-        vtep.read(vtep.attrs(holder, vni, None))
-        for holder in (US, Holder(EXTERNAL.address, "host2"), Holder(IPv4Address("172.17.8.102"), "host1"))
+        vtep.read(vtep.attrs(host_identity, vni, None))
+        for host_identity in (
+            US,
+            HostIdentity(EXTERNAL.address, "host2"),
+            HostIdentity(IPv4Address("172.17.8.102"), "host1"),
+        )
         for vni in (1, 2)
     }
     assert len(macs - {None}) == 6
@@ -177,7 +180,7 @@ def play(
     netlink = FakeNetlink()
     for module in (kernel_entries, on_link, vxlan_backend):
         monkeypatch.setattr(module, "Netlink", lambda: netlink)
-    monkeypatch.setattr(on_link, "changes", no_changes)
+    monkeypatch.setattr(on_link, "notifications", no_changes)
 
     async def nothing(self: Device, _: Netlink) -> list[str]:
         return []

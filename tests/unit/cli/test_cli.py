@@ -581,7 +581,7 @@ def test_no_variable_makes_it_do_something_else(name: str, monkeypatch: pytest.M
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_of(["-version"]) == 0
-    assert capsys.readouterr() == ("", f"flannelpy {__version__} ({packet.form()})\n")
+    assert capsys.readouterr() == ("", f"flannelpy {__version__} ({packet.build()})\n")
 
 
 @pytest.mark.parametrize(
@@ -592,4 +592,4 @@ def test_form(file: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from flannelpy.packet import checksum
 
     monkeypatch.setattr(checksum, "__file__", file)
-    assert packet.form() == form
+    assert packet.build() == form

@@ -156,7 +156,7 @@ def test_rules_of_a_network_that_has_ended_stay_until_another_one_has_its_addres
 
 
 @pytest.mark.parametrize(
-    ("network", "need", "is_evicted"),
+    ("network", "resource", "is_evicted"),
     [
         ("11.1.0.0/16", "nothing", True),
         ("11.1.128.0/17", "nothing", True),

@@ -28,8 +28,8 @@ from flannelpy.leasing.manager import CONFIG_SECONDS, MAX_GRACE_SECONDS, QUIET_S
 from flannelpy.leasing.retry import FIRST_PAUSE, LONGEST_PAUSE
 from flannelpy.registry.base import Changes, KeyValue, Snapshot, all_names
 from flannelpy.subnet.config import NetworkConfig, parse
-from flannelpy.subnet.lease import Lease, LeaseAttrs
-from flannelpy.subnet.lease_policy import CLAIM_SECONDS, Holder, Terms
+from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
+from flannelpy.subnet.lease_policy import CLAIM_SECONDS, Terms
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 
 LEASE_TTL, RENEW_MARGIN = Terms()
@@ -60,7 +60,7 @@ class World:
         clock = LoopClock()
         self.now = clock.now
         self.registry = registry_class(clock.now)
-        self.manager = SubnetManager(self.registry, clock, random.Random(1), Holder(OUR_IP))
+        self.manager = SubnetManager(self.registry, clock, random.Random(1), HostIdentity(OUR_IP))
         self.told: list[LeaseEvent] = []
 
     async def apply(self, events: Sequence[LeaseEvent]) -> None:
@@ -499,7 +499,8 @@ def test_hosts_that_started_together_renew_at_different_times() -> None:
         clock = LoopClock()
         registry = Watched(clock.now)
         managers = [
-            SubnetManager(registry, clock, random.Random(n), Holder(IPv4Address(f"172.17.8.{n}"))) for n in range(1, 21)
+            SubnetManager(registry, clock, random.Random(n), HostIdentity(IPv4Address(f"172.17.8.{n}")))
+            for n in range(1, 21)
         ]
         for manager in managers:
             await manager.acquire(CONFIG, lambda _: LeaseAttrs(OUR_IP), None)
@@ -516,7 +517,7 @@ def test_hosts_that_started_together_renew_at_different_times() -> None:
 
 def test_the_terms_are_the_operators() -> None:
     async def scenario(world: World) -> None:
-        manager = SubnetManager(world.registry, LoopClock(), random.Random(1), Holder(OUR_IP), Terms(60, 20))
+        manager = SubnetManager(world.registry, LoopClock(), random.Random(1), HostIdentity(OUR_IP), Terms(60, 20))
         await manager.acquire(CONFIG, lambda _: ATTRS, OWN)
         assert (await world.entries())[OWN_NAME].lease_ttl == 60
         renewal = asyncio.create_task(manager.keep_lease())
@@ -538,7 +539,7 @@ def test_the_time_of_day_plays_no_part() -> None:
             return BOOT + timedelta(days=random.Random(self.now()).randrange(-10_000, 10_000))
 
     async def scenario(world: World) -> None:
-        manager = SubnetManager(world.registry, WrongClock(), random.Random(1), Holder(OUR_IP))
+        manager = SubnetManager(world.registry, WrongClock(), random.Random(1), HostIdentity(OUR_IP))
         await manager.acquire(CONFIG, lambda _: ATTRS, OWN)
         renewal = asyncio.create_task(manager.keep_lease())
         await asyncio.sleep(10 * LEASE_TTL)
@@ -613,7 +614,7 @@ def test_a_renewal_that_fails_is_tried_again_each_minute_and_the_time_left_stays
 
 def test_a_short_lease_is_renewed_again_in_time_for_it_to_live(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
-        manager = SubnetManager(world.registry, LoopClock(), random.Random(1), Holder(OUR_IP), Terms(10))
+        manager = SubnetManager(world.registry, LoopClock(), random.Random(1), HostIdentity(OUR_IP), Terms(10))
         await manager.acquire(CONFIG, lambda _: ATTRS, OWN)
         renewal = asyncio.create_task(manager.keep_lease())
         await asyncio.sleep(4)
@@ -805,7 +806,7 @@ def test_nobody_is_forgotten_while_the_store_is_silent() -> None:
 
 def test_with_short_leases_the_grace_is_as_short() -> None:
     async def scenario(world: World) -> None:
-        manager = SubnetManager(world.registry, LoopClock(), random.Random(1), Holder(OUR_IP), Terms(10))
+        manager = SubnetManager(world.registry, LoopClock(), random.Random(1), HostIdentity(OUR_IP), Terms(10))
         await manager.acquire(CONFIG, lambda _: ATTRS, OWN)
         world.registry.put_raw("11.0.101.0-24", B, None)
         watch = asyncio.create_task(manager.watch(world.apply))
@@ -985,7 +986,7 @@ def pauses_of(seed: int) -> list[float]:
         registry = Fleet(clock.now)
         registry.set_config(TEXT)
         registry.go_down()
-        manager = SubnetManager(registry, clock, random.Random(seed), Holder(OUR_IP))
+        manager = SubnetManager(registry, clock, random.Random(seed), HostIdentity(OUR_IP))
         reading = asyncio.create_task(manager.read_config(accept_any))
         await asyncio.sleep(300)
         registry.come_up()
@@ -1115,7 +1116,7 @@ class Twin(World):
         clock = LoopClock()
         self.now = clock.now
         self.registry = registry
-        self.manager = SubnetManager(registry, clock, random.Random(host_id), Holder(OUR_IP, host_id))
+        self.manager = SubnetManager(registry, clock, random.Random(host_id), HostIdentity(OUR_IP, host_id))
         self.told = []
 
 
@@ -1135,15 +1136,19 @@ NOT_UNIQUE = (
 
 @pytest.mark.parametrize(("first", "second"), [(FIRST, SECOND), (SECOND, FIRST)])
 def test_a_newcomer_gives_up_when_the_holder_lives(first: str, second: str, caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario(holder: Twin, newcomer: Twin) -> None:
-        async with holder.running() as watch:
+    async def scenario(host_identity: Twin, newcomer: Twin) -> None:
+        async with host_identity.running() as watch:
             for _ in range(3):  # systemd starts it again and again
                 with pytest.raises(LeaseLost, match=NOT_UNIQUE.format(theirs=first, ours=second)):
                     await newcomer.acquire()
             assert not watch.done()
-            [entry] = (await holder.entries()).values()
-            assert (entry.name, entry.value, entry.version) == (OWN_NAME, signed(first), holder.manager.own.version)
-            assert holder.told == []
+            [entry] = (await host_identity.entries()).values()
+            assert (entry.name, entry.value, entry.version) == (
+                OWN_NAME,
+                signed(first),
+                host_identity.manager.own.version,
+            )
+            assert host_identity.told == []
 
     twins(scenario, first, second)
     assert (
@@ -1168,16 +1173,16 @@ def test_a_reinstalled_host_gets_its_subnet_after_a_short_wait(caplog: pytest.Lo
 def test_a_claim_that_was_interrupted_is_made_again() -> None:
     """The store went away while the newcomer waited, so the holder could not answer."""
 
-    async def scenario(holder: Twin, newcomer: Twin) -> None:
-        async with holder.running():
-            holder.registry.go_down()
+    async def scenario(host_identity: Twin, newcomer: Twin) -> None:
+        async with host_identity.running():
+            host_identity.registry.go_down()
             await asyncio.sleep(10)
-            holder.registry.put_raw(OWN_NAME, signed(SECOND, claim=True), LEASE_TTL)
+            host_identity.registry.put_raw(OWN_NAME, signed(SECOND, claim=True), LEASE_TTL)
             claiming = asyncio.create_task(newcomer.acquire())
-            holder.registry.come_up()
+            host_identity.registry.come_up()
             with pytest.raises(LeaseLost, match="is not unique"):
                 await claiming
-            assert (await holder.entries())[OWN_NAME].value == signed(FIRST)
+            assert (await host_identity.entries())[OWN_NAME].value == signed(FIRST)
 
     twins(scenario)
 
@@ -1197,7 +1202,7 @@ def test_of_two_newcomers_at_the_same_moment_one_gets_the_subnet() -> None:
             await tasks[ended.index(True)]
         living = (one, other)[ended.index(False)]
         [entry] = (await living.entries()).values()
-        assert entry.value == signed(living.manager._own.holder.host_id)
+        assert entry.value == signed(living.manager._own.host_identity.host_id)
         tasks[ended.index(False)].cancel()
 
     twins(scenario)
@@ -1228,9 +1233,9 @@ def test_of_two_newcomers_that_create_two_leases_one_stays(first: str, second: s
 
 
 def test_a_lease_of_ours_does_not_hide_one_of_a_twin() -> None:
-    async def scenario(holder: Twin, newcomer: Twin) -> None:
-        async with holder.running() as watch:
-            holder.registry.put_raw("11.0.60.0-24", signed(SECOND), LEASE_TTL)
+    async def scenario(host_identity: Twin, newcomer: Twin) -> None:
+        async with host_identity.running() as watch:
+            host_identity.registry.put_raw("11.0.60.0-24", signed(SECOND), LEASE_TTL)
             with pytest.raises(LeaseLost, match="is not unique"):
                 await newcomer.acquire()
             assert not watch.done()
@@ -1241,12 +1246,12 @@ def test_a_lease_of_ours_does_not_hide_one_of_a_twin() -> None:
 def test_who_leaves_for_an_earlier_identity_gives_its_own_lease_back() -> None:
     """Or the holder's next start would have to ask whether that lease's host lives."""
 
-    async def scenario(holder: Twin, _: Twin) -> None:
-        async with holder.running() as watch:
-            holder.registry.put_raw("11.0.60.0-24", signed(FIRST), LEASE_TTL)
+    async def scenario(host_identity: Twin, _: Twin) -> None:
+        async with host_identity.running() as watch:
+            host_identity.registry.put_raw("11.0.60.0-24", signed(FIRST), LEASE_TTL)
             with pytest.raises(LeaseLost, match="is not unique"):
                 await watch
-            assert list(await holder.entries()) == ["11.0.60.0-24"]
+            assert list(await host_identity.entries()) == ["11.0.60.0-24"]
 
     twins(scenario, SECOND, FIRST)
 
@@ -1279,12 +1284,12 @@ def test_of_two_that_both_hold_it_one_leaves(ours: str, stays: bool) -> None:
     """A holder was cut off from the store while a newcomer waited for its answer in vain."""
     theirs = FIRST if ours == SECOND else SECOND
 
-    async def scenario(holder: Twin, _: Twin) -> None:
-        async with holder.running() as watch:
-            holder.registry.put_raw(OWN_NAME, signed(theirs), LEASE_TTL)
+    async def scenario(host_identity: Twin, _: Twin) -> None:
+        async with host_identity.running() as watch:
+            host_identity.registry.put_raw(OWN_NAME, signed(theirs), LEASE_TTL)
             await asyncio.sleep(1)
             assert watch.done() is not stays
-            assert (await holder.entries())[OWN_NAME].value == signed(FIRST if stays else theirs)
+            assert (await host_identity.entries())[OWN_NAME].value == signed(FIRST if stays else theirs)
             if not stays:
                 with pytest.raises(LeaseLost, match=NOT_UNIQUE.format(theirs=theirs, ours=ours)):
                     await watch
@@ -1293,12 +1298,12 @@ def test_of_two_that_both_hold_it_one_leaves(ours: str, stays: bool) -> None:
 
 
 def test_a_plain_flanneld_with_our_public_ip_is_said_and_overruled(caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario(holder: Twin, _: Twin) -> None:
-        async with holder.running() as watch:
-            holder.registry.put_raw(OWN_NAME, OURS, LEASE_TTL)
+    async def scenario(host_identity: Twin, _: Twin) -> None:
+        async with host_identity.running() as watch:
+            host_identity.registry.put_raw(OWN_NAME, OURS, LEASE_TTL)
             await asyncio.sleep(1)
             assert not watch.done()
-            assert (await holder.entries())[OWN_NAME].value == signed(FIRST)
+            assert (await host_identity.entries())[OWN_NAME].value == signed(FIRST)
 
     twins(scenario)
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -1506,12 +1511,12 @@ def test_a_lease_that_cannot_be_taken_back_for_long_is_progress_too() -> None:
 def test_a_misfit_of_a_twin_that_lives_is_left_to_it() -> None:
     """The config was changed while the twin ran; it acts upon that at its next start."""
 
-    async def scenario(holder: Twin, newcomer: Twin) -> None:
-        async with holder.running() as watch:
+    async def scenario(host_identity: Twin, newcomer: Twin) -> None:
+        async with host_identity.running() as watch:
             with pytest.raises(LeaseLost, match="is not unique"):
                 await newcomer.acquire(config=parse('{"Network":"12.0.0.0/16"}'))
             assert not watch.done()
-            assert (await holder.entries())[OWN_NAME].value == signed(FIRST)
+            assert (await host_identity.entries())[OWN_NAME].value == signed(FIRST)
 
     twins(scenario)
 

@@ -18,8 +18,8 @@ from flannelpy.leasing.manager import SubnetManager
 from flannelpy.leasing.retry import LONGEST_PAUSE
 from flannelpy.registry.base import KeyValue
 from flannelpy.subnet.config import NetworkConfig, parse
-from flannelpy.subnet.lease import Lease, LeaseAttrs, is_host_id
-from flannelpy.subnet.lease_policy import CLAIM_SECONDS, Holder
+from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs, is_host_id
+from flannelpy.subnet.lease_policy import CLAIM_SECONDS
 
 FORMER, NEW, OTHER = (IPv4Address(f"172.17.8.{number}") for number in (101, 151, 102))
 SUBNET, NAME = IPv4Network("11.0.59.0/24"), "11.0.59.0-24"
@@ -34,14 +34,16 @@ class Machine:
 
     def __init__(self, registry: FakeRegistry, public_ip: IPv4Address = NEW, host_id: str = US, seed: int = 1) -> None:
         self.registry = registry
-        self.holder = Holder(public_ip, host_id)
-        self.manager = SubnetManager(registry, LoopClock(), random.Random(seed), self.holder)
+        self.host_identity = HostIdentity(public_ip, host_id)
+        self.manager = SubnetManager(registry, LoopClock(), random.Random(seed), self.host_identity)
 
     async def acquire(
         self, previous: IPv4Network | None = SUBNET, config: NetworkConfig = CONFIG, around: Surroundings | None = None
     ) -> Lease:
         def describe(found: LeaseAttrs | None) -> LeaseAttrs:
-            return LeaseAttrs(self.holder.public_ip, "vxlan", found.backend_data if found else {"VtepMAC": "new"})
+            return LeaseAttrs(
+                self.host_identity.public_ip, "vxlan", found.backend_data if found else {"VtepMAC": "new"}
+            )
 
         return await self.manager.acquire(config, describe, previous, *([around] if around else []))
 
@@ -115,15 +117,15 @@ def test_the_claim_has_the_former_public_ip_and_an_identity_of_its_own() -> None
 
 @pytest.mark.parametrize("host_id", [US, "h" * 64])
 def test_each_try_has_another_identity_that_is_known_again(host_id: str) -> None:
-    holder = Holder(NEW, host_id)
-    tries = [holder.claimant(number) for number in (0, 1, (1 << 32) - 1)]
+    host_identity = HostIdentity(NEW, host_id)
+    tries = [host_identity.claimant(number) for number in (0, 1, (1 << 32) - 1)]
     assert len({*tries, host_id}) == 4
     for claimant in tries:
         assert is_host_id(claimant)
-        assert holder.is_from(LeaseAttrs(FORMER, host_id=claimant, claim=True))
-        assert not holder.is_from(LeaseAttrs(FORMER, host_id=claimant))
-        assert not Holder(NEW, "another").is_from(LeaseAttrs(FORMER, host_id=claimant, claim=True))
-        assert not Holder(NEW).is_from(LeaseAttrs(FORMER, host_id=claimant, claim=True))
+        assert host_identity.is_from(LeaseAttrs(FORMER, host_id=claimant, claim=True))
+        assert not host_identity.is_from(LeaseAttrs(FORMER, host_id=claimant))
+        assert not HostIdentity(NEW, "another").is_from(LeaseAttrs(FORMER, host_id=claimant, claim=True))
+        assert not HostIdentity(NEW).is_from(LeaseAttrs(FORMER, host_id=claimant, claim=True))
 
 
 @pytest.mark.parametrize("ttl", [DAY, None])

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import pytest
 from support import oracle
-from support.kernels import Coalesced, coalesced, coalesced_singly
 from support.oracle import VnetHeader
+from support.packet_code import Coalesced, coalesced, coalesced_singly
 from support.packets import (
     ACK,
     CWR,

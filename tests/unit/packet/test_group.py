@@ -7,8 +7,8 @@ from itertools import accumulate
 
 import pytest
 from support import oracle
-from support.kernels import sort_packets
 from support.oracle import VnetHeader
+from support.packet_code import sort_packets
 from support.packets import (
     BOUND,
     DONT_FRAGMENT,

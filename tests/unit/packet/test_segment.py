@@ -6,7 +6,7 @@ import random
 
 import pytest
 from support import oracle
-from support.kernels import segmented
+from support.packet_code import segmented
 from support.packets import (
     ACK,
     CWR,

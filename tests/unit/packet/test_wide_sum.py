@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from support.kernels import filled_up
+from support.packet_code import filled_up
 from support.packets import checksum
 
 from flannelpy.packet.checksum import ones_sum, wide_sum

@@ -9,11 +9,10 @@ import pytest
 
 from flannelpy.errors import HistoryGone, RegistryUnavailable
 from flannelpy.subnet import lease_policy
-from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import (
     Action,
     Condition,
-    Holder,
     Terms,
     action,
     classify,
@@ -55,7 +54,7 @@ def lease(
     return Lease(SUBNET, LeaseAttrs(public_ip, host_id=host_id, claim=claim), lease_ttl, 5, created)
 
 
-@pytest.mark.parametrize(("happening", "leased", "reserved"), ROWS)
+@pytest.mark.parametrize(("condition", "leased", "reserved"), ROWS)
 def test_each_row(condition: Condition, leased: Action, reserved: Action) -> None:
     assert action(lease(OURS, 86400), condition) is leased
     assert action(lease(OURS, 1), condition) is leased
@@ -96,15 +95,16 @@ def test_the_rows_are_all_there_are_and_the_documented_ones() -> None:
     ],
 )
 def test_an_event_about_the_own_subnet_is_one_of_the_rows(event: OwnEvent, expected: Condition) -> None:
-    assert classify(event, Holder(OURS, "m"), CREATED) is expected
+    assert classify(event, HostIdentity(OURS, "m"), CREATED) is expected
 
 
 @pytest.mark.parametrize("host_id", ["", "a"])
 def test_without_an_identity_whoever_has_our_public_ip_is_us(host_id: str) -> None:
     assert (
-        classify(LeaseAdded(lease(OURS, 60, host_id, claim=bool(host_id))), Holder(OURS), CREATED) is Condition.CHANGED
+        classify(LeaseAdded(lease(OURS, 60, host_id, claim=bool(host_id))), HostIdentity(OURS), CREATED)
+        is Condition.CHANGED
     )
-    assert classify(SameIPElsewhere(lease(OURS, 60, host_id)), Holder(OURS), CREATED) is Condition.ELSEWHERE
+    assert classify(SameIPElsewhere(lease(OURS, 60, host_id)), HostIdentity(OURS), CREATED) is Condition.ELSEWHERE
 
 
 def test_a_failure_is_one_of_the_rows() -> None:

@@ -1,4 +1,4 @@
-"""Runs the packet kernels on buffers as small as they may be, so that a sanitizer sees every step beyond.
+"""Runs the packet code on buffers as small as they may be, so that a sanitizer sees every step beyond.
 
 ``INSTALLED`` are the kernels that the package uses, compiled or not; ``INTERPRETED`` are always the plain sources.
 """
@@ -25,7 +25,7 @@ SLACK = 13
 _RUBBISH = b"\xa5"
 
 
-class Kernels(NamedTuple):
+class PacketCode(NamedTuple):
     """The modules of one form; a later one imports from earlier ones.  ``Any`` to the type checker, as modules are."""
 
     checksum: ModuleType
@@ -35,10 +35,10 @@ class Kernels(NamedTuple):
     group: ModuleType
 
 
-def _interpreted() -> Kernels:
+def _interpreted() -> PacketCode:
     """Kernels from their sources, which see each other and nothing compiled."""
     loaded: dict[str, ModuleType] = {}
-    for name in Kernels._fields:
+    for name in PacketCode._fields:
         path = Path(package.__file__).with_name(f"{name}.py")
         spec = importlib.util.spec_from_file_location(f"interpreted.{name}", path)
         assert spec is not None
@@ -47,10 +47,10 @@ def _interpreted() -> Kernels:
         with mock.patch.dict(sys.modules, {f"flannelpy.packet.{other}": loaded[other] for other in loaded}):
             spec.loader.exec_module(module)
         loaded[name] = module
-    return Kernels(**loaded)
+    return PacketCode(**loaded)
 
 
-INSTALLED = Kernels(checksum, ipv4, segment, coalesce, group)
+INSTALLED = PacketCode(checksum, ipv4, segment, coalesce, group)
 INTERPRETED = _interpreted()
 
 
@@ -75,13 +75,13 @@ def filled_up(data: bytes, slack: int = 0) -> bytearray:
 
 
 def segmented(
-    packet: bytes, gso_size: int, *, kernels: Kernels = INSTALLED, before: int = 0, room: int | None = None
+    packet: bytes, gso_size: int, *, code: PacketCode = INSTALLED, before: int = 0, room: int | None = None
 ) -> bytes | None:
     """What a segmenter writes behind ``before`` bytes, all of ``room`` or no more than the segments; None: refused."""
     needed = len(packet) * 2 + 120 * (len(packet) // max(gso_size, 1) + 1) if room is None else room
     source = filled_up(_RUBBISH * before + packet, SLACK)
     target = bytearray(before + needed)
-    segmenter = kernels.segment.Segmenter(source, target)
+    segmenter = code.segment.Segmenter(source, target)
     end = segmenter.segment(before, before + len(packet), gso_size, before)
     assert not any(target[:before])
     assert not any(target[max(end, before) :])
@@ -89,12 +89,12 @@ def segmented(
 
 
 def sort_packets(
-    packets: list[tuple[VnetHeader, bytes]], mask: int, *, kernels: Kernels = INSTALLED, own: IPv4Network = OWN_SUBNET
+    packets: list[tuple[VnetHeader, bytes]], mask: int, *, code: PacketCode = INSTALLED, own: IPv4Network = OWN_SUBNET
 ) -> Sorted:
     """What a sorter makes of a batch."""
     data = filled_up(b"".join(packet for _, packet in packets))
     headers = bytearray(b"".join(header.encode() for header, _ in packets))
-    grouper = kernels.group.Grouper(data, headers, numbers(own), (int(BOUND), PORT))
+    grouper = code.group.Grouper(data, headers, numbers(own), (int(BOUND), PORT))
     grouper.group([len(packet) for _, packet in packets], mask)
     return Sorted(
         list(map(tuple, grouper.groups)), grouper.refused, bytes(data[: sum(len(packet) for _, packet in packets)])
@@ -104,7 +104,7 @@ def sort_packets(
 def coalesced(
     trains: list[tuple[bytes, int]],
     *,
-    kernels: Kernels = INSTALLED,
+    code: PacketCode = INSTALLED,
     tcp: bool = True,
     udp: bool = True,
     own: IPv4Network = OWN_SUBNET,
@@ -112,7 +112,7 @@ def coalesced(
 ) -> Coalesced:
     """What a coalescer makes of a batch of (datagrams in one piece, segment size); ``subnets``: only from these."""
     source = filled_up(b"".join(data for data, _ in trains))
-    coalescer = kernels.coalesce.Coalescer(source, bytearray(len(source)), numbers(own), tcp, udp)
+    coalescer = code.coalesce.Coalescer(source, bytearray(len(source)), numbers(own), tcp, udp)
     coalescer.begin()
     if subnets is not None:
         coalescer.allow_sources(map(numbers, subnets))
