@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
-from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 from flannelpy.datapath.traffic import Datagrams, Forwarding
@@ -239,11 +238,48 @@ class Carrier(Protocol):
 
 
 class _PeerRules(NamedTuple):
-    """The rules about one public IP, each in its chain: made once, because there may be thousands."""
+    """The rules about one public IP, each in its chain."""
 
     drop: bytes
     accept_first: bytes
     accept_forwarded: bytes
+
+
+class _PeerChain:
+    """The rules of one chain about all peers: a rule for each public IP, however many leases the peer has.
+
+    A lease event changes one entry here, since to collect the rules of 10,000 peers takes milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self._uses: dict[bytes, int] = {}  # leases by rule
+        self._text: bytes | None = b""
+
+    def add(self, rule: bytes) -> None:
+        """Count a lease of the peer that the rule is about."""
+        self._uses[rule] = self._uses.get(rule, 0) + 1
+        self._text = None
+
+    def remove(self, rule: bytes) -> None:
+        """Drop a lease of the peer that the rule is about, and its rule with the last one."""
+        self._uses[rule] -= 1
+        if not self._uses[rule]:
+            del self._uses[rule]
+        self._text = None
+
+    def text(self) -> bytes:
+        """Return all rules, in the order in which the peers came."""
+        if self._text is None:
+            self._text = b"".join(self._uses)
+        return self._text
+
+
+class _PeerChains(NamedTuple):
+    """The rules about all peers, as the fields of ``_PeerRules``."""
+
+    drop: _PeerChain
+    accept_first: _PeerChain
+    accept_forwarded: _PeerChain
 
 
 class NetworkRules:
@@ -272,7 +308,7 @@ class NetworkRules:
         self._address = address
         self._carrier = carrier
         self._peers: dict[IPv4Network, _PeerRules] | None = None  # of each lease; None until they are known
-        self._joined: dict[str, bytes] = {}  # of all peers, by the field of _PeerRules
+        self._about_peers = _PeerChains(_PeerChain(), _PeerChain(), _PeerChain())
 
     @property
     def datagrams(self) -> Datagrams | None:
@@ -284,16 +320,16 @@ class NetworkRules:
         peers = self._peers = self._peers or {}
         for event in events:
             if isinstance(event, LeaseAdded):
-                peers[event.lease.subnet] = self._rules_about(event.lease.attrs.public_ip)
+                self._forget(peers, event.lease.subnet)
+                rules = peers[event.lease.subnet] = self._rules_about(event.lease.attrs.public_ip)
+                for chain, rule in zip(self._about_peers, rules, strict=True):
+                    chain.add(rule)
             else:
-                peers.pop(event.subnet, None)
-        self._joined.clear()
+                self._forget(peers, event.subnet)
 
-    def _about_peers(self, field: str) -> bytes:
-        """The rules about all peers in one chain, joined when the guard of its table asks: there may be thousands."""
-        if field not in self._joined:
-            self._joined[field] = b"".join(dict.fromkeys(map(attrgetter(field), (self._peers or {}).values())))
-        return self._joined[field]
+    def _forget(self, peers: dict[IPv4Network, _PeerRules], subnet: IPv4Network) -> None:
+        for chain, rule in zip(self._about_peers, peers.pop(subnet, ()), strict=False):
+            chain.remove(rule)
 
     def _rules_about(self, peer: IPv4Address) -> _PeerRules:
         forwarding = self._forwarding()
@@ -321,7 +357,8 @@ class NetworkRules:
         datagrams = self.datagrams
         if datagrams is None or self._peers is None:
             return []
-        return [drop(self.network, self._address, networks, datagrams, self._about_peers("drop"))]
+        about_peers = self._about_peers.drop.text()
+        return [drop(self.network, self._address, networks, datagrams, about_peers)]
 
     def _zone(self, *, is_tracking: bool) -> list[Chain]:
         datagrams = self.datagrams
@@ -331,13 +368,15 @@ class NetworkRules:
         forwarding = self._forwarding()
         if forwarding is None:
             return []
-        return [accept_first(self.network, self._subnet, forwarding, self._about_peers("accept_first"))]
+        about_peers = self._about_peers.accept_first.text()
+        return [accept_first(self.network, self._subnet, forwarding, about_peers)]
 
     def _accept_forwarded(self, networks: Sequence[IPv4Network]) -> list[Chain]:
         forwarding = self._forwarding()
         if forwarding is None:
             return []
-        chains = [accept_forwarded(self.network, self._subnet, forwarding, self._about_peers("accept_forwarded"))]
+        about_peers = self._about_peers.accept_forwarded.text()
+        chains = [accept_forwarded(self.network, self._subnet, forwarding, about_peers)]
         if self.is_masqueraded:
             others = [network for network in networks if network != self.network]
             chains.append(accept_outward(self.network, self._subnet, forwarding, others))
