@@ -4,8 +4,10 @@ urllib3's time-outs count for each read of the socket, so a server that sends a 
 Here the time-out that urllib3 computes for a request (``urllib3.Timeout(total=…)``: what connecting and sending have
 left of it) counts for the reply as a whole: status line, headers and body, however they are split, over TCP or TLS.
 
-A reply that makes progress gets more time, because a list of ten thousand leases over a slow link is legitimate: one
-second for each ``BYTES_PER_SECOND`` received, and ``LONGEST_REPLY`` seconds at most.
+A reply has at most ``MOST_BYTES``.  Only for the body of a list the caller lifts that limit (``allow_long``), because a
+list of ten thousand leases over a slow link is legitimate.  While such a body makes progress, it gets more time: one
+second for each ``BYTES_PER_SECOND`` received, and ``LONGEST_REPLY`` seconds at most.  A reply with a content encoding
+is refused: no request asks for one, and a kilobyte can stand for a megabyte.
 
 Connecting is bounded, too.  A name's addresses share the time-out equally, so one that does not answer leaves time for
 the next, and the TLS handshake, which OpenSSL's binding bounds as a whole, gets what the connection has left.  Name
@@ -17,6 +19,7 @@ Imported when the first request is made: urllib3 takes a tenth of a second to im
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import http.client
 import io
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
 BYTES_PER_SECOND = 65536
 LONGEST_REPLY = 60.0  # seconds
+# The reply to a write holds two values, and etcd accepts values of 1.5 MB, of which JSON may need six bytes for one.
+MOST_BYTES = 32 << 20
 
 _SHORTEST_WAIT = 0.001  # 0 would mean a non-blocking socket
 # A connection that its peer or a firewall between has forgotten is found dead after half a minute, without a request.
@@ -52,15 +57,21 @@ def bound(pools: urllib3.PoolManager) -> None:
     pools.connection_pool_kw["socket_options"] = [*HTTPConnection.default_socket_options, *_KEEP_ALIVE]
 
 
+def allow_long(response: urllib3.BaseHTTPResponse) -> None:
+    """Let the body of ``response`` have any length, and more time while it makes progress."""
+    cast("_Bounded", response.connection).reader.allow_long()
+
+
 def lift_deadline(response: urllib3.BaseHTTPResponse) -> Callable[[], None]:
     """Let the body of ``response`` take any time; returns what ends a read of it, from any thread."""
     connection = cast("_Bounded", response.connection)
+    connection.reader.allow_long()
     connection.reader.seconds = None
     return connection.reader.interrupt
 
 
 class _Reader(io.RawIOBase):
-    """The bytes of one reply.  A read raises TimeoutError when the time for the reply is over."""
+    """The bytes of one reply.  A read raises TimeoutError when the time is over, OSError when there are too many."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, seconds: float | None) -> None:
         self._raw = raw
@@ -68,6 +79,10 @@ class _Reader(io.RawIOBase):
         self.seconds = seconds
         self._began = time.monotonic()
         self._received = 0
+        self._is_long = False
+
+    def allow_long(self) -> None:
+        self._is_long, self._received = True, 0
 
     def readable(self) -> bool:
         return True
@@ -76,13 +91,15 @@ class _Reader(io.RawIOBase):
         self._sock.settimeout(self._time_left())
         count = self._raw.readinto(buffer)
         self._received += count or 0
+        if self._received > MOST_BYTES and not self._is_long:
+            raise OSError(errno.EMSGSIZE, f"a reply of more than {MOST_BYTES} bytes")
         return cast("int | None", count)
 
     def _time_left(self) -> float | None:
         if self.seconds is None:
             return None
-        allowed = min(self.seconds + self._received / BYTES_PER_SECOND, max(LONGEST_REPLY, self.seconds))
-        left = self._began + allowed - time.monotonic()
+        more = self._received / BYTES_PER_SECOND if self._is_long else 0
+        left = self._began + min(self.seconds + more, max(LONGEST_REPLY, self.seconds)) - time.monotonic()
         if left <= 0:
             raise TimeoutError
         return max(left, _SHORTEST_WAIT)
@@ -102,6 +119,11 @@ class _Reply(http.client.HTTPResponse):
         super().__init__(sock, *args, **options)
         connection.reader = _Reader(self.fp.detach(), sock, connection.timeout)
         self.fp = io.BufferedReader(connection.reader)
+
+    def begin(self) -> None:
+        super().begin()
+        if encoding := self.getheader("Content-Encoding"):
+            raise http.client.HTTPException(f"a reply in the encoding {encoding!r}, which was not asked for")
 
 
 class _Bounded(HTTPConnection):

@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 DEFAULT_PORT = 2379
+# etcd accepts values of 1.5 MB, of which JSON may need six characters for one.
+_LONGEST_VALUE = 16 << 20
 REPLY_TIMEOUT = 4.0  # seconds for a call of one endpoint in all; bounded_http.py says how a long answer gets more
 SHORTEST_POLL = 0.5  # seconds that a watch waits even if it was begun late, on the last endpoint in the rotation
 # etcd remembers 1,000 events; in the time of a request no more than as many again may happen.
@@ -549,7 +551,10 @@ class _Endpoint:
         """
         from etcd import EtcdResult
 
+        from flannelpy.registry.bounded_http import allow_long
+
         with self._errors_as_ours(key), contextlib.closing(self._request(key, {"quorum": "true"})) as response:
+            allow_long(response)
             pieces = codecs.iterdecode(response.stream(_PIECE), "utf-8")
             yield (EtcdResult(node=node) for node in _children(pieces)), int(response.headers["X-Etcd-Index"])
             response.drain_conn()
@@ -652,7 +657,10 @@ def _reduced(entries: Iterator[KeyValue], is_wanted: Callable[[str], bool]) -> I
 
 
 class _Text:
-    """The text of an answer, of which only what is being parsed is kept.  Raises ValueError where it ends early."""
+    """The text of an answer, of which only what is being parsed is kept.
+
+    Raises ValueError where it ends early, or where a value is longer than ``_LONGEST_VALUE``.
+    """
 
     def __init__(self, pieces: Iterator[str]) -> None:
         self._pieces = pieces
@@ -697,6 +705,8 @@ class _Text:
         for piece in self._pieces:
             rest.append(piece)
             size += len(piece)
+            if size > _LONGEST_VALUE:
+                raise ValueError(f"more than {_LONGEST_VALUE} characters without the end of a value")
             if size > 2 * wanted:
                 break
         self._text, self._at = "".join(rest), 0

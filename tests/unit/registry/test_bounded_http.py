@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import json
 import shutil
@@ -12,6 +13,8 @@ import ssl
 import subprocess
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,8 @@ TIMEOUT = 0.4
 HEADERS = b"HTTP/1.1 200 OK\r\nX-Etcd-Index: 7\r\nX-Etcd-Cluster-Id: a\r\n"
 NODE = {"key": "/network/subnets/11.0.1.0-24", "value": "v", "modifiedIndex": 7, "createdIndex": 7}
 BODY = json.dumps({"action": "get", "node": NODE}).encode()
+
+ZIPPED = zlib.compress(bytes(1 << 20), wbits=31)
 
 Answer = Callable[[socket.socket], None]
 
@@ -69,6 +74,7 @@ SLOW: dict[str, Answer] = {
     "chunks": dripping(HEADERS + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
     "a trailer": dripping(HEADERS + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n", b"A: b\r\n"),
     "a refusal": dripping(b"HTTP/1.1 404 Not Found\r\nContent-Length: 1000\r\n\r\n", b" "),
+    "provisional answers at full speed": flooding(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
     "endless chunks at full speed": flooding(
         HEADERS + b"Transfer-Encoding: chunked\r\n\r\n", b"100\r\n" + b" " * 256 + b"\r\n"
     ),
@@ -140,6 +146,43 @@ async def ask_all(name: str, urls: dict[str, str], *more: str) -> dict[str, tupl
 def slow_urls() -> Iterator[dict[str, str]]:
     with contextlib.ExitStack() as servers:
         yield {kind: servers.enter_context(served(answer)) for kind, answer in SLOW.items()}
+
+
+@pytest.fixture
+def fast_urls() -> Iterator[dict[str, str]]:
+    """Endpoints that make progress without end."""
+    blanks = b" " * 65536
+    chunk = b"10000\r\n" + blanks + b"\r\n"
+    answers = {
+        "headers": flooding(HEADERS, b"X-A: " + b"b" * 60000 + b"\r\n"),
+        "a body": flooding(HEADERS + b"Content-Length: 100000000000\r\n\r\n", blanks),
+        "chunks": flooding(HEADERS + b"Transfer-Encoding: chunked\r\n\r\n", chunk),
+        "a refusal": flooding(b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n", chunk),
+        "a node": flooding(HEADERS + b'\r\n{"action":"get","node":{"key":"/network/', b"x" * 65536),
+        "a list": flooding(HEADERS + b'\r\n{"node":{"dir":true,"nodes":[{"key":"/network/', b"x" * 65536),
+        "gzip": flooding(
+            HEADERS + b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"%x\r\n%b\r\n" % (len(ZIPPED), ZIPPED),
+        ),
+    }
+    with contextlib.ExitStack() as servers:
+        yield {kind: servers.enter_context(served(answer)) for kind, answer in answers.items()}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_progress_gives_no_more_time_and_a_reply_takes_no_more_memory_than_etcd_can_need(
+    name: str, fast_urls: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded_http, "LONGEST_REPLY", 60.0)
+    for kind, url in fast_urls.items():
+        gc.collect()
+        tracemalloc.start()
+        outcome, seconds = call(name, url)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert isinstance(outcome, RegistryUnavailable), kind
+        assert seconds < 12 * TIMEOUT, kind
+        assert peak < 200 << 20, kind
 
 
 @pytest.mark.parametrize("name", CALLS)
