@@ -13,7 +13,7 @@ from lab import ETCD_PREFIX, UNDERLAY, Daemon, Lab
 from support.chaos import Witness
 from support.mesh import unbroken_mesh
 
-_VANDAL = str(Path(__file__).parent / "netns" / "vandal.py")
+_VANDAL = str(Path(__file__).parents[1] / "netns" / "vandal.py")
 _WARM_SECONDS = 5.0
 _MOST_LINES = 200
 _MOST_GROWTH = 5 << 20

@@ -13,7 +13,7 @@ from typing import Any
 
 from lab import Host
 
-_PROBE = [sys.executable, "-I", "-S", str(Path(__file__).parent / "netns" / "probe.py")]
+_PROBE = [sys.executable, "-I", "-S", str(Path(__file__).parents[1] / "netns" / "probe.py")]
 #: Between two probes of one flow.
 SECONDS_APART = 0.1
 _LATE_SECONDS = 5.0

@@ -18,7 +18,7 @@ from lab import Container, Node, wait_for
 
 from flannelpy.datapath.offloads import Offload
 
-_TRAFFIC = str(Path(__file__).parent / "netns" / "traffic.py")
+_TRAFFIC = str(Path(__file__).parents[1] / "netns" / "traffic.py")
 OUTER_PORT = 8285
 _PACKET_SECONDS = 20
 
