@@ -14,10 +14,11 @@ from typing import NamedTuple, TypeAlias
 from flannelpy.datapath.icmp_limit import IcmpLimit
 from flannelpy.datapath.routes import NextHop, Routes
 from flannelpy.datapath.source_check import SourceCheck
+from flannelpy.packet import headers as hdr
 from flannelpy.packet import icmp, vnet_hdr
 from flannelpy.packet.coalesce import Coalescer
 from flannelpy.packet.drops import DropReason
-from flannelpy.packet.group import MAX_SEGMENTS, MAX_SEND, Grouper, PacketGroup
+from flannelpy.packet.group import Grouper, PacketGroup
 from flannelpy.packet.segment import Segmenter
 
 MAX_PACKET = 65535
@@ -148,9 +149,9 @@ class Engine:
         segment_size = self._segmenter.header_length(start) + gso_size
         segments_end = self._segmenter.segment(start, end, gso_size, at)
         if not segments_end:
-            plan.drops.append(DropReason.BAD_OFFLOAD)
+            plan.drops.append(DropReason.BAD_VNET_HDR)
             return at
-        step = max(1, min(MAX_SEGMENTS, MAX_SEND // segment_size)) * segment_size
+        step = max(1, min(hdr.MAX_SEND_SEGMENTS, hdr.MAX_SEND_BYTES // segment_size)) * segment_size
         for run_start in range(at, segments_end, step):
             run_end = min(run_start + step, segments_end)
             plan.runs.append(Run(next_hop, segment_size, self._segments_view[run_start:run_end]))
@@ -164,7 +165,10 @@ class Engine:
 
     def _refuse(self, plan: Plan, reason: int, start: int, end: int, now: float) -> None:
         """Drop a packet that came from the TUN, and answer its sender behind the TUN."""
-        if reason == DropReason.TTL_EXPIRED and self._routes.lookup(_address(self._tun_view, start + 16)) is None:
+        if (
+            reason == DropReason.TTL_EXPIRED
+            and self._routes.lookup(_address(self._tun_view, start + hdr.IP_DESTINATION)) is None
+        ):
             reason = DropReason.NO_ROUTE
         plan.drops.append(_REASONS[reason])
         if reason in _ICMP_ERRORS and not self._icmp_limit.is_spent(now):
@@ -177,13 +181,13 @@ class Engine:
         if reason in _ICMP_ERRORS and not self._icmp_limit.is_spent(now):
             packet = self._udp_view[start:end]
             reply = self._icmp_error(reason, packet, now)
-            next_hop = self._routes.lookup(_address(packet, 12)) if reply else None
+            next_hop = self._routes.lookup(_address(packet, hdr.IP_SOURCE)) if reply else None
             if next_hop is not None:
                 plan.runs.append(Run(next_hop, len(reply), reply))
 
     def _icmp_error(self, reason: int, packet: memoryview, now: float) -> bytes:
         """The ICMP error for the packet's source, empty when it must not or need not get one."""
-        source, destination = _address(packet, 12), _address(packet, 16)
+        source, destination = _address(packet, hdr.IP_SOURCE), _address(packet, hdr.IP_DESTINATION)
         if not icmp.may_be_answered(packet) or self._is_broadcast(source) or self._is_broadcast(destination):
             return b""
         if not self._icmp_limit.allow(source, now):

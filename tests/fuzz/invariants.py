@@ -268,14 +268,14 @@ def _foretold(given: Given) -> list[tuple[NextHop, bytes]] | DropReason:
     if reason := why_not(packet):
         return reason
     if not _makes_sense(header, packet):
-        return DropReason.BAD_OFFLOAD
+        return DropReason.BAD_VNET_HDR
     next_hop = _holder(_number(packet, 16))
     if next_hop is None:
         return DropReason.NO_ROUTE
     if packet[8] < 2:
         return DropReason.TTL_EXPIRED
     pieces = _pieces(header, one_hop_on(packet))
-    return [(next_hop, piece) for piece in pieces] if pieces else DropReason.BAD_OFFLOAD
+    return [(next_hop, piece) for piece in pieces] if pieces else DropReason.BAD_VNET_HDR
 
 
 def _makes_sense(header: oracle.VnetHeader, packet: bytes) -> bool:

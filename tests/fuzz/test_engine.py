@@ -275,14 +275,14 @@ def test_outbound_whatever_vnet_headers_say_each_packet_is_sent_or_dropped_once(
         reason = why_not(packet)
         pieces: list[bytes] = []
         if not reason and not sensible(header, packet):
-            reason = DropReason.BAD_OFFLOAD
+            reason = DropReason.BAD_VNET_HDR
         elif not reason and next_hop is None:
             reason = DropReason.NO_ROUTE
         elif not reason and packet[8] < 2:
             reason = DropReason.TTL_EXPIRED
         elif not reason:
             pieces = segments(header, one_hop_on(packet))
-            reason = None if pieces else DropReason.BAD_OFFLOAD
+            reason = None if pieces else DropReason.BAD_VNET_HDR
         if reason:
             dropped[reason] += 1
         assert next_hop is not None or not pieces

@@ -222,9 +222,9 @@ class UdpBackend:
     async def _drops(self) -> Counter[DropReason]:
         """Ours and the kernel's, since the start."""
         drops = self._proxy.drops.copy()
-        drops[DropReason.SOCKET_REFUSED] = self._udp.refused()
+        drops[DropReason.SOCKET_FILTERED_OR_FULL] = self._udp.refused()
         async with Netlink() as netlink:
-            drops[DropReason.TUN_OVERFLOW] = await netlink.transmit_drops(self._device.tun.name)
+            drops[DropReason.TUN_QUEUE_FULL] = await netlink.transmit_drops(self._device.tun.name)
         return drops
 
     async def _tell_drops(self) -> None:

@@ -147,7 +147,7 @@ class Proxy:
     def _to_tun(self, plan: Plan) -> None:
         for header, packet in plan.packets:
             if not self._tun.write(header, packet):
-                self.drops[DropReason.TUN_REFUSED] += 1
+                self.drops[DropReason.TUN_WRITE_FAILED] += 1
         if plan.drops:
             self.drops.update(plan.drops)
 
@@ -164,7 +164,7 @@ class Proxy:
                 self._unsent.extendleft(_one_by_one(run))
                 continue
             reason = self._udp.send(run.data, run.segment_size, run.next_hop)
-            if reason is DropReason.SOCKET_FULL:
+            if reason is DropReason.SEND_BUFFER_FULL:
                 self._unsent.appendleft(run)
                 self._wait_for_room()
                 return False

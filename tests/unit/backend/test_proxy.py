@@ -80,7 +80,7 @@ class FullUdp(UdpSocket):
         try:
             self._socket.send(data)
         except BlockingIOError:
-            return DropReason.SOCKET_FULL
+            return DropReason.SEND_BUFFER_FULL
         return None
 
 
@@ -563,7 +563,7 @@ def test_a_device_that_takes_no_more_is_counted_and_nothing_waits_for_it() -> No
         while bench.tun.write(vnet_hdr.PLAIN, b"fills the queue"):
             pass
         bench.remote.sendto(incoming(1), bench.address)
-        await bench.until(lambda: bench.proxy.drops == Counter({DropReason.TUN_REFUSED: 1}))
+        await bench.until(lambda: bench.proxy.drops == Counter({DropReason.TUN_WRITE_FAILED: 1}))
 
     play(scenario)
 

@@ -504,7 +504,7 @@ def test_a_vnet_header_that_makes_no_sense_costs_its_packet_and_no_other(header:
     plan = outbound(engine(), [to(ON_A), packet, tcp(3000)], headers=[PLAIN, header, TCP_SUPER])
     sent = [hop_taken(to(ON_A)), *oracle.segments(hop_taken(tcp(3000)), 1400)]
     assert datagrams(plan) == [(A, datagram) for datagram in sent]
-    assert plan.drops == [DropReason.BAD_OFFLOAD]
+    assert plan.drops == [DropReason.BAD_VNET_HDR]
     assert not plan.packets
 
 

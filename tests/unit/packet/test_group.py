@@ -222,7 +222,7 @@ def test_any_other_checksum_is_finished_where_the_header_says(csum_start: int, c
 def test_a_checksum_outside_of_the_packets_payload_is_refused(csum_start: int, csum_offset: int) -> None:
     header = NEEDS._replace(csum_start=csum_start, csum_offset=csum_offset)
     found = sort_packets([(header, to(A)), (PLAIN, to(B))], BY_24)
-    assert found.refused == [(DropReason.BAD_OFFLOAD, 0, 100)]
+    assert found.refused == [(DropReason.BAD_VNET_HDR, 0, 100)]
     assert found.data == to(A) + to(B)
 
 
@@ -268,7 +268,7 @@ def test_a_super_packet_has_no_neighbours_and_keeps_its_unfinished_checksum(head
 )
 def test_a_super_packet_whose_header_makes_no_sense_is_refused(header: VnetHeader, packet: bytes) -> None:
     found = sort_packets([(header, packet), (PLAIN, to(B))], BY_24)
-    assert found.refused == [(DropReason.BAD_OFFLOAD, 0, len(packet))]
+    assert found.refused == [(DropReason.BAD_VNET_HDR, 0, len(packet))]
     assert [destination for destination, *_ in found.groups] == [int(IPv4Address(B))]
 
 
