@@ -1,12 +1,14 @@
 # What can be done here: make help.
 
 PYTHON ?= python3
-# The Docker of the demo and of the tests, by its name in scripts/docker_packages.py.
+# The Docker of the demo and of the tests, by its name in scripts/lab/docker_packages.py.
 DOCKER ?= debian12
 UNPACKED_DOCKER = build/docker/$(DOCKER)
 ENDPOINTS ?= http://127.0.0.1:4001,http://127.0.0.1:2379
 
 VENV := .venv
+# Runs a module of scripts/ by its name.  -P: Python does not search the directory of the project for modules.
+SCRIPT = env PYTHONPATH=scripts $(VENV)/bin/python -P -m
 # A second environment, in which the packet code is plain Python: both forms have to pass the same tests.
 INTERPRETED := .venv-interpreted
 # A third form, of the compiled packet code.
@@ -93,19 +95,19 @@ $(INTERPRETED)/stamp: $(PACKAGING) $(SOURCES) $(VENV)/stamp
 
 # Unpacked, not installed, from Debian's packages: nothing outside of build is written.
 build/docker/%: | $(VENV)/stamp
-	@$(VENV)/bin/python scripts/docker_packages.py $*
+	@$(SCRIPT) lab.docker_packages $*
 
 demo: $(if $(RUNTIME),$(UNPACKED_DOCKER))
 demo: $(VENV)/stamp ## three hosts whose containers ping each other (BACKEND=vxlan or host-gw; RUNTIME=docker; KEEP=1: stay)
-	@$(AS_ROOT) $(VENV)/bin/python scripts/demo.py $(if $(BACKEND),--backend=$(BACKEND)) \
+	@$(AS_ROOT) $(SCRIPT) lab.demo $(if $(BACKEND),--backend=$(BACKEND)) \
 		$(if $(RUNTIME),--$(RUNTIME)=$(DOCKER)) $(if $(KEEP),--keep)
 
 demo-down: $(VENV)/stamp ## remove the hosts that make demo KEEP=1 left
-	@$(AS_ROOT) $(VENV)/bin/python scripts/demo.py down
+	@$(AS_ROOT) $(SCRIPT) lab.demo down
 
 run: $(VENV)/stamp ## run flannelpy on this machine: make run IFACE=eth1 (ENDPOINTS=…: these etcds)
 	@[ -n "$(IFACE)" ] || { echo "On which interface? make run IFACE=eth1"; exit 2; }
-	@$(AS_ROOT) $(VENV)/bin/python scripts/run.py $(IFACE) $(ENDPOINTS)
+	@$(AS_ROOT) $(SCRIPT) lab.run $(IFACE) $(ENDPOINTS)
 
 lint: $(VENV)/stamp ## style, import arrows, types
 	@$(VENV)/bin/ruff check --quiet
@@ -190,7 +192,7 @@ soak: $(VENV)/stamp ## an hour of failing etcds, coming hosts and mutants (ONLY=
 		$(if $(SEED),FLANNELPY_SEED=$(SEED)) $(VENV)/bin/pytest -q -s --timeout=0 $(SOAKS))
 
 bench: $(INTERPRETED)/stamp ## measure, next to socat and VXLAN, into docs/benchmarks.md (ARGS="--only tcp": a part)
-	@$(AS_ROOT) $(VENV)/bin/python scripts/bench.py $(ARGS)
+	@$(AS_ROOT) $(SCRIPT) benchmark $(ARGS)
 
 clean: ## remove what make has built here
 	@rm -rf $(VENV) $(INTERPRETED) build dist *.egg-info flannelpy/packet/*.so .*_cache .hypothesis

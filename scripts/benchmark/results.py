@@ -17,8 +17,8 @@ class Metric(NamedTuple):
     unit: str
 
 
-#: What is measured of a carrier, in the order of the table.
-CARRIER_METRICS = {
+#: What is measured of a contender, in the order of the table.
+CONTENDER_METRICS = {
     "tcp-1": Metric("TCP, 1 stream", "Gbit/s"),
     "tcp-8": Metric("TCP, 8 streams", "Gbit/s"),
     "tcp-both": Metric("TCP, 1 stream each way at once, sum", "Gbit/s"),
@@ -58,7 +58,7 @@ LEASE_METRICS = {
     "leases-cost-tcp": Metric("CPU of both daemons, TCP", "s/Gbit"),
 }
 
-METRICS = CARRIER_METRICS | LEASE_METRICS
+METRICS = CONTENDER_METRICS | LEASE_METRICS
 
 
 class Bar(NamedTuple):

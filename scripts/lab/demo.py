@@ -1,6 +1,6 @@
 """The walk-through: three hosts, a flannelpy on each, and containers that reach each other across them.
 
-usage: demo.py [--backend=udp | --backend=vxlan | --backend=host-gw] [--docker=VERSION] [--keep], or demo.py down
+usage: python -m lab.demo [--backend=udp | --backend=vxlan | --backend=host-gw] [--docker=VERSION] [--keep], or down
 
 Exit code 0: every container answered every other one, with the TTL that it should have on that way.
 """
@@ -14,16 +14,16 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from docker_packages import RELEASES, unpack
-from dockers import IMAGE, START, Docker, remove_cgroups
 from lab import ETCD_PREFIX, Lab, LabExistsError, lab_exists, remove_lab, wait_connected, wait_for
+from lab.docker_packages import RELEASES, unpack
+from lab.dockers import IMAGE, START, Docker, remove_cgroups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from ipaddress import IPv4Address
 
-    from dockers import DockerContainer
     from lab import Container, Host, Node
+    from lab.dockers import DockerContainer
 
 PREFIX = "flannelpy-demo"
 PINGS = 3
@@ -103,7 +103,7 @@ HOST_GW = Backend(
 )
 BACKENDS = {f"--backend={backend.name}": backend for backend in (UDP, VXLAN, HOST_GW)}
 RUNTIMES = {f"--docker={name}": name for name in RELEASES}
-USAGE = f"usage: demo.py [{' | '.join(BACKENDS)}] [{' | '.join(RUNTIMES)}] [--keep], or demo.py down"
+USAGE = f"usage: python -m lab.demo [{' | '.join(BACKENDS)}] [{' | '.join(RUNTIMES)}] [--keep], or down"
 
 
 def walk_through(lab: Lab, backend: Backend, dockers: Sequence[Docker]) -> bool:
