@@ -24,8 +24,8 @@ _BEGIN, _END = "<!-- begin: written by make bench -->", "<!-- end: written by ma
 _NOTES = """\
 Medians of all rounds, in brackets the lowest and the highest. A ratio is taken within each round, in which all
 contenders are measured one right after the other; its median is not the ratio of the medians. Both hosts, sender and
-receiver share the processors of one machine. Goodput is payload that arrived. The kernel's VXLAN and the bare veth have no
-daemon; what they cost is in the CPU of the whole machine, which includes sender, receiver and everything else. The
+receiver share the processors of one machine. Goodput is payload that arrived. The kernel's VXLAN and the bare veth have
+no daemon; what they cost is in the CPU of the whole machine, which includes sender, receiver and everything else. The
 same is true of flannelpy-vxlan and flannelpy-host-gw, whose daemons no packet passes: of them only that is measured
 which tells whether they are as good as what is made by hand, and what the daemon takes.
 

@@ -132,7 +132,7 @@ class UdpBackend:
             merge_udp=Offload.MERGE_UDP in offloads,
         )
         self._proxy = Proxy(self._device.tun, self._udp, self._engine)
-        self._resources.callback(self._proxy.close)
+        self._resources.callback(self._proxy.pause)
         expected_port = None if self._source_check is SourceCheck.OFF else self._port
         self._sender_queues = SenderQueues(self._udp, self._routes, expected_port)
         self._resources.callback(self._sender_queues.close)
@@ -192,9 +192,9 @@ class UdpBackend:
         self._lease_log.report()
         name = self._device.tun.name
         link, flaws = await self._device.flaws(netlink)
-        if link is None or self._proxy.stalled:
+        if link is None or self._proxy.paused:
             flaws = flaws or ["could be used no longer"]
-            self._proxy.close()
+            self._proxy.pause()
             await self._device.make_anew(netlink)
             self.device = self._device.tun.name
             self._proxy.resume(self._device.tun)

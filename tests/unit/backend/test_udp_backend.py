@@ -338,8 +338,8 @@ def test_a_changed_device_is_set_up_and_a_lost_one_made_anew(monkeypatch: pytest
         life.device.is_there, life.device.found = False, ["was removed"]
         assert await life.repair() == ["flannel0 was removed: put right"]
         assert life.backend.device == "flannel1"
-        assert not life.backend._proxy.stalled
-        life.backend._proxy.close()  # as when the device can be read no longer
+        assert not life.backend._proxy.paused
+        life.backend._proxy.pause()  # as when the device can be read no longer
         assert await life.repair() == ["flannel1 could be used no longer: put right"]
         assert await life.repair() == []
         assert life.device.set_ups == 2

@@ -1,8 +1,10 @@
-"""What becomes of batches: whole plans, byte for byte."""
+"""Plans of whole batches, byte for byte."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from importlib import import_module
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -25,6 +27,7 @@ from support.packets import (
     with_ttl,
 )
 
+from flannelpy.datapath import engine as engine_module
 from flannelpy.datapath.engine import Engine, Plan, Run
 from flannelpy.datapath.icmp_limit import BURST, TOTAL_BURST
 from flannelpy.datapath.routes import NextHop, Routes
@@ -566,3 +569,10 @@ def test_a_super_packet_for_our_own_subnet_is_refused_too() -> None:
     packet = tcp(3000, CONTAINER)
     plan = outbound(Engine(OWN_SUBNET, routes, network=NETWORK, bound=BOUND, port=PORT), [packet], headers=[TCP_SUPER])
     assert same(plan, [], [error(icmp.NET_UNREACHABLE, packet)], {DropReason.NO_ROUTE: 1})
+
+
+def test_every_step_of_start_here_exists() -> None:
+    steps = re.findall(r"^\d+\. (\S+)\.py:(\w+)\.(\w+) ", engine_module.__doc__ or "", re.MULTILINE)
+    assert len(steps) == 10
+    for path, name, method in steps:
+        assert callable(getattr(getattr(import_module(f"flannelpy.{path.replace('/', '.')}"), name), method))
