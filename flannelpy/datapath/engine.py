@@ -210,7 +210,7 @@ class Engine:
                 plan.runs.append(Run(next_hop, len(reply), reply))
 
     def _icmp_error(self, reason: int, packet: memoryview, now: float) -> bytes:
-        """The ICMP error for the packet's source; empty if RFC 1122 or the rate limit forbids one."""
+        """Return the ICMP error for the packet's source; empty if RFC 1122 or the rate limit forbids one."""
         source, destination = _address(packet, hdr.IP_SOURCE), _address(packet, hdr.IP_DESTINATION)
         if not icmp.may_be_answered(packet) or self._is_broadcast(source) or self._is_broadcast(destination):
             return b""
@@ -233,7 +233,7 @@ _ICMP_ERRORS: dict[int, tuple[int, int]] = {
 
 
 def _count(length: int, segment_size: int) -> int:
-    """The number of datagrams in a train; an empty datagram counts."""
+    """Return the number of datagrams in a train; an empty datagram counts."""
     return -(-length // segment_size) if length else 1
 
 

@@ -1,36 +1,37 @@
-"""Received packets -> super-packets for the TUN, where no information is lost by it.  Pure.
+"""Merges received packets into super-packets for the TUN, if no information is lost.  Pure.
 
-A packet continues the one before it under these rules; otherwise it starts anew, so all packets stay in order.
+A packet continues the one before it under these rules; otherwise it starts another super-packet, so that the order of
+packets never changes.
 
 =======================  ======================================================  ==============================
 field                    rule                                                    source
 =======================  ======================================================  ==============================
 IP version, IHL          4, and no options                                       inet_gro_receive
 IP TOS, all 8 bits       equal: ECN marks are kept apart                         RFC 3168, inet_gro_receive
-IP total length          what arrived (checked before)
+IP total length          the packet's length (checked before)
 IP identification        previous + 1, or any when DF is set                     RFC 6864, inet_gro_receive
 IP flags, offset         no fragment; DF and reserved bit equal                  inet_gro_receive
 IP TTL                   equal                                                   inet_gro_receive
 IP protocol              TCP or UDP
-IP header checksum       right, since it is computed anew                        inet_gro_receive
+IP header checksum       right: the super-packet gets a new one                  inet_gro_receive
 addresses, ports         equal
 TCP sequence number      previous + its payload                                  tcp_gro_receive
 TCP acknowledgement      equal                                                   tcp_gro_receive
 TCP data offset          equal                                                   tcp_gro_receive
 TCP flags                ACK, and PSH, which ends the super-packet               RFC 9293; stricter than the kernel
-TCP window               equal: an update is not swallowed                       tcp_gro_receive
+TCP window               equal, so that no update is lost                        tcp_gro_receive
 TCP urgent pointer       equal
 TCP options              equal, byte for byte                                    tcp_gro_receive
 UDP length               the rest of the packet
-TCP, UDP checksum        right: the kernel believes what we say of it            virtio_net.h; tcp4_gro_receive
-UDP checksum 0           never: it would get one on the way                      RFC 768
+TCP, UDP checksum        right: the kernel does not verify it again              virtio_net.h; tcp4_gro_receive
+UDP checksum 0           never: the super-packet's segments would get one        RFC 768
 payload                  not empty; as long as the first's, or shorter: the end  tcp_gro_receive
 total                    at most 64 segments and 65,535 bytes                    UDP_GRO_CNT_MAX, RFC 791
 =======================  ======================================================  ==============================
 
-A packet that nothing continues is given on as it came.
+A packet that no other continues reaches the TUN unchanged but for its TTL.
 
-Whatever the datagrams are, no packet is given on but from other subnets to hosts of our own.
+Every packet for the TUN comes from another subnet and goes to an address in our own, except its broadcast address.
 """
 
 from collections.abc import Iterable
@@ -46,9 +47,10 @@ _NO_SUBNET = 1, 0  # no address lies in it
 
 
 class Coalescer:
-    """Takes the packets of one buffer in order, and builds super-packets in another.
+    """Reads the packets of one buffer in order, and builds super-packets in another.
 
-    Both buffers are bytearrays whose length is a multiple of 4, and are held for good.  A subnet is (network, mask).
+    Both buffers are bytearrays whose length is a multiple of 4; the coalescer keeps them exported.
+    A subnet is (network, mask).
     """
 
     def __init__(
@@ -81,9 +83,10 @@ class Coalescer:
         self.begin()
 
     def begin(self) -> None:
-        """Forget the last batch.
+        """Clear the results of the last batch.
 
-        ``packets`` are (vnet header, packet) pairs for the TUN, ``refused`` (DropReason, start, stop).
+        ``packets`` are (vnet header, packet) pairs for the TUN, ``refused`` are (DropReason, start, stop).  The packets
+        are borrowed: valid until the next ``begin``.
         """
         self.packets: list[tuple[bytes, memoryview | bytes]] = []
         self.refused: list[tuple[int, int, int]] = []
@@ -91,24 +94,24 @@ class Coalescer:
         self._end = 0
 
     def allow_sources(self, subnets: Iterable[tuple[int, int]]) -> None:
-        """From now on sources must lie in one of these subnets; until the first call any but our own will do."""
+        """Refuse sources outside these subnets from now on; before the first call, only our own subnet is refused."""
         self._any_source = False
         self._subnets = list(subnets)
         self._network, self._mask = _NO_SUBNET
 
     def add(self, start: int, end: int, segment_size: int) -> None:
-        """Datagrams that arrived one behind the other, each of ``segment_size`` bytes, the last maybe of less."""
+        """Add adjacent datagrams of ``segment_size`` bytes each; the last may be shorter."""
         while True:
             stop = start + segment_size
             if stop > end:
                 stop = end
             self._add_datagram(start, stop)
-            if stop == end:  # asked last, because a datagram may be empty
+            if stop == end:  # compared last, because a datagram may be empty
                 return
             start = stop
 
     def finish(self) -> None:
-        """The batch is complete."""
+        """Complete the batch."""
         self._close()
 
     def _add_datagram(self, start: int, stop: int) -> None:
@@ -128,7 +131,7 @@ class Coalescer:
             self.packets.append((vnet_hdr.PLAIN, self._source_view[start:stop]))
 
     def _misdirected(self, start: int) -> int:
-        """The DropReason of a packet whose addresses cannot be right, else 0."""
+        """Return the DropReason of a packet whose addresses are not allowed, else 0."""
         source = _get32(self._source_raw, start + hdr.IP_SOURCE)
         if source & self._own_mask == self._own or not (self._any_source or self._expected(source)):
             return drops.DropReason.SPOOFED_SOURCE
@@ -138,7 +141,7 @@ class Coalescer:
         return 0
 
     def _expected(self, source: int) -> bool:
-        """Whether the address lies in one of the subnets; in most cases it is that of the last packet."""
+        """Whether the address is in one of the subnets; most often it is in the last packet's."""
         if source & self._mask == self._network:
             return True
         for network, mask in self._subnets:
@@ -161,7 +164,7 @@ class Coalescer:
         self._built = False
 
     def _mergeable(self, start: int, stop: int) -> int:
-        """Bytes of IP and L4 header when the packet by itself may be part of a super-packet, else 0."""
+        """Bytes of IP and L4 header if the packet by itself may be part of a super-packet, else 0."""
         data = self._source_raw
         if data[start] != hdr.IP_VERSION_IHL or _get16(data, start + hdr.IP_FRAGMENT) & hdr.ANY_FRAGMENT:
             return 0
@@ -184,7 +187,7 @@ class Coalescer:
         return 28 if _get16(self._source_raw, start + hdr.IP_UDP_LENGTH) == stop - start - hdr.IP_MIN_HEADER else 0
 
     def _ends(self, start: int, stop: int) -> bool:
-        """Whether nothing may come behind the packet: it is shorter than the first, or pushed."""
+        """Whether no packet may follow this one: it is shorter than the first, or has PSH set."""
         if (
             self._source_raw[start + hdr.IP_PROTOCOL] == hdr.TCP
             and self._source_raw[start + hdr.IP_TCP_FLAGS] & hdr.PSH
@@ -206,11 +209,11 @@ class Coalescer:
         return self._checksums_right(start, stop)
 
     def _payload(self) -> int:
-        """Payload bytes so far; nothing follows a packet that is shorter than the first."""
+        """Payload bytes so far; all packets are as long as the first, since a shorter one is the last."""
         return self._count * self._gso_size
 
     def _same_flow(self, start: int) -> bool:
-        """What must be equal to the first packet's is, and what must go on goes on."""
+        """Whether each field equals the first packet's, or is its successor where the table above asks for that."""
         data, head = self._source_raw, self._start
         if not (_equal(data, head, start, 0, 2) and _equal(data, head, start, hdr.IP_FRAGMENT, hdr.IP_CHECKSUM)):
             return False
@@ -247,7 +250,7 @@ class Coalescer:
         return fold(addresses + self._source_raw[start + hdr.IP_PROTOCOL] + l4_length)
 
     def _append(self, start: int, stop: int) -> None:
-        """Put the packet's payload behind what is there; the first one is copied when it gets company."""
+        """Append the packet's payload to the super-packet; the second packet causes the copy of the first."""
         if not self._built:
             self._built_at = self._end
             _copy(self._target_bytes, self._end, self._source_bytes, self._start, self._stop - self._start)
@@ -262,7 +265,7 @@ class Coalescer:
             self._target_raw[self._built_at + hdr.IP_TCP_FLAGS] |= self._source_raw[start + hdr.IP_TCP_FLAGS]
 
     def _close(self) -> None:
-        """Give on what is there."""
+        """Add the open packet or super-packet to ``packets``."""
         if self._count == 1:
             self.packets.append((vnet_hdr.PLAIN, self._source_view[self._start : self._stop]))
         elif self._count:
@@ -280,7 +283,7 @@ class Coalescer:
         return self._source_raw[self._start + hdr.IP_PROTOCOL] == hdr.TCP
 
     def _finish_headers(self) -> None:
-        """Lengths and checksums of the whole; of the L4 checksum only the pseudo-header, the kernel adds the rest."""
+        """Write lengths and checksums; the L4 field gets the pseudo-header's sum, and the kernel completes it."""
         target, at = self._target_raw, self._built_at
         length = self._end - at
         _put16(target, at + hdr.IP_TOTAL_LENGTH, length)
@@ -294,7 +297,7 @@ class Coalescer:
             _put16(target, at + hdr.IP_UDP_CHECKSUM, pseudo)
 
 
-# Private here and in segment.py: the compiler inlines them, which it can't across extension modules.
+# Private here and in segment.py: the C compiler cannot inline across extension modules.
 
 
 def _get16(data: bytearray, at: int) -> int:

@@ -1,13 +1,14 @@
-"""A batch of packets from the TUN -> neighbours that can be sent together.  Pure.
+"""Groups a batch of packets from the TUN by what one send can take.  Pure.
 
-Neighbours are packets that lie one behind the other, are for one subnet and of one length; the last may be shorter.
-Their order is kept.  A packet whose checksum the kernel left to us gets it here, but for super-packets, whose segments
-each get their own (segment.py).  A packet for our own subnet is refused: nobody else may get it, whatever they lease.
+The packets of a group are adjacent in the buffer, for one subnet and of one length; the last may be shorter.  The order
+of packets never changes.  The grouper completes an unfinished checksum, except of a super-packet, whose segments each
+get their own (segment.py).  It refuses a packet for our own subnet, so that no peer gets it, even with a lease that
+overlaps.
 
-A datagram of our own socket is refused too: sent once more it would come back once more, without end.  Such a datagram
-has our port as source and destination, and as source address the one that our socket is bound to, or the TUN's where a
-masquerading rule has changed it.  The later fragments of one, which have no ports, follow the first with the same
-identification and destination.
+It also refuses a datagram of our own socket, which would return through the TUN again and again.  Such a datagram has
+our port as source and destination.  Its source address is the one that our socket is bound to, or the TUN's if a
+masquerading rule changed it.  Later fragments have no ports: they are recognised by the identification and destination
+of the first.
 """
 
 import sys
@@ -33,7 +34,7 @@ class PacketGroup(NamedTuple):
 
 
 class Grouper:
-    """Sorts the packets of one buffer, whose length is a multiple of 4, by the vnet headers in another."""
+    """Groups the packets in one buffer, whose length is a multiple of 4, by the vnet headers in another."""
 
     def __init__(
         self, buffer: bytearray, vnet_hdrs: bytearray, subnet: tuple[int, int], bound: tuple[int, int]
@@ -51,9 +52,9 @@ class Grouper:
         self._size = 0
 
     def group(self, lengths: list[int], mask: int) -> None:
-        """Fill ``groups``, and ``refused`` with the (DropReason, start, end) of what can't be sent.
+        """Fill ``groups``, and ``refused`` with the (DropReason, start, end) of packets that cannot be sent.
 
-        Addresses that are equal under ``mask`` are of one subnet.
+        Addresses that are equal under ``mask`` are in one subnet.
         """
         self.groups = []
         self.refused = []
@@ -66,7 +67,7 @@ class Grouper:
         self._close()
 
     def decrement_ttls(self, start: int, end: int, segment_size: int) -> None:
-        """One off the TTL of every packet of neighbours."""
+        """Subtract 1 from the TTL of every packet in ``[start:end]``."""
         while start < end:
             decrement_ttl(self._raw, start)
             start += segment_size
@@ -114,13 +115,13 @@ class Grouper:
         return found
 
     def _follows(self, start: int) -> bool:
-        """Whether a later fragment belongs to the datagram of ours that came before it."""
+        """Whether a later fragment belongs to our own datagram before it."""
         if not self._refuses_fragments or destination(self._raw, start) != self._destination_cut:
             return False
         return _get16(self._raw, start + hdr.IP_ID) == self._id_cut
 
     def _fits(self, start: int, length: int, subnet: int, gso_size: int) -> bool:
-        """Whether the packet extends the neighbours so far."""
+        """Whether the packet extends the open group."""
         if not self._size or gso_size or self._gso or self._full:
             return False
         if start != self._end or subnet != self._subnet or length > self._size:
@@ -129,20 +130,20 @@ class Grouper:
         return behind + length <= hdr.MAX_SEND_BYTES and behind < hdr.MAX_SEND_SEGMENTS * self._size
 
     def _close(self) -> None:
-        """The neighbours so far, if any, are complete."""
+        """Complete the open group, if any."""
         if self._size:
             self.groups.append(PacketGroup(self._destination, self._start, self._end, self._size, self._gso))
         self._size = 0
 
     def _gso_size(self, header: int, start: int) -> int:
-        """Payload bytes per segment of a super-packet; 0 when its header makes no sense."""
+        """Payload bytes per segment of a super-packet; 0 if its vnet header is invalid."""
         gso_type = self._vnet_raw[header + hdr.VNET_GSO_TYPE] & ~hdr.GSO_ECN
         if gso_type != (hdr.GSO_TCPV4 if self._raw[start + hdr.IP_PROTOCOL] == hdr.TCP else hdr.GSO_UDP_L4):
             return 0
         return _host16(self._vnet_raw, header + hdr.VNET_GSO_SIZE)
 
     def _finish_checksum(self, header: int, start: int, end: int) -> bool:
-        """Complete the L4 checksum, whose field holds the pseudo-header part; False when the header makes no sense."""
+        """Complete the L4 checksum, whose field holds the pseudo-header's sum; False if the vnet header is invalid."""
         l4 = start + _host16(self._vnet_raw, header + hdr.VNET_CSUM_START)
         offset = _host16(self._vnet_raw, header + hdr.VNET_CSUM_OFFSET)
         field = l4 + offset
@@ -164,7 +165,7 @@ _LITTLE_ENDIAN = sys.byteorder == "little"
 
 
 def _host16(data: bytearray, at: int) -> int:
-    """A number of the host's byte order."""
+    """Return the 16-bit number in the host's byte order."""
     if _LITTLE_ENDIAN:
         return data[at + 1] << 8 | data[at]
     return data[at] << 8 | data[at + 1]

@@ -1,6 +1,6 @@
-"""A super-packet from the TUN -> the wire packets it stands for.  Pure.
+"""Cuts a super-packet from the TUN into the packets that go over the wire.  Pure.
 
-The kernel hands up to 64 KB over with one header and leaves the rest to us, as it would to a network card:
+The kernel passes up to 64 KB with one header and leaves the segmentation to the reader, as to a network card:
 
 ========================  ====================================================================
 field                     in segment i of n
@@ -11,12 +11,12 @@ IP header checksum        its own
 TCP sequence number       that of the super-packet + i * gso_size, mod 2^32
 TCP FIN, PSH              only in the last
 TCP CWR                   only in the first (RFC 3168, section 6.1.2)
-TCP other flags, options  as they are
+TCP other flags, options  unchanged
 UDP length                its own
 TCP, UDP checksum         its own; a UDP checksum that comes out as 0 is sent as 0xffff (RFC 768)
 ========================  ====================================================================
 
-The kernel's ``hdr_len`` is never used: forwarded packets come with the length of whatever lay in their first buffer.
+The kernel's ``hdr_len`` is never used: for forwarded packets it is the length of the first buffer, not of the headers.
 
 Source: inet_gso_segment, tcp_gso_segment and __udp_gso_segment of the kernel.
 """
@@ -31,7 +31,7 @@ _ALL_ONES = 0xFFFFFFFF
 class Segmenter:
     """Cuts super-packets in one buffer into segments in another.
 
-    Both buffers are given as bytearrays whose length is a multiple of 4, and are held for good.
+    Both buffers are bytearrays whose length is a multiple of 4; the segmenter keeps them exported.
     """
 
     def __init__(self, source: bytearray, target: bytearray) -> None:
@@ -45,10 +45,10 @@ class Segmenter:
         self._target_size = len(target)
 
     def segment(self, start: int, end: int, gso_size: int, at: int) -> int:
-        """Write the segments of the checked packet ``[start:end]`` one behind the other, from ``at`` on.
+        """Write the segments of the checked packet ``[start:end]`` without gaps, from ``at`` on, and return their end.
 
-        Returns their end; 0 when header or ``gso_size`` make no sense, or there is no room.  All but the last are of
-        ``header_length(start) + gso_size`` bytes.  The super-packet's own header is lost.
+        Return 0 if header or ``gso_size`` are invalid, or the segments exceed the buffer.  All segments but the last
+        have ``header_length(start) + gso_size`` bytes.  The super-packet's own header is overwritten.
         """
         header = self.header_length(start)
         payload = end - start - header
@@ -60,7 +60,7 @@ class Segmenter:
         return self._segment(start, start + header, end, gso_size, at)
 
     def header_length(self, start: int) -> int:
-        """Bytes of IP and L4 header together; 0 when it is neither TCP nor UDP, or too short a header."""
+        """Return the bytes of IP and L4 header together; 0 for a protocol other than TCP and UDP, or a short header."""
         ip_header = (self._source_raw[start] & 0xF) * 4
         if self._source_raw[start + hdr.IP_PROTOCOL] == hdr.UDP:
             return ip_header + 8
@@ -70,7 +70,7 @@ class Segmenter:
         return ip_header + tcp_header if tcp_header >= 20 else 0
 
     def _segment(self, start: int, payload: int, end: int, gso_size: int, at: int) -> int:
-        """With the fields that differ set to 0, what the header adds to each checksum is summed only once."""
+        """Sum the header only once for all checksums, after setting the fields that differ to 0."""
         data = self._source_raw
         l4 = (data[start] & 0xF) * 4
         header = payload - start
@@ -103,7 +103,7 @@ class Segmenter:
         return at
 
     def _clear(self, ip: int, l4: int, is_tcp: int) -> None:
-        """Set every field to 0 that each segment gets its own of."""
+        """Set the fields to 0 that differ between segments."""
         _put16(self._source_raw, ip + hdr.IP_TOTAL_LENGTH, 0)
         _put16(self._source_raw, ip + hdr.IP_ID, 0)
         _put16(self._source_raw, ip + hdr.IP_CHECKSUM, 0)
@@ -117,7 +117,7 @@ class Segmenter:
             _put16(self._source_raw, l4 + hdr.UDP_CHECKSUM, 0)
 
     def _pseudo_header_sum(self, start: int) -> int:
-        """Addresses and protocol; the length differs from segment to segment."""
+        """Return the sum of addresses and protocol; the length differs between segments."""
         return (
             ones_sum(self._source_raw, start + hdr.IP_SOURCE, start + hdr.IP_SOURCE + 8)
             + self._source_raw[start + hdr.IP_PROTOCOL]
@@ -141,7 +141,7 @@ class Segmenter:
         _put16(self._target_raw, at + hdr.UDP_CHECKSUM, checksum or 0xFFFF)
 
 
-# Private here and in coalesce.py: the compiler inlines them, which it can't across extension modules.
+# Private here and in coalesce.py: the C compiler cannot inline across extension modules.
 
 
 def _get16(data: bytearray, at: int) -> int:

@@ -112,7 +112,7 @@ class Proxy:
                 self._write_to_tun(plan)
 
     def _read_batch(self, budget: int) -> tuple[list[int], bool]:
-        """Lengths of the packets that were read, and whether there may be more."""
+        """Read packets; return their lengths, and whether there may be more."""
         lengths: list[int] = []
         start = 0
         while start < BATCH_BYTES and len(lengths) < budget:
@@ -170,7 +170,7 @@ class Proxy:
                 now = self._loop.time()
 
     def _receive_batch(self, queue: UdpQueue, budget: int) -> tuple[list[Train], bool]:
-        """The trains that were received, and whether there may be more."""
+        """Receive trains; return them, and whether there may be more."""
         trains: list[Train] = []
         start = datagrams = 0
         while start < BATCH_BYTES and datagrams < BATCH_PACKETS and len(trains) < budget:
@@ -198,6 +198,6 @@ class Proxy:
 
 
 def _one_by_one(run: Run) -> list[Run]:
-    """The run's datagrams as runs of their own, last first."""
+    """Return the run's datagrams as runs of their own, last first."""
     starts = range(0, len(run.data), run.segment_size)
     return [run._replace(data=run.data[start : start + run.segment_size]) for start in reversed(starts)]
