@@ -75,7 +75,7 @@ def check(given: argparse.Namespace) -> None:
 
 
 def measure(measurements: list[Measurement], rounds: int) -> Results:
-    """Everything, round by round; what goes wrong is told and counted, and the rest is measured all the same."""
+    """Measure everything, round by round; a failure is printed and counted, and the other measurements continue."""
     results = Results()
     for round_number in range(1, rounds + 1):
         for measurement in measurements:
@@ -88,8 +88,8 @@ def measure(measurements: list[Measurement], rounds: int) -> Results:
                     say(f"{where}: FAILED, {error}")
                 else:
                     results.add(round_number, subject, found)
-                    told = (f"{metric} {number(value)} {METRICS[metric].unit}" for metric, value in found.items())
-                    say(f"{where}: {', '.join(told)}")
+                    shown = (f"{metric} {number(value)} {METRICS[metric].unit}" for metric, value in found.items())
+                    say(f"{where}: {', '.join(shown)}")
     return results
 
 

@@ -8,8 +8,8 @@ interpreted        the same, uncompiled, in an environment of its own
 socat              a TUN and a UDP socket, and C that moves one packet a system call
 vxlan              the kernel's own overlay, made by hand; it has no daemon
 flannelpy-vxlan    flannelpy's vxlan backend, which makes the same
-veth               no overlay: the hosts route, as told by hand
-flannelpy-host-gw  flannelpy's host-gw backend, which tells them the same
+veth               no overlay: static routes between the hosts
+flannelpy-host-gw  flannelpy's host-gw backend, which sets the same routes
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is measured about the control part: start-up, and how everything grows with the number of leases.
 
-In etcd there is a network for each number of leases, held by hosts that do not exist.  A daemon starts in each of them
-anew.  In the smallest and the largest a pair of hosts carries packets all the time, to compare what a packet costs.
+etcd holds a network for each number of leases, most of them of hosts that do not exist.  A daemon is started in each
+network.  In the smallest and the largest, two pairs of hosts forward packets all the time, to compare the cost of each.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def _daemon(host: Host, prefix: str, python: str = sys.executable) -> Iterator[D
 
 
 def _next_hops(daemon: Daemon) -> int:
-    """How many the daemon has told systemd of."""
+    """Return the number in the status that the daemon has reported to systemd."""
     found = re.search(r"next hops: (\d+)", daemon.notified[-1]) if daemon.notified else None
     return int(found[1]) if found else 0
 

@@ -1,4 +1,4 @@
-"""What is told of the results: a page of Markdown, a figure, and everything as JSON."""
+"""The report about the results: a page of Markdown, a figure, and all values as JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ contenders are measured one right after the other; its median is not the ratio o
 receiver share the processors of one machine. Goodput is payload that arrived. The kernel's VXLAN and the bare veth have
 no daemon; what they cost is in the CPU of the whole machine, which includes sender, receiver and everything else. The
 same is true of flannelpy-vxlan and flannelpy-host-gw, whose daemons no packet passes: of them only that is measured
-which tells whether they are as good as what is made by hand, and what the daemon takes.
+which shows whether they equal a manual set-up, and what the daemon costs.
 
 TCP: iperf3. RTT: 500 pings a second. UDP: the highest rate at which less than 1 % is lost in one second, found by
 doubling and bisection to 10 %; where the sender can offer no more, its rate stands."""
@@ -35,7 +35,7 @@ doubling and bisection to 10 %; where the sender can offer no more, its rate sta
 
 @dataclass
 class Report:
-    """Everything there is to tell about one run."""
+    """The report about one run."""
 
     results: Results
     contenders: Sequence[str]

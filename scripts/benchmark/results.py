@@ -11,7 +11,7 @@ Values = dict[str, float]
 
 
 class Metric(NamedTuple):
-    """How a metric is told."""
+    """How the report shows a metric."""
 
     label: str
     unit: str
@@ -90,7 +90,7 @@ def _at_most(label: str, metric: str, bar: float, goal: float, *, of: str = "fla
 
 
 def _as_by_hand(label: str, metric: str, of: str, against: str) -> Bar:
-    """What the kernel is told is the same, so a ratio far from 1 is a mistake, or noise."""
+    """The kernel has the same configuration, so a ratio far from 1 is a mistake, or noise."""
     return _at_least(label, metric, 0.9, 1, of=of, against=against)
 
 

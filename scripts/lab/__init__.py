@@ -5,7 +5,7 @@ r"""A small data centre on one machine: a switch with etcd and hosts that run fl
       eth1  eth1  eth1       172.17.8.101, .102, .103, …
     host1  host2  host3      each with its own /run, so each has its own /run/flannel/subnet.env and host ID
        |     |     |
-    docker0  …     …         the address and MTU that the host's subnet.env tells
+    docker0  …     …         the address and MTU of the host's subnet.env
        |
       eth0                   container host1-c1, the subnet's .2
 
@@ -13,7 +13,7 @@ With ``etcd_members`` etcd is a cluster of machines etcd1, etcd2, … (172.17.8.
 
 A lab is named by its prefix: its namespaces are ``<prefix>-switch``, ``<prefix>-host1``, ``<prefix>-host1-c1``, its
 directory is ``/run/<prefix>``, and a host's /run is ``/run/<prefix>/host1/run`` seen from outside.  Nothing else of it
-exists outside its namespaces, so the prefix is all that is needed to remove it, and labs never meet.
+exists outside its namespaces: the prefix is enough to remove it, and two labs never conflict.
 """
 
 from lab.daemon import Daemon

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lab.machines import Host
 
-# From so many on, the daemon may log peers in sum only.
+# With this many peers or more, the daemon may log only their number.
 _LOGGED_PEERS = 20
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class Daemon:
     def __init__(self, host: Host, flags: Sequence[str], env: Mapping[str, str], endpoints: str, python: str) -> None:
         self.host = host
         self._log_start = host.log_file.stat().st_size if host.log_file.exists() else 0
-        self.notified: list[str] = []  # the lines told to systemd so far, such as READY=1
+        self.notified: list[str] = []  # the lines that systemd would have received, such as READY=1
         self._notify = _listen(host.run_dir / "notify", self.notified)
         argv = [python, "-P", "-m", "flannelpy"]  # -P: what that Python has installed, not what lies where we are
         if endpoints:
@@ -57,9 +57,9 @@ class Daemon:
         return self._wait_for(lambda: re.search(pattern, self.log(), re.MULTILINE), deadline, f"{pattern!r} in the log")
 
     def wait_for_peer(self, subnet: IPv4Network, deadline: float = 10) -> None:
-        """Return when the daemon leads packets to a peer's subnet.  Raises as ``wait_for_log`` does.
+        """Return when the daemon forwards packets to a peer's subnet.  Raises as ``wait_for_log`` does.
 
-        Of very many peers the log names some only: then the peer's tunnel address answers.
+        The log names only some of many peers; for the others, the peer's tunnel address must answer.
         """
         line = re.compile(rf"Subnet added: {re.escape(str(subnet))}( via \S+)?$", re.MULTILINE)
 

@@ -31,7 +31,7 @@ LOG_TAIL = 20
 
 
 class Pinger(Protocol):
-    """A container, of whatever kind."""
+    """A container, of a lab or of Docker."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -142,7 +142,7 @@ def tell_the_rack(lab: Lab) -> None:
 
 def tell_the_config(lab: Lab, backend: Backend) -> None:
     """The one thing that a person configures."""
-    title("The network, told to etcd once")
+    title("The network config, stored in etcd once")
     say("Every host will get a subnet of it; a /24, as no other length is asked for.")
     lab.put_config(backend.config)
     say(f"\n  {ETCD_PREFIX}/config   {backend.config}")
@@ -317,7 +317,7 @@ def say(text: str) -> None:
 
 
 def demo(backend: Backend, release: str, keep: bool) -> int:
-    """Build the lab, tell the story, remove the lab unless it is kept.  Returns the exit code.
+    """Build the lab, show the steps, remove the lab unless it is kept.  Returns the exit code.
 
     ``release``: of the real Docker to use; none if empty.
     """

@@ -37,7 +37,7 @@ class LabExistsError(Exception):
 
 
 class Lab:
-    """A switch with etcd, and hosts.  A context manager: after it nothing of the lab is left, whatever happened.
+    """A switch with etcd, and hosts.  A context manager: after it nothing of the lab is left, even after an exception.
 
     ``etcd`` runs on the switch, or is the first of ``etcd_members`` if there are to be any.
 
@@ -63,7 +63,7 @@ class Lab:
     def __enter__(self) -> Self:
         _end_as_ctrl_c_does()
         try:
-            self.dir.mkdir()  # whoever makes it owns the prefix
+            self.dir.mkdir()  # the process that creates it owns the prefix
         except FileExistsError:
             raise LabExistsError(f"{self.dir} exists") from None
         try:
@@ -115,7 +115,7 @@ class Lab:
         return answer
 
     def put_config(self, config: str = CONFIG) -> None:
-        """Tell etcd the network config."""
+        """Store the network config in etcd."""
         self.etcd_request("PUT", f"{ETCD_PREFIX}/config", value=config)
 
     def leases(self) -> list[dict[str, Any]]:

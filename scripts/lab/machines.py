@@ -68,11 +68,11 @@ class Machine(Node):
         self.configure(f"address add {self.public_ip}/{UNDERLAY.network.prefixlen} dev eth1", "link set eth1 up")
 
     def unplug(self) -> None:
-        """Cut its link; connections are half-open from then on, as nobody is told."""
+        """Cut its link; connections are half-open from then on, since neither end gets a packet about it."""
         self.lab.switch.configure(f"link set {self.name} down")
 
     def plug_in(self) -> None:
-        """Mend its link."""
+        """Restore its link."""
         self.lab.switch.configure(f"link set {self.name} up")
 
 
@@ -156,7 +156,7 @@ class Host(Machine):
         return IPv4Interface(self.subnet_env()["FLANNEL_SUBNET"]).network
 
     def add_container(self) -> Container:
-        """Start a container the way Docker would, with the bridge address and MTU that the subnet file tells."""
+        """Start a container the way Docker would, with the bridge address and MTU of the subnet file."""
         env = self.subnet_env()
         docker0, mtu = IPv4Interface(env["FLANNEL_SUBNET"]), int(env["FLANNEL_MTU"])
         if not self.containers:

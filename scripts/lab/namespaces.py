@@ -94,7 +94,7 @@ class Node:
         ip_batch(commands, "-n", self.netns)
 
     def create(self) -> None:
-        """Make the namespace with its loopback up, forwarding as a router does."""
+        """Create the namespace with its loopback up, forwarding as a router does."""
         self.dir.mkdir(exist_ok=True)
         ip_batch([f"netns add {self.netns}"])
         self.configure("link set lo up")
@@ -134,7 +134,7 @@ def ip_batch(commands: Sequence[str], *options: str) -> None:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Signals that would end us wait until this block is done."""
+    """Delay signals that would end this process until the block is done."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

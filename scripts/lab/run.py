@@ -24,7 +24,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def answers(endpoint: str) -> bool:
-    """Whether an etcd, or at least somebody who speaks HTTP, is there.  Raises UsageError when it is no endpoint."""
+    """Return whether an HTTP server answers there.  Raises UsageError if ``endpoint`` is malformed."""
     parse_endpoint(endpoint)
     try:
         # No proxy of the environment's answers in its place.

@@ -300,7 +300,7 @@ def _pieces(header: oracle.VnetHeader, packet: bytes) -> list[bytes]:
 
 @lru_cache(maxsize=4096)
 def _holder(address: int) -> NextHop | None:
-    """Who leases it, by a look at every lease; nobody when it is here."""
+    """The peer that leases it, by a search of all leases; None if it is ours."""
     if IPv4Address(address) in OWN_SUBNET:
         return None
     holding = [subnet for subnet in LEASES if IPv4Address(address) in subnet]
@@ -317,7 +317,7 @@ def _number(packet: bytes | memoryview, at: int) -> int:
 
 @contextmanager
 def _told(batch: object) -> Iterator[None]:
-    """Whatever goes wrong is said together with what it happened to."""
+    """Add the input to the message of every failed assertion."""
     try:
         yield
     except BaseException as error:

@@ -129,7 +129,7 @@ def is_broadcast(address: bytes) -> bool:
 @given(BATCHES, RUBBISH)
 def test_outbound_each_packet_is_sent_or_dropped_exactly_once(packets: list[bytes], behind: bytes) -> None:
     sent, dropped = [], Counter[DropReason]()
-    # Those that nobody leases are told first.
+    # Errors about destinations without a lease come first.
     answered: tuple[list[tuple[DropReason, bytes]], ...] = ([], [])
     for packet, is_own in zip(packets, are_own_datagrams(packets), strict=True):
         if is_own:

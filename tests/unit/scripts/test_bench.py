@@ -106,14 +106,14 @@ def test_what_a_person_wrote_in_the_page_stays(tmp_path: Path) -> None:
     report(results()).write(tmp_path)
     page.write_text(f"# Title\n\n{page.read_text()}\n## Why\n")
     failed = results()
-    failed.failures.append("1/5 tcp-1 veth: iperf3 said no")
+    failed.failures.append("1/5 tcp-1 veth: iperf3 failed")
     report(failed).write(tmp_path)
     text = page.read_text()
     assert text.startswith("# Title\n\n<!-- begin")
     assert text.endswith("-->\n\n## Why\n")
     assert text.count("| TCP, 1 stream, against socat ") == 1
     assert re.search(r"\| 12 \[8–20\] × +\| ≥ 10× +\| met +\| ≥ 20× +\| \*\*missed\*\*", text)
-    assert "iperf3 said no" in text
+    assert "iperf3 failed" in text
 
 
 def test_the_json_has_every_round_and_every_trial(tmp_path: Path) -> None:
