@@ -62,7 +62,7 @@ def arguments() -> argparse.Namespace:
 
 
 def check(given: argparse.Namespace) -> None:
-    """Raises SystemExit when something is missing that would only be missed after minutes."""
+    """Raise SystemExit at once if a program, a right or an interpreter is missing, instead of after minutes."""
     missing = [program for program in PROGRAMS if not shutil.which(program)]
     if missing:
         raise SystemExit(f"missing here: {', '.join(missing)}; make setup installs them")
