@@ -1,31 +1,33 @@
-# What can be done here: make help.
+# Targets: make help.
 
 PYTHON ?= python3
-# The Docker of the demo and of the tests, by its name in scripts/docker_packages.py.
+# The Docker version of the demo and the tests, by its name in scripts/lab/docker_packages.py.
 DOCKER ?= debian12
 UNPACKED_DOCKER = build/docker/$(DOCKER)
 ENDPOINTS ?= http://127.0.0.1:4001,http://127.0.0.1:2379
 
 VENV := .venv
-# A second environment, in which the packet code is plain Python: both forms have to pass the same tests.
+# Runs a module of scripts/ by its name.  -P: Python does not search the directory of the project for modules.
+SCRIPT = env PYTHONPATH=scripts $(VENV)/bin/python -P -m
+# A second environment, in which the packet code is plain Python: both forms must pass the same tests.
 INTERPRETED := .venv-interpreted
-# A third form, of the compiled packet code.
+# A copy of the tree whose packet code is compiled with sanitizers.
 SANITIZED := build/sanitized
 SANITIZED_PYTHON = env PYTHONPATH=. PYTHONMALLOC=malloc LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(abspath $(VENV))/bin/python
 SANITIZED_TESTS := $(addprefix tests/,fuzz/test_packet.py fuzz/test_offload.py fuzz/test_engine.py \
 	unit/packet unit/datapath/test_engine.py)
-# What runs packet code: nothing else differs between the compiled and the interpreted form.
+# The tests that run packet code: only that code differs between the compiled and the interpreted form.
 PACKET_TESTS := $(addprefix tests/,unit/packet unit/datapath unit/backend unit/cli fuzz golden)
-# They wait for leases to end and for etcds to come back, most of the time.
+# These tests wait most of the time: for leases to expire and for etcd to return.
 WAITING_TESTS := $(patsubst %,tests/faults/test_%.py,etcd_outages etcd_v2 chaos public_ip new_address busy_store \
 	bad_config lease secrets)
 COMPILED_TESTS := $(addprefix tests/,unit fuzz golden contract)
 APART_TESTS := tests/soak tests/systemd tests/docker/matrix
 NAMESPACE_TESTS := tests $(addprefix --ignore=,$(APART_TESTS) $(WAITING_TESTS) $(COMPILED_TESTS))
-# They wait for kernels, etcds and daemons about half of the time.
+# These tests wait about half of the time: for the kernel, etcd and daemons.
 WORKERS := $(shell echo $$((2 * $$(nproc))))
-KERNELS := $(wildcard flannelpy/packet/*.py flannelpy/packet/*.pxd)
+PACKET_CODE := $(wildcard flannelpy/packet/*.py flannelpy/packet/*.pxd)
 SOURCES := $(shell find flannelpy -name '*.py' -o -name '*.pxd')
 PACKAGING := pyproject.toml setup.py
 
@@ -35,12 +37,12 @@ SHELL := /bin/bash
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
-# python-etcd comes as a setup.py; old pips would build that in the old way, and complain about it.
+# python-etcd is distributed with a setup.py, which old versions of pip build in a deprecated way, with warnings.
 export PIP_USE_PEP517 := 1
-# An ordinary user of Debian has no sbin in PATH, where ip and iptables live.
+# On Debian the PATH of an ordinary user lacks sbin, the directory of ip and iptables.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-# Stands before a command that needs root.  For an ordinary user it is sudo, and no file of root's stays in the tree.
+# Prefix of a command that needs root.  For an ordinary user it is sudo, set up so that root leaves no file in the tree.
 ifneq ($(shell id -u),0)
 AS_ROOT = echo "make $@ works with network namespaces, which needs root: asking sudo."; \
 	$(VENV)/bin/python -m compileall -q flannelpy; \
@@ -48,29 +50,29 @@ AS_ROOT = echo "make $@ works with network namespaces, which needs root: asking 
 	HYPOTHESIS_STORAGE_DIRECTORY=/root/.cache/hypothesis
 endif
 
-# $(call unskipped,PYTEST): run pytest, and take a skipped test for a failed one.
+# $(call unskipped,PYTEST): run pytest; fail if a test was skipped.
 unskipped = log=$$(mktemp); trap 'rm -f "$$log"' EXIT; { $(1); } | tee "$$log"; \
 	if tail -n 1 "$$log" | grep -q skipped; then echo "A skipped test is not a passed test."; exit 1; fi
 
-# $(call borrowing,DIRECTORY): an environment that takes its libraries from .venv, and is otherwise empty.
+# $(call borrowing,DIRECTORY): create an environment that uses the libraries of .venv, and is otherwise empty.
 borrowing = $(PYTHON) -m venv --clear --without-pip $(1); site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 	$(VENV)/bin/python -c "$$site" >"$$($(1)/bin/python -c "$$site")/libraries.pth"
-# $(call installing,DIRECTORY): install into it what follows, where no C compiler is.
+# $(call installing,DIRECTORY): install the arguments that follow into it, without a C compiler.
 installing = CC=/bin/false $(VENV)/bin/pip --python $(1)/bin/python install --quiet --no-deps --no-build-isolation
 
-.PHONY: help setup venv demo demo-down run lint unit sanitize waiting compiled interpreted namespaces timed test-faults test \
-	test-docker test-systemd dist soak bench clean
+.PHONY: help setup venv demo demo-down run lint unit check sanitize waiting compiled interpreted namespaces timed test-faults \
+	test test-docker test-systemd dist soak bench clean
 
-help: ## list what can be done here
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## install the programs that are missing (Debian)
+setup: ## install missing programs (Debian)
 	@sh scripts/setup.sh
 
 venv: $(VENV)/stamp ## build .venv, with the packet code compiled
 
-# What an earlier build has compiled goes first: a failed compilation must not leave the old code in use.
-$(VENV)/stamp: $(PACKAGING) $(KERNELS) | setup
+# Remove the results of an earlier build first: after a failed compilation the old code must not stay in use.
+$(VENV)/stamp: $(PACKAGING) $(PACKET_CODE) | setup
 	@echo "Building $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@rm -f flannelpy/packet/*.so
@@ -78,8 +80,8 @@ $(VENV)/stamp: $(PACKAGING) $(KERNELS) | setup
 	@ls flannelpy/packet/*.so >/dev/null 2>&1 || echo "Without a C compiler the packet code runs interpreted, slower."
 	@touch $@
 
-# Installed from an sdist, which holds nothing compiled and shows that it is complete; the libraries are the other's.
-# It is unpacked first, because of an archive pip would take the wheel that it built from an earlier one.
+# Install from an sdist: it holds nothing compiled, and the installation shows that it is complete.  The libraries are those
+# of .venv.  The sdist is unpacked first, because pip caches the wheel that it built from an earlier archive.
 $(INTERPRETED)/stamp: $(PACKAGING) $(SOURCES) $(VENV)/stamp
 	@echo "Building $(INTERPRETED)"
 	@$(call borrowing,$(INTERPRETED))
@@ -87,37 +89,40 @@ $(INTERPRETED)/stamp: $(PACKAGING) $(SOURCES) $(VENV)/stamp
 		|| { cat $$log; exit 1; }
 	@tar -xzf $(INTERPRETED)/sdist/*.tar.gz --strip-components=1 -C $(INTERPRETED)/sdist
 	@$(call installing,$(INTERPRETED)) $(INTERPRETED)/sdist
-	@cd $(INTERPRETED) && bin/python -c "import flannelpy.packet.ipv4 as kernel; file = kernel.__file__; \
+	@cd $(INTERPRETED) && bin/python -c "import flannelpy.packet.ipv4 as ipv4; file = ipv4.__file__; \
 		assert '$(INTERPRETED)' in file and file.endswith('.py'), file"
 	@touch $@
 
-# Unpacked, not installed, from Debian's packages: nothing outside of build is written.
+# Debian's packages are unpacked, not installed: nothing outside of build is written.
 build/docker/%: | $(VENV)/stamp
-	@$(VENV)/bin/python scripts/docker_packages.py $*
+	@$(SCRIPT) lab.docker_packages $*
 
 demo: $(if $(RUNTIME),$(UNPACKED_DOCKER))
-demo: $(VENV)/stamp ## three hosts whose containers ping each other (BACKEND=vxlan or host-gw; RUNTIME=docker; KEEP=1: stay)
-	@$(AS_ROOT) $(VENV)/bin/python scripts/demo.py $(if $(BACKEND),--backend=$(BACKEND)) \
+demo: $(VENV)/stamp ## three hosts whose containers ping each other (BACKEND=vxlan or host-gw; RUNTIME=docker; KEEP=1)
+	@$(AS_ROOT) $(SCRIPT) lab.demo $(if $(BACKEND),--backend=$(BACKEND)) \
 		$(if $(RUNTIME),--$(RUNTIME)=$(DOCKER)) $(if $(KEEP),--keep)
 
-demo-down: $(VENV)/stamp ## remove the hosts that make demo KEEP=1 left
-	@$(AS_ROOT) $(VENV)/bin/python scripts/demo.py down
+demo-down: $(VENV)/stamp ## remove the hosts of make demo KEEP=1
+	@$(AS_ROOT) $(SCRIPT) lab.demo down
 
-run: $(VENV)/stamp ## run flannelpy on this machine: make run IFACE=eth1 (ENDPOINTS=…: these etcds)
-	@[ -n "$(IFACE)" ] || { echo "On which interface? make run IFACE=eth1"; exit 2; }
-	@$(AS_ROOT) $(VENV)/bin/python scripts/run.py $(IFACE) $(ENDPOINTS)
+run: $(VENV)/stamp ## run flannelpy on this machine: make run IFACE=eth1 (ENDPOINTS=…: the etcd cluster)
+	@[ -n "$(IFACE)" ] || { echo "IFACE is missing; for example: make run IFACE=eth1"; exit 2; }
+	@$(AS_ROOT) $(SCRIPT) lab.run $(IFACE) $(ENDPOINTS)
 
-lint: $(VENV)/stamp ## style, import arrows, types
+lint: $(VENV)/stamp ## style, import contracts, types
 	@$(VENV)/bin/ruff check --quiet
 	@$(VENV)/bin/ruff format --quiet --check
 	@$(VENV)/bin/lint-imports --no-logo
 	@$(VENV)/bin/mypy
 
-unit: $(VENV)/stamp ## the tests that need no root
+unit: $(VENV)/stamp ## unit and fuzz tests, which need no root
 	@$(VENV)/bin/pytest -q tests/unit tests/fuzz
 
-# The kernels compiled with bounds checks and sanitizers, in a copy of the tree.  What goes wrong in them ends the process
-# with a report, or fails a test.  Python's own allocator would hide from them where a bytearray ends.
+check: lint ## lint, unit and contract tests: a minute, before every commit
+	@$(call unskipped,$(VENV)/bin/pytest -q -m "not timed" --numprocesses=2 tests/unit tests/contract)
+
+# The packet code compiled with bounds checks and sanitizers, in a copy of the tree.  A violation ends the process with a
+# report, or fails a test.  Python's own allocator would hide the end of a bytearray from the sanitizers.
 sanitize: $(VENV)/stamp ## fuzz the compiled packet code under AddressSanitizer and UBSan
 	@echo "With compiled packet code under sanitizers:"
 	@rm -rf $(SANITIZED)
@@ -126,12 +131,12 @@ sanitize: $(VENV)/stamp ## fuzz the compiled packet code under AddressSanitizer 
 	@rm -f $(SANITIZED)/flannelpy/packet/*.so
 	@cd $(SANITIZED) && export CC=$(CC) FLANNELPY_SANITIZE=1; \
 		$(abspath $(VENV))/bin/python setup.py build_ext --inplace --parallel 2 >build.log 2>&1 || { cat build.log; exit 1; }
-	@cd $(SANITIZED) && $(SANITIZED_PYTHON) -c "import flannelpy.packet.ipv4 as kernel; file = kernel.__file__; \
+	@cd $(SANITIZED) && $(SANITIZED_PYTHON) -c "import flannelpy.packet.ipv4 as ipv4; file = ipv4.__file__; \
 		assert '$(SANITIZED)' in file and file.endswith('.so'), file"
 	@cd $(SANITIZED) && $(call unskipped,$(SANITIZED_PYTHON) -m pytest -q --capture=sys $(SANITIZED_TESTS))
 
 waiting: $(VENV)/stamp # a part of make test
-	@echo "With etcds that fail:"
+	@echo "With failing etcd clusters:"
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q --numprocesses=3 --dist=loadfile $(WAITING_TESTS))
 
 compiled: $(VENV)/stamp # a part of make test
@@ -142,29 +147,29 @@ interpreted: $(INTERPRETED)/stamp # a part of make test
 	@echo "With interpreted packet code:"
 	@$(call unskipped,$(INTERPRETED)/bin/python -P -m pytest -q -m "not timed" $(PACKET_TESTS))
 
-test-faults: $(VENV)/stamp ## etcd and daemons fail in all ways, under traffic (a part of make test)
+test-faults: $(VENV)/stamp ## failures of etcd, hosts and daemons, under traffic (a part of make test)
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q tests/faults)
 
-# ONLY=ways: a part, by the names of the tests/docker/matrix/test_*.py.
-test-docker: $(VENV)/stamp $(UNPACKED_DOCKER) ## real Docker in all settings: half an hour (DOCKER=newest; ONLY=ways)
+# ONLY=ways: only tests/docker/matrix/test_ways.py.
+test-docker: $(VENV)/stamp $(UNPACKED_DOCKER) ## real Docker in many settings: half an hour (DOCKER=newest; ONLY=ways)
 	@$(call unskipped,$(AS_ROOT) env FLANNELPY_DOCKER=$(DOCKER) $(VENV)/bin/pytest -q \
 		$(if $(ONLY),tests/docker/matrix/test_$(ONLY).py,tests/docker))
 
-# All tests of a file run in one worker, because they share labs.
+# All tests of a file run in one worker, because they share a lab.
 namespaces: $(VENV)/stamp build/docker/debian12 # a part of make test
 	@echo "In network namespaces, by $(WORKERS) workers:"
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m "not timed" --numprocesses=$(WORKERS) --dist=loadfile \
 		$(NAMESPACE_TESTS))
 
 timed: $(VENV)/stamp # a part of make test
-	@echo "What measures time, alone:"
+	@echo "Tests that measure time, alone:"
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m timed tests $(addprefix --ignore=,$(APART_TESTS)))
 
 test-systemd: $(VENV)/stamp ## the units in a Debian that boots in a namespace, with Docker, firewalld and ufw: minutes
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -s --timeout=900 tests/systemd)
 
-# The wheel is built from the sdist, which holds nothing compiled.  The environment of the interpreted packet code is
-# installed from an sdist.
+# The wheel is built from the sdist, which holds nothing compiled.  The environment of the interpreted packet code was
+# installed from an sdist, too.
 dist: $(INTERPRETED)/stamp ## an sdist and a wheel for this Python in dist/, checked, installed and run without a compiler
 	@echo "Building dist"
 	@rm -rf dist
@@ -177,21 +182,21 @@ dist: $(INTERPRETED)/stamp ## an sdist and a wheel for this Python in dist/, che
 	@version=$$(cd build && ../$(INTERPRETED)/bin/flannelpy -version 2>&1); echo "The sdist: $$version"; \
 		[[ $$version = *" (interpreted)" ]]
 
-# What does not need the machine for itself runs side by side, the longest first.
-test: $(INTERPRETED)/stamp ## everything
+# Tests that do not need the machine to themselves run in parallel, the longest first.
+test: $(INTERPRETED)/stamp ## all tests and lint: 18 minutes
 	@ls flannelpy/packet/*.so >/dev/null 2>&1 || { echo "The packet code doesn't compile here."; exit 1; }
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target waiting sanitize interpreted compiled dist lint
 	@$(MAKE) --no-print-directory namespaces
 	@$(MAKE) --no-print-directory timed
 
 SOAKS = $(if $(ONLY),tests/soak/test_$(ONLY).py,tests/soak)
-soak: $(VENV)/stamp ## an hour of failing etcds, coming hosts and mutants (ONLY=chaos: a part; SECONDS=60: each for so long)
+soak: $(VENV)/stamp ## random failures for an hour (ONLY=chaos: one test; SECONDS=60: the length of each)
 	@$(call unskipped,$(AS_ROOT) env $(if $(SECONDS),FLANNELPY_SOAK_SECONDS=$(SECONDS)) \
 		$(if $(SEED),FLANNELPY_SEED=$(SEED)) $(VENV)/bin/pytest -q -s --timeout=0 $(SOAKS))
 
-bench: $(INTERPRETED)/stamp ## measure, next to socat and VXLAN, into docs/benchmarks.md (ARGS="--only tcp": a part)
-	@$(AS_ROOT) $(VENV)/bin/python scripts/bench.py $(ARGS)
+bench: $(INTERPRETED)/stamp ## compare with socat and VXLAN, into docs/benchmarks.md (ARGS="--only tcp": a part)
+	@$(AS_ROOT) $(SCRIPT) benchmark $(ARGS)
 
-clean: ## remove what make has built here
+clean: ## remove everything that make has built
 	@rm -rf $(VENV) $(INTERPRETED) build dist *.egg-info flannelpy/packet/*.so .*_cache .hypothesis
 	@find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
 """Compiles the packet code.  Each extension is optional: without a compiler the plain Python sources run.
 
-With FLANNELPY_SANITIZE=1 they are compiled, and slow, with a watch on every step beyond a buffer: for `make sanitize`.
+With FLANNELPY_SANITIZE=1, for `make sanitize`, the compiled code checks every access to a buffer, and is slow.
 """
 
 import os
@@ -9,7 +9,13 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-KERNELS = sorted(path for path in Path("flannelpy/packet").glob("*.py") if path.with_suffix(".pxd").exists())
+# Their .pxd files declare constants, which the C compiler copies into the modules that use them.
+CONSTANTS_ONLY = {"drops", "headers"}
+PACKET_CODE = sorted(
+    path
+    for path in Path("flannelpy/packet").glob("*.py")
+    if path.with_suffix(".pxd").exists() and path.stem not in CONSTANTS_ONLY
+)
 
 SANITIZE = os.environ.get("FLANNELPY_SANITIZE") == "1"
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
@@ -23,7 +29,7 @@ extensions = cythonize(
             extra_compile_args=COMPILER_FLAGS,
             extra_link_args=SANITIZERS if SANITIZE else [],
         )
-        for path in KERNELS
+        for path in PACKET_CODE
     ],
     build_dir="build",
     compiler_directives={
@@ -36,6 +42,6 @@ extensions = cythonize(
     },
 )
 for extension in extensions:
-    extension.optional = not SANITIZE  # cythonize would not hand it on
+    extension.optional = not SANITIZE  # cythonize drops this attribute
 
 setup(ext_modules=extensions)

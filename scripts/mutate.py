@@ -1,10 +1,10 @@
-"""Which mistakes would the unit tests not notice?  Changes the code in one place at a time, and runs the tests of it.
+"""Find mistakes that the unit tests would miss: change the code in one place at a time, and run its tests.
 
-mutate.py [--count=300] [--seed=N] [--only=REGEX] [--jobs=2]
+usage: mutate.py [--count=300] [--seed=N] [--only=REGEX] [--jobs=2]
 
-Draws mutants by a seed, which it prints, tests each in a copy of the tree, and lists those that no test has failed for.
-The tests run changed code with your rights: as root, better in namespaces of its own (``unshare --mount --net``).
-``--only`` takes all whose description matches, such as ``daemon.py:1[0-9]+`` or "forwarding.py.*_busy".
+The mutants are drawn by a seed, which is printed.  Each is tested in a copy of the tree; those that pass are listed.
+The tests run changed code with your rights: as root, use namespaces of their own (``unshare --mount --net``).
+``--only`` selects the mutants whose description matches, such as ``daemon.py:1[0-9]+`` or "forwarding.py.*_busy".
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ need "$PYTHON" python3
 
 "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
 
-# A compiler is wanted, not needed: without it the packet kernels run as plain Python, slower.
+# A compiler is optional: without one the packet code runs as plain Python, slower.
 command -v cc >/dev/null || wanted="$wanted gcc libc6-dev"
 has_headers='import sys, sysconfig, os.path as path
 sys.exit(sys.base_prefix == "/usr" and not path.exists(path.join(sysconfig.get_path("include"), "Python.h")))'

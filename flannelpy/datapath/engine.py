@@ -1,7 +1,25 @@
-"""Decides what becomes of a batch of packets: batch in, plan out.  Pure: no I/O, no clock, no logging.
+"""Decides what happens to a batch of packets: batch in, plan out.  Pure: no I/O, no clock, no logging.
 
-The engine owns the buffers that packets are read into, and changes packets where they lie.  A plan refers to them
-there, so it must be carried out before the next batch of its direction is read.
+Start here.  The way of a packet, in the order of the calls, each as file:function in flannelpy/:
+
+Outbound, from a container to a peer; linux/packet_loop.py calls step 1 when the TUN is readable.
+
+1. backend/udp/proxy.py:Proxy.outbound           reads a batch from the TUN into ``tun_buffer``
+2. datapath/engine.py:Engine.outbound            looks up next hops and makes the plan
+3. packet/group.py:Grouper.group                 checks packets, and groups those for one subnet
+4. packet/segment.py:Segmenter.segment           cuts super-packets into the packets of the wire
+5. linux/udp_socket.py:UdpSocket.send            sends each run of the plan with one system call
+
+Inbound, from a peer to a container; linux/packet_loop.py calls step 6 when a queue of the socket is readable.
+
+6. backend/udp/proxy.py:Proxy.inbound            asks for a batch, and executes its plan
+7. linux/udp_socket.py:UdpQueue.receive_into     receives one train of datagrams into ``udp_buffer``
+8. datapath/engine.py:Engine.inbound             checks the senders and makes the plan
+9. packet/coalesce.py:Coalescer.add              checks packets, and merges them into super-packets
+10. linux/tun.py:Tun.write                       writes each packet of the plan to the TUN
+
+The engine owns the buffers that packets are read into, and changes packets there.  A plan is borrowed: its views point
+into these buffers, and are valid until the next call for the same direction.
 """
 
 from __future__ import annotations
@@ -14,29 +32,33 @@ from typing import NamedTuple, TypeAlias
 from flannelpy.datapath.icmp_limit import IcmpLimit
 from flannelpy.datapath.routes import NextHop, Routes
 from flannelpy.datapath.source_check import SourceCheck
+from flannelpy.packet import headers as hdr
 from flannelpy.packet import icmp, vnet_hdr
 from flannelpy.packet.coalesce import Coalescer
 from flannelpy.packet.drops import DropReason
-from flannelpy.packet.group import MAX_SEGMENTS, MAX_SEND, Grouper, PacketGroup
+from flannelpy.packet.group import Grouper, PacketGroup
 from flannelpy.packet.segment import Segmenter
 
 MAX_PACKET = 65535
-#: A batch ends with this many packets, or when it has this many bytes: then it still fits into the processor's cache.
+#: A batch ends with this many packets or bytes, so that it fits into the processor's cache.
 BATCH_PACKETS = 64
 BATCH_BYTES = 65536
 
-# A full batch and the packet that filled it; some room behind it, where a header that lies about its length points to.
+# A full batch and the packet that filled it, and spare bytes behind it: a wrong header length may point there.
 _BUFFER = BATCH_BYTES + MAX_PACKET + 65
 # All segments of a batch, unless its gso_size is absurdly small.
 _SEGMENTS_BUFFER = 1 << 20
 
 
-#: (length, segment_size, sender) of equal datagrams that came as one; the sender as (public IP, port).
+#: (length, segment_size, sender) of equal datagrams that the kernel delivered as one; sender is (public IP, port).
 Train: TypeAlias = tuple[int, int, tuple[str, int]]
 
 
 class Run(NamedTuple):
-    """Datagrams for one next hop, all of ``segment_size`` bytes but for the last, which may be shorter."""
+    """Datagrams for one next hop, all of ``segment_size`` bytes but for the last, which may be shorter.
+
+    ``data`` is borrowed from the engine: valid until the next call for the same direction.
+    """
 
     next_hop: NextHop
     segment_size: int
@@ -45,7 +67,10 @@ class Run(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """What the proxy has to do: send the runs, write the packets (with vnet headers) to the TUN, count the drops."""
+    """What the proxy has to do: send the runs, write the packets (with vnet headers) to the TUN, count the drops.
+
+    Runs and packets are borrowed from the engine: valid until the next call for the same direction.
+    """
 
     runs: list[Run] = field(default_factory=list)
     packets: list[tuple[bytes, memoryview | bytes]] = field(default_factory=list)
@@ -55,8 +80,8 @@ class Plan:
 class Engine:
     """The forwarding decisions of the host that leases ``subnet``; its own address there is the first one.
 
-    Packets from the TUN are put into ``tun_buffer``, one behind the other from its start, their vnet headers into
-    ``vnet_hdrs`` likewise; what comes in datagrams into ``udp_buffer``.
+    The caller reads packets from the TUN into ``tun_buffer``, without gaps from its start, their vnet headers into
+    ``vnet_hdrs`` in the same way, and received datagrams into ``udp_buffer``.
     """
 
     def __init__(
@@ -71,9 +96,9 @@ class Engine:
         merge_tcp: bool = True,
         merge_udp: bool = True,
     ) -> None:
-        """``bound``: the address of our own socket; ``port``: that from which every host sends.
+        """``bound``: the address of our own socket; ``port``: the port from which every peer sends.
 
-        ``merge_tcp``, ``merge_udp``: whether the TUN is to get super-packets of that protocol.
+        ``merge_tcp``, ``merge_udp``: whether the plans may write super-packets of that protocol to the TUN.
         """
         own = int(subnet.network_address), int(subnet.netmask)
         self._address = subnet.network_address.packed
@@ -99,26 +124,26 @@ class Engine:
         self._coalescer = Coalescer(self.udp_buffer, bytearray(_BUFFER), own, merge_tcp, merge_udp)
 
     def outbound(self, lengths: list[int], now: float) -> Plan:
-        """What becomes of the packets that were read from the TUN."""
+        """Return the plan for packets of these ``lengths`` that were read from the TUN at time ``now``, in seconds."""
         plan = Plan()
         self._grouper.group(lengths, self._routes.mask)
         segments_end = 0
-        for groups in self._grouper.groups:
-            next_hop = self._routes.lookup(groups.destination)
+        for group in self._grouper.groups:
+            next_hop = self._routes.lookup(group.destination)
             if next_hop is None:
-                self._refuse_all(plan, groups, now)
-            elif groups.gso_size:
-                segments_end = self._send_super_packet(plan, next_hop, groups, segments_end)
+                self._drop_group(plan, group, now)
+            elif group.gso_size:
+                segments_end = self._send_super_packet(plan, next_hop, group, segments_end)
             else:
-                _, start, end, segment_size, _ = groups
+                _, start, end, segment_size, _ = group
                 self._grouper.decrement_ttls(start, end, segment_size)
                 plan.runs.append(Run(next_hop, segment_size, self._tun_view[start:end]))
         for reason, start, end in self._grouper.refused:
-            self._refuse(plan, reason, start, end, now)
+            self._drop(plan, reason, start, end, now)
         return plan
 
     def inbound(self, trains: Sequence[Train], now: float) -> Plan:
-        """What becomes of the datagrams that were received."""
+        """Return the plan for the ``trains`` that were received at time ``now``, in seconds."""
         coalescer = self._coalescer
         coalescer.begin()
         plan = Plan()
@@ -138,33 +163,36 @@ class Engine:
         plan.packets = coalescer.packets
         for number, start, end in coalescer.refused:
             plan.drops.append(_REASONS[number])
-            self._answer_over_the_wire(plan, number, start, end, now)
+            self._answer_peer(plan, number, start, end, now)
         return plan
 
     def _send_super_packet(self, plan: Plan, next_hop: NextHop, packet: PacketGroup, at: int) -> int:
-        """Put the segments behind those of earlier super-packets, and into runs; returns where they end."""
+        """Write the segments behind those of earlier super-packets, and add their runs; return where they end."""
         _, start, end, size, gso_size = packet
         self._grouper.decrement_ttls(start, end, size)
         segment_size = self._segmenter.header_length(start) + gso_size
         segments_end = self._segmenter.segment(start, end, gso_size, at)
         if not segments_end:
-            plan.drops.append(DropReason.BAD_OFFLOAD)
+            plan.drops.append(DropReason.BAD_VNET_HDR)
             return at
-        step = max(1, min(MAX_SEGMENTS, MAX_SEND // segment_size)) * segment_size
+        step = max(1, min(hdr.MAX_SEND_SEGMENTS, hdr.MAX_SEND_BYTES // segment_size)) * segment_size
         for run_start in range(at, segments_end, step):
             run_end = min(run_start + step, segments_end)
             plan.runs.append(Run(next_hop, segment_size, self._segments_view[run_start:run_end]))
         return segments_end
 
-    def _refuse_all(self, plan: Plan, groups: PacketGroup, now: float) -> None:
-        """Nobody leases their destination."""
-        for start in range(groups.start, groups.end, groups.segment_size):
-            end = min(start + groups.segment_size, groups.end)
-            self._refuse(plan, DropReason.NO_ROUTE, start, end, now)
+    def _drop_group(self, plan: Plan, group: PacketGroup, now: float) -> None:
+        """Drop packets for a destination that no peer leases."""
+        for start in range(group.start, group.end, group.segment_size):
+            end = min(start + group.segment_size, group.end)
+            self._drop(plan, DropReason.NO_ROUTE, start, end, now)
 
-    def _refuse(self, plan: Plan, reason: int, start: int, end: int, now: float) -> None:
-        """Drop a packet that came from the TUN, and answer its sender behind the TUN."""
-        if reason == DropReason.TTL_EXPIRED and self._routes.lookup(_address(self._tun_view, start + 16)) is None:
+    def _drop(self, plan: Plan, reason: int, start: int, end: int, now: float) -> None:
+        """Drop a packet from the TUN, and write an ICMP error for its sender to the TUN."""
+        if (
+            reason == DropReason.TTL_EXPIRED
+            and self._routes.lookup(_address(self._tun_view, start + hdr.IP_DESTINATION)) is None
+        ):
             reason = DropReason.NO_ROUTE
         plan.drops.append(_REASONS[reason])
         if reason in _ICMP_ERRORS and not self._icmp_limit.is_spent(now):
@@ -172,18 +200,18 @@ class Engine:
             if reply:
                 plan.packets.append((vnet_hdr.PLAIN, reply))
 
-    def _answer_over_the_wire(self, plan: Plan, reason: int, start: int, end: int, now: float) -> None:
-        """An error about a packet of another host goes straight back to that host: the TUN is for our own."""
+    def _answer_peer(self, plan: Plan, reason: int, start: int, end: int, now: float) -> None:
+        """Send the ICMP error about a peer's packet straight back to that peer; the TUN is for packets to this host."""
         if reason in _ICMP_ERRORS and not self._icmp_limit.is_spent(now):
             packet = self._udp_view[start:end]
             reply = self._icmp_error(reason, packet, now)
-            next_hop = self._routes.lookup(_address(packet, 12)) if reply else None
+            next_hop = self._routes.lookup(_address(packet, hdr.IP_SOURCE)) if reply else None
             if next_hop is not None:
                 plan.runs.append(Run(next_hop, len(reply), reply))
 
     def _icmp_error(self, reason: int, packet: memoryview, now: float) -> bytes:
-        """The ICMP error for the packet's source, empty when it must not or need not get one."""
-        source, destination = _address(packet, 12), _address(packet, 16)
+        """Return the ICMP error for the packet's source; empty if RFC 1122 or the rate limit forbids one."""
+        source, destination = _address(packet, hdr.IP_SOURCE), _address(packet, hdr.IP_DESTINATION)
         if not icmp.may_be_answered(packet) or self._is_broadcast(source) or self._is_broadcast(destination):
             return b""
         if not self._icmp_limit.allow(source, now):
@@ -191,7 +219,7 @@ class Engine:
         return icmp.error(_ICMP_ERRORS[reason], packet, self._address)
 
     def _is_broadcast(self, address: int) -> bool:
-        """Of the network, of our subnet or of another host's; all zeros counts where it is no host's device."""
+        """Whether it is the broadcast address of the network, our subnet or a peer's, or all zeros and no host's."""
         if address in self._broadcasts or self._routes.is_broadcast(address):
             return True
         return address == self._all_zeros != self._own_address and self._routes.lookup(address) is None
@@ -205,7 +233,7 @@ _ICMP_ERRORS: dict[int, tuple[int, int]] = {
 
 
 def _count(length: int, segment_size: int) -> int:
-    """How many datagrams a train has; an empty one is one too."""
+    """Return the number of datagrams in a train; an empty datagram counts."""
     return -(-length // segment_size) if length else 1
 
 

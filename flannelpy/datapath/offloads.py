@@ -17,6 +17,7 @@ import re
 from ipaddress import IPv4Address
 
 from flannelpy.errors import UsageError
+from flannelpy.packet import headers as hdr
 from flannelpy.packet import vnet_hdr
 from flannelpy.packet.checksum import ones_sum
 
@@ -71,7 +72,7 @@ def probe(offload: Offload) -> tuple[bytes, bytes]:
     header = b"\x45\x00" + length.to_bytes(2, "big") + bytes(5) + (b"\x06" if tcp else b"\x11") + bytes(6)
     packet = bytearray(header + IPv4Address("192.0.2.1").packed + l4 + bytes(25))
     packet[10:12] = (~ones_sum(packet, 0, 20) & 0xFFFF).to_bytes(2, "big")
-    gso_type, checksum = (vnet_hdr.GSO_TCPV4, 16) if tcp else (vnet_hdr.GSO_UDP_L4, 6)
+    gso_type, checksum = (hdr.GSO_TCPV4, hdr.TCP_CHECKSUM) if tcp else (hdr.GSO_UDP_L4, hdr.UDP_CHECKSUM)
     return vnet_hdr.super_packet(gso_type, 20 + len(l4), 10, 20, checksum), bytes(packet)
 
 

@@ -1,6 +1,6 @@
 """Destination subnet to next hop, longest prefix first.  Pure.
 
-One dictionary per prefix length in use, so a look-up costs the same at 1 and at 10,000 hosts.
+There is one dictionary per prefix length in use, so a look-up costs the same with 1 and with 10,000 peers.
 Counterpart: the original's array, scanned from the front and first match wins.
 """
 
@@ -15,7 +15,7 @@ _LONGEST_WITH_BROADCAST = 0xFFFFFFFC
 
 
 class NextHop(NamedTuple):
-    """Where a subnet's packets are sent: public IP and port, usable as a socket address."""
+    """Public IP and port of the peer that leases a subnet; usable as a socket address."""
 
     public_ip: str
     port: int
@@ -27,7 +27,7 @@ class Routes:
     def __init__(self) -> None:
         self._by_length: dict[int, dict[int, NextHop]] = {}
         self._longest_first: tuple[tuple[int, dict[int, NextHop]], ...] = ()
-        #: The subnets of each host as (network, mask), by its public IP.
+        #: The subnets of each peer as (network, mask), by its public IP.
         self.by_public_ip: dict[str, set[tuple[int, int]]] = {}
         #: Addresses that are equal under it have the same next hop.
         self.mask = _ALL_ONES
@@ -40,19 +40,19 @@ class Routes:
         return int(subnet.network_address) in self._by_length.get(subnet.prefixlen, ())
 
     def set(self, subnet: IPv4Network, next_hop: NextHop) -> None:
-        """Send what is for ``subnet`` to ``next_hop`` from now on."""
-        self._forget(subnet)
+        """Send packets for ``subnet`` to ``next_hop`` from now on."""
+        self._discard(subnet)
         self._by_length.setdefault(subnet.prefixlen, {})[int(subnet.network_address)] = next_hop
         self.by_public_ip.setdefault(next_hop.public_ip, set()).add(_numbers(subnet))
         self._reorder()
 
     def remove(self, subnet: IPv4Network) -> None:
-        """Forget ``subnet``; nothing happens when it is not known."""
-        self._forget(subnet)
+        """Remove ``subnet``, if it is there."""
+        self._discard(subnet)
         self._reorder()
 
     def lookup(self, destination: int) -> NextHop | None:
-        """The next hop for an address (0..2^32-1), or None when nobody leases it."""
+        """Return the next hop for an address (0..2^32-1), or None if no peer leases it."""
         for mask, entries in self._longest_first:
             next_hop = entries.get(destination & mask)
             if next_hop is not None:
@@ -60,13 +60,13 @@ class Routes:
         return None
 
     def is_broadcast(self, address: int) -> bool:
-        """Whether ``address`` (0..2^32-1) is the last one of the leased subnet that it lies in."""
+        """Return whether ``address`` (0..2^32-1) is the last one of the leased subnet that contains it."""
         for mask, entries in self._longest_first:
             if address & mask in entries:
                 return address | mask == _ALL_ONES and mask <= _LONGEST_WITH_BROADCAST
         return False
 
-    def _forget(self, subnet: IPv4Network) -> None:
+    def _discard(self, subnet: IPv4Network) -> None:
         entries = self._by_length.get(subnet.prefixlen, {})
         next_hop = entries.pop(int(subnet.network_address), None)
         if next_hop is None:

@@ -1,9 +1,9 @@
-"""An asyncio event loop that serves the packet path without detours.
+"""An asyncio event loop that calls the packet path directly.
 
-asyncio takes a few microseconds to bring one readiness event to its callback: a queue, a handle, a context.  That is as
-much as all that we do with a packet that comes alone.  So the packet path's descriptors wait in an epoll of their own,
-together with the one in which asyncio keeps all others, and their handlers are called right where it returns.  As soon
-as asyncio has something to do it gets its turn: after each handler, of which each is bounded.
+asyncio takes a few microseconds to pass one readiness event to its callback: a queue, a handle, a context.  That is as
+long as all work for a packet that comes alone.  So the packet path's descriptors wait in a second epoll, which also
+holds asyncio's own epoll, and this loop calls their handlers right after the wait.  Each handler is bounded, and
+asyncio gets its turn after each of them as soon as it has something to do.
 
 Source: epoll(7), on an epoll descriptor inside another.
 """
@@ -20,22 +20,22 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: Is told whether it was not called just before: then there is likely but one packet, else they are piling up.
-#: Returns whether asyncio got something to do by it (a future is done, a callback is due).
+#: Its argument: whether it was not called in the last round.  Then there is likely only one packet, else more wait.
+#: Returns whether asyncio has something to do because of it (a future is done, a callback is due).
 Handler = Callable[[bool], bool]
 
-# The packet path has two descriptors, asyncio one; by default room is made for a thousand.
+# The packet path has few descriptors, asyncio one; the default is to allocate space for a thousand events.
 _MAX_READY = 8
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """``asyncio.run`` on such a loop."""
+    """Run ``work`` like ``asyncio.run``, on a PacketLoop."""
     with asyncio.Runner(loop_factory=PacketLoop) as runner:
         return runner.run(work)
 
 
 class PacketLoop(asyncio.SelectorEventLoop):
-    """An event loop with two more methods."""
+    """An asyncio event loop with handlers for the packet path."""
 
     def __init__(self) -> None:
         self._packet_selector = _PacketSelector()
@@ -47,7 +47,7 @@ class PacketLoop(asyncio.SelectorEventLoop):
         self._packet_selector.add_packet_reader(fd, lambda fresh: context.run(handler, fresh))
 
     def remove_packet_reader(self, fd: int) -> None:
-        """Leave ``fd`` alone; nothing happens when it is not served."""
+        """Call the handler of ``fd`` no longer; without a handler, do nothing."""
         self._packet_selector.remove_packet_reader(fd)
 
 
@@ -55,7 +55,7 @@ class _PacketSelector(selectors.EpollSelector):
     def __init__(self) -> None:
         super().__init__()
         self._handlers: dict[int, Handler] = {super().fileno(): lambda _: True}
-        self._served: list[int] = []  # in the last round, if we have not slept since
+        self._served: list[int] = []  # in the last round; empty after a wait
         self._epoll = select.epoll()
         self._epoll.register(super().fileno(), select.EPOLLIN)
 
@@ -68,7 +68,7 @@ class _PacketSelector(selectors.EpollSelector):
             self._epoll.unregister(fd)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """What asyncio has to do; returns with nothing, and maybe early, when a handler says so."""
+        """Return asyncio's events; the list is empty, before the timeout, if a handler made other work for asyncio."""
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             ready = self._epoll.poll(0, _MAX_READY)
@@ -84,10 +84,10 @@ class _PacketSelector(selectors.EpollSelector):
                 return []
 
     def _serve(self, ready: list[tuple[int, int]]) -> bool:
-        """Call the handlers; whether asyncio has something to do."""
+        """Call the handlers; return whether asyncio has something to do."""
         due = False
         for fd, _ in ready:
-            handler = self._handlers.get(fd)  # none when an earlier one has deserted it
+            handler = self._handlers.get(fd)  # None if an earlier handler has removed it
             if handler is not None and handler(fd not in self._served):
                 due = True
         self._served = [fd for fd, _ in ready]

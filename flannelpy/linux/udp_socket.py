@@ -43,8 +43,8 @@ _QUEUES = 32
 
 # What one datagram's fate means, by errno; everything else is the underlay's refusal.
 _REASONS = {
-    errno.EAGAIN: DropReason.SOCKET_FULL,
-    errno.ENOBUFS: DropReason.SOCKET_FULL,
+    errno.EAGAIN: DropReason.SEND_BUFFER_FULL,
+    errno.ENOBUFS: DropReason.SEND_BUFFER_FULL,
     errno.EMSGSIZE: DropReason.TOO_BIG,
 }
 # What kernels answer to several segments when the network card cannot sum them up.  EINVAL is about one next hop only:

@@ -1,7 +1,7 @@
 """The Internet checksum.  Pure: bytes in, numbers out.
 
-Large sums are taken four bytes at a time: that is four times as fast compiled.  For it a buffer is given in two views,
-``data`` by bytes and ``words`` by 32-bit numbers of the host's byte order.
+Large sums are taken four bytes at a time, which is four times as fast when compiled.  For such a sum the caller gives
+two views of a buffer: ``data`` by bytes, and ``words`` by 32-bit numbers in the host's byte order.
 
 Source: RFC 1071 (sums, byte order independence).
 """
@@ -12,7 +12,7 @@ _LITTLE_ENDIAN = sys.byteorder == "little"
 
 
 def ones_sum(data: bytearray, start: int, end: int) -> int:
-    """Ones' complement sum of ``data[start:end]`` as 16-bit words in network order, folded, not inverted.
+    """Return the ones' complement sum of ``data[start:end]`` as 16-bit words in network order, folded, not inverted.
 
     An odd last byte counts as the high half of a word.  Shapes: offsets in bytes; result 0..0xffff.
     """
@@ -28,7 +28,7 @@ def ones_sum(data: bytearray, start: int, end: int) -> int:
 
 
 def wide_sum(data: bytearray, words: memoryview, start: int, end: int) -> int:
-    """The same as ``ones_sum``, fast."""
+    """Return ``ones_sum(data, start, end)``, summed four bytes at a time."""
     first = (start + 3) >> 2
     last = end >> 2
     if first >= last:
@@ -40,14 +40,14 @@ def wide_sum(data: bytearray, words: memoryview, start: int, end: int) -> int:
     if _LITTLE_ENDIAN:
         total = _swapped(total)
     total = fold(total + ones_sum(data, last << 2, end))
-    # So far the bytes at even offsets are the high ones; those of the caller are the first, third, ...
+    # Up to here the bytes at even offsets are the high ones; the caller's are the first, third, …
     if start & 1:
         total = _swapped(total)
     return fold(total + ones_sum(data, start, first << 2))
 
 
 def fold(total: int) -> int:
-    """Carry everything above 16 bits back in, until nothing is above."""
+    """Add everything above 16 bits back in, until the sum has 16 bits."""
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return total

@@ -1,25 +1,21 @@
 # C types for coalesce.py, which stays plain Python.
 
 cimport cython
+from flannelpy.packet cimport drops
+from flannelpy.packet cimport headers as hdr
 from flannelpy.packet.checksum cimport fold, ones_sum, wide_sum
 from flannelpy.packet.ipv4 cimport check, ip_ttl, decrement_ttl
 
-cdef Py_ssize_t _TOTAL_LENGTH, _ID, _FRAGMENT, _PROTOCOL, _IP_CHECKSUM, _ADDRESSES, _DESTINATION, _L4
-cdef Py_ssize_t _TCP_SEQUENCE, _TCP_ACKNOWLEDGEMENT, _TCP_DATA_OFFSET, _TCP_FLAGS, _TCP_WINDOW, _TCP_CHECKSUM, _TCP_URGENT
-cdef Py_ssize_t _UDP_LENGTH, _UDP_CHECKSUM
-cdef unsigned int _VERSION_IHL, _TCP, _UDP, _DONT_FRAGMENT, _ANY_FRAGMENT, _ACK, _PSH
-cdef Py_ssize_t _MAX_SEGMENTS, _MAX_TOTAL
 cdef unsigned int _ALL_ONES
-cdef int _TTL_EXPIRED, _SPOOFED_SOURCE, _WRONG_DESTINATION
 
 
 cdef class Coalescer:
     cdef object _buffers
-    cdef unsigned char* _data
-    cdef unsigned char* _target
-    cdef const unsigned char[::1] _from
-    cdef unsigned char[::1] _to
-    cdef const unsigned int[::1] _words
+    cdef unsigned char* _source_raw
+    cdef unsigned char* _target_raw
+    cdef const unsigned char[::1] _source_bytes
+    cdef unsigned char[::1] _target_bytes
+    cdef const unsigned int[::1] _source_words
     cdef object _source_view, _target_view
     cdef unsigned int _own, _own_mask, _broadcast
     # Where sources must lie, and in which of these subnets the last one did.

@@ -1,84 +1,56 @@
-"""Received packets -> super-packets for the TUN, where no information is lost by it.  Pure.
+"""Merges received packets into super-packets for the TUN, if no information is lost.  Pure.
 
-A packet continues the one before it under these rules; otherwise it starts anew, so all packets stay in order.
+A packet continues the one before it under these rules; otherwise it starts another super-packet, so that the order of
+packets never changes.
 
 =======================  ======================================================  ==============================
 field                    rule                                                    source
 =======================  ======================================================  ==============================
 IP version, IHL          4, and no options                                       inet_gro_receive
 IP TOS, all 8 bits       equal: ECN marks are kept apart                         RFC 3168, inet_gro_receive
-IP total length          what arrived (checked before)
+IP total length          the packet's length (checked before)
 IP identification        previous + 1, or any when DF is set                     RFC 6864, inet_gro_receive
 IP flags, offset         no fragment; DF and reserved bit equal                  inet_gro_receive
 IP TTL                   equal                                                   inet_gro_receive
 IP protocol              TCP or UDP
-IP header checksum       right, since it is computed anew                        inet_gro_receive
+IP header checksum       right: the super-packet gets a new one                  inet_gro_receive
 addresses, ports         equal
 TCP sequence number      previous + its payload                                  tcp_gro_receive
 TCP acknowledgement      equal                                                   tcp_gro_receive
 TCP data offset          equal                                                   tcp_gro_receive
 TCP flags                ACK, and PSH, which ends the super-packet               RFC 9293; stricter than the kernel
-TCP window               equal: an update is not swallowed                       tcp_gro_receive
+TCP window               equal, so that no update is lost                        tcp_gro_receive
 TCP urgent pointer       equal
 TCP options              equal, byte for byte                                    tcp_gro_receive
 UDP length               the rest of the packet
-TCP, UDP checksum        right: the kernel believes what we say of it            virtio_net.h; tcp4_gro_receive
-UDP checksum 0           never: it would get one on the way                      RFC 768
+TCP, UDP checksum        right: the kernel does not verify it again              virtio_net.h; tcp4_gro_receive
+UDP checksum 0           never: the super-packet's segments would get one        RFC 768
 payload                  not empty; as long as the first's, or shorter: the end  tcp_gro_receive
 total                    at most 64 segments and 65,535 bytes                    UDP_GRO_CNT_MAX, RFC 791
 =======================  ======================================================  ==============================
 
-A packet that nothing continues is given on as it came.
+A packet that no other continues reaches the TUN unchanged but for its TTL.
 
-Whatever the datagrams are, no packet is given on but from other subnets to hosts of our own.
+Every packet for the TUN comes from another subnet and goes to an address in our own, except its broadcast address.
 """
 
 from collections.abc import Iterable
 
-from flannelpy.packet import vnet_hdr
+from flannelpy.packet import drops, vnet_hdr
+from flannelpy.packet import headers as hdr
 from flannelpy.packet.checksum import fold, ones_sum, wide_sum
 from flannelpy.packet.ipv4 import check, decrement_ttl, ip_ttl
 
-_TOTAL_LENGTH = 2
-_ID = 4
-_FRAGMENT = 6
-_PROTOCOL = 9
-_IP_CHECKSUM = 10
-_ADDRESSES = 12
-_DESTINATION = 16
-_L4 = 20
-_TCP_SEQUENCE = 24
-_TCP_ACKNOWLEDGEMENT = 28
-_TCP_DATA_OFFSET = 32
-_TCP_FLAGS = 33
-_TCP_WINDOW = 34
-_TCP_CHECKSUM = 36
-_TCP_URGENT = 38
-_UDP_LENGTH = 24
-_UDP_CHECKSUM = 26
-
-_VERSION_IHL = 0x45  # IPv4 without options
-_TCP = 6
-_UDP = 17
-_DONT_FRAGMENT = 0x4000
-_ANY_FRAGMENT = 0x3FFF  # more fragments, or an offset
-_ACK = 0x10
-_PSH = 0x08
-_MAX_SEGMENTS = 64
-_MAX_TOTAL = 65535
+# A literal of this size would be a Python object to Cython; coalesce.pxd gives the name a C type.
 _ALL_ONES = 0xFFFFFFFF
 _NO_SUBNET = 1, 0  # no address lies in it
 
-# DropReason by number.
-_TTL_EXPIRED = 6
-_SPOOFED_SOURCE = 15
-_WRONG_DESTINATION = 16
-
 
 class Coalescer:
-    """Takes the packets of one buffer in order, and builds super-packets in another.
+    """Reads the packets of one buffer in order, and builds super-packets in another.
 
-    Both buffers are bytearrays whose length is a multiple of 4, and are held for good.  A subnet is (network, mask).
+    Both buffers are bytearrays whose length is a multiple of 4; the coalescer keeps them exported.
+    A subnet is (network, mask).
     """
 
     def __init__(
@@ -90,14 +62,15 @@ class Coalescer:
         merge_udp: bool = True,
     ) -> None:
         """``subnet``: our own."""
-        # The same memory in the forms that are fastest, compiled, for fields, sums and copies.
+        # Each buffer in the C types that are fastest for fields (_raw), sums (_words) and copies (_bytes), and sliced
+        # as a Python object (_view).
         self._buffers = source, target
-        self._data = source
-        self._words = memoryview(source).cast("I")
-        self._from = source
+        self._source_raw = source
+        self._source_words = memoryview(source).cast("I")
+        self._source_bytes = source
         self._source_view = memoryview(source)
-        self._target = target
-        self._to = target
+        self._target_raw = target
+        self._target_bytes = target
         self._target_view = memoryview(target)
         self._own, self._own_mask = subnet
         self._broadcast = self._own | ~self._own_mask & _ALL_ONES
@@ -110,9 +83,10 @@ class Coalescer:
         self.begin()
 
     def begin(self) -> None:
-        """Forget the last batch.
+        """Clear the results of the last batch.
 
-        ``packets`` are (vnet header, packet) pairs for the TUN, ``refused`` (DropReason, start, stop).
+        ``packets`` are (vnet header, packet) pairs for the TUN, ``refused`` are (DropReason, start, stop).  The packets
+        are borrowed: valid until the next ``begin``.
         """
         self.packets: list[tuple[bytes, memoryview | bytes]] = []
         self.refused: list[tuple[int, int, int]] = []
@@ -120,54 +94,54 @@ class Coalescer:
         self._end = 0
 
     def allow_sources(self, subnets: Iterable[tuple[int, int]]) -> None:
-        """From now on sources must lie in one of these subnets; until the first call any but our own will do."""
+        """Refuse sources outside these subnets from now on; before the first call, only our own subnet is refused."""
         self._any_source = False
         self._subnets = list(subnets)
         self._network, self._mask = _NO_SUBNET
 
     def add(self, start: int, end: int, segment_size: int) -> None:
-        """Datagrams that arrived one behind the other, each of ``segment_size`` bytes, the last maybe of less."""
+        """Add adjacent datagrams of ``segment_size`` bytes each; the last may be shorter."""
         while True:
             stop = start + segment_size
             if stop > end:
                 stop = end
             self._add_datagram(start, stop)
-            if stop == end:  # asked last, because a datagram may be empty
+            if stop == end:  # compared last, because a datagram may be empty
                 return
             start = stop
 
     def finish(self) -> None:
-        """The batch is complete."""
+        """Complete the batch."""
         self._close()
 
     def _add_datagram(self, start: int, stop: int) -> None:
-        reason = check(self._data, start, stop)
+        reason = check(self._source_raw, start, stop)
         if not reason:
             reason = self._misdirected(start)
-        if not reason and ip_ttl(self._data, start) <= 1:
-            reason = _TTL_EXPIRED
+        if not reason and ip_ttl(self._source_raw, start) <= 1:
+            reason = drops.DropReason.TTL_EXPIRED
         if reason:
             self._close()
             self.refused.append((reason, start, stop))
             return
-        decrement_ttl(self._data, start)
+        decrement_ttl(self._source_raw, start)
         if self._merges:
             self._add_packet(start, stop)
         else:
             self.packets.append((vnet_hdr.PLAIN, self._source_view[start:stop]))
 
     def _misdirected(self, start: int) -> int:
-        """The DropReason of a packet whose addresses cannot be right, else 0."""
-        source = _get32(self._data, start + _ADDRESSES)
+        """Return the DropReason of a packet whose addresses are not allowed, else 0."""
+        source = _get32(self._source_raw, start + hdr.IP_SOURCE)
         if source & self._own_mask == self._own or not (self._any_source or self._expected(source)):
-            return _SPOOFED_SOURCE
-        destination = _get32(self._data, start + _DESTINATION)
+            return drops.DropReason.SPOOFED_SOURCE
+        destination = _get32(self._source_raw, start + hdr.IP_DESTINATION)
         if destination & self._own_mask != self._own or destination == self._broadcast:
-            return _WRONG_DESTINATION
+            return drops.DropReason.WRONG_DESTINATION
         return 0
 
     def _expected(self, source: int) -> bool:
-        """Whether the address lies in one of the subnets; in most cases it is that of the last packet."""
+        """Whether the address is in one of the subnets; most often it is in the last packet's."""
         if source & self._mask == self._network:
             return True
         for network, mask in self._subnets:
@@ -190,31 +164,34 @@ class Coalescer:
         self._built = False
 
     def _mergeable(self, start: int, stop: int) -> int:
-        """Bytes of IP and L4 header when the packet by itself may be part of a super-packet, else 0."""
-        data = self._data
-        if data[start] != _VERSION_IHL or _get16(data, start + _FRAGMENT) & _ANY_FRAGMENT:
+        """Bytes of IP and L4 header if the packet by itself may be part of a super-packet, else 0."""
+        data = self._source_raw
+        if data[start] != hdr.IP_VERSION_IHL or _get16(data, start + hdr.IP_FRAGMENT) & hdr.ANY_FRAGMENT:
             return 0
         header = 0
-        if data[start + _PROTOCOL] == _TCP:
+        if data[start + hdr.IP_PROTOCOL] == hdr.TCP:
             header = self._tcp_header(start, stop)
-        elif data[start + _PROTOCOL] == _UDP:
+        elif data[start + hdr.IP_PROTOCOL] == hdr.UDP:
             header = self._udp_header(start, stop)
         return header if header < stop - start else 0
 
     def _tcp_header(self, start: int, stop: int) -> int:
-        if not self._merge_tcp or stop - start < 40 or self._data[start + _TCP_FLAGS] & ~_PSH != _ACK:
+        if not self._merge_tcp or stop - start < 40 or self._source_raw[start + hdr.IP_TCP_FLAGS] & ~hdr.PSH != hdr.ACK:
             return 0
-        header = (self._data[start + _TCP_DATA_OFFSET] >> 4) * 4
-        return _L4 + header if header >= 20 else 0
+        header = (self._source_raw[start + hdr.IP_TCP_DATA_OFFSET] >> 4) * 4
+        return hdr.IP_MIN_HEADER + header if header >= 20 else 0
 
     def _udp_header(self, start: int, stop: int) -> int:
-        if not self._merge_udp or stop - start < 28 or not _get16(self._data, start + _UDP_CHECKSUM):
+        if not self._merge_udp or stop - start < 28 or not _get16(self._source_raw, start + hdr.IP_UDP_CHECKSUM):
             return 0
-        return 28 if _get16(self._data, start + _UDP_LENGTH) == stop - start - _L4 else 0
+        return 28 if _get16(self._source_raw, start + hdr.IP_UDP_LENGTH) == stop - start - hdr.IP_MIN_HEADER else 0
 
     def _ends(self, start: int, stop: int) -> bool:
-        """Whether nothing may come behind the packet: it is shorter than the first, or pushed."""
-        if self._data[start + _PROTOCOL] == _TCP and self._data[start + _TCP_FLAGS] & _PSH:
+        """Whether no packet may follow this one: it is shorter than the first, or has PSH set."""
+        if (
+            self._source_raw[start + hdr.IP_PROTOCOL] == hdr.TCP
+            and self._source_raw[start + hdr.IP_TCP_FLAGS] & hdr.PSH
+        ):
             return True
         return stop - start - self._header < self._gso_size
 
@@ -222,7 +199,7 @@ class Coalescer:
         size = stop - start - header
         if self._complete or header != self._header or size > self._gso_size:
             return False
-        if self._count >= _MAX_SEGMENTS or self._header + self._payload() + size > _MAX_TOTAL:
+        if self._count >= hdr.MAX_MERGED_SEGMENTS or self._header + self._payload() + size > hdr.IP_MAX_LENGTH:
             return False
         if not self._same_flow(start):
             return False
@@ -232,87 +209,95 @@ class Coalescer:
         return self._checksums_right(start, stop)
 
     def _payload(self) -> int:
-        """Payload bytes so far; nothing follows a packet that is shorter than the first."""
+        """Payload bytes so far; all packets are as long as the first, since a shorter one is the last."""
         return self._count * self._gso_size
 
     def _same_flow(self, start: int) -> bool:
-        """What must be equal to the first packet's is, and what must go on goes on."""
-        data, head = self._data, self._start
-        if not (_equal(data, head, start, 0, 2) and _equal(data, head, start, _FRAGMENT, _IP_CHECKSUM)):
+        """Whether each field equals the first packet's, or is its successor where the table above asks for that."""
+        data, head = self._source_raw, self._start
+        if not (_equal(data, head, start, 0, 2) and _equal(data, head, start, hdr.IP_FRAGMENT, hdr.IP_CHECKSUM)):
             return False
-        if not _equal(data, head, start, _ADDRESSES, _L4 + 4):
+        if not _equal(data, head, start, hdr.IP_SOURCE, hdr.IP_MIN_HEADER + 4):
             return False
-        identification = (_get16(data, head + _ID) + self._count) & 0xFFFF
-        if _get16(data, start + _ID) != identification and not _get16(data, start + _FRAGMENT) & _DONT_FRAGMENT:
+        identification = (_get16(data, head + hdr.IP_ID) + self._count) & 0xFFFF
+        if (
+            _get16(data, start + hdr.IP_ID) != identification
+            and not _get16(data, start + hdr.IP_FRAGMENT) & hdr.DONT_FRAGMENT
+        ):
             return False
-        if data[start + _PROTOCOL] == _UDP:
+        if data[start + hdr.IP_PROTOCOL] == hdr.UDP:
             return True
-        if _get32(data, start + _TCP_SEQUENCE) != (_get32(data, head + _TCP_SEQUENCE) + self._payload()) & 0xFFFFFFFF:
+        if (
+            _get32(data, start + hdr.IP_TCP_SEQUENCE)
+            != (_get32(data, head + hdr.IP_TCP_SEQUENCE) + self._payload()) & _ALL_ONES
+        ):
             return False
         return (
-            _equal(data, head, start, _TCP_ACKNOWLEDGEMENT, _TCP_FLAGS)
-            and _equal(data, head, start, _TCP_WINDOW, _TCP_CHECKSUM)
-            and _equal(data, head, start, _TCP_URGENT, self._header)
+            _equal(data, head, start, hdr.IP_TCP_ACKNOWLEDGEMENT, hdr.IP_TCP_FLAGS)
+            and _equal(data, head, start, hdr.IP_TCP_WINDOW, hdr.IP_TCP_CHECKSUM)
+            and _equal(data, head, start, hdr.IP_TCP_URGENT, self._header)
         )
 
     def _checksums_right(self, start: int, stop: int) -> bool:
-        l4 = start + _L4
-        if ones_sum(self._data, start, l4) != 0xFFFF:
+        l4 = start + hdr.IP_MIN_HEADER
+        if ones_sum(self._source_raw, start, l4) != 0xFFFF:
             return False
         pseudo = self._pseudo_header_sum(start, stop - l4)
-        return fold(pseudo + wide_sum(self._data, self._words, l4, stop)) == 0xFFFF
+        return fold(pseudo + wide_sum(self._source_raw, self._source_words, l4, stop)) == 0xFFFF
 
     def _pseudo_header_sum(self, start: int, l4_length: int) -> int:
-        addresses = ones_sum(self._data, start + _ADDRESSES, start + _L4)
-        return fold(addresses + self._data[start + _PROTOCOL] + l4_length)
+        addresses = ones_sum(self._source_raw, start + hdr.IP_SOURCE, start + hdr.IP_MIN_HEADER)
+        return fold(addresses + self._source_raw[start + hdr.IP_PROTOCOL] + l4_length)
 
     def _append(self, start: int, stop: int) -> None:
-        """Put the packet's payload behind what is there; the first one is copied when it gets company."""
+        """Append the packet's payload to the super-packet; the second packet causes the copy of the first."""
         if not self._built:
             self._built_at = self._end
-            _copy(self._to, self._end, self._from, self._start, self._stop - self._start)
+            _copy(self._target_bytes, self._end, self._source_bytes, self._start, self._stop - self._start)
             self._end += self._stop - self._start
             self._built = True
         size = stop - start - self._header
-        _copy(self._to, self._end, self._from, start + self._header, size)
+        _copy(self._target_bytes, self._end, self._source_bytes, start + self._header, size)
         self._end += size
         self._count += 1
         self._complete = self._ends(start, stop)
-        if self._data[start + _PROTOCOL] == _TCP:
-            self._target[self._built_at + _TCP_FLAGS] |= self._data[start + _TCP_FLAGS]
+        if self._source_raw[start + hdr.IP_PROTOCOL] == hdr.TCP:
+            self._target_raw[self._built_at + hdr.IP_TCP_FLAGS] |= self._source_raw[start + hdr.IP_TCP_FLAGS]
 
     def _close(self) -> None:
-        """Give on what is there."""
+        """Add the open packet or super-packet to ``packets``."""
         if self._count == 1:
             self.packets.append((vnet_hdr.PLAIN, self._source_view[self._start : self._stop]))
         elif self._count:
             self._finish_headers()
             gso_type, checksum = (
-                (vnet_hdr.GSO_TCPV4, _TCP_CHECKSUM) if self._is_tcp() else (vnet_hdr.GSO_UDP_L4, _UDP_CHECKSUM)
+                (hdr.GSO_TCPV4, hdr.IP_TCP_CHECKSUM) if self._is_tcp() else (hdr.GSO_UDP_L4, hdr.IP_UDP_CHECKSUM)
             )
-            header = vnet_hdr.super_packet(gso_type, self._header, self._gso_size, _L4, checksum - _L4)
+            header = vnet_hdr.super_packet(
+                gso_type, self._header, self._gso_size, hdr.IP_MIN_HEADER, checksum - hdr.IP_MIN_HEADER
+            )
             self.packets.append((header, self._target_view[self._built_at : self._end]))
         self._count = 0
 
     def _is_tcp(self) -> bool:
-        return self._data[self._start + _PROTOCOL] == _TCP
+        return self._source_raw[self._start + hdr.IP_PROTOCOL] == hdr.TCP
 
     def _finish_headers(self) -> None:
-        """Lengths and checksums of the whole; of the L4 checksum only the pseudo-header, the kernel adds the rest."""
-        target, at = self._target, self._built_at
+        """Write lengths and checksums; the L4 field gets the pseudo-header's sum, and the kernel completes it."""
+        target, at = self._target_raw, self._built_at
         length = self._end - at
-        _put16(target, at + _TOTAL_LENGTH, length)
-        _put16(target, at + _IP_CHECKSUM, 0)
-        _put16(target, at + _IP_CHECKSUM, ~ones_sum(target, at, at + _L4) & 0xFFFF)
-        pseudo = self._pseudo_header_sum(self._start, length - _L4)
+        _put16(target, at + hdr.IP_TOTAL_LENGTH, length)
+        _put16(target, at + hdr.IP_CHECKSUM, 0)
+        _put16(target, at + hdr.IP_CHECKSUM, ~ones_sum(target, at, at + hdr.IP_MIN_HEADER) & 0xFFFF)
+        pseudo = self._pseudo_header_sum(self._start, length - hdr.IP_MIN_HEADER)
         if self._is_tcp():
-            _put16(target, at + _TCP_CHECKSUM, pseudo)
+            _put16(target, at + hdr.IP_TCP_CHECKSUM, pseudo)
         else:
-            _put16(target, at + _UDP_LENGTH, length - _L4)
-            _put16(target, at + _UDP_CHECKSUM, pseudo)
+            _put16(target, at + hdr.IP_UDP_LENGTH, length - hdr.IP_MIN_HEADER)
+            _put16(target, at + hdr.IP_UDP_CHECKSUM, pseudo)
 
 
-# Private here and in segment.py: the compiler inlines them, which it can't across extension modules.
+# Private here and in segment.py: the C compiler cannot inline across extension modules.
 
 
 def _get16(data: bytearray, at: int) -> int:

@@ -1,19 +1,18 @@
 # C types for group.py, which stays plain Python.
 
 cimport cython
+from flannelpy.packet cimport drops
+from flannelpy.packet cimport headers as hdr
 from flannelpy.packet.checksum cimport fold, wide_sum
 from flannelpy.packet.ipv4 cimport check, destination, ip_ttl, source, decrement_ttl
 
-cdef Py_ssize_t _VNET_HDR, _GSO_TYPE, _GSO_SIZE, _CSUM_START, _CSUM_OFFSET, _UDP_CHECKSUM, _ID, _FRAGMENT, _PROTOCOL
-cdef unsigned int _NEEDS_CSUM, _GSO_TCPV4, _GSO_UDP_L4, _GSO_ECN, _TCP, _UDP, _MORE_FRAGMENTS, _FRAGMENT_OFFSET
-cdef int _NO_ROUTE, _TTL_EXPIRED, _BAD_OFFLOAD, _OWN_DATAGRAM
 cdef bint _LITTLE_ENDIAN
 
 
 cdef class Grouper:
     cdef object _buffers
-    cdef unsigned char* _data
-    cdef unsigned char* _headers
+    cdef unsigned char* _raw
+    cdef const unsigned char* _vnet_raw
     cdef const unsigned int[::1] _words
     cdef unsigned int _own, _own_mask, _bound, _port
     # The datagram of ours whose later fragments are to follow.

@@ -1,48 +1,23 @@
-"""A batch of packets from the TUN -> neighbours that can be sent together.  Pure.
+"""Groups a batch of packets from the TUN by what one send can take.  Pure.
 
-Neighbours are packets that lie one behind the other, are for one subnet and of one length; the last may be shorter.
-Their order is kept.  A packet whose checksum the kernel left to us gets it here, but for super-packets, whose segments
-each get their own (segment.py).  A packet for our own subnet is refused: nobody else may get it, whatever they lease.
+The packets of a group are adjacent in the buffer, for one subnet and of one length; the last may be shorter.  The order
+of packets never changes.  The grouper completes an unfinished checksum, except of a super-packet, whose segments each
+get their own (segment.py).  It refuses a packet for our own subnet, so that no peer gets it, even with a lease that
+overlaps.
 
-A datagram of our own socket is refused too: sent once more it would come back once more, without end.  Such a datagram
-has our port as source and destination, and as source address the one that our socket is bound to, or the TUN's where a
-masquerading rule has changed it.  The later fragments of one, which have no ports, follow the first with the same
-identification and destination.
+It also refuses a datagram of our own socket, which would return through the TUN again and again.  Such a datagram has
+our port as source and destination.  Its source address is the one that our socket is bound to, or the TUN's if a
+masquerading rule changed it.  Later fragments have no ports: they are recognised by the identification and destination
+of the first.
 """
 
 import sys
 from typing import NamedTuple
 
+from flannelpy.packet import drops
+from flannelpy.packet import headers as hdr
 from flannelpy.packet.checksum import fold, wide_sum
 from flannelpy.packet.ipv4 import check, decrement_ttl, destination, ip_ttl, source
-
-_VNET_HDR = 10
-_GSO_TYPE = 1
-_GSO_SIZE = 4
-_CSUM_START = 6
-_CSUM_OFFSET = 8
-_NEEDS_CSUM = 1
-_GSO_TCPV4 = 1
-_GSO_UDP_L4 = 5
-_GSO_ECN = 0x80
-_UDP_CHECKSUM = 6
-_ID = 4
-_FRAGMENT = 6
-_PROTOCOL = 9
-_TCP = 6
-_UDP = 17
-_MORE_FRAGMENTS = 0x2000
-_FRAGMENT_OFFSET = 0x1FFF
-
-# DropReason by number.
-_NO_ROUTE = 5
-_TTL_EXPIRED = 6
-_BAD_OFFLOAD = 11
-_OWN_DATAGRAM = 18
-
-# One send takes at most 64 segments (UDP_MAX_SEGMENTS before Linux 6.9) and stays one unit below 65,494 bytes.
-MAX_SEGMENTS = 64
-MAX_SEND = 65000
 
 
 class PacketGroup(NamedTuple):
@@ -59,14 +34,16 @@ class PacketGroup(NamedTuple):
 
 
 class Grouper:
-    """Sorts the packets of one buffer, whose length is a multiple of 4, by the vnet headers in another."""
+    """Groups the packets in one buffer, whose length is a multiple of 4, by the vnet headers in another."""
 
-    def __init__(self, buffer: bytearray, headers: bytearray, subnet: tuple[int, int], bound: tuple[int, int]) -> None:
+    def __init__(
+        self, buffer: bytearray, vnet_hdrs: bytearray, subnet: tuple[int, int], bound: tuple[int, int]
+    ) -> None:
         """``subnet``: our own, as (network, mask); ``bound``: address and port of our socket."""
-        self._buffers = buffer, headers
-        self._data = buffer
+        self._buffers = buffer, vnet_hdrs
+        self._raw = buffer
         self._words = memoryview(buffer).cast("I")
-        self._headers = headers
+        self._vnet_raw = vnet_hdrs
         self._own, self._own_mask = subnet
         self._bound, self._port = bound
         self._refuses_fragments = False
@@ -75,9 +52,9 @@ class Grouper:
         self._size = 0
 
     def group(self, lengths: list[int], mask: int) -> None:
-        """Fill ``groups``, and ``refused`` with the (DropReason, start, end) of what can't be sent.
+        """Fill ``groups``, and ``refused`` with the (DropReason, start, end) of packets that cannot be sent.
 
-        Addresses that are equal under ``mask`` are of one subnet.
+        Addresses that are equal under ``mask`` are in one subnet.
         """
         self.groups = []
         self.refused = []
@@ -85,35 +62,35 @@ class Grouper:
         header = 0
         for length in lengths:
             self._take(header, start, start + length, mask)
-            header += _VNET_HDR
+            header += hdr.VNET_HEADER
             start += length
         self._close()
 
     def decrement_ttls(self, start: int, end: int, segment_size: int) -> None:
-        """One off the TTL of every packet of neighbours."""
+        """Subtract 1 from the TTL of every packet in ``[start:end]``."""
         while start < end:
-            decrement_ttl(self._data, start)
+            decrement_ttl(self._raw, start)
             start += segment_size
 
     def _take(self, header: int, start: int, end: int, mask: int) -> None:
         gso_size = 0
-        reason = check(self._data, start, end)
-        if not reason and self._data[start + _PROTOCOL] == _UDP and self._is_own_datagram(start, end):
-            reason = _OWN_DATAGRAM
-        if not reason and self._headers[header + _GSO_TYPE]:
+        reason = check(self._raw, start, end)
+        if not reason and self._raw[start + hdr.IP_PROTOCOL] == hdr.UDP and self._is_own_datagram(start, end):
+            reason = drops.DropReason.OWN_DATAGRAM
+        if not reason and self._vnet_raw[header + hdr.VNET_GSO_TYPE]:
             gso_size = self._gso_size(header, start)
-            reason = 0 if gso_size else _BAD_OFFLOAD
-        elif not reason and self._headers[header] & _NEEDS_CSUM:
-            reason = 0 if self._finish_checksum(header, start, end) else _BAD_OFFLOAD
-        if not reason and destination(self._data, start) & self._own_mask == self._own:
-            reason = _NO_ROUTE
-        if not reason and ip_ttl(self._data, start) <= 1:
-            reason = _TTL_EXPIRED
+            reason = 0 if gso_size else drops.DropReason.BAD_VNET_HDR
+        elif not reason and self._vnet_raw[header] & hdr.NEEDS_CSUM:
+            reason = 0 if self._finish_checksum(header, start, end) else drops.DropReason.BAD_VNET_HDR
+        if not reason and destination(self._raw, start) & self._own_mask == self._own:
+            reason = drops.DropReason.NO_ROUTE
+        if not reason and ip_ttl(self._raw, start) <= 1:
+            reason = drops.DropReason.TTL_EXPIRED
         if reason:
             self._close()
             self.refused.append((reason, start, end))
             return
-        address = destination(self._data, start)
+        address = destination(self._raw, start)
         length = end - start
         if not self._fits(start, length, address & mask, gso_size):
             self._close()
@@ -124,59 +101,59 @@ class Grouper:
 
     def _is_own_datagram(self, start: int, end: int) -> bool:
         """Whether a UDP packet is a datagram of our own socket, or a fragment of one."""
-        address = source(self._data, start)
+        address = source(self._raw, start)
         if address not in (self._bound, self._own):
             return False
-        fragment = _get16(self._data, start + _FRAGMENT)
-        if fragment & _FRAGMENT_OFFSET:
+        fragment = _get16(self._raw, start + hdr.IP_FRAGMENT)
+        if fragment & hdr.FRAGMENT_OFFSET:
             found = self._follows(start)
         else:
-            l4 = start + (self._data[start] & 0xF) * 4
-            found = l4 + 4 <= end and _get16(self._data, l4) == self._port == _get16(self._data, l4 + 2)
-            self._destination_cut, self._id_cut = destination(self._data, start), _get16(self._data, start + _ID)
-        self._refuses_fragments = found and bool(fragment & _MORE_FRAGMENTS)
+            l4 = start + (self._raw[start] & 0xF) * 4
+            found = l4 + 4 <= end and _get16(self._raw, l4) == self._port == _get16(self._raw, l4 + 2)
+            self._destination_cut, self._id_cut = destination(self._raw, start), _get16(self._raw, start + hdr.IP_ID)
+        self._refuses_fragments = found and bool(fragment & hdr.MORE_FRAGMENTS)
         return found
 
     def _follows(self, start: int) -> bool:
-        """Whether a later fragment belongs to the datagram of ours that came before it."""
-        if not self._refuses_fragments or destination(self._data, start) != self._destination_cut:
+        """Whether a later fragment belongs to our own datagram before it."""
+        if not self._refuses_fragments or destination(self._raw, start) != self._destination_cut:
             return False
-        return _get16(self._data, start + _ID) == self._id_cut
+        return _get16(self._raw, start + hdr.IP_ID) == self._id_cut
 
     def _fits(self, start: int, length: int, subnet: int, gso_size: int) -> bool:
-        """Whether the packet extends the neighbours so far."""
+        """Whether the packet extends the open group."""
         if not self._size or gso_size or self._gso or self._full:
             return False
         if start != self._end or subnet != self._subnet or length > self._size:
             return False
         behind = start - self._start
-        return behind + length <= MAX_SEND and behind < MAX_SEGMENTS * self._size
+        return behind + length <= hdr.MAX_SEND_BYTES and behind < hdr.MAX_SEND_SEGMENTS * self._size
 
     def _close(self) -> None:
-        """The neighbours so far, if any, are complete."""
+        """Complete the open group, if any."""
         if self._size:
             self.groups.append(PacketGroup(self._destination, self._start, self._end, self._size, self._gso))
         self._size = 0
 
     def _gso_size(self, header: int, start: int) -> int:
-        """Payload bytes per segment of a super-packet; 0 when its header makes no sense."""
-        gso_type = self._headers[header + _GSO_TYPE] & ~_GSO_ECN
-        if gso_type != (_GSO_TCPV4 if self._data[start + _PROTOCOL] == _TCP else _GSO_UDP_L4):
+        """Payload bytes per segment of a super-packet; 0 if its vnet header is invalid."""
+        gso_type = self._vnet_raw[header + hdr.VNET_GSO_TYPE] & ~hdr.GSO_ECN
+        if gso_type != (hdr.GSO_TCPV4 if self._raw[start + hdr.IP_PROTOCOL] == hdr.TCP else hdr.GSO_UDP_L4):
             return 0
-        return _host16(self._headers, header + _GSO_SIZE)
+        return _host16(self._vnet_raw, header + hdr.VNET_GSO_SIZE)
 
     def _finish_checksum(self, header: int, start: int, end: int) -> bool:
-        """Complete the L4 checksum, whose field holds the pseudo-header part; False when the header makes no sense."""
-        l4 = start + _host16(self._headers, header + _CSUM_START)
-        offset = _host16(self._headers, header + _CSUM_OFFSET)
+        """Complete the L4 checksum, whose field holds the pseudo-header's sum; False if the vnet header is invalid."""
+        l4 = start + _host16(self._vnet_raw, header + hdr.VNET_CSUM_START)
+        offset = _host16(self._vnet_raw, header + hdr.VNET_CSUM_OFFSET)
         field = l4 + offset
-        if l4 < start + (self._data[start] & 0xF) * 4 or field + 2 > end:
+        if l4 < start + (self._raw[start] & 0xF) * 4 or field + 2 > end:
             return False
-        checksum = ~fold(wide_sum(self._data, self._words, l4, end)) & 0xFFFF
-        if not checksum and offset == _UDP_CHECKSUM and self._data[start + _PROTOCOL] == _UDP:
+        checksum = ~fold(wide_sum(self._raw, self._words, l4, end)) & 0xFFFF
+        if not checksum and offset == hdr.UDP_CHECKSUM and self._raw[start + hdr.IP_PROTOCOL] == hdr.UDP:
             checksum = 0xFFFF
-        self._data[field] = checksum >> 8
-        self._data[field + 1] = checksum & 0xFF
+        self._raw[field] = checksum >> 8
+        self._raw[field + 1] = checksum & 0xFF
         return True
 
 
@@ -188,7 +165,7 @@ _LITTLE_ENDIAN = sys.byteorder == "little"
 
 
 def _host16(data: bytearray, at: int) -> int:
-    """A number of the host's byte order."""
+    """Return the 16-bit number in the host's byte order."""
     if _LITTLE_ENDIAN:
         return data[at + 1] << 8 | data[at]
     return data[at] << 8 | data[at + 1]

@@ -1,9 +1,9 @@
 # C types for ipv4.py, which stays plain Python.
 
 cimport cython
+from flannelpy.packet cimport drops
+from flannelpy.packet cimport headers as hdr
 
-cdef Py_ssize_t _TOTAL_LENGTH, _TTL, _CHECKSUM, _SOURCE, _DESTINATION, _MIN_HEADER
-cdef int _TRUNCATED, _NOT_IPV4, _BAD_HEADER, _BAD_LENGTH
 
 @cython.locals(length=cython.Py_ssize_t, header=cython.Py_ssize_t)
 cpdef int check(const unsigned char* data, Py_ssize_t start, Py_ssize_t end) noexcept

@@ -1,21 +1,20 @@
 # C types for segment.py, which stays plain Python.
 
 cimport cython
+from flannelpy.packet cimport headers as hdr
 from flannelpy.packet.checksum cimport fold, ones_sum, wide_sum
 
-cdef Py_ssize_t _TOTAL_LENGTH, _ID, _PROTOCOL, _IP_CHECKSUM, _ADDRESSES
-cdef Py_ssize_t _TCP_SEQUENCE, _TCP_DATA_OFFSET, _TCP_FLAGS, _TCP_CHECKSUM, _UDP_LENGTH, _UDP_CHECKSUM
-cdef unsigned int _TCP, _UDP, _FIN_PSH, _CWR
+cdef unsigned int _ALL_ONES
 
 
 cdef class Segmenter:
     cdef object _buffers
-    cdef unsigned char* _data
-    cdef unsigned char* _target
-    cdef const unsigned char[::1] _from
-    cdef unsigned char[::1] _to
-    cdef const unsigned int[::1] _words
-    cdef Py_ssize_t _module
+    cdef unsigned char* _source_raw
+    cdef unsigned char* _target_raw
+    cdef const unsigned char[::1] _source_bytes
+    cdef unsigned char[::1] _target_bytes
+    cdef const unsigned int[::1] _source_words
+    cdef Py_ssize_t _target_size
 
     @cython.locals(header=cython.Py_ssize_t, payload=cython.Py_ssize_t, count=cython.Py_ssize_t)
     cpdef Py_ssize_t segment(self, Py_ssize_t start, Py_ssize_t end, Py_ssize_t gso_size, Py_ssize_t at) noexcept

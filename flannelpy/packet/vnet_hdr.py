@@ -1,7 +1,7 @@
-"""The header in front of each packet that a TUN with offloads gives and takes.  Pure.
+"""The header in front of each packet that a TUN with offloads reads and writes.  Pure.
 
 struct virtio_net_hdr {
-    __u8 flags;         1 NEEDS_CSUM: the L4 checksum is left to whoever comes next
+    __u8 flags;         1 NEEDS_CSUM: the L4 checksum is unfinished, the next hop has to complete it
     __u8 gso_type;      0 none, 1 TCPV4, 5 UDP_L4; plus 0x80 when the TCP flow uses ECN
     __u16 hdr_len;      a hint, not to be trusted: see segment.py
     __u16 gso_size;     L4 payload bytes per segment
@@ -14,10 +14,9 @@ Byte order is the host's.  Source: include/uapi/linux/virtio_net.h.
 
 import struct
 
-SIZE = 10
-NEEDS_CSUM = 1
-GSO_TCPV4 = 1
-GSO_UDP_L4 = 5
+from flannelpy.packet import headers as hdr
+
+SIZE = hdr.VNET_HEADER
 
 _HEADER = struct.Struct("=BBHHHH")
 
@@ -25,8 +24,8 @@ PLAIN = bytes(SIZE)
 
 
 def super_packet(gso_type: int, header_length: int, gso_size: int, csum_start: int, csum_offset: int) -> bytes:
-    """The header of a super-packet that we give: its L4 checksum field holds the folded pseudo-header sum.
+    """Return the vnet header of a super-packet whose L4 checksum field holds the folded pseudo-header sum.
 
     Units: ``header_length`` bytes of IP and L4 headers together.
     """
-    return _HEADER.pack(NEEDS_CSUM, gso_type, header_length, gso_size, csum_start, csum_offset)
+    return _HEADER.pack(hdr.NEEDS_CSUM, gso_type, header_length, gso_size, csum_start, csum_offset)

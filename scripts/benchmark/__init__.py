@@ -1,1 +1,1 @@
-"""The parts of ``make bench``: what carries packets, what is measured about it, what is told of that."""
+"""``make bench``: the contenders, what is measured about them, and the report."""

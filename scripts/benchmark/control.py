@@ -1,7 +1,7 @@
 """What is measured about the control part: start-up, and how everything grows with the number of leases.
 
-In etcd there is a network for each number of leases, held by hosts that do not exist.  A daemon starts in each of them
-anew.  In the smallest and the largest a pair of hosts carries packets all the time, to compare what a packet costs.
+etcd holds a network for each number of leases, most of them of hosts that do not exist.  A daemon is started in each
+network.  In the smallest and the largest, two pairs of hosts forward packets all the time, to compare the cost of each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from lab import ETCD_PREFIX, Host, Lab, wait_for
 
 from benchmark import traffic
-from benchmark.carriers import BACKENDS, Carrier, carrier, flannelpy, put_network
+from benchmark.contenders import BACKENDS, Contender, contender, flannelpy, put_network
 from benchmark.data_path import Effort, Measurement
 from flannelpy.datapath.routes import NextHop, Routes
 
@@ -38,7 +38,7 @@ _FIRST_SUBNET = IPv4Address("11.1.0.0")
 _FIRST_HOST = IPv4Address("10.0.0.0")
 _LEASE_TTL = 86_400
 _DEADLINE = 60
-# Well below what the slowest carrier can do, so that all packets arrive.
+# Well below what the slowest contender can do, so that all packets arrive.
 _PACKETS_PER_SECOND = 20_000
 _LOOK_UPS = 100_000
 _ROUTE_CHANGES = 20_000
@@ -65,9 +65,9 @@ def lease(count: int, number: int) -> tuple[str, str]:
     return key, f'{{"PublicIP":"{_FIRST_HOST + number}"}}'
 
 
-def pair(hosts: Sequence[Host], count: int) -> Carrier:
-    """A carrier in the network with so many leases."""
-    return carrier(hosts, lambda hosts: flannelpy(hosts, f"-etcd-prefix={prefix(count)}"))
+def pair(hosts: Sequence[Host], count: int) -> Contender:
+    """A contender in the network with so many leases."""
+    return contender(hosts, lambda hosts: flannelpy(hosts, f"-etcd-prefix={prefix(count)}"))
 
 
 @dataclass(eq=False)
@@ -79,7 +79,7 @@ class Control:
     effort: Effort
 
     def measurements(self, names: Sequence[str]) -> list[Measurement]:
-        """All there are; ``names`` are the carriers, of which those with flannelpy have a start-up."""
+        """All there are; ``names`` are the contenders, of which those with flannelpy have a start-up."""
         counts = [str(count) for count in self.counts]
         ends = [counts[0], counts[-1]]
         started = [name for name in ("flannelpy", "interpreted", *BACKENDS) if name in names]
@@ -185,7 +185,7 @@ def _daemon(host: Host, prefix: str, python: str = sys.executable) -> Iterator[D
 
 
 def _next_hops(daemon: Daemon) -> int:
-    """How many the daemon has told systemd of."""
+    """Return the number in the status that the daemon has reported to systemd."""
     found = re.search(r"next hops: (\d+)", daemon.notified[-1]) if daemon.notified else None
     return int(found[1]) if found else 0
 

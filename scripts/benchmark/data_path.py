@@ -1,4 +1,4 @@
-"""What is measured about packets, of all carriers in the same way."""
+"""What is measured about packets, of all contenders in the same way."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from benchmark import traffic
-from benchmark.carriers import measured_in_full
+from benchmark.contenders import measured_in_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import ExitStack
 
-    from benchmark.carriers import Rack
+    from benchmark.contenders import Rack
     from benchmark.results import Values
 
 _UDP_SIZES = (64, 512, 1400)
@@ -78,7 +78,7 @@ class DataPath:
     _rates: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def measurements(self, names: Sequence[str]) -> list[Measurement]:
-        """All there are, of these carriers."""
+        """All there are, of these contenders."""
         with_daemon = [name for name in names if name not in ("vxlan", "veth")]
         in_full = measured_in_full(names)
         return [
@@ -95,39 +95,39 @@ class DataPath:
 
     def _tcp(self, metric: str, names: Sequence[str], rack: Rack, *flags: str) -> Measurement:
         def take(name: str) -> Values:
-            carrier = rack.carriers[name]
-            return {metric: traffic.tcp(carrier.client, carrier.server, self.effort.seconds, *flags).goodput}
+            contender = rack.contenders[name]
+            return {metric: traffic.tcp(contender.client, contender.server, self.effort.seconds, *flags).goodput}
 
         return Measurement(metric, names, take, rack)
 
     def _stream(self, name: str) -> Values:
-        carrier = self.rack.carriers[name]
-        own, machine = traffic.cpu_seconds(carrier.pids), traffic.machine_cpu_seconds()
-        tcp = traffic.tcp(carrier.client, carrier.server, self.effort.stream_seconds)
-        own, machine = traffic.cpu_seconds(carrier.pids) - own, traffic.machine_cpu_seconds() - machine
+        contender = self.rack.contenders[name]
+        own, machine = traffic.cpu_seconds(contender.pids), traffic.machine_cpu_seconds()
+        tcp = traffic.tcp(contender.client, contender.server, self.effort.stream_seconds)
+        own, machine = traffic.cpu_seconds(contender.pids) - own, traffic.machine_cpu_seconds() - machine
         values = {"tcp-1": tcp.goodput, "retransmits": tcp.retransmits, "machine-cpu": machine / tcp.data}
-        return values | ({"cpu": own / tcp.data} if carrier.pids else {})
+        return values | ({"cpu": own / tcp.data} if contender.pids else {})
 
     def _idle(self, name: str) -> Values:
-        carrier = self.rack.carriers[name]
-        times = traffic.round_trips(carrier.client, carrier.server, self.effort.pings)
+        contender = self.rack.contenders[name]
+        times = traffic.round_trips(contender.client, contender.server, self.effort.pings)
         return {"rtt-idle-p50": times.p50, "rtt-idle-p99": times.p99}
 
     def _loaded(self, name: str) -> Values:
-        carrier = self.rack.carriers[name]
-        with traffic.stream(carrier.client, carrier.server, self.effort.seconds + 5):
+        contender = self.rack.contenders[name]
+        with traffic.stream(contender.client, contender.server, self.effort.seconds + 5):
             time.sleep(_SLOW_START)
-            times = traffic.round_trips(carrier.client, carrier.server, self.effort.pings)
+            times = traffic.round_trips(contender.client, contender.server, self.effort.pings)
         return {"rtt-loaded-p50": times.p50, "rtt-loaded-p99": times.p99, "rtt-loaded-lost": times.loss * 100}
 
     def _udp(self, size: int) -> Callable[[str], Values]:
         """Rates are in 1000 packets/s.  From the second round on the search begins near what the last one found."""
 
         def take(name: str) -> Values:
-            carrier = self.rack.carriers[name]
+            contender = self.rack.contenders[name]
 
             def attempt(rate: float) -> traffic.Udp:
-                result = traffic.udp(carrier.client, carrier.server, 1, size, rate)
+                result = traffic.udp(contender.client, contender.server, 1, size, rate)
                 self.trials.append(Trial(name, size, rate, result))
                 return result
 
@@ -144,8 +144,8 @@ class DataPath:
         return take
 
     def _memory(self, name: str) -> Values:
-        carrier = self.rack.carriers[name]
-        return {"rss-before": carrier.megabytes_before, "rss-after": carrier.megabytes()}
+        contender = self.rack.contenders[name]
+        return {"rss-before": contender.megabytes_before, "rss-after": contender.megabytes()}
 
 
 def at_its_limit(result: traffic.Udp, asked: float) -> bool:

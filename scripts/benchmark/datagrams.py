@@ -4,7 +4,7 @@ send IP PORT SIZE RATE SECONDS   that many a second, in a burst each millisecond
 receive PORT                     print "listening"; when something came and nothing more does: how many, and seconds
                                  from the first to the last
 
-iperf3 does more for each datagram than some carriers do, and would be what is measured.
+iperf3 does more for each datagram than some contenders do, and would be what is measured.
 """
 
 from __future__ import annotations

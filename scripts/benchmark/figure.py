@@ -26,7 +26,7 @@ _STYLE = "text { font: 12px sans-serif; fill: #222 } .title { font-weight: bold 
 
 
 class Chart(NamedTuple):
-    """One metric of all carriers."""
+    """One metric of all contenders."""
 
     metric: str
     better: str

@@ -1,19 +1,15 @@
 """What the list of peers costs: throughput with 10 and with 1,000 leases (root, iperf3).
 
-``python scripts/benchmark/peers.py`` prints for each the median of ten runs, taken in turn.  *overlay*: TCP between
-containers of two hosts.  *strangers*: UDP datagrams of 1,400 bytes from a container to port 8285 of a host that is no
-peer, the only packets that walk the whole list.
+``PYTHONPATH=scripts python -P -m benchmark.peers`` prints for each the median of ten runs, taken in turn.  *overlay*:
+TCP between containers of two hosts.  *strangers*: UDP datagrams of 1,400 bytes from a container to port 8285 of a host
+that is no peer, the only packets that walk the whole list.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import sys
 from contextlib import ExitStack
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lab import ETCD_PREFIX, UNDERLAY, Container, Lab, Node, wait_connected, wait_for
 

@@ -1,4 +1,4 @@
-"""What is told of the results: a page of Markdown, a figure, and everything as JSON."""
+"""The report about the results: a page of Markdown, a figure, and all values as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import figure
-from benchmark.results import BARS, CARRIER_METRICS, LEASE_METRICS, METRICS, Bar, Metric, Results
+from benchmark.results import BARS, CONTENDER_METRICS, LEASE_METRICS, METRICS, Bar, Metric, Results
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 _BEGIN, _END = "<!-- begin: written by make bench -->", "<!-- end: written by make bench -->"
 _NOTES = """\
-Medians of all rounds, in brackets the lowest and the highest. A ratio is taken within each round, in which all carriers
-are measured one right after the other; its median is not the ratio of the medians. Both hosts, sender and receiver
-share the processors of one machine. Goodput is payload that arrived. The kernel's VXLAN and the bare veth have no
-daemon; what they cost is in the CPU of the whole machine, which includes sender, receiver and everything else. The
+Medians of all rounds, in brackets the lowest and the highest. A ratio is taken within each round, in which all
+contenders are measured one right after the other; its median is not the ratio of the medians. Both hosts, sender and
+receiver share the processors of one machine. Goodput is payload that arrived. The kernel's VXLAN and the bare veth have
+no daemon; what they cost is in the CPU of the whole machine, which includes sender, receiver and everything else. The
 same is true of flannelpy-vxlan and flannelpy-host-gw, whose daemons no packet passes: of them only that is measured
-which tells whether they are as good as what is made by hand, and what the daemon takes.
+which shows whether they equal a manual set-up, and what the daemon costs.
 
 TCP: iperf3. RTT: 500 pings a second. UDP: the highest rate at which less than 1 % is lost in one second, found by
 doubling and bisection to 10 %; where the sender can offer no more, its rate stands."""
@@ -35,10 +35,10 @@ doubling and bisection to 10 %; where the sender can offer no more, its rate sta
 
 @dataclass
 class Report:
-    """Everything there is to tell about one run."""
+    """The report about one run."""
 
     results: Results
-    carriers: Sequence[str]
+    contenders: Sequence[str]
     counts: Sequence[str]
     facts: Mapping[str, str]
     trials: Sequence[Trial]
@@ -49,7 +49,7 @@ class Report:
             "\n".join(f"- {name}: {value}" for name, value in self.facts.items()),
             _table(["", "measured", "bar", "", "goal", ""], [_verdict(self.results, bar) for bar in BARS]),
             _NOTES + self._senders_limits(),
-            self._figures("", CARRIER_METRICS, self.carriers),
+            self._figures("", CONTENDER_METRICS, self.contenders),
             "Leases:",
             self._figures("leases", LEASE_METRICS, self.counts),
         ]
@@ -61,7 +61,7 @@ class Report:
         """benchmarks.md, .svg and .json; what stands outside the marks in the page is kept."""
         directory.mkdir(parents=True, exist_ok=True)
         page = directory / "benchmarks.md"
-        picture = figure.draw(self.results, self.carriers)
+        picture = figure.draw(self.results, self.contenders)
         image = "![bar charts of the tables below](benchmarks.svg)\n\n" if picture else ""
         _write(page, _inserted(page.read_text() if page.exists() else "", f"{image}{self.text()}"))
         _write(directory / "benchmarks.svg", picture)

@@ -11,14 +11,14 @@ Values = dict[str, float]
 
 
 class Metric(NamedTuple):
-    """How a metric is told."""
+    """How the report shows a metric."""
 
     label: str
     unit: str
 
 
-#: What is measured of a carrier, in the order of the table.
-CARRIER_METRICS = {
+#: What is measured of a contender, in the order of the table.
+CONTENDER_METRICS = {
     "tcp-1": Metric("TCP, 1 stream", "Gbit/s"),
     "tcp-8": Metric("TCP, 8 streams", "Gbit/s"),
     "tcp-both": Metric("TCP, 1 stream each way at once, sum", "Gbit/s"),
@@ -58,7 +58,7 @@ LEASE_METRICS = {
     "leases-cost-tcp": Metric("CPU of both daemons, TCP", "s/Gbit"),
 }
 
-METRICS = CARRIER_METRICS | LEASE_METRICS
+METRICS = CONTENDER_METRICS | LEASE_METRICS
 
 
 class Bar(NamedTuple):
@@ -90,7 +90,7 @@ def _at_most(label: str, metric: str, bar: float, goal: float, *, of: str = "fla
 
 
 def _as_by_hand(label: str, metric: str, of: str, against: str) -> Bar:
-    """What the kernel is told is the same, so a ratio far from 1 is a mistake, or noise."""
+    """The kernel has the same configuration, so a ratio far from 1 is a mistake, or noise."""
     return _at_least(label, metric, 0.9, 1, of=of, against=against)
 
 

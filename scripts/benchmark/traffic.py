@@ -85,10 +85,10 @@ def udp(source: Node, target: Container, seconds: int, size: int, rate: float) -
         argv = [*_DATAGRAMS, "send", str(target.address), str(_PORT), str(size), str(rate), str(seconds)]
         sent, sending = map(float, source.run(*argv).stdout.split())
         try:
-            said, _ = receiver.communicate(timeout=_PATIENCE)
+            output, _ = receiver.communicate(timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
             raise MeasurementError("no datagram arrived") from None
-        received, receiving = map(float, said.split())
+        received, receiving = map(float, output.split())
         return Udp(sent / sending, received / receiving if receiving else 0, 1 - received / sent)
 
 
@@ -118,7 +118,7 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def machine_cpu_seconds() -> float:
-    """What all processors of this machine were busy up to now, whoever with.  Source: proc_stat(5)."""
+    """Return the busy seconds of all processors of this machine since boot.  Source: proc_stat(5)."""
     user, nice, system, _idle, _iowait, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
     return (user + nice + system + irq + softirq) / _TICKS
 
@@ -170,7 +170,7 @@ def _end(output: str) -> dict[str, Any]:
         report = json.loads(output)
         end: dict[str, Any] = report["end"]
     except (ValueError, KeyError):
-        raise MeasurementError(f"iperf3 said: {output.strip()[-500:]}") from None
+        raise MeasurementError(f"iperf3 failed: {output.strip()[-500:]}") from None
     if "error" in report:
         raise MeasurementError(f"iperf3: {report['error']}")
     return end

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
-from etcd_server import EtcdServer
+from lab.etcd_server import EtcdServer
 from support.fakes import FakeRegistry
 
 from flannelpy.registry.etcd_v2 import EtcdV2Registry

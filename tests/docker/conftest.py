@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 
-import docker_packages
 import pytest
-from docker_packages import Release
+from lab import docker_packages
+from lab.docker_packages import Release
 from support.docker_rig import Rig, rig
 from support.lab_fixtures import pytest_runtest_makereport, root
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from docker_packages import Release
 from faults.backends import HOST_GW, UDP, Backend
+from lab.docker_packages import Release
 from support.docker_rig import Rig, assert_connected, rig
 from support.hosts import traces
 

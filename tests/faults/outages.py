@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv4Network
 
-from etcd_server import EtcdServer
 from faults.backends import Backend
 from lab import Daemon, Lab, wait_for
+from lab.etcd_server import EtcdServer
 from support.chaos import MEMBERS, Witness, wait_until_serving
 from support.hosts import assert_in_order, leased_again, next_hops
 from support.mesh import unbroken_mesh

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import pytest
-from etcd_server import EtcdServer, ServerTls, free_ports
+from lab.etcd_server import EtcdServer, ServerTls, free_ports
 
 import flannelpy
 from flannelpy.errors import (

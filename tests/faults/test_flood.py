@@ -74,7 +74,7 @@ def test_a_flood_of_a_stranger_costs_the_others_no_more_than_its_processor_time(
     assert flooded > beside / 2, told
     assert daemons[1].stop() == 0
     [refused, unknown] = (
-        int(count) for count in re.findall(r"(?:socket_refused|unknown_sender) (\d+)", daemons[1].log())[:2]
+        int(count) for count in re.findall(r"(?:socket_filtered_or_full|unknown_sender) (\d+)", daemons[1].log())[:2]
     )
     assert refused > 10_000
     assert unknown > 100

@@ -98,7 +98,7 @@ def test_a_stranger_reaches_no_container_and_is_named(lab: Lab) -> None:
         drops = dropped(daemon)
         assert f"(last from {stranger.public_ip})" in daemon.log()
     assert 0 < drops["unknown_sender"] < MANY / 10
-    assert drops["unknown_sender"] + drops["socket_refused"] == MANY
+    assert drops["unknown_sender"] + drops["socket_filtered_or_full"] == MANY
 
 
 @pytest.mark.parametrize(("flag", "port"), [("peer", OUTER_PORT + 1), ("strict", 40007), ("off", 1024)])
@@ -116,7 +116,7 @@ def test_what_a_known_host_sends_from_another_port_is_refused_and_named(lab: Lab
         assert (hint in daemon.log()) == (flag != "off")
     if flag != "off":
         assert 0 < drops["wrong_sender_port"] < MANY / 10
-        assert drops["wrong_sender_port"] + drops["socket_refused"] == MANY
+        assert drops["wrong_sender_port"] + drops["socket_filtered_or_full"] == MANY
 
 
 def test_a_stranger_that_leases_a_subnet_is_one_no_longer_and_one_again_without_it(lab: Lab) -> None:
@@ -152,7 +152,7 @@ def test_a_stranger_is_as_good_as_any_when_nobody_asks(lab: Lab) -> None:
         assert lengths_until(seen, 77) == [11] * 5 + [77]
         drops = dropped(daemon)
     assert not drops["unknown_sender"]
-    assert not drops["socket_refused"]
+    assert not drops["socket_filtered_or_full"]
 
 
 @pytest.mark.parametrize("size", [56, 1444])

@@ -10,8 +10,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from etcd_server import EtcdServer
 from lab import ETCD_PREFIX, Daemon, Host, Lab
+from lab.etcd_server import EtcdServer
 
 from flannelpy import cli
 

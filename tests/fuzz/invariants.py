@@ -268,14 +268,14 @@ def _foretold(given: Given) -> list[tuple[NextHop, bytes]] | DropReason:
     if reason := why_not(packet):
         return reason
     if not _makes_sense(header, packet):
-        return DropReason.BAD_OFFLOAD
+        return DropReason.BAD_VNET_HDR
     next_hop = _holder(_number(packet, 16))
     if next_hop is None:
         return DropReason.NO_ROUTE
     if packet[8] < 2:
         return DropReason.TTL_EXPIRED
     pieces = _pieces(header, one_hop_on(packet))
-    return [(next_hop, piece) for piece in pieces] if pieces else DropReason.BAD_OFFLOAD
+    return [(next_hop, piece) for piece in pieces] if pieces else DropReason.BAD_VNET_HDR
 
 
 def _makes_sense(header: oracle.VnetHeader, packet: bytes) -> bool:
@@ -300,7 +300,7 @@ def _pieces(header: oracle.VnetHeader, packet: bytes) -> list[bytes]:
 
 @lru_cache(maxsize=4096)
 def _holder(address: int) -> NextHop | None:
-    """Who leases it, by a look at every lease; nobody when it is here."""
+    """The peer that leases it, by a search of all leases; None if it is ours."""
     if IPv4Address(address) in OWN_SUBNET:
         return None
     holding = [subnet for subnet in LEASES if IPv4Address(address) in subnet]
@@ -317,7 +317,7 @@ def _number(packet: bytes | memoryview, at: int) -> int:
 
 @contextmanager
 def _told(batch: object) -> Iterator[None]:
-    """Whatever goes wrong is said together with what it happened to."""
+    """Add the input to the message of every failed assertion."""
     try:
         yield
     except BaseException as error:

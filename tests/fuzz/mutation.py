@@ -291,9 +291,9 @@ class Mutator:
 
     # Changes
 
-    def _place(self, data: bytearray, room: int = 1) -> int:
+    def _place(self, data: bytearray, space: int = 1) -> int:
         """Mostly in the headers; 0 when there is nothing."""
-        end = len(data) - room + 1
+        end = len(data) - space + 1
         return self.below(min(end, 64) if self._uniform() < 0.9 else end) if end > 0 else 0
 
     def _flip_bit(self, data: bytearray) -> None:

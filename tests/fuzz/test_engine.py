@@ -129,7 +129,7 @@ def is_broadcast(address: bytes) -> bool:
 @given(BATCHES, RUBBISH)
 def test_outbound_each_packet_is_sent_or_dropped_exactly_once(packets: list[bytes], behind: bytes) -> None:
     sent, dropped = [], Counter[DropReason]()
-    # Those that nobody leases are told first.
+    # Errors about destinations without a lease come first.
     answered: tuple[list[tuple[DropReason, bytes]], ...] = ([], [])
     for packet, is_own in zip(packets, are_own_datagrams(packets), strict=True):
         if is_own:
@@ -275,14 +275,14 @@ def test_outbound_whatever_vnet_headers_say_each_packet_is_sent_or_dropped_once(
         reason = why_not(packet)
         pieces: list[bytes] = []
         if not reason and not sensible(header, packet):
-            reason = DropReason.BAD_OFFLOAD
+            reason = DropReason.BAD_VNET_HDR
         elif not reason and next_hop is None:
             reason = DropReason.NO_ROUTE
         elif not reason and packet[8] < 2:
             reason = DropReason.TTL_EXPIRED
         elif not reason:
             pieces = segments(header, one_hop_on(packet))
-            reason = None if pieces else DropReason.BAD_OFFLOAD
+            reason = None if pieces else DropReason.BAD_VNET_HDR
         if reason:
             dropped[reason] += 1
         assert next_hop is not None or not pieces

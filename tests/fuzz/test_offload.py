@@ -1,6 +1,6 @@
-"""Super-packets and flows of every kind: the kernels against the oracle, against scapy, and one form against the other.
+"""Super-packets and flows of every kind: packet code against oracle and scapy, and one form against the other.
 
-Bytes are compared whole.
+All bytes are compared.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scapy.packet import Raw
 from scapy.utils import checksum as scapy_checksum
 from support import oracle
 from support.oracle import VnetHeader
-from support.packet_code import INSTALLED, INTERPRETED, coalesced, filled_up, segmented, sort_packets
+from support.packet_code import INSTALLED, INTERPRETED, coalesced, filled_up, grouped, segmented
 from support.packets import (
     ACK,
     DONT_FRAGMENT,
@@ -93,11 +93,11 @@ def test_the_segments_of_the_oracle_are_right_for_scapy(packet: bytes, gso_size:
 @given(SUPER_PACKETS, GSO_SIZES, st.integers(0, 9))
 def test_segments_are_those_of_the_oracle(packet: bytes, gso_size: int, before: int) -> None:
     expected = b"".join(oracle.segments(packet, gso_size))
-    assert segmented(packet, gso_size, before=before, room=len(expected)) == expected
+    assert segmented(packet, gso_size, before=before, space=len(expected)) == expected
 
 
 @given(ANY_PACKETS, st.integers(-1, 70000), st.integers(0, 9), st.integers(0, 6000))
-def test_anything_is_segmented_or_refused(packet: bytes, gso_size: int, before: int, room: int) -> None:
+def test_anything_is_segmented_or_refused(packet: bytes, gso_size: int, before: int, space: int) -> None:
     if why_not(packet):
         return
     l4 = (packet[0] & 0xF) * 4
@@ -106,9 +106,9 @@ def test_anything_is_segmented_or_refused(packet: bytes, gso_size: int, before: 
         header = l4 + (packet[l4 + 12] >> 4) * 4 if len(packet) > l4 + 12 and packet[l4 + 12] >= 0x50 else 65535
     sensible = gso_size > 0 and packet[9] in (TCP, UDP) and header < len(packet)
     expected = b"".join(oracle.segments(packet, gso_size)) if sensible else None
-    if expected is not None and len(expected) > room:
+    if expected is not None and len(expected) > space:
         expected = None
-    assert segmented(packet, gso_size, before=before, room=room) == expected
+    assert segmented(packet, gso_size, before=before, space=space) == expected
 
 
 @given(streams(), st.data())
@@ -182,7 +182,7 @@ def test_checksums_are_finished_as_scapy_makes_them(
     whole = bytes(IP(src="11.0.59.2", dst="11.0.101.2", ttl=64) / layer(**ports) / Raw(payload))
     header = VnetHeader(flags=1, csum_start=20, csum_offset=16 if whole[9] == TCP else 6)
     first = ipv4_packet("11.0.59.2", "11.0.55.2", bytes(before))
-    found = sort_packets([(VnetHeader(), first), (header, unfinished(whole))], 0xFFFFFF00)
+    found = grouped([(VnetHeader(), first), (header, unfinished(whole))], 0xFFFFFF00)
     assert found.data == first + whole
 
 
@@ -196,7 +196,7 @@ def test_a_packet_that_comes_alone_is_given_on_as_it_came(packet: bytes) -> None
 def test_sorted_packets_are_neighbours_or_refused_and_cover_the_batch(
     packets: list[tuple[VnetHeader, bytes]], mask: int
 ) -> None:
-    found = sort_packets(packets, mask)
+    found = grouped(packets, mask)
     parts = [(start, end) for _, start, end, _, _ in found.groups]
     parts += [(start, end) for _, start, end in found.refused]
     covered = 0
@@ -220,16 +220,18 @@ def test_sorted_packets_are_neighbours_or_refused_and_cover_the_batch(
 
 
 @given(ANY_PACKETS, st.integers(-1, 70000), st.integers(0, 9), st.integers(0, 6000))
-def test_both_forms_segment_alike(packet: bytes, gso_size: int, before: int, room: int) -> None:
+def test_both_forms_segment_alike(packet: bytes, gso_size: int, before: int, space: int) -> None:
     if why_not(packet):
         return
-    one, other = (segmented(packet, gso_size, code=form, before=before, room=room) for form in (INSTALLED, INTERPRETED))
+    one, other = (
+        segmented(packet, gso_size, code=form, before=before, space=space) for form in (INSTALLED, INTERPRETED)
+    )
     assert one == other
 
 
 @given(st.lists(st.tuples(VNET_HEADERS, ANY_PACKETS | st.binary(max_size=40)), max_size=12), MASKS)
 def test_both_forms_sort_alike(packets: list[tuple[VnetHeader, bytes]], mask: int) -> None:
-    one, other = (sort_packets(packets, mask, code=form) for form in (INSTALLED, INTERPRETED))
+    one, other = (grouped(packets, mask, code=form) for form in (INSTALLED, INTERPRETED))
     assert one == other
 
 

@@ -228,7 +228,7 @@ STORED_VALUES = st.sampled_from(
 STEPS = st.lists(
     st.tuples(st.just("put"), NAMES, STORED_VALUES)
     | st.tuples(st.just("remove"), NAMES, st.just(""))
-    # What happened meanwhile is told one by one, or by a new snapshot.
+    # The store reports the changes meanwhile one by one, or by a new snapshot.
     | st.tuples(st.sampled_from(["changes", "snapshot"]), st.just(""), st.just("")),
     max_size=30,
 )
@@ -263,14 +263,14 @@ class Model:
             self.known[subnet] = attrs
 
     def learn_changes(self) -> Changes:
-        told = Changes(tuple(self.changes), 1)
+        seen = Changes(tuple(self.changes), 1)
         for change in self.changes:
             if isinstance(change, Put):
                 self.learn(change.entry.name, change.entry.value)
             else:
                 self.learn(change.name, None)
         self.changes.clear()
-        return told
+        return seen
 
     def learn_snapshot(self) -> Snapshot:
         for subnet in [subnet for subnet in self.known if format_key(subnet) not in self.stored]:

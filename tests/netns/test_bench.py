@@ -12,12 +12,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from benchmark.carriers import Rack
+from benchmark.contenders import Rack
 from lab import INTERRUPTIBLE, Host
 
-SCRIPT = Path(__file__).parents[2] / "scripts/bench.py"
-QUICK = [*INTERRUPTIBLE, sys.executable, str(SCRIPT), "--quick"]
-CARRIERS = ("flannelpy", "socat", "vxlan", "flannelpy-vxlan", "veth", "flannelpy-host-gw")
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+QUICK = [*INTERRUPTIBLE, f"PYTHONPATH={SCRIPTS}", sys.executable, "-P", "-m", "benchmark", "--quick"]
+CONTENDERS = ("flannelpy", "socat", "vxlan", "flannelpy-vxlan", "veth", "flannelpy-host-gw")
 
 
 # With all details (-d).
@@ -35,20 +35,20 @@ def labs_of(pid: int) -> list[Path]:
 
 
 def test_a_quick_run(tmp_path: Path) -> None:
-    command = [*QUICK, f"--carriers={','.join(CARRIERS)}", f"--output={tmp_path}"]
+    command = [*QUICK, f"--contenders={','.join(CONTENDERS)}", f"--output={tmp_path}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert not labs_of(process.pid)
     data = json.loads((tmp_path / "benchmarks.json").read_text())
-    assert all(goodput > 0 for name in CARRIERS for goodput in data["values"]["tcp-1"][name])
+    assert all(goodput > 0 for name in CONTENDERS for goodput in data["values"]["tcp-1"][name])
     assert set(data["values"]["leases-routes"]) == {"10", "100"}
     assert "| TCP, 1 stream, against socat " in (tmp_path / "benchmarks.md").read_text()
     assert "</svg>" in (tmp_path / "benchmarks.svg").read_text()
 
 
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
-    command = [*QUICK, "--carriers=socat", "--only=rtt", f"--output={tmp_path}"]
+    command = [*QUICK, "--contenders=socat", "--only=rtt", f"--output={tmp_path}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         assert "rtt-idle socat" in process.stdout.readline()
@@ -64,7 +64,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def rack() -> Iterator[Rack]:
     """What is made by hand, and what flannelpy makes."""
-    rack = Rack(CARRIERS[2:], sys.executable, 1500)
+    rack = Rack(CONTENDERS[2:], sys.executable, 1500)
     with ExitStack() as cleanup:
         rack.build(cleanup)
         yield rack
@@ -91,7 +91,7 @@ def shown(host: Host) -> str:
     ids=["vxlan", "host-gw"],
 )
 def test_by_hand_is_made_what_flannelpy_makes(rack: Rack, by_hand: str, by_flannelpy: str, way: str) -> None:
-    one, other = rack.carriers[by_hand], rack.carriers[by_flannelpy]
+    one, other = rack.contenders[by_hand], rack.contenders[by_flannelpy]
     assert re.search(way, shown(one.client.host))
     assert shown(one.client.host) == shown(other.client.host)
     assert shown(one.server.host) == shown(other.server.host)

@@ -78,7 +78,7 @@ def test_nothing_stays_after_a_signal(number: signal.Signals) -> None:
     script = (
         "from lab import Lab\nwith Lab() as lab:\n  print(lab.prefix, flush=True)\n  lab.hosts[0].run('sleep', '60')"
     )
-    env = {**os.environ, "PYTHONPATH": str(Path(lab_module.__file__).parent)}
+    env = {**os.environ, "PYTHONPATH": str(Path(lab_module.__file__).parents[1])}
     with subprocess.Popen(
         [*INTERRUPTIBLE, sys.executable, "-c", script],
         env=env,

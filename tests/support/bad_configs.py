@@ -1,4 +1,4 @@
-"""Network configs that are refused, each with the whole message.  No two neighbours share one."""
+"""Network configs that are rejected, each with the whole message.  Adjacent ones have different messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class BadConfig(NamedTuple):
-    """What an operator has put into the store by mistake, and what is said about it."""
+    """A config that an operator stored by mistake, and the message about it."""
 
     text: str
     message: str

@@ -64,7 +64,7 @@ def inbound_of_many(
 
 
 def put(data: bytes, behind: bytes, buffer: bytearray) -> None:
-    """At the start of the buffer, which has room for both."""
+    """Put both at the start of the buffer, which is large enough."""
     assert len(data) + len(behind) <= len(buffer)
     buffer[: len(data) + len(behind)] = data + behind
 

@@ -126,7 +126,7 @@ def _choose(members: Sequence[EtcdMember], count: int, rng: random.Random) -> li
 
 def wait_until_serving(members: Sequence[EtcdMember]) -> None:
     """Return when one of these leads, and each takes a write."""
-    # Asked first: a write that is sent while nobody leads is only refused after seconds.
+    # Checked first: without a leader, etcd rejects a write only after seconds.
     _wait_for_leader(members)
     for member in members:
         wait_for(partial(_takes_writes, member), _RECOVERY_DEADLINE, f"{member.name} to take writes", pause=0.05)

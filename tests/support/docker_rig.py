@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from docker_packages import Release
-from dockers import Docker, DockerContainer
 from lab import Container, Host, Lab, Node, wait_connected, wait_for
+from lab.docker_packages import Release
+from lab.dockers import Docker, DockerContainer
 from support.overlay import listening, traffic, transfer
 
 #: The switch of a lab, which is outside of the network.

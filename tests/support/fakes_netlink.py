@@ -145,7 +145,7 @@ class FakeNetlink(Netlink):
         return 0
 
     async def remove(self, unwanted: Sequence[Identity]) -> None:
-        """As the kernel: a route goes if it is that very one, a neighbour by its address."""
+        """Like the kernel, delete a route if all of it matches, a neighbour by its address."""
         for key in unwanted:
             for entry in self.entries:
                 is_it = entries.identity(entry) == key

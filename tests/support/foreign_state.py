@@ -101,7 +101,7 @@ def _addresses(links: Sequence[Mapping[str, object]]) -> Iterator[str]:
 
 
 def _rules(lines: Sequence[str]) -> Iterator[str]:
-    """Without what a table has when nobody uses it."""
+    """The listing without the lines of an unused table."""
     for line in lines:
         plain = _COUNTERS.sub(lambda found: f":{found[1]}" if found[1] else "", line)
         if plain.startswith(("#", "*", "COMMIT")) or re.fullmatch(r":[A-Z]+ ACCEPT", plain):
@@ -137,7 +137,7 @@ def only(lines: Sequence[str], wanted: Counter[str]) -> list[str]:
 
 
 def with_additions(foreign: Snapshot, before: Snapshot, after: Snapshot) -> Snapshot:
-    """The foreign state once an operator has added what tells ``after`` from ``before``."""
+    """The foreign state after an operator has added the difference between ``before`` and ``after``."""
     return {
         name: only(lines, Counter(foreign[name]) + (Counter(lines) - Counter(before[name])))
         for name, lines in after.items()

@@ -31,7 +31,7 @@ def subnets_in_use(daemon: Daemon) -> set[IPv4Network]:
 
 
 def ways(host: Host) -> set[str]:
-    """All that carries packets to other hosts: devices, routes into the network, neighbours, forwarding entries."""
+    """All kernel state for packets to peers: devices, routes into the network, neighbours, FDB entries."""
     routes = [line for line in _shown(host, "ip", "route") if line.startswith("11.") and " dev docker0 " not in line]
     # The network's route is the kernel's, or ours where it was restored.
     routes = [route.replace(f" proto {ROUTE_PROTOCOL} scope link", " proto kernel scope link") for route in routes]
@@ -98,7 +98,7 @@ def traces(prefix: str) -> list[str]:
 
 
 def subnet_in_file(host: Host) -> IPv4Network | None:
-    """The subnet that the host's subnet file tells, read from outside."""
+    """The subnet in the host's subnet file, read from outside."""
     return subnet_file.previous_subnet(host.run_dir / "flannel/subnet.env")
 
 
@@ -118,7 +118,7 @@ def leased_again(lab: Lab) -> bool:
 
 
 def next_hops(daemon: Daemon) -> int:
-    """To how many hosts the daemon can send, as it has told systemd."""
+    """The number of next hops that the daemon has reported to systemd."""
     found = [re.search(r"next hops: (\d+)", line) for line in list(daemon.notified)]
     return int([match for match in found if match][-1][1]) if any(found) else 0
 

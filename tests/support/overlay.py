@@ -13,8 +13,8 @@ from pathlib import Path
 from threading import Timer
 from typing import IO, Self
 
-from dockers import DockerContainer
 from lab import Container, Node, wait_for
+from lab.dockers import DockerContainer
 
 from flannelpy.datapath.offloads import Offload
 

@@ -1,6 +1,6 @@
-"""Runs the packet code on buffers as small as they may be, so that a sanitizer sees every step beyond.
+"""Runs the packet code on buffers of the least size, so that a sanitizer detects every access beyond them.
 
-``INSTALLED`` are the kernels that the package uses, compiled or not; ``INTERPRETED`` are always the plain sources.
+``INSTALLED`` is the packet code that the package uses, compiled or not; ``INTERPRETED`` is always the plain sources.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flannelpy import packet as package
 from flannelpy.packet import checksum, coalesce, group, ipv4, segment
 from flannelpy.packet.drops import DropReason
 
-#: Bytes that a segmenter may look at behind its packet, where a header that is cut off would go on.
+#: Bytes that a segmenter may look at behind its packet, where the rest of a truncated header would be.
 SLACK = 13
 _RUBBISH = b"\xa5"
 
@@ -36,7 +36,7 @@ class PacketCode(NamedTuple):
 
 
 def _interpreted() -> PacketCode:
-    """Kernels from their sources, which see each other and nothing compiled."""
+    """Load the packet code from its sources; its modules import each other and nothing compiled."""
     loaded: dict[str, ModuleType] = {}
     for name in PacketCode._fields:
         path = Path(package.__file__).with_name(f"{name}.py")
@@ -54,8 +54,8 @@ INSTALLED = PacketCode(checksum, ipv4, segment, coalesce, group)
 INTERPRETED = _interpreted()
 
 
-class Sorted(NamedTuple):
-    """``groups`` and ``refused`` as the sorter gives them, and the buffer after it."""
+class Grouped(NamedTuple):
+    """``groups`` and ``refused`` of a grouper, and the buffer after it."""
 
     groups: list[tuple[int, int, int, int, int]]
     refused: list[tuple[int, int, int]]
@@ -75,10 +75,10 @@ def filled_up(data: bytes, slack: int = 0) -> bytearray:
 
 
 def segmented(
-    packet: bytes, gso_size: int, *, code: PacketCode = INSTALLED, before: int = 0, room: int | None = None
+    packet: bytes, gso_size: int, *, code: PacketCode = INSTALLED, before: int = 0, space: int | None = None
 ) -> bytes | None:
-    """What a segmenter writes behind ``before`` bytes, all of ``room`` or no more than the segments; None: refused."""
-    needed = len(packet) * 2 + 120 * (len(packet) // max(gso_size, 1) + 1) if room is None else room
+    """The segments, written behind ``before`` bytes into ``space`` bytes, by default just enough; None: refused."""
+    needed = len(packet) * 2 + 120 * (len(packet) // max(gso_size, 1) + 1) if space is None else space
     source = filled_up(_RUBBISH * before + packet, SLACK)
     target = bytearray(before + needed)
     segmenter = code.segment.Segmenter(source, target)
@@ -88,15 +88,15 @@ def segmented(
     return bytes(target[before:end]) if end else None
 
 
-def sort_packets(
+def grouped(
     packets: list[tuple[VnetHeader, bytes]], mask: int, *, code: PacketCode = INSTALLED, own: IPv4Network = OWN_SUBNET
-) -> Sorted:
-    """What a sorter makes of a batch."""
+) -> Grouped:
+    """The groups of a batch."""
     data = filled_up(b"".join(packet for _, packet in packets))
     headers = bytearray(b"".join(header.encode() for header, _ in packets))
     grouper = code.group.Grouper(data, headers, numbers(own), (int(BOUND), PORT))
     grouper.group([len(packet) for _, packet in packets], mask)
-    return Sorted(
+    return Grouped(
         list(map(tuple, grouper.groups)), grouper.refused, bytes(data[: sum(len(packet) for _, packet in packets)])
     )
 
@@ -110,7 +110,7 @@ def coalesced(
     own: IPv4Network = OWN_SUBNET,
     subnets: list[IPv4Network] | None = None,
 ) -> Coalesced:
-    """What a coalescer makes of a batch of (datagrams in one piece, segment size); ``subnets``: only from these."""
+    """The packets of a batch of (datagrams in one piece, segment size); ``subnets``: the allowed sources."""
     source = filled_up(b"".join(data for data, _ in trains))
     coalescer = code.coalesce.Coalescer(source, bytearray(len(source)), numbers(own), tcp, udp)
     coalescer.begin()
@@ -130,5 +130,5 @@ def coalesced(
 def coalesced_singly(
     packets: list[bytes], *, tcp: bool = True, udp: bool = True, subnets: list[IPv4Network] | None = None
 ) -> Coalesced:
-    """The same of datagrams that came one by one."""
+    """The packets of datagrams that came one by one."""
     return coalesced([(packet, len(packet)) for packet in packets], tcp=tcp, udp=udp, subnets=subnets)

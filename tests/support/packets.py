@@ -1,4 +1,4 @@
-"""Builds IPv4 packets, with checksums by another road than the code under test."""
+"""Builds IPv4 packets; computes checksums by another method than the code under test."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def one_hop_on(packet: bytes) -> bytes:
 
 
 def why_not(packet: bytes) -> DropReason | None:
-    """Why these bytes are no packet."""
+    """The reason why these bytes are no packet."""
     if len(packet) < 20:
         return DropReason.TRUNCATED
     version, words = divmod(packet[0], 16)
@@ -151,7 +151,7 @@ def why_not(packet: bytes) -> DropReason | None:
 def why_refused(
     packet: bytes, own: IPv4Network = OWN_SUBNET, subnets: Iterable[IPv4Network] | None = None
 ) -> DropReason | None:
-    """Why what came over the wire is not given on to ``own``; ``subnets``: those of its sender, if that counts."""
+    """The reason why a received packet is dropped; ``subnets``: those of its sender, if its source is checked."""
     if reason := why_not(packet):
         return reason
     source, destination = IPv4Address(packet[12:16]), IPv4Address(packet[16:20])
@@ -182,5 +182,5 @@ def are_own_datagrams(packets: list[bytes]) -> list[bool]:
 
 
 def numbers(subnet: IPv4Network) -> tuple[int, int]:
-    """(network, mask), as the kernels take it."""
+    """(network, mask), as the packet code takes it."""
     return int(subnet.network_address), int(subnet.netmask)

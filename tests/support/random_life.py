@@ -102,7 +102,7 @@ class Life:
         self._check("start")
 
     def _settle(self, daemon: Daemon) -> None:
-        """Return when it is ready, or has told why not."""
+        """Return when it is ready, or has logged why not."""
         wait_for(
             lambda: (
                 "READY=1" in daemon.notified
@@ -111,7 +111,7 @@ class Life:
                 or any("not ready" in line for line in list(daemon.notified))
             ),
             _PATIENCE,
-            f"the daemon to be ready or to tell why not:\n{daemon.log()}",
+            f"the daemon to be ready or to log why not:\n{daemon.log()}",
         )
 
     def _churn(self) -> None:
@@ -219,6 +219,6 @@ def live(lab: Lab, seed: int) -> None:
 
 
 def _is_trouble(line: str) -> bool:
-    """Whether the daemon logged why it is not ready, and goes on; the last line of one that exits is no such line."""
+    """Whether the daemon logged why it is not ready, and continues; the last line before an exit does not count."""
     is_error = re.match(r"E\d{4} ", line) is not None
     return is_error and (" daemon.py:" not in line or "; trying again in " in line)

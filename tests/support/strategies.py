@@ -225,7 +225,7 @@ class _Flow:
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[bytes]:
-    """Datagrams of several flows mixed: TCP and UDP, in sequence for the most part, with every kind of trouble."""
+    """Datagrams of several flows mixed: TCP and UDP, in sequence for the most part, with every kind of defect."""
     sizes = draw(st.tuples(*[st.sampled_from([1, 31, 100, 101])] * 4))
     starts = draw(st.tuples(*[st.sampled_from([0, 2**16 - 3, 2**32 - 250]) | NUMBERS] * 4))
     flows = [_Flow(number, size, start) for number, (size, start) in enumerate(zip(sizes, starts, strict=True))]

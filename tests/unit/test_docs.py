@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import dockers
 import pytest
+from lab import dockers
 
 TESTS = Path(__file__).parents[1]
 DEVIATIONS = TESTS.parent / "docs/deviations.md"

@@ -132,7 +132,7 @@ class UdpBackend:
             merge_udp=Offload.MERGE_UDP in offloads,
         )
         self._proxy = Proxy(self._device.tun, self._udp, self._engine)
-        self._resources.callback(self._proxy.close)
+        self._resources.callback(self._proxy.pause)
         expected_port = None if self._source_check is SourceCheck.OFF else self._port
         self._sender_queues = SenderQueues(self._udp, self._routes, expected_port)
         self._resources.callback(self._sender_queues.close)
@@ -192,9 +192,9 @@ class UdpBackend:
         self._lease_log.report()
         name = self._device.tun.name
         link, flaws = await self._device.flaws(netlink)
-        if link is None or self._proxy.stalled:
+        if link is None or self._proxy.paused:
             flaws = flaws or ["could be used no longer"]
-            self._proxy.close()
+            self._proxy.pause()
             await self._device.make_anew(netlink)
             self.device = self._device.tun.name
             self._proxy.resume(self._device.tun)
@@ -222,9 +222,9 @@ class UdpBackend:
     async def _drops(self) -> Counter[DropReason]:
         """Ours and the kernel's, since the start."""
         drops = self._proxy.drops.copy()
-        drops[DropReason.SOCKET_REFUSED] = self._udp.refused()
+        drops[DropReason.SOCKET_FILTERED_OR_FULL] = self._udp.refused()
         async with Netlink() as netlink:
-            drops[DropReason.TUN_OVERFLOW] = await netlink.transmit_drops(self._device.tun.name)
+            drops[DropReason.TUN_QUEUE_FULL] = await netlink.transmit_drops(self._device.tun.name)
         return drops
 
     async def _tell_drops(self) -> None:

@@ -1,9 +1,10 @@
 """Executes plans: the asyncio loop between the TUN and the UDP socket.
 
-Each wake-up reads what is there, in batches and with at most 64 reads in all, so route changes, renewals and shutdown
-never wait for traffic to stop.  Nothing waits for more packets than are there.  When the socket takes no more, the TUN
-is left alone until it does: its queue fills, and TCP slows by itself.  Buffers are allocated once.  When the device is
-gone, both are left alone until there is a new one: what comes meanwhile waits in the socket.
+On each wake-up the proxy reads what is there, in batches and with at most 64 reads in all, so that route changes,
+renewals and shutdown never wait for traffic to stop.  The proxy never waits for further packets.  If the send buffer of
+the socket is full, the proxy stops reading the TUN until the buffer has space: the TUN's queue fills, and TCP slows
+down.  Buffers are allocated once.  If the device is gone, the proxy pauses until ``resume`` brings a new one, and
+datagrams wait in the socket meanwhile.
 Counterpart: proxy.c.
 """
 
@@ -25,15 +26,19 @@ from flannelpy.packet.drops import DropReason
 
 log = logging.getLogger(__name__)
 
-# So long one queue is read before the others get their turn: a few batches.
+# How long one queue is read before the others get their turn: a few batches.
 _TURN_SECONDS = 0.0002
 
 
 class Proxy:
-    """Moves packets from its making until ``close``; ``drops`` counts what went no further.
+    """Moves packets between the TUN and the socket from its construction until ``pause``.
 
-    ``stalled``: nothing is done until ``resume``; so it is when the device can be neither read nor written any more.
-    ``failure`` gets the exception of a fault in the packet path, after which nothing is done either.
+    ``drops`` counts dropped packets by reason.  ``paused``: no packet moves until ``resume``; the proxy pauses itself
+    when the device can be neither read nor written.  ``failure`` gets the exception of a fault in the packet path,
+    which pauses the proxy, too.
+
+    The engine's buffers and plans are borrowed: the proxy executes a plan, or keeps its unsent runs, before it reads
+    into the same buffer again.
     """
 
     def __init__(self, tun: Tun, udp: UdpSocket, engine: Engine) -> None:
@@ -55,24 +60,27 @@ class Proxy:
     def resume(self, tun: Tun) -> None:
         """Move packets between ``tun`` and the socket, from now on."""
         self._tun = tun
-        self.stalled = False
+        self.paused = False
         for queue in self._udp.queues:
-            self._loop.add_packet_reader(queue.fileno(), partial(self._guarded, partial(self._from_udp, queue)))
+            self._loop.add_packet_reader(queue.fileno(), partial(self._guarded, partial(self.inbound, queue)))
         if self._unsent:
-            self._wait_for_room()
+            self._wait_for_send_buffer()
         else:
-            self._loop.add_packet_reader(self._tun.fd, partial(self._guarded, self._from_tun))
+            self._read_tun()
 
-    def close(self) -> None:
-        """Leave device and socket alone, until ``resume``."""
-        self.stalled = True
+    def pause(self) -> None:
+        """Read and write neither device nor socket until ``resume``."""
+        self.paused = True
         self._loop.remove_packet_reader(self._tun.fd)
         for queue in self._udp.queues:
             self._loop.remove_packet_reader(queue.fileno())
         self._loop.remove_writer(self._udp.fileno())
 
+    def _read_tun(self) -> None:
+        self._loop.add_packet_reader(self._tun.fd, partial(self._guarded, self.outbound))
+
     def _guarded(self, work: Callable[[int], None], fresh: bool) -> bool:
-        """Do it; True when it was the last time: a device that is gone stays readable, and the loop would spin.
+        """Do ``work`` and return False, or pause and return True on failure: a removed device stays readable.
 
         A packet that comes alone does not wait for the read that finds nothing behind it.
         """
@@ -80,17 +88,19 @@ class Proxy:
             work(1 if fresh else BATCH_PACKETS)
         except HostError as error:
             log.error("%s", error)
-            self.close()
+            self.pause()
             return True
         except Exception as error:
-            self.close()
+            self.pause()
             if not self.failure.done():
                 self.failure.set_exception(error)
             return True
         return False
 
-    def _from_tun(self, budget: int) -> None:
-        """Read, plan and send until the TUN is empty, the socket is full or the budget is spent."""
+    # From the TUN to the peers.
+
+    def outbound(self, budget: int) -> None:
+        """Read, plan and send until the TUN is empty, the send buffer is full or ``budget`` packets were read."""
         more = True
         while more and budget:
             lengths, more = self._read_batch(budget)
@@ -99,10 +109,10 @@ class Proxy:
                 plan = self._engine.outbound(lengths, self._loop.time())
                 self._unsent.extend(plan.runs)
                 more = self._send_or_wait() and more
-                self._to_tun(plan)
+                self._write_to_tun(plan)
 
     def _read_batch(self, budget: int) -> tuple[list[int], bool]:
-        """Lengths of what was read, and whether there may be more."""
+        """Read packets; return their lengths, and whether there may be more."""
         lengths: list[int] = []
         start = 0
         while start < BATCH_BYTES and len(lengths) < budget:
@@ -113,8 +123,39 @@ class Proxy:
             start += length
         return lengths, True
 
-    def _from_udp(self, queue: UdpQueue, budget: int) -> None:
-        """Receive, plan and write until the queue is empty, the budget is spent or another queue may be waiting."""
+    def _send_or_wait(self) -> bool:
+        """Send the unsent runs; False if the send buffer is full, and then the TUN is not read until they are sent."""
+        while self._unsent:
+            run = self._unsent.popleft()
+            several = len(run.data) > run.segment_size
+            if several and not self._udp.gso:
+                self._unsent.extendleft(_one_by_one(run))
+                continue
+            reason = self._udp.send(run.data, run.segment_size, run.next_hop)
+            if reason is DropReason.SEND_BUFFER_FULL:
+                self._unsent.appendleft(run)
+                self._wait_for_send_buffer()
+                return False
+            if reason is not None and several:
+                # One of its datagrams is too large for the path, or all together are for the network card.
+                self._unsent.extendleft(_one_by_one(run))
+            else:
+                self._count(reason)
+        return True
+
+    def _wait_for_send_buffer(self) -> None:
+        self._loop.remove_packet_reader(self._tun.fd)
+        self._loop.add_writer(self._udp.fileno(), self._guarded, self._send_unsent, True)
+
+    def _send_unsent(self, _: int) -> None:
+        self._loop.remove_writer(self._udp.fileno())
+        if self._send_or_wait():
+            self._read_tun()
+
+    # From the peers to the TUN.
+
+    def inbound(self, queue: UdpQueue, budget: int) -> None:
+        """Receive, plan and write until ``queue`` is empty, after ``budget`` trains, or when its turn is over."""
         now = self._loop.time()
         end = now + _TURN_SECONDS
         more = True
@@ -123,13 +164,13 @@ class Proxy:
             budget -= len(trains)
             if trains:
                 plan = self._engine.inbound(trains, now)
-                self._to_tun(plan)
-                for run in plan.runs:  # ICMP errors, which nobody waits for
+                self._write_to_tun(plan)
+                for run in plan.runs:  # ICMP errors: if the send buffer is full, they are dropped
                     self._count(self._udp.send(run.data, run.segment_size, run.next_hop))
                 now = self._loop.time()
 
     def _receive_batch(self, queue: UdpQueue, budget: int) -> tuple[list[Train], bool]:
-        """Likewise: (length, segment_size, sender) of what was received."""
+        """Receive trains; return them, and whether there may be more."""
         trains: list[Train] = []
         start = datagrams = 0
         while start < BATCH_BYTES and datagrams < BATCH_PACKETS and len(trains) < budget:
@@ -144,10 +185,10 @@ class Proxy:
                 budget = BATCH_PACKETS  # the rest of a super-packet follows its first train
         return trains, True
 
-    def _to_tun(self, plan: Plan) -> None:
+    def _write_to_tun(self, plan: Plan) -> None:
         for header, packet in plan.packets:
             if not self._tun.write(header, packet):
-                self.drops[DropReason.TUN_REFUSED] += 1
+                self.drops[DropReason.TUN_WRITE_FAILED] += 1
         if plan.drops:
             self.drops.update(plan.drops)
 
@@ -155,38 +196,8 @@ class Proxy:
         if reason is not None:
             self.drops[reason] += 1
 
-    def _send_or_wait(self) -> bool:
-        """Send what is unsent; False when the socket is full, and then the TUN is read again once it was sent."""
-        while self._unsent:
-            run = self._unsent.popleft()
-            several = len(run.data) > run.segment_size
-            if several and not self._udp.gso:
-                self._unsent.extendleft(_one_by_one(run))
-                continue
-            reason = self._udp.send(run.data, run.segment_size, run.next_hop)
-            if reason is DropReason.SOCKET_FULL:
-                self._unsent.appendleft(run)
-                self._wait_for_room()
-                return False
-            if reason is not None and several:
-                # One of its datagrams is too much for the path, or all together are for the network card.
-                self._unsent.extendleft(_one_by_one(run))
-            else:
-                self._count(reason)
-        return True
-
-    def _wait_for_room(self) -> None:
-        self._loop.remove_packet_reader(self._tun.fd)
-        self._loop.add_writer(self._udp.fileno(), self._guarded, self._resume, True)
-
-    def _resume(self, _: int) -> None:
-        """The socket takes more."""
-        self._loop.remove_writer(self._udp.fileno())
-        if self._send_or_wait():
-            self._loop.add_packet_reader(self._tun.fd, partial(self._guarded, self._from_tun))
-
 
 def _one_by_one(run: Run) -> list[Run]:
-    """The run's datagrams as runs of their own, last first."""
+    """Return the run's datagrams as runs of their own, last first."""
     starts = range(0, len(run.data), run.segment_size)
     return [run._replace(data=run.data[start : start + run.segment_size]) for start in reversed(starts)]

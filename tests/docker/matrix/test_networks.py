@@ -9,9 +9,9 @@ from itertools import permutations
 from typing import NamedTuple
 
 import pytest
-from docker_packages import Release
-from dockers import CREATE_NETWORK, Docker, DockerContainer
 from lab import ETCD_PREFIX, Lab, wait_for
+from lab.docker_packages import Release
+from lab.dockers import CREATE_NETWORK, Docker, DockerContainer
 from support.docker_rig import OUTSIDE, assert_connected, reaches, seen_source
 from support.tenants import NETWORKS, subnet_file
 

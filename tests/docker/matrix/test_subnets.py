@@ -8,9 +8,9 @@ from collections.abc import Callable
 from ipaddress import IPv4Network
 
 import pytest
-from dockers import Docker
 from faults.backends import HOST_GW, UDP, VXLAN, Backend, lease_key
 from lab import ETCD_PREFIX
+from lab.dockers import Docker
 from support.docker_rig import Rig, assert_connected
 from support.hosts import subnet_in_file
 

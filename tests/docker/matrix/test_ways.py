@@ -12,9 +12,9 @@ from ipaddress import IPv4Address
 from typing import NamedTuple
 
 import pytest
-from docker_packages import Release
-from dockers import DockerContainer
 from faults.backends import HOST_GW, NETWORK, UDP, VXLAN
+from lab.docker_packages import Release
+from lab.dockers import DockerContainer
 from support.docker_rig import OUTSIDE, Rig, assert_connected, reaches, rig, seen_source, tunnel_address
 
 DIRECT = json.dumps({"Network": str(NETWORK), "Backend": {"Type": "vxlan", "DirectRouting": True}})

@@ -80,7 +80,7 @@ class FullUdp(UdpSocket):
         try:
             self._socket.send(data)
         except BlockingIOError:
-            return DropReason.SOCKET_FULL
+            return DropReason.SEND_BUFFER_FULL
         return None
 
 
@@ -132,7 +132,7 @@ class Bench:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.proxy.close()
+        self.proxy.pause()
         self.tun.close()
         self.udp.close()
         self.kernel.close()
@@ -413,7 +413,7 @@ def test_while_the_socket_is_full_packets_still_come_in() -> None:
 def test_what_waits_for_a_full_socket_is_not_sent_after_close() -> None:
     async def scenario(bench: Bench) -> None:
         await fill(bench)
-        bench.proxy.close()
+        bench.proxy.pause()
         sent = 0
         try:
             while bench.remote.recv(2000):
@@ -563,19 +563,21 @@ def test_a_device_that_takes_no_more_is_counted_and_nothing_waits_for_it() -> No
         while bench.tun.write(vnet_hdr.PLAIN, b"fills the queue"):
             pass
         bench.remote.sendto(incoming(1), bench.address)
-        await bench.until(lambda: bench.proxy.drops == Counter({DropReason.TUN_REFUSED: 1}))
+        await bench.until(lambda: bench.proxy.drops == Counter({DropReason.TUN_WRITE_FAILED: 1}))
 
     play(scenario)
 
 
-def test_a_device_that_cannot_be_read_any_more_stalls_it_without_a_loop(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_device_that_cannot_be_read_any_more_pauses_the_proxy_without_a_loop(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """The original kept a CPU busy for ever."""
 
     async def scenario(bench: Bench) -> None:
         bench.tun.gone = True
         bench.give(outgoing(1))
         bench.remote.sendto(incoming(1), bench.address)
-        await bench.until(lambda: bench.proxy.stalled)
+        await bench.until(lambda: bench.proxy.paused)
         wake_ups = len(bench.engine.batches)
         bench.remote.sendto(incoming(2), bench.address)
         await some_turns()
@@ -594,7 +596,7 @@ def test_a_device_that_vanishes_under_a_write_stalls_it(
     async def scenario(bench: Bench) -> None:
         monkeypatch.setattr(os, "writev", bad_state)
         bench.remote.sendto(incoming(1), bench.address)
-        await bench.until(lambda: bench.proxy.stalled)
+        await bench.until(lambda: bench.proxy.paused)
         monkeypatch.undo()
 
     play(scenario)
@@ -627,7 +629,7 @@ def test_a_fault_of_the_packet_path_ends_its_own_network_and_not_the_loop(
         with pytest.raises(type(error)):
             async with asyncio.timeout(DEADLINE):
                 await bench.proxy.failure
-        assert bench.proxy.stalled
+        assert bench.proxy.paused
         bench.proxy.resume(bench.tun)  # as the guard may do at this very moment
         bench.give(outgoing(2))
         await some_turns()
@@ -639,12 +641,12 @@ def test_a_new_device_gets_what_came_meanwhile() -> None:
     async def scenario(bench: Bench) -> None:
         bench.tun.gone = True
         bench.give(outgoing(1))
-        await bench.until(lambda: bench.proxy.stalled)
+        await bench.until(lambda: bench.proxy.paused)
         bench.remote.sendto(incoming(1), bench.address)
         await some_turns()
         bench.replace_tun()
         bench.proxy.resume(bench.tun)
-        assert not bench.proxy.stalled
+        assert not bench.proxy.paused
         assert await bench.receive_packets(1) == [hop_taken(incoming(1))]
         bench.give(outgoing(2))
         assert await bench.receive(bench.remote, 1) == [hop_taken(outgoing(2))]
@@ -660,7 +662,7 @@ def test_a_new_device_is_not_read_before_the_socket_takes_more() -> None:
             sent += 1
             await some_turns()
         bench.tun.gone = True
-        bench.proxy.close()
+        bench.proxy.pause()
         bench.replace_tun()
         bench.proxy.resume(bench.tun)
         bench.give(outgoing(sent))
@@ -671,9 +673,9 @@ def test_a_new_device_is_not_read_before_the_socket_takes_more() -> None:
 
 def test_nothing_is_carried_after_close() -> None:
     async def scenario(bench: Bench) -> None:
-        assert not bench.proxy.stalled
-        bench.proxy.close()
-        assert bench.proxy.stalled
+        assert not bench.proxy.paused
+        bench.proxy.pause()
+        assert bench.proxy.paused
         bench.give(outgoing(1))
         bench.remote.sendto(incoming(1), bench.address)
         await some_turns()

@@ -142,8 +142,8 @@ def test_many_changes_become_one_and_the_more_senders_the_longer_is_the_pause() 
             await asyncio.sleep(0)
         udp.changed.clear()
         assert len(await udp.next()) == 1000
-        assert len(udp.told) == 2
-        assert asyncio.get_running_loop().time() - began >= 0.02
+        pauses = (asyncio.get_running_loop().time() - began) // 0.02
+        assert 1 <= len(udp.told) - 1 <= pauses  # on a busy machine there may be time for more than one
 
     asyncio.run(scenario())
 

@@ -338,8 +338,8 @@ def test_a_changed_device_is_set_up_and_a_lost_one_made_anew(monkeypatch: pytest
         life.device.is_there, life.device.found = False, ["was removed"]
         assert await life.repair() == ["flannel0 was removed: put right"]
         assert life.backend.device == "flannel1"
-        assert not life.backend._proxy.stalled
-        life.backend._proxy.close()  # as when the device can be read no longer
+        assert not life.backend._proxy.paused
+        life.backend._proxy.pause()  # as when the device can be read no longer
         assert await life.repair() == ["flannel1 could be used no longer: put right"]
         assert await life.repair() == []
         assert life.device.set_ups == 2
@@ -378,7 +378,7 @@ def test_what_was_dropped_is_told_once_a_minute_and_at_the_end(
         caplog.clear()
         drops = life.backend._proxy.drops
         drops.update(
-            Counter({DropReason.UNKNOWN_SENDER: 3, DropReason.WRONG_SENDER_PORT: 2, DropReason.TUN_REFUSED: 1})
+            Counter({DropReason.UNKNOWN_SENDER: 3, DropReason.WRONG_SENDER_PORT: 2, DropReason.TUN_WRITE_FAILED: 1})
         )
         life.backend._engine.refused_senders |= {
             DropReason.UNKNOWN_SENDER: ("172.17.8.200", 9),
@@ -389,16 +389,16 @@ def test_what_was_dropped_is_told_once_a_minute_and_at_the_end(
         port = f"172.17.8.102:8286, not port {life.port}; -source-check=off if a NAT changes ports"
         told = [
             "Dropped packets: unknown_sender 3 (last from 172.17.8.200), "
-            f"wrong_sender_port 2 (last from {port}), tun_refused 1"
+            f"wrong_sender_port 2 (last from {port}), tun_write_failed 1"
         ]
         assert caplog.messages == told
         monkeypatch.setattr(udp_backend, "_DROP_REPORT_SECONDS", 60)
         await asyncio.sleep(0.02)
-        drops[DropReason.TUN_REFUSED] += 4
+        drops[DropReason.TUN_WRITE_FAILED] += 4
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert caplog.messages == [*told, "Dropped packets: tun_refused 4"]
+        assert caplog.messages == [*told, "Dropped packets: tun_write_failed 4"]
 
     live(monkeypatch, scenario)
 

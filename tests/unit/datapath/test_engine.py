@@ -1,8 +1,10 @@
-"""What becomes of batches: whole plans, byte for byte."""
+"""Plans of whole batches, byte for byte."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from importlib import import_module
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -25,6 +27,7 @@ from support.packets import (
     with_ttl,
 )
 
+from flannelpy.datapath import engine as engine_module
 from flannelpy.datapath.engine import Engine, Plan, Run
 from flannelpy.datapath.icmp_limit import BURST, TOTAL_BURST
 from flannelpy.datapath.routes import NextHop, Routes
@@ -74,7 +77,7 @@ BROKEN = to(ON_A)[:-1]
         pytest.param([to(ON_A)] * 3, [(A, [100, 100, 100])], id="equal lengths"),
         pytest.param([to(ON_A), to(ON_A, 60)], [(A, [100, 60])], id="the last may be shorter"),
         pytest.param([to(ON_A), to(ON_A, 60), to(ON_A, 60)], [(A, [100, 60]), (A, [60])], id="a shorter one ends"),
-        pytest.param([to(ON_A, 60), to(ON_A)], [(A, [60]), (A, [100])], id="a longer one begins anew"),
+        pytest.param([to(ON_A, 60), to(ON_A)], [(A, [60]), (A, [100])], id="a longer one starts a run"),
         pytest.param([to(ON_A), to(ON_B), to(ON_A)], [(A, [100]), (B, [100]), (A, [100])], id="order is kept"),
         pytest.param([to("11.0.101.9"), to(ON_A)], [(A, [100, 100])], id="two containers on one host"),
         pytest.param([to(ON_A), BROKEN, to(ON_A)], [(A, [100]), (A, [100])], id="a gap ends it"),
@@ -91,7 +94,7 @@ def test_neighbours_for_one_next_hop_form_a_run(packets: list[bytes], runs: list
 @pytest.mark.parametrize(
     ("packet", "reason", "kind"),
     [
-        pytest.param(to(NOWHERE), DropReason.NO_ROUTE, icmp.NET_UNREACHABLE, id="nobody leases it"),
+        pytest.param(to(NOWHERE), DropReason.NO_ROUTE, icmp.NET_UNREACHABLE, id="no peer leases it"),
         pytest.param(to(NOWHERE, ttl=1), DropReason.NO_ROUTE, icmp.NET_UNREACHABLE, id="nor with TTL 1"),
         pytest.param(to(ON_A, ttl=1), DropReason.TTL_EXPIRED, icmp.TIME_EXCEEDED, id="last hop"),
         pytest.param(to(ON_A, ttl=0), DropReason.TTL_EXPIRED, icmp.TIME_EXCEEDED, id="no hop"),
@@ -497,14 +500,14 @@ def test_a_checksum_that_the_kernel_left_to_us_is_finished_on_the_way() -> None:
         pytest.param(TCP_SUPER, tcp(0), id="no payload"),
         pytest.param(TCP_SUPER, tcp(3000)[:32] + b"\x10" + tcp(3000)[33:], id="tcp header too short"),
         pytest.param(VnetHeader(1, 0, 0, 0, 20, 0xFFF0), tcp(3000), id="a checksum outside"),
-        pytest.param(TCP_SUPER._replace(gso_size=1), tcp(65495), id="more than there is room for"),
+        pytest.param(TCP_SUPER._replace(gso_size=1), tcp(65495), id="more than the buffer holds"),
     ],
 )
 def test_a_vnet_header_that_makes_no_sense_costs_its_packet_and_no_other(header: VnetHeader, packet: bytes) -> None:
     plan = outbound(engine(), [to(ON_A), packet, tcp(3000)], headers=[PLAIN, header, TCP_SUPER])
     sent = [hop_taken(to(ON_A)), *oracle.segments(hop_taken(tcp(3000)), 1400)]
     assert datagrams(plan) == [(A, datagram) for datagram in sent]
-    assert plan.drops == [DropReason.BAD_OFFLOAD]
+    assert plan.drops == [DropReason.BAD_VNET_HDR]
     assert not plan.packets
 
 
@@ -566,3 +569,10 @@ def test_a_super_packet_for_our_own_subnet_is_refused_too() -> None:
     packet = tcp(3000, CONTAINER)
     plan = outbound(Engine(OWN_SUBNET, routes, network=NETWORK, bound=BOUND, port=PORT), [packet], headers=[TCP_SUPER])
     assert same(plan, [], [error(icmp.NET_UNREACHABLE, packet)], {DropReason.NO_ROUTE: 1})
+
+
+def test_every_step_of_start_here_exists() -> None:
+    steps = re.findall(r"^\d+\. (\S+)\.py:(\w+)\.(\w+) ", engine_module.__doc__ or "", re.MULTILINE)
+    assert len(steps) == 10
+    for path, name, method in steps:
+        assert callable(getattr(getattr(import_module(f"flannelpy.{path.replace('/', '.')}"), name), method))

@@ -43,7 +43,7 @@ class Pipe:
     def look(self, fresh: bool) -> bool:
         """A handler that never gets its work done."""
         self.calls += 1
-        assert self.calls < 1_000_000, "nobody else gets a turn"
+        assert self.calls < 1_000_000, "no other callback gets a turn"
         return False
 
     def close(self) -> None:

@@ -136,7 +136,9 @@ def test_the_watchdog_says_how_often_it_wants_to_hear_of_us(
 
 
 @pytest.mark.parametrize(
-    ("pid", "seconds"), [(str(os.getpid()), 60.0), (str(os.getppid()), None), ("", None), ("x", None)]
+    ("pid", "seconds"),
+    [(str(os.getpid()), 60.0), (str(os.getppid()), None), ("", None), ("x", None)],
+    ids=["own", "parent", "empty", "malformed"],  # the same in every process, as pytest-xdist asks for
 )
 def test_a_watchdog_of_another_process_is_not_ours(
     monkeypatch: pytest.MonkeyPatch, pid: str, seconds: float | None

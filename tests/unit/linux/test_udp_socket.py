@@ -146,8 +146,8 @@ def refusing(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("number", "reason"),
     [
-        (errno.EAGAIN, DropReason.SOCKET_FULL),
-        (errno.ENOBUFS, DropReason.SOCKET_FULL),
+        (errno.EAGAIN, DropReason.SEND_BUFFER_FULL),
+        (errno.ENOBUFS, DropReason.SEND_BUFFER_FULL),
         (errno.EMSGSIZE, DropReason.TOO_BIG),
         (errno.EPERM, DropReason.SEND_FAILED),
         (errno.ENETUNREACH, DropReason.SEND_FAILED),

@@ -1,4 +1,4 @@
-"""Batches from the TUN become neighbours that can be sent together, with the checksums that the kernel left to us."""
+"""Batches from the TUN become groups that can be sent together, with checksums completed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import accumulate
 import pytest
 from support import oracle
 from support.oracle import VnetHeader
-from support.packet_code import sort_packets
+from support.packet_code import grouped
 from support.packets import (
     BOUND,
     DONT_FRAGMENT,
@@ -43,9 +43,7 @@ def sorted_lengths(packets: list[bytes], mask: int = BY_24) -> list[tuple[str, i
     """(first destination, segment size, lengths of the packets) of each."""
     ends = list(accumulate(map(len, packets)))
     found = []
-    for destination, start, end, segment_size, gso_size in sort_packets([(PLAIN, packet) for packet in packets], mask)[
-        0
-    ]:
+    for destination, start, end, segment_size, gso_size in grouped([(PLAIN, packet) for packet in packets], mask)[0]:
         assert gso_size == 0
         assert end in ends
         own = [len(packet) for packet, stop in zip(packets, ends, strict=True) if start < stop <= end]
@@ -66,8 +64,8 @@ def sorted_lengths(packets: list[bytes], mask: int = BY_24) -> list[tuple[str, i
         pytest.param([to(A), to(B), to(A)], [(A, 100, [100]), (B, 100, [100]), (A, 100, [100])], id="order is kept"),
         pytest.param([to(A), to(A, 99)], [(A, 100, [100, 99])], id="the last may be shorter"),
         pytest.param([to(A), to(A, 99), to(A, 99)], [(A, 100, [100, 99]), (A, 99, [99])], id="and is the last"),
-        pytest.param([to(A), to(A, 99), to(A)], [(A, 100, [100, 99]), (A, 100, [100])], id="whatever follows"),
-        pytest.param([to(A, 99), to(A)], [(A, 99, [99]), (A, 100, [100])], id="a longer one begins anew"),
+        pytest.param([to(A), to(A, 99), to(A)], [(A, 100, [100, 99]), (A, 100, [100])], id="same length again"),
+        pytest.param([to(A, 99), to(A)], [(A, 99, [99]), (A, 100, [100])], id="a longer one starts a group"),
         pytest.param([to(A), to(B, 99)], [(A, 100, [100]), (B, 99, [99])], id="a shorter one elsewhere"),
         pytest.param([to(A), to(A)[:-1], to(A)], [(A, 100, [100]), (A, 100, [100])], id="one refused in between"),
         pytest.param([to(A), to(A, ttl=1), to(A)], [(A, 100, [100]), (A, 100, [100])], id="one that expires"),
@@ -102,14 +100,14 @@ def test_the_mask_says_what_a_subnet_is(mask: int, expected: int) -> None:
 @pytest.mark.parametrize("mask", [0, 0xFFFF0000, BY_24, 0xFFFFFFFF])
 def test_whatever_the_mask_is_our_own_subnet_is_none_of_them(mask: int) -> None:
     packets = [to("11.0.58.255"), to("11.0.59.0"), to("11.0.59.255"), to("11.0.60.0")]
-    found = sort_packets([(PLAIN, packet) for packet in packets], mask)
+    found = grouped([(PLAIN, packet) for packet in packets], mask)
     assert found.refused == [(DropReason.NO_ROUTE, 100, 200), (DropReason.NO_ROUTE, 200, 300)]
     assert [(start, end) for _, start, end, _, _ in found.groups] == [(0, 100), (300, 400)]
 
 
 def test_hops_are_taken_later_and_packets_without_a_vnet_header_stay_as_they_are() -> None:
     packets = [to(A), to(B, 99), to(A, ttl=1), to(A)[:-1], unfinished(ipv4_packet(CONTAINER, A, udp_datagram(b"x")))]
-    assert sort_packets([(PLAIN, packet) for packet in packets], BY_24).data == b"".join(packets)
+    assert grouped([(PLAIN, packet) for packet in packets], BY_24).data == b"".join(packets)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +124,7 @@ def test_hops_are_taken_later_and_packets_without_a_vnet_header_stay_as_they_are
     ],
 )
 def test_what_cannot_be_sent_is_refused_where_it_lies(packet: bytes, reason: DropReason) -> None:
-    found = sort_packets([(PLAIN, to(A, 60)), (PLAIN, packet), (PLAIN, to(A, 60))], BY_24)
+    found = grouped([(PLAIN, to(A, 60)), (PLAIN, packet), (PLAIN, to(A, 60))], BY_24)
     assert found.refused == [(reason, 60, 60 + len(packet))]
     assert [(start, end) for _, start, end, _, _ in found.groups] == [
         (0, 60),
@@ -165,7 +163,7 @@ def test_a_checksum_that_the_kernel_left_to_us_is_finished(packet: bytes, csum_o
     if before + len(packet) > 65535:
         before = 20
     header = NEEDS._replace(csum_start=(packet[0] & 0xF) * 4, csum_offset=csum_offset)
-    found = sort_packets([(PLAIN, to(B, before)), (header, unfinished(packet)), (PLAIN, to(B))], BY_24)
+    found = grouped([(PLAIN, to(B, before)), (header, unfinished(packet)), (PLAIN, to(B))], BY_24)
     assert found.data == to(B, before) + with_checksum(packet) + to(B)
     assert not found.refused
 
@@ -175,7 +173,7 @@ def test_a_udp_checksum_of_0_becomes_ffff() -> None:
     blank = int.from_bytes(with_checksum(udp(bytes(2)))[26:28], "big")
     packet = udp(blank.to_bytes(2, "big"))
     assert with_checksum(packet)[26:28] == b"\xff\xff"
-    found = sort_packets([(NEEDS._replace(csum_start=20, csum_offset=6), unfinished(packet))], BY_24)
+    found = grouped([(NEEDS._replace(csum_start=20, csum_offset=6), unfinished(packet))], BY_24)
     assert found.data == with_checksum(packet)
 
 
@@ -183,7 +181,7 @@ def test_a_tcp_checksum_of_0_stays_0() -> None:
     blank = int.from_bytes(with_checksum(tcp(bytes(2)))[36:38], "big")
     packet = tcp(blank.to_bytes(2, "big"))
     assert with_checksum(packet)[36:38] == bytes(2)
-    found = sort_packets([(NEEDS._replace(csum_start=20, csum_offset=16), unfinished(packet))], BY_24)
+    found = grouped([(NEEDS._replace(csum_start=20, csum_offset=16), unfinished(packet))], BY_24)
     assert found.data == with_checksum(packet)
 
 
@@ -203,7 +201,7 @@ def test_any_other_checksum_is_finished_where_the_header_says(csum_start: int, c
     """A device that takes over checksums does so for tunnels, too: the field is not always that of the outer header."""
     packet = ipv4_packet(CONTAINER, A, bytes(range(80)), protocol=protocol)
     header = NEEDS._replace(csum_start=csum_start, csum_offset=csum_offset)
-    assert sort_packets([(header, packet)], BY_24).data == oracle.finished(packet, csum_start, csum_offset)
+    assert grouped([(header, packet)], BY_24).data == oracle.finished(packet, csum_start, csum_offset)
 
 
 @pytest.mark.parametrize(
@@ -221,8 +219,8 @@ def test_any_other_checksum_is_finished_where_the_header_says(csum_start: int, c
 )
 def test_a_checksum_outside_of_the_packets_payload_is_refused(csum_start: int, csum_offset: int) -> None:
     header = NEEDS._replace(csum_start=csum_start, csum_offset=csum_offset)
-    found = sort_packets([(header, to(A)), (PLAIN, to(B))], BY_24)
-    assert found.refused == [(DropReason.BAD_OFFLOAD, 0, 100)]
+    found = grouped([(header, to(A)), (PLAIN, to(B))], BY_24)
+    assert found.refused == [(DropReason.BAD_VNET_HDR, 0, 100)]
     assert found.data == to(A) + to(B)
 
 
@@ -242,7 +240,7 @@ UDP_SUPER = VnetHeader(1, 5, 0, 1448, 20, 6)
 def test_a_super_packet_has_no_neighbours_and_keeps_its_unfinished_checksum(header: VnetHeader, packet: bytes) -> None:
     packet = unfinished(packet)
     size = len(packet)
-    found = sort_packets([(PLAIN, to(A, size)), (header, packet), (header, packet), (PLAIN, to(A))], BY_24)
+    found = grouped([(PLAIN, to(A, size)), (header, packet), (header, packet), (PLAIN, to(A))], BY_24)
     destination = int(IPv4Address(A))
     assert found.groups == [
         (destination, 0, size, size, 0),
@@ -267,15 +265,15 @@ def test_a_super_packet_has_no_neighbours_and_keeps_its_unfinished_checksum(head
     ],
 )
 def test_a_super_packet_whose_header_makes_no_sense_is_refused(header: VnetHeader, packet: bytes) -> None:
-    found = sort_packets([(header, packet), (PLAIN, to(B))], BY_24)
-    assert found.refused == [(DropReason.BAD_OFFLOAD, 0, len(packet))]
+    found = grouped([(header, packet), (PLAIN, to(B))], BY_24)
+    assert found.refused == [(DropReason.BAD_VNET_HDR, 0, len(packet))]
     assert [destination for destination, *_ in found.groups] == [int(IPv4Address(B))]
 
 
 @pytest.mark.parametrize("header", [PLAIN, TCP_SUPER, NEEDS._replace(csum_start=20, csum_offset=16)])
 def test_a_packet_without_a_hop_left_is_refused_whatever_it_is(header: VnetHeader) -> None:
     packet = ipv4_packet(CONTAINER, A, tcp_segment(bytes(4000)), protocol=TCP, ttl=1)
-    assert sort_packets([(header, packet)], BY_24).refused == [(DropReason.TTL_EXPIRED, 0, len(packet))]
+    assert grouped([(header, packet)], BY_24).refused == [(DropReason.TTL_EXPIRED, 0, len(packet))]
 
 
 OWN_SOCKET, OWN_DEVICE = str(BOUND), str(OWN_SUBNET[0])
@@ -312,7 +310,7 @@ def test_a_datagram_of_our_own_socket_is_refused_and_left_as_it_is(
     address: str, header: VnetHeader, packet: dict[str, int | str]
 ) -> None:
     own = datagram(address, **packet)  # type: ignore[arg-type]
-    found = sort_packets([(PLAIN, to(B)), (header, own), (PLAIN, to(B))], BY_24)
+    found = grouped([(PLAIN, to(B)), (header, own), (PLAIN, to(B))], BY_24)
     assert found.refused == [(DropReason.OWN_DATAGRAM, 100, 100 + len(own))]
     assert len(found.groups) == 2
     assert found.data[100 : 100 + len(own)] == own
@@ -332,7 +330,7 @@ def test_a_datagram_of_our_own_socket_is_refused_and_left_as_it_is(
     ],
 )
 def test_what_else_the_host_sends_goes_its_way(packet: bytes) -> None:
-    found = sort_packets([(PLAIN, packet)], BY_24)
+    found = grouped([(PLAIN, packet)], BY_24)
     assert (len(found.groups), found.refused) == (1, [])
 
 
@@ -340,7 +338,7 @@ def test_ports_are_looked_for_behind_the_options() -> None:
     options = PORT.to_bytes(2, "big") * 2
     own = ipv4_packet(OWN_SOCKET, A, udp_datagram(ports=(PORT, PORT)), options=bytes(4))
     other = ipv4_packet(OWN_SOCKET, A, udp_datagram(ports=(1, 2)), options=options)
-    assert sort_packets([(PLAIN, own), (PLAIN, other)], BY_24).refused == [(DropReason.OWN_DATAGRAM, 0, len(own))]
+    assert grouped([(PLAIN, own), (PLAIN, other)], BY_24).refused == [(DropReason.OWN_DATAGRAM, 0, len(own))]
 
 
 def test_later_fragments_of_our_own_datagram_are_refused_and_no_others() -> None:
@@ -363,7 +361,7 @@ def test_later_fragments_of_our_own_datagram_are_refused_and_no_others() -> None
         last,
     ]
     ends = list(accumulate(map(len, batch)))
-    found = sort_packets([(PLAIN, packet) for packet in batch], BY_24)
+    found = grouped([(PLAIN, packet) for packet in batch], BY_24)
     refused = [ends.index(end) for reason, _, end in found.refused if reason == DropReason.OWN_DATAGRAM]
     assert refused == [0, 2, 4, 6, 8, 10]
 

@@ -59,8 +59,8 @@ def udp(length: int, *, ip_options: bytes = b"", identification: int = 0x1234) -
 
 
 def cut(packet: bytes, gso_size: int) -> list[bytes]:
-    """The segments, each by its own total length, with just enough room for them."""
-    data = segmented(packet, gso_size, before=7, room=sum(map(len, oracle.segments(packet, gso_size))))
+    """The segments, each by its own total length, with just enough space for them."""
+    data = segmented(packet, gso_size, before=7, space=sum(map(len, oracle.segments(packet, gso_size))))
     assert data is not None
     found = []
     while data:
@@ -223,6 +223,6 @@ def test_what_makes_no_sense_is_refused_and_nothing_written(packet: bytes, gso_s
 @pytest.mark.parametrize("packet", [tcp(300), tcp(250), udp(300), udp(201)])
 def test_segments_that_find_no_room_are_refused(packet: bytes) -> None:
     needed = sum(map(len, oracle.segments(packet, 100)))
-    assert segmented(packet, 100, before=4, room=needed) is not None
-    assert segmented(packet, 100, before=4, room=needed - 1) is None
-    assert segmented(packet, 100, before=4, room=0) is None
+    assert segmented(packet, 100, before=4, space=needed) is not None
+    assert segmented(packet, 100, before=4, space=needed - 1) is None
+    assert segmented(packet, 100, before=4, space=0) is None

@@ -11,7 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from benchmark.carriers import BACKENDS, NAMES, Rack
+from benchmark.contenders import BACKENDS, NAMES, Rack
 from benchmark.control import Control
 from benchmark.data_path import DataPath, Effort, Trial, highest_rate
 from benchmark.figure import draw
@@ -19,7 +19,8 @@ from benchmark.report import Report
 from benchmark.results import BARS, Results, number
 from benchmark.traffic import MeasurementError, Udp
 
-SCRIPT = Path(__file__).parents[3] / "scripts/bench.py"
+BENCH = (sys.executable, "-P", "-m", "benchmark")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3] / "scripts")}
 
 
 def results() -> Results:
@@ -68,7 +69,7 @@ def test_one_trial_is_enough_when_it_passes() -> None:
     assert link.asked == [40_000, 20_000]
 
 
-def test_a_carrier_that_loses_everything_has_no_rate() -> None:
+def test_a_contender_that_loses_everything_has_no_rate() -> None:
     with pytest.raises(MeasurementError, match="even at"):
         highest_rate(Link(0).attempt, 10_000, 20)
 
@@ -105,14 +106,14 @@ def test_what_a_person_wrote_in_the_page_stays(tmp_path: Path) -> None:
     report(results()).write(tmp_path)
     page.write_text(f"# Title\n\n{page.read_text()}\n## Why\n")
     failed = results()
-    failed.failures.append("1/5 tcp-1 veth: iperf3 said no")
+    failed.failures.append("1/5 tcp-1 veth: iperf3 failed")
     report(failed).write(tmp_path)
     text = page.read_text()
     assert text.startswith("# Title\n\n<!-- begin")
     assert text.endswith("-->\n\n## Why\n")
     assert text.count("| TCP, 1 stream, against socat ") == 1
     assert re.search(r"\| 12 \[8–20\] × +\| ≥ 10× +\| met +\| ≥ 20× +\| \*\*missed\*\*", text)
-    assert "iperf3 said no" in text
+    assert "iperf3 failed" in text
 
 
 def test_the_json_has_every_round_and_every_trial(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_the_longest_bar_is_the_one_of_the_highest_median() -> None:
     assert float(ours.attrib["width"]) == pytest.approx(10 * float(theirs.attrib["width"]), rel=0.02)
 
 
-def test_what_was_not_measured_of_a_carrier_is_left_out() -> None:
+def test_what_was_not_measured_of_a_contender_is_left_out() -> None:
     found = results()
     found.add(1, "flannelpy-vxlan", {"tcp-1": 20, "machine-cpu": 0.1})
     subjects = ["flannelpy", "socat", "flannelpy-vxlan"]
@@ -153,27 +154,27 @@ def test_what_was_not_measured_of_a_carrier_is_left_out() -> None:
 
 
 def test_what_flannelpy_makes_is_measured_right_after_what_is_made_by_hand() -> None:
-    for carrier, by_hand in (("flannelpy-vxlan", "vxlan"), ("flannelpy-host-gw", "veth")):
-        assert NAMES[NAMES.index(by_hand) + 1] == carrier
-        assert {bar.metric for bar in BARS if (bar.subject, bar.against) == (carrier, by_hand)} == {"tcp-1", "tcp-8"}
+    for contender, by_hand in (("flannelpy-vxlan", "vxlan"), ("flannelpy-host-gw", "veth")):
+        assert NAMES[NAMES.index(by_hand) + 1] == contender
+        assert {bar.metric for bar in BARS if (bar.subject, bar.against) == (contender, by_hand)} == {"tcp-1", "tcp-8"}
 
 
 def test_what_is_measured_of_the_kernels_own_ways() -> None:
     rack, effort = Rack([], "", 1500), Effort(1, 1, 1, 1)
     every = DataPath(rack, rack, effort).measurements(NAMES) + Control((10, 100), "", effort).measurements(NAMES)
-    for carrier in BACKENDS:
-        names = {measurement.name for measurement in every if carrier in measurement.subjects}
+    for contender in BACKENDS:
+        names = {measurement.name for measurement in every if contender in measurement.subjects}
         assert names == {"tcp-1", "tcp-8", "rtt-idle", "rss", "start-up"}
 
 
-def test_a_missing_program_is_told_at_once() -> None:
-    env = {**os.environ, "PATH": "/nowhere"}
-    done = subprocess.run([sys.executable, SCRIPT], env=env, capture_output=True, text=True, check=False)
+def test_a_missing_program_is_reported_at_once() -> None:
+    env = {**ENVIRONMENT, "PATH": "/nowhere"}
+    done = subprocess.run(BENCH, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "missing here: etcd, ip, iperf3, ping, socat; make setup installs them\n"
 
 
-def test_an_unknown_carrier_is_an_error() -> None:
-    done = subprocess.run([sys.executable, SCRIPT, "--carriers=ipip"], capture_output=True, text=True, check=False)
+def test_an_unknown_contender_is_an_error() -> None:
+    done = subprocess.run([*BENCH, "--contenders=ipip"], env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "no such carrier: ipip" in done.stderr
+    assert "no such contender: ipip" in done.stderr

@@ -112,7 +112,7 @@ class EtcdServer:
 
     def wait_until_ready(self) -> None:
         """Return when requests are served.  Raises RuntimeError with the end of the log."""
-        # The log tells it without a connection, which another namespace or TLS would make hard to have.
+        # Read the log: a connection would have to cross into another namespace, or use TLS.
         process = self._running()
         deadline = time.monotonic() + START_DEADLINE
         while READY_LINE not in (log := self.log.read_bytes()):
@@ -180,7 +180,7 @@ class EtcdServer:
         return bool(state.get("state") == "StateLeader")
 
     def put(self, key: str, value: str, ttl: int | None = None) -> None:
-        """Store ``value`` whatever was there, as ``etcdctl set`` does."""
+        """Store ``value``, over any earlier one, as ``etcdctl set`` does."""
         self.request("PUT", f"/v2/keys{quote(key)}", {"value": value} | ({} if ttl is None else {"ttl": str(ttl)}))
 
     def put_all(self, values: Mapping[str, str], ttl: int) -> None:
@@ -235,7 +235,7 @@ class EtcdServer:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different TCP ports on which nobody listens at 127.0.0.1 right now."""
+    """Return different TCP ports that are free at 127.0.0.1 right now."""
     with ExitStack() as open_sockets:
         sockets = [open_sockets.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -1,6 +1,6 @@
 """Runs flannelpy on this machine, in the foreground; with an etcd of its own when no endpoint answers.
 
-usage: run.py IFACE ENDPOINTS
+usage: python -m lab.run IFACE ENDPOINTS
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from tempfile import TemporaryDirectory
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
-from etcd_server import EtcdServer
-from lab import CONFIG, ETCD_PREFIX
-
 from flannelpy.errors import UsageError
 from flannelpy.registry.etcd_v2 import parse_endpoint
+from lab import CONFIG, ETCD_PREFIX
+from lab.etcd_server import EtcdServer
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def answers(endpoint: str) -> bool:
-    """Whether an etcd, or at least somebody who speaks HTTP, is there.  Raises UsageError when it is no endpoint."""
+    """Return whether an HTTP server answers there.  Raises UsageError if ``endpoint`` is malformed."""
     parse_endpoint(endpoint)
     try:
         # No proxy of the environment's answers in its place.

@@ -1,6 +1,6 @@
 """Docker as Debian packages it, unpacked into build/docker/<version> and not installed.
 
-usage: docker_packages.py [debian12 | debian13 | newest]
+usage: python -m lab.docker_packages [debian12 | debian13 | newest]
 
 It asks the Debian mirror that this machine's apt knows, with lists and a cache of its own: nothing outside of build/ is
 written, and no root is needed.  A release that is there already is not asked for again.
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-BUILD = Path(__file__).resolve().parent.parent / "build" / "docker"
+BUILD = Path(__file__).resolve().parents[2] / "build" / "docker"
 #: Debian 12, whose runc all releases run with; tini and busybox are linked statically there.
 _BASE = "bookworm"
 _BASE_PACKAGES = ("runc", "tini", "busybox-static", "libdevmapper1.02.1")

@@ -23,7 +23,7 @@ from lab import INTERRUPTIBLE, NAMESPACES, Host, Node, undisturbed, wait_for
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from docker_packages import Release
+    from lab.docker_packages import Release
 
 #: What the README has its readers run; arguments are more options for dockerd.
 START = """\

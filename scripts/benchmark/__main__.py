@@ -1,6 +1,6 @@
-"""Measures flannelpy on hosts in network namespaces, next to socat, the kernel's VXLAN and no overlay: ``make bench``.
+"""Measure flannelpy in network namespaces, next to socat, the kernel's VXLAN and no overlay: ``make bench``.
 
-All is measured in rounds, and within a round each measurement of all carriers one right after the other, so that a
+All is measured in rounds, and within a round each measurement of all contenders one right after the other, so that a
 machine that slows down slows all of them.  Nothing is measured twice because of its outcome.
 
 Exit code 1: a bar was missed (--quick: does not count), or something could not be measured.
@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmark.carriers import NAMES, Rack, measured_in_full
+from benchmark.contenders import NAMES, Rack, measured_in_full
 from benchmark.control import Control, lease_counts
 from benchmark.data_path import DataPath, Effort, Measurement
 from benchmark.report import Report, facts
@@ -28,7 +28,7 @@ from benchmark.results import METRICS, Results, number
 from benchmark.traffic import MeasurementError
 
 PROGRAMS = ("etcd", "ip", "iperf3", "ping", "socat")
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 STREAM_SECONDS = 10
 UDP_TRIALS = 14
 LONGEST_CAUSE = 300  # characters
@@ -42,17 +42,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured (%(default)s)")
     parser.add_argument("--seconds", type=int, default=2, help="how long most measurements last (%(default)s)")
     parser.add_argument("--only", metavar="PATTERN", default="", help="only measurements whose name has this in it")
-    parser.add_argument("--carriers", metavar="NAMES", default=",".join(NAMES), help="these, with commas (%(default)s)")
+    parser.add_argument(
+        "--contenders", metavar="NAMES", default=",".join(NAMES), help="these, with commas (%(default)s)"
+    )
     parser.add_argument("--interpreted", metavar="PYTHON", default=".venv-interpreted/bin/python",
                         help="that of an environment without compiled packet code (%(default)s)")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="one short round of some, to see whether it works")
     parser.add_argument("--output", type=Path, metavar="DIRECTORY",
                         help="where benchmarks.md, .svg and .json go (a complete run: docs, else build)")  # fmt: skip
     given = parser.parse_args()
-    given.carriers = given.carriers.split(",")
-    if unknown := set(given.carriers) - set(NAMES):
-        parser.error(f"no such carrier: {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    complete = not (given.quick or given.only) and set(given.carriers) == set(NAMES)
+    given.contenders = given.contenders.split(",")
+    if unknown := set(given.contenders) - set(NAMES):
+        parser.error(f"no such contender: {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    complete = not (given.quick or given.only) and set(given.contenders) == set(NAMES)
     given.output = given.output or PROJECT / ("docs" if complete else "build")
     if given.quick:
         given.rounds, given.only = 1, given.only or QUICK
@@ -60,20 +62,20 @@ def arguments() -> argparse.Namespace:
 
 
 def check(given: argparse.Namespace) -> None:
-    """Raises SystemExit when something is missing that would only be missed after minutes."""
+    """Raise SystemExit at once if a program, a right or an interpreter is missing, instead of after minutes."""
     missing = [program for program in PROGRAMS if not shutil.which(program)]
     if missing:
         raise SystemExit(f"missing here: {', '.join(missing)}; make setup installs them")
     if os.geteuid() != 0:
         raise SystemExit("network namespaces need root: make bench asks sudo")
-    if "interpreted" in given.carriers and not shutil.which(given.interpreted):
+    if "interpreted" in given.contenders and not shutil.which(given.interpreted):
         raise SystemExit(
-            f"no {given.interpreted}: make bench builds it, --interpreted names another, --carriers goes without"
+            f"no {given.interpreted}: make bench builds it, --interpreted names another, --contenders goes without"
         )
 
 
 def measure(measurements: list[Measurement], rounds: int) -> Results:
-    """Everything, round by round; what goes wrong is told and counted, and the rest is measured all the same."""
+    """Measure everything, round by round; a failure is printed and counted, and the other measurements continue."""
     results = Results()
     for round_number in range(1, rounds + 1):
         for measurement in measurements:
@@ -86,8 +88,8 @@ def measure(measurements: list[Measurement], rounds: int) -> Results:
                     say(f"{where}: FAILED, {error}")
                 else:
                     results.add(round_number, subject, found)
-                    told = (f"{metric} {number(value)} {METRICS[metric].unit}" for metric, value in found.items())
-                    say(f"{where}: {', '.join(told)}")
+                    shown = (f"{metric} {number(value)} {METRICS[metric].unit}" for metric, value in found.items())
+                    say(f"{where}: {', '.join(shown)}")
     return results
 
 
@@ -98,11 +100,11 @@ def run(given: argparse.Namespace) -> Report:
     command = f"make bench ARGS={shlex.quote(shlex.join(sys.argv[1:]))}" if sys.argv[1:] else "make bench"
     known = facts(command)
     began, date = time.monotonic(), datetime.now(UTC)
-    rack = Rack(given.carriers, given.interpreted, 1500)
-    jumbo_rack = Rack(measured_in_full(given.carriers), given.interpreted, 9000)
+    rack = Rack(given.contenders, given.interpreted, 1500)
+    jumbo_rack = Rack(measured_in_full(given.contenders), given.interpreted, 9000)
     data_path = DataPath(rack, jumbo_rack, effort)
     control = Control(counts, given.interpreted, effort)
-    every = data_path.measurements(given.carriers) + control.measurements(given.carriers)
+    every = data_path.measurements(given.contenders) + control.measurements(given.contenders)
     chosen = [each for each in every if each.subjects and re.search(given.only, each.name)]
     with ExitStack() as cleanup:
         for site in dict.fromkeys(each.site for each in chosen):
@@ -113,7 +115,7 @@ def run(given: argparse.Namespace) -> Report:
         "date": f"{date:%Y-%m-%d %H:%M} UTC, it took {minutes:.0f} minutes",
         "effort": f"{given.rounds} rounds; {effort.seconds} s for most, the single stream {effort.stream_seconds} s",
     }
-    return Report(results, given.carriers, list(map(str, counts)), known, data_path.trials)
+    return Report(results, given.contenders, list(map(str, counts)), known, data_path.trials)
 
 
 def say(text: str) -> None:

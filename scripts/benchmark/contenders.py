@@ -1,15 +1,15 @@
 """What carries packets between two hosts: flannelpy in both forms, and what it is compared with.
 
-All carriers of a rack hang on one switch, two hosts each.  Every host has a container behind a bridge, with the address
-and the MTU that its subnet file tells; for carriers that write none, we do.
+All contenders of a rack share one switch; each has two hosts.  Every host has a container behind a bridge, with the
+address and MTU of its subnet file, which the benchmark writes for contenders that write none.
 
 flannelpy          its packet code compiled
 interpreted        the same, uncompiled, in an environment of its own
 socat              a TUN and a UDP socket, and C that moves one packet a system call
 vxlan              the kernel's own overlay, made by hand; it has no daemon
 flannelpy-vxlan    flannelpy's vxlan backend, which makes the same
-veth               no overlay: the hosts route, as told by hand
-flannelpy-host-gw  flannelpy's host-gw backend, which tells them the same
+veth               no overlay: static routes between the hosts
+flannelpy-host-gw  flannelpy's host-gw backend, which sets the same routes
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 #: In the order in which they are measured: what is made by hand, and at once what flannelpy makes of the same kind.
 NAMES = ("flannelpy", "interpreted", "socat", "vxlan", "flannelpy-vxlan", "veth", "flannelpy-host-gw")
-#: The carriers of which the kernel moves the packets and flannelpy sets that up, and the backend that does it.
+#: The contenders of which the kernel moves the packets and flannelpy sets that up, and the backend that does it.
 BACKENDS = {"flannelpy-vxlan": "vxlan", "flannelpy-host-gw": "host-gw"}
 
 _NETWORK = IPv4Network("11.0.0.0/16")
@@ -47,7 +47,7 @@ Connect = Callable[[Sequence[Host]], list[int]]
 
 
 @dataclass
-class Carrier:
+class Contender:
     """Two containers on two hosts, and the processes between them."""
 
     client: Container
@@ -64,10 +64,10 @@ class Carrier:
 
 
 class Rack:
-    """A lab with two hosts for each of the carriers."""
+    """A lab with two hosts for each of the contenders."""
 
     def __init__(self, names: Sequence[str], interpreter: str, mtu: int) -> None:
-        self.carriers: dict[str, Carrier] = {}
+        self.contenders: dict[str, Contender] = {}
         self._connect = {name: connect for name, connect in _all(interpreter).items() if name in names}
         self._mtu = mtu
 
@@ -76,16 +76,16 @@ class Rack:
         lab = cleanup.enter_context(Lab(hosts=2 * len(self._connect), mtu=self._mtu))
         lab.put_config(f'{{"Network":"{_NETWORK}"}}')
         for (name, connect), *pair in zip(self._connect.items(), lab.hosts[::2], lab.hosts[1::2], strict=True):
-            self.carriers[name] = carrier(pair, connect)
+            self.contenders[name] = contender(pair, connect)
 
 
-def carrier(hosts: Sequence[Host], connect: Connect) -> Carrier:
+def contender(hosts: Sequence[Host], connect: Connect) -> Contender:
     """Two hosts, connected and proven to be."""
     pids = connect(hosts)
     client, server = (host.add_container() for host in hosts)
     ping = ["ping", "-c1", "-W1", str(server.address)]
     wait_for(lambda: client.run(*ping, check=False).returncode == 0, 10, f"a ping from {client.name}")
-    return Carrier(client, server, pids)
+    return Contender(client, server, pids)
 
 
 def flannelpy(hosts: Sequence[Host], *flags: str, python: str = sys.executable, form: str = "compiled") -> list[int]:

@@ -1,6 +1,6 @@
 """The walk-through: three hosts, a flannelpy on each, and containers that reach each other across them.
 
-usage: demo.py [--backend=udp | --backend=vxlan | --backend=host-gw] [--docker=VERSION] [--keep], or demo.py down
+usage: python -m lab.demo [--backend=udp | --backend=vxlan | --backend=host-gw] [--docker=VERSION] [--keep], or down
 
 Exit code 0: every container answered every other one, with the TTL that it should have on that way.
 """
@@ -14,16 +14,16 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from docker_packages import RELEASES, unpack
-from dockers import IMAGE, START, Docker, remove_cgroups
 from lab import ETCD_PREFIX, Lab, LabExistsError, lab_exists, remove_lab, wait_connected, wait_for
+from lab.docker_packages import RELEASES, unpack
+from lab.dockers import IMAGE, START, Docker, remove_cgroups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from ipaddress import IPv4Address
 
-    from dockers import DockerContainer
     from lab import Container, Host, Node
+    from lab.dockers import DockerContainer
 
 PREFIX = "flannelpy-demo"
 PINGS = 3
@@ -31,7 +31,7 @@ LOG_TAIL = 20
 
 
 class Pinger(Protocol):
-    """A container, of whatever kind."""
+    """A container, of a lab or of Docker."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -103,7 +103,7 @@ HOST_GW = Backend(
 )
 BACKENDS = {f"--backend={backend.name}": backend for backend in (UDP, VXLAN, HOST_GW)}
 RUNTIMES = {f"--docker={name}": name for name in RELEASES}
-USAGE = f"usage: demo.py [{' | '.join(BACKENDS)}] [{' | '.join(RUNTIMES)}] [--keep], or demo.py down"
+USAGE = f"usage: python -m lab.demo [{' | '.join(BACKENDS)}] [{' | '.join(RUNTIMES)}] [--keep], or down"
 
 
 def walk_through(lab: Lab, backend: Backend, dockers: Sequence[Docker]) -> bool:
@@ -142,7 +142,7 @@ def tell_the_rack(lab: Lab) -> None:
 
 def tell_the_config(lab: Lab, backend: Backend) -> None:
     """The one thing that a person configures."""
-    title("The network, told to etcd once")
+    title("The network config, stored in etcd once")
     say("Every host will get a subnet of it; a /24, as no other length is asked for.")
     lab.put_config(backend.config)
     say(f"\n  {ETCD_PREFIX}/config   {backend.config}")
@@ -317,7 +317,7 @@ def say(text: str) -> None:
 
 
 def demo(backend: Backend, release: str, keep: bool) -> int:
-    """Build the lab, tell the story, remove the lab unless it is kept.  Returns the exit code.
+    """Build the lab, show the steps, remove the lab unless it is kept.  Returns the exit code.
 
     ``release``: of the real Docker to use; none if empty.
     """
