@@ -54,7 +54,7 @@ class EntryReconciler:
         self._network = network
         self._wanted = wanted
         self._own_link = own_link
-        self._units: Mapping[IPv4Network, PeerEntries] = {}
+        self._peer_entries: Mapping[IPv4Network, PeerEntries] = {}
         self._index: Index = {}
         self._refused: Mapping[IPv4Network, tuple[PeerEntries, RejectedEntry]] = {}
         self._foreign = ForeignRoutes()
@@ -85,9 +85,9 @@ class EntryReconciler:
         return self._is_known and not self._changed.is_set()
 
     @property
-    def units(self) -> Mapping[IPv4Network, PeerEntries]:
+    def peer_entries(self) -> Mapping[IPv4Network, PeerEntries]:
         """What was wanted at the last comparison."""
-        return self._units
+        return self._peer_entries
 
     def changed(self) -> None:
         """Compare soon: the leases are known, and may differ from those before."""
@@ -129,7 +129,7 @@ class EntryReconciler:
         """
         async with self.lock:
             known, self._present = (None if look else self._present), None
-            before, before_index, failed_before = self._units, self._index, set(self.unreachable)
+            before, before_index, failed_before = self._peer_entries, self._index, set(self.unreachable)
             await self._follow(await self._wanted(netlink))
             present = await self._list_owned(netlink) if known is None else known
             await self._judge_again(netlink)
@@ -165,22 +165,24 @@ class EntryReconciler:
             entry
             async for added in in_chunks(missing.values())
             for entry, subnet in added
-            if subnet not in failed and before.get(subnet) == self._units[subnet]
+            if subnet not in failed and before.get(subnet) == self._peer_entries[subnet]
         ]
 
-    async def _follow(self, units: Mapping[IPv4Network, PeerEntries]) -> None:
+    async def _follow(self, peer_entries: Mapping[IPv4Network, PeerEntries]) -> None:
         """Want these from now on."""
-        if units is self._units:
+        if peer_entries is self._peer_entries:
             return
         index: dict[Identity, list[IPv4Network]] = {}
-        async for pairs in in_chunks(units.items()):
-            for subnet, unit in pairs:
-                for entry in unit:
+        async for pairs in in_chunks(peer_entries.items()):
+            for subnet, wanted in pairs:
+                for entry in wanted:
                     index.setdefault(entries.identity(entry), []).append(subnet)
-        self._units, self._index = units, index
-        self._foreign.forget_all_but(units)
+        self._peer_entries, self._index = peer_entries, index
+        self._foreign.forget_all_but(peer_entries)
         self._refused = {
-            subnet: (unit, why) for subnet, (unit, why) in self._refused.items() if units.get(subnet) == unit
+            subnet: (wanted, why)
+            for subnet, (wanted, why) in self._refused.items()
+            if peer_entries.get(subnet) == wanted
         }
 
     async def _list_owned(self, netlink: Netlink) -> Collection[Identity]:
@@ -193,7 +195,7 @@ class EntryReconciler:
         """Look whether the routes that were in the way still are, before anything is added for these subnets."""
         subnets = [*self._foreign.blocking, *self._foreign.equivalent]
         if subnets:
-            await self._judge(netlink, [_route_of(self._units[subnet]) for subnet in subnets])
+            await self._judge(netlink, [_route_of(self._peer_entries[subnet]) for subnet in subnets])
 
     async def _judge(self, netlink: Netlink, routes: Sequence[GatewayRoute]) -> None:
         """Find out about the routes that are where ours should be, and adopt those that an earlier version added."""
@@ -214,7 +216,7 @@ class EntryReconciler:
         missing: Missing = {}
         async for chunk in in_chunks(self._index.items()):
             for subnet in {subnet for key, subnets in chunk if key not in present for subnet in subnets} - skipped:
-                for entry in self._units[subnet]:
+                for entry in self._peer_entries[subnet]:
                     key = entries.identity(entry)
                     if key not in present and not self._is_equivalent(subnet, entry):
                         missing[key] = entry, subnet
@@ -249,7 +251,7 @@ class EntryReconciler:
         before = self._refused
         self._refused = {subnet: one for subnet, one in before.items() if subnet not in tried}
         for entry, subnet, error in failed:
-            self._refused.setdefault(subnet, (self._units[subnet], RejectedEntry(entry, error)))
+            self._refused.setdefault(subnet, (self._peer_entries[subnet], RejectedEntry(entry, error)))
         for why in [why for _, why in self._refused.values() if not self._is_of_a_lease(why)]:
             undone = self._of_failed(missing)
             self._refused = {subnet: one for subnet, one in before.items() if self._is_of_a_lease(one[1])}
@@ -259,7 +261,9 @@ class EntryReconciler:
 
     def _is_of_a_lease(self, why: RejectedEntry) -> bool:
         """Whether a refusal concerns one lease: it is invalid, or to its gateway alone no route has scope link."""
-        return why.errno == errno.EINVAL or (why.errno == errno.ENETUNREACH and len(self._refused) < len(self._units))
+        return why.errno == errno.EINVAL or (
+            why.errno == errno.ENETUNREACH and len(self._refused) < len(self._peer_entries)
+        )
 
     def _report_refused(self, fresh: Sequence[IPv4Network]) -> None:
         """Log each once."""
@@ -273,7 +277,9 @@ class EntryReconciler:
     def _of_failed(self, *holders: Container[Identity]) -> list[Identity]:
         """The entries of subnets that are unreachable, but for those that other subnets share, if a holder has them."""
         failed = {*self.unreachable}
-        found = dict.fromkeys(entries.identity(entry) for subnet in failed for entry in self._units.get(subnet, ()))
+        found = dict.fromkeys(
+            entries.identity(entry) for subnet in failed for entry in self._peer_entries.get(subnet, ())
+        )
         return [
             key
             for key in found
@@ -297,9 +303,9 @@ async def _add_beside(
     return [(*one, error) for one, error in zip([*added, *appended], errors, strict=True) if error]
 
 
-def _route_of(unit: PeerEntries) -> GatewayRoute:
+def _route_of(peer_entries: PeerEntries) -> GatewayRoute:
     """The route is added last."""
-    route = unit[-1]
+    route = peer_entries[-1]
     assert isinstance(route, GatewayRoute)
     return route
 
