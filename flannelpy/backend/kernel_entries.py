@@ -14,13 +14,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
 from ipaddress import IPv4Network
+from typing import NamedTuple
 
 from flannelpy.backend.foreign_routes import ForeignRoutes
 from flannelpy.chunks import in_chunks, set_aside
 from flannelpy.errors import HostError
-from flannelpy.linux.netlink.client import Netlink, RejectedEntry
+from flannelpy.linux.netlink.client import Netlink
 from flannelpy.logs import FailureLog
 from flannelpy.rtnetlink import entries
 from flannelpy.rtnetlink.entries import Entry, GatewayRoute, Identity, PeerEntries
@@ -36,6 +38,16 @@ Missing = dict[Identity, tuple[Entry, IPv4Network]]
 
 #: The subnets that ask for an entry.
 Index = Mapping[Identity, Sequence[IPv4Network]]
+
+
+class RejectedEntry(NamedTuple):
+    """An entry that the kernel rejected, and the errno."""
+
+    entry: Entry
+    errno: int
+
+    def __str__(self) -> str:
+        return f"the kernel refuses the {self.entry}: {os.strerror(self.errno)}"
 
 
 class EntryReconciler:

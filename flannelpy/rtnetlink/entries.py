@@ -159,17 +159,6 @@ class FdbEntry:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ProhibitRule:
-    """A rule that refuses, before any route but those to the host itself, what one network sends to another."""
-
-    source: IPv4Network
-    destination: IPv4Network
-
-    def __str__(self) -> str:
-        return f"rule against packets from {self.source} to {self.destination}"
-
-
 Entry = GatewayRoute | Neighbour | FdbEntry
 
 #: What one destination needs, in the order in which it is put: what leads packets there comes last.

@@ -43,9 +43,10 @@ from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.packet import ipv4, vnet_hdr
 from flannelpy.packet.drops import DropReason
 from flannelpy.registry.base import KeyValue
-from flannelpy.rtnetlink.entries import Identity, ProhibitRule, Route
+from flannelpy.rtnetlink.entries import Identity, Route
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
+from flannelpy.rtnetlink.rules import ProhibitRule
 from flannelpy.subnet import config
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
 from flannelpy.subnet.lease_policy import Terms

@@ -27,9 +27,9 @@ from flannelpy.linux.instance_lock import InstanceLock, Run, lock_path
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.marks import device_alias
 from flannelpy.network import Network
-from flannelpy.rtnetlink.entries import ProhibitRule
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteFilter
+from flannelpy.rtnetlink.rules import ProhibitRule
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent, LeaseRemoved

@@ -10,7 +10,8 @@ import errno
 
 from flannelpy.foreign import shown
 from flannelpy.linux import port_owner
-from flannelpy.linux.netlink.client import Netlink, Taken
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.linux.netlink.connection import Taken
 from flannelpy.rtnetlink.links import Link, Vxlan
 
 _REMEDY = "or choose another Backend.VNI or Backend.Port for all hosts"

@@ -14,7 +14,8 @@ from flannelpy.backend.leftovers import log_lost_routes
 from flannelpy.backend.vxlan import conflict
 from flannelpy.datapath.vxlan_settings import Settings
 from flannelpy.errors import HostError
-from flannelpy.linux.netlink.client import Netlink, Taken
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.linux.netlink.connection import Taken
 from flannelpy.linux.own_devices import addresses_by_index, is_of_earlier_version
 from flannelpy.marks import is_device_alias
 from flannelpy.rtnetlink.links import Link, Vxlan

@@ -14,8 +14,9 @@ from support.fakes_netlink import ETH1
 from flannelpy.backend.leftovers import Keep, Scope, marked, unmarked_leftovers, withdraw
 from flannelpy.errors import HostError
 from flannelpy.marks import ROUTE_PROTOCOL
-from flannelpy.rtnetlink.entries import GatewayRoute, ProhibitRule
+from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.links import Address, Link
+from flannelpy.rtnetlink.rules import ProhibitRule
 
 NETWORK, OLD, FOREIGN = (IPv4Network(f"11.{number}.0.0/16") for number in (1, 2, 9))
 ALIAS, FOREIGN_ALIAS = "flannelpy /run/flannel/subnet.env", "flannelpy /run/other/subnet.env"

@@ -18,7 +18,7 @@ from flannelpy.backend.vxlan import conflict, port_probe
 from flannelpy.backend.vxlan.port_probe import PortProbe, config_with
 from flannelpy.datapath import vxlan_settings
 from flannelpy.linux import port_owner, udp_probe
-from flannelpy.linux.netlink.client import Taken
+from flannelpy.linux.netlink.connection import Taken
 from flannelpy.linux.udp_probe import PortState, probe
 from flannelpy.rtnetlink.links import Link, Vxlan
 from flannelpy.subnet import config
