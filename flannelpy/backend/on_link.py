@@ -16,14 +16,14 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from itertools import islice
 from typing import Never
 
 from flannelpy.chunks import in_chunks
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.linux.netlink.monitor import notifications
+from flannelpy.linux.netlink.monitor import ALL_ROUTES, set_on_change
 from flannelpy.rtnetlink.links import Link
 from flannelpy.rtnetlink.routes import UNICAST, RouteAnswer, RouteQuery
 from flannelpy.tasks import run_together
@@ -32,7 +32,6 @@ from flannelpy.tasks import run_together
 _ASKED_AGAIN = 200
 # Between two checks of ``watch``, for programs that change routes all the time.
 _PAUSE_SECONDS = 0.5
-_ALL_ROUTES = IPv4Network("0.0.0.0/0")
 
 
 class OnLink:
@@ -58,7 +57,7 @@ class OnLink:
         What fails is not reported here: every check asks, too.
         """
         changed = asyncio.Event()
-        await run_together(_listen(changed), self._ask_whenever(changed, on_change))
+        await run_together(set_on_change(changed, ALL_ROUTES), self._ask_whenever(changed, on_change))
 
     async def _ask_whenever(self, changed: asyncio.Event, on_change: Callable[[], None]) -> Never:
         async with Netlink() as netlink:
@@ -133,13 +132,3 @@ class OnLink:
             return self._ways.get(peer, "")
         gateway = "a gateway with an IPv6 address" if answer.has_ipv6_gateway else answer.gateway
         return f"the kernel sends to it {f'via {gateway} ' if gateway else ''}by {name_of(answer.link_index)}"
-
-
-async def _listen(changed: asyncio.Event) -> Never:
-    """Set the event whenever the kernel reports a change."""
-    while True:
-        changed.set()  # for what changed before the socket listened
-        with suppress(OSError):  # more changes than the kernel keeps for us
-            async for _ in notifications(_ALL_ROUTES):
-                changed.set()
-        await asyncio.sleep(_PAUSE_SECONDS)

@@ -16,8 +16,9 @@ from typing import Never
 
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.linux.netlink.monitor import notifications
+from flannelpy.linux.netlink.monitor import set_on_change
 from flannelpy.logs import LogLimit
+from flannelpy.tasks import run_together
 
 log = logging.getLogger(__name__)
 
@@ -60,24 +61,22 @@ class RepairLoop:
         return self._looked_at is None or _now() - self._looked_at < _STUCK_SECONDS
 
     async def run(self) -> Never:
-        """Look whenever something changed."""
-        bell = asyncio.Event()
-        listener = asyncio.create_task(_listen(bell, self._network))
-        try:
-            async with Netlink() as netlink:
+        """Check whenever something changed, and every ten seconds."""
+        changed = asyncio.Event()
+        await run_together(set_on_change(changed, self._network), self._check_whenever(changed))
+        raise AssertionError("both run until one of them fails")
+
+    async def _check_whenever(self, changed: asyncio.Event) -> Never:
+        async with Netlink() as netlink:
+            self._looked_at = _now()
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._pause()):
+                        await changed.wait()
+                changed.clear()
+                await self._look(netlink)
                 self._looked_at = _now()
-                while True:
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(self._pause()):
-                            await bell.wait()
-                    bell.clear()
-                    if listener.done():
-                        listener.result()
-                    await self._look(netlink)
-                    self._looked_at = _now()
-                    await asyncio.sleep(_PAUSE_SECONDS)
-        finally:
-            listener.cancel()
+                await asyncio.sleep(_PAUSE_SECONDS)
 
     def _pause(self) -> float:
         """How long the next check may wait for a change."""
@@ -100,17 +99,3 @@ class RepairLoop:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-async def _listen(bell: asyncio.Event, network: IPv4Network) -> Never:
-    """Ring whenever the kernel says that something changed, and at the end, which is a fault."""
-    try:
-        while True:
-            bell.set()  # for what changed before the socket listened
-            try:
-                async for _ in notifications(network):
-                    bell.set()
-            except OSError:  # more changes than the kernel keeps for us
-                await asyncio.sleep(_PAUSE_SECONDS)
-    finally:
-        bell.set()

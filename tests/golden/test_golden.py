@@ -37,6 +37,7 @@ from flannelpy.datapath.routes import NextHop, Routes
 from flannelpy.host import external_endpoint
 from flannelpy.leasing import subnet_file
 from flannelpy.linux import systemd
+from flannelpy.linux.netlink import monitor
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import Tun
 from flannelpy.linux.udp_socket import UdpSocket
@@ -351,7 +352,7 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
     monkeypatch.setattr(network, "Netlink", Machine)
     monkeypatch.setattr(udp_backend, "Netlink", Machine)
     monkeypatch.setattr(repair_loop, "Netlink", Machine)
-    monkeypatch.setattr(repair_loop, "notifications", no_changes)
+    monkeypatch.setattr(monitor, "notifications", no_changes)
     monkeypatch.setattr(device, "Tun", Device)
     monkeypatch.setattr(udp_backend, "UdpSocket", bind)
     FakeTables().install(monkeypatch)

@@ -12,6 +12,7 @@ from support.fakes_netlink import ETH1, EXTERNAL, FakeNetlink, no_changes
 
 from flannelpy.backend import kernel_entries, on_link
 from flannelpy.backend.host_gw import HostGwBackend
+from flannelpy.linux.netlink import monitor
 from flannelpy.rtnetlink import entries, routes
 from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.links import Address
@@ -45,7 +46,7 @@ def play(scenario: Callable[[HostGwBackend, FakeNetlink], Awaitable[None]], monk
     netlink = FakeNetlink()
     for module in (kernel_entries, on_link):
         monkeypatch.setattr(module, "Netlink", lambda: netlink)
-    monkeypatch.setattr(on_link, "notifications", no_changes)
+    monkeypatch.setattr(monitor, "notifications", no_changes)
 
     async def whole() -> None:
         backend = HostGwBackend(CONFIG, EXTERNAL, None)

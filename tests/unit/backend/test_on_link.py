@@ -13,6 +13,7 @@ from support.fakes_netlink import ETH1, NO_ROUTE, FakeNetlink
 from flannelpy.backend import on_link
 from flannelpy.backend.on_link import OnLink
 from flannelpy.errors import HostError
+from flannelpy.linux.netlink import monitor
 from flannelpy.rtnetlink.links import Link
 from flannelpy.rtnetlink.routes import RouteAnswer
 
@@ -140,7 +141,7 @@ def test_it_asks_when_the_kernel_reports_a_change(monkeypatch: pytest.MonkeyPatc
                 yield
 
         monkeypatch.setattr(on_link, "Netlink", lambda: netlink)
-        monkeypatch.setattr(on_link, "notifications", notifications)
+        monkeypatch.setattr(monitor, "notifications", notifications)
         monkeypatch.setattr(on_link, "_PAUSE_SECONDS", 0)
         async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
             watch = tasks.create_task(links.watch(noticed.set))

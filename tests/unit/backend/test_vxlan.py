@@ -19,6 +19,7 @@ from flannelpy.datapath import vtep, vxlan_settings
 from flannelpy.datapath.traffic import Datagrams
 from flannelpy.datapath.vxlan_settings import Settings
 from flannelpy.errors import ConfigError, HostError
+from flannelpy.linux.netlink import monitor
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.rtnetlink.entries import Entry, FdbEntry, GatewayRoute, Neighbour
 from flannelpy.rtnetlink.links import Address
@@ -180,7 +181,7 @@ def play(
     netlink = FakeNetlink()
     for module in (kernel_entries, on_link, vxlan_backend):
         monkeypatch.setattr(module, "Netlink", lambda: netlink)
-    monkeypatch.setattr(on_link, "notifications", no_changes)
+    monkeypatch.setattr(monitor, "notifications", no_changes)
 
     async def nothing(self: Device, _: Netlink) -> list[str]:
         return []
