@@ -7,7 +7,7 @@ names the external interface.
 
 flannelpy's own routes never prove that a peer is on the link, if its public IP lies inside the overlay's network: they
 have a gateway, or they lead out of an overlay device.
-Counterpart: none; the original has the kernel refuse a route to a gateway that it does not know.
+Counterpart: none; in the original, the kernel rejects a route to a gateway that it does not know.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class OnLink:
         self._busy = asyncio.Lock()
 
     def obstacle(self, peer: IPv4Address) -> str:
-        """How the kernel sends to a peer that is off the link, in words; empty for a peer on it."""
+        """Return how the kernel sends to a peer that is off the link, in words; empty for a peer on it."""
         return self._ways[peer]
 
     async def watch(self, on_change: Callable[[], None]) -> None:
-        """Ask again whenever links, addresses, routes or rules change; call ``on_change`` if an answer is another one.
+        """Ask again whenever links, addresses, routes or rules change; call ``on_change`` if an answer changes.
 
-        What fails is not reported here: every check asks, too.
+        Errors are not reported here, because the checks of the repair loop ask the same and report them.
         """
         changed = asyncio.Event()
         await run_together(set_on_change(changed, ALL_ROUTES), self._ask_whenever(changed, on_change))
@@ -98,7 +98,7 @@ class OnLink:
             await self._ask(netlink, list(self._unasked))
 
     async def _follow(self, peers: Iterable[IPv4Address]) -> None:
-        """Forget all other peers, and ask about new ones."""
+        """Forget all other peers, and note the new ones as not asked about."""
         wanted = set[IPv4Address]()
         unasked: dict[IPv4Address, None] = {}
         async for chunk in in_chunks(peers):
@@ -110,7 +110,7 @@ class OnLink:
         self._unasked = unasked
 
     async def _ask(self, netlink: Netlink, peers: Sequence[IPv4Address]) -> bool:
-        """Whether an answer differs from what was known."""
+        """Ask the kernel about these peers; return whether an answer has changed."""
         before = self.version
         async for chunk in in_chunks(peers):
             answers = await netlink.lookups([RouteQuery(peer) for peer in chunk])
@@ -127,8 +127,8 @@ class OnLink:
         if answer.errno:
             return f"the kernel has no route to it: {os.strerror(answer.errno)}"
         if answer.kind != UNICAST:
-            # It became an address of this host or a broadcast address.  LeaseFilter notices that, too, and withdraws
-            # the lease.
+            # It became an address of this host or a broadcast address.  LeaseFilter detects that as well
+            # and withdraws the lease.
             return self._ways.get(peer, "")
         gateway = "a gateway with an IPv6 address" if answer.has_ipv6_gateway else answer.gateway
         return f"the kernel sends to it {f'via {gateway} ' if gateway else ''}by {name_of(answer.link_index)}"

@@ -1,4 +1,4 @@
-"""Policy rules: which routing tables the kernel looks at, and for which packets.  Pure.
+"""Policy rules: which routing tables the kernel uses for which packets.  Pure.
 
 Source: ip-rule(8), include/uapi/linux/fib_rules.h of the kernel.
 """
@@ -38,7 +38,7 @@ ALL_RULES = Message(RTM_GETRULE, _HEADER.pack(_AF_INET, 0, 0, 0, 0, 0, 0))
 
 
 class PolicyRule(NamedTuple):
-    """A rule; empty ``input_name``: for packets of any interface and of the host itself."""
+    """A policy rule.  ``input_name`` is empty for packets of any interface and of the host itself."""
 
     priority: int
     source: IPv4Network
@@ -48,7 +48,7 @@ class PolicyRule(NamedTuple):
     table: int
 
     def matches(self, destination: IPv4Address, source: IPv4Address | None, input_name: str) -> bool:
-        """Whether it is for such a packet, as far as addresses and interface decide; the host's own has no source."""
+        """Return whether addresses and interface of a packet match; a packet of the host itself has no source."""
         return (
             destination in self.destination
             and (self.source == _ANY or (source is not None and source in self.source))
@@ -83,7 +83,7 @@ def _shown(network: IPv4Network) -> str:
 
 
 def parse(message: Message) -> PolicyRule:
-    """A rule of a listing."""
+    """Return the rule that a message of a listing describes."""
     _, destination_len, source_len, _, table, action, _ = _HEADER.unpack_from(message.body)
     has = attributes(message.body, _HEADER.size)
     return PolicyRule(
@@ -117,7 +117,7 @@ def _protocol(message: Message) -> int:
 
 
 def _prohibit_rule(message: Message) -> ProhibitRule | None:
-    """The rule between networks that a message describes, if it is one."""
+    """Return the rule between networks that a message describes, if it is one."""
     _, destination_len, source_len, type_of_service, _, action, flags = _HEADER.unpack_from(message.body)
     has = attributes(message.body, _HEADER.size)
     if not {_FRA_SRC, _FRA_DST} <= has.keys() <= _OF_PROHIBIT_RULE or flags or type_of_service:

@@ -115,7 +115,7 @@ class VxlanBackend(KernelRoutedBackend[_Vtep]):
             removed = await self._device.set_up(netlink)
             self._flaws += [flaw for flaw in removed if flaw not in self._flaws]  # addresses added meanwhile
         flaws, self._flaws = self._flaws, []
-        return [f"{self._device.name} {flaw}: put right" for flaw in flaws]
+        return [f"{self._device.name} {flaw}; restored" for flaw in flaws]
 
     def _background(self) -> Sequence[Coroutine[object, object, object]]:
         return [*super()._background(), self._port_probe.run()]

@@ -25,29 +25,29 @@ class Netlink(Devices):
     """The kernel of this network namespace, inside ``async with``."""
 
     async def remove_routes(self, unwanted: Sequence[KernelRoute]) -> None:
-        """Remove exactly these routes; one that has gone already is gone.  Raises HostError."""
+        """Remove exactly these routes, as far as they still exist.  Raises HostError."""
         await self.remove(list(map(entries.identity_of, unwanted)))
 
     async def add(self, wanted: Sequence[Entry]) -> list[int]:
-        """Add these entries; the errno of each, 0 where it was done: EEXIST where another route is.
+        """Add these entries; return the errno of each, 0 for success, EEXIST if another route is in the way.
 
         Raises HostError.
         """
         return await self._change(map(entries.add_request, wanted))
 
     async def append(self, wanted: Sequence[GatewayRoute]) -> list[int]:
-        """Add these routes behind those of their destinations; the errno of each.  Raises HostError."""
+        """Append these routes to those of their destinations; return the errno of each.  Raises HostError."""
         return await self._change(map(entries.append_request, wanted))
 
     async def remove(self, unwanted: Sequence[Identity]) -> None:
-        """Remove these entries; one that has gone already is gone.  Raises HostError."""
+        """Remove these entries, as far as they still exist.  Raises HostError."""
         errors = await self._change(map(entries.delete_request, unwanted))
         for one, error in zip(unwanted, errors, strict=True):
             if error and error not in GONE:
                 raise HostError(f"cannot remove the {entries.describe(one)}: {os.strerror(error)}")
 
     async def _change(self, requests: Iterable[Message]) -> list[int]:
-        """The errno of each.  Raises HostError when the kernel cannot be asked."""
+        """Send requests; return the errno of each.  Raises HostError if the socket fails."""
         try:
             return await self._socket.change(requests)
         except OSError as error:

@@ -36,56 +36,56 @@ class Listings(Connection):
     """Reads the kernel's state, and changes nothing."""
 
     async def links(self) -> list[Link]:
-        """All interfaces.  Raises HostError."""
+        """Return all interfaces.  Raises HostError."""
         return await self._list(links.ALL_LINKS, links.link)
 
     async def link(self, name: str) -> Link | None:
-        """The interface of that name, if there is one.  Raises HostError."""
+        """Return the interface of that name, if there is one.  Raises HostError."""
         [message] = await self._ask([links.link_named(name)])
         error = error_of(message)
         if error == errno.ENODEV:
             return None
         if error:
-            raise HostError(f"cannot look at {name}: {os.strerror(error)}")
+            raise HostError(f"cannot read the state of {name}: {os.strerror(error)}")
         return links.link(message)
 
     async def addresses(self) -> list[Address]:
-        """All IPv4 addresses, each interface's in the kernel's order.  Raises HostError."""
+        """Return all IPv4 addresses, those of an interface in the kernel's order.  Raises HostError."""
         return await self._list(links.ALL_ADDRESSES, links.address)
 
     async def routes(self) -> list[Route]:
-        """The main table's routes, one for each way out of a multipath route.  Raises HostError."""
+        """Return the main table's routes, one for each way out of a multipath route.  Raises HostError."""
         return entries.routes(await self._list(entries.ALL_ROUTES, lambda message: message))
 
     async def default_routes(self) -> list[Route]:
-        """Those of ``routes`` to everything, the lowest metric first.  Raises HostError."""
+        """Return the default routes of the main table, the lowest metric first.  Raises HostError."""
         found = await self._list(entries.ALL_ROUTES, lambda message: message if entries.is_default(message) else None)
         routes = entries.routes([message for message in found if message])
         return sorted(routes, key=lambda route: route.metric)
 
     async def lookups(self, queries: Sequence[RouteQuery], *, matched: bool = False) -> list[RouteAnswer]:
-        """Which route the kernel would use for each packet.  Raises HostError.
+        """Return which route the kernel would use for each packet.  Raises HostError.
 
-        With ``matched`` the route is told as it stands in its table, with protocol and prefix, but of several next hops
-        none is.  A few microseconds each.
+        With ``matched``, an answer is the route as it is in its table, with protocol and prefix, but without the next
+        hop if there are several.  An answer takes a few microseconds.
         """
         messages = await self._ask([query.request(matched=matched) for query in queries])
         return [routes.answer(message, matched=matched) for message in messages]
 
     async def routes_of(self, wanted: RouteFilter) -> AsyncIterator[list[KernelRoute]]:
-        """The routes that the filter lets through, chunk by chunk; to be read to its end.  Raises HostError.
+        """Yield the routes that the filter selects, chunk by chunk; the caller must read to the end.  Raises HostError.
 
-        While routes change, one may be missing or come twice.
+        If routes change meanwhile, one may be missing or repeated.
         """
         async for chunk in self._listing(wanted.request()):
             yield wanted.select(chunk)
 
     async def marked_routes(self) -> list[KernelRoute]:
-        """The main table's routes with our mark, to whatever destination.  Raises HostError."""
+        """Return the main table's routes with our mark, to any destination.  Raises HostError."""
         return [route async for chunk in self.routes_of(RouteFilter(ROUTE_PROTOCOL)) for route in chunk]
 
     async def routes_to(self, destinations: Container[IPv4Network]) -> dict[IPv4Network, list[KernelRoute]]:
-        """The main table's routes to exactly these destinations, in the kernel's order.  Raises HostError."""
+        """Return the main table's routes to exactly these destinations, in the kernel's order.  Raises HostError."""
         found: dict[IPv4Network, list[KernelRoute]] = {}
         async for chunk in self.routes_of(RouteFilter()):
             for route in chunk:
@@ -94,7 +94,7 @@ class Listings(Connection):
         return found
 
     async def owned(self, network: IPv4Network, link_index: int) -> AsyncIterator[list[Identity]]:
-        """What is ours of what leads into ``network``, chunk by chunk.
+        """Yield the entries into ``network`` that flannelpy owns, chunk by chunk.
 
         The device with ``link_index`` is our own, if it is not 0.  Raises HostError.
         """
@@ -111,19 +111,19 @@ class Listings(Connection):
                 yield [entries.identity(one) for one in entries.fdb_entries(messages, link_index)]
 
     async def rules(self) -> list[PolicyRule]:
-        """The policy rules in the order in which the kernel looks at them.  Raises HostError."""
+        """Return the policy rules in the order in which the kernel evaluates them.  Raises HostError."""
         found = [rules.parse(one) async for chunk in self._listing(rules.ALL_RULES) for one in chunk]
         return sorted(found, key=lambda rule: rule.priority)
 
     def name_of(self, link_index: int) -> str:
-        """The name of the interface with that index; one that is gone has none."""
+        """Return the name of the interface with that index; ``if`` and the index if there is none."""
         try:
             return if_indextoname(link_index)
         except OSError:
             return f"if{link_index}"
 
     def is_forwarding(self, link_index: int) -> bool:
-        """Whether the kernel forwards packets that come in by that interface."""
+        """Return whether the kernel forwards packets that arrive by that interface."""
         try:
             text = Path(f"/proc/sys/net/ipv4/conf/{self.name_of(link_index)}/forwarding").read_text()
         except OSError:
@@ -131,8 +131,8 @@ class Listings(Connection):
         return text.strip() == "1"
 
     async def has_connected_route(self, network: IPv4Network, link_index: int) -> bool:
-        """Whether the interface has the route to the network that it is on.  Raises HostError."""
-        # The kernel adds it with the address.  One that we added stands among all that carry our mark.
+        """Return whether the interface has the route to the network that it is on.  Raises HostError."""
+        # The kernel adds it with the address.  If flannelpy had to add it, it has our mark.
         for protocol in (routes.PROTOCOL_KERNEL, ROUTE_PROTOCOL):
             is_found = False
             async for chunk in self.routes_of(RouteFilter(protocol, link_index)):
@@ -154,26 +154,26 @@ class Listings(Connection):
         return rules.unmarked_prohibit_rules(await self._list(rules.ALL_RULES, lambda message: message))
 
     async def _ask(self, requests: Sequence[Message]) -> list[Message]:
-        """The answer to each.  Raises HostError when the kernel cannot be asked."""
+        """Return the answer to each.  Raises HostError when the kernel cannot be asked."""
         try:
             return await self._socket.ask(requests)
         except OSError as error:
             raise HostError(f"cannot ask the kernel about this machine's network: {error.strerror}") from error
 
     async def _listing(self, request: Message) -> AsyncIterator[list[Message]]:
-        """Chunk by chunk; while things change, one may be missing or come twice.  Raises HostError."""
+        """Yield a listing chunk by chunk; if the state changes, an entry may be missing or twice.  Raises HostError."""
         with suppress(InterruptedListing):
             try:
                 async for chunk in self._socket.listing(request):
                     yield chunk
             except OSError as error:
-                if error.errno not in GONE:  # of a table or an interface that is not there
+                if error.errno not in GONE:  # of a table or an interface that does not exist
                     raise HostError(f"cannot list the state of this machine's network: {error.strerror}") from error
 
     async def _list(self, request: Message, parse: Callable[[Message], T]) -> list[T]:
-        """All of an answer, asked for again when things changed under it.  Raises HostError.
+        """Return a whole listing, requested again if the state changed meanwhile.  Raises HostError.
 
-        Where they change all the time, the last answer counts: one may be missing in it.
+        If the state changes all the time, the last listing counts, in which an entry may be missing.
         """
         found: list[T] = []
         for number in range(_LISTINGS):

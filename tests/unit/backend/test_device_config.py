@@ -182,7 +182,7 @@ def test_a_tun_device_that_is_gone_is_made_anew_with_its_offloads(monkeypatch: p
         assert await device.flaws(machine) == (None, ["was removed"])
         with pytest.raises(HostError, match=r"^flannel0 is gone$"):
             await device.set_up(machine)
-        await device.make_anew(machine)
+        await device.recreate(machine)
         assert (device.tun.name, FakeTun.opened[0].is_open) == ("flannel1", False)
         assert FakeTun.opened[1].asked == [(True, False)]  # what the kernel gave, not what was asked for
         assert (await device.flaws(machine))[1] == []
@@ -209,7 +209,7 @@ def test_routes_of_others_that_go_with_a_tun_device_are_named(
         device = tun(machine, monkeypatch)
         await device.set_up(machine)
         machine.hold(GatewayRoute(IPv4Network("10.7.0.0/16"), IPv4Address("11.0.3.1"), INDEX, protocol=4))
-        await device.make_anew(machine)
+        await device.recreate(machine)
 
     play(scenario)
     assert caplog.messages == [
@@ -261,7 +261,7 @@ def test_a_vxlan_device_with_other_settings_is_made_anew(other: Vxlan, caplog: p
     assert caplog.messages == [
         "The removal of device flannel.1 removes routes of other programs: 10.7.0.0/16 via 11.0.3.1 dev flannel.1"
         " proto static",
-        "Device flannel.1 had other settings: made anew",
+        "Removed device flannel.1: it had other settings; adding it again",
     ]
 
 

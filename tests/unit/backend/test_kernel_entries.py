@@ -381,7 +381,7 @@ def test_a_unit_that_cannot_be_put_leaves_nothing_behind_and_is_tried_again(
                 await asyncio.sleep(0)
         await asyncio.sleep(0.05)  # it has been tried many times since
         assert caplog.messages == [
-            f"Failed to lead packets to other hosts: the kernel refuses the {gateway}: Network is down"
+            f"Failed to update the routes to peers: the kernel rejected the {gateway}: Network is down"
         ]
         world.netlink.refused = {}
         await world.settled()
@@ -409,7 +409,7 @@ def test_a_lease_of_which_the_kernel_wants_to_know_nothing_is_said_once_and_trou
 
     play(scenario, monkeypatch)
     gateway = unit(2)[-1]
-    line = f"Ignoring invalid lease 11.0.2.0/24: the kernel refuses the {gateway}: Invalid argument"
+    line = f"Ignoring invalid lease 11.0.2.0/24: the kernel rejected the {gateway}: Invalid argument"
     assert caplog.messages == [line, line]  # two units that differ by a MAC
 
 
@@ -453,7 +453,7 @@ def test_a_route_to_a_gateway_that_is_not_on_the_link_is_refused_alone_and_tried
         await world.netlink.settled(*unit(1), *unit(2))
 
     play(scenario, monkeypatch)
-    reason = f"the kernel refuses the {gateway}: Network is unreachable"
+    reason = f"the kernel rejected the {gateway}: Network is unreachable"
     assert caplog.messages == [f"Subnet 11.0.2.0/24 is unreachable: {reason}"]
 
 
@@ -471,7 +471,7 @@ def test_if_no_gateway_is_on_the_link_the_host_lacks_something(
 
     play(scenario, monkeypatch)
     [line] = caplog.messages
-    assert line.startswith("Failed to lead packets to other hosts: the kernel refuses the route to 11.0.")
+    assert line.startswith("Failed to update the routes to peers: the kernel rejected the route to 11.0.")
 
 
 def test_of_many_refused_leases_some_are_logged(
@@ -484,7 +484,7 @@ def test_of_many_refused_leases_some_are_logged(
 
     play(scenario, monkeypatch)
     assert len(caplog.messages) == 11
-    assert caplog.messages[-1] == "The kernel refuses routes to 20 more subnets"
+    assert caplog.messages[-1] == "The kernel rejected routes to 20 more subnets"
 
 
 def test_a_route_of_ours_beside_ours_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,7 +507,7 @@ def test_while_it_cannot_be_put_right_that_is_trouble(monkeypatch: pytest.Monkey
         forward, *_ = unit(1)
         world.netlink.lose(forward)
         world.netlink.refused = {forward: errno.ENETDOWN}
-        with pytest.raises(HostError, match="the kernel refuses the forwarding of"):
+        with pytest.raises(HostError, match="the kernel rejected the forwarding of"):
             await world.repair()
 
     play(scenario, monkeypatch)

@@ -99,13 +99,13 @@ def test_a_change_is_looked_at_within_moments_and_each_repair_is_said_and_counte
 ) -> None:
     async def scenario(world: World) -> None:
         await asyncio.sleep(59.9)
-        world.wrong = ["flannel0 was set down: put right", "flannel0 lost its address: put right"]
+        world.wrong = ["flannel0 was set down; restored", "flannel0 lost its address; restored"]
         await asyncio.sleep(1)
         assert (world.told, world.guard.trouble, world.guard.repairs) == (1, "", 2)
         assert any(60 <= at <= 61 for at in world.looked_at)
 
     play(scenario)
-    assert caplog.messages == ["flannel0 was set down: put right", "flannel0 lost its address: put right"]
+    assert caplog.messages == ["flannel0 was set down; restored", "flannel0 lost its address; restored"]
 
 
 def test_a_check_that_is_due_at_a_time_comes_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,12 +138,12 @@ def test_what_cannot_be_put_right_is_said_once_and_tried_again(caplog: pytest.Lo
         await asyncio.sleep(100)
         assert (world.told, world.guard.trouble, world.guard.repairs) == (1, "cannot make a TUN device", 0)
         assert len(world.looked_at) >= 50
-        world.helpless, world.wrong = "", ["flannel0 was removed: put right"]
+        world.helpless, world.wrong = "", ["flannel0 was removed; restored"]
         await asyncio.sleep(2)
         assert (world.told, world.guard.trouble, world.guard.repairs) == (2, "", 1)
 
     play(scenario)
-    assert caplog.messages == ["cannot make a TUN device", "flannel0 was removed: put right"]
+    assert caplog.messages == ["cannot make a TUN device", "flannel0 was removed; restored"]
 
 
 def test_more_changes_than_the_kernel_keeps_for_us_are_a_change(monkeypatch: pytest.MonkeyPatch) -> None:

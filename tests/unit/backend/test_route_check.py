@@ -133,10 +133,10 @@ def test_at_most_200_questions_in_a_check_and_every_peer_in_turn(peers: int, has
     [
         (elsewhere(), "route 11.0.0.0/17 via 172.17.8.1 dev eth1 proto static"),
         (elsewhere("11.0.1.0/25"), "route 11.0.1.0/25 via 172.17.8.1 dev eth1 proto static"),
-        (RouteAnswer(errno=BLACKHOLE), "the kernel refuses them (Invalid argument)"),
-        (RouteAnswer(errno=PROHIBIT), "the kernel refuses them (Permission denied)"),
-        (RouteAnswer(errno=UNREACHABLE), "the kernel refuses them (No route to host)"),
-        (RouteAnswer(errno=NO_ROUTE), "the kernel refuses them (Network is unreachable)"),
+        (RouteAnswer(errno=BLACKHOLE), "the kernel rejects them (Invalid argument)"),
+        (RouteAnswer(errno=PROHIBIT), "the kernel rejects them (Permission denied)"),
+        (RouteAnswer(errno=UNREACHABLE), "the kernel rejects them (No route to host)"),
+        (RouteAnswer(errno=NO_ROUTE), "the kernel rejects them (Network is unreachable)"),
     ],
 )
 @pytest.mark.parametrize("is_forwarded", [False, True])
@@ -267,7 +267,7 @@ RULES: Sequence[PolicyRule] = [
         (1, False, RouteAnswer(errno=PROHIBIT), "rule 60: from all to 11.0.1.0/24 prohibit takes the host's"),
         (2, True, RouteAnswer(errno=NO_ROUTE), "rule 61: from 11.0.48.0/24 unreachable takes containers'"),
         (2, True, RouteAnswer(errno=BLACKHOLE), "rule 62: from all iif if9 blackhole takes containers'"),
-        (2, False, RouteAnswer(errno=BLACKHOLE), "the kernel refuses them (Invalid argument) takes the host's"),
+        (2, False, RouteAnswer(errno=BLACKHOLE), "the kernel rejects them (Invalid argument) takes the host's"),
         (3, False, elsewhere()._replace(table=100), "proto static, by rule 70: from all to 11.0.3.0/24 lookup 100"),
         (2, False, elsewhere()._replace(table=100), "proto static takes the host's"),
     ],

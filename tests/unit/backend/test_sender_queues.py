@@ -36,7 +36,7 @@ class RecordingSocket(UdpSocket):
         self.told.append(dict(senders))
         self.changed.set()
 
-    def refuse_others(self) -> None:
+    def sample_unknown_senders(self) -> None:
         self.refuses_others = True
 
     async def next(self) -> dict[str, int]:

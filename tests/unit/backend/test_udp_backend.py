@@ -171,7 +171,7 @@ class FakeDevice:
     async def flaws(self, netlink: Netlink) -> tuple[Link | None, list[str]]:
         return (Link(7, self.tun.name, 1472, "tun") if self.is_there else None), list(self.found)
 
-    async def make_anew(self, netlink: Netlink) -> None:
+    async def recreate(self, netlink: Netlink) -> None:
         self.tun.close()
         self.tun = FakeTun("flannel1")
         self.is_there, self.found = True, []
@@ -312,8 +312,8 @@ def test_offloads_that_the_kernel_lacks_are_said_and_not_used(
 
         monkeypatch.setattr(FakeDevice, "set_up", prepared)
         await life.backend.start(OWN)
-        hints = [message for message in caplog.messages if message.startswith("This kernel cannot do ")]
-        assert hints == ([f"This kernel cannot do {missing}: slower, nothing else"] if missing else [])
+        hints = [message for message in caplog.messages if message.startswith("Kernel lacks offload ")]
+        assert hints == ([f"Kernel lacks offload {missing}; throughput is reduced"] if missing else [])
         used = sorted(asked - set(missing.split(", ")))
         assert caplog.messages[-1].endswith(f", offloads: {', '.join(used) or 'none'}")
         assert merges == [("merge-tcp" in used, "merge-udp" in used)]
@@ -330,17 +330,17 @@ def test_a_changed_device_is_set_up_and_a_lost_one_made_anew(monkeypatch: pytest
         asked = len(life.netlink.queries)
         life.device.found, life.device.comes_meanwhile = ["was set down"], ["was set down", "got the address 11.0.7.7"]
         assert await life.repair() == [
-            "flannel0 was set down: put right",
-            "flannel0 got the address 11.0.7.7: put right",
+            "flannel0 was set down; restored",
+            "flannel0 got the address 11.0.7.7; restored",
         ]
         assert len(life.netlink.queries) == asked  # the next check asks
         assert life.device.set_ups == 2
         life.device.is_there, life.device.found = False, ["was removed"]
-        assert await life.repair() == ["flannel0 was removed: put right"]
+        assert await life.repair() == ["flannel0 was removed; restored"]
         assert life.backend.device == "flannel1"
         assert not life.backend._proxy.stalled
         life.backend._proxy.close()  # as when the device can be read no longer
-        assert await life.repair() == ["flannel1 could be used no longer: put right"]
+        assert await life.repair() == ["flannel1 could no longer be used; restored"]
         assert await life.repair() == []
         assert life.device.set_ups == 2
 

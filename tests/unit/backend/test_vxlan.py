@@ -309,7 +309,7 @@ def test_a_repair_that_failed_is_not_forgotten_by_the_next_look(monkeypatch: pyt
         for _ in range(2):
             with pytest.raises(HostError, match="rival"):
                 await backend.repair(netlink)
-        assert await backend.repair(netlink) == ["flannel.1 was removed: put right"]
+        assert await backend.repair(netlink) == ["flannel.1 was removed; restored"]
         assert await backend.repair(netlink) == []
 
     play(scenario, monkeypatch)

@@ -12,8 +12,8 @@ from flannelpy.datapath.queue_selection import (
     MAX_ASSIGNED,
     MAX_SENDERS,
     ONE_IN,
-    OTHERS,
     SAMPLE,
+    UNKNOWN_SENDERS,
     Instruction,
     encode,
     program,
@@ -89,7 +89,7 @@ def test_known_senders_have_their_queues_and_their_neighbours_do_not(count: int,
         assert run(code, address)[0] == expected
     edges = {(address + step) & WHOLE for address in known for step in (-1, 1)} | {0, 1, 1 << 31, WHOLE}
     for address in edges - set(known):
-        assert run(code, address)[0] == OTHERS
+        assert run(code, address)[0] == UNKNOWN_SENDERS
 
 
 def test_senders_beside_each_other_are_told_apart() -> None:
@@ -97,7 +97,7 @@ def test_senders_beside_each_other_are_told_apart() -> None:
     code = program(senders, PORT, QUEUES)
     first = int(IPv4Address("172.17.8.0"))
     found = [run(code, first + number)[0] for number in range(200)]
-    assert found == [queue for number in range(100) for queue in (OTHERS, 1 + number % 31)]
+    assert found == [queue for number in range(100) for queue in (UNKNOWN_SENDERS, 1 + number % 31)]
 
 
 @pytest.mark.parametrize("header_length", [20, 24, 60])
@@ -107,10 +107,10 @@ def test_from_another_port_they_are_others(count: int, header_length: int) -> No
     checked, unchecked = program(senders, PORT, QUEUES), program(senders, None, QUEUES)
     for port in (0, 1, PORT - 1, PORT + 1, PORT ^ 0x8000, 0xFFFF):
         for sender in list(senders)[:20]:
-            assert run(checked, int(IPv4Address(sender)), 1, port, header_length)[0] == OTHERS
-            assert run(unchecked, int(IPv4Address(sender)), 1, port, header_length)[0] != OTHERS
+            assert run(checked, int(IPv4Address(sender)), 1, port, header_length)[0] == UNKNOWN_SENDERS
+            assert run(unchecked, int(IPv4Address(sender)), 1, port, header_length)[0] != UNKNOWN_SENDERS
     for sender in list(senders)[:20]:
-        assert run(checked, int(IPv4Address(sender)), 1, PORT, header_length)[0] != OTHERS
+        assert run(checked, int(IPv4Address(sender)), 1, PORT, header_length)[0] != UNKNOWN_SENDERS
 
 
 @pytest.mark.parametrize("count", [MAX_SENDERS + 1, 70000])
