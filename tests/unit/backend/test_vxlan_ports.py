@@ -141,7 +141,7 @@ def test_with_swapped_bytes_every_host_that_has_the_plain_port_is_logged(
 
 
 @pytest.mark.parametrize("backend", [{}, {"Port": 0}, {"Port": 257}, {"Port": None}])
-def test_where_all_mean_the_same_port_no_host_is_asked(
+def test_if_both_byte_orders_mean_one_port_no_host_is_probed(
     backend: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(world: World) -> None:
@@ -152,7 +152,7 @@ def test_where_all_mean_the_same_port_no_host_is_asked(
     play(World(**backend), scenario, monkeypatch)
 
 
-def test_flannelpy_and_hosts_that_left_are_not_asked(
+def test_flannelpy_peers_and_removed_hosts_are_not_probed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(world: World) -> None:
@@ -202,7 +202,7 @@ def state(port: int, target: str = "127.0.0.1") -> PortState:
     return asyncio.run(probe(IPv4Address("127.0.0.1"), IPv4Address(target), port))
 
 
-def test_a_closed_port_is_told_from_an_open_one(bound: socket.socket) -> None:
+def test_a_closed_port_is_distinguished_from_an_open_one(bound: socket.socket) -> None:
     port = bound.getsockname()[1]
     assert state(port) is SILENT
     assert bound.recv(10) == b""
@@ -229,7 +229,7 @@ def test_an_answer_means_an_open_port(bound: socket.socket, monkeypatch: pytest.
         assert asyncio.run(answered()) is SILENT
 
 
-def test_what_cannot_be_asked_is_unknown(bound: socket.socket) -> None:
+def test_a_port_that_cannot_be_probed_is_unknown(bound: socket.socket) -> None:
     with bound:
         assert state(bound.getsockname()[1], "255.255.255.255") is UNKNOWN
 
