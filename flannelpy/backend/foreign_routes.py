@@ -16,7 +16,7 @@ from flannelpy.rtnetlink.routes import PROTOCOL_BOOT, KernelRoute, RouteFilter
 
 log = logging.getLogger(__name__)
 
-# More are logged as one.
+# More routes are counted in one more line.
 _LOGGED_SINGLY = 10
 
 

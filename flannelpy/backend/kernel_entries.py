@@ -72,10 +72,10 @@ class EntryReconciler:
         self._rejected: Mapping[IPv4Network, tuple[PeerEntries, RejectedEntry]] = {}
         self._foreign = ForeignRoutes()
         self._present: Collection[Identity] | None = None  # None: unknown
-        self._is_known = False  # which leases there are
+        self._is_known = False  # whether ``changed`` was called, so the leases are known
         self._changed = asyncio.Event()
         self._has_tried = asyncio.Event()
-        self.lock = asyncio.Lock()  # while it is held nothing is added or removed
+        self.lock = asyncio.Lock()  # while a caller holds it, no entry is added or removed
 
     @property
     def unreachable(self) -> Collection[IPv4Network]:

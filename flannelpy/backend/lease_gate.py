@@ -21,9 +21,9 @@ from flannelpy.subnet.lease_table import LeaseEvent
 
 log = logging.getLogger(__name__)
 
-# Leases that are decided, and questions that the kernel is asked, between two turns of the event loop.
+# Leases to decide, and queries to the kernel, between two turns of the event loop.
 _AT_A_TIME = 200
-# Lines about ignored leases that may come at once.
+# Lines about ignored leases without a pause.
 _LINES = 50
 
 

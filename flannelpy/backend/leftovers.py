@@ -21,7 +21,7 @@ from flannelpy.rtnetlink.routes import PROTOCOL_BOOT, KernelRoute, RouteFilter
 
 log = logging.getLogger(__name__)
 
-# More routes are logged by their number.
+# More routes are only counted in the line.
 _LOGGED_SINGLY = 10
 
 

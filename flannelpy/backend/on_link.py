@@ -2,8 +2,8 @@
 
 The prefix of an address does not decide that: a route may lead to peers of a host with a /32 or a point-to-point
 address, and a more specific route or a policy rule may lead to a peer of the interface's own network by a router.  So
-the kernel is asked which route it would use (RTM_GETROUTE).  A peer is on the link if the answer has no gateway and
-names the external interface.
+flannelpy asks the kernel which route it would use (RTM_GETROUTE).  A peer is on the link if the answer has no gateway
+and names the external interface.
 
 flannelpy's own routes never prove that a peer is on the link, if its public IP lies inside the overlay's network: they
 have a gateway, or they lead out of an overlay device.
@@ -35,10 +35,10 @@ _PAUSE_SECONDS = 0.5
 
 
 class OnLink:
-    """The kernel's answers, by the peers' public IPs; ``version`` grows when one of them changes."""
+    """The kernel's answers by public IP of the peer; ``version`` increases when an answer changes."""
 
     def __init__(self, name: str) -> None:
-        """``name`` is that of the external interface."""
+        """Know nothing yet; ``name`` is that of the external interface."""
         self.version = 0
         self._name = name
         self._ways: dict[IPv4Address, str] = {}  # how the kernel sends to a peer off the link, "" on it; oldest first
@@ -74,7 +74,7 @@ class OnLink:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     async def follow(self, peers: Iterable[IPv4Address], version: int) -> None:
-        """Take these for the peers; ``peers`` are looked at only if their version is another one than before."""
+        """Replace the set of peers; ``peers`` is read only if ``version`` differs from that of the last call."""
         async with self._busy:
             if version != self._peers_version:
                 await self._follow(peers)
@@ -83,8 +83,8 @@ class OnLink:
     async def update(self, netlink: Netlink, link: Link) -> None:
         """Ask about new peers, and again about those whose answers are oldest.  Raises HostError.
 
-        As long as answers turn out to have changed, more of them are asked for: a route that appears or goes as a rule
-        concerns many peers.
+        As long as answers have changed, it asks again about more peers: an added or removed route usually concerns
+        many of them.
         """
         if not link.is_up:
             raise HostError(f"{link.name} is down: no routes to other hosts")

@@ -22,7 +22,7 @@ from flannelpy.tasks import run_together
 
 log = logging.getLogger(__name__)
 
-#: Restores what is wrong; one line for each thing restored.  Raises HostError when it cannot.
+#: Restores what other programs changed; returns one line for each repair.  Raises HostError if a repair fails.
 Check = Callable[[Netlink], Awaitable[list[str]]]
 
 _CHECK_SECONDS = 10.0

@@ -1,4 +1,4 @@
-"""Names the route or rule by which the kernel leads a packet elsewhere than flannelpy's routes do."""
+"""Names the route or rule that diverts packets from flannelpy's routes."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Way(NamedTuple):
         return answer.link_index == self.link_index and self.gateway in (None, answer.gateway)
 
 
-#: The way that our routes mean for an address of a subnet.
+#: Returns the way that our routes specify for an address of a subnet.
 WayTo = Callable[[IPv4Network, IPv4Address], Way]
 
 
@@ -81,7 +81,7 @@ class RouteCheck:
     ) -> None:
         """Ask about some of the peers' ``subnets``, in turn; without any, about the network by our own device.
 
-        ``blocked`` subnets have no route of ours.  Raises HostError when no packet to any peer takes our routes.
+        ``blocked`` subnets have no route of ours.  Raises HostError if no packet to any peer takes our routes.
         """
         if not (subnets or blocked):
             if own_link:
@@ -96,7 +96,7 @@ class RouteCheck:
         """Ask about the network outside our own subnet.  Raises HostError if no packet takes our own device's route."""
         await self._ask(netlink, [self._network], lambda *_: Way(own_link), own_link)
         if self.unreachable:
-            self.unreachable.clear()  # it is no peer's subnet
+            self.unreachable.clear()  # the network is not the subnet of a peer
             raise HostError(self._refusal(str(self._network)))
         self._report()
 

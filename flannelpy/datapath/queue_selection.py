@@ -61,7 +61,7 @@ _INSTRUCTION = struct.Struct("=HBBI")
 _LOAD_SOURCE = Instruction(_LOAD, 0, 0, _IP_HEADER + _SOURCE)
 _RETURN_UNKNOWN = Instruction(_RETURN, 0, 0, UNKNOWN_SENDERS)
 
-#: A socket filter for queue 0: one datagram in 64, by chance.
+#: A socket filter for queue 0: passes one datagram in 64, at random.
 SAMPLE = [
     Instruction(_LOAD, 0, 0, _RANDOM),
     Instruction(_JUMP_ANY_BIT, 0, 1, ONE_IN - 1),

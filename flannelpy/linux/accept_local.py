@@ -10,7 +10,7 @@ from pathlib import Path
 from flannelpy.errors import HostError
 
 _CONF = Path("/proc/sys/net/ipv4/conf")
-# What is set here holds for every device.
+# The setting that applies to every device.
 _ALL = "all"
 
 

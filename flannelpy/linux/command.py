@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from flannelpy.errors import HostError
 
-# For one command; iptables lists 30,000 rules in a second.
+# For one command; iptables needs a second for 30,000 rules.
 _DEADLINE = 15.0
 _KILL_SECONDS = 1.0
 # The event loop runs other tasks between two chunks, each of which takes about a millisecond.

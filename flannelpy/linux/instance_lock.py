@@ -1,8 +1,8 @@
 """The instance lock: one daemon for each subnet file, and a record of what the last run used.
 
-The lock is an flock on a file beside the subnet file, so the kernel releases it when its process ends, however it ends.
+The lock is an flock on a file beside the subnet file, so the kernel releases it when its process ends, even by a crash.
 Only root and the owner of the directory can open the file: with a wider mode, any local user could hold the lock.
-Nothing ever removes the file, because a process that waits for a removed file locks nothing.
+flannelpy never removes the file: a process that still has a removed file open would hold a lock that excludes no other.
 
 Source: flock(2), open(2), sock_diag(7).
 """

@@ -1,6 +1,6 @@
 """Whether the kernel forwards packets.
 
-The setting of the device by which a packet comes in decides.  A write to that of the host changes all of them.
+The setting of the device by which a packet arrives decides.  A write to that of the host changes all devices' settings.
 Source: Documentation/networking/ip-sysctl.rst, IN_DEV_FORWARD in include/linux/inetdevice.h of the kernel.
 """
 

@@ -34,7 +34,7 @@ _SEGMENT_SIZE = struct.Struct("=H")  # as we send it
 _GRO_SIZE = struct.Struct("=i")  # as it is received
 _GRO_SPACE = socket.CMSG_SPACE(_GRO_SIZE.size)
 _MEMINFO = struct.Struct("=9I")
-_SOCK_FPROG = struct.Struct("HP")  # how many instructions, and where
+_SOCK_FPROG = struct.Struct("HP")  # number of instructions, and their address
 _SEND_BYTES = 8 << 20
 # What TCP fills without loss.  The kernel doubles the value, because it counts packets with their overhead.
 _RECEIVE_BYTES = 4 << 20
@@ -100,7 +100,7 @@ class UdpQueue:
 class UdpSocket(UdpQueue):
     """A bound, non-blocking socket.  ``gso``, ``gro``: whether several datagrams are sent and received as one.
 
-    ``queues``: this socket, which receives everything until ``assign``, and those that take senders over from it.
+    ``queues``: this socket, which receives everything until ``assign``, and those to which ``assign`` moves senders.
     """
 
     def __init__(self, address: IPv4Address, port: int, *, gso: bool = True, gro: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""The udp backend: lease to TUN to socket to proxy, watch events to routes.
+"""The udp backend: sets up TUN device, socket and proxy for a lease, and turns lease events into next hops.
 
 Counterpart: backend/udp/udp.go.
 """
@@ -24,10 +24,9 @@ from flannelpy.backend.underlay import Routed
 from flannelpy.datapath.engine import Engine
 from flannelpy.datapath.offloads import Offload, choose, probe
 from flannelpy.datapath.routes import NextHop, Routes
-from flannelpy.datapath.settings import inner_mtu
+from flannelpy.datapath.settings import inner_mtu, number
 from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.datapath.traffic import Datagrams, Forwarding
-from flannelpy.errors import ConfigError
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import check_access
 from flannelpy.linux.udp_socket import UdpSocket
@@ -35,15 +34,12 @@ from flannelpy.marks import device_alias
 from flannelpy.options import Options
 from flannelpy.packet import build
 from flannelpy.packet.drops import DropReason
-from flannelpy.subnet import go_json
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 
 log = logging.getLogger(__name__)
 
-# The original's leases name no type, alloc's neither.
-_BACKEND_TYPE = ""
 _DEFAULT_PORT = 8285
 # 20 bytes of outer IPv4 header, 8 of UDP.
 _ENCAP_OVERHEAD = 28
@@ -75,13 +71,13 @@ class UdpBackend:
         self._source_check = source_check
         self._sender_queues: SenderQueues | None = None
         self._network = config.network
-        self._port = _port(go_json.get(config.backend.options, "Port"))
+        self._port = number(config.backend.options, "Port", 1, 65535, default=_DEFAULT_PORT)
         self._mtu = inner_mtu(config.backend.options, _ENCAP_OVERHEAD, external.mtu)
         self._external = external
         self._lease_log = LeaseLog(log)
         self._routes = Routes()
         self._route_check: RouteCheck | None = None
-        self._subnets: dict[IPv4Network, None] = {}  # of the peers, in the order in which they came
+        self._subnets: dict[IPv4Network, None] = {}  # of the peers, in the order of their leases
         self._resources = ExitStack()
         self._alias = alias
         self.device = ""
@@ -249,15 +245,6 @@ class UdpBackend:
         if reason is DropReason.UNKNOWN_SENDER:
             return f" (last from {address})"
         return f" (last from {address}:{port}, not port {self._port}; -source-check=off if a NAT changes ports)"
-
-
-def _port(value: object) -> int:
-    """Return the UDP port of a Backend.Port value.  Raises ConfigError."""
-    if value is None:
-        return _DEFAULT_PORT
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 65536:
-        raise ConfigError(f"Backend.Port {go_json.show(value)} is not a UDP port: 1 to 65535")
-    return value
 
 
 def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> UdpBackend:

@@ -1,4 +1,4 @@
-"""The TUN device, restored when another program changes it.
+"""The TUN device, restored if another program changes it.
 
 Counterpart: the device half of backend/udp/udp.go, which never checks it again.
 """

@@ -31,7 +31,7 @@ class SenderQueues:
         self._udp = udp
         self._routes = routes
         self._port = port
-        self._queues: dict[str, int] = {}  # of each public IP
+        self._queues: dict[str, int] = {}  # by public IP
         self._loop = asyncio.get_running_loop()
         self._due: asyncio.TimerHandle | None = None
         self._assign()

@@ -29,7 +29,7 @@ from flannelpy.rtnetlink.rules import PolicyRule, ProhibitRule
 T = TypeVar("T")
 
 _LISTINGS = 5
-_LISTING_PAUSE = 0.01  # doubled with each
+_LISTING_PAUSE = 0.01  # seconds, doubled for each further listing
 
 
 class Listings(Connection):

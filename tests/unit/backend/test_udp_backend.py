@@ -73,7 +73,7 @@ def test_a_port_may_be_named_or_left_out(port: int | None) -> None:
 def test_an_invalid_port_is_rejected(port: object, shown: str) -> None:
     with pytest.raises(ConfigError) as caught:
         UdpBackend(config(port=port), EXTERNAL, ALIAS, None)
-    assert str(caught.value) == f"Backend.Port {shown} is not a UDP port: 1 to 65535"
+    assert str(caught.value) == f"Backend.Port {shown} is not a number from 1 to 65535"
 
 
 @pytest.mark.parametrize("mtu", [96, 1500, None])
