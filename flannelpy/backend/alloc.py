@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.underlay import Routed
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.options import Options
-from flannelpy.subnet.config import NetworkConfig
+from flannelpy.report import BackendReport
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseEvent
 
@@ -44,9 +43,9 @@ class AllocBackend:
     async def settled(self) -> None:
         """Return at once: there are no kernel entries."""
 
-    def describe(self) -> str:
-        """Return that flannelpy carries no packets."""
-        return "alloc: packets are not carried"
+    def report(self) -> BackendReport:
+        """Return a report without peers: flannelpy carries no packets."""
+        return BackendReport("alloc")
 
     async def run(self) -> None:
         """Wait until cancelled."""
@@ -58,8 +57,3 @@ class AllocBackend:
 
     def close(self) -> None:
         """Do nothing: there is nothing to remove."""
-
-
-def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> AllocBackend:
-    """Return the backend, for which the config has no settings."""
-    return AllocBackend(external)

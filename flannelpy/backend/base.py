@@ -1,4 +1,4 @@
-"""The protocol of a backend and that of its module.
+"""What every backend can do.
 
 A backend is one way for packets to travel between hosts; ``catalogue.py`` has the list of them.
 Counterpart: backend/common.go.
@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.underlay import Routed
 from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.options import Options
-from flannelpy.subnet.config import NetworkConfig
+from flannelpy.report import BackendReport
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseEvent
 
@@ -60,8 +58,8 @@ class Backend(Protocol):
     async def settled(self) -> None:
         """Return once the leases of the first ``apply`` are in the kernel, or the attempt has failed."""
 
-    def describe(self) -> str:
-        """Return the state in a few words, for a status line."""
+    def report(self) -> BackendReport:
+        """Return how many peers can be reached, and which packets were dropped."""
 
     async def run(self) -> None:
         """Carry packets until cancelled.  Raises HostError if the packet path fails."""
@@ -71,10 +69,3 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Remove what ``start`` set up, except what lets traffic continue during a restart."""
-
-
-class BackendModule(Protocol):
-    """The module of a backend, as ``catalogue`` imports it."""
-
-    def create(self, config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
-        """Return a backend for this config.  Raises ConfigError, HostError."""

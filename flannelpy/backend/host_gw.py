@@ -17,7 +17,6 @@ from flannelpy.chunks import in_chunks
 from flannelpy.datapath.traffic import Forwarding
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.options import Options
 from flannelpy.rtnetlink.entries import GatewayRoute, PeerEntries
 from flannelpy.rtnetlink.links import Link
 from flannelpy.subnet.config import NetworkConfig
@@ -37,6 +36,7 @@ class _Gateway(NamedTuple):
 class HostGwBackend(KernelRoutedBackend[_Gateway]):
     """Routes without encapsulation; every peer must be on the link of the external interface."""
 
+    type = BACKEND_TYPE
     exclusive_resources: Sequence[str] = ()
     datagrams = None
     device = ""
@@ -100,8 +100,3 @@ class HostGwBackend(KernelRoutedBackend[_Gateway]):
                 f"No peer is on the link of {self._external.name}, which host-gw needs; of {gateway}, for one, "
                 f"{self._on_link.obstacle(gateway)}"
             )
-
-
-def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> HostGwBackend:
-    """Return the backend for this config.  Raises HostError."""
-    return HostGwBackend(config, external, options.public_ip)

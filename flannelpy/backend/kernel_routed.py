@@ -23,6 +23,7 @@ from flannelpy.backend.on_link import OnLink
 from flannelpy.backend.route_check import RouteCheck, Way
 from flannelpy.chunks import in_chunks
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.report import BackendReport
 from flannelpy.rtnetlink.entries import GatewayRoute, PeerEntries
 from flannelpy.rtnetlink.links import Link
 from flannelpy.subnet.lease import Lease
@@ -42,8 +43,12 @@ PeerT = TypeVar("PeerT", bound=Peer)
 
 
 class KernelRoutedBackend(ABC, Generic[PeerT]):
-    """Keeps the kernel's entries equal to the leases; subclasses make the entries."""
+    """Keeps the kernel's entries equal to the leases; subclasses make the entries.
 
+    ``type``: the value of Backend.Type.
+    """
+
+    type: str
     adopts_routes = True
 
     def __init__(
@@ -131,10 +136,10 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
         """Return once the first entries were added, or the kernel rejected them."""
         await self._entries.settled()
 
-    def describe(self) -> str:
-        """Return how many peers flannelpy can send to, and how many not."""
+    def report(self) -> BackendReport:
+        """Return how many peers can be reached."""
         unreachable = len(self._ignored) + self._entries.unreachable_count + len(self._route_check.unreachable)
-        return f"next hops: {len(self._peers) - unreachable}" + (f", unreachable: {unreachable}" if unreachable else "")
+        return BackendReport(self.type, len(self._peers) - unreachable, unreachable)
 
     async def run(self) -> None:
         """Change the kernel's entries as the leases change, until cancelled."""

@@ -30,10 +30,9 @@ from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import check_access
 from flannelpy.linux.udp_socket import UdpSocket
-from flannelpy.marks import device_alias
-from flannelpy.options import Options
 from flannelpy.packet import build
 from flannelpy.packet.drops import DropReason
+from flannelpy.report import BackendReport
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
@@ -166,12 +165,11 @@ class UdpBackend:
         if self._sender_queues is not None:
             self._sender_queues.settle()
 
-    def describe(self) -> str:
-        """Return how many peers flannelpy can send to, and how many not."""
+    def report(self) -> BackendReport:
+        """Return how many peers can be reached, and what was dropped up to the last count."""
         unreachable = len(self._route_check.unreachable) if self._route_check else 0
-        return f"next hops: {len(self._routes) - unreachable}" + (
-            f", unreachable: {unreachable}" if unreachable else ""
-        )
+        drops = {reason.name.lower(): count for reason, count in self._logged_drops.items() if count}
+        return BackendReport("udp", len(self._routes) - unreachable, unreachable, drops)
 
     async def run(self) -> None:
         """Log drops once a minute and when cancelled.  Raises the error of the packet path if it fails."""
@@ -245,8 +243,3 @@ class UdpBackend:
         if reason is DropReason.UNKNOWN_SENDER:
             return f" (last from {address})"
         return f" (last from {address}:{port}, not port {self._port}; -source-check=off if a NAT changes ports)"
-
-
-def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> UdpBackend:
-    """Return the backend for this config.  Raises ConfigError, HostError."""
-    return UdpBackend(config, external, device_alias(options.subnet_file), options.offload, options.source_check)

@@ -22,8 +22,6 @@ from flannelpy.backend.vxlan.port_probe import PortProbe
 from flannelpy.datapath import vtep, vxlan_settings
 from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.marks import device_alias
-from flannelpy.options import Options
 from flannelpy.rtnetlink.entries import FdbEntry, GatewayRoute, Neighbour, PeerEntries
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
@@ -42,6 +40,7 @@ class _Vtep(NamedTuple):
 class VxlanBackend(KernelRoutedBackend[_Vtep]):
     """One VXLAN device; VNI and port are the same on all hosts."""
 
+    type = vtep.BACKEND_TYPE
     routed = Routed.NETWORK
 
     def __init__(self, config: NetworkConfig, external: ExternalInterface, alias: str) -> None:
@@ -146,8 +145,3 @@ class VxlanBackend(KernelRoutedBackend[_Vtep]):
             Neighbour(tunnel_address, peer.mac, own_link),
             GatewayRoute(subnet, tunnel_address, own_link, is_onlink=True),
         )
-
-
-def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> VxlanBackend:
-    """Return the backend for this config.  Raises ConfigError."""
-    return VxlanBackend(config, external, device_alias(options.subnet_file))

@@ -16,6 +16,7 @@ from flannelpy.backend.repair_loop import RepairLoop
 from flannelpy.errors import ExternalAddressChanged, HostError
 from flannelpy.linux.netlink import monitor
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.report import RepairReport
 
 
 class FakeNetlink(Netlink):
@@ -88,7 +89,7 @@ def test_without_changes_it_checks_every_ten_seconds_and_logs_nothing(caplog: py
     async def scenario(world: World) -> None:
         await asyncio.sleep(600)
         assert 50 <= len(world.looked_at) <= 70
-        assert (world.told, world.guard.trouble, world.guard.repairs) == (0, "", 0)
+        assert (world.told, world.guard.report()) == (0, RepairReport(0, ""))
 
     play(scenario)
     assert caplog.messages == []
@@ -101,7 +102,7 @@ def test_a_change_is_checked_at_once_and_each_repair_is_logged_and_counted(
         await asyncio.sleep(59.9)
         world.wrong = ["flannel0 was set down; restored", "flannel0 lost its address; restored"]
         await asyncio.sleep(1)
-        assert (world.told, world.guard.trouble, world.guard.repairs) == (1, "", 2)
+        assert (world.told, world.guard.report()) == (1, RepairReport(2, ""))
         assert any(60 <= at <= 61 for at in world.looked_at)
 
     play(scenario)
@@ -136,11 +137,11 @@ def test_a_failed_repair_is_logged_once_and_tried_again(caplog: pytest.LogCaptur
     async def scenario(world: World) -> None:
         world.helpless = "cannot make a TUN device"
         await asyncio.sleep(100)
-        assert (world.told, world.guard.trouble, world.guard.repairs) == (1, "cannot make a TUN device", 0)
+        assert (world.told, world.guard.report()) == (1, RepairReport(0, "cannot make a TUN device"))
         assert len(world.looked_at) >= 50
         world.helpless, world.wrong = "", ["flannel0 was removed; restored"]
         await asyncio.sleep(2)
-        assert (world.told, world.guard.trouble, world.guard.repairs) == (2, "", 1)
+        assert (world.told, world.guard.report()) == (2, RepairReport(1, ""))
 
     play(scenario)
     assert caplog.messages == ["cannot make a TUN device", "flannel0 was removed; restored"]
@@ -176,13 +177,13 @@ def test_a_cancelled_repair_loop_leaves_no_task() -> None:
 
 def test_a_failed_check_is_progress_and_a_hanging_one_is_not() -> None:
     async def scenario(world: World) -> None:
-        assert world.guard.makes_progress()
+        assert world.guard.is_live()
         world.helpless = "cannot make a TUN device"
         await asyncio.sleep(300)
-        assert world.guard.makes_progress()
+        assert world.guard.is_live()
         world.stuck = True
         await asyncio.sleep(300)
-        assert not world.guard.makes_progress()
+        assert not world.guard.is_live()
 
     play(scenario)
 
