@@ -150,8 +150,8 @@ def test_a_device_that_does_not_forward_is_named_with_the_command_that_cures_it(
 # Runs inside of the daemon before it starts: the file /run/fault says which fault comes next.
 _FAULTS = """
 from pathlib import Path
-from flannelpy import daemon
-from flannelpy.backend.udp.engine import Engine
+from flannelpy.commands import daemon
+from flannelpy.datapath.engine import Engine
 from flannelpy.backend.vxlan.backend import VxlanBackend
 
 daemon._RESTART_SECONDS = 1.0
