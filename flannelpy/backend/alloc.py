@@ -12,6 +12,7 @@ from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.underlay import Routed
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.options import Options
+from flannelpy.report import BackendReport
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseEvent
@@ -44,9 +45,9 @@ class AllocBackend:
     async def settled(self) -> None:
         """There is nothing to carry over."""
 
-    def describe(self) -> str:
-        """What carries the packets."""
-        return "alloc: packets are not carried"
+    def report(self) -> BackendReport:
+        """Return a report without peers: flannelpy carries no packets."""
+        return BackendReport("alloc")
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -16,6 +16,7 @@ from flannelpy.errors import ConfigError
 from flannelpy.foreign import shown
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.options import Options
+from flannelpy.report import BackendReport
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseEvent
@@ -62,8 +63,8 @@ class Backend(Protocol):
     async def settled(self) -> None:
         """Return once it was tried to carry the leases of the first ``apply`` over into the kernel."""
 
-    def describe(self) -> str:
-        """The state in a few words, for a status line."""
+    def report(self) -> BackendReport:
+        """Return how many peers can be reached, and which packets were dropped."""
 
     async def run(self) -> None:
         """Stay with it until cancelled."""

@@ -21,6 +21,7 @@ from flannelpy.datapath.traffic import Forwarding
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.options import Options
+from flannelpy.report import BackendReport
 from flannelpy.rtnetlink.entries import GatewayRoute, PeerEntries
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
@@ -94,10 +95,10 @@ class HostGwBackend:
         """The entries were added, or the kernel refused them."""
         await self._entries.settled()
 
-    def describe(self) -> str:
-        """How many hosts we can send to."""
+    def report(self) -> BackendReport:
+        """Return how many peers can be reached."""
         lost = len(self._off_link) + self._entries.unreachable_count + len(self._route_check.unreachable)
-        return f"next hops: {len(self._others) - lost}" + (f", unreachable: {lost}" if lost else "")
+        return BackendReport(BACKEND_TYPE, len(self._others) - lost, lost)
 
     async def run(self) -> None:
         """Carry over into the kernel what changed."""

@@ -18,6 +18,7 @@ from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.netlink.monitor import notifications
 from flannelpy.logs import LogLimit
+from flannelpy.report import RepairReport
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ _STUCK_SECONDS = 60.0
 
 
 class RepairLoop:
-    """``trouble`` is what could not be restored, empty while all is well; ``repairs`` counts what could."""
+    """Restores what other programs change of the devices, routes and rules of one network."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class RepairLoop:
         on_change: Callable[[], None],
         due: Callable[[], float] = lambda: math.inf,
     ) -> None:
-        """``on_change`` is called whenever ``trouble`` or ``repairs`` has changed.
+        """``on_change`` is called whenever the report has changed.
 
         Changes of routes that do not overlap ``network`` cause no check.  ``due``: in how many seconds the check has to
         come without any change.
@@ -50,13 +51,17 @@ class RepairLoop:
         self._network = network
         self._on_change = on_change
         self._due = due
-        self.trouble = ""
-        self.repairs = 0
+        self._problem = ""
+        self._repairs = 0
         self._looked_at: float | None = None  # when the last check ended
         self._errors = LogLimit(log, "Failed to restore what was changed")
 
-    def makes_progress(self) -> bool:
-        """Whether checks begin and end, whatever they find."""
+    def report(self) -> RepairReport:
+        """Return what was restored and what could not be."""
+        return RepairReport(self._repairs, self._problem)
+
+    def is_live(self) -> bool:
+        """Return whether checks still begin and end, also those that fail."""
         return self._looked_at is None or _now() - self._looked_at < _STUCK_SECONDS
 
     async def run(self) -> Never:
@@ -81,20 +86,20 @@ class RepairLoop:
 
     def _pause(self) -> float:
         """How long the next check may wait for a change."""
-        return min(self._due(), _PAUSE_SECONDS if self.trouble else _LOOK_SECONDS)
+        return min(self._due(), _PAUSE_SECONDS if self._problem else _LOOK_SECONDS)
 
     async def _look(self, netlink: Netlink) -> None:
-        before = self.trouble, self.repairs
+        before = self._problem, self._repairs
         try:
             for repaired in await self._check(netlink):
                 log.warning("%s", repaired)
-                self.repairs += 1
-            self.trouble = ""
+                self._repairs += 1
+            self._problem = ""
         except HostError as error:
-            if str(error) != self.trouble:
+            if str(error) != self._problem:
                 self._errors.message(logging.ERROR, str(error), _now())
-            self.trouble = str(error)
-        if (self.trouble, self.repairs) != before:
+            self._problem = str(error)
+        if (self._problem, self._repairs) != before:
             self._on_change()
 
 

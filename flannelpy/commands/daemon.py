@@ -12,17 +12,21 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Never
 
 from flannelpy import logs
 from flannelpy.errors import AlreadyRunning, ExternalAddressChanged, FlannelError, UsageError, one_line
 from flannelpy.host import external_endpoint
+from flannelpy.host.readiness import SystemdNotifier, keep_alive
 from flannelpy.host.resources import Host
 from flannelpy.linux import memory, packet_loop, systemd
 from flannelpy.network import Network
 from flannelpy.options import Options
+from flannelpy.report import DaemonReport
+from flannelpy.serving import text
 from flannelpy.tasks import run_together
 
 log = logging.getLogger(__name__)
@@ -37,12 +41,8 @@ _FEW_YOUNG = 2000
 _MANY_YOUNG = 20_000
 _MANY_YOUNG_SECONDS = 5.0
 _STATUS_SECONDS = 60
-# Signs of life per time that the watchdog allows.
-_SIGNS_OF_LIFE = 3
 # One of several networks that has failed is started again after this time.
 _RESTART_SECONDS = 10.0
-# For so long the first network that is up waits for the others.
-_READY_PATIENCE = 10.0
 
 
 def run(options: Options) -> int:
@@ -97,20 +97,32 @@ async def _serve(options: Options) -> None:
     external, public_ip = await external_endpoint.choose(options)
     names = options.networks or ("",)
     host = Host(external, public_ip, options.iptables_resync)
-    speaker = _Speaker()
-    networks = [Network(name, options, host, speaker.tell) for name in names]
-    speaker.networks = networks
+    networks: list[Network] = []
+    notifier = SystemdNotifier(partial(_report, networks), text.status, _set_start_up_aside)
+    networks += [Network(name, options, host, notifier.update) for name in names]
     await run_together(
-        *(_keep_up(network) if options.networks else network.run() for network in networks),
+        *(_keep_up(network, notifier.update) if options.networks else network.run() for network in networks),
         host.firewall.run(),
-        _report_status(speaker),
+        _report_status(notifier),
         _collect_young(),
-        _show_signs_of_life(networks),
+        keep_alive(partial(_is_live, networks)),
     )
 
 
-async def _keep_up(network: Network) -> Never:
-    """Start it again whenever it fails, unless the host is not the one any more that all were started on."""
+def _report(networks: Sequence[Network]) -> DaemonReport:
+    return DaemonReport(tuple(network.report() for network in networks))
+
+
+def _is_live(networks: Sequence[Network]) -> bool:
+    """Return whether any network is live: a network that hangs must not stop the others."""
+    return any(network.is_live() for network in networks)
+
+
+async def _keep_up(network: Network, on_failure: Callable[[], None]) -> Never:
+    """Run the network again whenever it fails; raise errors that concern all networks of the host.
+
+    ``on_failure`` is called after the network has failed.
+    """
     while True:
         try:
             await network.run()
@@ -119,51 +131,22 @@ async def _keep_up(network: Network) -> Never:
         except Exception as error:
             logs.network.set(network.name)
             _log_failure(f"{one_line(error)}; trying again in {_RESTART_SECONDS:.0f} s", error)
-            network.failed(one_line(error))
+            on_failure()
             await asyncio.sleep(_RESTART_SECONDS)
 
 
-class _Speaker:
-    """Tells systemd how the networks are.  Ready is who has all of them; or some, when the others do not come."""
-
-    def __init__(self) -> None:
-        self.networks: Sequence[Network] = ()
-        self._is_ready = False
-        self._patience: asyncio.TimerHandle | None = None
-
-    def tell(self) -> None:
-        """Something is no longer as it was told."""
-        are_up = [network.is_up for network in self.networks]
-        if self._is_ready or not any(are_up):
-            systemd.notify(self._status())
-        elif all(are_up):
-            self._tell_ready()
-        elif self._patience is None:
-            self._patience = asyncio.get_running_loop().call_later(_READY_PATIENCE, self._end_patience)
-
-    def _end_patience(self) -> None:
-        self._patience = None
-        if not self._is_ready and any(network.is_up for network in self.networks):
-            self._tell_ready()
-
-    def _tell_ready(self) -> None:
-        self._is_ready = True
-        systemd.notify("READY=1", self._status())
-        # A full collection takes longer than a TUN's queue lasts, so what start-up made is set aside.
-        gc.collect()
-        gc.freeze()
-        gc.disable()
-
-    def _status(self) -> str:
-        told = (f"{network.name}: {network.status()}".removeprefix(": ") for network in self.networks)
-        return f"STATUS={'; '.join(told)}"
+def _set_start_up_aside() -> None:
+    """Keep the objects of the start out of garbage collection: a full one takes longer than a TUN's queue lasts."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
 
 
-async def _report_status(speaker: _Speaker) -> Never:
-    """A lease's time goes by even when nothing happens; and so little is left to collect that it takes none."""
+async def _report_status(notifier: SystemdNotifier) -> Never:
+    """Update the status, whose time left shrinks, and collect garbage, of which there is too little to take time."""
     while True:
         await asyncio.sleep(_STATUS_SECONDS)
-        speaker.tell()
+        notifier.update()
         gc.collect()
 
 
@@ -177,12 +160,3 @@ async def _collect_young() -> Never:
         if count > _FEW_YOUNG and (count < _MANY_YOUNG or now - collected_at > _MANY_YOUNG_SECONDS):
             gc.collect(0)
             collected_at = now
-
-
-async def _show_signs_of_life(networks: Sequence[Network]) -> None:
-    """To systemd, for as long as packets and control go on."""
-    allowed = systemd.watchdog_seconds()
-    while allowed:
-        if any(network.makes_progress() for network in networks):  # one's trouble is not the others'
-            systemd.notify("WATCHDOG=1")
-        await asyncio.sleep(allowed / _SIGNS_OF_LIFE)

@@ -15,6 +15,7 @@ from flannelpy.addressing.interface_choice import ExternalInterface, Wanted, pla
 from flannelpy.errors import ExternalAddressChanged
 from flannelpy.host.external_interface import observe
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.report import InterfaceReport
 from flannelpy.rtnetlink.links import Address, Link
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ ADDRESS_PATIENCE = 15.0
 
 
 class ExternalInterfaceMonitor:
-    """``trouble`` says what is wrong; it is empty while the address is there and the link is up."""
+    """Checks that the external interface is up and has the address that flannelpy was started with."""
 
     def __init__(
         self,
@@ -45,7 +46,7 @@ class ExternalInterfaceMonitor:
         self._lost = ""
         self._place = ""  # of another address
         self._placed_at = math.inf
-        self.trouble = ""
+        self._problem = ""
 
     async def check(self, netlink: Netlink) -> None:
         """Log what has changed.  Raises HostChanged when another address is in place for 15 s, and HostError."""
@@ -62,6 +63,10 @@ class ExternalInterfaceMonitor:
         elif link and holder:
             self._indices = {link.name: link.index, holder.name: holder.index}
             self._found(holder)
+
+    def report(self) -> InterfaceReport:
+        """Return the interface, and what is wrong with it: its address is gone, or its link is down."""
+        return InterfaceReport(self._external.name, self._problem)
 
     def due(self) -> float:
         """In how many seconds ``check`` may raise HostChanged; infinite while no other address is in place."""
@@ -81,14 +86,14 @@ class ExternalInterfaceMonitor:
             is_address = self._lost == self._lost_address
             back = f"Address {self._external.address} is back on {holder.name}"
             log.info("%s", back if is_address else f"Interface {self._external.name} is back")
-            self._lost = self.trouble = ""
-        before, self.trouble = self.trouble, self._link_trouble(holder)
-        if self.trouble and self.trouble != before:
-            log.error("Link %s: no packets to and from other hosts", self.trouble)
-        elif before and not self.trouble:
+            self._lost = self._problem = ""
+        before, self._problem = self._problem, self._link_problem(holder)
+        if self._problem and self._problem != before:
+            log.error("Link %s: no packets to and from other hosts", self._problem)
+        elif before and not self._problem:
             log.info("Link %s is up again", holder.name)
 
-    def _link_trouble(self, holder: Link) -> str:
+    def _link_problem(self, holder: Link) -> str:
         if not holder.is_up:
             return f"{holder.name} is down"
         return "" if holder.has_carrier or self._external.other_holder else f"{holder.name} has no carrier"
@@ -96,12 +101,12 @@ class ExternalInterfaceMonitor:
     async def _missing(self, netlink: Netlink, lost: str) -> None:
         if lost != self._lost:
             log.error("%s: no packets to and from other hosts", lost[0].upper() + lost[1:])
-        self._lost = self.trouble = lost
+        self._lost = self._problem = lost
         machine = await observe(netlink, self._wanted, self._leased)
         place = place_now(self._external, self._indices, self._wanted, machine)
         self._note_place(place)
         if place:
-            self.trouble = f"{lost}: {place}"
+            self._problem = f"{lost}: {place}"
 
     def _note_place(self, place: str) -> None:
         """Count the time from when another address is in place."""

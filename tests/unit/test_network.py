@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -27,9 +28,18 @@ from flannelpy.linux.instance_lock import InstanceLock, Run, lock_path
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.marks import device_alias
 from flannelpy.network import Network
+from flannelpy.report import (
+    BackendReport,
+    FirewallReport,
+    InterfaceReport,
+    NetworkReport,
+    NetworkState,
+    RepairReport,
+)
 from flannelpy.rtnetlink.entries import ProhibitRule
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteFilter
+from flannelpy.serving.text import network_status
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent, LeaseRemoved
@@ -120,8 +130,8 @@ class FakeBackend:
     async def settled(self) -> None:
         await self._world.settled.wait()
 
-    def describe(self) -> str:
-        return "as ever"
+    def report(self) -> BackendReport:
+        return BackendReport("udp", 1, 0)
 
     async def run(self) -> None:
         self._world.runs += 1
@@ -207,11 +217,19 @@ class World:
         monkeypatch.setattr(repair_loop, "_PAUSE_SECONDS", 0.001)
         monkeypatch.setattr(network, "connect", lambda *_: self.store)
         options = cli.parse([f"-subnet-file={self.file}", "-host-id=host-1", *flags])
-        self.network = Network("", options, self.host, lambda: self.statuses.append(self.network.status()))
+        self.network = Network("", options, self.host, lambda: self.statuses.append(self.status))
 
     @property
     def is_up(self) -> bool:
-        return self.network.is_up
+        return self.network.report().state.is_up
+
+    @property
+    def state(self) -> NetworkState:
+        return self.network.report().state
+
+    @property
+    def status(self) -> str:
+        return network_status(self.network.report())
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(5):
@@ -253,7 +271,7 @@ def test_a_start_and_a_stop(world: World, caplog: pytest.LogCaptureFixture) -> N
     world.leftovers = ["route to 11.0.7.0/24"]
 
     async def scenario(_: asyncio.Task[Any]) -> None:
-        assert (world.is_up, world.network.status(), world.network.makes_progress()) == (False, "Starting", True)
+        assert (world.is_up, world.status, world.network.is_live()) == (False, "Starting", True)
         await world.until(lambda: world.is_up)
         await world.until(world.ready.exists)
         [entry] = (await world.store.snapshot()).entries
@@ -602,23 +620,25 @@ def test_the_backend_runs_once_beside_the_watch(world: World) -> None:
     play(world, scenario)
 
 
-def test_repairs_are_counted_and_a_trouble_turns_readiness_off(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_repairs_are_counted_and_a_problem_turns_readiness_off(world: World, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(_: asyncio.Task[Any]) -> None:
         await world.until(lambda: world.ready.exists())
         world.repaired, world.lost_rules = ["the device was lost: put right"], ["a rule"]
         world.bell.set()
-        await world.until(lambda: "repairs: 2" in world.network.status())
-        assert world.network.status().endswith(", repairs: 2, as ever")
+        await world.until(lambda: "repairs: 2" in world.status)
+        assert world.status.endswith(", repairs: 2, next hops: 1")
         world.repair_failure = HostError("no such device")
         world.bell.set()
         await world.until(lambda: not world.ready.exists())
-        assert "not ready: no such device" in world.network.status()
-        assert world.network.makes_progress()  # a start anew would not help
+        assert "not ready: no such device" in world.status
+        assert world.state.name == "DEGRADED"
+        assert world.network.is_live()  # a restart would not help
         assert world.is_up  # it only is no longer ready
         world.repair_failure = None
         await world.until(world.ready.exists)
-        assert world.network.makes_progress()
-        assert "not ready" not in world.network.status()
+        assert world.network.is_live()
+        assert "not ready" not in world.status
+        assert world.state.name == "READY"
 
     play(world, scenario)
     assert "the device was lost: put right" in caplog.messages
@@ -629,16 +649,82 @@ def test_repairs_are_counted_and_a_trouble_turns_readiness_off(world: World, cap
 def test_readiness_waits_for_the_first_list_of_leases_in_the_kernel(world: World) -> None:
     async def scenario(_: asyncio.Task[Any]) -> None:
         world.settled.clear()
-        await world.until(lambda: "waiting for the leases of other hosts" in world.network.status())
+        await world.until(lambda: "waiting for the leases of other hosts" in world.status)
         assert (world.is_up, world.ready.exists()) == (False, False)
         world.settled.set()
         await world.until(lambda: world.is_up and world.ready.exists())
-        assert "waiting" not in world.network.status()
+        assert "waiting" not in world.status
 
     play(world, scenario)
 
 
-def test_a_network_that_failed_says_why_until_it_starts_again(world: World) -> None:
-    world.network.failed("port 8285 is taken")
-    assert world.statuses == ["not ready: port 8285 is taken"]
-    assert world.network.makes_progress()
+def test_a_failed_network_reports_the_cause_until_it_runs_again(world: World) -> None:
+    world.start_failure = HostError("port 8285 is taken")
+
+    async def scenario(task: asyncio.Task[Any]) -> None:
+        with pytest.raises(HostError):
+            await task
+
+    play(world, scenario)
+    assert world.status == "not ready: port 8285 is taken"
+    assert world.network.report() == NetworkReport("", NetworkState.FAILED, "port 8285 is taken")
+    assert world.network.is_live()
+    world.start_failure = None
+    world.store = FakeRegistry(time.monotonic)
+    world.store.set_config('{"Network":"11.0.0.0/16"}')
+
+    async def again(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+
+    play(world, again)
+
+
+def test_the_report_has_a_part_for_each_component(world: World) -> None:
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.checks)
+        report = world.network.report()
+        assert report.lease is not None
+        assert report.lease.subnet.subnet_of(NETWORK)
+        assert report.backend == BackendReport("udp", 1, 0)
+        assert report.interface == InterfaceReport("eth1")
+        assert report.kernel_state == RepairReport()
+        assert report.firewall == FirewallReport()
+
+    play(world, scenario)
+
+
+# The state machine
+
+
+def test_the_states_on_the_way_to_ready(world: World) -> None:
+    states = [world.state]
+    world.network._on_change = lambda: states.append(world.state)
+
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+
+    play(world, scenario)
+    assert [state for state, _ in groupby(states)] == [
+        NetworkState.STARTING,
+        NetworkState.WAITING_FOR_CONFIG,
+        NetworkState.WAITING_FOR_LEASE,
+        NetworkState.WAITING_FOR_PEERS,
+        NetworkState.READY,
+    ]
+
+
+@pytest.mark.parametrize("state", NetworkState)
+def test_only_the_transitions_of_the_table_are_made(world: World, state: NetworkState) -> None:
+    for following in NetworkState:
+        world.network._state = state
+        if following in {state} | network.TRANSITIONS[state]:
+            world.network._enter(following)
+            assert world.state is following
+        else:
+            with pytest.raises(AssertionError, match=f"{state} -> {following}"):
+                world.network._enter(following)
+
+
+def test_the_docstring_draws_every_state() -> None:
+    assert network.__doc__ is not None
+    assert [state.name for state in NetworkState if state.name not in network.__doc__] == []

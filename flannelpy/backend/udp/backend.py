@@ -35,6 +35,7 @@ from flannelpy.marks import device_alias
 from flannelpy.options import Options
 from flannelpy.packet import build
 from flannelpy.packet.drops import DropReason
+from flannelpy.report import BackendReport
 from flannelpy.subnet import go_json
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
@@ -170,10 +171,11 @@ class UdpBackend:
         if self._sender_queues is not None:
             self._sender_queues.settle()
 
-    def describe(self) -> str:
-        """How many hosts we can send to."""
+    def report(self) -> BackendReport:
+        """Return how many peers can be reached, and what was dropped up to the last count."""
         lost = len(self._route_check.unreachable) if self._route_check else 0
-        return f"next hops: {len(self._routes) - lost}" + (f", unreachable: {lost}" if lost else "")
+        drops = {reason.name.lower(): count for reason, count in self._told_drops.items() if count}
+        return BackendReport("udp", len(self._routes) - lost, lost, drops)
 
     async def run(self) -> None:
         """Log once a minute, and when we are stopped, what was dropped.  Raises what failed in the packet path."""

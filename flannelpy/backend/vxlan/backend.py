@@ -29,6 +29,7 @@ from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.marks import device_alias
 from flannelpy.options import Options
+from flannelpy.report import BackendReport
 from flannelpy.rtnetlink.entries import FdbEntry, GatewayRoute, Neighbour, PeerEntries
 from flannelpy.rtnetlink.links import Link
 from flannelpy.subnet.config import NetworkConfig
@@ -136,10 +137,10 @@ class VxlanBackend:
         """The entries were added, or the kernel refused them."""
         await self._entries.settled()
 
-    def describe(self) -> str:
-        """How many hosts we can send to."""
+    def report(self) -> BackendReport:
+        """Return how many peers can be reached."""
         lost = len(self._twins) + self._entries.unreachable_count + len(self._route_check.unreachable)
-        return f"next hops: {len(self._others) - lost}" + (f", unreachable: {lost}" if lost else "")
+        return BackendReport("vxlan", len(self._others) - lost, lost)
 
     async def run(self) -> None:
         """Carry over into the kernel what changed."""

@@ -12,6 +12,7 @@ from support.fakes_netlink import ETH1, EXTERNAL, FakeNetlink, no_changes
 
 from flannelpy.backend import kernel_entries, on_link
 from flannelpy.backend.host_gw import HostGwBackend
+from flannelpy.report import BackendReport
 from flannelpy.rtnetlink import entries, routes
 from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.links import Address
@@ -63,7 +64,7 @@ def test_routes_follow_the_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
         backend.apply([added(1, "172.17.8.102"), added(2, "172.17.8.103")])
         await netlink.settled(route(1, "172.17.8.102"), route(2, "172.17.8.103"))
-        assert backend.describe() == "next hops: 2"
+        assert backend.report() == BackendReport("host-gw", 2, 0)
         backend.apply([added(1, "172.17.8.104"), LeaseRemoved(IPv4Network("11.0.2.0/24"))])
         await netlink.settled(route(1, "172.17.8.104"))
         backend.apply([LeaseRemoved(IPv4Network("11.0.1.0/24"))])
@@ -102,12 +103,12 @@ def test_a_host_that_is_not_on_the_link_is_said_once_and_reached_when_it_is(
     async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
         backend.apply([added(1, "172.17.8.102"), added(2, "172.17.9.103")])
         await netlink.settled(route(1, "172.17.8.102"))
-        assert backend.describe() == "next hops: 1, unreachable: 1"
+        assert backend.report() == BackendReport("host-gw", 1, 1)
         assert await backend.repair(netlink) == []
         netlink.own_addresses.append(Address(ETH1, IPv4Address("172.17.9.101"), 24))
         assert await backend.repair(netlink) == []
         await netlink.settled(route(1, "172.17.8.102"), route(2, "172.17.9.103"))
-        assert backend.describe() == "next hops: 2"
+        assert backend.report() == BackendReport("host-gw", 2, 0)
 
     play(scenario, monkeypatch)
     [failures] = [message for message in caplog.messages if message.startswith("Ignoring")]
@@ -130,10 +131,10 @@ def test_packets_that_take_another_way_make_a_host_unreachable(
         await asyncio.sleep(0.001)
         netlink.led_away[away, False] = RouteAnswer(0, ETH1, foreign.gateway, 254, 1, 4, 0, away, found)
         assert await backend.repair(netlink) == []
-        assert backend.describe() == "next hops: 2, unreachable: 1"
+        assert backend.report() == BackendReport("host-gw", 2, 1)
         netlink.led_away.clear()
         assert await backend.repair(netlink) == []
-        assert backend.describe() == "next hops: 3"
+        assert backend.report() == BackendReport("host-gw", 3, 0)
 
     play(scenario, monkeypatch)
     assert [message.partition(": route")[0] for message in caplog.messages] == [
@@ -151,7 +152,7 @@ def test_a_subnet_whose_route_is_blocked_is_not_asked_about(monkeypatch: pytest.
         await asyncio.sleep(0.001)
         assert await backend.repair(netlink) == []
         assert asked_about(netlink) == {OTHER}
-        assert backend.describe() == "next hops: 1, unreachable: 1"
+        assert backend.report() == BackendReport("host-gw", 1, 1)
 
     play(scenario, monkeypatch)
 
@@ -165,7 +166,7 @@ def test_of_leases_that_overlap_the_longer_one_says_the_way(monkeypatch: pytest.
         await netlink.settled(route(2, "172.17.8.102"), inside)
         await asyncio.sleep(0.001)
         assert await backend.repair(netlink) == []
-        assert backend.describe() == "next hops: 2"
+        assert backend.report() == BackendReport("host-gw", 2, 0)
 
     play(scenario, monkeypatch)
 

@@ -15,6 +15,7 @@ from flannelpy.backend import repair_loop
 from flannelpy.backend.repair_loop import RepairLoop
 from flannelpy.errors import ExternalAddressChanged, HostError
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.report import RepairReport
 
 
 class FakeNetlink(Netlink):
@@ -87,7 +88,7 @@ def test_nothing_wrong_is_looked_at_now_and_then_and_nothing_is_said(caplog: pyt
     async def scenario(world: World) -> None:
         await asyncio.sleep(600)
         assert 50 <= len(world.looked_at) <= 70
-        assert (world.told, world.guard.trouble, world.guard.repairs) == (0, "", 0)
+        assert (world.told, world.guard.report()) == (0, RepairReport(0, ""))
 
     play(scenario)
     assert caplog.messages == []
@@ -100,7 +101,7 @@ def test_a_change_is_looked_at_within_moments_and_each_repair_is_said_and_counte
         await asyncio.sleep(59.9)
         world.wrong = ["flannel0 was set down: put right", "flannel0 lost its address: put right"]
         await asyncio.sleep(1)
-        assert (world.told, world.guard.trouble, world.guard.repairs) == (1, "", 2)
+        assert (world.told, world.guard.report()) == (1, RepairReport(2, ""))
         assert any(60 <= at <= 61 for at in world.looked_at)
 
     play(scenario)
@@ -135,11 +136,11 @@ def test_what_cannot_be_put_right_is_said_once_and_tried_again(caplog: pytest.Lo
     async def scenario(world: World) -> None:
         world.helpless = "cannot make a TUN device"
         await asyncio.sleep(100)
-        assert (world.told, world.guard.trouble, world.guard.repairs) == (1, "cannot make a TUN device", 0)
+        assert (world.told, world.guard.report()) == (1, RepairReport(0, "cannot make a TUN device"))
         assert len(world.looked_at) >= 50
         world.helpless, world.wrong = "", ["flannel0 was removed: put right"]
         await asyncio.sleep(2)
-        assert (world.told, world.guard.trouble, world.guard.repairs) == (2, "", 1)
+        assert (world.told, world.guard.report()) == (2, RepairReport(1, ""))
 
     play(scenario)
     assert caplog.messages == ["cannot make a TUN device", "flannel0 was removed: put right"]
@@ -175,13 +176,13 @@ def test_a_guard_that_ends_listens_no_longer() -> None:
 
 def test_a_check_that_finds_trouble_is_progress_and_one_that_does_not_end_is_none() -> None:
     async def scenario(world: World) -> None:
-        assert world.guard.makes_progress()
+        assert world.guard.is_live()
         world.helpless = "cannot make a TUN device"
         await asyncio.sleep(300)
-        assert world.guard.makes_progress()
+        assert world.guard.is_live()
         world.stuck = True
         await asyncio.sleep(300)
-        assert not world.guard.makes_progress()
+        assert not world.guard.is_live()
 
     play(scenario)
 

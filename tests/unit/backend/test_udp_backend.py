@@ -32,6 +32,7 @@ from flannelpy.linux import packet_loop
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import Tun
 from flannelpy.packet.drops import DropReason
+from flannelpy.report import BackendReport
 from flannelpy.rtnetlink.links import Link
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
@@ -99,13 +100,13 @@ def test_other_hosts_learn_the_public_ip_and_nothing_else() -> None:
 def test_next_hops_follow_the_leases(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="flannelpy")
     backend = UdpBackend(config(), EXTERNAL, ALIAS, None)
-    assert backend.describe() == "next hops: 0"
+    assert backend.report() == BackendReport("udp", 0, 0)
     backend.apply([added("172.17.8.102")])
-    assert backend.describe() == "next hops: 1"
+    assert backend.report() == BackendReport("udp", 1, 0)
     backend.apply([added("172.17.8.103")])
-    assert backend.describe() == "next hops: 1"
+    assert backend.report() == BackendReport("udp", 1, 0)
     backend.apply([LeaseRemoved(SUBNET)])
-    assert backend.describe() == "next hops: 0"
+    assert backend.report() == BackendReport("udp", 0, 0)
     assert caplog.messages == [
         "Subnet added: 11.0.101.0/24",
         "Subnet added: 11.0.101.0/24",
@@ -119,7 +120,7 @@ def test_a_backend_that_never_started_can_be_closed() -> None:
     backend.apply([added("172.17.8.102")])
     backend.close()
     backend.close()
-    assert backend.describe() == "next hops: 1"
+    assert backend.report() == BackendReport("udp", 1, 0)
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
@@ -354,10 +355,10 @@ def test_a_peer_whose_packets_go_elsewhere_counts_as_unreachable(monkeypatch: py
         life.backend.apply([added("172.17.8.102"), other])
         life.netlink.led_away = {(SUBNET, False): NO_ROUTE}
         await life.repair()
-        assert life.backend.describe() == "next hops: 1, unreachable: 1"
+        assert life.backend.report() == BackendReport("udp", 1, 1)
         life.backend.apply([LeaseRemoved(SUBNET)])
         await life.repair()
-        assert life.backend.describe() == "next hops: 1"
+        assert life.backend.report() == BackendReport("udp", 1, 0)
 
     live(monkeypatch, scenario)
 

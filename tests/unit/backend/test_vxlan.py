@@ -20,6 +20,7 @@ from flannelpy.datapath.traffic import Datagrams
 from flannelpy.datapath.vxlan_settings import Settings
 from flannelpy.errors import ConfigError, HostError
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.report import BackendReport
 from flannelpy.rtnetlink.entries import Entry, FdbEntry, GatewayRoute, Neighbour
 from flannelpy.rtnetlink.links import Address
 from flannelpy.subnet import config
@@ -206,7 +207,7 @@ def test_entries_follow_the_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
         backend.apply([added(1, 102), added(2, 103)])
         await netlink.settled(*by_vxlan(1, 102), *by_vxlan(2, 103))
-        assert backend.describe() == "next hops: 2"
+        assert backend.report() == BackendReport("vxlan", 2, 0)
         backend.apply([added(1, 104), LeaseRemoved(IPv4Network("11.0.2.0/24"))])
         await netlink.settled(*by_vxlan(1, 104))
 
@@ -222,7 +223,7 @@ def test_a_host_that_cannot_be_reached_is_said_and_what_led_there_goes(
         backend.apply([added(1, 102, mac="02:00"), LeaseRemoved(IPv4Network("11.0.2.0/24"))])
         await netlink.settled(*by_vxlan(3, 104))
         backend.apply([LeaseRemoved(IPv4Network("11.0.1.0/24"))])
-        assert backend.describe() == "next hops: 1"
+        assert backend.report() == BackendReport("vxlan", 1, 0)
 
     play(scenario, monkeypatch)
     assert [message for message in caplog.messages if message.startswith("Ignoring")] == [
@@ -240,7 +241,7 @@ def test_two_hosts_of_one_mac_do_not_take_turns(
         for _ in range(3):
             assert await backend.repair(netlink) == []
         assert netlink.changes == changes
-        assert backend.describe() == "next hops: 2, unreachable: 1"
+        assert backend.report() == BackendReport("vxlan", 2, 1)
 
     play(scenario, monkeypatch)
     assert [message for message in caplog.messages if message.startswith("Ignoring")] == [

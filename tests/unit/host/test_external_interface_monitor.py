@@ -49,7 +49,7 @@ class Watched:
     def look(self, after: float = 1) -> str:
         self.now += after
         asyncio.run(self.watch.check(self.machine))
-        return self.watch.trouble
+        return self.watch.report().problem
 
     def hold(self, *addresses: Address) -> None:
         """Have these, and those of eth0."""
@@ -284,14 +284,14 @@ def test_while_the_address_stands_nothing_else_counts(caplog: pytest.LogCaptureF
 def test_a_link_that_is_down_is_not_ready_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="flannelpy.host.external_interface_monitor")
     watched = Watched()
-    for change, trouble in (
+    for change, problem in (
         (replace(ETH1, is_up=False, has_carrier=False), "eth1 is down"),
         (replace(ETH1, has_carrier=False), "eth1 has no carrier"),
         (ETH1, ""),
     ):
         watched.machine.listed[2] = change
         for _ in range(3):
-            assert watched.look(3600) == trouble
+            assert watched.look(3600) == problem
     assert caplog.messages == [
         "Link eth1 is down: no packets to and from other hosts",
         "Link eth1 has no carrier: no packets to and from other hosts",
