@@ -47,7 +47,7 @@ from flannelpy.host import external_endpoint, ownership
 from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
 from flannelpy.host.forward_check import SysctlCheck
 from flannelpy.host.ready_file import ReadyFile
-from flannelpy.host.resources import Host
+from flannelpy.host.shared import Host
 from flannelpy.leasing import subnet_file
 from flannelpy.leasing.manager import SubnetManager
 from flannelpy.linux import identity
@@ -167,14 +167,14 @@ class Network:
         """Choose, and take what no other network may have from now on.  Raises ConfigError, HostError."""
         chosen = await self._choose(config)
         withdraw = partial(self._withdraw, config.network)
-        self._host.take(self.name, config.network, chosen.backend.exclusive_resources, withdraw)
+        self._host.resources.take(self.name, config.network, chosen.backend.exclusive_resources, withdraw)
         return chosen
 
     async def _choose(self, config: NetworkConfig) -> _Chosen:
         """What to do about a config.  Raises ConfigError, HostError."""
         options = replace(self._options, subnet_file=self._subnet_file)
         backend = backends.create(config, self._host.external, options)
-        self._host.check(self.name, config.network, backend.exclusive_resources)
+        self._host.resources.check(self.name, config.network, backend.exclusive_resources)
         async with Netlink() as netlink:
             await self._underlay.check(netlink, config.network, backend.routed)
         return _Chosen(config, backend)
@@ -233,7 +233,7 @@ class Network:
     async def _take_over(self, chosen: _Chosen, subnet: IPv4Network) -> Sequence[IPv4Network]:
         """Record what this run uses, then remove what earlier runs left; returns their other networks."""
         config, backend = chosen
-        evicted = await self._host.evict(self.name)
+        evicted = await self._host.resources.evict(self.name)
         scope = ownership.scope(self._subnet_file, self._lock.read(), (config.network, subnet))
         previous = sorted(scope.networks.union(evicted) - {config.network})
         self._lock.write(Run((config.network, *previous), config.backend.type, backend.device))
@@ -244,7 +244,7 @@ class Network:
             unadopted = previous if backend.adopts_routes or backend.routed is Routed.NOTHING else scope.networks
             for command in await unmarked_leftovers(netlink, unadopted, subnet):
                 log.warning("Left alone, since another program may have added it; to remove it: %s", command)
-            await self._host.isolate(netlink)
+            await self._host.isolation.restore(netlink)
         return previous
 
     async def _withdraw(self, network: IPv4Network) -> None:
@@ -351,7 +351,7 @@ class _Service:
         self._host.firewall.watch(self._name, self._traffic(netlink), self._report_changes)
         self._report_changes()
         await self._gate.check()
-        rules = [f"{rule} was lost: put right" for rule in await self._host.isolate(netlink)]
+        rules = [f"{rule} was lost: put right" for rule in await self._host.isolation.restore(netlink)]
         try:
             return [*rules, *await self._backend.repair(netlink)]
         finally:

@@ -21,7 +21,7 @@ from flannelpy import logs
 from flannelpy.errors import AlreadyRunning, ExternalAddressChanged, FlannelError, UsageError, one_line
 from flannelpy.host import external_endpoint
 from flannelpy.host.readiness import SystemdNotifier, keep_alive
-from flannelpy.host.resources import Host
+from flannelpy.host.shared import Host
 from flannelpy.linux import memory, packet_loop, systemd
 from flannelpy.network import Network
 from flannelpy.options import Options

@@ -21,7 +21,7 @@ from flannelpy.backend import repair_loop
 from flannelpy.backend.leftovers import Keep, Scope
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import AlreadyRunning, ConfigError, HostError, LeaseLost, RegistryUnavailable
-from flannelpy.host.resources import Host
+from flannelpy.host.shared import Host
 from flannelpy.leasing import subnet_file
 from flannelpy.leasing.manager import SubnetManager
 from flannelpy.linux.instance_lock import InstanceLock, Run, lock_path
@@ -200,12 +200,12 @@ class World:
             self.story.append(f"masquerade {name!r}")
             assert "FLANNEL_MTU" not in self.file.read_text()
 
-        async def isolate(_: Netlink) -> list[str]:
+        async def restore(_: Netlink) -> list[str]:
             self.story.append("isolate")
             rules, self.lost_rules = self.lost_rules, []
             return rules
 
-        monkeypatch.setattr(self.host, "isolate", isolate)
+        monkeypatch.setattr(self.host.isolation, "restore", restore)
         monkeypatch.setattr(self.host.firewall, "masquerade", masquerade)
         monkeypatch.setattr(network, "withdraw", withdraw)
         monkeypatch.setattr(network, "unmarked_leftovers", unmarked_leftovers)
@@ -464,22 +464,22 @@ async def nothing() -> None:
 
 
 def test_what_another_network_has_is_refused_until_that_one_ends(world: World) -> None:
-    world.host.take("blue", NETWORK, ["another thing"], nothing)
+    world.host.resources.take("blue", NETWORK, ["another thing"], nothing)
 
     async def scenario(task: asyncio.Task[Any]) -> None:
         await asyncio.sleep(0.05)
         assert world.story == []
         world.host.release("blue")
-        world.host.take("blue", IPv4Network("11.7.0.0/16"), ["a thing"], nothing)
+        world.host.resources.take("blue", IPv4Network("11.7.0.0/16"), ["a thing"], nothing)
         await asyncio.sleep(1.1)  # until the config is read again
         assert world.story == []
         world.host.release("blue")
         await world.until(lambda: world.is_up)
         with pytest.raises(ConfigError, match="overlaps"):
-            world.host.check("blue", NETWORK, [])
+            world.host.resources.check("blue", NETWORK, [])
 
     play(world, scenario)
-    world.host.check("blue", NETWORK, ["a thing"])  # what it had is free again
+    world.host.resources.check("blue", NETWORK, ["a thing"])  # what it had is free again
 
 
 def test_what_an_ended_network_left_in_the_way_goes_before_the_backend_starts(
@@ -488,7 +488,7 @@ def test_what_an_ended_network_left_in_the_way_goes_before_the_backend_starts(
     async def withdraw() -> None:
         world.story.append("evict")
 
-    world.host.take("blue", IPv4Network("11.0.128.0/17"), [], withdraw)
+    world.host.resources.take("blue", IPv4Network("11.0.128.0/17"), [], withdraw)
     world.host.release("blue")
 
     async def scenario(_: asyncio.Task[Any]) -> None:

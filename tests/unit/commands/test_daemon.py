@@ -24,7 +24,7 @@ from flannelpy.commands import daemon
 from flannelpy.errors import AlreadyRunning, ExternalAddressChanged, FlannelError, HostError, LeaseLost, UsageError
 from flannelpy.host import external_endpoint
 from flannelpy.host.readiness import SystemdNotifier
-from flannelpy.host.resources import Host
+from flannelpy.host.shared import Host
 from flannelpy.network import Network
 from flannelpy.options import Options
 from flannelpy.report import BackendReport, DaemonReport, LeaseReport, NetworkReport, NetworkState
