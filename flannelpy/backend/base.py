@@ -1,19 +1,17 @@
-"""How packets travel: what every backend can do, and which backends there are.
+"""What every backend can do, and what its module offers.
 
-Counterpart: backend/common.go, backend/manager.go.
+A backend is one way for packets to travel between hosts; ``catalogue.py`` has the list of them.
+Counterpart: backend/common.go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Protocol, cast
+from typing import Protocol
 
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.underlay import Routed
 from flannelpy.datapath.traffic import Datagrams, Forwarding
-from flannelpy.errors import ConfigError
-from flannelpy.foreign import shown
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.options import Options
 from flannelpy.report import BackendReport
@@ -81,25 +79,3 @@ class BackendModule(Protocol):
 
     def create(self, config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
         """One for this config.  Raises ConfigError, HostError."""
-
-
-# Each is imported when it is needed.
-_MODULES = {
-    "alloc": "flannelpy.backend.alloc",
-    "host-gw": "flannelpy.backend.host_gw",
-    "udp": "flannelpy.backend.udp.backend",
-    "vxlan": "flannelpy.backend.vxlan.backend",
-}
-
-
-def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
-    """The backend that the config asks for.  Raises ConfigError, HostError."""
-    backend_type = config.backend.type
-    if backend_type not in _MODULES:
-        known = ", ".join(sorted(_MODULES))
-        raise ConfigError(f"unknown backend type: {shown(repr(backend_type))}; Backend.Type may be {known}")
-    return _module(backend_type).create(config, external, options)
-
-
-def _module(backend_type: str) -> BackendModule:
-    return cast(BackendModule, import_module(_MODULES[backend_type]))

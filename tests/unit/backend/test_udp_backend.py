@@ -17,7 +17,7 @@ from support.fakes_netlink import NO_ROUTE, FakeNetlink
 
 from flannelpy import cli
 from flannelpy.addressing.interface_choice import ExternalInterface
-from flannelpy.backend import base as backends
+from flannelpy.backend import catalogue as backends
 from flannelpy.backend.alloc import AllocBackend
 from flannelpy.backend.device_config import DeviceConfig
 from flannelpy.backend.udp import backend as udp_backend

@@ -22,7 +22,7 @@ from support.fakes_clock import BOOT, LoopClock, run
 from flannelpy import cli
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.addressing.surroundings import Surroundings, surroundings
-from flannelpy.backend import base as backends
+from flannelpy.backend import catalogue as backends
 from flannelpy.errors import ConfigError, HostError, KeyExists, LeaseLost, RegistryUnavailable
 from flannelpy.leasing.manager import CONFIG_SECONDS, MAX_GRACE_SECONDS, QUIET_SECONDS, SubnetManager
 from flannelpy.leasing.retry import FIRST_PAUSE, LONGEST_PAUSE
