@@ -36,7 +36,7 @@ from ipaddress import IPv4Network
 from typing import NamedTuple, Never
 
 from flannelpy import logs
-from flannelpy.backend import catalogue as backends
+from flannelpy.backend import catalogue
 from flannelpy.backend.base import Backend
 from flannelpy.backend.lease_gate import LeaseGate
 from flannelpy.backend.leftovers import Keep, unmarked_leftovers, withdraw
@@ -173,7 +173,7 @@ class Network:
     async def _choose(self, config: NetworkConfig) -> _Chosen:
         """What to do about a config.  Raises ConfigError, HostError."""
         options = replace(self._options, subnet_file=self._subnet_file)
-        backend = backends.create(config, self._host.external, options)
+        backend = catalogue.create(config, self._host.external, options)
         self._host.resources.check(self.name, config.network, backend.exclusive_resources)
         async with Netlink() as netlink:
             await self._underlay.check(netlink, config.network, backend.routed)

@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.underlay import Routed
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.options import Options
 from flannelpy.report import BackendReport
-from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseEvent
 
@@ -59,8 +57,3 @@ class AllocBackend:
 
     def close(self) -> None:
         """Nothing to remove."""
-
-
-def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> AllocBackend:
-    """See BackendRoom."""
-    return AllocBackend(external)

@@ -1,4 +1,4 @@
-"""What every backend can do, and what its module offers.
+"""What every backend can do.
 
 A backend is one way for packets to travel between hosts; ``catalogue.py`` has the list of them.
 Counterpart: backend/common.go.
@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.underlay import Routed
 from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.options import Options
 from flannelpy.report import BackendReport
-from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseEvent
 
@@ -72,10 +69,3 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Remove what ``start`` set up, but for what lets traffic go on while we restart."""
-
-
-class BackendModule(Protocol):
-    """The module of a backend."""
-
-    def create(self, config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
-        """One for this config.  Raises ConfigError, HostError."""

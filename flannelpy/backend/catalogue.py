@@ -1,37 +1,42 @@
-"""Which backends there are, by the names that Backend.Type may have.
+"""Which backends there are, by the names that Backend.Type may have, and which options each of them reads.
 
 Counterpart: backend/manager.go.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import cast
-
 from flannelpy.addressing.interface_choice import ExternalInterface
-from flannelpy.backend.base import Backend, BackendModule
+from flannelpy.backend.base import Backend
 from flannelpy.errors import ConfigError
 from flannelpy.foreign import shown
+from flannelpy.marks import device_alias
 from flannelpy.options import Options
 from flannelpy.subnet.config import NetworkConfig
 
-# A module is imported when a config asks for its backend: pyroute2 and the packet code take time to import.
-_MODULES = {
-    "alloc": "flannelpy.backend.alloc",
-    "host-gw": "flannelpy.backend.host_gw",
-    "udp": "flannelpy.backend.udp.backend",
-    "vxlan": "flannelpy.backend.vxlan.backend",
-}
-
 
 def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
-    """Return the backend that the config asks for.  Raises ConfigError, HostError."""
-    backend_type = config.backend.type
-    if backend_type not in _MODULES:
-        known = ", ".join(sorted(_MODULES))
-        raise ConfigError(f"unknown backend type: {shown(repr(backend_type))}; Backend.Type may be {known}")
-    return _module(backend_type).create(config, external, options)
+    """Return the backend that the config asks for.  Raises ConfigError, HostError.
 
+    A backend is imported when a config asks for it: the packet code and the netlink modules take time to import.
+    """
+    match config.backend.type:
+        case "alloc":
+            from flannelpy.backend.alloc import AllocBackend
 
-def _module(backend_type: str) -> BackendModule:
-    return cast(BackendModule, import_module(_MODULES[backend_type]))
+            return AllocBackend(external)
+        case "host-gw":
+            from flannelpy.backend.host_gw import HostGwBackend
+
+            return HostGwBackend(config, external, options.public_ip)
+        case "udp":
+            from flannelpy.backend.udp.backend import UdpBackend
+
+            alias = device_alias(options.subnet_file)
+            return UdpBackend(config, external, alias, options.offload, options.source_check)
+        case "vxlan":
+            from flannelpy.backend.vxlan.backend import VxlanBackend
+
+            return VxlanBackend(config, external, device_alias(options.subnet_file))
+        case unknown:
+            known = "alloc, host-gw, udp, vxlan"
+            raise ConfigError(f"unknown backend type: {shown(repr(unknown))}; Backend.Type may be {known}")

@@ -20,7 +20,6 @@ from flannelpy.chunks import in_chunks
 from flannelpy.datapath.traffic import Forwarding
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.options import Options
 from flannelpy.report import BackendReport
 from flannelpy.rtnetlink.entries import GatewayRoute, PeerEntries
 from flannelpy.subnet.config import NetworkConfig
@@ -180,8 +179,3 @@ async def check_routes(netlink: Netlink, reconciler: EntryReconciler, check: Rou
         return Way(route.link_index, route.gateway)
 
     await check.check(netlink, subnets, way, own_link, reconciler.blocked)
-
-
-def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> HostGwBackend:
-    """See BackendRoom."""
-    return HostGwBackend(config, external, options.public_ip)

@@ -211,7 +211,7 @@ class World:
         monkeypatch.setattr(network, "unmarked_leftovers", unmarked_leftovers)
         monkeypatch.setattr(network, "Netlink", FakeNetlink)
         monkeypatch.setattr(network, "Underlay", FakeUnderlay)
-        monkeypatch.setattr(network.backends, "create", create)  # type: ignore[attr-defined]
+        monkeypatch.setattr(network.catalogue, "create", create)  # type: ignore[attr-defined]
         monkeypatch.setattr(repair_loop, "Netlink", FakeNetlink)
         monkeypatch.setattr(repair_loop, "notifications", notifications)
         monkeypatch.setattr(repair_loop, "_PAUSE_SECONDS", 0.001)

@@ -31,8 +31,6 @@ from flannelpy.errors import ConfigError
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import check_access
 from flannelpy.linux.udp_socket import UdpSocket
-from flannelpy.marks import device_alias
-from flannelpy.options import Options
 from flannelpy.packet import build
 from flannelpy.packet.drops import DropReason
 from flannelpy.report import BackendReport
@@ -258,8 +256,3 @@ def _port(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 65536:
         raise ConfigError(f"Backend.Port {go_json.show(value)} is not a UDP port: 1 to 65535")
     return value
-
-
-def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> UdpBackend:
-    """See BackendRoom."""
-    return UdpBackend(config, external, device_alias(options.subnet_file), options.offload, options.source_check)

@@ -27,8 +27,6 @@ from flannelpy.chunks import in_chunks
 from flannelpy.datapath import vtep, vxlan_settings
 from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.marks import device_alias
-from flannelpy.options import Options
 from flannelpy.report import BackendReport
 from flannelpy.rtnetlink.entries import FdbEntry, GatewayRoute, Neighbour, PeerEntries
 from flannelpy.rtnetlink.links import Link
@@ -227,8 +225,3 @@ def _by_vxlan(subnet: IPv4Network, host: _Vtep, link: Link) -> PeerEntries:
         Neighbour(tunnel_address, host.mac, link.index),
         GatewayRoute(subnet, tunnel_address, link.index, is_onlink=True),
     )
-
-
-def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> VxlanBackend:
-    """See BackendRoom."""
-    return VxlanBackend(config, external, device_alias(options.subnet_file))
