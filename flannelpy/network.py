@@ -86,7 +86,7 @@ TRANSITIONS = {
 
 
 class _Chosen(NamedTuple):
-    """A config, and the backend that it asks for."""
+    """A config, and the backend that the config asks for."""
 
     config: NetworkConfig
     backend: Backend
@@ -106,7 +106,7 @@ class Network:
         self._problem = ""
         self._service: _Service | None = None
         self._underlay = Underlay(host.external, host.public_ip, etcd_hosts(options))
-        self._unblock_failures = FailureLog(log, "Failed to look for routes of ours in the way to etcd")
+        self._unblock_failures = FailureLog(log, "Failed to look for own routes that lead to etcd")
 
     async def run(self) -> Never:
         """Run the network until an error ends it; the caller logs the failure, and may run it again.
@@ -164,14 +164,14 @@ class Network:
             raise
 
     async def _claim(self, config: NetworkConfig) -> _Chosen:
-        """Choose, and take what no other network may have from now on.  Raises ConfigError, HostError."""
+        """Return the backend of a config, after reserving its exclusive resources.  Raises ConfigError, HostError."""
         chosen = await self._choose(config)
         withdraw = partial(self._withdraw, config.network)
         self._host.resources.take(self.name, config.network, chosen.backend.exclusive_resources, withdraw)
         return chosen
 
     async def _choose(self, config: NetworkConfig) -> _Chosen:
-        """What to do about a config.  Raises ConfigError, HostError."""
+        """Return the backend of a config that this host can run.  Raises ConfigError, HostError."""
         options = replace(self._options, subnet_file=self._subnet_file)
         backend = catalogue.create(config, self._host.external, options)
         self._host.resources.check(self.name, config.network, backend.exclusive_resources)
@@ -180,19 +180,19 @@ class Network:
         return _Chosen(config, backend)
 
     async def _unblock(self) -> None:
-        """Remove what an earlier run routes to etcd, which does not answer."""
+        """Remove routes of an earlier run that lead to etcd, if no endpoint answers."""
         subnet = subnet_file.previous_subnet(self._subnet_file)
         network = subnet_file.previous_network(self._subnet_file)
         leased = {ownership.tunnel_address(network, subnet)} if subnet and network else set()
         try:
             async with Netlink() as netlink:
                 for route in await self._underlay.unblock(netlink, device_alias(self._subnet_file), leased):
-                    log.warning("Removed our route %s: no etcd endpoint answers, and one lies behind it", route)
+                    log.warning("Removed own route %s: no etcd endpoint answers, and the route leads to one", route)
         except HostError as error:
             self._unblock_failures.failed(error)
 
     async def _start(self, chosen: _Chosen, manager: SubnetManager, host_identity: HostIdentity) -> Run:
-        """Lease a subnet, carry packets for it, and write the subnet file; returns the record of this run."""
+        """Lease a subnet, start the backend, and write the subnet file; return the record of this run."""
         config, backend = chosen
         self._enter(NetworkState.WAITING_FOR_LEASE)
         describe = partial(backend.lease_attrs, host_identity)
@@ -209,13 +209,13 @@ class Network:
         return run
 
     def _forget_previous(self, run: Run) -> None:
-        """Drop the networks of earlier runs from the record, unless iptables chains of theirs may still be there."""
+        """Remove the networks of earlier runs from the record, unless some of their iptables chains may remain."""
         if self._host.firewall.is_clean:
             with suppress(HostError):
                 self._lock.write(run)
 
     async def _set_up_firewall(self, chosen: _Chosen, subnet: IPv4Network, previous: Sequence[IPv4Network]) -> None:
-        """Put the rules that the subnet file promises; all others come in the background.  Raises HostError."""
+        """Add the rules that the subnet file promises; the firewall adds all others later.  Raises HostError."""
         ip_masq = self._options.ip_masq
         rules = NetworkRules(
             chosen.config.network,
@@ -231,7 +231,7 @@ class Network:
             await self._host.firewall.masquerade(self.name)
 
     async def _take_over(self, chosen: _Chosen, subnet: IPv4Network) -> Sequence[IPv4Network]:
-        """Record what this run uses, then remove what earlier runs left; returns their other networks."""
+        """Record what this run uses, then remove what earlier runs left; return the other networks of those runs."""
         config, backend = chosen
         evicted = await self._host.resources.evict(self.name)
         scope = ownership.scope(self._subnet_file, self._lock.read(), (config.network, subnet))
@@ -243,12 +243,12 @@ class Network:
                 log.warning("Removed leftover %s", left)
             unadopted = previous if backend.adopts_routes or backend.routed is Routed.NOTHING else scope.networks
             for command in await unmarked_leftovers(netlink, unadopted, subnet):
-                log.warning("Left alone, since another program may have added it; to remove it: %s", command)
+                log.warning("Kept unmarked state, since another program may have added it; to remove it: %s", command)
             await self._host.isolation.restore(netlink)
         return previous
 
     async def _withdraw(self, network: IPv4Network) -> None:
-        """Remove all that leads to other hosts, and the file that Docker reads: our subnet or network is another's."""
+        """Remove devices and routes to peers, and the subnet file: another host or network has the addresses now."""
         try:
             scope = ownership.scope(self._subnet_file, self._lock.read())
             async with Netlink() as netlink:
@@ -297,11 +297,11 @@ class _Service:
         self._has_leases = asyncio.Event()
         self._repair_loop = RepairLoop(self._check, self._network, self._update_state, external.due)
         self._reported: object = None  # on which the last report of a check depended
-        self._bridges: set[int] = set()  # by which packets of containers come in
+        self._bridges: set[int] = set()  # link indices of the bridges with containers of this subnet
         self._sysctls = SysctlCheck()
 
     async def run(self, choose: Callable[[NetworkConfig], Awaitable[object]]) -> None:
-        """Carry packets, keep the lease, follow the others, and look after the device."""
+        """Carry packets, renew the lease, follow the peers, and restore what other programs change."""
         log.info("Watching for new subnet leases")
         async with Netlink() as netlink:
             around = await self._underlay.observe(netlink)
@@ -317,7 +317,7 @@ class _Service:
             )
 
     async def _announce(self) -> None:
-        """Report readiness once the first list of leases is applied: Docker waits for it."""
+        """Report readiness once the peers' first leases are applied; Docker waits for it."""
         await self._has_leases.wait()
         await self._backend.settled()
         self._is_up = True
@@ -351,7 +351,7 @@ class _Service:
         self._host.firewall.watch(self._name, self._traffic(netlink), self._report_changes)
         self._report_changes()
         await self._gate.check()
-        rules = [f"{rule} was lost: put right" for rule in await self._host.isolation.restore(netlink)]
+        rules = [f"Restored {rule}: another program removed it" for rule in await self._host.isolation.restore(netlink)]
         try:
             return [*rules, *await self._backend.repair(netlink)]
         finally:
@@ -384,7 +384,7 @@ class _Service:
         return self._sysctls.obstacle or self._host.firewall.obstacle(self._name)
 
     def _traffic(self, netlink: Netlink) -> Traffic | None:
-        """The packets that this host forwards; none with alloc."""
+        """Return the packets that this host forwards; None if the backend forwards none."""
         forwarding = self._backend.forwarding
         if not forwarding:
             return None
@@ -394,7 +394,7 @@ class _Service:
         return Traffic(self._network, subnet, devices, forwarding.masquerading, bridges, accepting)
 
     def _forwarding_devices(self, netlink: Netlink) -> list[str]:
-        """The devices by which packets come in that the kernel has to forward, once there are containers."""
+        """Return the devices that receive packets for the kernel to forward; none before there are containers."""
         forwarding = self._backend.forwarding
         if not forwarding or not self._bridges:
             return []
@@ -402,5 +402,5 @@ class _Service:
 
 
 def _bridges(subnet: IPv4Network, addresses: Iterable[Address]) -> set[int]:
-    """The devices with an address of the subnet, but for the first one, which is the tunnel's."""
+    """Return the link indices of devices with an address of the subnet, except its first, which is the tunnel's."""
     return {one.link_index for one in addresses if one.address in subnet and one.address != subnet.network_address}

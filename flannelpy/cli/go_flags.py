@@ -81,7 +81,7 @@ def value_of(flag: Flag, following: Iterator[str]) -> str:
 
 
 def refuse_unknown(name: str) -> NoReturn:
-    """Raise UsageError, whose text says what to write in place of a flag that does not exist."""
+    """Raise UsageError, whose text names what to write in place of a flag that does not exist."""
     if name in UNSUPPORTED:
         raise UsageError(f"-{name} is not supported: {UNSUPPORTED[name]}")
     from difflib import get_close_matches

@@ -1,8 +1,8 @@
-"""The composition root: builds everything, start and stop order, signals, readiness.
+"""The daemon: builds all parts, starts and stops them, and handles signals.
 
-Start: external interface, then each network (network.py), READY.  Stop: all of it at once.
-If the only network fails, the daemon ends.  If one of several networks fails, with whatever error, the daemon starts it
-again and leaves the others alone.
+Start: the external interface, then all networks (network.py) at once, then READY.  Stop: everything at once.
+If the only network fails, the daemon exits.  If one of several networks fails, the daemon runs it again 10 s later; the
+other networks are not affected.
 Counterpart: main.go.
 """
 
@@ -32,21 +32,21 @@ from flannelpy.tasks import run_together
 log = logging.getLogger(__name__)
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# nohup, and a shell without job control, have commands ignore these; that wish counts.
+# nohup, and a shell without job control, start commands with these signals ignored; flannelpy leaves that so.
 _MAY_BE_IGNORED = (signal.SIGINT, signal.SIGHUP)
-# How often young objects are collected, if there are so many of them.
+# The period of collecting young objects, and how many make a collection worth its time.
 _YOUNG_SECONDS = 0.2
 _FEW_YOUNG = 2000
-# Collecting so many takes 2 ms; more are collected after a longer time.
+# Collecting this many takes 2 ms; a collection of more waits for the longer period.
 _MANY_YOUNG = 20_000
 _MANY_YOUNG_SECONDS = 5.0
 _STATUS_SECONDS = 60
-# One of several networks that has failed is started again after this time.
+# The pause before a failed network, one of several, runs again.
 _RESTART_SECONDS = 10.0
 
 
 def run(options: Options) -> int:
-    """The whole life of the daemon; its exit code."""
+    """Run the daemon until a signal or an error ends it; return the exit code."""
     logs.configure(options.verbosity)
     memory.keep_small()
     try:
@@ -58,16 +58,17 @@ def run(options: Options) -> int:
 
 
 def _log_failure(text: str, error: Exception) -> None:
-    """One line, and with -v=1 the traceback of an error that is not one of ours."""
+    """Log one line, and with -v=1 the traceback of an error that is not a FlannelError."""
     log.error("%s", text)
     if not isinstance(error, FlannelError):
         log.debug("Traceback of the error:", exc_info=error)
 
 
 async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
-    """Run ``work`` until it fails or SIGINT, SIGTERM or SIGHUP comes; a second SIGINT or SIGTERM kills at once.
+    """Run ``work`` until it fails, or until SIGINT, SIGTERM or SIGHUP arrives.
 
-    A terminal that is closed may send SIGHUP twice, so the second one does nothing.
+    A second SIGINT or SIGTERM kills the process at once.  A second SIGHUP does nothing, because a terminal may send two
+    when it is closed.
     """
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(work)
@@ -93,7 +94,7 @@ def _stays_ignored(number: signal.Signals) -> bool:
 
 
 async def _serve(options: Options) -> None:
-    """Everything between the flags and the end."""
+    """Run all networks, and report their state to systemd."""
     external, public_ip = await external_endpoint.choose(options)
     names = options.networks or ("",)
     host = Host(external, public_ip, options.iptables_resync)
@@ -151,7 +152,7 @@ async def _report_status(notifier: SystemdNotifier) -> Never:
 
 
 async def _collect_young() -> Never:
-    """Messages of pyroute2 refer to each other: while leases change without end, they take megabytes in a minute."""
+    """Collect garbage of the recent past: while leases change, messages of pyroute2 leave megabytes of it a minute."""
     loop = asyncio.get_running_loop()
     collected_at = loop.time()
     while True:

@@ -49,7 +49,7 @@ class Resources:
             if network.overlaps(claim.network):
                 raise ConfigError(f"Network {network} overlaps {claim.network}, the network {other}")
             if resource := claim.conflict(network, exclusive_resources):
-                raise ConfigError(f"{resource} is the network {other}'s: choose another one in Backend")
+                raise ConfigError(f"{resource} belongs to the network {other}: choose another one in Backend")
 
     def take(
         self,
@@ -80,7 +80,9 @@ class Resources:
                 conflict = claim.conflict(network, exclusive_resources)
                 if conflict and other in self._left:
                     del self._left[other]
-                    log.warning("Removing what is left of the network %s: %s is this network's now", other, conflict)
+                    log.warning(
+                        "Removing the state of the ended network %s: %s belongs to this network now", other, conflict
+                    )
                     await claim.withdraw()
                     evicted.append(claim.network)
         return evicted

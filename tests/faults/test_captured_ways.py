@@ -167,7 +167,7 @@ def test_a_host_that_an_earlier_run_cut_off_recovers_when_the_config_is_correcte
     )
     put_config(lab, VXLAN, "172.17.8.0/25")
     daemon = host.start_daemon("-iface=eth1")
-    daemon.wait_for_log(r"W.*Removed our route to 172.17.8.0/25 by flannel.1: no etcd endpoint answers", 20)
+    daemon.wait_for_log(r"W.*Removed own route to 172.17.8.0/25 by flannel.1: no etcd endpoint answers", 20)
     daemon.wait_for_log("E.*Network 172.17.8.0/25 would take the way", 20)
     put_config(lab, VXLAN, GOOD)
     daemon.wait_ready()
@@ -189,7 +189,7 @@ def test_a_marked_device_is_known_without_a_subnet_file_and_all_its_routes_to_et
     put_config(lab, UDP, "172.17.8.0/25")
     daemon = host.start_daemon("-iface=eth1")
     for route in ("172.17.8.0/25", "172.17.8.0/28", "172.17.8.1/32"):
-        daemon.wait_for_log(rf"W.*Removed our route to {route} by flannel4: no etcd endpoint answers", 20)
+        daemon.wait_for_log(rf"W.*Removed own route to {route} by flannel4: no etcd endpoint answers", 20)
     put_config(lab, UDP, GOOD)
     daemon.wait_ready()
     assert daemon.stop() == 0

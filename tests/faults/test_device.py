@@ -257,7 +257,7 @@ def test_an_external_interface_that_is_down_for_a_while(lab: Lab, host: Host, da
 @over(UDP)
 def test_another_mtu_below_is_said(host: Host, daemon: Daemon) -> None:
     host.configure("link set eth1 mtu 1400")
-    daemon.wait_for_log(r"W.*MTU of eth1 is 1400 now, it was 1500 at the start")
+    daemon.wait_for_log(r"W.*MTU of eth1 changed from 1500 to 1400")
     host.configure("link set eth1 mtu 1500")
 
 

@@ -540,8 +540,8 @@ def test_what_an_earlier_version_left_in_another_network_is_named_at_start(host:
     said = started(host).log()
     host.lab.put_config(backend.config())
     for command in (*(f"ip route del {route} proto boot" for route in old), f"ip rule del {rule}"):
-        assert f"Left alone, since another program may have added it; to remove it: {command}\n" in said
-    assert said.count("Left alone") == len(old) + 1
+        assert f"Kept unmarked state, since another program may have added it; to remove it: {command}\n" in said
+    assert said.count("Kept unmarked state") == len(old) + 1
     host.configure(*(f"route delete {route}" for route in (*old, *others)), f"rule delete {rule} priority 8285")
 
 

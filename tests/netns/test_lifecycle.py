@@ -289,7 +289,9 @@ def test_what_a_network_left_in_the_way_of_another_one_goes(world: Lab) -> None:
     inner = next(NETWORKS["blue"].subnets(new_prefix=17))
     put_config(world, "blue", inner, "vxlan")
     wait_for(lambda: is_ready(host, "blue"), _SETTLE_SECONDS, "blue, with a part of what was green's")
-    daemon.wait_for_log(r"^W.*\] blue: Removing what is left of the network green: 11.1.0.0/16 is this network's now")
+    daemon.wait_for_log(
+        r"^W.*\] blue: Removing the state of the ended network green: 11.1.0.0/16 belongs to this network now"
+    )
     assert not subnet_file(host, "green").exists()
     assert str(NETWORKS["blue"]) not in host.run("ip", "route").stdout + host.run("ip", "rule").stdout
     saved = f"FLANNEL-[A-Z]-{re.escape(str(NETWORKS['blue']))}"

@@ -113,7 +113,7 @@ def test_a_rule_that_somebody_removes_is_put_right(world: World) -> None:
     before = rules(host)
     host.configure("rule delete from 11.1.0.0/16 to 11.2.0.0/16 prohibit")
     wait_for(lambda: rules(host) == before, 2, "the rule to come back")
-    said = "rule against packets from 11.1.0.0/16 to 11.2.0.0/16 was lost: put right"
+    said = "Restored rule against packets from 11.1.0.0/16 to 11.2.0.0/16: another program removed it"
     wait_for(lambda: said in host.log(), 2, "the repair in the log")
 
 
@@ -243,7 +243,7 @@ def test_cleanup_leaves_nothing_of_any_network(world: World) -> None:
         ('{"Network":"11.1.128.0/17"}', r"Network 11\.1\.128\.0/17 overlaps 11\.1\.0\.0/16, the network blue"),
         (
             '{"Network":"11.2.0.0/16","Backend":{"Type":"vxlan"}}',
-            "VNI 1 is the network blue's: choose another one in Backend",
+            "VNI 1 belongs to the network blue: choose another one in Backend",
         ),
     ],
     ids=["addresses", "VNI"],

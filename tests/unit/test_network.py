@@ -367,7 +367,8 @@ def test_unmarked_routes_are_named_where_no_backend_adopts_them(
     assert own == IPv4Network("11.0.59.0/24")
     assert set(networks) == {IPv4Network("10.1.0.0/16"), *([NETWORK] * names_own)}
     assert (
-        "Left alone, since another program may have added it; to remove it: ip route del 11.0.7.0/24" in caplog.messages
+        "Kept unmarked state, since another program may have added it; to remove it: ip route del 11.0.7.0/24"
+        in caplog.messages
     )
 
 
@@ -411,8 +412,8 @@ def test_while_etcd_is_silent_our_routes_to_it_are_looked_for(
 
     play(world, scenario)
     assert FakeUnderlay.unblocked[0] == (device_alias(world.file), leased)
-    removed = "to 11.0.0.0/16 by flannel0: no etcd endpoint answers, and one lies behind it"
-    assert f"Removed our route {removed}" in caplog.messages
+    removed = "to 11.0.0.0/16 by flannel0: no etcd endpoint answers, and the route leads to one"
+    assert f"Removed own route {removed}" in caplog.messages
 
 
 def test_a_second_network_with_the_subnet_file_does_not_touch_the_store(world: World) -> None:
@@ -498,7 +499,7 @@ def test_what_an_ended_network_left_in_the_way_goes_before_the_backend_starts(
 
     play(world, scenario)
     assert world.story[:2] == ["evict", "take over"]
-    assert "Removing what is left of the network blue: 11.0.128.0/17 is this network's now" in caplog.messages
+    assert "Removing the state of the ended network blue: 11.0.128.0/17 belongs to this network now" in caplog.messages
 
 
 # Leases

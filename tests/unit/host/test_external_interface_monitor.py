@@ -380,6 +380,5 @@ def test_another_mtu_is_logged_each_time_it_changes(caplog: pytest.LogCaptureFix
         watched.machine.listed[2] = replace(ETH1, mtu=mtu)
         assert watched.look() == ""
     assert caplog.messages == [
-        f"MTU of eth1 is {mtu} now, it was 9000 at the start; restart flannelpy, then Docker, to follow it"
-        for mtu in (1400, 1500)
+        f"MTU of eth1 changed from 9000 to {mtu}: restart flannelpy, then Docker, to use it" for mtu in (1400, 1500)
     ] + ["MTU of eth1 is 9000 again"]

@@ -42,7 +42,9 @@ def test_addresses(resources: Resources, network: str) -> None:
 
 
 def test_what_a_backend_has_for_itself(resources: Resources) -> None:
-    with pytest.raises(ConfigError, match=r"^UDP port 8285 is the network blue's: choose another one in Backend$"):
+    with pytest.raises(
+        ConfigError, match=r"^UDP port 8285 belongs to the network blue: choose another one in Backend$"
+    ):
         resources.check("green", IPv4Network("11.2.0.0/16"), ["UDP port 8285"])
 
 
@@ -59,7 +61,7 @@ def test_a_network_that_changes_frees_what_it_had(resources: Resources) -> None:
     resources.check("blue", BLUE, ["UDP port 8285"])
     take(resources, "blue", IPv4Network("11.3.0.0/16"), "VNI 1")
     resources.check("green", BLUE, ["UDP port 8285"])
-    with pytest.raises(ConfigError, match="VNI 1 is the network blue's"):
+    with pytest.raises(ConfigError, match="VNI 1 belongs to the network blue"):
         resources.check("green", BLUE, ["VNI 1"])
 
 
