@@ -77,7 +77,7 @@ class FakeNetlink(Netlink):
 
 
 class FakeUnderlay(Underlay):
-    """Nothing is in the way, unless ``refusal`` says so."""
+    """An underlay without conflicts, unless ``refusal`` names one."""
 
     refusal = ""
     unblocked: ClassVar[list[tuple[str, set[IPv4Interface]]]] = []
@@ -464,7 +464,7 @@ async def nothing() -> None:
     pass
 
 
-def test_what_another_network_has_is_refused_until_that_one_ends(world: World) -> None:
+def test_resources_of_another_network_are_refused_until_that_network_ends(world: World) -> None:
     world.host.resources.take("blue", NETWORK, ["another thing"], nothing)
 
     async def scenario(task: asyncio.Task[Any]) -> None:
@@ -509,9 +509,9 @@ def test_leases_of_others_reach_the_backend(world: World) -> None:
     async def scenario(_: asyncio.Task[Any]) -> None:
         await world.until(lambda: world.is_up)
         world.store.put_raw("11.0.101.0-24", lease(), 100)
-        told = len(world.statuses)
+        before = len(world.statuses)
         await world.until(lambda: world.events)
-        assert len(world.statuses) > told
+        assert len(world.statuses) > before
         [event] = world.events
         assert isinstance(event, LeaseAdded)
         assert (event.lease.subnet, event.lease.attrs.public_ip) == (OTHER, IPv4Address("172.17.8.102"))
@@ -558,7 +558,7 @@ def test_a_withdrawal_that_fails_still_removes_the_file(
     assert not world.file.exists()
 
 
-def test_a_lease_that_somebody_removes_is_taken_back(world: World) -> None:
+def test_a_lease_that_is_removed_is_recreated(world: World) -> None:
     async def scenario(_: asyncio.Task[Any]) -> None:
         await world.until(lambda: world.is_up)
         [entry] = (await world.store.snapshot()).entries
@@ -592,7 +592,7 @@ def test_what_fails_for_good_ends_all_of_it(world: World, monkeypatch: pytest.Mo
     assert world.story[-1] == "close"
 
 
-def test_a_subnet_file_that_cannot_be_removed_is_said(
+def test_a_subnet_file_that_cannot_be_removed_is_logged(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(task: asyncio.Task[Any]) -> None:
@@ -624,7 +624,7 @@ def test_the_backend_runs_once_beside_the_watch(world: World) -> None:
 def test_repairs_are_counted_and_a_problem_turns_readiness_off(world: World, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(_: asyncio.Task[Any]) -> None:
         await world.until(lambda: world.ready.exists())
-        world.repaired, world.lost_rules = ["the device was lost: put right"], ["a rule"]
+        world.repaired, world.lost_rules = ["Restored the device"], ["a rule"]
         world.bell.set()
         await world.until(lambda: "repairs: 2" in world.status)
         assert world.status.endswith(", repairs: 2, next hops: 1")
@@ -642,7 +642,7 @@ def test_repairs_are_counted_and_a_problem_turns_readiness_off(world: World, cap
         assert world.state.name == "READY"
 
     play(world, scenario)
-    assert "the device was lost: put right" in caplog.messages
+    assert "Restored the device" in caplog.messages
     assert caplog.messages.count("no such device") == 1
     assert any("not ready: no such device" in status for status in world.statuses)
 

@@ -1,4 +1,4 @@
-"""The command line, in this process: what flags and variables become, and what is said when they are wrong."""
+"""The command line, in this process: the values of flags and variables, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -427,7 +427,7 @@ def test_several_values_in_a_variable_have_spaces_between_them(
     assert differing(cli.parse(["-iface=eth7", "-iface-regex="])) == {"iface": ("eth7",)}
 
 
-def test_a_wrong_one_of_several_values_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_value_among_several_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLANNELD_IFACE_REGEX", "eth1 [ eth2")
     assert refusal([]).startswith("bad value '[' for FLANNELD_IFACE_REGEX: must be a regular expression: ")
 
@@ -439,7 +439,7 @@ def test_pair_of_flag_and_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("flag", UNSUPPORTED)
-def test_flags_left_out_say_what_to_do(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_flags_name_what_to_do(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
     instead = UNSUPPORTED[flag]
     assert refusal([f"-{flag}=x"]) == f"-{flag} is not supported: {instead}"
     assert refusal([f"--{flag}", "x"]) == f"-{flag} is not supported: {instead}"
@@ -553,7 +553,7 @@ def test_help(
     assert capsys.readouterr() == ("", flags.usage() + "\n")
 
 
-def test_help_tells_all() -> None:
+def test_help_lists_all_flags() -> None:
     text = flags.usage()
     assert max(map(len, text.splitlines())) <= 80
     assert text.isascii()

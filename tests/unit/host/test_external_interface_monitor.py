@@ -73,7 +73,7 @@ def renamed(watched: Watched) -> None:
 
 
 def renamed_with_altname(watched: Watched) -> None:
-    """As ``ip link property add`` lets scripts go on with the old name."""
+    """As after ``ip link property add``, by which scripts can still use the old name."""
     watched.machine.listed[2] = replace(ETH1, name="wan0", altnames=("eth1",))
 
 
@@ -252,7 +252,7 @@ def test_the_time_starts_again_when_the_other_address_was_away() -> None:
     assert watched.ends() == f"eth1 has {THEIRS} now instead of {OURS}"
 
 
-def test_the_time_goes_on_while_one_other_address_follows_another() -> None:
+def test_the_time_runs_on_while_other_addresses_follow_each_other() -> None:
     watched = Watched(*NAMED)
     watched.hold(held(3, VIP))
     watched.look()

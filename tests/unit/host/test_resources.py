@@ -90,7 +90,9 @@ def test_a_network_that_ends_frees_what_it_had(resources: Resources, name: str) 
         ("11.2.0.0/16", "nothing", False),
     ],
 )
-def test_what_a_network_has_left_goes_only_if_it_is_in_the_way(network: str, resource: str, is_evicted: bool) -> None:
+def test_the_state_of_an_ended_network_is_removed_only_if_it_conflicts(
+    network: str, resource: str, is_evicted: bool
+) -> None:
     resources = Resources()
     withdrawn: list[str] = []
 
@@ -105,7 +107,7 @@ def test_what_a_network_has_left_goes_only_if_it_is_in_the_way(network: str, res
     assert withdrawn == ["blue"] * is_evicted
 
 
-def test_a_network_that_is_started_again_takes_over_what_it_left(resources: Resources) -> None:
+def test_a_network_that_starts_again_takes_over_its_state(resources: Resources) -> None:
     async def fail() -> None:
         raise AssertionError
 
