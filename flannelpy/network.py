@@ -28,7 +28,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -44,8 +44,8 @@ from flannelpy.backend.repair_loop import RepairLoop
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import HostError, LeaseLost, one_line
 from flannelpy.host import external_endpoint, ownership
+from flannelpy.host.container_traffic import ContainerTraffic
 from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
-from flannelpy.host.forward_check import SysctlCheck
 from flannelpy.host.ready_file import ReadyFile
 from flannelpy.host.shared import Host
 from flannelpy.leasing import subnet_file
@@ -56,13 +56,10 @@ from flannelpy.linux.instance_lock import InstanceLock, Run
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.logs import FailureLog
 from flannelpy.marks import device_alias
-from flannelpy.netfilter import network_rules
 from flannelpy.netfilter.network_rules import NetworkRules
-from flannelpy.netfilter.obstacles import Traffic
 from flannelpy.options import Options
 from flannelpy.registry.connect import connect, etcd_hosts
 from flannelpy.report import NetworkReport, NetworkState
-from flannelpy.rtnetlink.links import Address
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity
 from flannelpy.subnet.lease_filter import LeaseFilter
@@ -297,8 +294,7 @@ class _Service:
         self._has_leases = asyncio.Event()
         self._repair_loop = RepairLoop(self._check, self._network, self._update_state, external.due)
         self._reported: object = None  # on which the last report of a check depended
-        self._bridges: set[int] = set()  # link indices of the bridges with containers of this subnet
-        self._sysctls = SysctlCheck()
+        self._containers = ContainerTraffic(host.firewall, name, self._network, self._report_changes)
 
     async def run(self, choose: Callable[[NetworkConfig], Awaitable[object]]) -> None:
         """Carry packets, renew the lease, follow the peers, and restore what other programs change."""
@@ -346,9 +342,7 @@ class _Service:
 
     async def _check(self, netlink: Netlink) -> list[str]:
         await self._external.check(netlink)
-        self._bridges = _bridges(self._manager.own.subnet, await netlink.addresses())
-        await self._sysctls.check(self._forwarding_devices(netlink))
-        self._host.firewall.watch(self._name, self._traffic(netlink), self._report_changes)
+        await self._containers.check(netlink, self._manager.own.subnet, self._backend.forwarding)
         self._report_changes()
         await self._gate.check()
         rules = [f"Restored {rule}: another program removed it" for rule in await self._host.isolation.restore(netlink)]
@@ -360,7 +354,7 @@ class _Service:
     def _report_changes(self) -> None:
         """Update the state if a check has found a change of the interface, of an obstacle or of the reachable peers."""
         backend = self._backend.report()
-        found = self._external.report(), self._obstacle(), backend.next_hops, backend.unreachable
+        found = self._external.report(), self._containers.obstacle(), backend.next_hops, backend.unreachable
         if found != self._reported:
             self._reported = found
             self._update_state()
@@ -370,37 +364,6 @@ class _Service:
         if not self._is_up:
             self._enter(NetworkState.WAITING_FOR_PEERS, "")
             return
-        problem = self._external.report().problem or self._repair_loop.report().problem or self._obstacle()
+        problem = self._external.report().problem or self._repair_loop.report().problem or self._containers.obstacle()
         self._ready_file.set(not problem)
         self._enter(NetworkState.DEGRADED if problem else NetworkState.READY, problem)
-
-    def _obstacle(self) -> str:
-        """Return what stops packets between containers and peers; empty before there is a network of containers.
-
-        Until then Docker may remove the obstacle when it starts, and Docker waits for flannelpy.
-        """
-        if not self._bridges:
-            return ""
-        return self._sysctls.obstacle or self._host.firewall.obstacle(self._name)
-
-    def _traffic(self, netlink: Netlink) -> Traffic | None:
-        """Return the packets that this host forwards; None if the backend forwards none."""
-        forwarding = self._backend.forwarding
-        if not forwarding:
-            return None
-        bridges = tuple(map(netlink.name_of, sorted(self._bridges)))
-        accepting = network_rules.chain_name(network_rules.ACCEPT, self._network)
-        subnet, devices = self._manager.own.subnet, tuple(forwarding.devices)
-        return Traffic(self._network, subnet, devices, forwarding.masquerading, bridges, accepting)
-
-    def _forwarding_devices(self, netlink: Netlink) -> list[str]:
-        """Return the devices that receive packets for the kernel to forward; none before there are containers."""
-        forwarding = self._backend.forwarding
-        if not forwarding or not self._bridges:
-            return []
-        return [*forwarding.devices, *map(netlink.name_of, sorted(self._bridges))]
-
-
-def _bridges(subnet: IPv4Network, addresses: Iterable[Address]) -> set[int]:
-    """Return the link indices of devices with an address of the subnet, except its first, which is the tunnel's."""
-    return {one.link_index for one in addresses if one.address in subnet and one.address != subnet.network_address}
