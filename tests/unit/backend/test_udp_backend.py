@@ -400,6 +400,7 @@ def test_what_was_dropped_is_told_once_a_minute_and_at_the_end(
         with pytest.raises(asyncio.CancelledError):
             await task
         assert caplog.messages == [*told, "Dropped packets: tun_refused 4"]
+        assert life.backend.report().drops == {"unknown_sender": 3, "wrong_sender_port": 2, "tun_refused": 5}
 
     live(monkeypatch, scenario)
 
