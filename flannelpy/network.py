@@ -345,7 +345,7 @@ class _Service:
         await self._containers.check(netlink, self._manager.own.subnet, self._backend.forwarding)
         self._report_changes()
         await self._gate.check()
-        rules = [f"Restored {rule}: another program removed it" for rule in await self._host.isolation.restore(netlink)]
+        rules = [f"Restored {rule}: it was missing" for rule in await self._host.isolation.restore(netlink)]
         try:
             return [*rules, *await self._backend.repair(netlink)]
         finally:

@@ -113,7 +113,7 @@ def test_a_rule_that_somebody_removes_is_put_right(world: World) -> None:
     before = rules(host)
     host.configure("rule delete from 11.1.0.0/16 to 11.2.0.0/16 prohibit")
     wait_for(lambda: rules(host) == before, 2, "the rule to come back")
-    said = "Restored rule against packets from 11.1.0.0/16 to 11.2.0.0/16: another program removed it"
+    said = "Restored rule against packets from 11.1.0.0/16 to 11.2.0.0/16: it was missing"
     wait_for(lambda: said in host.log(), 2, "the repair in the log")
 
 
