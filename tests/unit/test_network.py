@@ -573,7 +573,7 @@ def test_a_lease_that_is_removed_is_recreated(world: World) -> None:
 
 
 @pytest.mark.parametrize("part", ["keep_lease", "watch", "watch_config"])
-def test_what_fails_for_good_ends_all_of_it(world: World, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+def test_a_task_that_fails_ends_the_network(world: World, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     failing = asyncio.Event()
 
     async def fail(*_: object) -> None:

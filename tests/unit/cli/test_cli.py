@@ -439,7 +439,7 @@ def test_pair_of_flag_and_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("flag", UNSUPPORTED)
-def test_unsupported_flags_name_what_to_do(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_left_out_say_what_to_do(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
     instead = UNSUPPORTED[flag]
     assert refusal([f"-{flag}=x"]) == f"-{flag} is not supported: {instead}"
     assert refusal([f"--{flag}", "x"]) == f"-{flag} is not supported: {instead}"

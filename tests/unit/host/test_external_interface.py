@@ -219,7 +219,7 @@ def test_without_a_usable_address_the_reason_is_named(bad: dict[str, int], flaw:
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_an_address_that_a_flag_names_is_used_whatever_its_state(bad: dict[str, int]) -> None:
+def test_an_address_that_a_flag_names_is_used_in_any_state(bad: dict[str, int]) -> None:
     held = (address(3, "172.17.8.101", **bad), address(3, "172.17.8.102"))
     assert found("172.17.8.101", FakeNetlink(addresses=held))[1] == "172.17.8.101"
     assert found("eth1", FakeNetlink(addresses=held), public_ip="172.17.8.101")[1] == "172.17.8.101"
