@@ -1,4 +1,4 @@
-"""Work on thousands of items without keeping the event loop from its packets."""
+"""Work on thousands of items in chunks, so that the event loop forwards packets in between."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# What is done with an item takes some microseconds, so a chunk takes about a millisecond.
+# The work on one item takes some microseconds, so a chunk takes about a millisecond.
 _SIZE = 100
-# The garbage collector takes some microseconds for what is kept of an item, too.
+# A garbage collection takes some microseconds for the objects that are kept of an item.
 _MANY = 1000
 
 
 async def in_chunks(items: Iterable[T]) -> AsyncIterator[list[T]]:
-    """The items, some at a time; in between the event loop runs, so ``items`` must not change."""
+    """Yield the items in chunks; between two chunks the event loop runs, and ``items`` must not change."""
     left = iter(items)
     while chunk := list(islice(left, _SIZE)):
         yield chunk
@@ -25,6 +25,6 @@ async def in_chunks(items: Iterable[T]) -> AsyncIterator[list[T]]:
 
 
 def set_aside(count: int) -> None:
-    """If they are many, keep what was made of so many items out of all further garbage collections."""
+    """If ``count`` items are many, exclude all present objects, those made of the items included, from collections."""
     if count > _MANY:
         gc.freeze()

@@ -1,4 +1,4 @@
-"""What the command line settles for one run of the daemon."""
+"""The options of one run, from flags and variables."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The checked values of all flags.  None: not given, the daemon decides or does without."""
+    """The checked values of all flags; None stands for a flag that was not given and has no default."""
 
-    iface: tuple[str, ...]  # names and addresses, the first that fits counts
+    iface: tuple[str, ...]  # names and addresses; the first that exists is used
     iface_regex: tuple[re.Pattern[str], ...]
     iface_can_reach: IPv4Address | None
     public_ip: IPv4Address | None
     host_id: str | None
-    networks: tuple[str, ...]  # empty: the one whose config is right below the prefix
+    networks: tuple[str, ...]  # empty: one network, whose config is directly below the prefix
     etcd_endpoints: tuple[str, ...]
     etcd_prefix: str
     etcd_keyfile: str | None

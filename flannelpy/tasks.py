@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 
 
 async def run_together(*works: Coroutine[object, object, object]) -> None:
-    """Run these at the same time.  If one fails, the others are cancelled and its exception is raised as it is."""
+    """Run coroutines at the same time until all end.  If one raises, cancel the others and raise its exception."""
     try:
         async with asyncio.TaskGroup() as tasks:
             for work in works:

@@ -1,1 +1,1 @@
-"""What one invocation of flannelpy does: run the daemon, or clean up after one."""
+"""The commands, one module each: run the daemon, or clean up after an earlier run."""

@@ -1,7 +1,7 @@
-"""What -cleanup does: removes what an earlier run has left on this host, and with -release gives its lease back.
+"""-cleanup: remove what an earlier run left on this host; with -release, also give the lease back.
 
-Whatever is there is removed and said; what is not there is no error, so it may be done twice.
-Counterpart: none; the original leaves all of it behind.
+Each thing that is removed is logged.  A thing that does not exist is no error, so a second -cleanup changes nothing.
+Counterpart: none; flanneld leaves its devices, routes, rules and files behind.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def run(options: Options) -> int:
-    """Remove it all; the exit code."""
+    """Remove devices, routes, rules and files of all networks; return the exit code."""
     logs.configure(options.verbosity)
     try:
         asyncio.run(_clean_up(options))
@@ -42,11 +42,11 @@ async def _clean_up(options: Options) -> None:
     names = options.networks or ("",)
     with ExitStack() as stopped:
         locks: list[InstanceLock] = []
-        for name in names:  # before anything is removed, since a running daemon would restore it
+        for name in names:  # first of all, because a running daemon would restore what is removed
             locks.append(InstanceLock(options.subnet_file_of(name)))
             stopped.callback(locks[-1].close)
         for name, lock in zip(names, locks, strict=True):
-            await _remove_what_is_of(options.subnet_file_of(name), options.ready_file_of(name), lock)
+            await _remove_owned(options.subnet_file_of(name), options.ready_file_of(name), lock)
     if options.release:
         _, public_ip = await external_endpoint.choose(options)
         host_identity = HostIdentity(public_ip, options.host_id or identity.host_id())
@@ -55,8 +55,8 @@ async def _clean_up(options: Options) -> None:
             await _release(connect(options, name), host_identity)
 
 
-async def _remove_what_is_of(file: Path, ready: Path, lock: InstanceLock) -> None:
-    """Remove what the subnet file owns, by its text and the record of the last run; without either, nothing."""
+async def _remove_owned(file: Path, ready: Path, lock: InstanceLock) -> None:
+    """Remove what the subnet file owns by its text and by the record of the last run; without both, remove nothing."""
     scope = ownership.scope(file, lock.read())
     async with Netlink() as netlink:
         removed = await withdraw(netlink, scope) if scope.networks else []
@@ -65,24 +65,24 @@ async def _remove_what_is_of(file: Path, ready: Path, lock: InstanceLock) -> Non
             found = [*await marked(netlink), *await firewall.chains()]
             log.info("Removed nothing: there is neither %s nor a record of its last run", file)
             for what in found:
-                log.info("Marked by flannelpy: %s", what)
+                log.info("Found state marked by flannelpy: %s", what)
     for network in sorted(scope.networks):
         removed += await firewall.remove(network)
     removed += [str(path) for path in (file, ready) if subnet_file.remove(path)]
     for what in removed:
         log.info("Removed %s", what)
     for command in unmarked:
-        log.warning("Left alone, since another program may have added it; to remove it: %s", command)
+        log.warning("Kept unmarked state, since another program may have added it; to remove it: %s", command)
     lock.write(None)
 
 
 async def _release(registry: Registry, host_identity: HostIdentity) -> None:
-    """Give back what is ours in the store."""
+    """Give back the leases of this host, if no other host with its public IP holds them."""
     try:
         snapshot = await registry.snapshot()
         leases = [lease for lease in well_formed(snapshot.entries) if lease.attrs.public_ip == host_identity.public_ip]
         if not leases:
-            log.info("There is no lease with our public IP %s", host_identity.public_ip)
+            log.info("Found no lease with the public IP %s of this host", host_identity.public_ip)
         for lease in leases:
             await _release_one(registry, lease, host_identity)
     finally:
@@ -91,9 +91,9 @@ async def _release(registry: Registry, host_identity: HostIdentity) -> None:
 
 async def _release_one(registry: Registry, lease: Lease, host_identity: HostIdentity) -> None:
     if lease.lease_ttl is None:
-        log.warning("Leaving the reservation of %s alone: it is the operator's", lease.subnet)
+        log.warning("Kept the reservation of %s: it belongs to the operator", lease.subnet)
     elif lease.attrs.host_id not in ("", host_identity.host_id):
-        log.warning("Leaving the lease of %s alone: it is another host's (%s)", lease.subnet, lease.attrs.host_id)
+        log.warning("Kept the lease of %s: it belongs to another host (%s)", lease.subnet, lease.attrs.host_id)
     else:
         await registry.compare_and_delete(format_key(lease.subnet), lease.version)
         log.info("Released the lease of %s", lease.subnet)

@@ -1,8 +1,8 @@
-"""The composition root: builds everything, start and stop order, signals, readiness.
+"""The daemon: builds all parts, starts and stops them, and handles signals.
 
-Start: external interface, then each network (network.py), READY.  Stop: all of it at once.
-If the only network fails, the daemon ends.  If one of several networks fails, with whatever error, the daemon starts it
-again and leaves the others alone.
+Start: the external interface, then all networks (network.py) at once, then READY.  Stop: everything at once.
+If the only network fails, the daemon exits.  If one of several networks fails, the daemon runs it again 10 s later; the
+other networks are not affected.
 Counterpart: main.go.
 """
 
@@ -12,41 +12,41 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Never
 
 from flannelpy import logs
 from flannelpy.errors import AlreadyRunning, ExternalAddressChanged, FlannelError, UsageError, one_line
 from flannelpy.host import external_endpoint
-from flannelpy.host.resources import Host
+from flannelpy.host.readiness import SystemdNotifier, keep_alive
+from flannelpy.host.shared import Host
 from flannelpy.linux import memory, packet_loop, systemd
 from flannelpy.network import Network
 from flannelpy.options import Options
+from flannelpy.report import DaemonReport
+from flannelpy.serving import text
 from flannelpy.tasks import run_together
 
 log = logging.getLogger(__name__)
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# nohup, and a shell without job control, have commands ignore these; that wish counts.
+# nohup, and a shell without job control, start commands with these signals ignored; flannelpy leaves that so.
 _MAY_BE_IGNORED = (signal.SIGINT, signal.SIGHUP)
-# How often young objects are collected, if there are so many of them.
+# The period of collecting young objects, and how many make a collection worth its time.
 _YOUNG_SECONDS = 0.2
 _FEW_YOUNG = 2000
-# Collecting so many takes 2 ms; more are collected after a longer time.
+# Collecting this many takes 2 ms; a collection of more waits for the longer period.
 _MANY_YOUNG = 20_000
 _MANY_YOUNG_SECONDS = 5.0
 _STATUS_SECONDS = 60
-# Signs of life per time that the watchdog allows.
-_SIGNS_OF_LIFE = 3
-# One of several networks that has failed is started again after this time.
+# The pause before a failed network, one of several, runs again.
 _RESTART_SECONDS = 10.0
-# For so long the first network that is up waits for the others.
-_READY_PATIENCE = 10.0
 
 
 def run(options: Options) -> int:
-    """The whole life of the daemon; its exit code."""
+    """Run the daemon until a signal or an error ends it; return the exit code."""
     logs.configure(options.verbosity)
     memory.keep_small()
     try:
@@ -58,16 +58,17 @@ def run(options: Options) -> int:
 
 
 def _log_failure(text: str, error: Exception) -> None:
-    """One line, and with -v=1 the traceback of an error that is not one of ours."""
+    """Log one line, and with -v=1 the traceback of an error that is not a FlannelError."""
     log.error("%s", text)
     if not isinstance(error, FlannelError):
         log.debug("Traceback of the error:", exc_info=error)
 
 
 async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
-    """Run ``work`` until it fails or SIGINT, SIGTERM or SIGHUP comes; a second SIGINT or SIGTERM kills at once.
+    """Run ``work`` until it fails, or until SIGINT, SIGTERM or SIGHUP arrives.
 
-    A terminal that is closed may send SIGHUP twice, so the second one does nothing.
+    A second SIGINT or SIGTERM kills the process at once.  A second SIGHUP does nothing, because a terminal may send two
+    when it is closed.
     """
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(work)
@@ -93,24 +94,36 @@ def _stays_ignored(number: signal.Signals) -> bool:
 
 
 async def _serve(options: Options) -> None:
-    """Everything between the flags and the end."""
+    """Run all networks, and report their state to systemd."""
     external, public_ip = await external_endpoint.choose(options)
     names = options.networks or ("",)
     host = Host(external, public_ip, options.iptables_resync)
-    speaker = _Speaker()
-    networks = [Network(name, options, host, speaker.tell) for name in names]
-    speaker.networks = networks
+    networks: list[Network] = []
+    notifier = SystemdNotifier(partial(_report, networks), text.status, _set_start_up_aside)
+    networks += [Network(name, options, host, notifier.update) for name in names]
     await run_together(
-        *(_keep_up(network) if options.networks else network.run() for network in networks),
+        *(_keep_up(network, notifier.update) if options.networks else network.run() for network in networks),
         host.firewall.run(),
-        _report_status(speaker),
+        _report_status(notifier),
         _collect_young(),
-        _show_signs_of_life(networks),
+        keep_alive(partial(_is_live, networks)),
     )
 
 
-async def _keep_up(network: Network) -> Never:
-    """Start it again whenever it fails, unless the host is not the one any more that all were started on."""
+def _report(networks: Sequence[Network]) -> DaemonReport:
+    return DaemonReport(tuple(network.report() for network in networks))
+
+
+def _is_live(networks: Sequence[Network]) -> bool:
+    """Return whether any network is live: a network that hangs must not stop the others."""
+    return any(network.is_live() for network in networks)
+
+
+async def _keep_up(network: Network, on_failure: Callable[[], None]) -> Never:
+    """Run the network again whenever it fails; raise errors that concern all networks of the host.
+
+    ``on_failure`` is called after the network has failed.
+    """
     while True:
         try:
             await network.run()
@@ -119,56 +132,27 @@ async def _keep_up(network: Network) -> Never:
         except Exception as error:
             logs.network.set(network.name)
             _log_failure(f"{one_line(error)}; trying again in {_RESTART_SECONDS:.0f} s", error)
-            network.failed(one_line(error))
+            on_failure()
             await asyncio.sleep(_RESTART_SECONDS)
 
 
-class _Speaker:
-    """Tells systemd how the networks are.  Ready is who has all of them; or some, when the others do not come."""
-
-    def __init__(self) -> None:
-        self.networks: Sequence[Network] = ()
-        self._is_ready = False
-        self._patience: asyncio.TimerHandle | None = None
-
-    def tell(self) -> None:
-        """Something is no longer as it was told."""
-        are_up = [network.is_up for network in self.networks]
-        if self._is_ready or not any(are_up):
-            systemd.notify(self._status())
-        elif all(are_up):
-            self._tell_ready()
-        elif self._patience is None:
-            self._patience = asyncio.get_running_loop().call_later(_READY_PATIENCE, self._end_patience)
-
-    def _end_patience(self) -> None:
-        self._patience = None
-        if not self._is_ready and any(network.is_up for network in self.networks):
-            self._tell_ready()
-
-    def _tell_ready(self) -> None:
-        self._is_ready = True
-        systemd.notify("READY=1", self._status())
-        # A full collection takes longer than a TUN's queue lasts, so what start-up made is set aside.
-        gc.collect()
-        gc.freeze()
-        gc.disable()
-
-    def _status(self) -> str:
-        told = (f"{network.name}: {network.status()}".removeprefix(": ") for network in self.networks)
-        return f"STATUS={'; '.join(told)}"
+def _set_start_up_aside() -> None:
+    """Keep the objects of the start out of garbage collection: a full one takes longer than a TUN's queue lasts."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
 
 
-async def _report_status(speaker: _Speaker) -> Never:
-    """A lease's time goes by even when nothing happens; and so little is left to collect that it takes none."""
+async def _report_status(notifier: SystemdNotifier) -> Never:
+    """Update the status, whose time left shrinks, and collect garbage, of which there is too little to take time."""
     while True:
         await asyncio.sleep(_STATUS_SECONDS)
-        speaker.tell()
+        notifier.update()
         gc.collect()
 
 
 async def _collect_young() -> Never:
-    """Messages of pyroute2 refer to each other: while leases change without end, they take megabytes in a minute."""
+    """Collect garbage of the recent past: while leases change, messages of pyroute2 leave megabytes of it a minute."""
     loop = asyncio.get_running_loop()
     collected_at = loop.time()
     while True:
@@ -177,12 +161,3 @@ async def _collect_young() -> Never:
         if count > _FEW_YOUNG and (count < _MANY_YOUNG or now - collected_at > _MANY_YOUNG_SECONDS):
             gc.collect(0)
             collected_at = now
-
-
-async def _show_signs_of_life(networks: Sequence[Network]) -> None:
-    """To systemd, for as long as packets and control go on."""
-    allowed = systemd.watchdog_seconds()
-    while allowed:
-        if any(network.makes_progress() for network in networks):  # one's trouble is not the others'
-            systemd.notify("WATCHDOG=1")
-        await asyncio.sleep(allowed / _SIGNS_OF_LIFE)

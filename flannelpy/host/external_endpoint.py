@@ -1,4 +1,4 @@
-"""Chooses the external interface and the public IP that the flags ask for."""
+"""The choice of the external interface and the public IP, by the flags."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 async def choose(options: Options) -> tuple[ExternalInterface, IPv4Address]:
-    """The external interface, and the public IP.  Raises HostError, UsageError."""
+    """Return the external interface and the public IP.  Raises HostError, UsageError."""
     async with Netlink() as netlink:
         external = await external_interface.find(netlink, _wanted(options), _previous_addresses(options))
         held = [IPv4Interface((one.address, one.prefix_len)) for one in await netlink.addresses()]
@@ -50,20 +50,20 @@ async def choose(options: Options) -> tuple[ExternalInterface, IPv4Address]:
 
 
 def watch(options: Options, external: ExternalInterface) -> ExternalInterfaceMonitor:
-    """What notices that ``external`` is no longer what these flags mean."""
+    """Return a monitor that checks whether ``external`` still is what the flags choose."""
     return ExternalInterfaceMonitor(external, _wanted(options), BootClock().now, _previous_addresses(options))
 
 
 def _wanted(options: Options) -> Wanted:
-    """The flags that the choice of the external interface depends on."""
+    """Return the flags that the choice of the external interface depends on."""
     etcd = []
     for host in etcd_hosts(options):
-        with suppress(AddressValueError):  # it is a name: the choice must not wait for a resolver
+        with suppress(AddressValueError):  # for a name: the choice must not wait for a resolver
             etcd.append(IPv4Address(host))
     return Wanted(options.iface, options.iface_regex, options.iface_can_reach, options.public_ip, etcd)
 
 
 def _previous_addresses(options: Options) -> frozenset[IPv4Interface]:
-    """Those that devices of earlier runs have."""
+    """Return the addresses that devices of earlier runs have."""
     files = [options.subnet_file_of(name) for name in options.networks or ("",)]
     return frozenset(tunnel_address(*pair) for file in files for pair in previous(file))

@@ -1,4 +1,4 @@
-"""Asks the kernel for what the choice of the external interface depends on, and logs what was chosen.
+"""The choice of the external interface: asks the kernel for its inputs, and logs its steps.
 
 Counterpart: lookupIface in main.go, pkg/ip/iface.go.
 """
@@ -19,14 +19,14 @@ __all__ = ["ExternalInterface", "Wanted", "find", "observe"]
 
 log = logging.getLogger(__name__)
 
-# VirtualBox gives this one to every machine behind its NAT.  Source: VirtualBox manual, section 9.8.
+# VirtualBox gives this network to every machine behind its NAT.  Source: VirtualBox manual, section 9.8.
 _VIRTUALBOX_NAT = IPv4Network("10.0.2.0/24")
 
 
 async def find(netlink: Netlink, wanted: Wanted, leased: Container[IPv4Interface] = frozenset()) -> ExternalInterface:
-    """The interface and the address that the flags mean, by default those of the default route.  Raises HostError.
+    """Return the interface and address that the flags choose, by default those of the default route.  Raises HostError.
 
-    It is never a device of flannelpy; ``leased`` are the addresses by which devices of earlier versions are known.
+    A device of flannelpy is never chosen; ``leased``: addresses that identify devices of earlier versions.
     """
     machine = await observe(netlink, wanted, leased)
     _log_candidates(machine)
@@ -47,7 +47,7 @@ async def find(netlink: Netlink, wanted: Wanted, leased: Container[IPv4Interface
 
 
 async def observe(netlink: Netlink, wanted: Wanted, leased: Container[IPv4Interface]) -> Machine:
-    """What a choice depends on, as it is now.  Raises HostError."""
+    """Return the present inputs of a choice.  Raises HostError."""
     links = {link.index: link for link in await netlink.links()}
     # An interface that appears between the two listings is left out.
     addresses = [address for address in await netlink.addresses() if address.link_index in links]
@@ -60,7 +60,7 @@ async def observe(netlink: Netlink, wanted: Wanted, leased: Container[IPv4Interf
 
 
 async def _overlay_devices(netlink: Netlink, links: Iterable[Link], leased: Container[IPv4Interface]) -> set[int]:
-    """The indices of the devices of this flannelpy and of others."""
+    """Return the link indices of the devices of any flannelpy."""
     held = await addresses_by_index(netlink)
     return {
         link.index for link in links if is_marked(link) or is_of_earlier_version(link, held.get(link.index, []), leased)

@@ -1,7 +1,7 @@
-"""Notices when the external interface or its address is no longer what it was at the start.
+"""Checks whether the external interface still is up and has the address with which flannelpy was started.
 
-While the address stands on its interface, nothing but the state of the link matters.  Once it is gone, the choice of
-the start is asked again: when it finds an address in place of ours for 15 s, only a restart can use that.
+While the address exists, only the state of the link matters.  Once the address is gone, flannelpy chooses an interface
+again, as at the start.  If another address is in its place for 15 s, flannelpy must be restarted to use that one.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from flannelpy.addressing.interface_choice import ExternalInterface, Wanted, pla
 from flannelpy.errors import ExternalAddressChanged
 from flannelpy.host.external_interface import observe
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.report import InterfaceReport
 from flannelpy.rtnetlink.links import Address, Link
 
 log = logging.getLogger(__name__)
 
-# A network restart takes less time: it may put another address in place of ours for a moment.
+# A restart of the host's network takes less time, and may replace the address for a moment.
 ADDRESS_PATIENCE = 15.0
 
 
 class ExternalInterfaceMonitor:
-    """``trouble`` says what is wrong; it is empty while the address is there and the link is up."""
+    """Checks that the external interface is up and has the address that flannelpy was started with."""
 
     def __init__(
         self,
@@ -33,22 +34,25 @@ class ExternalInterfaceMonitor:
         now: Callable[[], float],
         leased: Container[IPv4Interface] = frozenset(),
     ) -> None:
-        """``wanted`` and ``leased``: as for ``interface.find``, which chose ``external``.  ``now``: in seconds."""
+        """``wanted`` and ``leased``: the arguments by which ``external_interface.find`` chose ``external``.
+
+        ``now``: a clock in seconds.
+        """
         self._external = external
         self._wanted = wanted
         self._now = now
         self._leased = leased
         self._mtu = external.mtu
         self._lost_address = f"address {external.address} is gone from {external.holder}"
-        self._indices: dict[str, int] = {}  # of its interfaces
+        self._indices: dict[str, int] = {}  # link indices by the names of the interface and of the address's holder
         self._has_public_ip = False
         self._lost = ""
-        self._place = ""  # of another address
+        self._place = ""  # where another address is
         self._placed_at = math.inf
-        self.trouble = ""
+        self._problem = ""
 
     async def check(self, netlink: Netlink) -> None:
-        """Log what has changed.  Raises HostChanged when another address is in place for 15 s, and HostError."""
+        """Log what has changed.  Raises ExternalAddressChanged if the address is replaced for 15 s; HostError."""
         external = self._external
         link = await netlink.link(external.name)
         holder = await netlink.link(external.holder) if external.other_holder else link
@@ -63,12 +67,16 @@ class ExternalInterfaceMonitor:
             self._indices = {link.name: link.index, holder.name: holder.index}
             self._found(holder)
 
+    def report(self) -> InterfaceReport:
+        """Return the interface, and what is wrong with it: its address is gone, or its link is down."""
+        return InterfaceReport(self._external.name, self._problem)
+
     def due(self) -> float:
-        """In how many seconds ``check`` may raise HostChanged; infinite while no other address is in place."""
+        """Return in how many seconds ``check`` may raise; infinite if the address is not replaced."""
         return max(0.0, self._placed_at + ADDRESS_PATIENCE - self._now())
 
     def _what_is_lost(self, link: Link | None, holder: Link | None, addresses: Iterable[Address]) -> str:
-        """In words.  The kernel finds a link by its altnames, too: it must have the name by which rules know it."""
+        """Return what is lost, or "".  A link with that alternative name does not count, because rules use the name."""
         external = self._external
         index = holder.index if holder and holder.name == external.holder else 0
         if not any(one.link_index == index and one.address == external.address for one in addresses):
@@ -81,14 +89,14 @@ class ExternalInterfaceMonitor:
             is_address = self._lost == self._lost_address
             back = f"Address {self._external.address} is back on {holder.name}"
             log.info("%s", back if is_address else f"Interface {self._external.name} is back")
-            self._lost = self.trouble = ""
-        before, self.trouble = self.trouble, self._link_trouble(holder)
-        if self.trouble and self.trouble != before:
-            log.error("Link %s: no packets to and from other hosts", self.trouble)
-        elif before and not self.trouble:
+            self._lost = self._problem = ""
+        before, self._problem = self._problem, self._link_problem(holder)
+        if self._problem and self._problem != before:
+            log.error("Link %s: no packets to and from other hosts", self._problem)
+        elif before and not self._problem:
             log.info("Link %s is up again", holder.name)
 
-    def _link_trouble(self, holder: Link) -> str:
+    def _link_problem(self, holder: Link) -> str:
         if not holder.is_up:
             return f"{holder.name} is down"
         return "" if holder.has_carrier or self._external.other_holder else f"{holder.name} has no carrier"
@@ -96,15 +104,15 @@ class ExternalInterfaceMonitor:
     async def _missing(self, netlink: Netlink, lost: str) -> None:
         if lost != self._lost:
             log.error("%s: no packets to and from other hosts", lost[0].upper() + lost[1:])
-        self._lost = self.trouble = lost
+        self._lost = self._problem = lost
         machine = await observe(netlink, self._wanted, self._leased)
         place = place_now(self._external, self._indices, self._wanted, machine)
         self._note_place(place)
         if place:
-            self.trouble = f"{lost}: {place}"
+            self._problem = f"{lost}: {place}"
 
     def _note_place(self, place: str) -> None:
-        """Count the time from when another address is in place."""
+        """Measure how long the address has been replaced."""
         if not place:
             self._place, self._placed_at = "", math.inf
             return
@@ -116,7 +124,7 @@ class ExternalInterfaceMonitor:
             raise ExternalAddressChanged(f"{place}: restart flannelpy to use it")
 
     def _log_public_ip(self, addresses: Iterable[Address]) -> None:
-        """Log that there is no NAT, which the start assumed because no interface had the public IP."""
+        """Log if an interface has the public IP now: at the start none had, so flannelpy assumed a NAT."""
         public_ip, address = self._wanted.public_ip, self._external.address
         had_public_ip = self._has_public_ip
         is_nat = public_ip not in (None, address)
@@ -137,8 +145,8 @@ class ExternalInterfaceMonitor:
             log.info("MTU of %s is %d again", self._external.name, mtu)
         else:
             log.warning(
-                "MTU of %s is %d now, it was %d at the start; restart flannelpy, then Docker, to follow it",
+                "MTU of %s changed from %d to %d: restart flannelpy, then Docker, to use it",
                 self._external.name,
-                mtu,
                 self._external.mtu,
+                mtu,
             )

@@ -26,6 +26,7 @@ from flannelpy.netfilter import docker_chains, network_rules
 from flannelpy.netfilter.network_rules import KINDS, PURPOSES, NetworkRules
 from flannelpy.netfilter.obstacles import Traffic
 from flannelpy.netfilter.ruleset import Chain, Fault, Repair
+from flannelpy.report import FirewallReport
 from flannelpy.subnet.lease_table import LeaseEvent
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Firewall:
         self._on_repair: dict[str, Callable[[], None]] = {}
         self._written: dict[tuple[str, str], Chain] = {}  # by table and name
         self._unchecked: set[str] = set()  # tables that may hold chains of earlier runs
-        self._troubles: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
         self._futile: dict[str, tuple[bytes, float]] = {}
         self._is_tracking = False
         self._traffic: dict[str, Traffic] = {}
@@ -92,7 +93,16 @@ class Firewall:
             for chain in network_rules.names(table, rules.network):
                 self._written.pop((table, chain), None)
         if rules.datagrams:
-            self._troubles.pop(_accept_local_of(rules.datagrams.device), None)
+            self._problems.pop(_accept_local_of(rules.datagrams.device), None)
+
+    def report(self, name: str) -> FirewallReport:
+        """Return how many rules of a network were restored, and what stops its packets or the checks."""
+        rules = self._networks.get(name)
+        subjects = [_ALL_RULES, _TABLES]
+        if rules and rules.datagrams:
+            subjects.append(_accept_local_of(rules.datagrams.device))
+        problem = "; ".join(self._problems[subject] for subject in subjects if subject in self._problems)
+        return FirewallReport(self.repairs[name], problem, self.obstacle(name))
 
     @property
     def is_clean(self) -> bool:
@@ -287,12 +297,12 @@ class Firewall:
 
     def _failed(self, what: str, message: str, cause: str = "") -> None:
         """Log a failure, once for each cause; without one, the message is it."""
-        if self._troubles.get(what) != (cause or message):
+        if self._problems.get(what) != (cause or message):
             log.warning("%s; trying again every %g s", message, self._resync)
-        self._troubles[what] = cause or message
+        self._problems[what] = cause or message
 
     def _recovered(self, what: str) -> None:
-        if self._troubles.pop(what, None):
+        if self._problems.pop(what, None):
             log.info("%s is guarded again", what)
 
 

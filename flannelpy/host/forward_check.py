@@ -57,7 +57,7 @@ class ForwardCheck:
         self._tables: dict[str, list[Table]] = {}
         self._chains: list[BaseChain] = []
         self._next_at = 0.0
-        self._troubles: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
 
     def certain(self, name: str) -> str:
         """What certainly stops the packets of a network; empty if nothing does."""
@@ -101,13 +101,13 @@ class ForwardCheck:
         """What is listed; None if that fails, which is logged once for each cause."""
         try:
             found = await listing()
-            self._troubles.pop(program, None)
+            self._problems.pop(program, None)
         except HostError as error:
             # The guard of our rules logs what is wrong with iptables.
-            if str(error) != self._troubles.get(program):
+            if str(error) != self._problems.get(program):
                 level = logging.DEBUG if program == "iptables" else logging.WARNING
                 log.log(level, "Cannot look whether %s drops packets of containers: %s", program, error)
-            self._troubles[program] = str(error)
+            self._problems[program] = str(error)
             return None
         return found
 

@@ -10,16 +10,16 @@ log = logging.getLogger(__name__)
 
 
 class ReadyFile:
-    """``path`` exists while ``set(True)`` was the last word.  One that an earlier run left is removed."""
+    """The file ``path``, which exists after ``set(True)`` until ``set(False)``; removes the file of an earlier run."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._ready = False
-        with suppress(OSError):  # whatever stands in the way is told by whoever writes there first
+        with suppress(OSError):  # ``set`` logs why the file cannot be written
             path.unlink()
 
     def set(self, ready: bool) -> None:
-        """Make it so; a file that cannot be written is no reason to stop forwarding."""
+        """Create or remove the file; log a failure, because forwarding must not stop for it."""
         if ready == self._ready:
             return
         self._ready = ready
@@ -32,5 +32,5 @@ class ReadyFile:
             log.warning("Cannot %s %s: %s", "write" if ready else "remove", self._path, error.strerror)
 
     def close(self) -> None:
-        """Not ready any more."""
+        """Remove the file."""
         self.set(False)

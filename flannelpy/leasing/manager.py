@@ -20,6 +20,7 @@ from flannelpy.leasing.own_lease import Describe, OwnLease
 from flannelpy.leasing.retry import Backoff, Clock, until_done
 from flannelpy.logs import FailureLog, LogLimit
 from flannelpy.registry.base import Changes, Registry
+from flannelpy.report import LeaseReport
 from flannelpy.subnet import config as network_config
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease
@@ -86,12 +87,12 @@ class SubnetManager:
         """The lease that this host holds, once it was acquired."""
         return self._own.lease
 
-    def seconds_left(self) -> float | None:
-        """Until the own lease runs out if it is never renewed again; None for a reservation."""
-        return self._own.seconds_left()
+    def report(self) -> LeaseReport:
+        """Return the subnet that this host holds, and how long the lease lasts if it is never renewed again."""
+        return LeaseReport(self.own.subnet, self._own.seconds_left())
 
-    def makes_progress(self) -> bool:
-        """Whether the watch does something, if only ask in vain."""
+    def is_live(self) -> bool:
+        """Return whether the watch still polls the store, also if the store does not answer."""
         return self._clock.now() - max(self._progress_at, self._own.tried_at) < _STUCK_SECONDS
 
     async def read_config(

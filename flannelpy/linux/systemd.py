@@ -1,4 +1,4 @@
-"""Tells systemd how we are doing.  Source: sd_notify(3), sd_watchdog_enabled(3)."""
+"""Messages to systemd, or another supervisor with its protocol.  Source: sd_notify(3), sd_watchdog_enabled(3)."""
 
 import contextlib
 import os
@@ -7,20 +7,20 @@ import socket
 
 from flannelpy.foreign import shown
 
-# Characters of an assignment; systemd shows a status on one line.
+# The most characters of an assignment; systemd shows a status on one line.
 _LONGEST = 1000
-# What systemd means by "never".
+# The value of WATCHDOG_USEC by which systemd means "never".
 _INFINITY = 2**64 - 1
 
 
 def notify(*lines: str) -> None:
-    """Send assignments such as ``READY=1``, each on one line; nothing happens when no supervisor asked for them."""
+    """Send assignments such as ``READY=1``, each on one line, if a supervisor asked for them."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    # Whoever watches us may have left, or read nothing for long; that is no reason to stop forwarding.
+    # The supervisor may have exited, or may not read its socket; forwarding must not stop for that.
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
         sock.connect(address)
@@ -28,11 +28,11 @@ def notify(*lines: str) -> None:
 
 
 def watchdog_seconds() -> float | None:
-    """Within how many seconds the next ``WATCHDOG=1`` is expected; None when nobody watches this very process."""
+    """Return within how many seconds the next ``WATCHDOG=1`` is due; None if systemd does not watch this process."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     text = os.environ.get("WATCHDOG_USEC", "")
-    # The length is that of 2**64: int() refuses, with an error of its own, what is longer than 4300 digits.
+    # 2**64 has 20 digits; without the limit, int() raises an error for more than 4300 digits.
     if not re.fullmatch("[0-9]{1,20}", text) or not 0 < int(text) < _INFINITY:
         return None
     return int(text) / 1_000_000

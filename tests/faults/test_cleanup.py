@@ -144,7 +144,7 @@ def test_release_gives_the_lease_back(host: Host, backend: Backend) -> None:
     assert (code, said[-1]) == (0, f"Released the lease of {subnet}")
     assert own_leases(host) == []
     code, said = clean_up(host, "-release")
-    assert (code, said[-1]) == (0, f"There is no lease with our public IP {host.public_ip}")
+    assert (code, said[-1]) == (0, f"Found no lease with the public IP {host.public_ip} of this host")
 
 
 @over(UDP)
@@ -153,10 +153,10 @@ def test_release_leaves_what_is_not_ours(lab: Lab, host: Host, backend: Backend)
     [lease] = own_leases(host)
     subnet = host.subnet()
     code, said = clean_up(host, "-release", host_id="another")
-    assert (code, said[-1]) == (0, f"Leaving the lease of {subnet} alone: it is another host's (host1)")
+    assert (code, said[-1]) == (0, f"Kept the lease of {subnet}: it belongs to another host (host1)")
     lab.etcd_request("PUT", lease["key"], value=json.dumps({"PublicIP": str(host.public_ip)}))
     code, said = clean_up(host, "-release")
-    assert (code, said[-1]) == (0, f"Leaving the reservation of {subnet} alone: it is the operator's")
+    assert (code, said[-1]) == (0, f"Kept the reservation of {subnet}: it belongs to the operator")
     assert len(own_leases(host)) == 1
     lab.etcd_request("DELETE", lease["key"])
 

@@ -219,7 +219,7 @@ def test_addresses_inside_the_network_go_from_our_device_and_others_stay(host: H
         host.configure(f"address add {address} dev {backend.device}")
     wait_for(lambda: (link(host, backend.device) or {})["addr_info"] == expected, 3, "the addresses to go")
     for address in FOREIGN_ADDRESSES:
-        daemon.wait_for_log(f"{backend.device} got the address {address.partition(' ')[0].partition('/')[0]}: ")
+        daemon.wait_for_log(f"{backend.device} got the address {address.partition(' ')[0].partition('/')[0]}; restored")
     daemon.stop()
     if backend is VXLAN:
         host.configure("address add 11.0.201.1/32 dev flannel.1")
@@ -433,7 +433,7 @@ def test_several_daemons_with_subnet_files_of_their_own(host: Host, backend: Bac
         assert refused.returncode == 1
         assert "a flannelpy runs here with the subnet file /run/flannel/tenant2.env: stop it first" in refused.stderr
         assert other.state() == before[1]
-        assert "put right" not in second.log()
+        assert "; restored" not in second.log()
         assert second.stop() == 0
 
 
@@ -540,8 +540,8 @@ def test_what_an_earlier_version_left_in_another_network_is_named_at_start(host:
     said = started(host).log()
     host.lab.put_config(backend.config())
     for command in (*(f"ip route del {route} proto boot" for route in old), f"ip rule del {rule}"):
-        assert f"Left alone, since another program may have added it; to remove it: {command}\n" in said
-    assert said.count("Left alone") == len(old) + 1
+        assert f"Kept unmarked state, since another program may have added it; to remove it: {command}\n" in said
+    assert said.count("Kept unmarked state") == len(old) + 1
     host.configure(*(f"route delete {route}" for route in (*old, *others)), f"rule delete {rule} priority 8285")
 
 

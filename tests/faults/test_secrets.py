@@ -13,7 +13,7 @@ import pytest
 from lab import ETCD_PREFIX, Daemon, Host, Lab
 from lab.etcd_server import EtcdServer
 
-from flannelpy import cli
+from flannelpy.cli.flags import usage
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -175,7 +175,7 @@ def test_only_the_flag_is_for_everybody_to_see(host: Host, given: Given) -> None
     command_line = Path(f"/proc/{daemon.pid}/cmdline").read_text()
     assert (PASSWORD in command_line) == (given is by_flag)
     assert Path(f"/proc/{daemon.pid}/environ").stat().st_mode & 0o077 == 0
-    assert "everybody on this host can see flags" in " ".join(cli.usage().split())
+    assert "every user of this host can see flags" in " ".join(usage().split())
 
 
 def _lines(pem: Path) -> set[str]:

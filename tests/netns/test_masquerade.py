@@ -125,7 +125,7 @@ def test_without_the_files_of_a_run_chains_are_only_listed(flavour: Flavour) -> 
     messages = flavour.clean_up("-subnet-file=/run/never.env")
     assert messages == [
         "Removed nothing: there is neither /run/never.env nor a record of its last run",
-        "Marked by flannelpy: iptables chain FLANNEL-M-12.0.0.0/16 in table nat",
+        "Found state marked by flannelpy: iptables chain FLANNEL-M-12.0.0.0/16 in table nat",
     ]
     flavour.restore("*nat\n-D POSTROUTING -j FLANNEL-M-12.0.0.0/16\n-X FLANNEL-M-12.0.0.0/16\nCOMMIT\n")
     assert flavour.all_rules() == before

@@ -113,7 +113,7 @@ def test_a_rule_that_somebody_removes_is_put_right(world: World) -> None:
     before = rules(host)
     host.configure("rule delete from 11.1.0.0/16 to 11.2.0.0/16 prohibit")
     wait_for(lambda: rules(host) == before, 2, "the rule to come back")
-    said = "rule against packets from 11.1.0.0/16 to 11.2.0.0/16 was lost: put right"
+    said = "Restored rule against packets from 11.1.0.0/16 to 11.2.0.0/16: it was missing"
     wait_for(lambda: said in host.log(), 2, "the repair in the log")
 
 
@@ -127,7 +127,9 @@ def test_a_config_that_breaks_stops_its_network_alone_and_only_at_the_next_start
         host.start_daemon(*FLAGS)
     for host in world.hosts:
         daemon = host.daemons[-1]
-        daemon.wait_for_log(r'E.*\] green: Failed to retrieve network config: Backend.Port "8285" is not a UDP port')
+        daemon.wait_for_log(
+            r'E.*\] green: Failed to retrieve network config: Backend.Port "8285" is not a number from 1 to 65535'
+        )
         wait_for(partial(is_ready, host, "blue"), 10, "blue to be ready")
         daemon.wait_ready(20)  # with what there is, after a while: Docker waits for it
         assert not is_ready(host, "green")
@@ -243,7 +245,7 @@ def test_cleanup_leaves_nothing_of_any_network(world: World) -> None:
         ('{"Network":"11.1.128.0/17"}', r"Network 11\.1\.128\.0/17 overlaps 11\.1\.0\.0/16, the network blue"),
         (
             '{"Network":"11.2.0.0/16","Backend":{"Type":"vxlan"}}',
-            "VNI 1 is the network blue's: choose another one in Backend",
+            "VNI 1 belongs to the network blue: choose another one in Backend",
         ),
     ],
     ids=["addresses", "VNI"],

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,16 +21,26 @@ from flannelpy.backend import repair_loop
 from flannelpy.backend.leftovers import Keep, Scope
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import AlreadyRunning, ConfigError, HostError, LeaseLost, RegistryUnavailable
-from flannelpy.host.resources import Host
+from flannelpy.host.shared import Host
 from flannelpy.leasing import subnet_file
 from flannelpy.leasing.manager import SubnetManager
 from flannelpy.linux.instance_lock import InstanceLock, Run, lock_path
+from flannelpy.linux.netlink import monitor
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.marks import device_alias
 from flannelpy.network import Network
-from flannelpy.rtnetlink.entries import ProhibitRule
+from flannelpy.report import (
+    BackendReport,
+    FirewallReport,
+    InterfaceReport,
+    NetworkReport,
+    NetworkState,
+    RepairReport,
+)
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteFilter
+from flannelpy.rtnetlink.rules import ProhibitRule
+from flannelpy.serving.text import network_status
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent, LeaseRemoved
@@ -67,7 +78,7 @@ class FakeNetlink(Netlink):
 
 
 class FakeUnderlay(Underlay):
-    """Nothing is in the way, unless ``refusal`` says so."""
+    """An underlay without conflicts, unless ``refusal`` names one."""
 
     refusal = ""
     unblocked: ClassVar[list[tuple[str, set[IPv4Interface]]]] = []
@@ -120,8 +131,8 @@ class FakeBackend:
     async def settled(self) -> None:
         await self._world.settled.wait()
 
-    def describe(self) -> str:
-        return "as ever"
+    def report(self) -> BackendReport:
+        return BackendReport("udp", 1, 0)
 
     async def run(self) -> None:
         self._world.runs += 1
@@ -190,28 +201,36 @@ class World:
             self.story.append(f"masquerade {name!r}")
             assert "FLANNEL_MTU" not in self.file.read_text()
 
-        async def isolate(_: Netlink) -> list[str]:
+        async def restore(_: Netlink) -> list[str]:
             self.story.append("isolate")
             rules, self.lost_rules = self.lost_rules, []
             return rules
 
-        monkeypatch.setattr(self.host, "isolate", isolate)
+        monkeypatch.setattr(self.host.isolation, "restore", restore)
         monkeypatch.setattr(self.host.firewall, "masquerade", masquerade)
         monkeypatch.setattr(network, "withdraw", withdraw)
         monkeypatch.setattr(network, "unmarked_leftovers", unmarked_leftovers)
         monkeypatch.setattr(network, "Netlink", FakeNetlink)
         monkeypatch.setattr(network, "Underlay", FakeUnderlay)
-        monkeypatch.setattr(network.backends, "create", create)  # type: ignore[attr-defined]
+        monkeypatch.setattr(network.catalogue, "create", create)  # type: ignore[attr-defined]
         monkeypatch.setattr(repair_loop, "Netlink", FakeNetlink)
-        monkeypatch.setattr(repair_loop, "notifications", notifications)
+        monkeypatch.setattr(monitor, "notifications", notifications)
         monkeypatch.setattr(repair_loop, "_PAUSE_SECONDS", 0.001)
         monkeypatch.setattr(network, "connect", lambda *_: self.store)
         options = cli.parse([f"-subnet-file={self.file}", "-host-id=host-1", *flags])
-        self.network = Network("", options, self.host, lambda: self.statuses.append(self.network.status()))
+        self.network = Network("", options, self.host, lambda: self.statuses.append(self.status))
 
     @property
     def is_up(self) -> bool:
-        return self.network.is_up
+        return self.network.report().state.is_up
+
+    @property
+    def state(self) -> NetworkState:
+        return self.network.report().state
+
+    @property
+    def status(self) -> str:
+        return network_status(self.network.report())
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(5):
@@ -253,7 +272,7 @@ def test_a_start_and_a_stop(world: World, caplog: pytest.LogCaptureFixture) -> N
     world.leftovers = ["route to 11.0.7.0/24"]
 
     async def scenario(_: asyncio.Task[Any]) -> None:
-        assert (world.is_up, world.network.status(), world.network.makes_progress()) == (False, "Starting", True)
+        assert (world.is_up, world.status, world.network.is_live()) == (False, "Starting", True)
         await world.until(lambda: world.is_up)
         await world.until(world.ready.exists)
         [entry] = (await world.store.snapshot()).entries
@@ -349,7 +368,8 @@ def test_unmarked_routes_are_named_where_no_backend_adopts_them(
     assert own == IPv4Network("11.0.59.0/24")
     assert set(networks) == {IPv4Network("10.1.0.0/16"), *([NETWORK] * names_own)}
     assert (
-        "Left alone, since another program may have added it; to remove it: ip route del 11.0.7.0/24" in caplog.messages
+        "Kept unmarked state, since another program may have added it; to remove it: ip route del 11.0.7.0/24"
+        in caplog.messages
     )
 
 
@@ -393,8 +413,8 @@ def test_while_etcd_is_silent_our_routes_to_it_are_looked_for(
 
     play(world, scenario)
     assert FakeUnderlay.unblocked[0] == (device_alias(world.file), leased)
-    removed = "to 11.0.0.0/16 by flannel0: no etcd endpoint answers, and one lies behind it"
-    assert f"Removed our route {removed}" in caplog.messages
+    removed = "to 11.0.0.0/16 by flannel0: no etcd endpoint answers, and the route leads to one"
+    assert f"Removed own route {removed}" in caplog.messages
 
 
 def test_a_second_network_with_the_subnet_file_does_not_touch_the_store(world: World) -> None:
@@ -445,23 +465,23 @@ async def nothing() -> None:
     pass
 
 
-def test_what_another_network_has_is_refused_until_that_one_ends(world: World) -> None:
-    world.host.take("blue", NETWORK, ["another thing"], nothing)
+def test_resources_of_another_network_are_refused_until_that_network_ends(world: World) -> None:
+    world.host.resources.take("blue", NETWORK, ["another thing"], nothing)
 
     async def scenario(task: asyncio.Task[Any]) -> None:
         await asyncio.sleep(0.05)
         assert world.story == []
         world.host.release("blue")
-        world.host.take("blue", IPv4Network("11.7.0.0/16"), ["a thing"], nothing)
+        world.host.resources.take("blue", IPv4Network("11.7.0.0/16"), ["a thing"], nothing)
         await asyncio.sleep(1.1)  # until the config is read again
         assert world.story == []
         world.host.release("blue")
         await world.until(lambda: world.is_up)
         with pytest.raises(ConfigError, match="overlaps"):
-            world.host.check("blue", NETWORK, [])
+            world.host.resources.check("blue", NETWORK, [])
 
     play(world, scenario)
-    world.host.check("blue", NETWORK, ["a thing"])  # what it had is free again
+    world.host.resources.check("blue", NETWORK, ["a thing"])  # what it had is free again
 
 
 def test_what_an_ended_network_left_in_the_way_goes_before_the_backend_starts(
@@ -470,7 +490,7 @@ def test_what_an_ended_network_left_in_the_way_goes_before_the_backend_starts(
     async def withdraw() -> None:
         world.story.append("evict")
 
-    world.host.take("blue", IPv4Network("11.0.128.0/17"), [], withdraw)
+    world.host.resources.take("blue", IPv4Network("11.0.128.0/17"), [], withdraw)
     world.host.release("blue")
 
     async def scenario(_: asyncio.Task[Any]) -> None:
@@ -480,7 +500,7 @@ def test_what_an_ended_network_left_in_the_way_goes_before_the_backend_starts(
 
     play(world, scenario)
     assert world.story[:2] == ["evict", "take over"]
-    assert "Removing what is left of the network blue: 11.0.128.0/17 is this network's now" in caplog.messages
+    assert "Removing the state of the ended network blue: 11.0.128.0/17 belongs to this network now" in caplog.messages
 
 
 # Leases
@@ -490,9 +510,9 @@ def test_leases_of_others_reach_the_backend(world: World) -> None:
     async def scenario(_: asyncio.Task[Any]) -> None:
         await world.until(lambda: world.is_up)
         world.store.put_raw("11.0.101.0-24", lease(), 100)
-        told = len(world.statuses)
+        before = len(world.statuses)
         await world.until(lambda: world.events)
-        assert len(world.statuses) > told
+        assert len(world.statuses) > before
         [event] = world.events
         assert isinstance(event, LeaseAdded)
         assert (event.lease.subnet, event.lease.attrs.public_ip) == (OTHER, IPv4Address("172.17.8.102"))
@@ -539,7 +559,7 @@ def test_a_withdrawal_that_fails_still_removes_the_file(
     assert not world.file.exists()
 
 
-def test_a_lease_that_somebody_removes_is_taken_back(world: World) -> None:
+def test_a_lease_that_is_removed_is_recreated(world: World) -> None:
     async def scenario(_: asyncio.Task[Any]) -> None:
         await world.until(lambda: world.is_up)
         [entry] = (await world.store.snapshot()).entries
@@ -554,7 +574,7 @@ def test_a_lease_that_somebody_removes_is_taken_back(world: World) -> None:
 
 
 @pytest.mark.parametrize("part", ["keep_lease", "watch", "watch_config"])
-def test_what_fails_for_good_ends_all_of_it(world: World, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+def test_a_task_that_fails_ends_the_network(world: World, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     failing = asyncio.Event()
 
     async def fail(*_: object) -> None:
@@ -573,7 +593,7 @@ def test_what_fails_for_good_ends_all_of_it(world: World, monkeypatch: pytest.Mo
     assert world.story[-1] == "close"
 
 
-def test_a_subnet_file_that_cannot_be_removed_is_said(
+def test_a_subnet_file_that_cannot_be_removed_is_logged(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(task: asyncio.Task[Any]) -> None:
@@ -602,26 +622,28 @@ def test_the_backend_runs_once_beside_the_watch(world: World) -> None:
     play(world, scenario)
 
 
-def test_repairs_are_counted_and_a_trouble_turns_readiness_off(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_repairs_are_counted_and_a_problem_turns_readiness_off(world: World, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(_: asyncio.Task[Any]) -> None:
         await world.until(lambda: world.ready.exists())
-        world.repaired, world.lost_rules = ["the device was lost: put right"], ["a rule"]
+        world.repaired, world.lost_rules = ["Restored the device"], ["a rule"]
         world.bell.set()
-        await world.until(lambda: "repairs: 2" in world.network.status())
-        assert world.network.status().endswith(", repairs: 2, as ever")
+        await world.until(lambda: "repairs: 2" in world.status)
+        assert world.status.endswith(", repairs: 2, next hops: 1")
         world.repair_failure = HostError("no such device")
         world.bell.set()
         await world.until(lambda: not world.ready.exists())
-        assert "not ready: no such device" in world.network.status()
-        assert world.network.makes_progress()  # a start anew would not help
+        assert "not ready: no such device" in world.status
+        assert world.state.name == "DEGRADED"
+        assert world.network.is_live()  # a restart would not help
         assert world.is_up  # it only is no longer ready
         world.repair_failure = None
         await world.until(world.ready.exists)
-        assert world.network.makes_progress()
-        assert "not ready" not in world.network.status()
+        assert world.network.is_live()
+        assert "not ready" not in world.status
+        assert world.state.name == "READY"
 
     play(world, scenario)
-    assert "the device was lost: put right" in caplog.messages
+    assert "Restored the device" in caplog.messages
     assert caplog.messages.count("no such device") == 1
     assert any("not ready: no such device" in status for status in world.statuses)
 
@@ -629,16 +651,82 @@ def test_repairs_are_counted_and_a_trouble_turns_readiness_off(world: World, cap
 def test_readiness_waits_for_the_first_list_of_leases_in_the_kernel(world: World) -> None:
     async def scenario(_: asyncio.Task[Any]) -> None:
         world.settled.clear()
-        await world.until(lambda: "waiting for the leases of other hosts" in world.network.status())
+        await world.until(lambda: "waiting for the leases of other hosts" in world.status)
         assert (world.is_up, world.ready.exists()) == (False, False)
         world.settled.set()
         await world.until(lambda: world.is_up and world.ready.exists())
-        assert "waiting" not in world.network.status()
+        assert "waiting" not in world.status
 
     play(world, scenario)
 
 
-def test_a_network_that_failed_says_why_until_it_starts_again(world: World) -> None:
-    world.network.failed("port 8285 is taken")
-    assert world.statuses == ["not ready: port 8285 is taken"]
-    assert world.network.makes_progress()
+def test_a_failed_network_reports_the_cause_until_it_runs_again(world: World) -> None:
+    world.start_failure = HostError("port 8285 is taken")
+
+    async def scenario(task: asyncio.Task[Any]) -> None:
+        with pytest.raises(HostError):
+            await task
+
+    play(world, scenario)
+    assert world.status == "not ready: port 8285 is taken"
+    assert world.network.report() == NetworkReport("", NetworkState.FAILED, "port 8285 is taken")
+    assert world.network.is_live()
+    world.start_failure = None
+    world.store = FakeRegistry(time.monotonic)
+    world.store.set_config('{"Network":"11.0.0.0/16"}')
+
+    async def again(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+
+    play(world, again)
+
+
+def test_the_report_has_a_part_for_each_component(world: World) -> None:
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.checks)
+        report = world.network.report()
+        assert report.lease is not None
+        assert report.lease.subnet.subnet_of(NETWORK)
+        assert report.backend == BackendReport("udp", 1, 0)
+        assert report.interface == InterfaceReport("eth1")
+        assert report.kernel_state == RepairReport()
+        assert report.firewall == FirewallReport()
+
+    play(world, scenario)
+
+
+# The state machine
+
+
+def test_the_states_on_the_way_to_ready(world: World) -> None:
+    states = [world.state]
+    world.network._on_change = lambda: states.append(world.state)
+
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+
+    play(world, scenario)
+    assert [state for state, _ in groupby(states)] == [
+        NetworkState.STARTING,
+        NetworkState.WAITING_FOR_CONFIG,
+        NetworkState.WAITING_FOR_LEASE,
+        NetworkState.WAITING_FOR_PEERS,
+        NetworkState.READY,
+    ]
+
+
+@pytest.mark.parametrize("state", NetworkState)
+def test_only_the_transitions_of_the_table_are_made(world: World, state: NetworkState) -> None:
+    for following in NetworkState:
+        world.network._state = state
+        if following in {state} | network.TRANSITIONS[state]:
+            world.network._enter(following)
+            assert world.state is following
+        else:
+            with pytest.raises(AssertionError, match=f"{state} -> {following}"):
+                world.network._enter(following)
+
+
+def test_the_docstring_draws_every_state() -> None:
+    assert network.__doc__ is not None
+    assert [state.name for state in NetworkState if state.name not in network.__doc__] == []

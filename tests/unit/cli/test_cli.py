@@ -1,4 +1,4 @@
-"""The command line, in this process: what flags and variables become, and what is said when they are wrong."""
+"""The command line, in this process: the values of flags and variables, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flannelpy import __version__, cli, packet
+from flannelpy.cli import flags
+from flannelpy.cli.go_flags import UNSUPPORTED
 from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.errors import HostError, LeaseLost, UsageError
 
@@ -110,13 +112,13 @@ def test_every_spelling(flag: str) -> None:
 @pytest.mark.parametrize("flag", GOOD)
 def test_variable(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text, field, value = GOOD[flag]
-    monkeypatch.setenv(cli.variable(flag), text)
+    monkeypatch.setenv(flags.variable(flag), text)
     assert differing(cli.parse([])) == {field: value}
 
 
 @pytest.mark.parametrize("flag", GOOD)
 def test_empty_variable_is_unset(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cli.variable(flag), "")
+    monkeypatch.setenv(flags.variable(flag), "")
     assert differing(cli.parse([])) == {}
 
 
@@ -146,7 +148,7 @@ def test_empty_flag_wins_over_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_variable_names() -> None:
-    assert {flag.flag: flag.envvar for flag in cli.FLAGS} == {
+    assert {flag.flag: flag.envvar for flag in flags.FLAGS} == {
         "iface": "FLANNELD_IFACE",
         "iface-regex": "FLANNELD_IFACE_REGEX",
         "iface-can-reach": "FLANNELD_IFACE_CAN_REACH",
@@ -356,14 +358,14 @@ def test_as_go_reads_it(argv: list[str], expected: dict[str, object]) -> None:
             for text in ("blue,", "..", "a/b", "-a", "blau grün", "a" * 65)
         ),
         (["-networks=blue, blue"], "bad value 'blue, blue' for -networks: must not name a network twice"),
-        (["-release"], "-release needs -cleanup, too: a running host needs its lease"),
+        (["-release"], "-release needs -cleanup: a running host needs its lease"),
         (["-subnet-file="], "bad value '' for -subnet-file: must not be empty"),
         (["-subnet-file=/"], "bad value '/' for -subnet-file: must name a file or directory below /"),
         (["-etcd-prefix", ""], "bad value '' for -etcd-prefix: must not be empty"),
-        (["-etcd-keyfile=k"], "-etcd-keyfile needs -etcd-certfile, too"),
-        (["-etcd-certfile=c"], "-etcd-certfile needs -etcd-keyfile, too"),
-        (["-etcd-username=u"], "-etcd-username needs -etcd-password, too"),
-        (["-etcd-password=secret"], "-etcd-password needs -etcd-username, too"),
+        (["-etcd-keyfile=k"], "-etcd-keyfile needs -etcd-certfile"),
+        (["-etcd-certfile=c"], "-etcd-certfile needs -etcd-keyfile"),
+        (["-etcd-username=u"], "-etcd-username needs -etcd-password"),
+        (["-etcd-password=secret"], "-etcd-password needs -etcd-username"),
     ],
 )
 def test_refusals(argv: list[str], message: str) -> None:
@@ -394,8 +396,8 @@ def test_password_in_an_endpoint_is_not_repeated() -> None:
             "eth1",
             "bad value 'eth1' for FLANNELD_PUBLIC_IP: must be an IPv4 address, such as 172.17.8.101",
         ),
-        ("FLANNELD_ETCD_USERNAME", "u", "FLANNELD_ETCD_USERNAME needs -etcd-password, too"),
-        ("FLANNELD_ETCD_CERTFILE", "c", "FLANNELD_ETCD_CERTFILE needs -etcd-keyfile, too"),
+        ("FLANNELD_ETCD_USERNAME", "u", "FLANNELD_ETCD_USERNAME needs -etcd-password"),
+        ("FLANNELD_ETCD_CERTFILE", "c", "FLANNELD_ETCD_CERTFILE needs -etcd-keyfile"),
     ],
 )
 def test_refused_variables(name: str, text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,7 +427,7 @@ def test_several_values_in_a_variable_have_spaces_between_them(
     assert differing(cli.parse(["-iface=eth7", "-iface-regex="])) == {"iface": ("eth7",)}
 
 
-def test_a_wrong_one_of_several_values_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_value_among_several_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLANNELD_IFACE_REGEX", "eth1 [ eth2")
     assert refusal([]).startswith("bad value '[' for FLANNELD_IFACE_REGEX: must be a regular expression: ")
 
@@ -436,14 +438,14 @@ def test_pair_of_flag_and_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (options.etcd_username, options.etcd_password) == ("u", "secret")
 
 
-@pytest.mark.parametrize("flag", cli.UNSUPPORTED)
+@pytest.mark.parametrize("flag", UNSUPPORTED)
 def test_flags_left_out_say_what_to_do(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    instead = cli.UNSUPPORTED[flag]
+    instead = UNSUPPORTED[flag]
     assert refusal([f"-{flag}=x"]) == f"-{flag} is not supported: {instead}"
     assert refusal([f"--{flag}", "x"]) == f"-{flag} is not supported: {instead}"
-    monkeypatch.setenv(cli.variable(flag), "x")
-    assert refusal([]) == f"{cli.variable(flag)} is not supported: {instead}"
-    monkeypatch.setenv(cli.variable(flag), "")
+    monkeypatch.setenv(flags.variable(flag), "x")
+    assert refusal([]) == f"{flags.variable(flag)} is not supported: {instead}"
+    monkeypatch.setenv(flags.variable(flag), "")
     assert differing(cli.parse([])) == {}
 
 
@@ -458,8 +460,8 @@ def test_all_flags_of_flanneld_are_known() -> None:
         kube-annotation-prefix net-config-path set-node-network-unavailable
         ip-masq-fully-random-disable ip-blackhole-route
     """
-    assert set(original.split()) <= cli.BY_NAME.keys() | cli.UNSUPPORTED.keys()
-    assert not cli.BY_NAME.keys() & cli.UNSUPPORTED.keys()
+    assert set(original.split()) <= flags.BY_NAME.keys() | UNSUPPORTED.keys()
+    assert not flags.BY_NAME.keys() & UNSUPPORTED.keys()
 
 
 def test_password_is_not_shown() -> None:
@@ -548,22 +550,22 @@ def test_help(
     daemon(never)
     monkeypatch.setenv("FLANNELD_V", "x")
     assert exit_of(argv) == 0
-    assert capsys.readouterr() == ("", cli.usage() + "\n")
+    assert capsys.readouterr() == ("", flags.usage() + "\n")
 
 
-def test_help_tells_all() -> None:
-    text = cli.usage()
+def test_help_lists_all_flags() -> None:
+    text = flags.usage()
     assert max(map(len, text.splitlines())) <= 80
     assert text.isascii()
-    for flag in cli.FLAGS:
+    for flag in flags.FLAGS:
         assert f"\n  -{flag.flag}" in text
         assert flag.envvar is None or f" {flag.envvar}\n" in text
-        assert isinstance(flag, cli.InfoFlag) or f"      Default: {flag.default or ''}" in text
+        assert isinstance(flag, flags.InfoFlag) or f"      Default: {flag.default or ''}" in text
     assert text.index("Interface:") < text.index("etcd:") < text.index("Log:") < text.index("Examples:")
 
 
 def test_examples_of_the_help_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = cli.EXAMPLES.replace("\\\n", " ").splitlines()
+    lines = flags.EXAMPLES.replace("\\\n", " ").splitlines()
     commands = [line.split()[1:] for line in lines if line.startswith("    flannelpy ")]
     variables = [line.strip().partition("=") for line in lines if line.startswith("    FLANNELD_")]
     assert (len(commands), len(variables)) == (2, 2)

@@ -12,7 +12,7 @@ import socket
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,12 @@ from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.commands import daemon
 from flannelpy.errors import AlreadyRunning, ExternalAddressChanged, FlannelError, HostError, LeaseLost, UsageError
 from flannelpy.host import external_endpoint
-from flannelpy.host.resources import Host
+from flannelpy.host.readiness import SystemdNotifier
+from flannelpy.host.shared import Host
 from flannelpy.network import Network
 from flannelpy.options import Options
+from flannelpy.report import BackendReport, DaemonReport, LeaseReport, NetworkReport, NetworkState
+from flannelpy.serving import text
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -33,26 +36,21 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class FakeNetwork(Network):
     """A network whose state the test sets; each ``run`` raises the next of ``failures``, the last one waits."""
 
-    def __init__(self, name: str = "", *failures: Exception, up: bool = False, progress: bool = True) -> None:
+    def __init__(self, name: str = "", *failures: Exception, up: bool = False, live: bool = True) -> None:
         self.name = name
         self.up = up
-        self.progress = progress
-        self.words = "subnet 11.0.59.0/24" if up else "Starting"
+        self.live = live
         self.runs = 0
         self._failures = list(failures)
 
-    @property
-    def is_up(self) -> bool:
-        return self.up
+    def report(self) -> NetworkReport:
+        if not self.up:
+            return NetworkReport(self.name, NetworkState.STARTING)
+        lease = LeaseReport(IPv4Network("11.0.59.0/24"), None)
+        return NetworkReport(self.name, NetworkState.READY, "", lease, BackendReport("udp", 1, 0))
 
-    def status(self) -> str:
-        return self.words
-
-    def makes_progress(self) -> bool:
-        return self.progress
-
-    def failed(self, cause: str) -> None:
-        self.words = f"not ready: {cause}"
+    def is_live(self) -> bool:
+        return self.live
 
     async def run(self) -> Any:
         logs.network.set(f"not {self.name}")  # as tasks of a network's own have their context
@@ -266,7 +264,7 @@ def test_one_of_several_is_started_again_while_the_others_run_on(
         task.cancel()
 
     within(5, scenario)
-    assert (blue.words, green.runs) == ("not ready: busy", 1)
+    assert green.runs == 1
     first, *unexpected, last = caplog.messages
     assert (first, last) == ("taken; trying again in 0 s", "busy; trying again in 0 s")
     for line, fault in zip(unexpected, faults, strict=True):
@@ -275,7 +273,7 @@ def test_one_of_several_is_started_again_while_the_others_run_on(
         assert line.endswith("; trying again in 0 s")
 
 
-def test_the_whole_daemon_reports_its_state_and_signs_of_life(
+def test_the_whole_daemon_reports_its_state_and_keeps_the_watchdog_alive(
     monkeypatch: pytest.MonkeyPatch, notified: Callable[[], list[str]]
 ) -> None:
     monkeypatch.setattr(daemon, "_STATUS_SECONDS", 0.001)
@@ -305,7 +303,7 @@ def test_a_failure_is_logged_under_the_networks_name(monkeypatch: pytest.MonkeyP
 
     async def scenario() -> None:
         blue = FakeNetwork("blue", HostError("busy"))
-        task = asyncio.create_task(daemon._keep_up(blue))
+        task = asyncio.create_task(daemon._keep_up(blue, lambda: None))
         await until(lambda: blue.runs == 2)
         task.cancel()
 
@@ -321,8 +319,9 @@ def test_a_network_that_failed_rests_before_it_is_started_again(monkeypatch: pyt
     blue = FakeNetwork("blue", HostError("busy"))
 
     async def scenario() -> None:
-        task = asyncio.create_task(daemon._keep_up(blue))
-        await until(lambda: blue.words == "not ready: busy")
+        failures: list[int] = []
+        task = asyncio.create_task(daemon._keep_up(blue, lambda: failures.append(blue.runs)))
+        await until(lambda: failures)
         await asyncio.sleep(0.05)
         assert blue.runs == 1
         task.cancel()
@@ -339,82 +338,7 @@ def test_what_concerns_the_whole_host_ends_all_networks(monkeypatch: pytest.Monk
     assert networks["blue"].runs == 1
 
 
-# Readiness
-
-
-def speaker(*networks: FakeNetwork) -> daemon._Speaker:
-    found = daemon._Speaker()
-    found.networks = networks
-    return found
-
-
-def test_the_only_network_is_ready_once(notified: Callable[[], list[str]]) -> None:
-    async def scenario() -> None:
-        network = FakeNetwork()
-        one = speaker(network)
-        one.tell()
-        network.up, network.words = True, "subnet 11.0.59.0/24"
-        one.tell()
-        one.tell()
-        network.up = False
-        one.tell()
-
-    within(5, scenario)
-    subnet = "STATUS=subnet 11.0.59.0/24"
-    assert notified() == ["STATUS=Starting", f"READY=1\n{subnet}", subnet, subnet]
-    assert not gc.isenabled()  # a full collection takes longer than a TUN's queue lasts
-    assert gc.get_freeze_count() > 0
-
-
-def test_all_of_several_networks_are_ready_at_once(notified: Callable[[], list[str]]) -> None:
-    async def scenario() -> None:
-        blue, green = FakeNetwork("blue", up=True), FakeNetwork("green")
-        one = speaker(blue, green)
-        one.tell()
-        assert notified() == []  # for a while, the others are waited for
-        green.up, green.words = True, "up"
-        one.tell()
-
-    within(5, scenario)
-    assert notified() == ["READY=1\nSTATUS=blue: subnet 11.0.59.0/24; green: up"]
-
-
-@pytest.mark.parametrize("stays_up", [True, False])
-def test_some_of_several_networks_are_ready_after_a_while_unless_they_went(
-    monkeypatch: pytest.MonkeyPatch, notified: Callable[[], list[str]], stays_up: bool
-) -> None:
-    monkeypatch.setattr(daemon, "_READY_PATIENCE", 0.02)
-
-    async def scenario() -> None:
-        blue, green = FakeNetwork("blue", up=True), FakeNetwork("green")
-        one = speaker(blue, green)
-        one.tell()
-        one.tell()  # the time runs from the first one that was up
-        blue.up = stays_up
-        await until(lambda: one._patience is None)
-        assert [message.startswith("READY=1\n") for message in notified()] == [True] * stays_up
-        blue.up = green.up = True
-        one.tell()
-        assert [message.startswith("READY=1\n") for message in notified()] == [not stays_up]
-
-    within(5, scenario)
-
-
-def test_patience_that_ends_after_all_are_ready_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch, notified: Callable[[], list[str]]
-) -> None:
-    monkeypatch.setattr(daemon, "_READY_PATIENCE", 0.01)
-
-    async def scenario() -> None:
-        blue, green = FakeNetwork("blue", up=True), FakeNetwork("green")
-        one = speaker(blue, green)
-        one.tell()
-        green.up = True
-        one.tell()
-        await until(lambda: one._patience is None)
-
-    within(5, scenario)
-    assert [message.partition("\n")[0] for message in notified()] == ["READY=1"]
+# While it runs
 
 
 def test_the_status_is_sent_again_and_again(monkeypatch: pytest.MonkeyPatch, notified: Callable[[], list[str]]) -> None:
@@ -423,7 +347,9 @@ def test_the_status_is_sent_again_and_again(monkeypatch: pytest.MonkeyPatch, not
     monkeypatch.setattr(gc, "collect", lambda: collected.append(None))
 
     async def scenario() -> None:
-        task = asyncio.create_task(daemon._report_status(speaker(FakeNetwork())))
+        task = asyncio.create_task(
+            daemon._report_status(SystemdNotifier(lambda: DaemonReport(()), text.status, gc.disable))
+        )
         await until(lambda: len(collected) > 2)
         task.cancel()
 
@@ -464,51 +390,13 @@ class Knot:
 
 
 @pytest.mark.parametrize(
-    ("progress", "signs"), [((True,), True), ((False, True), True), ((True, False), True), ((False, False), False)]
+    ("live", "is_live"), [((True,), True), ((False, True), True), ((True, False), True), ((False, False), False)]
 )
-def test_signs_of_life_end_when_no_network_makes_progress(
-    monkeypatch: pytest.MonkeyPatch, notified: Callable[[], list[str]], progress: tuple[bool, ...], signs: bool
-) -> None:
-    monkeypatch.setenv("WATCHDOG_USEC", "3000")
-    monkeypatch.delenv("WATCHDOG_PID", raising=False)
-    networks = [FakeNetwork(str(number), progress=each) for number, each in enumerate(progress)]
-    asked: list[bool] = []
-
-    def makes_progress() -> bool:
-        asked.append(progress[0])
-        return progress[0]
-
-    monkeypatch.setattr(networks[0], "makes_progress", makes_progress)
-
-    async def scenario() -> None:
-        task = asyncio.create_task(daemon._show_signs_of_life(networks))
-        await until(lambda: len(asked) > 3)
-        task.cancel()
-
-    within(5, scenario)
-    assert set(notified()) == ({"WATCHDOG=1"} if signs else set())
+def test_the_daemon_is_live_while_a_network_is(live: tuple[bool, ...], is_live: bool) -> None:
+    assert daemon._is_live([FakeNetwork(live=each) for each in live]) is is_live
 
 
-def test_signs_of_life_come_often_enough_for_one_to_be_lost(
-    monkeypatch: pytest.MonkeyPatch, notified: Callable[[], list[str]]
-) -> None:
-    monkeypatch.setenv("WATCHDOG_USEC", "9000000")
-    monkeypatch.delenv("WATCHDOG_PID", raising=False)
-    pauses: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        raise asyncio.CancelledError
-
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    with pytest.raises(asyncio.CancelledError):
-        asyncio.run(daemon._show_signs_of_life([FakeNetwork()]))
-    assert pauses == [3.0]
-
-
-def test_without_a_watchdog_there_are_no_signs_of_life(
-    monkeypatch: pytest.MonkeyPatch, notified: Callable[[], list[str]]
-) -> None:
-    monkeypatch.delenv("WATCHDOG_USEC", raising=False)
-    within(5, lambda: daemon._show_signs_of_life([FakeNetwork()]))
-    assert notified() == []
+def test_readiness_sets_the_objects_of_the_start_aside() -> None:
+    daemon._set_start_up_aside()
+    assert not gc.isenabled()
+    assert gc.get_freeze_count() > 0

@@ -81,7 +81,7 @@ def test_the_address_of_an_interface_is_the_first_that_others_reach(addresses: t
     [
         pytest.param(((2, 0),), "eth0", id="one"),
         pytest.param(((2, 100), (3, 50)), "eth1", id="the lower metric"),
-        pytest.param(((3, 50), (2, 100)), "eth1", id="whatever its place"),
+        pytest.param(((3, 50), (2, 100)), "eth1", id="in any order"),
         pytest.param(((2, 1024), (3, 0)), "eth1", id="no metric is 0"),
         pytest.param(((3, 100), (2, 100)), "eth1", id="equal metrics: the first"),
     ],
@@ -135,7 +135,7 @@ def test_all_candidates_are_in_the_debug_log(caplog: pytest.LogCaptureFixture) -
         (None, "Failed to get default interface: Unable to find default route; name the interface by -iface"),
     ],
 )
-def test_what_cannot_be_found_is_said_with_what_there_is(iface: str | None, message: str) -> None:
+def test_an_interface_that_does_not_exist_is_an_error_with_those_that_do(iface: str | None, message: str) -> None:
     assert failure(iface, FakeNetlink()) == message
 
 
@@ -143,7 +143,7 @@ def test_a_default_route_by_an_interface_without_an_address_is_an_error() -> Non
     assert failure(None, FakeNetlink(defaults=((7, 0),))).startswith("Failed to find IPv4 address for interface eth2")
 
 
-def test_what_is_found_says_name_address_and_mtu() -> None:
+def test_the_choice_has_name_address_and_mtu() -> None:
     expected = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 9000)
     assert asyncio.run(find(FakeNetlink(), wanted("eth1"))) == expected
 
@@ -219,7 +219,7 @@ def test_without_a_usable_address_the_reason_is_named(bad: dict[str, int], flaw:
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_an_address_that_a_flag_names_is_used_whatever_its_state(bad: dict[str, int]) -> None:
+def test_an_address_that_a_flag_names_is_used_in_any_state(bad: dict[str, int]) -> None:
     held = (address(3, "172.17.8.101", **bad), address(3, "172.17.8.102"))
     assert found("172.17.8.101", FakeNetlink(addresses=held))[1] == "172.17.8.101"
     assert found("eth1", FakeNetlink(addresses=held), public_ip="172.17.8.101")[1] == "172.17.8.101"

@@ -49,7 +49,7 @@ class Watched:
     def look(self, after: float = 1) -> str:
         self.now += after
         asyncio.run(self.watch.check(self.machine))
-        return self.watch.trouble
+        return self.watch.report().problem
 
     def hold(self, *addresses: Address) -> None:
         """Have these, and those of eth0."""
@@ -73,7 +73,7 @@ def renamed(watched: Watched) -> None:
 
 
 def renamed_with_altname(watched: Watched) -> None:
-    """As ``ip link property add`` lets scripts go on with the old name."""
+    """As after ``ip link property add``, by which scripts can still use the old name."""
     watched.machine.listed[2] = replace(ETH1, name="wan0", altnames=("eth1",))
 
 
@@ -252,7 +252,7 @@ def test_the_time_starts_again_when_the_other_address_was_away() -> None:
     assert watched.ends() == f"eth1 has {THEIRS} now instead of {OURS}"
 
 
-def test_the_time_goes_on_while_one_other_address_follows_another() -> None:
+def test_the_time_runs_on_while_other_addresses_follow_each_other() -> None:
     watched = Watched(*NAMED)
     watched.hold(held(3, VIP))
     watched.look()
@@ -284,14 +284,14 @@ def test_while_the_address_stands_nothing_else_counts(caplog: pytest.LogCaptureF
 def test_a_link_that_is_down_is_not_ready_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="flannelpy.host.external_interface_monitor")
     watched = Watched()
-    for change, trouble in (
+    for change, problem in (
         (replace(ETH1, is_up=False, has_carrier=False), "eth1 is down"),
         (replace(ETH1, has_carrier=False), "eth1 has no carrier"),
         (ETH1, ""),
     ):
         watched.machine.listed[2] = change
         for _ in range(3):
-            assert watched.look(3600) == trouble
+            assert watched.look(3600) == problem
     assert caplog.messages == [
         "Link eth1 is down: no packets to and from other hosts",
         "Link eth1 has no carrier: no packets to and from other hosts",
@@ -380,6 +380,5 @@ def test_another_mtu_is_logged_each_time_it_changes(caplog: pytest.LogCaptureFix
         watched.machine.listed[2] = replace(ETH1, mtu=mtu)
         assert watched.look() == ""
     assert caplog.messages == [
-        f"MTU of eth1 is {mtu} now, it was 9000 at the start; restart flannelpy, then Docker, to follow it"
-        for mtu in (1400, 1500)
+        f"MTU of eth1 changed from 9000 to {mtu}: restart flannelpy, then Docker, to use it" for mtu in (1400, 1500)
     ] + ["MTU of eth1 is 9000 again"]

@@ -27,7 +27,7 @@ def test_one_of_an_earlier_run_is_removed(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_file_that_somebody_else_removed_is_no_trouble(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_another_program_removed_is_no_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "ready"
     file = ReadyFile(path)
     file.set(True)
@@ -36,7 +36,9 @@ def test_a_file_that_somebody_else_removed_is_no_trouble(tmp_path: Path, caplog:
     assert caplog.messages == []
 
 
-def test_a_file_that_cannot_be_written_is_said_and_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_cannot_be_written_is_logged_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = ReadyFile(tmp_path / "missing" / "ready")
     file.set(True)
     file.close()

@@ -22,7 +22,7 @@ from support.fakes_clock import BOOT, LoopClock, run
 from flannelpy import cli
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.addressing.surroundings import Surroundings, surroundings
-from flannelpy.backend import base as backends
+from flannelpy.backend import catalogue as backends
 from flannelpy.errors import ConfigError, HostError, KeyExists, LeaseLost, RegistryUnavailable
 from flannelpy.leasing.manager import CONFIG_SECONDS, MAX_GRACE_SECONDS, QUIET_SECONDS, SubnetManager
 from flannelpy.leasing.retry import FIRST_PAUSE, LONGEST_PAUSE
@@ -259,7 +259,7 @@ def test_a_reservation_is_used_and_stays_one() -> None:
         world.registry.put_raw(OWN_NAME, OURS, None)
         async with world.running():
             assert world.manager.own.subnet == OWN
-            assert world.manager.seconds_left() is None
+            assert world.manager.report().seconds_left is None
             version, created = world.manager.own.version, world.manager.own.created
             await asyncio.sleep(10 * LEASE_TTL)
             assert await world.entries() == {OWN_NAME: KeyValue(OWN_NAME, OURS, None, version, created)}
@@ -470,11 +470,11 @@ def test_the_lease_is_renewed_an_hour_before_it_ends_again_and_again(caplog: pyt
         async with world.running():
             for day in range(1, 4):
                 version = world.manager.own.version
-                await asyncio.sleep((world.manager.seconds_left() or 0) - 1.1 * RENEW_MARGIN - 1)
+                await asyncio.sleep((world.manager.report().seconds_left or 0) - 1.1 * RENEW_MARGIN - 1)
                 assert world.manager.own.version == version
                 await asyncio.sleep(0.1 * RENEW_MARGIN + 1)
                 assert world.manager.own.version == version + 1, f"day {day}"
-                assert LEASE_TTL - 0.1 * RENEW_MARGIN - 1 <= (world.manager.seconds_left() or 0) <= LEASE_TTL
+                assert LEASE_TTL - 0.1 * RENEW_MARGIN - 1 <= (world.manager.report().seconds_left or 0) <= LEASE_TTL
                 [entry] = (await world.entries()).values()
                 assert (entry.value, entry.version) == (OURS, world.manager.own.version)
 
@@ -556,7 +556,7 @@ def test_a_lease_whose_store_gave_it_less_time_is_renewed_accordingly() -> None:
             version = world.registry.put_raw(OWN_NAME, OURS, 600).version
             await asyncio.sleep(300 - 32)
             assert world.manager.own.version == version
-            assert world.manager.seconds_left() == pytest.approx(332, abs=1)
+            assert world.manager.report().seconds_left == pytest.approx(332, abs=1)
             await asyncio.sleep(33)
             assert world.manager.own.version == version + 1
             assert (await world.entries())[OWN_NAME].lease_ttl in range(LEASE_TTL - 33, LEASE_TTL + 1)
@@ -599,13 +599,13 @@ def test_a_renewal_that_fails_is_tried_again_each_minute_and_the_time_left_stays
     async def scenario(world: World) -> None:
         async with world.running():
             await asyncio.sleep(LEASE_TTL - 1.1 * RENEW_MARGIN - 10)
-            left = world.manager.seconds_left() or 0
+            left = world.manager.report().seconds_left or 0
             world.registry.go_down()
             await asyncio.sleep(0.1 * RENEW_MARGIN + 1800)
-            assert world.manager.seconds_left() == pytest.approx(left - 0.1 * RENEW_MARGIN - 1800, abs=1)
+            assert world.manager.report().seconds_left == pytest.approx(left - 0.1 * RENEW_MARGIN - 1800, abs=1)
             world.registry.come_up()
             await asyncio.sleep(61)
-            assert world.manager.seconds_left() == pytest.approx(LEASE_TTL, abs=61)
+            assert world.manager.report().seconds_left == pytest.approx(LEASE_TTL, abs=61)
 
     play(scenario)
     tries = [message for message in caplog.messages if message.startswith("Error renewing lease")]
@@ -635,7 +635,7 @@ def test_after_the_lease_ran_out_there_is_no_time_left() -> None:
         async with world.running():
             world.registry.go_down()
             await asyncio.sleep(LEASE_TTL + RENEW_MARGIN)
-            assert world.manager.seconds_left() == 0
+            assert world.manager.report().seconds_left == 0
 
     play(scenario)
 
@@ -653,7 +653,7 @@ def test_a_deleted_lease_is_taken_back_at_once(caplog: pytest.LogCaptureFixture)
             [entry] = (await world.entries()).values()
             assert (entry.name, entry.value) == (OWN_NAME, OURS)
             assert entry.version == world.manager.own.version
-            assert world.manager.seconds_left() == pytest.approx(LEASE_TTL - (world.now() - before), abs=1)
+            assert world.manager.report().seconds_left == pytest.approx(LEASE_TTL - (world.now() - before), abs=1)
             assert not watch.done()
 
     play(scenario)
@@ -667,7 +667,7 @@ def test_a_deleted_reservation_is_taken_back_as_a_lease() -> None:
             world.registry.delete_raw(OWN_NAME)
             await asyncio.sleep(1)
             assert (await world.entries())[OWN_NAME].lease_ttl is not None
-            assert world.manager.seconds_left() == pytest.approx(LEASE_TTL, abs=1)
+            assert world.manager.report().seconds_left == pytest.approx(LEASE_TTL, abs=1)
 
     play(scenario)
 
@@ -1094,7 +1094,7 @@ def test_a_lost_reply_to_a_renewal_does_no_harm() -> None:
             await asyncio.sleep(0.1 * RENEW_MARGIN + 80)
             [entry] = (await world.entries()).values()
             assert entry.version == world.manager.own.version
-            assert world.manager.seconds_left() == pytest.approx(LEASE_TTL, abs=0.1 * RENEW_MARGIN + 80)
+            assert world.manager.report().seconds_left == pytest.approx(LEASE_TTL, abs=0.1 * RENEW_MARGIN + 80)
             assert not watch.done()
 
     play(scenario)
@@ -1480,15 +1480,15 @@ def test_a_watch_that_only_waits_makes_progress_and_one_that_hangs_does_not() ->
         async with world.running():
             for _ in range(10):
                 await asyncio.sleep(100)
-                assert world.manager.makes_progress()
+                assert world.manager.is_live()
 
     play(waiting)
 
     async def hanging(world: World) -> None:
         async with world.running():
-            assert world.manager.makes_progress()
+            assert world.manager.is_live()
             await asyncio.sleep(200)
-            assert not world.manager.makes_progress()
+            assert not world.manager.is_live()
 
     play(hanging, Hanging)
 
@@ -1503,7 +1503,7 @@ def test_a_lease_that_cannot_be_taken_back_for_long_is_progress_too() -> None:
             world.registry.delete_raw(OWN_NAME)
             for _ in range(10):
                 await asyncio.sleep(100)
-                assert world.manager.makes_progress()
+                assert world.manager.is_live()
 
     play(scenario, Leaderless)
 

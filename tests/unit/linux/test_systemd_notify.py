@@ -1,4 +1,4 @@
-"""What systemd is told, over a real socket."""
+"""The messages that systemd gets, over a real socket."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_each_call_is_a_datagram(supervisor: socket.socket) -> None:
     assert [supervisor.recv(4096), supervisor.recv(4096)] == [b"READY=1", b"STOPPING=1"]
 
 
-@pytest.mark.parametrize("value", [None, "", "/nowhere/at/all", "@flannelpy-nobody", "/" + "x" * 200])
-def test_a_supervisor_that_is_not_there_is_no_trouble(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+@pytest.mark.parametrize("value", [None, "", "/nowhere/at/all", "@flannelpy-missing", "/" + "x" * 200])
+def test_a_missing_supervisor_is_no_failure(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
     if value is None:
         monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     else:
@@ -75,7 +75,7 @@ def test_a_supervisor_that_is_not_there_is_no_trouble(monkeypatch: pytest.Monkey
 
 
 def test_a_supervisor_that_reads_nothing_is_not_waited_for(supervisor: socket.socket) -> None:
-    """Its queue takes some messages; a send that waited for room would be ended by the alarm."""
+    """The queue takes some messages; the alarm would interrupt a send that waits for space."""
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.alarm(5)
     try:
@@ -92,7 +92,7 @@ def test_a_supervisor_that_reads_nothing_is_not_waited_for(supervisor: socket.so
     assert 0 < len(received) < 1000
 
 
-def test_after_one_that_was_not_there_the_next_one_hears(
+def test_messages_arrive_once_the_supervisor_is_back(
     monkeypatch: pytest.MonkeyPatch, supervisor: socket.socket
 ) -> None:
     name = os.environ["NOTIFY_SOCKET"]
@@ -124,7 +124,7 @@ def test_after_one_that_was_not_there_the_next_one_hears(
         ("9" * 5000, None),
     ],
 )
-def test_the_watchdog_says_how_often_it_wants_to_hear_of_us(
+def test_the_watchdog_sets_the_interval_of_keep_alive_messages(
     monkeypatch: pytest.MonkeyPatch, usec: str | None, seconds: float | None
 ) -> None:
     monkeypatch.delenv("WATCHDOG_PID", raising=False)

@@ -10,6 +10,7 @@ import pytest
 from support.systemd_units import UNITS, PeerEntries
 
 from flannelpy import cli
+from flannelpy.cli import flags
 from flannelpy.errors import LeaseLost, UsageError
 
 DAEMONS = ["flannelpy.service", "flannelpy.fleet.service"]
@@ -57,7 +58,7 @@ def test_subnet_file_outlives_the_daemon() -> None:
 
 def test_variables_come_from_a_file_that_may_be_missing() -> None:
     assert PeerEntries("flannelpy.service")["Service"]["EnvironmentFile"] == "-/etc/default/flannelpy"
-    assert "/etc/default/flannelpy" in cli.usage()
+    assert "/etc/default/flannelpy" in flags.usage()
 
 
 @pytest.mark.parametrize("key", ["AmbientCapabilities", "CapabilityBoundingSet"])

@@ -1,0 +1,42 @@
+"""Which backends there are, by the names that Backend.Type may have, and which options each of them reads.
+
+Counterpart: backend/manager.go.
+"""
+
+from __future__ import annotations
+
+from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.backend.base import Backend
+from flannelpy.errors import ConfigError
+from flannelpy.foreign import shown
+from flannelpy.marks import device_alias
+from flannelpy.options import Options
+from flannelpy.subnet.config import NetworkConfig
+
+
+def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
+    """Return the backend that the config asks for.  Raises ConfigError, HostError.
+
+    A backend is imported when a config asks for it: the packet code and the netlink modules take time to import.
+    """
+    match config.backend.type:
+        case "alloc":
+            from flannelpy.backend.alloc import AllocBackend
+
+            return AllocBackend(external)
+        case "host-gw":
+            from flannelpy.backend.host_gw import HostGwBackend
+
+            return HostGwBackend(config, external, options.public_ip)
+        case "udp":
+            from flannelpy.backend.udp.backend import UdpBackend
+
+            alias = device_alias(options.subnet_file)
+            return UdpBackend(config, external, alias, options.offload, options.source_check)
+        case "vxlan":
+            from flannelpy.backend.vxlan.backend import VxlanBackend
+
+            return VxlanBackend(config, external, device_alias(options.subnet_file))
+        case unknown:
+            known = "alloc, host-gw, udp, vxlan"
+            raise ConfigError(f"unknown backend type: {shown(repr(unknown))}; Backend.Type may be {known}")

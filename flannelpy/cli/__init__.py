@@ -1,0 +1,74 @@
+"""The command line: from argv and ``FLANNELD_*`` variables to a command with its options, and to an exit code.
+
+A flag wins over its variable, an empty variable counts as unset.
+Exit codes: what the command returns, 2 for a wrong flag or variable, 130 for Ctrl-C before the daemon handles it.
+Counterpart: main.go.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+from click.core import ParameterSource
+
+from flannelpy.cli.flags import COMMAND, FLAGS, PROGRAM
+from flannelpy.cli.go_flags import go_spelling, refuse_unsupported_variables
+from flannelpy.errors import FlannelError, UsageError
+from flannelpy.options import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Flags that have no effect without each other.
+PAIRS = (("etcd_keyfile", "etcd_certfile"), ("etcd_username", "etcd_password"))
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Return the options that flags and variables set.  Raises UsageError; -help and -version exit."""
+    context = COMMAND.make_context(PROGRAM, list(go_spelling(argv)))
+    refuse_unsupported_variables()
+    refuse_half_pairs(context)
+    check_combinations(context)
+    return Options(**context.params)
+
+
+def refuse_half_pairs(context: click.Context) -> None:
+    """Raise UsageError for a key without its certificate, a user without a password, and the reverse."""
+    by_field = {flag.name: flag for flag in FLAGS}
+    for pair in PAIRS:
+        given = [by_field[field] for field in pair if context.params[field]]
+        missing = [by_field[field] for field in pair if not context.params[field]]
+        if given and missing:
+            raise UsageError(f"{given[0].spelled(context)} needs -{missing[0].flag}")
+
+
+def check_combinations(context: click.Context) -> None:
+    """Raise UsageError for -release without -cleanup, and for a renew margin that is set but never applies."""
+    given = context.params
+    if given["release"] and not given["cleanup"]:
+        raise UsageError("-release needs -cleanup: a running host needs its lease")
+    margin, lease_ttl = given["subnet_lease_renew_margin"], given["subnet_lease_ttl"]
+    source = context.get_parameter_source("subnet_lease_renew_margin")
+    if margin >= lease_ttl and source is not ParameterSource.DEFAULT:
+        raise UsageError(
+            f"-subnet-lease-renew-margin={margin // 60} is not shorter than -subnet-lease-ttl, which is {lease_ttl} s"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Parse the command line, run the command, and exit with its code."""
+    try:
+        options = parse(sys.argv[1:] if argv is None else argv)
+        # Imported here, so that -help and usage errors need not wait for the etcd and netlink modules.
+        if options.cleanup:
+            from flannelpy.commands.cleanup import run
+        else:
+            from flannelpy.commands.daemon import run
+        sys.exit(run(options))
+    except FlannelError as error:
+        click.echo(f"{PROGRAM}: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
