@@ -191,7 +191,7 @@ def address(text: str) -> IPv4Address | None:
 
 def endpoints(text: str) -> tuple[str, ...]:
     """URLs between commas, each checked by the room that will speak to it.  Raises UsageError."""
-    from flannelpy.registry.etcd_v2 import parse_endpoint
+    from flannelpy.registry.endpoints import parse_endpoint
 
     urls = tuple(url.strip() for url in text.split(","))
     for url in urls:

@@ -19,7 +19,7 @@ from etcd_server import EtcdServer
 from lab import CONFIG, ETCD_PREFIX
 
 from flannelpy.errors import UsageError
-from flannelpy.registry.etcd_v2 import parse_endpoint
+from flannelpy.registry.endpoints import parse_endpoint
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from flannelpy.options import Options
 from flannelpy.registry.base import Registry
-from flannelpy.registry.etcd_v2 import EtcdV2Registry, parse_endpoint
+from flannelpy.registry.endpoints import parse_endpoint
+from flannelpy.registry.etcd_v2 import EtcdV2Registry
 
 
 def connect(options: Options, network: str = "") -> Registry:
