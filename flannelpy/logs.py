@@ -9,6 +9,7 @@ import sys
 import time
 from contextvars import ContextVar
 
+from flannelpy.causes import Causes
 from flannelpy.errors import FlannelError
 from flannelpy.foreign import shown
 
@@ -70,25 +71,30 @@ class LogLimit:
 
 
 class FailureLog:
-    """Logs why something fails: once for each cause in a row, and within a ``LogLimit`` when causes alternate."""
+    """Logs why an operation fails: each cause once while it lasts, within a ``LogLimit`` if causes alternate.
+
+    A cause is the text of an error with the values in it.
+    """
 
     def __init__(self, log: logging.Logger, what_fails: str, burst: int = LogLimit.BURST) -> None:
         """``burst``: how many causes are logged before the limit applies."""
         self._what_fails = what_fails
         self._limit = LogLimit(log, what_fails, burst)
-        self._last_cause = ""
+        self._causes = Causes()
 
-    def failed(self, error: FlannelError) -> bool:
-        """Log ``error`` unless it is the last cause again; returns whether it is another one."""
-        if str(error) == self._last_cause:
+    def failed(self, cause: FlannelError | str, line: str = "", level: int = logging.ERROR) -> bool:
+        """Log ``cause`` unless it is the last one again; return whether it is a new one.
+
+        ``line`` is logged instead of "operation: cause", if given.
+        """
+        if not self._causes.is_new(str(cause)):
             return False
-        self._last_cause = str(error)
-        self._limit.message(logging.ERROR, f"{self._what_fails}: {error}", time.monotonic())
+        self._limit.message(level, line or f"{self._what_fails}: {cause}", time.monotonic())
         return True
 
-    def recovered(self) -> None:
-        """Forget the last cause: the next failure is logged, whatever its cause."""
-        self._last_cause = ""
+    def recovered(self) -> bool:
+        """Forget the last cause, so that the next failure is logged; return whether there was one."""
+        return self._causes.clear()
 
 
 class GlogFormatter(logging.Formatter):

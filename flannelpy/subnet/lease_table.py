@@ -15,16 +15,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from math import inf
+from typing import NamedTuple
 
 from flannelpy.addressing.addresses import special_use
+from flannelpy.causes import Causes
 from flannelpy.foreign import shown
 from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Snapshot
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, is_inside, parse_key
 
 # Entries that are taken in at a time: a millisecond or two.
 _STEP = 200
-# Of more no values are remembered, and they are not reported.
-_MOST_IGNORED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +63,27 @@ class Overlapping:
     lease: Lease
 
 
+class Ignored(NamedTuple):
+    """The name of a key that flannelpy ignores, made printable, and the cause."""
+
+    name: str
+    cause: str
+
+
 LeaseEvent = LeaseAdded | LeaseRemoved
 OwnEvent = LeaseAdded | LeaseRemoved | Malformed | SameIPElsewhere | Overlapping
 
 
 @dataclass(slots=True)
 class Update:
-    """What a snapshot or changes mean: for other hosts, for the own lease (in order), and what is ignored.
+    """The meaning of a snapshot or of changes: events of other hosts, and of the own lease, in order.
 
-    ``ignored`` are keys that make no sense, each with the cause; ``outside`` the subnets outside of the network.
+    ``ignored`` are keys that are newly malformed or conflict with ours.  ``outside`` are subnets outside the network.
     """
 
     events: list[LeaseEvent] = field(default_factory=list)
     own: list[OwnEvent] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
+    ignored: list[Ignored] = field(default_factory=list)
     outside: list[IPv4Network] = field(default_factory=list)
 
 
@@ -104,8 +111,7 @@ class LeaseTable:
         self._grace = grace
         self._gone_at: dict[IPv4Network, float] = {}
         self._others: dict[IPv4Network, LeaseAttrs] = {}
-        #: Hash of an ignored key -> hash of its value: both can be as long as their author likes.
-        self._ignored: dict[int, int] = {}
+        self._reported = Causes()  # of ignored keys; their values are the causes
 
     def replace(self, snapshot: Snapshot, now: float = 0.0) -> Update:
         """Make the table equal to the snapshot; the own lease is always told, as held or as gone."""
@@ -117,13 +123,10 @@ class LeaseTable:
     def replacing(self, snapshot: Snapshot, now: float, update: Update) -> Iterator[None]:
         """``replace`` in steps of a millisecond or two, into ``update``; the table is whole after the last one."""
         names: set[str] = set()
-        ignored: dict[int, int] = {}
         for start in range(0, len(snapshot.entries), _STEP):
-            known = [entry.name for entry in snapshot.entries[start : start + _STEP]]
-            names.update(known)
-            ignored |= {key: self._ignored[key] for key in map(hash, known) if key in self._ignored}
+            names.update(entry.name for entry in snapshot.entries[start : start + _STEP])
             yield
-        self._ignored = ignored
+        self._reported.keep_only(names)
         # A known subnet whose value became malformed still has its key, so it is kept as it was.
         for subnet in [subnet for subnet in self._others if format_key(subnet) not in names]:
             self._remove(subnet, update, now)
@@ -143,7 +146,7 @@ class LeaseTable:
                 case Put(entry):
                     self._put(entry, update)
                 case Deleted(name):
-                    self._ignored.pop(hash(name), None)
+                    self._reported.clear(name)
                     self._remove_key(name, update, now)
         self._tell_overlaps(update)
         return update
@@ -173,12 +176,12 @@ class LeaseTable:
         try:
             subnet = parse_key(entry.name)
         except ValueError as error:
-            if self._is_news(entry.name, ""):
-                update.ignored.append(f"{shown(entry.name)}: {error}")
+            if self._reported.is_new("", entry.name):
+                update.ignored.append(Ignored(shown(entry.name), str(error)))
             return
         if not self._is_outside(subnet):
             self._put_lease(entry, update)
-        elif self._is_news(entry.name, ""):
+        elif self._reported.is_new("", entry.name):
             update.outside.append(subnet)
 
     def _put_lease(self, entry: KeyValue, update: Update) -> None:
@@ -188,7 +191,7 @@ class LeaseTable:
             self._report(entry, error, update)
             return
         if lease.subnet == self._own_subnet:
-            self._ignored.pop(hash(entry.name), None)
+            self._reported.clear(entry.name)
             update.own.append(LeaseAdded(lease))
             self._overlaps_changed |= self._own_created != lease.created
             self._own_created = lease.created
@@ -198,7 +201,7 @@ class LeaseTable:
             self._ignore(entry, "it has our public IP", update)
             update.own.append(SameIPElsewhere(lease))
         else:
-            self._ignored.pop(hash(entry.name), None)
+            self._reported.clear(entry.name)
             self._note_overlap(lease)
             self._add(lease, update)
 
@@ -245,15 +248,7 @@ class LeaseTable:
         if entry.name == format_key(self._own_subnet):
             update.own.append(Malformed(self._own_subnet, entry.version))
 
-    def _ignore(self, entry: KeyValue, why: str, update: Update) -> None:
-        """Report it once for each value that a key has."""
-        if self._is_news(entry.name, entry.value):
-            update.ignored.append(f"{shown(entry.name)}: {why}")
-
-    def _is_news(self, name: str, value: str) -> bool:
-        """Whether this was not reported; it never is once too much was."""
-        key, content = hash(name), hash(value)
-        if self._ignored.get(key) == content or (key not in self._ignored and len(self._ignored) >= _MOST_IGNORED):
-            return False
-        self._ignored[key] = content
-        return True
+    def _ignore(self, entry: KeyValue, cause: str, update: Update) -> None:
+        """Report a key once for each value that it has."""
+        if self._reported.is_new(entry.value, entry.name):
+            update.ignored.append(Ignored(shown(entry.name), cause))

@@ -657,7 +657,7 @@ def test_a_deleted_lease_is_taken_back_at_once(caplog: pytest.LogCaptureFixture)
             assert not watch.done()
 
     play(scenario)
-    assert caplog.messages[2:] == ["Own lease 11.0.59.0/24 was deleted or has expired, taking it back"]
+    assert caplog.messages[2:] == ["Own lease 11.0.59.0/24 was deleted or has expired; recreating the lease"]
 
 
 def test_a_deleted_reservation_is_taken_back_as_a_lease() -> None:
@@ -682,7 +682,7 @@ def test_a_lease_that_expired_while_the_store_was_away_is_taken_back(caplog: pyt
             assert (await world.entries())[OWN_NAME].version == world.manager.own.version
 
     play(scenario)
-    assert "Own lease 11.0.59.0/24 was deleted or has expired, taking it back" in caplog.messages
+    assert "Own lease 11.0.59.0/24 was deleted or has expired; recreating the lease" in caplog.messages
 
 
 @pytest.mark.parametrize("holder_ttl", [86400, None])
@@ -1068,8 +1068,8 @@ def test_taking_the_lease_back_goes_on_until_it_works_and_says_so_once(caplog: p
 
     play(scenario, Leaderless)
     assert caplog.messages[2:] == [
-        "Own lease 11.0.59.0/24 was deleted or has expired, taking it back",
-        "Failed to take own lease back: no leader",
+        "Own lease 11.0.59.0/24 was deleted or has expired; recreating the lease",
+        "Failed to recreate own lease: no leader",
     ]
 
 
@@ -1167,7 +1167,10 @@ def test_a_reinstalled_host_gets_its_subnet_after_a_short_wait(caplog: pytest.Lo
         assert (entry.value, entry.lease_ttl) == (signed(SECOND), LEASE_TTL)
 
     twins(scenario)
-    assert "Lease (11.0.59.0/24) may be another host's (a-first); waiting 3 s whether it lives" in caplog.messages
+    assert (
+        "Lease (11.0.59.0/24) may belong to a live host (host ID a-first); waiting 3 s for that host to object"
+        in caplog.messages
+    )
 
 
 def test_a_claim_that_was_interrupted_is_made_again() -> None:
@@ -1307,7 +1310,7 @@ def test_a_plain_flanneld_with_our_public_ip_is_said_and_overruled(caplog: pytes
 
     twins(scenario)
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert "without an identity, such as flanneld" in warning
+    assert "overwritten without a host ID, as by flanneld" in warning
     assert "172.17.8.101 is not unique" in warning
 
 
@@ -1379,12 +1382,12 @@ def test_a_config_that_changes_while_we_run_is_said_each_time(caplog: pytest.Log
         )
     )
     assert caplog.messages[2:] == [
-        "Network config in etcd is not valid: network config is not JSON: Expecting property name enclosed in double"
-        " quotes at line 1 column 2; going on with the one from the start",
-        "Network config in etcd has changed; restart flannelpy, then Docker, to act upon it",
-        "Network config in etcd is gone; going on with the one from the start",
-        "Network config in etcd is not valid: unknown backend type: gre; going on with the one from the start",
-        "Network config in etcd is again the one from the start",
+        "Network config in etcd became invalid: network config is not JSON: Expecting property name enclosed in double"
+        " quotes at line 1 column 2; continuing with the config read at start",
+        "Network config in etcd was changed; restart flannelpy, then Docker, to apply the change",
+        "Network config in etcd was removed; continuing with the config read at start",
+        "Network config in etcd became invalid: unknown backend type: gre; continuing with the config read at start",
+        "Network config in etcd was changed back to the config read at start",
     ]
 
 
@@ -1404,7 +1407,7 @@ def test_a_bad_config_of_any_kind_changes_nothing_and_is_said(caplog: pytest.Log
     play(scenario)
     assert len(BAD_CONFIGS) >= 20
     assert caplog.messages[2:] == [
-        f"Network config in etcd is not valid: {bad.message}; going on with the one from the start"
+        f"Network config in etcd became invalid: {bad.message}; continuing with the config read at start"
         for bad in BAD_CONFIGS.values()
     ]
 

@@ -93,8 +93,8 @@ def test_the_subnet_is_kept_with_all_that_leads_to_it(ttl: int | None, caplog: p
 
     play(scenario)
     assert caplog.messages == [
-        "Lease (11.0.59.0/24) of this host has its former public IP (172.17.8.101); waiting 3 s whether another host"
-        " answers for it",
+        "Lease (11.0.59.0/24) of this host has its former public IP (172.17.8.101); waiting 3 s for another host"
+        " to object",
         "Changed public IP of lease (11.0.59.0/24) from 172.17.8.101 to 172.17.8.151",
         "Subnet lease acquired: 11.0.59.0/24",
     ]

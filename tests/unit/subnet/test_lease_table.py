@@ -10,6 +10,7 @@ import pytest
 from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Snapshot
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import (
+    Ignored,
     LeaseAdded,
     LeaseRemoved,
     LeaseTable,
@@ -79,14 +80,17 @@ KNOWN = (put("11.0.101.0-24", 102), put("11.0.55.0-24", 103))
         ),
         pytest.param(
             snapshot(put("11.0.101.0-24", "x"), KNOWN[1]),
-            Update(own=[OURS], ignored=[f"11.0.101.0-24: {NOT_JSON}"]),
+            Update(own=[OURS], ignored=[Ignored("11.0.101.0-24", NOT_JSON)]),
             id="a known one became malformed and stays",
         ),
         pytest.param(
             snapshot(*KNOWN, put("rubbish", "x"), put("11.0.7.0-24", "{}")),
             Update(
                 own=[OURS],
-                ignored=["rubbish: no subnet key such as 10.1.7.0-24", "11.0.7.0-24: no PublicIP"],
+                ignored=[
+                    Ignored("rubbish", "no subnet key such as 10.1.7.0-24"),
+                    Ignored("11.0.7.0-24", "no PublicIP"),
+                ],
             ),
             id="malformed among the good",
         ),
@@ -117,22 +121,24 @@ def test_a_snapshot_is_compared_by_value(seen: Snapshot, expected: Update) -> No
         ),
         pytest.param(
             [Put(put("rubbish", "x")), Put(put("11.0.7.0-24", 104)), Put(put("rubbish", "x"))],
-            Update([added(IPv4Network("11.0.7.0/24"), 104)], [], ["rubbish: no subnet key such as 10.1.7.0-24"]),
+            Update(
+                [added(IPv4Network("11.0.7.0/24"), 104)], [], [Ignored("rubbish", "no subnet key such as 10.1.7.0-24")]
+            ),
             id="malformed is said once and the rest applied",
         ),
         pytest.param(
             [Put(put("11.0.101.0-24", "x")), Put(put("11.0.101.0-24", "y"))],
-            Update(ignored=[f"11.0.101.0-24: {NOT_JSON}"] * 2),
+            Update(ignored=[Ignored("11.0.101.0-24", NOT_JSON)] * 2),
             id="another malformed value is said again",
         ),
         pytest.param(
             [Put(put("11.0.101.0-24", "x")), Put(KNOWN[0]), Put(put("11.0.101.0-24", "x"))],
-            Update(ignored=[f"11.0.101.0-24: {NOT_JSON}"] * 2),
+            Update(ignored=[Ignored("11.0.101.0-24", NOT_JSON)] * 2),
             id="and so is one that was good meanwhile",
         ),
         pytest.param(
             [Put(put("11.0.101.0-24", "x")), Deleted("11.0.101.0-24")],
-            Update([LeaseRemoved(B)], [], [f"11.0.101.0-24: {NOT_JSON}"]),
+            Update([LeaseRemoved(B)], [], [Ignored("11.0.101.0-24", NOT_JSON)]),
             id="malformed, then gone",
         ),
     ],
@@ -152,7 +158,7 @@ def test_an_own_key_that_is_no_lease_is_told_each_time_and_said_once() -> None:
     leases = table()
     damaged = Put(KeyValue("11.0.59.0-24", "", 86400, 7, 1))
     assert leases.apply(Changes((damaged,), 11)) == Update(
-        own=[Malformed(OWN, 7)], ignored=[f"11.0.59.0-24: {NOT_JSON}"]
+        own=[Malformed(OWN, 7)], ignored=[Ignored("11.0.59.0-24", NOT_JSON)]
     )
     assert leases.replace(Snapshot((damaged.entry,), 12)) == Update(own=[Malformed(OWN, 7)])
 
@@ -183,7 +189,9 @@ def test_a_lease_that_gets_our_public_ip_is_gone_at_once() -> None:
     leases.replace(snapshot(*KNOWN), 0)
     update = leases.apply(Changes((Put(put("11.0.55.0-24", 101)),), 6), 1)
     lease = Lease.from_entry(put("11.0.55.0-24", 101))
-    assert update == Update([LeaseRemoved(C)], [SameIPElsewhere(lease)], ["11.0.55.0-24: it has our public IP"])
+    assert update == Update(
+        [LeaseRemoved(C)], [SameIPElsewhere(lease)], [Ignored("11.0.55.0-24", "it has our public IP")]
+    )
 
 
 # Leases that overlap ours
