@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Network
@@ -74,11 +73,6 @@ async def entries(registry: FakeRegistry) -> dict[str, KeyValue]:
 
 def now() -> float:
     return asyncio.get_running_loop().time()
-
-
-@pytest.fixture(autouse=True)
-def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, logger="flannelpy")
 
 
 @pytest.mark.parametrize("ttl", [DAY, None])
