@@ -33,7 +33,7 @@ class _Event(NamedTuple):
 class FakeRegistry:
     """The Registry protocol in memory, on the time of ``clock``.
 
-    Time passes when ``clock`` says so.  A clock that the test itself moves has to be followed by ``tick``, which lets
+    ``clock`` is the time.  A clock that the test itself moves has to be followed by ``tick``, which lets
     entries expire and waiting watches time out.
     """
 
@@ -83,15 +83,15 @@ class FakeRegistry:
     async def watch(self, cursor: int, timeout: float) -> Changes:
         deadline = self._clock() + timeout
         self._begin()
-        told = self._since(cursor)
-        self._watches.append(told)
+        seen = self._since(cursor)
+        self._watches.append(seen)
         try:
-            while not (changes := _as_changes(told, cursor)).changes and self._clock() < deadline:
+            while not (changes := _as_changes(seen, cursor)).changes and self._clock() < deadline:
                 await self._wait(deadline)
                 self._begin()
                 self._check_position(cursor)
         finally:
-            self._watches = [other for other in self._watches if other is not told]
+            self._watches = [other for other in self._watches if other is not seen]
         return changes
 
     async def close(self) -> None:
@@ -106,7 +106,7 @@ class FakeRegistry:
         self._wake()
 
     def go_down(self) -> None:
-        """From now on nothing answers; whoever waits is told at once."""
+        """Stop answering; every waiting call fails at once."""
         self._down = True
         self._wake()
 
@@ -115,7 +115,7 @@ class FakeRegistry:
         self._down = False
 
     def lose_reply_of_next_write(self) -> None:
-        """Let the next write take effect and its caller get RegistryUnavailable: nobody could be asked any more."""
+        """Execute the next write and raise RegistryUnavailable: its reply is lost, and no endpoint can be asked."""
         self._reply_is_lost = True
 
     def set_config(self, config: str | None) -> None:
@@ -134,7 +134,7 @@ class FakeRegistry:
         self._remove(name)
 
     def wipe(self) -> None:
-        """Start anew with nothing, as an etcd whose data directory was lost; whoever waits goes on waiting."""
+        """Restart without data, as an etcd that lost its data directory; waiting calls keep waiting."""
         self._stored.clear()
         self._history.clear()
         self._index = 0
@@ -188,8 +188,8 @@ class FakeRegistry:
         self._index += 1
         event = _Event(self._index, change, ends_history)
         self._history.append(event)
-        for told in self._watches:
-            told.append(event)
+        for seen in self._watches:
+            seen.append(event)
         self._wake()
 
     def _expire(self) -> None:
@@ -223,7 +223,7 @@ class FakeRegistry:
 
 def _as_changes(events: list[_Event], cursor: int) -> Changes:
     """Raises HistoryGone when the directory was removed."""
-    told = [event for event in events if event.change or event.ends_history]
-    if any(event.ends_history for event in told):
+    seen = [event for event in events if event.change or event.ends_history]
+    if any(event.ends_history for event in seen):
         raise HistoryGone("the directory was removed")
-    return Changes(tuple(event.change for event in told if event.change), told[-1].at + 1 if told else cursor)
+    return Changes(tuple(event.change for event in seen if event.change), seen[-1].at + 1 if seen else cursor)

@@ -50,10 +50,10 @@ class World:
         self.now = clock.now
         self.registry = registry_class(clock.now)
         self.manager = SubnetManager(self.registry, clock, random.Random(1), HostIdentity(OUR_IP))
-        self.told: list[LeaseEvent] = []
+        self.events: list[LeaseEvent] = []
 
     async def apply(self, events: Sequence[LeaseEvent]) -> None:
-        self.told += events
+        self.events += events
 
     async def acquire(self, previous: IPv4Network | None = None, config: NetworkConfig = CONFIG) -> Lease:
         return await self.manager.acquire(config, lambda _: ATTRS, previous)
@@ -63,7 +63,7 @@ class World:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[None]]:
-        """With the own lease 11.0.59.0/24, the watch (which is yielded) and the renewal going on."""
+        """With the own lease 11.0.59.0/24, the watch (which is yielded) and the renewal running."""
         await self.acquire(OWN)
         watch = asyncio.create_task(self.manager.watch(self.apply))
         renewal = asyncio.create_task(self.manager.keep_lease())

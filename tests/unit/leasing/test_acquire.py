@@ -77,7 +77,7 @@ def test_a_key_whose_value_is_damaged_is_not_picked() -> None:
     play(scenario)
 
 
-def test_an_own_lease_that_somebody_damages_is_put_right() -> None:
+def test_a_malformed_own_lease_is_restored() -> None:
     async def scenario(world: World) -> None:
         async with world.running():
             damaged = world.registry.put_raw(OWN_NAME, "", None)
@@ -151,7 +151,7 @@ def test_of_two_leases_with_our_public_ip_the_one_that_fits_is_used() -> None:
     play(scenario)
 
 
-def test_the_subnet_of_the_last_run_is_taken_if_nobody_has_it() -> None:
+def test_the_previous_subnet_is_leased_if_it_is_free() -> None:
     async def scenario(world: World) -> None:
         world.registry.put_raw("11.0.60.0-24", B, 86400)
         assert (await world.acquire(OWN)).subnet == OWN
@@ -159,7 +159,7 @@ def test_the_subnet_of_the_last_run_is_taken_if_nobody_has_it() -> None:
     play(scenario)
 
 
-def test_the_subnet_of_the_last_run_is_left_to_whoever_has_it_now() -> None:
+def test_the_previous_subnet_is_left_to_a_peer_that_holds_it() -> None:
     async def scenario(world: World) -> None:
         theirs = world.registry.put_raw(OWN_NAME, B, 86400)
         own = await world.acquire(OWN)
@@ -169,7 +169,7 @@ def test_the_subnet_of_the_last_run_is_left_to_whoever_has_it_now() -> None:
     play(scenario)
 
 
-def test_malformed_entries_hinder_nobody() -> None:
+def test_malformed_entries_do_not_prevent_a_lease() -> None:
     async def scenario(world: World) -> None:
         for name, value in [("rubbish", "x"), ("11.0.1.0-24", "{}"), ("11.0.2.0-99", OURS), ("11.0.3.5-24", B)]:
             world.registry.put_raw(name, value, 86400)
@@ -179,7 +179,7 @@ def test_malformed_entries_hinder_nobody() -> None:
 
 
 class Racing(FakeRegistry):
-    """Somebody else is faster with each of the first fifteen creates."""
+    """A peer is faster with each of the first fifteen creates."""
 
     races = 15
 
@@ -205,7 +205,7 @@ def test_losing_the_race_many_times_is_normal(caplog: pytest.LogCaptureFixture) 
 
 
 class Changing(FakeRegistry):
-    """The first three times that an entry is to be updated or deleted, somebody changes it just before."""
+    """Before each of the first three updates or deletes of an entry, a peer changes the entry."""
 
     races = 3
 
@@ -256,7 +256,7 @@ def test_a_lease_that_changes_while_it_is_given_up_is_read_again(registry_class:
     play(scenario, registry_class)
 
 
-def test_out_of_subnets_is_said_once_and_waited_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_out_of_subnets_is_logged_once_and_retried(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         for name, value in [("11.0.0.64-26", B), ("11.0.0.128-26", C), ("11.0.0.192-26", D)]:
             world.registry.put_raw(name, value, 86400)
@@ -356,7 +356,7 @@ def test_a_lease_of_ours_around_our_own_address_is_refused(value: str, lease_ttl
     play(scenario)
 
 
-def test_so_is_the_subnet_of_the_last_run_around_it_but_not_of_another_network() -> None:
+def test_a_previous_subnet_around_our_own_address_is_refused_but_not_one_of_another_network() -> None:
     async def scenario(world: World) -> None:
         with pytest.raises(HostError, match=r"^our address 11.0.59.1 lies inside our own subnet 11.0.59.0/24"):
             await world.manager.acquire(CONFIG, lambda _: ATTRS, OWN, around("11.0.59.1/24"))
@@ -418,7 +418,7 @@ def test_the_subnet_of_the_last_run_is_taken_again_though_the_bridge_is_connecte
     play(scenario)
 
 
-def test_but_not_when_another_host_lives_in_it() -> None:
+def test_the_previous_subnet_is_not_leased_if_it_contains_a_public_ip() -> None:
     async def scenario(world: World) -> None:
         world.registry.put_raw("11.0.1.0-24", '{"PublicIP":"11.0.59.77"}', None)
         assert (await world.manager.acquire(CONFIG, lambda _: ATTRS, OWN, around())).subnet != OWN

@@ -37,7 +37,7 @@ def signed(host_id: str, claim: bool = False) -> str:
     return LeaseAttrs(OUR_IP, host_id=host_id, claim=claim).encode()
 
 
-class Twin(World):
+class Duplicate(World):
     """One of two hosts that both are 172.17.8.101."""
 
     def __init__(self, registry: FakeRegistry, host_id: str) -> None:
@@ -45,13 +45,15 @@ class Twin(World):
         self.now = clock.now
         self.registry = registry
         self.manager = SubnetManager(registry, clock, random.Random(host_id), HostIdentity(OUR_IP, host_id))
-        self.told = []
+        self.events = []
 
 
-def twins(scenario: Callable[[Twin, Twin], Awaitable[None]], first: str = FIRST, second: str = SECOND) -> None:
+def play_duplicates(
+    scenario: Callable[[Duplicate, Duplicate], Awaitable[None]], first: str = FIRST, second: str = SECOND
+) -> None:
     async def whole() -> None:
         registry = FakeRegistry(LoopClock().now)
-        await scenario(Twin(registry, first), Twin(registry, second))
+        await scenario(Duplicate(registry, first), Duplicate(registry, second))
 
     run(whole())
 
@@ -63,22 +65,24 @@ NOT_UNIQUE = (
 
 
 @pytest.mark.parametrize(("first", "second"), [(FIRST, SECOND), (SECOND, FIRST)])
-def test_a_newcomer_gives_up_when_the_holder_lives(first: str, second: str, caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario(host_identity: Twin, newcomer: Twin) -> None:
-        async with host_identity.running() as watch:
+def test_a_newcomer_gives_up_when_a_live_holder_objects(
+    first: str, second: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(holder: Duplicate, newcomer: Duplicate) -> None:
+        async with holder.running() as watch:
             for _ in range(3):  # systemd starts it again and again
                 with pytest.raises(LeaseLost, match=NOT_UNIQUE.format(theirs=first, ours=second)):
                     await newcomer.acquire()
             assert not watch.done()
-            [entry] = (await host_identity.entries()).values()
+            [entry] = (await holder.entries()).values()
             assert (entry.name, entry.value, entry.version) == (
                 OWN_NAME,
                 signed(first),
-                host_identity.manager.own.version,
+                holder.manager.own.version,
             )
-            assert host_identity.told == []
+            assert holder.events == []
 
-    twins(scenario, first, second)
+    play_duplicates(scenario, first, second)
     assert (
         sum(re.fullmatch(NOT_UNIQUE.format(theirs=second, ours=first), line) is not None for line in caplog.messages)
         == 3
@@ -86,7 +90,7 @@ def test_a_newcomer_gives_up_when_the_holder_lives(first: str, second: str, capl
 
 
 def test_a_reinstalled_host_gets_its_subnet_after_a_short_wait(caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario(before: Twin, after: Twin) -> None:
+    async def scenario(before: Duplicate, after: Duplicate) -> None:
         await before.acquire(OWN)
         start = after.now()
         assert (await after.acquire()).subnet == OWN
@@ -94,7 +98,7 @@ def test_a_reinstalled_host_gets_its_subnet_after_a_short_wait(caplog: pytest.Lo
         [entry] = (await after.entries()).values()
         assert (entry.value, entry.lease_ttl) == (signed(SECOND), LEASE_TTL)
 
-    twins(scenario)
+    play_duplicates(scenario)
     assert (
         "Lease (11.0.59.0/24) may belong to a live host (host ID a-first); waiting 3 s for that host to object"
         in caplog.messages
@@ -102,30 +106,30 @@ def test_a_reinstalled_host_gets_its_subnet_after_a_short_wait(caplog: pytest.Lo
 
 
 def test_a_claim_that_was_interrupted_is_made_again() -> None:
-    """The store went away while the newcomer waited, so the holder could not answer."""
+    """The store failed while the newcomer waited, so the holder could not object."""
 
-    async def scenario(host_identity: Twin, newcomer: Twin) -> None:
-        async with host_identity.running():
-            host_identity.registry.go_down()
+    async def scenario(holder: Duplicate, newcomer: Duplicate) -> None:
+        async with holder.running():
+            holder.registry.go_down()
             await asyncio.sleep(10)
-            host_identity.registry.put_raw(OWN_NAME, signed(SECOND, claim=True), LEASE_TTL)
+            holder.registry.put_raw(OWN_NAME, signed(SECOND, claim=True), LEASE_TTL)
             claiming = asyncio.create_task(newcomer.acquire())
-            host_identity.registry.come_up()
+            holder.registry.come_up()
             with pytest.raises(LeaseLost, match="is not unique"):
                 await claiming
-            assert (await host_identity.entries())[OWN_NAME].value == signed(FIRST)
+            assert (await holder.entries())[OWN_NAME].value == signed(FIRST)
 
-    twins(scenario)
+    play_duplicates(scenario)
 
 
 def test_of_two_newcomers_at_the_same_moment_one_gets_the_subnet() -> None:
-    async def scenario(one: Twin, other: Twin) -> None:
-        async def start(twin: Twin) -> None:
-            await twin.acquire(OWN)
+    async def scenario(one: Duplicate, other: Duplicate) -> None:
+        async def start(duplicate: Duplicate) -> None:
+            await duplicate.acquire(OWN)
             await asyncio.sleep(0.5)  # the device is made
-            await twin.manager.watch(twin.apply)
+            await duplicate.manager.watch(duplicate.apply)
 
-        tasks = [asyncio.create_task(start(twin)) for twin in (one, other)]
+        tasks = [asyncio.create_task(start(duplicate)) for duplicate in (one, other)]
         await asyncio.sleep(100)
         ended = [task.done() for task in tasks]
         assert sorted(ended) == [False, True]
@@ -136,70 +140,70 @@ def test_of_two_newcomers_at_the_same_moment_one_gets_the_subnet() -> None:
         assert entry.value == signed(living.manager._own.host_identity.host_id)
         tasks[ended.index(False)].cancel()
 
-    twins(scenario)
+    play_duplicates(scenario)
 
 
 @pytest.mark.parametrize(("first", "second"), [(FIRST, SECOND), (SECOND, FIRST)])
 def test_of_two_newcomers_that_create_two_leases_one_stays(first: str, second: str) -> None:
-    """At the same moment neither sees the other's, and each picks a subnet of its own."""
+    """Both start at once, so neither sees the lease of the other, and each picks a subnet."""
 
-    async def scenario(one: Twin, other: Twin) -> None:
-        async def start(twin: Twin, subnet: IPv4Network) -> None:
-            await twin.acquire(subnet)
-            await twin.manager.watch(twin.apply)
+    async def scenario(one: Duplicate, other: Duplicate) -> None:
+        async def start(duplicate: Duplicate, subnet: IPv4Network) -> None:
+            await duplicate.acquire(subnet)
+            await duplicate.manager.watch(duplicate.apply)
 
-        twins = {FIRST: one, SECOND: other} if first == FIRST else {FIRST: other, SECOND: one}
+        duplicates = {FIRST: one, SECOND: other} if first == FIRST else {FIRST: other, SECOND: one}
         subnets = {FIRST: OWN, SECOND: IPv4Network("11.0.60.0/24")}
-        tasks = {name: asyncio.create_task(start(twin, subnets[name])) for name, twin in twins.items()}
+        tasks = {name: asyncio.create_task(start(duplicate, subnets[name])) for name, duplicate in duplicates.items()}
         await asyncio.sleep(10)
         assert not tasks[FIRST].done()
         with pytest.raises(LeaseLost, match="is not unique"):
             await tasks[SECOND]
         assert {name: entry.value for name, entry in (await one.entries()).items()} == {OWN_NAME: signed(FIRST)}
         with pytest.raises(LeaseLost, match="is not unique"):
-            await twins[SECOND].acquire()
+            await duplicates[SECOND].acquire()
         tasks[FIRST].cancel()
 
-    twins(scenario, first, second)
+    play_duplicates(scenario, first, second)
 
 
-def test_a_lease_of_ours_does_not_hide_one_of_a_twin() -> None:
-    async def scenario(host_identity: Twin, newcomer: Twin) -> None:
-        async with host_identity.running() as watch:
-            host_identity.registry.put_raw("11.0.60.0-24", signed(SECOND), LEASE_TTL)
+def test_a_lease_of_ours_does_not_hide_one_of_a_duplicate() -> None:
+    async def scenario(holder: Duplicate, newcomer: Duplicate) -> None:
+        async with holder.running() as watch:
+            holder.registry.put_raw("11.0.60.0-24", signed(SECOND), LEASE_TTL)
             with pytest.raises(LeaseLost, match="is not unique"):
                 await newcomer.acquire()
             assert not watch.done()
 
-    twins(scenario)
+    play_duplicates(scenario)
 
 
-def test_who_leaves_for_an_earlier_identity_gives_its_own_lease_back() -> None:
-    """Or the holder's next start would have to ask whether that lease's host lives."""
+def test_a_host_that_surrenders_to_a_lower_host_id_removes_its_lease() -> None:
+    """Otherwise the holder's next start would have to claim that lease."""
 
-    async def scenario(host_identity: Twin, _: Twin) -> None:
-        async with host_identity.running() as watch:
-            host_identity.registry.put_raw("11.0.60.0-24", signed(FIRST), LEASE_TTL)
+    async def scenario(holder: Duplicate, _: Duplicate) -> None:
+        async with holder.running() as watch:
+            holder.registry.put_raw("11.0.60.0-24", signed(FIRST), LEASE_TTL)
             with pytest.raises(LeaseLost, match="is not unique"):
                 await watch
-            assert list(await host_identity.entries()) == ["11.0.60.0-24"]
+            assert list(await holder.entries()) == ["11.0.60.0-24"]
 
-    twins(scenario, SECOND, FIRST)
+    play_duplicates(scenario, SECOND, FIRST)
 
 
-def test_dead_twins_leases_are_put_away() -> None:
-    async def scenario(host: Twin, _: Twin) -> None:
+def test_leases_of_dead_duplicates_are_removed() -> None:
+    async def scenario(host: Duplicate, _: Duplicate) -> None:
         host.registry.put_raw("11.0.60.0-24", signed("dead"), 80000)
         host.registry.put_raw("11.0.61.0-24", signed("dead-too"), 80000)
         own = await host.acquire()
         assert {name: entry.value for name, entry in (await host.entries()).items()} == {"11.0.60.0-24": signed(FIRST)}
         assert str(own.subnet) == "11.0.60.0/24"
 
-    twins(scenario)
+    play_duplicates(scenario)
 
 
 def test_of_two_newcomers_on_a_dead_hosts_lease_one_gets_it() -> None:
-    async def scenario(one: Twin, other: Twin) -> None:
+    async def scenario(one: Duplicate, other: Duplicate) -> None:
         one.registry.put_raw(OWN_NAME, signed("dead"), 80000)
         results = await asyncio.gather(one.acquire(), other.acquire(), return_exceptions=True)
         assert sum(type(result) is LeaseLost for result in results) == 1
@@ -207,60 +211,60 @@ def test_of_two_newcomers_on_a_dead_hosts_lease_one_gets_it() -> None:
         [entry] = (await one.entries()).values()
         assert (lease.subnet, entry.value) == (OWN, signed(lease.attrs.host_id))
 
-    twins(scenario)
+    play_duplicates(scenario)
 
 
 @pytest.mark.parametrize(("ours", "stays"), [(FIRST, True), (SECOND, False)])
 def test_of_two_that_both_hold_it_one_leaves(ours: str, stays: bool) -> None:
-    """A holder was cut off from the store while a newcomer waited for its answer in vain."""
+    """A holder was cut off from the store while a newcomer waited for its objection."""
     theirs = FIRST if ours == SECOND else SECOND
 
-    async def scenario(host_identity: Twin, _: Twin) -> None:
-        async with host_identity.running() as watch:
-            host_identity.registry.put_raw(OWN_NAME, signed(theirs), LEASE_TTL)
+    async def scenario(holder: Duplicate, _: Duplicate) -> None:
+        async with holder.running() as watch:
+            holder.registry.put_raw(OWN_NAME, signed(theirs), LEASE_TTL)
             await asyncio.sleep(1)
             assert watch.done() is not stays
-            assert (await host_identity.entries())[OWN_NAME].value == signed(FIRST if stays else theirs)
+            assert (await holder.entries())[OWN_NAME].value == signed(FIRST if stays else theirs)
             if not stays:
                 with pytest.raises(LeaseLost, match=NOT_UNIQUE.format(theirs=theirs, ours=ours)):
                     await watch
 
-    twins(scenario, ours, theirs)
+    play_duplicates(scenario, ours, theirs)
 
 
-def test_a_plain_flanneld_with_our_public_ip_is_said_and_overruled(caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario(host_identity: Twin, _: Twin) -> None:
-        async with host_identity.running() as watch:
-            host_identity.registry.put_raw(OWN_NAME, OURS, LEASE_TTL)
+def test_a_plain_flanneld_with_our_public_ip_is_logged_and_overwritten(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(holder: Duplicate, _: Duplicate) -> None:
+        async with holder.running() as watch:
+            holder.registry.put_raw(OWN_NAME, OURS, LEASE_TTL)
             await asyncio.sleep(1)
             assert not watch.done()
-            assert (await host_identity.entries())[OWN_NAME].value == signed(FIRST)
+            assert (await holder.entries())[OWN_NAME].value == signed(FIRST)
 
-    twins(scenario)
+    play_duplicates(scenario)
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "overwritten without a host ID, as by flanneld" in warning
     assert "172.17.8.101 is not unique" in warning
 
 
 def test_a_lease_of_a_flanneld_before_us_is_taken_over_at_once() -> None:
-    async def scenario(host: Twin, _: Twin) -> None:
+    async def scenario(host: Duplicate, _: Duplicate) -> None:
         host.registry.put_raw(OWN_NAME, OURS, 80000)
         start = host.now()
         assert (await host.acquire()).subnet == OWN
         assert host.now() == start
         assert (await host.entries())[OWN_NAME].value == signed(FIRST)
 
-    twins(scenario)
+    play_duplicates(scenario)
 
 
-def test_a_host_without_identity_asks_nobody() -> None:
-    async def scenario(host: Twin, _: Twin) -> None:
+def test_a_host_without_a_host_id_claims_nothing() -> None:
+    async def scenario(host: Duplicate, _: Duplicate) -> None:
         host.registry.put_raw(OWN_NAME, signed(SECOND), 80000)
         start = host.now()
         assert (await host.acquire()).subnet == OWN
         assert host.now() == start
 
-    twins(scenario, "")
+    play_duplicates(scenario, "")
 
 
 def test_another_lease_with_our_public_ip_leads_nowhere(caplog: pytest.LogCaptureFixture) -> None:
@@ -271,7 +275,7 @@ def test_another_lease_with_our_public_ip_leads_nowhere(caplog: pytest.LogCaptur
             await asyncio.sleep(1)
             world.registry.put_raw("11.0.78.0-24", OURS, 80000)
             await asyncio.sleep(1)
-            assert summary(world.told) == [("11.0.78.0/24", "172.17.8.102"), ("11.0.78.0/24", None)]
+            assert summary(world.events) == [("11.0.78.0/24", "172.17.8.102"), ("11.0.78.0/24", None)]
 
     play(scenario)
     assert [line for line in caplog.messages if "Ignoring" in line] == [
@@ -280,14 +284,33 @@ def test_another_lease_with_our_public_ip_leads_nowhere(caplog: pytest.LogCaptur
     ]
 
 
-def test_a_misfit_of_a_twin_that_lives_is_left_to_it() -> None:
-    """The config was changed while the twin ran; it acts upon that at its next start."""
+def test_leases_that_are_ignored_together_are_one_line_for_each_cause(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        for number in range(10, 18):
+            world.registry.put_raw(f"11.0.{number}.0-24", "{}", 80000)
+        world.registry.put_raw("rubbish", "", 80000)
+        async with world.running():
+            await asyncio.sleep(1)
+            for number in range(20, 22):
+                world.registry.put_raw(f"11.0.{number}.0-24", OURS, 80000)
+            await asyncio.sleep(1)
 
-    async def scenario(host_identity: Twin, newcomer: Twin) -> None:
-        async with host_identity.running() as watch:
+    play(scenario)
+    assert [line for line in caplog.messages if "Ignoring" in line] == [
+        "Ignoring lease 11.0.10.0-24, 11.0.11.0-24, 11.0.12.0-24 and 5 more: no PublicIP",
+        "Ignoring lease rubbish: no subnet key such as 10.1.7.0-24",
+        "Ignoring lease 11.0.20.0-24, 11.0.21.0-24: it has our public IP",
+    ]
+
+
+def test_an_unfit_lease_of_a_live_duplicate_is_left_alone() -> None:
+    """The config changed while the duplicate ran; the duplicate applies the change at its next start."""
+
+    async def scenario(holder: Duplicate, newcomer: Duplicate) -> None:
+        async with holder.running() as watch:
             with pytest.raises(LeaseLost, match="is not unique"):
                 await newcomer.acquire(config=parse('{"Network":"12.0.0.0/16"}'))
             assert not watch.done()
-            assert (await host_identity.entries())[OWN_NAME].value == signed(FIRST)
+            assert (await holder.entries())[OWN_NAME].value == signed(FIRST)
 
-    twins(scenario)
+    play_duplicates(scenario)

@@ -61,7 +61,7 @@ def test_a_config_that_becomes_right_step_by_step_is_waited_for_with_a_line_for_
     ]
 
 
-def test_a_bad_config_of_any_kind_is_said_at_start_and_waited_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_kind_of_invalid_config_is_logged_at_start_and_retried(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         reading = asyncio.create_task(world.manager.read_config(accept_by_backend))
         for bad in BAD_CONFIGS.values():
@@ -117,7 +117,7 @@ def watch_config(*texts: str | None) -> Callable[[World], Awaitable[None]]:
     return scenario
 
 
-def test_a_config_that_changes_while_we_run_is_said_each_time(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_change_of_the_config_while_flannelpy_runs_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     play(
         watch_config(
             TEXT, "{", '{"Network":"12.0.0.0/16"}', None, '{"Network":"11.0.0.0/16","Backend":{"Type":"gre"}}', TEXT
@@ -133,7 +133,26 @@ def test_a_config_that_changes_while_we_run_is_said_each_time(caplog: pytest.Log
     ]
 
 
-def test_a_bad_config_of_any_kind_changes_nothing_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_config_that_is_wrong_in_another_way_is_logged_again_and_the_same_one_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    too_long, longer = (f'{TEXT[:-1]},"SubnetLen":{length}}}' for length in (31, 32))
+    play(watch_config(too_long, too_long, longer, longer, too_long))
+    assert caplog.messages[2:] == [
+        f"Network config in etcd became invalid: SubnetLen {length} must be less than /31; continuing with the config"
+        " read at start"
+        for length in (31, 32, 31)
+    ]
+
+
+def test_a_second_change_to_another_valid_config_is_logged_again(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = '{"Network":"12.0.0.0/16"}', '{"Network":"13.0.0.0/16"}'
+    play(watch_config(first, first, second))
+    line = "Network config in etcd was changed; restart flannelpy, then Docker, to apply the change"
+    assert caplog.messages[2:] == [line, line]
+
+
+def test_each_kind_of_invalid_config_while_flannelpy_runs_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         world.registry.set_config(TEXT)
         await world.manager.read_config(accept_by_backend)

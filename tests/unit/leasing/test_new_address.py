@@ -76,7 +76,7 @@ def now() -> float:
 
 
 @pytest.mark.parametrize("ttl", [DAY, None])
-def test_the_subnet_is_kept_with_all_that_leads_to_it(ttl: int | None, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_subnet_and_its_backend_data_are_kept(ttl: int | None, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(registry: FakeRegistry, machine: Machine) -> None:
         before = registry.put_raw(NAME, value(), ttl)
         lease = await machine.acquire()
@@ -123,7 +123,7 @@ def test_each_try_has_another_identity_that_is_known_again(host_id: str) -> None
 
 
 @pytest.mark.parametrize("ttl", [DAY, None])
-def test_a_clone_that_lives_answers_and_the_newcomer_leases_another_subnet(
+def test_a_live_clone_objects_and_the_newcomer_leases_another_subnet(
     ttl: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(registry: FakeRegistry, machine: Machine) -> None:

@@ -22,7 +22,7 @@ from flannelpy.errors import LeaseLost
 from flannelpy.registry.base import KeyValue
 
 
-def test_a_deleted_lease_is_taken_back_at_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_deleted_lease_is_recreated_at_once(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         async with world.running() as watch:
             await asyncio.sleep(1000)
@@ -39,7 +39,7 @@ def test_a_deleted_lease_is_taken_back_at_once(caplog: pytest.LogCaptureFixture)
     assert caplog.messages[2:] == ["Own lease 11.0.59.0/24 was deleted or has expired; recreating the lease"]
 
 
-def test_a_deleted_reservation_is_taken_back_as_a_lease() -> None:
+def test_a_deleted_reservation_is_recreated_as_a_lease() -> None:
     async def scenario(world: World) -> None:
         world.registry.put_raw(OWN_NAME, OURS, None)
         async with world.running():
@@ -51,7 +51,7 @@ def test_a_deleted_reservation_is_taken_back_as_a_lease() -> None:
     play(scenario)
 
 
-def test_a_lease_that_expired_while_the_store_was_away_is_taken_back(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lease_that_expired_during_an_outage_is_recreated(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         async with world.running():
             world.registry.go_down()
@@ -65,7 +65,7 @@ def test_a_lease_that_expired_while_the_store_was_away_is_taken_back(caplog: pyt
 
 
 @pytest.mark.parametrize("holder_ttl", [86400, None])
-def test_a_lease_that_somebody_else_holds_makes_us_leave(holder_ttl: int | None) -> None:
+def test_a_host_surrenders_a_lease_that_a_peer_holds(holder_ttl: int | None) -> None:
     async def scenario(world: World) -> None:
         async with world.running() as watch:
             theirs = world.registry.put_raw(OWN_NAME, B, holder_ttl)
@@ -80,7 +80,7 @@ def test_a_lease_that_somebody_else_holds_makes_us_leave(holder_ttl: int | None)
     play(scenario)
 
 
-def test_a_lease_that_was_deleted_and_taken_by_somebody_else_makes_us_leave() -> None:
+def test_a_host_surrenders_a_deleted_lease_that_a_peer_created() -> None:
     async def scenario(world: World) -> None:
         async with world.running() as watch:
             world.registry.delete_raw(OWN_NAME)
@@ -93,7 +93,7 @@ def test_a_lease_that_was_deleted_and_taken_by_somebody_else_makes_us_leave() ->
     play(scenario)
 
 
-def test_a_lease_that_somebody_else_took_while_the_store_was_away_makes_us_leave() -> None:
+def test_a_host_surrenders_a_lease_that_a_peer_took_during_an_outage() -> None:
     async def scenario(world: World) -> None:
         async with world.running() as watch:
             world.registry.go_down()
@@ -107,7 +107,7 @@ def test_a_lease_that_somebody_else_took_while_the_store_was_away_makes_us_leave
     play(scenario)
 
 
-def test_taking_the_lease_back_goes_on_until_it_works_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_recreating_the_lease_is_retried_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         assert isinstance(world.registry, Leaderless)
         async with world.running():
@@ -126,7 +126,7 @@ def test_taking_the_lease_back_goes_on_until_it_works_and_says_so_once(caplog: p
     ]
 
 
-def test_a_lost_reply_while_taking_the_lease_back_does_no_harm() -> None:
+def test_a_lost_reply_to_the_recreation_does_no_harm() -> None:
     async def scenario(world: World) -> None:
         async with world.running() as watch:
             world.registry.lose_reply_of_next_write()
@@ -141,8 +141,8 @@ def test_a_lost_reply_while_taking_the_lease_back_does_no_harm() -> None:
 
 @pytest.mark.parametrize("holder_ttl", [86400, None])
 @pytest.mark.parametrize("name", ["11.0.59.0-25", "11.0.56.0-21", "11.0.59.9-32"])
-def test_an_overlapping_lease_that_was_created_earlier_makes_us_leave(name: str, holder_ttl: int | None) -> None:
-    """It came between our look and our create; or ours was deleted, and taken back too late."""
+def test_a_host_surrenders_to_an_overlapping_lease_that_was_created_earlier(name: str, holder_ttl: int | None) -> None:
+    """It was created between our list and our create, or before our deleted lease was recreated."""
 
     async def scenario(world: World) -> None:
         async with world.running() as watch:

@@ -134,8 +134,8 @@ def test_a_lease_whose_store_gave_it_less_time_is_renewed_accordingly() -> None:
     play(scenario)
 
 
-def test_renewal_never_overwrites_what_somebody_else_wrote() -> None:
-    """Without a watch to tell us: the comparison alone has to stop it, and a look shows whose it is."""
+def test_renewal_never_overwrites_the_write_of_a_peer() -> None:
+    """There is no watch here: the comparison alone prevents the write, and reading back finds the holder."""
 
     async def scenario(world: World) -> None:
         await world.acquire(OWN)
@@ -149,8 +149,8 @@ def test_renewal_never_overwrites_what_somebody_else_wrote() -> None:
     play(scenario)
 
 
-def test_a_lease_that_is_gone_when_it_is_to_be_renewed_is_taken_back() -> None:
-    """Likewise without a watch: the machine was suspended for a week, say."""
+def test_a_lease_that_is_gone_when_its_renewal_is_due_is_recreated() -> None:
+    """There is no watch here either, as on a machine that was suspended for a week."""
 
     async def scenario(world: World) -> None:
         await world.acquire(OWN)

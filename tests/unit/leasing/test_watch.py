@@ -35,7 +35,7 @@ from flannelpy.subnet.lease import HostIdentity
 from flannelpy.subnet.lease_policy import Terms
 
 
-def test_other_hosts_are_told_as_they_come_change_and_go(caplog: pytest.LogCaptureFixture) -> None:
+def test_new_changed_and_removed_peers_are_events(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         world.registry.put_raw("11.0.101.0-24", B, 86400)
         async with world.running():
@@ -46,9 +46,9 @@ def test_other_hosts_are_told_as_they_come_change_and_go(caplog: pytest.LogCaptu
             await asyncio.sleep(1)
             world.registry.delete_raw("11.0.55.0-24")
             await asyncio.sleep(MAX_GRACE_SECONDS - 1)
-            assert len(world.told) == 3
+            assert len(world.events) == 3
             await asyncio.sleep(2)
-            assert summary(world.told) == [
+            assert summary(world.events) == [
                 ("11.0.101.0/24", "172.17.8.102"),
                 ("11.0.55.0/24", "172.17.8.103"),
                 ("11.0.101.0/24", "172.17.8.104"),
@@ -64,14 +64,14 @@ def test_a_host_that_stays_away_for_a_day_is_gone() -> None:
         world.registry.put_raw("11.0.101.0-24", B, 86400)
         async with world.running():
             await asyncio.sleep(86399 + MAX_GRACE_SECONDS)
-            assert len(world.told) == 1
+            assert len(world.events) == 1
             await asyncio.sleep(3)
-            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102"), ("11.0.101.0/24", None)]
+            assert summary(world.events) == [("11.0.101.0/24", "172.17.8.102"), ("11.0.101.0/24", None)]
 
     play(scenario)
 
 
-def test_a_host_that_takes_its_lease_back_was_never_gone(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_peer_that_recreates_its_lease_was_never_gone(caplog: pytest.LogCaptureFixture) -> None:
     """All leases run out together when the store was away for longer than they last; no packet may be lost by that."""
 
     async def scenario(world: World) -> None:
@@ -82,16 +82,16 @@ def test_a_host_that_takes_its_lease_back_was_never_gone(caplog: pytest.LogCaptu
                 await asyncio.sleep(MAX_GRACE_SECONDS - 1)
                 world.registry.put_raw("11.0.101.0-24", B, 100)
                 await asyncio.sleep(MAX_GRACE_SECONDS - 1)
-            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102")]
+            assert summary(world.events) == [("11.0.101.0/24", "172.17.8.102")]
             world.registry.delete_raw("11.0.101.0-24")
             world.registry.put_raw("11.0.101.0-24", C, 100)
             await asyncio.sleep(1)
-            assert summary(world.told[1:]) == [("11.0.101.0/24", "172.17.8.103")]
+            assert summary(world.events[1:]) == [("11.0.101.0/24", "172.17.8.103")]
 
     play(scenario)
 
 
-def test_nobody_is_forgotten_while_the_store_is_silent() -> None:
+def test_no_peer_is_removed_while_the_store_is_silent() -> None:
     async def scenario(world: World) -> None:
         world.registry.put_raw("11.0.101.0-24", B, None)
         async with world.running():
@@ -99,11 +99,11 @@ def test_nobody_is_forgotten_while_the_store_is_silent() -> None:
             await asyncio.sleep(1)
             world.registry.go_down()
             await asyncio.sleep(10_000)
-            assert len(world.told) == 1
+            assert len(world.events) == 1
             world.registry.put_raw("11.0.101.0-24", B, None)
             world.registry.come_up()
             await asyncio.sleep(100)
-            assert len(world.told) == 1
+            assert len(world.events) == 1
 
     play(scenario)
 
@@ -117,32 +117,32 @@ def test_with_short_leases_the_grace_is_as_short() -> None:
         await asyncio.sleep(1)
         world.registry.delete_raw("11.0.101.0-24")
         await asyncio.sleep(9)
-        assert len(world.told) == 1
+        assert len(world.events) == 1
         await asyncio.sleep(2)
-        assert len(world.told) == 2
+        assert len(world.events) == 2
         watch.cancel()
 
     play(scenario)
 
 
-def test_after_the_history_is_gone_only_differences_of_value_are_told(
+def test_after_the_history_is_gone_only_differences_of_value_are_events(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scenario(world: World) -> None:
         for name, value in [("11.0.101.0-24", B), ("11.0.55.0-24", C), ("11.0.77.0-24", D)]:
             world.registry.put_raw(name, value, None)
         async with world.running():
-            world.told.clear()
+            world.events.clear()
             # All within one moment, so that the watch is asked when it is too late.
             world.registry.put_raw("11.0.101.0-24", '{"PublicIP":"172.17.8.105"}', None)
             world.registry.delete_raw("11.0.77.0-24")
             for _ in range(HISTORY_LENGTH):
                 world.registry.put_raw("11.0.55.0-24", C, None)
             await asyncio.sleep(1)
-            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.105")]
+            assert summary(world.events) == [("11.0.101.0/24", "172.17.8.105")]
             world.registry.put_raw("11.0.78.0-24", D, None)
             await asyncio.sleep(MAX_GRACE_SECONDS + 1)
-            assert summary(world.told[1:]) == [("11.0.78.0/24", "172.17.8.104"), ("11.0.77.0/24", None)]
+            assert summary(world.events[1:]) == [("11.0.78.0/24", "172.17.8.104"), ("11.0.77.0/24", None)]
 
     play(scenario)
     assert caplog.messages[2:] == []
@@ -156,12 +156,12 @@ def test_when_all_subnets_are_removed_the_own_one_comes_back() -> None:
             await asyncio.sleep(1)
             assert set(await world.entries()) == {OWN_NAME}
             await asyncio.sleep(MAX_GRACE_SECONDS)
-            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102"), ("11.0.101.0/24", None)]
+            assert summary(world.events) == [("11.0.101.0/24", "172.17.8.102"), ("11.0.101.0/24", None)]
 
     play(scenario)
 
 
-def test_malformed_entries_are_said_once_and_the_watch_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_malformed_entries_are_logged_once_and_the_watch_continues(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         world.registry.put_raw("rubbish", "x", None)
         async with world.running():
@@ -171,7 +171,7 @@ def test_malformed_entries_are_said_once_and_the_watch_goes_on(caplog: pytest.Lo
             world.registry.put_raw("11.0.7.0-24", "{}", None)
             world.registry.put_raw("11.0.55.0-24", C, None)
             await asyncio.sleep(1)
-            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102"), ("11.0.55.0/24", "172.17.8.103")]
+            assert summary(world.events) == [("11.0.101.0/24", "172.17.8.102"), ("11.0.55.0/24", "172.17.8.103")]
 
     play(scenario)
     assert caplog.messages[2:] == [
@@ -181,24 +181,24 @@ def test_malformed_entries_are_said_once_and_the_watch_goes_on(caplog: pytest.Lo
 
 
 class Deaf(FakeRegistry):
-    """A watch of it hears nothing; snapshots are right."""
+    """A watch gets no events; snapshots are correct."""
 
     async def watch(self, cursor: int, timeout: float) -> Changes:
         await asyncio.sleep(timeout)
         return Changes((), cursor)
 
 
-def test_a_watch_that_hears_nothing_lists_again() -> None:
+def test_a_watch_without_events_relists() -> None:
     async def scenario(world: World) -> None:
         async with world.running():
             world.registry.put_raw("11.0.101.0-24", B, None)
             await asyncio.sleep(0.75 * QUIET_SECONDS - 1)
-            assert world.told == []
+            assert world.events == []
             await asyncio.sleep(0.25 * QUIET_SECONDS + 2)
-            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102")]
+            assert summary(world.events) == [("11.0.101.0/24", "172.17.8.102")]
             world.registry.delete_raw("11.0.101.0-24")
             await asyncio.sleep(QUIET_SECONDS + MAX_GRACE_SECONDS + 1)
-            assert summary(world.told[1:]) == [("11.0.101.0/24", None)]
+            assert summary(world.events[1:]) == [("11.0.101.0/24", None)]
 
     play(scenario, Deaf)
 
@@ -211,7 +211,7 @@ class Counting(FakeRegistry):
         return await super().snapshot(is_wanted)
 
 
-def test_a_busy_watch_does_not_list_again() -> None:
+def test_a_busy_watch_does_not_relist() -> None:
     async def scenario(world: World) -> None:
         assert isinstance(world.registry, Counting)
         async with world.running():
@@ -243,7 +243,7 @@ def test_changes_elsewhere_cost_a_list_a_minute_and_no_line(caplog: pytest.LogCa
             assert world.registry.snapshots - before in range(9, 13)
             world.registry.put_raw("11.0.101.0-24", B, None)
             await asyncio.sleep(LONGEST_PAUSE)
-            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102")], "seen at once, between two lists"
+            assert summary(world.events) == [("11.0.101.0/24", "172.17.8.102")], "seen at once, between two lists"
 
     play(scenario, OfPolls)
     assert caplog.messages[2:] == []
@@ -257,7 +257,7 @@ def test_an_overrun_in_which_leases_have_changed_is_listed_at_once() -> None:
                 for _ in range(HISTORY_LENGTH + 1):
                     world.registry.put_raw("11.0.99.0-24", C, None)
                 await asyncio.sleep(1)
-                assert len({subnet for subnet, _ in summary(world.told)}) == number + 2
+                assert len({subnet for subnet, _ in summary(world.events)}) == number + 2
 
     play(scenario, Overrun)
 
@@ -309,7 +309,7 @@ def test_retries_slow_down_to_a_limit_and_no_two_hosts_keep_step() -> None:
     assert pauses_of(7) == hosts[7], "the seed alone decides"
 
 
-def test_an_outage_changes_no_route_and_each_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_changes_no_route_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         world.registry.put_raw("11.0.101.0-24", B, 86400)
         async with world.running():
@@ -320,7 +320,7 @@ def test_an_outage_changes_no_route_and_each_is_said_once(caplog: pytest.LogCapt
                 await asyncio.sleep(2)
                 world.registry.put_raw("11.0.55.0-24", C, 86400)
                 await asyncio.sleep(2)
-            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102"), ("11.0.55.0/24", "172.17.8.103")]
+            assert summary(world.events) == [("11.0.101.0/24", "172.17.8.102"), ("11.0.55.0/24", "172.17.8.103")]
 
     play(scenario)
     assert caplog.messages[2:] == ["Watch subnets: the fake registry is down"] * 2
@@ -333,7 +333,7 @@ class Unwatchable(FakeRegistry):
         raise RegistryUnavailable("no watching here")
 
 
-def test_a_store_that_can_only_be_listed_is_complained_about_once_and_followed(
+def test_a_store_that_can_only_be_listed_is_logged_once_and_followed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scenario(world: World) -> None:
@@ -341,7 +341,7 @@ def test_a_store_that_can_only_be_listed_is_complained_about_once_and_followed(
             await asyncio.sleep(60)
             world.registry.put_raw("11.0.101.0-24", B, None)
             await asyncio.sleep(2)
-            assert summary(world.told) == [("11.0.101.0/24", "172.17.8.102")]
+            assert summary(world.events) == [("11.0.101.0/24", "172.17.8.102")]
 
     play(scenario, Unwatchable)
     assert caplog.messages[2:] == ["Watch subnets: no watching here"]
@@ -357,20 +357,20 @@ def test_a_store_that_was_wiped_is_noticed_within_a_minute() -> None:
             assert (await world.entries()).keys() == {OWN_NAME}
             world.registry.put_raw("11.0.200.0-24", C, 80000)
             await asyncio.sleep(1)
-            assert summary(world.told)[-1] == ("11.0.200.0/24", "172.17.8.103")
+            assert summary(world.events)[-1] == ("11.0.200.0/24", "172.17.8.103")
 
     play(scenario)
 
 
-def test_a_watch_that_is_far_behind_lists_again() -> None:
-    """A store that tells changes one by one is listed once, however many there are."""
+def test_a_watch_that_is_far_behind_relists() -> None:
+    """A store that reports changes one by one is listed once, for any number of changes."""
 
     class OneByOne(FakeRegistry):
-        told, lists = 0, 0
+        reports, lists = 0, 0
 
         async def watch(self, cursor: int, timeout: float) -> Changes:
             changes, after, _ = await super().watch(cursor, timeout)
-            self.told += bool(changes)
+            self.reports += bool(changes)
             return Changes(changes[:1], min(cursor + 1, after), after - min(cursor + 1, after))
 
         async def snapshot(self, is_wanted: Callable[[str], bool] = all_names) -> Snapshot:
@@ -381,12 +381,12 @@ def test_a_watch_that_is_far_behind_lists_again() -> None:
         registry = world.registry
         assert isinstance(registry, OneByOne)
         async with world.running():
-            registry.lists = registry.told = 0
+            registry.lists = registry.reports = 0
             for number in range(70, 220):
                 registry.put_raw(f"11.0.{number}.0-24", B, 80000)
             await asyncio.sleep(1)
-            assert summary(world.told) == [(f"11.0.{number}.0/24", "172.17.8.102") for number in range(70, 220)]
-            assert (registry.told, registry.lists) == (1, 1)
+            assert summary(world.events) == [(f"11.0.{number}.0/24", "172.17.8.102") for number in range(70, 220)]
+            assert (registry.reports, registry.lists) == (1, 1)
 
     play(scenario, OneByOne)
 
@@ -414,8 +414,8 @@ def test_a_watch_that_only_waits_makes_progress_and_one_that_hangs_does_not() ->
     play(hanging, Hanging)
 
 
-def test_a_lease_that_cannot_be_taken_back_for_long_is_progress_too() -> None:
-    """Or systemd would restart a host that forwards on, for an etcd that is away."""
+def test_retries_of_the_recreation_count_as_progress() -> None:
+    """Otherwise systemd would restart a host that keeps forwarding, because of an outage of etcd."""
 
     async def scenario(world: World) -> None:
         assert isinstance(world.registry, Leaderless)

@@ -58,7 +58,7 @@ def test_each_row(condition: Condition, leased: Action, reserved: Action) -> Non
     assert action(lease(OURS, None), condition) is reserved
 
 
-def test_the_rows_are_all_there_are_and_the_documented_ones() -> None:
+def test_the_rows_are_complete_and_the_documented_ones() -> None:
     assert [row[0] for row in ROWS] == list(Condition)
     documented = [" ".join(line.split()) for line in (lease_policy.__doc__ or "").splitlines()]
     rows = [f"{condition.value} {leased.value} {reserved.value}" for condition, leased, reserved in ROWS]
