@@ -20,7 +20,7 @@ from ipaddress import IPv4Network
 from typing import NamedTuple, Never
 
 from flannelpy import logs
-from flannelpy.backend import base as backends
+from flannelpy.backend import catalogue as backends
 from flannelpy.backend.base import Backend
 from flannelpy.backend.lease_gate import LeaseGate
 from flannelpy.backend.leftovers import Keep, unmarked_leftovers, withdraw

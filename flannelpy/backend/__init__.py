@@ -1,1 +1,1 @@
-"""How packets travel between hosts."""
+"""How packets travel between hosts: the backends, and what they share."""

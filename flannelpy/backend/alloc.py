@@ -1,4 +1,4 @@
-"""The alloc backend: leases a subnet and writes the subnet file; packets are somebody else's business.
+"""The alloc backend: leases a subnet and writes the subnet file; another program carries the packets.
 
 Counterpart: backend/alloc/alloc.go.
 """
@@ -18,7 +18,7 @@ from flannelpy.subnet.lease_table import LeaseEvent
 
 
 class AllocBackend:
-    """Nothing between hosts."""
+    """A subnet for this host, without any way to other hosts."""
 
     exclusive_resources: Sequence[str] = ()
     datagrams = None
@@ -31,35 +31,35 @@ class AllocBackend:
         self._external = external
 
     def lease_attrs(self, host_identity: HostIdentity, found: LeaseAttrs | None) -> LeaseAttrs:
-        """Only the public IP."""
+        """Return the public IP alone."""
         return LeaseAttrs(host_identity.public_ip)
 
     async def start(self, lease: Lease) -> int:
-        """Nothing is set up; containers may use the MTU of the external interface."""
+        """Return the MTU of the external interface, which containers may use; nothing is set up."""
         return self._external.mtu
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
-        """Other hosts are of no concern."""
+        """Ignore the peers' leases."""
 
     async def settled(self) -> None:
-        """There is nothing to carry over."""
+        """Return at once: there are no kernel entries."""
 
     def describe(self) -> str:
-        """What carries the packets."""
+        """Return that flannelpy carries no packets."""
         return "alloc: packets are not carried"
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Wait until cancelled."""
         await asyncio.Event().wait()
 
     async def repair(self, netlink: Netlink) -> list[str]:
-        """There is nothing that could be wrong."""
+        """Return an empty list: there is nothing to repair."""
         return []
 
     def close(self) -> None:
-        """Nothing to remove."""
+        """Do nothing: there is nothing to remove."""
 
 
 def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> AllocBackend:
-    """See BackendRoom."""
+    """Return the backend, for which the config has no settings."""
     return AllocBackend(external)

@@ -1,19 +1,17 @@
-"""How packets travel: what every backend can do, and which backends there are.
+"""The protocol of a backend and that of its module.
 
-Counterpart: backend/common.go, backend/manager.go.
+A backend is one way for packets to travel between hosts; ``catalogue.py`` has the list of them.
+Counterpart: backend/common.go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Protocol, cast
+from typing import Protocol
 
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.underlay import Routed
 from flannelpy.datapath.traffic import Datagrams, Forwarding
-from flannelpy.errors import ConfigError
-from flannelpy.foreign import shown
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.options import Options
 from flannelpy.subnet.config import NetworkConfig
@@ -22,83 +20,61 @@ from flannelpy.subnet.lease_table import LeaseEvent
 
 
 class Backend(Protocol):
-    """One way for packets between hosts, for the life of one lease.
+    """One way for packets to travel between hosts, while this host holds one lease.
 
-    ``exclusive_resources``: what no two networks of a host may share, in words, such as a port.
-    ``adopts_routes``: whether its routes stay when it stops, for its next start to adopt.
-    ``routed``: what it routes to other hosts.
+    ``adopts_routes``: whether its routes stay when it stops, so that its next start adopts them.
+    ``routed``: which part of the network it routes to other hosts.
     """
 
     adopts_routes: bool
     routed: Routed
 
     @property
-    def exclusive_resources(self) -> Sequence[str]: ...  # noqa: D102
+    def exclusive_resources(self) -> Sequence[str]:
+        """Return what no two networks of a host may share, such as ``UDP port 8285``."""
 
     @property
     def datagrams(self) -> Datagrams | None:
-        """What carries packets since ``start``, if datagrams do."""
+        """Return the datagrams that packets travel in since ``start``; None if packets are not encapsulated in UDP."""
 
     @property
     def forwarding(self) -> Forwarding | None:
-        """How the host forwards packets since ``start``, if this backend has it forward any."""
+        """Return by which devices the host forwards packets since ``start``; None if it forwards none."""
 
     @property
     def device(self) -> str:
-        """The name of its device; empty without one, and before ``start`` if only that chooses the name."""
+        """Return the name of its device; empty without a device, and before ``start`` if that chooses the name."""
 
     def lease_attrs(self, host_identity: HostIdentity, found: LeaseAttrs | None) -> LeaseAttrs:
-        """What other hosts need to know of us; ``found`` is what they know already."""
+        """Return what peers need to know of this host; ``found`` are the attributes in its present lease."""
 
     async def start(self, lease: Lease) -> int:
-        """Carry packets for ``lease`` from now on; the MTU that containers may use.  Raises HostError."""
+        """Begin to carry the packets of ``lease``; return the MTU that containers may use.  Raises HostError."""
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
-        """Follow the other hosts' usable leases; the first call has all there are, if any.
+        """Take in the peers' usable leases; the first call has all of them, maybe none.
 
-        Later calls add a lease, change one that was added, or take one away that was added.
+        Later calls add a lease, change an added lease or remove an added lease.
         """
 
     async def settled(self) -> None:
-        """Return once it was tried to carry the leases of the first ``apply`` over into the kernel."""
+        """Return once the leases of the first ``apply`` are in the kernel, or the attempt has failed."""
 
     def describe(self) -> str:
-        """The state in a few words, for a status line."""
+        """Return the state in a few words, for a status line."""
 
     async def run(self) -> None:
-        """Stay with it until cancelled."""
+        """Carry packets until cancelled.  Raises HostError if the packet path fails."""
 
     async def repair(self, netlink: Netlink) -> list[str]:
-        """Put right what somebody has changed of what ``start`` set up; what that was.  Raises HostError."""
+        """Restore what other programs changed since ``start``; return one line for each repair.  Raises HostError."""
 
     def close(self) -> None:
-        """Remove what ``start`` set up, but for what lets traffic go on while we restart."""
+        """Remove what ``start`` set up, except what lets traffic continue during a restart."""
 
 
 class BackendModule(Protocol):
-    """The module of a backend."""
+    """The module of a backend, as ``catalogue`` imports it."""
 
     def create(self, config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
-        """One for this config.  Raises ConfigError, HostError."""
-
-
-# Each is imported when it is needed.
-_MODULES = {
-    "alloc": "flannelpy.backend.alloc",
-    "host-gw": "flannelpy.backend.host_gw",
-    "udp": "flannelpy.backend.udp.backend",
-    "vxlan": "flannelpy.backend.vxlan.backend",
-}
-
-
-def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
-    """The backend that the config asks for.  Raises ConfigError, HostError."""
-    backend_type = config.backend.type
-    if backend_type not in _MODULES:
-        known = ", ".join(sorted(_MODULES))
-        raise ConfigError(f"unknown backend type: {shown(repr(backend_type))}; Backend.Type may be {known}")
-    return _module(backend_type).create(config, external, options)
-
-
-def _module(backend_type: str) -> BackendModule:
-    return cast(BackendModule, import_module(_MODULES[backend_type]))
+        """Return a backend for this config.  Raises ConfigError, HostError."""

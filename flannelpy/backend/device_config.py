@@ -1,6 +1,6 @@
-"""What a tunnel device has to have, whatever kind it is: an address, an MTU, and the route to the network.
+"""What every tunnel device must have, TUN or VXLAN: an address, an MTU, and the route to the network.
 
-Counterpart: configureIface in backend/udp/udp.go, Configure in backend/vxlan/device.go; neither looks again.
+Counterpart: configureIface in backend/udp/udp.go, Configure in backend/vxlan/device.go; neither checks them again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flannelpy.rtnetlink.links import Address, Link
 
 
 class DeviceConfig(NamedTuple):
-    """``queue``: packets that may wait in the device, 0 for a device without a queue."""
+    """The wanted state of a device.  ``queue``: its length in packets, 0 for a device without a queue."""
 
     network: IPv4Network
     address: IPv4Address
@@ -23,7 +23,7 @@ class DeviceConfig(NamedTuple):
     queue: int
 
     async def set_up(self, netlink: Netlink, link: Link) -> list[str]:
-        """Give the device all of it, and remove other addresses in the network, which it returns as flaws.
+        """Configure the device and remove its other addresses in the network; return those as flaws.
 
         Raises HostError.
         """
@@ -34,7 +34,7 @@ class DeviceConfig(NamedTuple):
         return _flaws(foreign)
 
     async def flaws(self, netlink: Netlink, link: Link) -> list[str]:
-        """What is not as it should be.  Raises HostError."""
+        """Return how the device differs from this state, as ``was set down``.  Raises HostError."""
         addresses = await netlink.addresses()
         flaws = _flaws(self._foreign(link, addresses))
         if not link.is_up:
@@ -56,7 +56,7 @@ class DeviceConfig(NamedTuple):
         return Address(link.index, self.address, self.network.prefixlen)
 
     def _foreign(self, link: Link, addresses: Iterable[Address]) -> list[Address]:
-        """Those on the device that lie, or lead, into the network: their routes would catch packets to other hosts."""
+        """Return the device's other addresses whose routes would capture packets to peers: those into the network."""
         return [
             one
             for one in addresses

@@ -1,4 +1,4 @@
-"""Routes of other programs where flannelpy wants one of its own.  They are never changed.
+"""Routes of other programs to destinations of flannelpy's routes.  flannelpy never changes them.
 
 Counterpart: none; flanneld replaces them.
 """
@@ -16,15 +16,15 @@ from flannelpy.rtnetlink.routes import PROTOCOL_BOOT, KernelRoute, RouteFilter
 
 log = logging.getLogger(__name__)
 
-# More are logged as one.
+# More routes are counted in one more line.
 _LOGGED_SINGLY = 10
 
 
 class ForeignRoutes:
-    """What was found where a route of ours should be.
+    """Other programs' routes to leased subnets, by subnet.
 
-    ``blocking`` routes lead elsewhere, so that the subnet is unreachable.  ``equivalent`` ones lead where the lease
-    asks, so that the subnet is reachable without a route of ours.
+    A ``blocking`` route leads elsewhere, so the subnet is unreachable.  An ``equivalent`` route leads to the lease's
+    host, so the subnet is reachable without a route of ours.
     """
 
     def __init__(self) -> None:
@@ -33,10 +33,10 @@ class ForeignRoutes:
         self._reported: dict[IPv4Network, KernelRoute] = {}
 
     async def judge(self, netlink: Netlink, wanted: Sequence[GatewayRoute]) -> list[tuple[GatewayRoute, KernelRoute]]:
-        """Look at the routes that have the destinations of ``wanted``; those to adopt.  Raises HostError.
+        """List the routes to the destinations of ``wanted``; return those to adopt.  Raises HostError.
 
-        To adopt is what flanneld or an earlier version of flannelpy added: protocol boot, metric 0, and exactly what
-        the lease asks for.
+        flannelpy adopts a route that flanneld or an earlier version of flannelpy added: protocol boot, metric 0, and
+        exactly what the lease asks for.
         """
         there = await netlink.routes_to({route.destination for route in wanted})
         adopted = []
@@ -80,7 +80,7 @@ class ForeignRoutes:
 
 
 def leads_as(wanted: GatewayRoute, found: KernelRoute) -> bool:
-    """Whether a route leads by the same gateway out of the same interface."""
+    """Return whether a route has the same gateway and the same interface."""
     return (
         found.is_unicast
         and not found.has_several_hops
@@ -91,10 +91,10 @@ def leads_as(wanted: GatewayRoute, found: KernelRoute) -> bool:
 def leftovers(
     routes: Iterable[KernelRoute], network: IPv4Network, own_subnet: IPv4Network | None, wanted: Container[IPv4Network]
 ) -> list[KernelRoute]:
-    """Those that look as if flanneld, or flannelpy before it marked its routes, had left them.
+    """Return the routes that flanneld, or flannelpy before it marked its routes, may have left.
 
-    Protocol boot, metric 0, by a gateway, into the network but not into our own subnet, and asked for by no lease.
-    Whether they are cannot be known, so they are never removed.
+    Such a route has protocol boot, metric 0 and a gateway.  It leads into the network, but not into our own subnet, and
+    no lease asks for it.  Another program may have added it just as well, so flannelpy never removes it.
     """
     return [
         route
@@ -116,7 +116,10 @@ async def find_leftovers(
     link_index: int,
     wanted: Container[IPv4Network] = (),
 ) -> list[KernelRoute]:
-    """``leftovers`` of the main table out of the external interface, which has that index.  Raises HostError."""
+    """Return the ``leftovers`` in the main table that use the external interface.  Raises HostError.
+
+    ``link_index`` is the index of the external interface.
+    """
     found: list[KernelRoute] = []
     async for chunk in netlink.routes_of(RouteFilter(PROTOCOL_BOOT, link_index)):
         found += leftovers(chunk, network, own_subnet, wanted)
@@ -124,7 +127,7 @@ async def find_leftovers(
 
 
 def log_leftovers(found: Sequence[KernelRoute], name_of: Callable[[int], str]) -> None:
-    """Log each with the command that removes it."""
+    """Log each leftover route with the command that removes it."""
     for route in found[:_LOGGED_SINGLY]:
         log.warning(
             "Route %s may be left from flanneld: no lease asks for it; flannelpy leaves it alone; "
@@ -136,5 +139,5 @@ def log_leftovers(found: Sequence[KernelRoute], name_of: Callable[[int], str]) -
 
 
 def _first(routes: Sequence[KernelRoute]) -> KernelRoute | None:
-    """The one that the kernel takes of those that are in the way of a route without metric."""
+    """Return the route that the kernel uses among those in the way of a route without metric."""
     return next((route for route in routes if not (route.metric or route.tos)), None)

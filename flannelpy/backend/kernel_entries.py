@@ -1,11 +1,11 @@
 """Keeps the kernel's entries that lead to peers equal to what the leases ask for.
 
-For backends whose packets the kernel carries.  The entries of one subnet are added as a whole or not at all.  They
-stay when flannelpy stops, so a restart disturbs no traffic.  As soon as the leases are known, what an earlier run left
-and no lease asks for is removed.
+For backends whose packets the kernel routes.  The entries of one subnet are added as a whole or not at all.  They
+stay when flannelpy stops, so a restart disturbs no traffic.  As soon as the leases are known, flannelpy removes what an
+earlier run left and no lease asks for.
 
-Owned are the routes into the network with our mark, and all that leads into it by our own device.  Nothing else is ever
-changed or removed.  Where another program's route is in the way of ours, that route stays.
+flannelpy owns the routes into the network with its mark, and all entries that lead into it by its own device.  It
+never changes or removes anything else.  If another program's route is in the way of ours, that route stays.
 Counterpart: the route lists of backend/hostgw/hostgw.go, the ARP and FDB calls of backend/vxlan/device.go.
 """
 
@@ -14,13 +14,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
 from ipaddress import IPv4Network
+from typing import NamedTuple
 
 from flannelpy.backend.foreign_routes import ForeignRoutes
 from flannelpy.chunks import in_chunks, set_aside
 from flannelpy.errors import HostError
-from flannelpy.linux.netlink.client import Netlink, RejectedEntry
+from flannelpy.linux.netlink.client import Netlink
 from flannelpy.logs import FailureLog
 from flannelpy.rtnetlink import entries
 from flannelpy.rtnetlink.entries import Entry, GatewayRoute, Identity, PeerEntries
@@ -28,14 +30,24 @@ from flannelpy.rtnetlink.entries import Entry, GatewayRoute, Identity, PeerEntri
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
-# More of a kind are logged as one.
+# More entries of a kind are logged in one line.
 _LOGGED_SINGLY = 10
 
-#: What has to be added, and for which subnet.
+#: The entries to add, and the subnet that asks for each.
 Missing = dict[Identity, tuple[Entry, IPv4Network]]
 
 #: The subnets that ask for an entry.
 Index = Mapping[Identity, Sequence[IPv4Network]]
+
+
+class RejectedEntry(NamedTuple):
+    """An entry that the kernel rejected, and the errno."""
+
+    entry: Entry
+    errno: int
+
+    def __str__(self) -> str:
+        return f"the kernel rejected the {self.entry}: {os.strerror(self.errno)}"
 
 
 class EntryReconciler:
@@ -47,66 +59,67 @@ class EntryReconciler:
         wanted: Callable[[Netlink], Awaitable[Mapping[IPv4Network, PeerEntries]]],
         own_link: Callable[[Netlink], Awaitable[int]],
     ) -> None:
-        """``wanted`` is what each subnet needs, the same object until that changes, and never changed itself.
+        """Reconcile entries into ``network``.
 
-        ``own_link`` is the index of our own device, 0 without one.  Both raise HostError.
+        ``wanted`` returns the entries of each subnet: the same unchanged object until they change.  ``own_link``
+        returns the index of our own device, 0 without one.  Both raise HostError.
         """
         self._network = network
         self._wanted = wanted
         self._own_link = own_link
-        self._units: Mapping[IPv4Network, PeerEntries] = {}
+        self._peer_entries: Mapping[IPv4Network, PeerEntries] = {}
         self._index: Index = {}
-        self._refused: Mapping[IPv4Network, tuple[PeerEntries, RejectedEntry]] = {}
+        self._rejected: Mapping[IPv4Network, tuple[PeerEntries, RejectedEntry]] = {}
         self._foreign = ForeignRoutes()
         self._present: Collection[Identity] | None = None  # None: unknown
-        self._is_known = False  # which leases there are
+        self._is_known = False  # whether ``changed`` was called, so the leases are known
         self._changed = asyncio.Event()
         self._has_tried = asyncio.Event()
-        self.lock = asyncio.Lock()  # while it is held nothing is added or removed
+        self.lock = asyncio.Lock()  # while a caller holds it, no entry is added or removed
 
     @property
     def unreachable(self) -> Collection[IPv4Network]:
-        """The subnets that have no route, because one of another program is in the way or the kernel refuses it."""
-        return self._foreign.blocking.keys() | self._refused.keys()
+        """Return the subnets without a route: a foreign route is in the way, or the kernel rejects ours."""
+        return self._foreign.blocking.keys() | self._rejected.keys()
 
     @property
     def unreachable_count(self) -> int:
-        """How many these are: no subnet is both blocked and refused."""
-        return len(self._foreign.blocking) + len(self._refused)
+        """Return the number of unreachable subnets: no subnet is both blocked and rejected."""
+        return len(self._foreign.blocking) + len(self._rejected)
 
     @property
     def blocked(self) -> Collection[IPv4Network]:
-        """Those of them where a route of another program is in the way."""
+        """Return the unreachable subnets where another program's route is in the way."""
         return self._foreign.blocking.keys()
 
     @property
     def is_settled(self) -> bool:
-        """Whether the leases are known, and carried over into the kernel."""
+        """Return whether the leases are known and their entries are in the kernel."""
         return self._is_known and not self._changed.is_set()
 
     @property
-    def units(self) -> Mapping[IPv4Network, PeerEntries]:
-        """What was wanted at the last comparison."""
-        return self._units
+    def peer_entries(self) -> Mapping[IPv4Network, PeerEntries]:
+        """Return the entries of each subnet that were wanted at the last comparison."""
+        return self._peer_entries
 
     def changed(self) -> None:
-        """Compare soon: the leases are known, and may differ from those before."""
+        """Have ``run`` compare again, because the leases are known or may have changed."""
         self._is_known = True
         self._changed.set()
 
     async def settled(self) -> None:
-        """Return once ``run`` has tried to carry over the first leases."""
+        """Return once ``run`` has tried to add the entries of the first leases."""
         await self._has_tried.wait()
 
     async def run(self) -> None:
-        """Carry over into the kernel what changed, until cancelled."""
-        failures = FailureLog(log, "Failed to lead packets to other hosts")
+        """Add and remove entries as the leases change, until cancelled."""
+        failures = FailureLog(log, "Failed to update the routes to peers")
         async with Netlink() as netlink:
             while True:
                 await self._changed.wait()
                 self._changed.clear()
                 try:
-                    for line in await self._reconcile(netlink, look=False):
+                    for line in await self._reconcile(netlink, has_to_list=False):
                         log.info("%s", line)
                     failures.recovered()
                 except HostError as error:
@@ -117,23 +130,23 @@ class EntryReconciler:
                 self._has_tried.set()
 
     async def repair(self, netlink: Netlink) -> list[str]:
-        """Compare with what the kernel really has; one line for each entry restored or removed.  Raises HostError."""
+        """List the kernel's entries and compare; return a line for each one restored or removed.  Raises HostError."""
         if not self.is_settled:
             return []
-        return await self._reconcile(netlink, look=True)
+        return await self._reconcile(netlink, has_to_list=True)
 
-    async def _reconcile(self, netlink: Netlink, *, look: bool) -> list[str]:
-        """Make the kernel's entries those that are wanted; what no lease explains.  Raises HostError.
+    async def _reconcile(self, netlink: Netlink, *, has_to_list: bool) -> list[str]:
+        """Make the kernel's entries equal to the wanted ones; return what other programs changed.  Raises HostError.
 
-        ``look``: list what the kernel has, instead of relying on what was added before.
+        ``has_to_list``: list the kernel's entries, instead of relying on what was added before.
         """
         async with self.lock:
-            known, self._present = (None if look else self._present), None
-            before, before_index, failed_before = self._units, self._index, set(self.unreachable)
+            known, self._present = (None if has_to_list else self._present), None
+            before, before_index, failed_before = self._peer_entries, self._index, set(self.unreachable)
             await self._follow(await self._wanted(netlink))
             present = await self._list_owned(netlink) if known is None else known
             await self._judge_again(netlink)
-            missing = await self._find_missing(present, skip_refused=look)
+            missing = await self._find_missing(present, skip_rejected=has_to_list)
             stale = await self._find_stale(present)
             await self._add(netlink, missing, stale)
             unwanted = _not_replaced(stale, missing)
@@ -141,7 +154,7 @@ class EntryReconciler:
             self._foreign.report(netlink)
             if not self.unreachable and not self._foreign.equivalent:
                 self._present = self._index.keys()
-            if not before:  # the first ones, and all at once
+            if not before:  # the first entries, all at once
                 set_aside(len(self._index))
             if known is not None:
                 return []
@@ -160,27 +173,29 @@ class EntryReconciler:
     async def _restored(
         self, missing: Missing, before: Mapping[IPv4Network, PeerEntries], failed: Collection[IPv4Network]
     ) -> list[Entry]:
-        """Of what was added, that which had been added before."""
+        """Return those of the added entries that had been added before, so another program removed them."""
         return [
             entry
             async for added in in_chunks(missing.values())
             for entry, subnet in added
-            if subnet not in failed and before.get(subnet) == self._units[subnet]
+            if subnet not in failed and before.get(subnet) == self._peer_entries[subnet]
         ]
 
-    async def _follow(self, units: Mapping[IPv4Network, PeerEntries]) -> None:
-        """Want these from now on."""
-        if units is self._units:
+    async def _follow(self, peer_entries: Mapping[IPv4Network, PeerEntries]) -> None:
+        """Take over a new set of wanted entries."""
+        if peer_entries is self._peer_entries:
             return
         index: dict[Identity, list[IPv4Network]] = {}
-        async for pairs in in_chunks(units.items()):
-            for subnet, unit in pairs:
-                for entry in unit:
+        async for pairs in in_chunks(peer_entries.items()):
+            for subnet, wanted in pairs:
+                for entry in wanted:
                     index.setdefault(entries.identity(entry), []).append(subnet)
-        self._units, self._index = units, index
-        self._foreign.forget_all_but(units)
-        self._refused = {
-            subnet: (unit, why) for subnet, (unit, why) in self._refused.items() if units.get(subnet) == unit
+        self._peer_entries, self._index = peer_entries, index
+        self._foreign.forget_all_but(peer_entries)
+        self._rejected = {
+            subnet: (wanted, why)
+            for subnet, (wanted, why) in self._rejected.items()
+            if peer_entries.get(subnet) == wanted
         }
 
     async def _list_owned(self, netlink: Netlink) -> Collection[Identity]:
@@ -190,13 +205,13 @@ class EntryReconciler:
         return found.keys()
 
     async def _judge_again(self, netlink: Netlink) -> None:
-        """Look whether the routes that were in the way still are, before anything is added for these subnets."""
+        """Check whether the routes in the way are still there, before entries of these subnets are added."""
         subnets = [*self._foreign.blocking, *self._foreign.equivalent]
         if subnets:
-            await self._judge(netlink, [_route_of(self._units[subnet]) for subnet in subnets])
+            await self._judge(netlink, [_route_of(self._peer_entries[subnet]) for subnet in subnets])
 
     async def _judge(self, netlink: Netlink, routes: Sequence[GatewayRoute]) -> None:
-        """Find out about the routes that are where ours should be, and adopt those that an earlier version added."""
+        """Examine the routes in the way of ours, and adopt those that an earlier version added."""
         adopted = await self._foreign.judge(netlink, routes)
         if adopted:
             errors = await netlink.append([route for route, _ in adopted])
@@ -204,32 +219,32 @@ class EntryReconciler:
             await netlink.remove_routes(done)
             log.info("Adopted %d routes that flanneld or an earlier version of flannelpy added", len(done))
 
-    async def _find_missing(self, present: Collection[Identity], *, skip_refused: bool) -> Missing:
-        """Nothing is added for a subnet whose route is blocked.
+    async def _find_missing(self, present: Collection[Identity], *, skip_rejected: bool) -> Missing:
+        """Return the entries to add: none for a subnet whose route is blocked.
 
-        What the kernel refused as invalid it refuses again; to try that at each look would cause the next look.
+        The kernel would reject again what it rejected as invalid, and each attempt would trigger the next check.
         """
-        invalid = [subnet for subnet, (_, why) in self._refused.items() if why.errno == errno.EINVAL]
-        skipped = {*self._foreign.blocking, *(invalid if skip_refused else ())}
+        invalid = [subnet for subnet, (_, why) in self._rejected.items() if why.errno == errno.EINVAL]
+        skipped = {*self._foreign.blocking, *(invalid if skip_rejected else ())}
         missing: Missing = {}
         async for chunk in in_chunks(self._index.items()):
             for subnet in {subnet for key, subnets in chunk if key not in present for subnet in subnets} - skipped:
-                for entry in self._units[subnet]:
+                for entry in self._peer_entries[subnet]:
                     key = entries.identity(entry)
                     if key not in present and not self._is_equivalent(subnet, entry):
                         missing[key] = entry, subnet
         return missing
 
     def _is_equivalent(self, subnet: IPv4Network, entry: Entry) -> bool:
-        """Whether another program's route does what this one would do."""
+        """Return whether another program's route does what this one would do."""
         return isinstance(entry, GatewayRoute) and subnet in self._foreign.equivalent
 
     async def _find_stale(self, present: Collection[Identity]) -> list[Identity]:
         return [key async for keys in in_chunks(present) for key in keys if key not in self._index]
 
     async def _add(self, netlink: Netlink, missing: Missing, stale: Sequence[Identity]) -> None:
-        """Add what is missing, and note which subnets failed.  Raises HostError when the host lacks something."""
-        # A new next hop is appended to the old one, which is removed afterwards: so no packet is lost.
+        """Add what is missing, and note which subnets failed.  Raises HostError for a cause that is not one lease."""
+        # A new next hop is appended to the old one, which is removed afterwards, so that no packet is dropped.
         replaced = {entries.destination(key) for key in stale}
         failed: list[tuple[Entry, IPv4Network, int]] = []
         async for chunk in in_chunks(missing.values()):
@@ -244,48 +259,51 @@ class EntryReconciler:
     async def _note_failures(
         self, netlink: Netlink, missing: Missing, failed: Sequence[tuple[Entry, IPv4Network, int]]
     ) -> None:
-        """Raises HostError for an errno that is not about one lease, after removing what was added in part."""
-        tried = {subnet for _, subnet in missing.values()} if self._refused else ()
-        before = self._refused
-        self._refused = {subnet: one for subnet, one in before.items() if subnet not in tried}
+        """Raise HostError for an errno that does not concern one lease, after removing what was added in part."""
+        tried = {subnet for _, subnet in missing.values()} if self._rejected else ()
+        before = self._rejected
+        self._rejected = {subnet: one for subnet, one in before.items() if subnet not in tried}
         for entry, subnet, error in failed:
-            self._refused.setdefault(subnet, (self._units[subnet], RejectedEntry(entry, error)))
-        for why in [why for _, why in self._refused.values() if not self._is_of_a_lease(why)]:
+            self._rejected.setdefault(subnet, (self._peer_entries[subnet], RejectedEntry(entry, error)))
+        for why in [why for _, why in self._rejected.values() if not self._concerns_one_lease(why)]:
             undone = self._of_failed(missing)
-            self._refused = {subnet: one for subnet, one in before.items() if self._is_of_a_lease(one[1])}
+            self._rejected = {subnet: one for subnet, one in before.items() if self._concerns_one_lease(one[1])}
             await netlink.remove(undone)
             raise HostError(str(why))
-        self._report_refused([subnet for subnet in self._refused if subnet not in before])
+        self._report_rejected([subnet for subnet in self._rejected if subnet not in before])
 
-    def _is_of_a_lease(self, why: RejectedEntry) -> bool:
-        """Whether a refusal concerns one lease: it is invalid, or to its gateway alone no route has scope link."""
-        return why.errno == errno.EINVAL or (why.errno == errno.ENETUNREACH and len(self._refused) < len(self._units))
+    def _concerns_one_lease(self, why: RejectedEntry) -> bool:
+        """Return whether a lease is the cause: it is invalid, or to its gateway alone no route has scope link."""
+        return why.errno == errno.EINVAL or (
+            why.errno == errno.ENETUNREACH and len(self._rejected) < len(self._peer_entries)
+        )
 
-    def _report_refused(self, fresh: Sequence[IPv4Network]) -> None:
-        """Log each once."""
+    def _report_rejected(self, fresh: Sequence[IPv4Network]) -> None:
+        """Log each newly rejected subnet once."""
         for subnet in fresh[:_LOGGED_SINGLY]:
-            why = self._refused[subnet][1]
+            why = self._rejected[subnet][1]
             what = "Ignoring invalid lease %s: %s" if why.errno == errno.EINVAL else "Subnet %s is unreachable: %s"
             log.error(what, subnet, why)
         if len(fresh) > _LOGGED_SINGLY:
-            log.error("The kernel refuses routes to %d more subnets", len(fresh) - _LOGGED_SINGLY)
+            log.error("The kernel rejected routes to %d more subnets", len(fresh) - _LOGGED_SINGLY)
 
     def _of_failed(self, *holders: Container[Identity]) -> list[Identity]:
-        """The entries of subnets that are unreachable, but for those that other subnets share, if a holder has them."""
+        """Return the entries of unreachable subnets that a holder has, except those that reachable subnets share."""
         failed = {*self.unreachable}
-        found = dict.fromkeys(entries.identity(entry) for subnet in failed for entry in self._units.get(subnet, ()))
+        found = dict.fromkeys(
+            entries.identity(entry) for subnet in failed for entry in self._peer_entries.get(subnet, ())
+        )
         return [
             key
             for key in found
-            if any(key in host_identity for host_identity in holders)
-            and all(subnet in failed for subnet in self._index[key])
+            if any(key in holder for holder in holders) and all(subnet in failed for subnet in self._index[key])
         ]
 
 
 async def _add_beside(
     netlink: Netlink, wanted: Sequence[tuple[Entry, IPv4Network]], replaced: Collection[IPv4Network | None]
 ) -> list[tuple[Entry, IPv4Network, int]]:
-    """Add entries, routes to ``replaced`` destinations behind those that are there; what failed, by which errno."""
+    """Add entries, and append routes to ``replaced`` destinations; return what failed, with the errno."""
     appended = [
         one for one in wanted if replaced and isinstance(one[0], GatewayRoute) and one[0].destination in replaced
     ]
@@ -297,15 +315,15 @@ async def _add_beside(
     return [(*one, error) for one, error in zip([*added, *appended], errors, strict=True) if error]
 
 
-def _route_of(unit: PeerEntries) -> GatewayRoute:
-    """The route is added last."""
-    route = unit[-1]
+def _route_of(peer_entries: PeerEntries) -> GatewayRoute:
+    """Return the route, which is the last of a peer's entries."""
+    route = peer_entries[-1]
     assert isinstance(route, GatewayRoute)
     return route
 
 
 def _not_replaced(stale: Sequence[Identity], missing: Missing) -> list[Identity]:
-    """A neighbour or FDB entry of a key that was added has been replaced; a route stands beside the other one."""
+    """Return the stale entries that adding ``missing`` did not replace, as it does for all but routes."""
     if not stale:
         return []
     keys = {entry.key for entry, _ in missing.values() if not isinstance(entry, GatewayRoute)}

@@ -1,7 +1,7 @@
-"""Passes the leases of other hosts on to the backend: usable ones only, so that a backend obeys all that it gets.
+"""Passes the peers' leases on to the backend, usable ones only, so that a backend applies every lease that it gets.
 
-``LeaseFilter`` decides.  The gate asks the kernel for it, logs what is ignored, and keeps each turn of the event loop
-short.
+``LeaseFilter`` decides.  The gate asks the kernel what the filter needs to know, logs the ignored leases, and keeps
+each turn of the event loop short.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from flannelpy.subnet.lease_table import LeaseEvent
 
 log = logging.getLogger(__name__)
 
-# Leases that are decided, and questions that the kernel is asked, between two turns of the event loop.
+# Leases to decide, and queries to the kernel, between two turns of the event loop.
 _AT_A_TIME = 200
-# Lines about ignored leases that may come at once.
+# Lines about ignored leases without a pause.
 _LINES = 50
 
 
 class LeaseGate:
-    """``forward`` is the backend's ``apply``: its first call has all usable leases there are."""
+    """Feeds ``forward``, the backend's ``apply``, whose first call gets all usable leases."""
 
     def __init__(
         self,
@@ -42,14 +42,14 @@ class LeaseGate:
         self._leases = leases
         self._underlay = underlay
         self._forward = forward
-        self._is_fed = self._is_complete = False  # by the watch; what the backend knows
+        self._is_fed = self._is_complete = False  # by the watch; whether the backend has had its first call
         self._events: list[LeaseEvent] = []  # decided, and not forwarded yet
         self._failures = FailureLog(log, "Failed to ask the kernel which leases are usable")
         self._ignored = LogLimit(log, "Ignoring subnets", _LINES)
         self._busy = asyncio.Lock()
 
     async def apply(self, events: Sequence[LeaseEvent]) -> None:
-        """Take in what the watch reports; the first call has all leases there are."""
+        """Take in the events of the watch; the first call has all leases."""
         async with self._busy:
             self._is_fed = True
             async for chunk in in_chunks(events):
@@ -61,7 +61,7 @@ class LeaseGate:
                 self._failures.failed(error)
 
     async def check(self) -> None:
-        """Look whether this host's addresses and routes make other leases usable than before.  Raises HostError."""
+        """Check whether this host's changed addresses or routes make other leases usable.  Raises HostError."""
         self._ignored.report(_now())
         async with self._busy:
             if self._is_fed:

@@ -1,6 +1,6 @@
-"""Logs which leases of other hosts a backend follows: one line each, in the words of flanneld, up to a limit.
+"""Logs the peers' leases that a backend follows: one line each, worded as in flanneld, within a limit.
 
-Leases can come and go as often as the store takes them.
+Without a limit, a host that adds and removes leases could fill the log.
 Counterpart: the log lines of handleSubnetEvents in backend/udp/udp.go, vxlan/vxlan.go and hostgw/hostgw.go.
 """
 
@@ -12,30 +12,30 @@ from ipaddress import IPv4Network
 
 from flannelpy.logs import LogLimit
 
-# Lines that may come at once: the hosts of a small cluster, when the daemon starts.
+# Lines without a pause: enough for the peers of a small cluster when the daemon starts.
 _LINES = 50
 
 
 class LeaseLog:
-    """Writes to the backend's own log."""
+    """The log of one backend's leases, written by the backend's own logger."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._changes = LogLimit(log, "Subnets added or removed", _LINES)
         self._ignored = LogLimit(log, "Ignoring subnets")
 
     def added(self, subnet: IPv4Network, how: str = "") -> None:
-        """The lease is followed from now on."""
+        """Log that the backend follows a lease; ``how`` is appended to the line."""
         self._changes.message(logging.INFO, f"Subnet added: {subnet}{how}", time.monotonic())
 
     def removed(self, subnet: IPv4Network) -> None:
-        """It is no longer."""
+        """Log that a lease is removed."""
         self._changes.message(logging.INFO, f"Subnet removed: {subnet}", time.monotonic())
 
     def ignored(self, subnet: IPv4Network, cause: str) -> None:
-        """It leads nowhere."""
+        """Log that a lease is ignored, and why."""
         self._ignored.message(logging.ERROR, f"Ignoring subnet {subnet}: {cause}", time.monotonic())
 
     def report(self) -> None:
-        """Log how many lines were left out, every two minutes."""
+        """Log how many lines the limit has suppressed, at most every two minutes."""
         self._changes.report(time.monotonic())
         self._ignored.report(time.monotonic())

@@ -1,6 +1,6 @@
-"""The one removal: it takes away what a subnet file owns in the kernel, and nothing else.
+"""Removes from the kernel what a subnet file owns, and nothing else.
 
-A start uses it for the state of another backend or network, a lost lease and -cleanup for all there is.
+A start removes the state of another backend or network; LeaseLost and -cleanup remove all state.
 Counterpart: none; flanneld leaves everything behind.
 """
 
@@ -21,14 +21,14 @@ from flannelpy.rtnetlink.routes import PROTOCOL_BOOT, KernelRoute, RouteFilter
 
 log = logging.getLogger(__name__)
 
-# More routes are logged by their number.
+# More routes are only counted in the line.
 _LOGGED_SINGLY = 10
 
 
 class Scope(NamedTuple):
     """What one subnet file owns: devices with its alias, and marked routes and rules inside its networks.
 
-    ``addresses``: those of our leases, by which devices of earlier versions are known.
+    ``addresses``: those of our leases, which identify devices of earlier versions.
     """
 
     alias: str
@@ -45,9 +45,9 @@ class Keep(NamedTuple):
 
 
 async def withdraw(netlink: Netlink, scope: Scope, keep: Keep | None = None) -> list[str]:
-    """Remove what the scope owns, except ``keep``; returns what was removed.  Raises HostError.
+    """Remove what the scope owns, except ``keep``; return what was removed, in words.  Raises HostError.
 
-    A kept device gets its mark, and loses the addresses and routes of networks that are not kept.
+    flannelpy marks a kept device, and removes its addresses and routes of networks that are not kept.
     """
     devices = await own_devices(netlink, scope.alias, scope.addresses)
     _check_unused(devices)
@@ -58,7 +58,7 @@ async def withdraw(netlink: Netlink, scope: Scope, keep: Keep | None = None) -> 
     rules = [rule for rule in await netlink.prohibit_rules() if dropped & {rule.source, rule.destination}]
     await netlink.remove_routes(routes)
     for link in links:
-        await log_lost_routes(netlink, link, scope.networks)
+        await log_routes_removed_with(netlink, link, scope.networks)
         await netlink.remove_link(link)
     await netlink.remove_rules(rules)
     for link in kept:
@@ -67,7 +67,7 @@ async def withdraw(netlink: Netlink, scope: Scope, keep: Keep | None = None) -> 
 
 
 async def marked(netlink: Netlink) -> list[str]:
-    """What carries the mark of any flannelpy on this host, in words.  Raises HostError."""
+    """Return what has the mark of any flannelpy on this host, in words.  Raises HostError."""
     devices = [f"device {link.name} ({link.alias})" for link in await netlink.links() if is_marked(link)]
     routes, rules = await netlink.marked_routes(), await netlink.prohibit_rules()
     return [*devices, *map(route_text, routes), *map(str, rules)]
@@ -76,10 +76,10 @@ async def marked(netlink: Netlink) -> list[str]:
 async def unmarked_leftovers(
     netlink: Netlink, networks: Collection[IPv4Network], own_subnet: IPv4Network | None = None
 ) -> list[str]:
-    """The commands that remove what earlier versions may have left in these networks.  Raises HostError.
+    """Return the commands that remove what earlier versions may have left in these networks.  Raises HostError.
 
-    Another program may have added these routes and rules just as well, so they are never removed.  Routes into our own
-    subnet are another program's.
+    Another program may have added these routes and rules just as well, so flannelpy never removes them.  Routes into
+    our own subnet are another program's.
     """
     boot = [route async for chunk in netlink.routes_of(RouteFilter(PROTOCOL_BOOT)) for route in chunk]
     routes = [route for network in sorted(networks) for route in leftovers(boot, network, own_subnet, ())]
@@ -89,12 +89,12 @@ async def unmarked_leftovers(
 
 
 def route_text(route: KernelRoute) -> str:
-    """The route in words."""
+    """Return the route in words."""
     return f"route to {route.destination} via {route.gateway}" if route.gateway else f"route to {route.destination}"
 
 
 def _check_unused(devices: Iterable[Link]) -> None:
-    """Raises HostError for an unmarked TUN device that a process has open: then a flanneld runs."""
+    """Raise HostError for an unmarked TUN device that a process has open, because that is a running flanneld."""
     for link in devices:
         if link.kind == "tun" and link.has_carrier and not is_device_alias(link.alias):
             raise HostError(
@@ -108,26 +108,29 @@ def _is_unwanted(route: KernelRoute, scope: Scope, keep: Keep | None) -> bool:
     return _is_part(route.destination, scope.networks)
 
 
-async def log_lost_routes(netlink: Netlink, link: Link, networks: Collection[IPv4Network]) -> None:
-    """Log which routes go with our device ``link`` though they lead outside these networks.  Raises HostError."""
-    lost = [
+async def log_routes_removed_with(netlink: Netlink, link: Link, networks: Collection[IPv4Network]) -> None:
+    """Log the routes of other programs that the kernel removes with our device ``link``.  Raises HostError.
+
+    These are its routes that lead outside of ``networks``.
+    """
+    others = [
         route.text(netlink.name_of)
         async for chunk in netlink.routes_of(RouteFilter(link_index=link.index))
         for route in chunk
         if route.link_index == link.index and not _is_part(route.destination, networks)
     ]
-    if lost:
-        more = f" and {len(lost) - _LOGGED_SINGLY} more" if len(lost) > _LOGGED_SINGLY else ""
+    if others:
+        more = f" and {len(others) - _LOGGED_SINGLY} more" if len(others) > _LOGGED_SINGLY else ""
         log.warning(
             "The removal of device %s removes routes of other programs: %s%s",
             link.name,
-            ", ".join(lost[:_LOGGED_SINGLY]),
+            ", ".join(others[:_LOGGED_SINGLY]),
             more,
         )
 
 
 async def _keep(netlink: Netlink, link: Link, scope: Scope, keep: Keep | None) -> None:
-    """Mark our device, and remove what it has of networks that are not kept."""
+    """Mark our device, and remove its addresses and routes of networks that are not kept."""
     if link.alias != scope.alias:
         await netlink.set_alias(link, scope.alias)
     kept = [keep.network] if keep else []

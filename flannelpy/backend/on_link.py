@@ -2,12 +2,12 @@
 
 The prefix of an address does not decide that: a route may lead to peers of a host with a /32 or a point-to-point
 address, and a more specific route or a policy rule may lead to a peer of the interface's own network by a router.  So
-the kernel is asked which route it would use (RTM_GETROUTE).  A peer is on the link if the answer has no gateway and
-names the external interface.
+flannelpy asks the kernel which route it would use (RTM_GETROUTE).  A peer is on the link if the answer has no gateway
+and names the external interface.
 
 flannelpy's own routes never prove that a peer is on the link, if its public IP lies inside the overlay's network: they
 have a gateway, or they lead out of an overlay device.
-Counterpart: none; the original has the kernel refuse a route to a gateway that it does not know.
+Counterpart: none; in the original, the kernel rejects a route to a gateway that it does not know.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from itertools import islice
 from typing import Never
 
 from flannelpy.chunks import in_chunks
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.linux.netlink.monitor import notifications
+from flannelpy.linux.netlink.monitor import ALL_ROUTES, set_on_change
 from flannelpy.rtnetlink.links import Link
 from flannelpy.rtnetlink.routes import UNICAST, RouteAnswer, RouteQuery
 from flannelpy.tasks import run_together
@@ -32,14 +32,13 @@ from flannelpy.tasks import run_together
 _ASKED_AGAIN = 200
 # Between two checks of ``watch``, for programs that change routes all the time.
 _PAUSE_SECONDS = 0.5
-_ALL_ROUTES = IPv4Network("0.0.0.0/0")
 
 
 class OnLink:
-    """The kernel's answers, by the peers' public IPs; ``version`` grows when one of them changes."""
+    """The kernel's answers by public IP of the peer; ``version`` increases when an answer changes."""
 
     def __init__(self, name: str) -> None:
-        """``name`` is that of the external interface."""
+        """Know nothing yet; ``name`` is that of the external interface."""
         self.version = 0
         self._name = name
         self._ways: dict[IPv4Address, str] = {}  # how the kernel sends to a peer off the link, "" on it; oldest first
@@ -49,16 +48,16 @@ class OnLink:
         self._busy = asyncio.Lock()
 
     def obstacle(self, peer: IPv4Address) -> str:
-        """How the kernel sends to a peer that is off the link, in words; empty for a peer on it."""
+        """Return how the kernel sends to a peer that is off the link, in words; empty for a peer on it."""
         return self._ways[peer]
 
     async def watch(self, on_change: Callable[[], None]) -> None:
-        """Ask again whenever links, addresses, routes or rules change; call ``on_change`` if an answer is another one.
+        """Ask again whenever links, addresses, routes or rules change; call ``on_change`` if an answer changes.
 
-        What fails is not reported here: every check asks, too.
+        Errors are not reported here, because the checks of the repair loop ask the same and report them.
         """
         changed = asyncio.Event()
-        await run_together(_listen(changed), self._ask_whenever(changed, on_change))
+        await run_together(set_on_change(changed, ALL_ROUTES), self._ask_whenever(changed, on_change))
 
     async def _ask_whenever(self, changed: asyncio.Event, on_change: Callable[[], None]) -> Never:
         async with Netlink() as netlink:
@@ -75,7 +74,7 @@ class OnLink:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     async def follow(self, peers: Iterable[IPv4Address], version: int) -> None:
-        """Take these for the peers; ``peers`` are looked at only if their version is another one than before."""
+        """Replace the set of peers; ``peers`` is read only if ``version`` differs from that of the last call."""
         async with self._busy:
             if version != self._peers_version:
                 await self._follow(peers)
@@ -84,8 +83,8 @@ class OnLink:
     async def update(self, netlink: Netlink, link: Link) -> None:
         """Ask about new peers, and again about those whose answers are oldest.  Raises HostError.
 
-        As long as answers turn out to have changed, more of them are asked for: a route that appears or goes as a rule
-        concerns many peers.
+        As long as answers have changed, it asks again about more peers: an added or removed route usually concerns
+        many of them.
         """
         if not link.is_up:
             raise HostError(f"{link.name} is down: no routes to other hosts")
@@ -99,7 +98,7 @@ class OnLink:
             await self._ask(netlink, list(self._unasked))
 
     async def _follow(self, peers: Iterable[IPv4Address]) -> None:
-        """Forget all other peers, and ask about new ones."""
+        """Forget all other peers, and note the new ones as not asked about."""
         wanted = set[IPv4Address]()
         unasked: dict[IPv4Address, None] = {}
         async for chunk in in_chunks(peers):
@@ -111,7 +110,7 @@ class OnLink:
         self._unasked = unasked
 
     async def _ask(self, netlink: Netlink, peers: Sequence[IPv4Address]) -> bool:
-        """Whether an answer differs from what was known."""
+        """Ask the kernel about these peers; return whether an answer has changed."""
         before = self.version
         async for chunk in in_chunks(peers):
             answers = await netlink.lookups([RouteQuery(peer) for peer in chunk])
@@ -128,18 +127,8 @@ class OnLink:
         if answer.errno:
             return f"the kernel has no route to it: {os.strerror(answer.errno)}"
         if answer.kind != UNICAST:
-            # It became an address of this host or a broadcast address.  LeaseFilter notices that, too, and withdraws
-            # the lease.
+            # It became an address of this host or a broadcast address.  LeaseFilter detects that as well
+            # and withdraws the lease.
             return self._ways.get(peer, "")
         gateway = "a gateway with an IPv6 address" if answer.has_ipv6_gateway else answer.gateway
         return f"the kernel sends to it {f'via {gateway} ' if gateway else ''}by {name_of(answer.link_index)}"
-
-
-async def _listen(changed: asyncio.Event) -> Never:
-    """Set the event whenever the kernel reports a change."""
-    while True:
-        changed.set()  # for what changed before the socket listened
-        with suppress(OSError):  # more changes than the kernel keeps for us
-            async for _ in notifications(_ALL_ROUTES):
-                changed.set()
-        await asyncio.sleep(_PAUSE_SECONDS)

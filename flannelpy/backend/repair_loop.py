@@ -1,7 +1,7 @@
 """Checks what a host has set up whenever the kernel reports a change, and has it restored.
 
-In case a report was lost, everything is checked every ten seconds.
-Counterpart: none; the original never looks again.
+Everything is also checked every ten seconds, in case a report did not arrive.
+Counterpart: none; the original never checks again.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from typing import Never
 
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.linux.netlink.monitor import notifications
+from flannelpy.linux.netlink.monitor import set_on_change
 from flannelpy.logs import LogLimit
+from flannelpy.tasks import run_together
 
 log = logging.getLogger(__name__)
 
-#: Restores what is wrong; one line for each thing restored.  Raises HostError when it cannot.
+#: Restores what other programs changed; returns one line for each repair.  Raises HostError if a repair fails.
 Check = Callable[[Netlink], Awaitable[list[str]]]
 
-_LOOK_SECONDS = 10.0
-# Between two looks, so that somebody who fights us costs neither of us a processor.
+_CHECK_SECONDS = 10.0
+# Between two checks, so that a program that undoes each repair costs little processor time.
 _PAUSE_SECONDS = 0.5
-# A check that takes longer does not end any more.
+# A check that takes longer counts as hanging.
 _STUCK_SECONDS = 60.0
 
 
@@ -43,8 +44,8 @@ class RepairLoop:
     ) -> None:
         """``on_change`` is called whenever ``trouble`` or ``repairs`` has changed.
 
-        Changes of routes that do not overlap ``network`` cause no check.  ``due``: in how many seconds the check has to
-        come without any change.
+        Changes of routes that do not overlap ``network`` cause no check.  ``due`` returns in how many seconds the
+        next check must run even without a change.
         """
         self._check = check
         self._network = network
@@ -52,38 +53,36 @@ class RepairLoop:
         self._due = due
         self.trouble = ""
         self.repairs = 0
-        self._looked_at: float | None = None  # when the last check ended
+        self._checked_at: float | None = None  # when the last check ended
         self._errors = LogLimit(log, "Failed to restore what was changed")
 
     def makes_progress(self) -> bool:
-        """Whether checks begin and end, whatever they find."""
-        return self._looked_at is None or _now() - self._looked_at < _STUCK_SECONDS
+        """Return whether checks begin and end, whatever they find."""
+        return self._checked_at is None or _now() - self._checked_at < _STUCK_SECONDS
 
     async def run(self) -> Never:
-        """Look whenever something changed."""
-        bell = asyncio.Event()
-        listener = asyncio.create_task(_listen(bell, self._network))
-        try:
-            async with Netlink() as netlink:
-                self._looked_at = _now()
-                while True:
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(self._pause()):
-                            await bell.wait()
-                    bell.clear()
-                    if listener.done():
-                        listener.result()
-                    await self._look(netlink)
-                    self._looked_at = _now()
-                    await asyncio.sleep(_PAUSE_SECONDS)
-        finally:
-            listener.cancel()
+        """Check whenever something changed, and every ten seconds."""
+        changed = asyncio.Event()
+        await run_together(set_on_change(changed, self._network), self._check_whenever(changed))
+        raise AssertionError("both run until one of them fails")
+
+    async def _check_whenever(self, changed: asyncio.Event) -> Never:
+        async with Netlink() as netlink:
+            self._checked_at = _now()
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._pause()):
+                        await changed.wait()
+                changed.clear()
+                await self._check_once(netlink)
+                self._checked_at = _now()
+                await asyncio.sleep(_PAUSE_SECONDS)
 
     def _pause(self) -> float:
-        """How long the next check may wait for a change."""
-        return min(self._due(), _PAUSE_SECONDS if self.trouble else _LOOK_SECONDS)
+        """Return how many seconds the next check may wait for a change."""
+        return min(self._due(), _PAUSE_SECONDS if self.trouble else _CHECK_SECONDS)
 
-    async def _look(self, netlink: Netlink) -> None:
+    async def _check_once(self, netlink: Netlink) -> None:
         before = self.trouble, self.repairs
         try:
             for repaired in await self._check(netlink):
@@ -100,17 +99,3 @@ class RepairLoop:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-async def _listen(bell: asyncio.Event, network: IPv4Network) -> Never:
-    """Ring whenever the kernel says that something changed, and at the end, which is a fault."""
-    try:
-        while True:
-            bell.set()  # for what changed before the socket listened
-            try:
-                async for _ in notifications(network):
-                    bell.set()
-            except OSError:  # more changes than the kernel keeps for us
-                await asyncio.sleep(_PAUSE_SECONDS)
-    finally:
-        bell.set()

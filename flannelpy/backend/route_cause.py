@@ -1,4 +1,4 @@
-"""Names the route or rule by which the kernel leads a packet elsewhere than flannelpy's routes do."""
+"""Names the route or rule that diverts packets from flannelpy's routes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flannelpy.rtnetlink.routes import (
 )
 from flannelpy.rtnetlink.rules import LOOKUP, PolicyRule
 
-# The kinds of routes by which the kernel gives up a packet with that errno; a rule's action has the same number.
+# The kinds of routes by which the kernel rejects a packet with that errno; a rule's action has the same number.
 _KINDS = {
     errno.EINVAL: BLACKHOLE,
     errno.EACCES: PROHIBIT,
@@ -31,7 +31,7 @@ _KINDS = {
 
 
 class Causes:
-    """What takes packets elsewhere; lists rules and routes at most once."""
+    """Finds the causes of one check; lists rules and routes at most once."""
 
     def __init__(self, netlink: Netlink) -> None:
         self._netlink = netlink
@@ -39,7 +39,7 @@ class Causes:
         self._refusing: dict[int, list[KernelRoute]] = {}
 
     async def name(self, query: RouteQuery, answer: RouteAnswer) -> str:
-        """The cause of the answer, which is ``matched``.  Raises HostError."""
+        """Return the route or rule that caused an answer to a ``matched`` query, in words.  Raises HostError."""
         if answer.route is not None:
             return f"route {answer.route.text(self._netlink.name_of)}{await self._leading_to(query, answer.table)}"
         rule = await self._refusing_rule(query, answer.errno)
@@ -48,10 +48,10 @@ class Causes:
         route = await self._refusing_route(query, answer.errno)
         if route:
             return f"route {route.text(self._netlink.name_of)}{await self._leading_to(query, route.table)}"
-        return f"the kernel refuses them ({os.strerror(answer.errno)})"
+        return f"the kernel rejects them ({os.strerror(answer.errno)})"
 
     async def _leading_to(self, query: RouteQuery, table: int) -> str:
-        """The rule that makes the kernel look at a table, if that is not one that it always looks at."""
+        """Return the rule that selects a table, in words; empty for the tables that the kernel always uses."""
         if table in (TABLE_MAIN, TABLE_LOCAL):
             return ""
         rules = [rule for rule in await self._matching(query) if rule.action == LOOKUP and rule.table == table]

@@ -1,9 +1,9 @@
-"""Asks the kernel whether packets to peers take flannelpy's routes, and names what leads them elsewhere.
+"""Asks the kernel whether packets to peers take flannelpy's routes, and names the route or rule that diverts them.
 
-Which routes exist does not decide that: a policy rule, a more specific route or one of another metric may come first.
-So the kernel is asked which route it would use: for packets of the host itself, and for packets of containers, once
-there is a bridge with an address of our subnet.
-Counterpart: none; flanneld does not look.
+A list of the routes does not answer that: a policy rule, a more specific route or one of another metric may come
+first.  So flannelpy asks the kernel which route it would use: for packets of the host itself, and for packets of
+containers, once there is a bridge with an address of our subnet.
+Counterpart: none; flanneld does not check.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ from flannelpy.rtnetlink.routes import RouteAnswer, RouteQuery
 
 log = logging.getLogger(__name__)
 
-# In one check, and how many of them are kept back for naming what is wrong.
+# In one check, and how many of them are reserved for naming causes.
 _QUERIES, _NAMING = 200, 20
 _ADDRESSES_OF_A_SUBNET = 8
-# The question proved nothing: rp_filter refused its source, or the bridge has just gone.
+# The query proved nothing: rp_filter rejected its source, or the bridge has just been removed.
 _PROVES_NOTHING = (errno.EXDEV, errno.ENODEV)
 
 
 class Way(NamedTuple):
-    """How a packet leaves by our route.  ``gateway`` is None where any one on a device of ours will do."""
+    """How a packet leaves by our route.  ``gateway`` is None if any gateway on our own device is right."""
 
     link_index: int
     gateway: IPv4Address | None = None
 
     def is_taken(self, query: RouteQuery, answer: RouteAnswer) -> bool:
-        """Whether the kernel's answer is this way, or no answer at all."""
+        """Return whether the kernel's answer is this way, or proves nothing."""
         if answer.errno:
             return bool(query.input_index) and answer.errno in _PROVES_NOTHING
         return answer.link_index == self.link_index and self.gateway in (None, answer.gateway)
 
 
-#: The way that our routes mean for an address of a subnet.
+#: Returns the way that our routes specify for an address of a subnet.
 WayTo = Callable[[IPv4Network, IPv4Address], Way]
 
 
 class _Bridge(NamedTuple):
-    """The interface by which containers' packets come in, and addresses of our subnet that no interface has."""
+    """The interface by which containers' packets arrive, and addresses of our subnet that no interface has."""
 
     link_index: int
     sources: Sequence[IPv4Address]
 
 
 class RouteCheck:
-    """``unreachable``: the subnets whose packets take another way, whichever of their addresses was asked about."""
+    """Checks the routes to peers in turn.  ``unreachable``: subnets of which every queried address is diverted."""
 
     def __init__(self, network: IPv4Network, own_subnet: IPv4Network) -> None:
         self._network = network
@@ -81,7 +81,7 @@ class RouteCheck:
     ) -> None:
         """Ask about some of the peers' ``subnets``, in turn; without any, about the network by our own device.
 
-        ``blocked`` subnets have no route of ours.  Raises HostError when no packet to any peer takes our routes.
+        ``blocked`` subnets have no route of ours.  Raises HostError if no packet to any peer takes our routes.
         """
         if not (subnets or blocked):
             if own_link:
@@ -93,15 +93,15 @@ class RouteCheck:
         self._report()
 
     async def check_network(self, netlink: Netlink, own_link: int) -> None:
-        """Ask about the network outside our own subnet; raises HostError when nothing takes our own device's route."""
+        """Ask about the network outside our own subnet.  Raises HostError if no packet takes our own device's route."""
         await self._ask(netlink, [self._network], lambda *_: Way(own_link), own_link)
         if self.unreachable:
-            self.unreachable.clear()  # it is no peer's subnet
+            self.unreachable.clear()  # the network is not the subnet of a peer
             raise HostError(self._refusal(str(self._network)))
         self._report()
 
     def _refusal(self, destination: str) -> str:
-        """Names the causes; they are not logged again one by one."""
+        """Return a text with all causes, which are then not logged one by one."""
         causes = set[str]().union(*self._causes.values())
         self._reported |= causes
         what = "; ".join(sorted(causes)) or "routes of other programs are in the way"
@@ -144,7 +144,7 @@ class RouteCheck:
         wrong: dict[IPv4Network, list[RouteQuery]],
         way: WayTo,
     ) -> None:
-        """Of each subnet one, then of each another one, as long as there are questions left."""
+        """Name the causes of one query per subnet, then of a second one, until the reserved queries are used."""
         left = [(subnet, queries[number]) for number in range(max(map(len, wrong.values()), default=0))
                 for subnet, queries in wrong.items() if number < len(queries)][:_NAMING]  # fmt: skip
         answers = await netlink.lookups([query for _, query in left], matched=True)
@@ -169,7 +169,7 @@ class RouteCheck:
         self._reported = set(affected)
 
     async def _bridge(self, netlink: Netlink, own_link: int) -> _Bridge | None:
-        """None without one, and while its packets are not forwarded at all."""
+        """Return the containers' bridge; None without one, and while the host forwards none of its packets."""
         addresses = await netlink.addresses()
         held = {one.address for one in addresses}
         low, high = int(self._own.network_address), int(self._own.broadcast_address)
@@ -181,7 +181,7 @@ class RouteCheck:
         return None
 
     def _in_turn(self, subnets: Sequence[IPv4Network], count: int) -> Sequence[IPv4Network]:
-        """The next ones after those of the last check."""
+        """Return the next subnets after those of the last check."""
         start = self._turn if self._turn < len(subnets) else 0
         self._turn = start + count
         return subnets[start : start + count]
@@ -203,7 +203,7 @@ class RouteCheck:
 
 
 def _spread(subnet: IPv4Network, count: int, excluded: IPv4Network | None) -> list[IPv4Address]:
-    """So many addresses of a subnet, the first one first, the next ones as far from each other as can be."""
+    """Return ``count`` addresses of a subnet: the first one, then each as far as possible from those before."""
     first, size = int(subnet.network_address), subnet.num_addresses
     numbers = (max(min(max(1, int(size * _fraction(index))), size - 2), 0) for index in range(2 * count + 2))
     addresses = (IPv4Address(first + number) for number in dict.fromkeys(numbers))
@@ -211,7 +211,7 @@ def _spread(subnet: IPv4Network, count: int, excluded: IPv4Network | None) -> li
 
 
 def _fraction(index: int) -> float:
-    """Van der Corput's sequence: 0, 1/2, 1/4, 3/4, 1/8, 5/8 and so on."""
+    """Return a member of van der Corput's sequence: 0, 1/2, 1/4, 3/4, 1/8, 5/8 and so on."""
     value, weight = 0.0, 0.5
     while index:
         value += weight * (index & 1)

@@ -1,7 +1,7 @@
-"""The network below the overlay: what this host has, and by which way the kernel would reach an address.
+"""The network below the overlay: this host's addresses and links, and how the kernel reaches an address.
 
-A route of ours must not take the way to the hosts of the external interface's own link, nor that to etcd.
-Counterpart: none; flanneld v0.5.5 cuts hosts off from etcd.
+No route of ours may capture packets to hosts on the external interface's own link, or to etcd.
+Counterpart: none; flanneld v0.5.5 can cut hosts off from etcd.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Routed(enum.Enum):
 
 
 class Underlay:
-    """What lies below the overlay of a host with that external interface, public IP and etcd."""
+    """The underlay of a host with that external interface, public IP and etcd."""
 
     def __init__(self, external: ExternalInterface, public_ip: IPv4Address, etcd_hosts: Iterable[str]) -> None:
-        """``etcd_hosts``: names or addresses.  Those of IPv6 play no part."""
+        """``etcd_hosts``: names or addresses.  IPv6 addresses are ignored."""
         self._external = external
         self._public_ip = public_ip
         self._unresolved = set(etcd_hosts)
@@ -46,23 +46,23 @@ class Underlay:
         self._overlay_devices: dict[int, str] = {}  # interface index -> name, empty for all other interfaces
 
     async def observe(self, netlink: Netlink) -> Surroundings:
-        """The addresses and networks of this host.  Raises HostError."""
+        """Return the addresses and networks of this host.  Raises HostError."""
         now = (await self._addresses(netlink), frozenset(self._endpoints))
-        if now != self._observed:  # as a rule nothing has changed, and hosts with thousands of addresses exist
+        if now != self._observed:  # mostly nothing has changed, and a host may have thousands of addresses
             (external, others, overlay), endpoints = self._observed = now
             await asyncio.sleep(0)
             self._surroundings = surroundings(external, others, self._public_ip, endpoints, overlay)
         return self._surroundings
 
     async def overlay_ways(self, netlink: Netlink, addresses: Sequence[IPv4Address]) -> dict[IPv4Address, str]:
-        """The overlay device by which the kernel would send to each address; empty if by none.  Raises HostError."""
+        """Return the overlay device by which the kernel would send to each address, or "".  Raises HostError."""
         answers = await netlink.lookups([RouteQuery(address) for address in addresses])
         await self._learn_devices(netlink, (answer.link_index for answer in answers))
         names = [self._overlay_devices.get(answer.link_index, "") for answer in answers]
         return dict(zip(addresses, names, strict=True))
 
     async def check(self, netlink: Netlink, network: IPv4Network, routed: Routed) -> None:
-        """Raises ConfigError when routes into ``network`` would take the way to our link or to etcd, and HostError."""
+        """Check that routes into ``network`` capture no packets to our link or etcd.  Raises ConfigError, HostError."""
         await self._resolve()
         if routed is Routed.NOTHING:
             return
@@ -78,9 +78,9 @@ class Underlay:
             await self._check_endpoints(netlink, network)
 
     async def unblock(self, netlink: Netlink, alias: str, leased: Container[IPv4Interface]) -> list[str]:
-        """Remove the routes of our own devices that lead to etcd, which does not answer; what was removed.
+        """Remove the routes of our own devices that capture packets to etcd; return the removed routes in words.
 
-        Raises HostError.  ``alias`` and ``leased`` tell our devices from those of others (own_devices.py).
+        Raises HostError.  ``alias`` and ``leased`` distinguish our devices from foreign ones (own_devices.py).
         """
         await self._resolve()
         ways = await self.overlay_ways(netlink, list(self._endpoints))
@@ -97,14 +97,14 @@ class Underlay:
         return removed
 
     async def _resolve(self) -> None:
-        """Find out the addresses of etcd's hosts, as far as they are not known yet."""
+        """Look up the addresses of those etcd hosts that are not resolved yet."""
         for host, addresses in (await resolve(self._unresolved, _RESOLVE_SECONDS)).items():
             if addresses:
                 self._unresolved.discard(host)
                 self._endpoints |= dict.fromkeys(addresses, host)
 
     async def _links(self, netlink: Netlink, external: Iterable[IPv4Interface]) -> dict[IPv4Network, IPv4Address]:
-        """The networks of the external interface, each with our address: of its addresses, and of their peers."""
+        """Return the networks of the external interface, each with our address: of its addresses and of their peers."""
         link = await netlink.link(self._external.name)
         links = {one.network: one.ip for one in external if one.network.prefixlen < 32}
         if link:
@@ -117,7 +117,7 @@ class Underlay:
     async def _check_neighbours(
         self, netlink: Netlink, network: IPv4Network, external: Sequence[IPv4Interface]
     ) -> None:
-        """An address without a network, such as 10.1.0.5/32, has neighbours that other routes lead to."""
+        """Check for neighbours of an address without a network, such as 10.1.0.5/32.  Raises ConfigError."""
         inside = [one for one in external if one.ip in network]
         routes = await netlink.routes() if inside else []
         await self._learn_devices(netlink, (route.link_index for route in routes))
@@ -145,9 +145,9 @@ class Underlay:
     async def _addresses(
         self, netlink: Netlink
     ) -> tuple[list[IPv4Interface], list[IPv4Interface], list[IPv4Interface]]:
-        """Those of the external interface, of overlay devices (the last ones), and of all others (those between).
+        """Return the addresses of the external interface, of other interfaces, and of overlay devices.
 
-        The interface that has the external address belongs to the external one.
+        The interface that has the external address counts as the external interface.
         """
         found = [await netlink.link(name) for name in dict.fromkeys((self._external.name, self._external.holder))]
         held = await addresses_by_index(netlink)
@@ -158,7 +158,7 @@ class Underlay:
         return external, list(chain.from_iterable(others)), list(chain.from_iterable(overlay))
 
     async def _learn_devices(self, netlink: Netlink, link_indices: Iterable[int]) -> None:
-        """Find out which of these are overlay devices.  An index keeps its meaning, so each is asked for once."""
+        """Note which of these are overlay devices.  An index keeps its meaning, so each is looked up once."""
         if not {0, *self._overlay_devices}.issuperset(link_indices):
             links = await netlink.links()
             self._overlay_devices = {link.index: link.name if _is_overlay(link) else "" for link in links}

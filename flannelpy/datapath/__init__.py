@@ -1,1 +1,1 @@
-"""The data plane's decisions: backend settings, next hops, and what becomes of each packet.  Pure."""
+"""The data plane's decisions: backend settings, next hops, and the fate of each packet.  Pure."""

@@ -1,8 +1,8 @@
-"""How many ICMP errors there are, in all and for each destination.  Pure: the time is an argument.
+"""Limits the ICMP errors that are sent, in all and for each destination.  Pure: the time is an argument.
 
 Two buckets of tokens, like the kernel's own limits for the errors that it sends: one for all errors, and one for each
-destination.  An error that the destination's bucket refuses takes no token of the common one, so a flood from one
-address does not silence the errors to all others.
+destination.  An error that the destination's bucket does not allow takes no token of the common bucket, so a
+flood from one address does not suppress the errors to all others.
 Source: RFC 1812 section 4.3.2.8; net/ipv4/icmp.c, icmp_msgs_per_sec and icmp_msgs_burst.
 """
 
@@ -21,7 +21,7 @@ class _Bucket(NamedTuple):
 
 
 class IcmpLimit:
-    """The common bucket, and those of the destinations that were answered lately."""
+    """The common bucket, and those of the most recent destinations."""
 
     def __init__(self) -> None:
         self._total = TOTAL_BURST + 0.0
@@ -29,7 +29,7 @@ class IcmpLimit:
         self._buckets: dict[int, _Bucket] = {}
 
     def is_spent(self, now: float) -> bool:
-        """Whether the common bucket is empty at ``now`` (seconds), so no error may be sent."""
+        """Return whether the common bucket is empty at ``now`` (seconds), so no error may be sent."""
         passed = now - self._total_at
         if passed > 0:
             self._total = min(TOTAL_BURST, self._total + passed * TOTAL_PER_SECOND)
@@ -37,7 +37,7 @@ class IcmpLimit:
         return self._total < 1
 
     def allow(self, destination: int, now: float) -> bool:
-        """Whether ``destination`` may be sent one more error at ``now`` (seconds)."""
+        """Return whether ``destination`` may be sent one more error at ``now`` (seconds)."""
         if self.is_spent(now):
             return False
         tokens, filled_at = self._buckets.pop(destination, _Bucket(BURST, now))
@@ -48,7 +48,7 @@ class IcmpLimit:
         return allowed
 
     def _remember(self, destination: int, bucket: _Bucket) -> None:
-        """Put it last; the destination that was silent for longest makes way."""
+        """Store a bucket as the most recent one; drop the least recent one if there are too many."""
         if len(self._buckets) >= MAX_DESTINATIONS:
             del self._buckets[next(iter(self._buckets))]
         self._buckets[destination] = bucket

@@ -1,4 +1,4 @@
-"""What the kernel does for many packets at a time, and which of it to use here.  Pure.
+"""What the kernel can do for many packets at a time, and what of it to use on this host.  Pure.
 
 ==========  ==================================================================
 tso, uso    the TUN gives TCP and UDP super-packets, which we segment
@@ -7,7 +7,7 @@ merge-udp
 gso, gro    the UDP socket sends and receives many datagrams at a time
 ==========  ==================================================================
 
-None of them changes a byte on the wire; without one, only speed is lost.
+No offload changes a byte on the wire; without one, only the throughput is lower.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flannelpy.packet.checksum import ones_sum
 
 
 class Offload(enum.StrEnum):
-    """By the name that ``-offload`` takes."""
+    """An offload, by the name in the option ``-offload``."""
 
     TSO = "tso"
     USO = "uso"
@@ -33,15 +33,15 @@ class Offload(enum.StrEnum):
 
 
 ALL = frozenset(Offload)
-#: Interpreted, what has to be done for each segment costs more than the system calls that it saves (`make bench`).
+#: With interpreted packet code, the work for each segment costs more than the saved system calls (`make bench`).
 INTERPRETED = frozenset({Offload.GSO, Offload.GRO})
 
-# From the first kernel that corrupts what UDP_SEGMENT sends to the first that no longer does.
+# From the first kernel that corrupts datagrams sent with UDP_SEGMENT to the first fixed kernel.
 _BAD_GSO = ((7, 0, 0), (7, 1, 5))
 
 
 def parse(text: str) -> frozenset[Offload]:
-    """What ``-offload`` asks for, other than auto.  Raises UsageError."""
+    """Return the offloads of an ``-offload`` value other than auto.  Raises UsageError."""
     if text == "off":
         return frozenset()
     try:
@@ -52,7 +52,10 @@ def parse(text: str) -> frozenset[Offload]:
 
 
 def choose(wanted: frozenset[str] | None, *, compiled: bool, kernel: str) -> frozenset[str]:
-    """What to try on this machine; ``kernel`` is its release, such as 6.1.0-18-amd64.  Without a wish: what is best."""
+    """Return the offloads to try; ``kernel`` is the release of the kernel, as 6.1.0-18-amd64.
+
+    ``wanted``: the operator's choice, None for the best ones for this build and kernel.
+    """
     if wanted is not None:
         return wanted
     chosen = ALL if compiled else INTERPRETED
@@ -61,9 +64,9 @@ def choose(wanted: frozenset[str] | None, *, compiled: bool, kernel: str) -> fro
 
 
 def probe(offload: Offload) -> tuple[bytes, bytes]:
-    """A super-packet (vnet header, packet) that a TUN takes only if it takes such at all; it goes nowhere.
+    """Return a super-packet (vnet header, packet) that tests whether a TUN accepts such packets; the kernel drops it.
 
-    Two segments and a shorter one, which some kernels refuse: 6.6.44, 6.10.3.  Its source, 0.0.0.0, is a martian.
+    It has two segments and a shorter one, which some kernels reject: 6.6.44, 6.10.3.  Its source 0.0.0.0 is a martian.
     """
     tcp = offload is Offload.MERGE_TCP
     l4 = bytes(12) + b"\x50\x10" + bytes(6) if tcp else bytes(4) + (8 + 25).to_bytes(2, "big") + bytes(2)

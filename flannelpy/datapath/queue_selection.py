@@ -2,7 +2,8 @@
 
 All sockets of one address and port form a group, and each of them is a queue.  The kernel runs the group's program for
 each datagram: it returns the queue's number.  Known senders have queues of their own; all others share queue 0, whose
-filter keeps one in 64 of their datagrams, so that the reader of the queue sees that there are some, and who sends them.
+filter passes one in 64 of their datagrams, so that the reader of the queue learns that there are some, and from which
+address.
 
 Source: Documentation/networking/filter.rst of the kernel, include/uapi/linux/filter.h, net/core/sock_reuseport.c.
 """
@@ -15,10 +16,10 @@ from ipaddress import IPv4Address
 from typing import NamedTuple, TypeAlias
 
 #: The queue of all senders that are not known.
-OTHERS = 0
-#: So many senders can each have the queue that the caller wants, two instructions per sender; BPF_MAXINSNS is 4096.
+UNKNOWN_SENDERS = 0
+#: Up to so many senders get the queue that the caller assigns, by two instructions each; BPF_MAXINSNS is 4096.
 MAX_ASSIGNED = 1700
-#: The program tells so many from unknown senders; with more of them it accepts every sender.
+#: Up to so many senders, the program recognizes unknown ones; with more, it accepts every sender.
 MAX_SENDERS = 3000
 ONE_IN = 64
 
@@ -34,18 +35,18 @@ _MODULO = 0x94  # BPF_ALU | BPF_MOD | BPF_K
 _RETURN = 0x06  # BPF_RET | BPF_K
 _RETURN_A = 0x16  # BPF_RET | BPF_A
 
-# The program sees a datagram from its payload on; this is where the IP header is.
+# The program gets a datagram without its headers; these offsets reach the IP header and a random number.
 _IP_HEADER = 0xFFF00000  # SKF_NET_OFF
 _RANDOM = 0xFFFFF000 + 56  # SKF_AD_OFF + SKF_AD_RANDOM
 _SOURCE = 12
 _WHOLE = 0xFFFFFFFF
 _LONGEST_CONDITIONAL_JUMP = 255
-# Addresses that are compared one by one at the end of the search: more make a shorter program, and a slower one.
+# Addresses that are compared one by one at the end of the search: more of them make the program shorter but slower.
 _LEAF = 24
 
 
 class Instruction(NamedTuple):
-    """struct sock_filter: jumps are over so many instructions, for true and false."""
+    """struct sock_filter; ``true`` and ``false``: how many instructions a jump skips in that case."""
 
     code: int
     true: int
@@ -53,14 +54,14 @@ class Instruction(NamedTuple):
     k: int
 
 
-#: Instructions that return the queue of what is one of these sorted addresses, and else go on behind their end.
+#: Makes instructions that return the queue of each of these sorted addresses, and fall through for all others.
 _Leaf: TypeAlias = Callable[[Sequence[int]], list[Instruction]]
 
 _INSTRUCTION = struct.Struct("=HBBI")
 _LOAD_SOURCE = Instruction(_LOAD, 0, 0, _IP_HEADER + _SOURCE)
-_RETURN_OTHERS = Instruction(_RETURN, 0, 0, OTHERS)
+_RETURN_UNKNOWN = Instruction(_RETURN, 0, 0, UNKNOWN_SENDERS)
 
-#: A socket filter for queue 0: one datagram in 64, by chance.
+#: A socket filter for queue 0: passes one datagram in 64, at random.
 SAMPLE = [
     Instruction(_LOAD, 0, 0, _RANDOM),
     Instruction(_JUMP_ANY_BIT, 0, 1, ONE_IN - 1),
@@ -70,30 +71,30 @@ SAMPLE = [
 
 
 def program(senders: Mapping[str, int], port: int | None, queues: int) -> list[Instruction]:
-    """Selects the queue that ``senders`` names for each dotted address, if the datagram comes from ``port``.
+    """Return a program that selects the queue of each dotted address in ``senders``, if the source port is ``port``.
 
-    ``port``: None for any.  With more senders than MAX_ASSIGNED, their addresses decide which of the ``queues`` it is.
+    ``port``: None for any.  With more senders than MAX_ASSIGNED, an address itself selects one of the ``queues``.
     """
     if len(senders) > MAX_SENDERS:
         return spread(queues)
     by_number = {int(IPv4Address(sender)): queue for sender, queue in senders.items()}
     leaf = _assigned(by_number) if len(senders) <= MAX_ASSIGNED else _known(queues)
     search = [_LOAD_SOURCE, *_search(sorted(by_number), leaf)]
-    return [*_only_from(port, len(search)), *search, _RETURN_OTHERS]
+    return [*_only_from(port, len(search)), *search, _RETURN_UNKNOWN]
 
 
 def spread(queues: int) -> list[Instruction]:
-    """Selects a queue by the source address, of unknown senders too."""
+    """Return a program that selects a queue by the source address, for unknown senders as well."""
     return [_LOAD_SOURCE, *_by_address(queues)]
 
 
 def encode(instructions: Iterable[Instruction]) -> bytes:
-    """An array of struct sock_filter."""
+    """Return the instructions as an array of struct sock_filter."""
     return b"".join(_INSTRUCTION.pack(*instruction) for instruction in instructions)
 
 
 def _only_from(port: int | None, count: int) -> list[Instruction]:
-    """Skips the next ``count`` instructions unless the source port, right behind the IP header, is ``port``."""
+    """Return instructions that skip the next ``count`` unless the source port, after the IP header, is ``port``."""
     if port is None:
         return []
     return [
@@ -105,7 +106,7 @@ def _only_from(port: int | None, count: int) -> list[Instruction]:
 
 
 def _search(addresses: Sequence[int], leaf: _Leaf) -> list[Instruction]:
-    """A binary search down to leaves."""
+    """Return a binary search down to leaves."""
     if len(addresses) <= _LEAF:
         return leaf(addresses)
     middle = len(addresses) // 2
@@ -115,7 +116,7 @@ def _search(addresses: Sequence[int], leaf: _Leaf) -> list[Instruction]:
 
 
 def _assigned(queues: Mapping[int, int]) -> _Leaf:
-    """Each address has the queue that was chosen for it."""
+    """Return a leaf with the queue that was assigned to each address."""
 
     def leaf(addresses: Sequence[int]) -> list[Instruction]:
         pairs = (
@@ -128,13 +129,13 @@ def _assigned(queues: Mapping[int, int]) -> _Leaf:
 
 
 def _known(queues: int) -> _Leaf:
-    """Their addresses choose: half as many instructions."""
+    """Return a leaf in which the address selects the queue, with half as many instructions."""
 
     def leaf(addresses: Sequence[int]) -> list[Instruction]:
         if not addresses:
             return []
-        *others, last = addresses
-        jumps = [Instruction(_JUMP_EQUAL, len(others) - at, 0, address) for at, address in enumerate(others)]
+        *first, last = addresses
+        jumps = [Instruction(_JUMP_EQUAL, len(first) - at, 0, address) for at, address in enumerate(first)]
         found = _by_address(queues)
         return [*jumps, Instruction(_JUMP_EQUAL, 0, len(found), last), *found]
 
@@ -142,10 +143,10 @@ def _known(queues: int) -> _Leaf:
 
 
 def _by_address(queues: int) -> list[Instruction]:
-    """The loaded address decides, on any queue but that of the others."""
+    """Return instructions that select any queue but that of unknown senders by the loaded address."""
     return [
         Instruction(_MODULO, 0, 0, queues - 1),
-        Instruction(_ADD, 0, 0, OTHERS + 1),
+        Instruction(_ADD, 0, 0, UNKNOWN_SENDERS + 1),
         Instruction(_RETURN_A, 0, 0, 0),
     ]
 

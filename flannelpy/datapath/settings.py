@@ -1,6 +1,6 @@
-"""Values of the Backend object that several backends read alike.  Pure.
+"""Readers for values of the Backend object that several backends share.  Pure.
 
-Counterpart: none; the original has Go read numbers and flags, and checks none of them.
+Counterpart: none; the original leaves numbers and flags to Go's JSON decoder, and checks none of them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from flannelpy.errors import ConfigError
 from flannelpy.subnet import go_json
 
-# What every IPv4 host has to take.  Source: RFC 791.
+# The MTU that every IPv4 host must support.  Source: RFC 791.
 _MIN_MTU = 68
 
 
 def number(options: Mapping[str, object], key: str, lowest: int, highest: int, *, default: int) -> int:
-    """An integer.  Raises ConfigError naming key, value and rule."""
+    """Return an integer option.  Raises ConfigError naming key, value and rule."""
     value = go_json.get(options, key)
     if value is None:
         return default
@@ -25,7 +25,7 @@ def number(options: Mapping[str, object], key: str, lowest: int, highest: int, *
 
 
 def flag(options: Mapping[str, object], key: str) -> bool:
-    """True or false, which is the default.  Raises ConfigError naming key, value and rule."""
+    """Return a boolean option, by default false.  Raises ConfigError naming key, value and rule."""
     value = go_json.get(options, key)
     if value is None:
         return False
@@ -35,7 +35,7 @@ def flag(options: Mapping[str, object], key: str) -> bool:
 
 
 def inner_mtu(options: Mapping[str, object], overhead: int, external_mtu: int) -> int:
-    """The MTU of what is put into datagrams with ``overhead`` bytes of headers.  Raises ConfigError.
+    """Return the MTU of packets that are encapsulated with ``overhead`` bytes of headers.  Raises ConfigError.
 
     Backend.MTU is that of the packets on the wire: at most ``external_mtu``, the external interface's, which is the
     default.

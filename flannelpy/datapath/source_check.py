@@ -6,7 +6,7 @@ import enum
 
 
 class SourceCheck(enum.StrEnum):
-    """Whose datagrams are accepted: a lease's public IP, only for its own subnet, or anybody's."""
+    """Which senders are accepted: a lease's public IP, that only for its own subnet, or any sender."""
 
     PEER = "peer"
     STRICT = "strict"

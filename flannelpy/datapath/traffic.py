@@ -1,4 +1,4 @@
-"""What a backend has the host send and forward, as the firewall needs to know it.  Pure."""
+"""The packets that the host sends and forwards for a backend, as the firewall needs to know.  Pure."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Datagrams(NamedTuple):
 
 
 class Forwarding(NamedTuple):
-    """By which devices packets come from containers of other hosts, and go there.
+    """The devices by which packets come from containers of peers, and go there.
 
-    ``external``: the external interface, by which no packet of a container here arrives.
-    ``masquerading``: the device by which they come with the public IP of a host that masquerades them, if there is one.
+    ``external``: the external interface, by which no packet of a container of this host arrives.
+    ``masquerading``: the device by which packets arrive with the public IP of a peer that masquerades them, or "".
     """
 
     devices: Sequence[str]

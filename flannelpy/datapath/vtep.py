@@ -1,4 +1,4 @@
-"""The MAC of a host's VXLAN device, its VTEP, by which others reach it; it is kept in the lease.  Pure.
+"""The MAC of a host's VXLAN device (its VTEP), which the lease contains for the peers.  Pure.
 
 Counterpart: vxlanLeaseAttrs and hardwareAddr in backend/vxlan/vxlan.go.
 """
@@ -20,13 +20,13 @@ _GROUP, _LOCAL = 0x01, 0x02
 
 
 def attrs(host_identity: HostIdentity, vni: int, found: LeaseAttrs | None) -> LeaseAttrs:
-    """The value of our lease: with the MAC that others know already, else one made of who we are, always the same."""
+    """Return the attributes of our lease: with the MAC in ``found``, else with one derived from our identity."""
     mac = (read(found) if found else None) or _derive(host_identity, vni)
     return LeaseAttrs(host_identity.public_ip, BACKEND_TYPE, {_KEY: mac})
 
 
 def read(attrs: LeaseAttrs) -> str | None:
-    """The MAC in a lease; None when there is none by which a single host could be reached."""
+    """Return the MAC in a lease; None without one that can belong to a single host."""
     data = attrs.backend_data if attrs.backend_type == BACKEND_TYPE else None
     value = go_json.get(data, _KEY) if isinstance(data, dict) else None
     mac = value.lower().replace("-", ":") if isinstance(value, str) else ""
@@ -36,7 +36,7 @@ def read(attrs: LeaseAttrs) -> str | None:
 
 
 def _derive(host_identity: HostIdentity, vni: int) -> str:
-    """No two hosts have one public IP, and no two networks of a host one VNI."""
+    """Return the same MAC for the same arguments: no two hosts share a public IP, no two networks of a host a VNI."""
     digest = bytearray(
         hashlib.sha256(f"flannelpy vtep {host_identity.host_id} {host_identity.public_ip} {vni}".encode()).digest()[:6]
     )

@@ -1,6 +1,6 @@
 """The Backend object of a vxlan config.  Pure.
 
-Counterpart: RegisterNetwork in backend/vxlan/vxlan.go; Learning, MTU and DirectRouting are those of later versions.
+Counterpart: RegisterNetwork in backend/vxlan/vxlan.go; Learning, MTU and DirectRouting are options of later versions.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ ENCAP_OVERHEAD = 50
 _DEFAULT_VNI = 1
 # The device is named flannel.<VNI>, and no name is longer than 15 characters.
 _MAX_VNI = 9_999_999
-# The kernel's default, from before there was an assigned one.
+# The kernel's default, which is older than the port assigned by IANA.
 _DEFAULT_PORT = 8472
 
 
 class Settings(NamedTuple):
-    """``mtu`` is that of the device, which containers may use.
+    """The settings of a vxlan backend.  ``mtu`` is that of the device, which containers may use.
 
-    ``port`` is the one of the device.  ``other_port`` is the one that the config means to hosts that read it in the
-    other byte order; 0 if it means the same to all.
+    ``port`` is the UDP port of the device.  ``other_port`` is the port of hosts that read the config in the other byte
+    order; 0 if all hosts use the same port.
     """
 
     vni: int
@@ -38,12 +38,12 @@ class Settings(NamedTuple):
 
     @property
     def device_name(self) -> str:
-        """As the original names it."""
+        """Return the name that the original gives the device."""
         return f"flannel.{self.vni}"
 
 
 def parse(options: Mapping[str, object], external_mtu: int) -> Settings:
-    """What the object asks for, on an interface of that MTU.  Raises ConfigError naming key, value and rule."""
+    """Return the settings for an external interface with that MTU.  Raises ConfigError naming key, value and rule."""
     mtu = inner_mtu(options, ENCAP_OVERHEAD, external_mtu)
     vni = number(options, "VNI", 0, _MAX_VNI, default=_DEFAULT_VNI)
     port, other_port = _ports(options)
@@ -53,7 +53,7 @@ def parse(options: Mapping[str, object], external_mtu: int) -> Settings:
 
 
 def _ports(options: Mapping[str, object]) -> tuple[int, int]:
-    """Our port, and the one of hosts that read the config in the other byte order.
+    """Return our port, and that of hosts that read the config in the other byte order.
 
     flanneld up to v0.5.5 writes an explicit Port into its netlink message with the two bytes swapped.  Without Port, or
     with 0, every version uses the kernel's default.
@@ -72,5 +72,5 @@ def _ports(options: Mapping[str, object]) -> tuple[int, int]:
 
 
 def _swap_bytes(port: int) -> int:
-    """53790 for 7890: the two bytes of a port in the other order."""
+    """Return a port with its two bytes in the other order: 53790 for 7890."""
     return (port & 0xFF) << 8 | port >> 8

@@ -18,7 +18,7 @@ from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.errors import ConfigError
 from flannelpy.host.firewall import Firewall
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.rtnetlink.entries import ProhibitRule
+from flannelpy.rtnetlink.rules import ProhibitRule
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""Every system call of the project."""
+"""Everything that asks the kernel or runs commands; it decides nothing."""

@@ -1,4 +1,4 @@
-"""Whether a device takes packets whose source is an address of this host.
+"""Whether a device accepts packets whose source is an address of this host.
 
 Source: accept_local in Documentation/networking/ip-sysctl.rst.
 """
@@ -10,17 +10,17 @@ from pathlib import Path
 from flannelpy.errors import HostError
 
 _CONF = Path("/proc/sys/net/ipv4/conf")
-# What is set here holds for every device.
+# The setting that applies to every device.
 _ALL = "all"
 
 
 def is_enabled(device: str) -> bool:
-    """Also true for a device that does not exist.  Raises HostError."""
+    """Return whether a device accepts such packets; true for a device that does not exist.  Raises HostError."""
     return _is_set(_ALL) or not _path(device).exists() or _is_set(device)
 
 
 def enable(device: str) -> None:
-    """Raises HostError."""
+    """Have a device accept packets whose source is an address of this host.  Raises HostError."""
     path = _path(device)
     try:
         path.write_text("1")

@@ -9,13 +9,13 @@ class BootClock:
     """Time since boot, suspended time included, so a lease ages while a laptop sleeps.  Source: clock_gettime(2)."""
 
     def now(self) -> float:
-        """Seconds since boot."""
+        """Return the seconds since boot."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def wall(self) -> datetime:
-        """UTC."""
+        """Return the time of day in UTC."""
         return datetime.now(UTC)
 
     async def sleep(self, seconds: float) -> None:
-        """Let others run meanwhile."""
+        """Wait, while other tasks run."""
         await asyncio.sleep(seconds)

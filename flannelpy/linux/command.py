@@ -12,25 +12,26 @@ from contextlib import suppress
 
 from flannelpy.errors import HostError
 
-# For one command; iptables lists 30,000 rules in a second.
+# For one command; iptables needs a second for 30,000 rules.
 _DEADLINE = 15.0
 _KILL_SECONDS = 1.0
-# The loop does other work between two chunks, each of which takes about a millisecond.
+# The event loop runs other tasks between two chunks, each of which takes about a millisecond.
 _CHUNK_BYTES = 1 << 15
 _MOST_BYTES = 1 << 28
-_COMPLAINT_BYTES = 4096
+_ERROR_BYTES = 4096
 _LINE_CHARACTERS = 200
 
 
 async def run(*command: str, package: str, stdin: bytes = b"", sink: Callable[[bytes], object] = bytes) -> str:
-    """Run a command to its end and feed its output to ``sink``; its last failures if it fails, else nothing.
+    """Run a command to its end and feed its output to ``sink``; return why it failed, or "".
 
-    ``package``: what provides the command.  Raises HostError, and ValueError for output without an end.
+    ``package``: the name of the package that provides the command.  Raises HostError, and ValueError for more than
+    256 MB of output.
     """
     process = await _start(*command, package=package)
     try:
         async with asyncio.timeout(_DEADLINE):
-            failures = await _talk(process, stdin, sink)
+            failures = await _exchange(process, stdin, sink)
     except TimeoutError:
         raise HostError(f"{' '.join(command)} did not end within {_DEADLINE:g} s") from None
     finally:
@@ -49,31 +50,34 @@ async def _start(*command: str, package: str) -> Process:
         raise HostError(f"cannot run {command[0]}: {error.strerror}") from error
 
 
-async def _talk(process: Process, stdin: bytes, sink: Callable[[bytes], object]) -> str:
-    """Write, read and wait; the last failures of a command that fails.  Raises ValueError."""
+async def _exchange(process: Process, stdin: bytes, sink: Callable[[bytes], object]) -> str:
+    """Write, read and wait; return the exit code and last line of a command that failed, else "".
+
+    Raises ValueError.
+    """
     assert process.stdin
     assert process.stdout
     assert process.stderr
-    complaints = bytearray()
+    error_output = bytearray()
 
-    def complain(chunk: bytes) -> None:
-        complaints.extend(chunk)
-        del complaints[:-_COMPLAINT_BYTES]
+    def keep_end(chunk: bytes) -> None:
+        error_output.extend(chunk)
+        del error_output[:-_ERROR_BYTES]
 
     try:
-        async with asyncio.TaskGroup() as tasks:  # which ends all of them when one fails
+        async with asyncio.TaskGroup() as tasks:  # cancels all if one fails
             tasks.create_task(_write(process.stdin, stdin))
             tasks.create_task(_read(process.stdout, sink))
-            tasks.create_task(_read(process.stderr, complain))
+            tasks.create_task(_read(process.stderr, keep_end))
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     code = await process.wait()
-    lines = complaints.decode(errors="replace").strip().splitlines() or [""]
+    lines = error_output.decode(errors="replace").strip().splitlines() or [""]
     return f"exit code {code}{readable(lines[-1])}" if code else ""
 
 
 def readable(line: str) -> str:
-    """What a command printed, for an error message; nothing if it is no text."""
+    """Return a line of a command's output for an error message; empty if it is not printable ASCII."""
     return f": {line[:_LINE_CHARACTERS]}" if line.isascii() and line.isprintable() and line else ""
 
 
@@ -85,7 +89,7 @@ async def _write(stream: StreamWriter, data: bytes) -> None:
 
 
 async def _read(stream: StreamReader, sink: Callable[[bytes], object]) -> None:
-    """Raises ValueError when there is no end of it."""
+    """Feed a stream to ``sink``.  Raises ValueError after 256 MB."""
     total = 0
     while chunk := await stream.read(_CHUNK_BYTES):
         sink(chunk)
@@ -100,10 +104,10 @@ async def _end(process: Process) -> None:
     if process.returncode is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        with suppress(TimeoutError):  # one that waits for a device does not even end then
+        with suppress(TimeoutError):  # a process that waits for a device does not end
             async with asyncio.timeout(_KILL_SECONDS):
                 assert process.stdout
                 assert process.stderr
-                await process.stdout.read()  # its pipe is closed at the end of it
+                await process.stdout.read()  # until the pipe is closed, so that it can be collected
                 await process.stderr.read()
                 await process.wait()

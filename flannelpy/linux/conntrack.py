@@ -1,4 +1,4 @@
-"""Whether the kernel tracks connections, as it does once a rule needs it: NAT, or a match on the state.
+"""Whether the kernel tracks connections: it does once a rule needs that, for NAT or a match on the state.
 
 Source: Documentation/networking/nf_conntrack-sysctl.rst.
 """
@@ -11,7 +11,7 @@ _COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 
 
 def is_in_use() -> bool:
-    """Whether at least one connection is tracked in this network namespace."""
+    """Return whether at least one connection is tracked in this network namespace."""
     try:
         return int(_COUNT.read_text()) > 0
     except (OSError, ValueError):

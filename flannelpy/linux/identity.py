@@ -1,4 +1,4 @@
-"""What tells this host from every other one, also from one with the same addresses."""
+"""The host ID, which distinguishes this host from all others, even from one with the same addresses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ _PURPOSE = b"flannelpy host id"
 
 
 def host_id() -> str:
-    """Sixteen hexadecimal digits, made from the machine id, which itself is not to be shown to others; maybe empty."""
+    """Return sixteen hexadecimal digits, or "" without a machine ID.
+
+    They are a hash of the machine ID, because machine-id(5) asks programs not to publish the ID itself.
+    """
     for source in _SOURCES:
         try:
             secret = source.read_bytes().strip()

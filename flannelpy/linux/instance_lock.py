@@ -1,8 +1,8 @@
 """The instance lock: one daemon for each subnet file, and a record of what the last run used.
 
-The lock is an flock on a file beside the subnet file, so the kernel releases it when its process ends, however it ends.
+The lock is an flock on a file beside the subnet file, so the kernel releases it when its process ends, even by a crash.
 Only root and the owner of the directory can open the file: with a wider mode, any local user could hold the lock.
-Nothing ever removes the file, because a process that waits for a removed file locks nothing.
+flannelpy never removes the file: a process that still has a removed file open would hold a lock that excludes no other.
 
 Source: flock(2), open(2), sock_diag(7).
 """
@@ -50,23 +50,23 @@ class Run:
 
 
 class InstanceLock:
-    """Held by the one process of this host that may change what belongs to ``subnet_file``."""
+    """The lock of the only process on this host that may change what belongs to ``subnet_file``."""
 
     def __init__(self, subnet_file: Path) -> None:
-        """Raises AlreadyRuns when another process holds the lock, HostError when the file cannot be used."""
+        """Take the lock.  Raises AlreadyRunning if another process holds it, HostError if the file cannot be used."""
         self._path = lock_path(subnet_file)
         self._fd = _open(self._path, subnet_file)
         try:
             _check_file(self._path, self._fd)
             _lock(self._path, self._fd, subnet_file)
             if _is_held_by_old_version(subnet_file):
-                raise _already_runs(subnet_file)
+                raise _already_running(subnet_file)
         except BaseException:
             os.close(self._fd)
             raise
 
     def read(self) -> Run | None:
-        """The record of the last run; None without a record that makes sense."""
+        """Return the record of the last run; None without a valid record."""
         try:
             record = json.loads(os.pread(self._fd, _MAX_RECORD_BYTES, 0).split(b"\n")[0])
             networks = tuple(IPv4Network(network) for network in record["networks"] if isinstance(network, str))
@@ -92,7 +92,7 @@ class InstanceLock:
 
 
 def lock_path(subnet_file: Path) -> Path:
-    """The lock file of a subnet file: each subnet file has a lock file of its own."""
+    """Return the lock file of a subnet file: each subnet file has a lock file of its own."""
     return subnet_file.with_name(f".{subnet_file.name}.lock")
 
 
@@ -119,7 +119,7 @@ def _cause(error: OSError) -> str:
 
 
 def _check_file(path: Path, fd: int) -> None:
-    """Refuse what another user could have put there.  The umask may have taken bits away: set the mode."""
+    """Reject a file that another user could have created.  The umask may have cleared bits, so set the mode."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         raise HostError(f"the lock file {path} is not a regular file with one name; remove it")
@@ -134,17 +134,17 @@ def _lock(path: Path, fd: int, subnet_file: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise _already_runs(subnet_file) from error
+        raise _already_running(subnet_file) from error
     except OSError as error:
         raise HostError(f"cannot lock {path}: {error.strerror}") from error
 
 
-def _already_runs(subnet_file: Path) -> AlreadyRunning:
+def _already_running(subnet_file: Path) -> AlreadyRunning:
     return AlreadyRunning(f"a flannelpy runs here with the subnet file {subnet_file}: stop it first")
 
 
 def _is_held_by_old_version(subnet_file: Path) -> bool:
-    """Whether a version from before the lock file runs: it bound an abstract socket named after the subnet file.
+    """Return whether a version without the lock file runs: it bound an abstract socket named after the subnet file.
 
     Any local user can bind that name, so only a socket of root or of our own user counts.
     """
@@ -153,12 +153,12 @@ def _is_held_by_old_version(subnet_file: Path) -> bool:
         return False
     try:
         return bool(_owners(b"\0" + name) & {0, os.geteuid()})
-    except OSError:  # a kernel without sock_diag cannot tell us whose socket it is
+    except OSError:  # a kernel without sock_diag does not report the owner of a socket
         return True
 
 
 def _owners(name: bytes) -> set[int]:
-    """The user IDs of the Unix sockets with that name; kernels before 5.3 report none, which counts as 0.
+    """Return the user IDs of the Unix sockets with that name; kernels before 5.3 report none, which counts as 0.
 
     Raises OSError.
     """
@@ -170,7 +170,7 @@ def _owners(name: bytes) -> set[int]:
 
 
 def _answers(sock: socket.socket) -> list[dict[int, bytes]]:
-    """The attributes of all messages of a listing.  Raises OSError."""
+    """Return the attributes of all messages of a listing.  Raises OSError."""
     found: list[dict[int, bytes]] = []
     while True:
         for _, message in decode(sock.recv(1 << 16)):

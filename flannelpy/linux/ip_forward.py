@@ -1,6 +1,6 @@
 """Whether the kernel forwards packets.
 
-The setting of the device by which a packet comes in decides.  A write to that of the host changes all of them.
+The setting of the device by which a packet arrives decides.  A write to that of the host changes all devices' settings.
 Source: Documentation/networking/ip-sysctl.rst, IN_DEV_FORWARD in include/linux/inetdevice.h of the kernel.
 """
 
@@ -12,7 +12,10 @@ HOST = "all"
 
 
 def is_enabled(device: str) -> bool:
-    """For packets that come in by the device, or for the host; also if the setting cannot be read."""
+    """Return whether packets that arrive by the device are forwarded; true if the setting cannot be read.
+
+    ``HOST`` stands for the setting of the host.
+    """
     try:
         return (_CONF / device / "forwarding").read_text().strip() != "0"
     except OSError:

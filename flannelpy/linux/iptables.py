@@ -15,7 +15,7 @@ from flannelpy.linux import command
 from flannelpy.netfilter.iptables_listing import Table, Tables
 from flannelpy.netfilter.ruleset import Listing
 
-# Other programs hold the xtables lock for moments.
+# Other programs hold the xtables lock for short times.
 _WAIT = "--wait=5"
 # The tables of iptables-legacy in this network namespace.  Source: net/ipv4/netfilter/ip_tables.c of the kernel.
 _LEGACY_TABLES = Path("/proc/net/ip_tables_names")
@@ -42,7 +42,7 @@ async def restore(text: bytes) -> None:
 
 
 async def tables() -> dict[str, list[Table]]:
-    """All tables that exist, by the command that lists them; none is created.  Raises HostError."""
+    """Return all tables that exist, by the command that lists them; none is created.  Raises HostError."""
     found: dict[str, list[Table]] = {}
     for word in _list_commands():
         tables = Tables()
@@ -57,7 +57,10 @@ async def tables() -> dict[str, list[Table]]:
 
 
 def _list_commands() -> list[str]:
-    """Both kinds of iptables may be in use; a listing of the older kind alone would load modules of the kernel."""
+    """Return the listing commands of both kinds of iptables; of the legacy kind only if it has tables.
+
+    Otherwise the command itself would load kernel modules.
+    """
     commands = [word for word in ("iptables-nft-save", "iptables-save") if shutil.which(word)][:1]
     with suppress(OSError):
         if _LEGACY_TABLES.read_text().strip() and shutil.which("iptables-legacy-save"):

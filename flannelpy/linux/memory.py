@@ -1,8 +1,8 @@
-"""Has glibc give memory back.
+"""Has glibc return freed memory to the kernel.
 
-A list of all leases is read in a thread of its own.  By default each such thread may get a heap of its own, and a large
-block that was freed once makes later ones of its size come from a heap: a daemon whose store holds large values then
-keeps several times what it needs.
+A list of all leases is read in a thread of its own.  By default, glibc may give each such thread a heap of its own.
+Once a large block was freed, it also allocates blocks of that size from a heap.  A daemon whose store holds large
+values would then keep several times the memory that it needs.
 Source: mallopt(3).
 """
 
@@ -15,8 +15,8 @@ _HEAPS = 2
 
 
 def keep_small() -> None:
-    """From now on blocks from 128 KB on are given back when they are freed, and threads share two heaps."""
-    with suppress(AttributeError, OSError):  # another C library has other habits
+    """Have glibc return freed blocks of 128 KB and more, and share two heaps among all threads."""
+    with suppress(AttributeError, OSError):  # another C library has no mallopt
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_THRESHOLD, _LARGE)
         mallopt(_ARENA_MAX, _HEAPS)

@@ -1,4 +1,4 @@
-"""Lists base chains of nftables that packets pass when they are forwarded, whatever iptables decides.
+"""Lists the base chains of nftables that forwarded packets pass in addition to those of iptables.
 
 Source: nft(8), libnftables-json(5).
 """
@@ -19,14 +19,14 @@ _HOOKS = ("prerouting", "forward", "postrouting")
 # iptables-nft has its chains in tables of these names.
 _TABLES_OF_IPTABLES = ("filter", "mangle", "raw", "nat", "security")
 _CHAINS_OF_IPTABLES = tuple(hook.upper() for hook in _HOOKS)
-# To read more would keep packets waiting.
+# Parsing a longer listing would delay packets.
 _MOST_BYTES = 1 << 18
 
 
 async def base_chains() -> list[BaseChain]:
-    """Those of IPv4 that are not iptables'; none without the command nft.  Raises HostError.
+    """Return the chains for IPv4 that are not iptables' own; none without the command nft.  Raises HostError.
 
-    A table with a longer listing than 256 KB is left out.
+    A table whose listing is longer than 256 KB is left out.
     """
     if not shutil.which("nft"):
         return []
@@ -43,14 +43,14 @@ async def base_chains() -> list[BaseChain]:
 
 
 def _is_passed(chain: dict[str, Any]) -> bool:
-    """Whether packets that are forwarded come to a chain that is not iptables'."""
+    """Return whether forwarded packets pass a chain, and it is not one of iptables."""
     family, table, name = chain.get("family"), chain.get("table"), chain.get("name")
     is_of_iptables = family == "ip" and table in _TABLES_OF_IPTABLES and name in _CHAINS_OF_IPTABLES
     return chain.get("hook") in _HOOKS and family in _FAMILIES and not is_of_iptables
 
 
 async def _listing(*what: str) -> list[dict[str, Any]]:
-    """The entries of a JSON listing; none if it is too long.  Raises HostError."""
+    """Return the entries of a JSON listing; none if it is too long.  Raises HostError."""
     words = ("nft", "--json", "--terse", "list", *what)
     output = bytearray()
     try:
@@ -60,4 +60,4 @@ async def _listing(*what: str) -> list[dict[str, Any]]:
         entries = json.loads(output)["nftables"] if len(output) <= _MOST_BYTES else []
         return [entry for entry in entries if isinstance(entry, dict)]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise HostError(f"{' '.join(words)} printed no JSON as it should") from error
+        raise HostError(f"{' '.join(words)} printed no valid JSON") from error

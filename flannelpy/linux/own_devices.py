@@ -1,8 +1,8 @@
 """Which network devices are flannelpy's own.
 
 A device is ours if it is a TUN or VXLAN device whose alias names our subnet file: an operator may give any alias to an
-interface of another kind.  A device without such a mark is ours only if an earlier version
-left it: the name, the kind and the VNI are those that flannelpy uses, and its one address is that of our lease.
+interface of another kind.  A device without such a mark is ours only if an earlier version left it: name, kind and VNI
+are those that flannelpy uses, and its only address is that of our lease.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TUN_NAME = re.compile(r"flannel\d+")
 
 
 async def own_devices(netlink: Netlink, alias: str, leased: Container[IPv4Interface]) -> list[Link]:
-    """The devices with that alias, and those of earlier versions that have a leased address.  Raises HostError."""
+    """Return the devices with that alias, and those of earlier versions with a leased address.  Raises HostError."""
     held = await addresses_by_index(netlink)
     return [
         link
@@ -35,12 +35,12 @@ _AT_A_TIME = 300
 
 
 def is_marked(link: Link) -> bool:
-    """Whether it is a device of any flannelpy, by its alias."""
+    """Return whether this is a device of any flannelpy, by its alias."""
     return is_device_alias(link.alias) and (link.kind == "vxlan" or _is_tun(link))
 
 
 async def addresses_by_index(netlink: Netlink) -> dict[int, list[IPv4Interface]]:
-    """The IPv4 addresses of each interface.  Raises HostError."""
+    """Return the IPv4 addresses of each interface.  Raises HostError."""
     held: dict[int, list[IPv4Interface]] = {}
     for number, one in enumerate(await netlink.addresses()):
         if not number % _AT_A_TIME:
@@ -50,7 +50,7 @@ async def addresses_by_index(netlink: Netlink) -> dict[int, list[IPv4Interface]]
 
 
 def is_of_earlier_version(link: Link, held: list[IPv4Interface], leased: Container[IPv4Interface]) -> bool:
-    """Whether an earlier version left this unmarked device; ``leased`` are the tunnel addresses of our leases."""
+    """Return whether an earlier version left this unmarked device; ``leased``: the tunnel addresses of our leases."""
     return (
         not is_device_alias(link.alias)
         and looks_like_ours(link)
@@ -60,7 +60,7 @@ def is_of_earlier_version(link: Link, held: list[IPv4Interface], leased: Contain
 
 
 def looks_like_ours(link: Link) -> bool:
-    """Whether flannelpy could have made this device.  That alone proves nothing."""
+    """Return whether flannelpy could have made this device.  That alone proves nothing."""
     if link.vxlan:
         match = _VXLAN_NAME.fullmatch(link.name)
         return bool(match) and link.vxlan.vni == int(link.name.partition(".")[2])
@@ -68,5 +68,5 @@ def looks_like_ours(link: Link) -> bool:
 
 
 def _is_tun(link: Link) -> bool:
-    """A TAP device is of the same kind, and has a MAC."""
+    """Return whether a link is a TUN device: a TAP device is of the same kind, but has a MAC."""
     return link.kind == "tun" and not link.mac

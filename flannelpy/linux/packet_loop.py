@@ -1,9 +1,9 @@
-"""An asyncio event loop that serves the packet path without detours.
+"""An asyncio event loop that calls the packet path's handlers directly.
 
-asyncio takes a few microseconds to bring one readiness event to its callback: a queue, a handle, a context.  That is as
-much as all that we do with a packet that comes alone.  So the packet path's descriptors wait in an epoll of their own,
-together with the one in which asyncio keeps all others, and their handlers are called right where it returns.  As soon
-as asyncio has something to do it gets its turn: after each handler, of which each is bounded.
+asyncio takes a few microseconds to bring one readiness event to its callback: a queue, a handle, a context.  All
+processing of a single packet takes as long.  So the packet path's descriptors are in an epoll of their own, together
+with the epoll that asyncio uses for all others, and the handlers are called where its poll returns.  If asyncio has
+something to do, it runs after the current round of handlers, each of which is bounded.
 
 Source: epoll(7), on an epoll descriptor inside another.
 """
@@ -20,22 +20,22 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: Is told whether it was not called just before: then there is likely but one packet, else they are piling up.
-#: Returns whether asyncio got something to do by it (a future is done, a callback is due).
+#: The argument is true if the last round did not call this handler: then probably a single packet waits, else several.
+#: Returns whether the handler gave asyncio something to do (a future is done, a callback is due).
 Handler = Callable[[bool], bool]
 
-# The packet path has two descriptors, asyncio one; by default room is made for a thousand.
+# The packet path has two descriptors, asyncio one; the default is a thousand.
 _MAX_READY = 8
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """``asyncio.run`` on such a loop."""
+    """Run a coroutine as ``asyncio.run`` does, on a ``PacketLoop``."""
     with asyncio.Runner(loop_factory=PacketLoop) as runner:
         return runner.run(work)
 
 
 class PacketLoop(asyncio.SelectorEventLoop):
-    """An event loop with two more methods."""
+    """An asyncio event loop that also has packet readers."""
 
     def __init__(self) -> None:
         self._packet_selector = _PacketSelector()
@@ -47,7 +47,7 @@ class PacketLoop(asyncio.SelectorEventLoop):
         self._packet_selector.add_packet_reader(fd, lambda fresh: context.run(handler, fresh))
 
     def remove_packet_reader(self, fd: int) -> None:
-        """Leave ``fd`` alone; nothing happens when it is not served."""
+        """Stop calling the handler of ``fd``, if it has one."""
         self._packet_selector.remove_packet_reader(fd)
 
 
@@ -55,7 +55,7 @@ class _PacketSelector(selectors.EpollSelector):
     def __init__(self) -> None:
         super().__init__()
         self._handlers: dict[int, Handler] = {super().fileno(): lambda _: True}
-        self._served: list[int] = []  # in the last round, if we have not slept since
+        self._served: list[int] = []  # in the last round, empty after a wait
         self._epoll = select.epoll()
         self._epoll.register(super().fileno(), select.EPOLLIN)
 
@@ -68,7 +68,7 @@ class _PacketSelector(selectors.EpollSelector):
             self._epoll.unregister(fd)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """What asyncio has to do; returns with nothing, and maybe early, when a handler says so."""
+        """Return what asyncio has to do; the list may be empty before the timeout if a handler returned true."""
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             ready = self._epoll.poll(0, _MAX_READY)
@@ -84,10 +84,10 @@ class _PacketSelector(selectors.EpollSelector):
                 return []
 
     def _serve(self, ready: list[tuple[int, int]]) -> bool:
-        """Call the handlers; whether asyncio has something to do."""
+        """Call the handlers; return whether asyncio has something to do."""
         due = False
         for fd, _ in ready:
-            handler = self._handlers.get(fd)  # none when an earlier one has deserted it
+            handler = self._handlers.get(fd)  # none if an earlier handler has removed it
             if handler is not None and handler(fd not in self._served):
                 due = True
         self._served = [fd for fd, _ in ready]

@@ -1,4 +1,4 @@
-"""Names what has a UDP port of this network namespace.
+"""Names the owner of a UDP port in this network namespace.
 
 Source: proc(5), /proc/net/udp and /proc/PID/fd.
 """
@@ -23,10 +23,10 @@ class _Socket(NamedTuple):
 
 
 def describe(port: int, proc: Path = Path("/proc")) -> str:
-    """The programs that have sockets with that port, in words; empty where there is no such socket.
+    """Return the programs that have sockets with that port, in words; empty if there is no such socket.
 
-    Which program has a socket is known only of processes whose files we may list.  It reads the open files of all of
-    them, which takes a while.
+    It finds only programs whose open files flannelpy may list.  It reads the open files of all processes, which takes a
+    while, so call it in a thread.
     """
     sockets = [one for table in _TABLES for one in _sockets(proc / "net" / table, port)]
     if not sockets:
@@ -47,11 +47,11 @@ def _sockets(table: Path, port: int) -> Iterable[_Socket]:
 
 
 def _programs(inodes: set[str], proc: Path) -> list[str]:
-    """Those that have one of these sockets open."""
+    """Return the processes that have one of these sockets open."""
     links = {Path(f"socket:[{inode}]") for inode in inodes}
     found = []
     for process in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
-        with suppress(OSError):  # it has ended, or is not for us to look at
+        with suppress(OSError):  # it has ended, or flannelpy may not list its files
             if any(one.readlink() in links for one in (process / "fd").iterdir()):
                 found.append(f"process {process.name} ({shown((process / 'comm').read_text().strip())})")
     return found

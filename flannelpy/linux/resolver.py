@@ -1,7 +1,7 @@
 """IPv4 addresses of names, within a bounded time.
 
-A resolver may take half a minute for a name that nobody knows, so each name gets a daemon thread: it neither holds up
-the event loop nor the end of the process.
+A resolver may take half a minute for an unknown name, so each name gets a daemon thread, which delays neither the event
+loop nor the end of the process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 
 
 async def resolve(names: Collection[str], seconds: float) -> dict[str, frozenset[IPv4Address]]:
-    """The IPv4 addresses of each name, which may be an address itself; none of a name that is unknown by then."""
+    """Return the IPv4 addresses of each name or address; none of a name that is not resolved within ``seconds``."""
     loop = asyncio.get_running_loop()
     answers: dict[str, asyncio.Future[frozenset[IPv4Address]]]
     answers = {name: loop.create_future() for name in names}
@@ -31,7 +31,7 @@ def _look_up(name: str, answer: asyncio.Future[frozenset[IPv4Address]]) -> None:
     with suppress(OSError, UnicodeError):
         infos = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
         found = frozenset(IPv4Address(info[4][0]) for info in infos)
-    with suppress(RuntimeError):  # the loop is closed, nobody waits any more
+    with suppress(RuntimeError):  # the loop is closed, no task waits for the answer
         answer.get_loop().call_soon_threadsafe(_settle, answer, found)
 
 

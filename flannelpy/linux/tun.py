@@ -1,4 +1,4 @@
-"""The TUN device: opened by ioctl, gone when it is closed.
+"""The TUN device: created by an ioctl, removed by the kernel when it is closed.
 
 Source: Documentation/networking/tuntap.rst and include/uapi/linux/if_tun.h of the kernel.
 """
@@ -27,7 +27,7 @@ _TUN_F_TSO4 = 0x02
 _TUN_F_USO4 = 0x20
 _TUN_F_USO6 = 0x40
 _NO_MODULE = "; is the tun module there (modprobe tun)?"
-#: What most often is behind an error of open().
+#: The most frequent cause of each errno of open().
 _CAUSES = {
     errno.EACCES: "; this user has no permission to read and write it: chmod 666 it, or run flannelpy as root",
     errno.EPERM: "; a container or sandbox gives no permission: systemd needs DeviceAllow=/dev/net/tun rw",
@@ -38,12 +38,12 @@ _CAUSES = {
 
 
 def check_access() -> None:
-    """Say early what would fail late.  Raises HostError that names the cause."""
+    """Check early that a TUN device can be opened.  Raises HostError that names the cause."""
     os.close(_open())
 
 
 def _open() -> int:
-    """A new descriptor of the device.  Raises HostError."""
+    """Return a new descriptor of the device.  Raises HostError."""
     try:
         return os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -66,7 +66,7 @@ class Tun:
         self.name: str = _IFREQ.unpack(reply)[0].rstrip(b"\0").decode()
 
     def offload(self, *, tso: bool, uso: bool) -> tuple[bool, bool]:
-        """Ask the kernel for super-packets of TCP and UDP; which of the two it will give."""
+        """Ask the kernel for super-packets; return whether it will give those of (TCP, UDP)."""
         for use_tso, use_uso in ((tso, uso), (tso, False), (False, False)):
             flags = _TUN_F_CSUM | use_tso * _TUN_F_TSO4 | use_uso * (_TUN_F_USO4 | _TUN_F_USO6)
             try:
@@ -77,17 +77,17 @@ class Tun:
         return False, False
 
     def accept_own_address(self) -> None:
-        """Let packets in whose source is the device's own address: our ICMP errors, which are martians otherwise.
+        """Have the kernel accept packets from the device's own address: our ICMP errors, otherwise martians.
 
-        In a container /proc/sys may be read-only.  Packets of containers travel all the same, so that is no error; the
-        guard of accept_local (firewall.py) reports it.  Source: accept_local in
+        In a container, /proc/sys may be read-only.  Packets of containers travel all the same, so that is no error; the
+        check of accept_local (firewall.py) reports it.  Source: accept_local in
         Documentation/networking/ip-sysctl.rst.
         """
         with suppress(HostError):
             accept_local.enable(self.name)
 
     def read_into(self, header: memoryview, view: memoryview) -> int:
-        """Length of the next packet, put at the start of ``view``; 0 when there is none.  Raises HostError."""
+        """Read the next packet to the start of ``view``; return its length, 0 if there is none.  Raises HostError."""
         try:
             return os.readv(self.fd, (header, view)) - len(header)
         except BlockingIOError:
@@ -96,7 +96,7 @@ class Tun:
             raise HostError(f"{self.name} cannot be read any more: {error.strerror}") from error
 
     def write(self, header: bytes, packet: memoryview | bytes) -> bool:
-        """Hand a packet to the kernel; False when it does not take it.  Raises HostError when the device is gone."""
+        """Write a packet; return False if the kernel rejects it.  Raises HostError if the device was removed."""
         try:
             os.writev(self.fd, (header, packet))
         except OSError as error:
@@ -106,7 +106,7 @@ class Tun:
         return True
 
     def close(self) -> None:
-        """Close the device, which removes it with its address and routes; a second time does nothing."""
+        """Close the device, unless it is closed; the kernel removes it with its address and routes."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -16,7 +16,7 @@ _WAIT_SECONDS = 0.3
 
 
 class PortState(enum.Enum):
-    """What is known of a port.  ``SILENT``: it is open, or a firewall drops what is sent there."""
+    """The state of a port.  ``SILENT``: it is open, or a firewall drops the datagrams."""
 
     CLOSED = enum.auto()
     SILENT = enum.auto()
@@ -24,9 +24,9 @@ class PortState(enum.Enum):
 
 
 async def probe(source: IPv4Address, target: IPv4Address, port: int) -> PortState:
-    """Send empty datagrams from an address of this host to a port of another one.
+    """Send empty datagrams from an address of this host to a port of another host; return the port's state.
 
-    They do no harm: a VXLAN device drops what is shorter than a VXLAN header before it reads any of it (vxlan_rcv in
+    They do no harm: a VXLAN device drops a datagram shorter than a VXLAN header before it reads any of it (vxlan_rcv in
     drivers/net/vxlan of the kernel), and a program reads zero bytes.
     """
     try:
@@ -38,13 +38,13 @@ async def probe(source: IPv4Address, target: IPv4Address, port: int) -> PortStat
                     break
     except ConnectionRefusedError:
         return PortState.CLOSED
-    except OSError:  # no way there, or a rule of this host
+    except OSError:  # no route there, or a rule of this host rejects it
         return PortState.UNKNOWN
     return PortState.SILENT
 
 
 async def _is_answered(end: socket.socket) -> bool:
-    """Raises OSError, of which ConnectionRefusedError stands for the ICMP error."""
+    """Send one datagram; return whether an answer came.  Raises OSError, for the ICMP error ConnectionRefusedError."""
     end.send(b"")
     try:
         async with asyncio.timeout(_WAIT_SECONDS):

@@ -1,4 +1,4 @@
-"""The UDP socket that carries the overlay's datagrams, many at a time where the kernel can.
+"""The UDP socket that sends and receives the overlay's datagrams, many at a time if the kernel supports it.
 
 Source: udp(7), ip(7), include/uapi/linux/udp.h.
 """
@@ -34,20 +34,20 @@ _SEGMENT_SIZE = struct.Struct("=H")  # as we send it
 _GRO_SIZE = struct.Struct("=i")  # as it is received
 _GRO_SPACE = socket.CMSG_SPACE(_GRO_SIZE.size)
 _MEMINFO = struct.Struct("=9I")
-_SOCK_FPROG = struct.Struct("HP")  # how many instructions, and where
+_SOCK_FPROG = struct.Struct("HP")  # number of instructions, and their address
 _SEND_BYTES = 8 << 20
-# What TCP fills without loss; the kernel counts packets with their overhead, and doubles it therefore.
+# What TCP fills without loss.  The kernel doubles the value, because it counts packets with their overhead.
 _RECEIVE_BYTES = 4 << 20
-# So many hosts but one never wait behind each other.  The kernel needs memory for queues that are full only.
+# One queue for unknown senders, the others for peers.  The kernel needs memory for received datagrams only.
 _QUEUES = 32
 
-# What one datagram's fate means, by errno; everything else is the underlay's refusal.
+# The drop reason for each errno of a send; every other errno means that the underlay rejected the datagram.
 _REASONS = {
     errno.EAGAIN: DropReason.SOCKET_FULL,
     errno.ENOBUFS: DropReason.SOCKET_FULL,
     errno.EMSGSIZE: DropReason.TOO_BIG,
 }
-# What kernels answer to several segments when the network card cannot sum them up.  EINVAL is about one next hop only:
+# The errno for several segments if the network card cannot compute their checksums.  EINVAL is about one next hop only:
 # a blackhole route to it, or, in older kernels, a segment that is longer than the path's MTU.
 _GSO_REFUSED = errno.EIO
 
@@ -61,11 +61,11 @@ class UdpQueue:
         _set_buffer(end, socket.SO_RCVBUF, _SO_RCVBUFFORCE, _RECEIVE_BYTES)
 
     def fileno(self) -> int:
-        """For the event loop."""
+        """Return the descriptor, for the event loop."""
         return self._socket.fileno()
 
     def receive_into(self, view: memoryview) -> tuple[int, int, tuple[str, int]] | None:
-        """The next datagrams, put at the start of ``view``; None when there are none.
+        """Read the next datagrams to the start of ``view``; return None if there are none.
 
         Shapes: (length, segment_size, sender), the sender as (dotted address, port).
         """
@@ -75,17 +75,17 @@ class UdpQueue:
                 return length, length, sender
             length, controls, _, sender = self._socket.recvmsg_into([view], _GRO_SPACE)
         except OSError:
-            # EAGAIN, or an ICMP error about something that we sent earlier: it is read by asking for it.
+            # EAGAIN, or an ICMP error about an earlier datagram of ours, which this call has consumed.
             return None
         return length, _GRO_SIZE.unpack(controls[0][2])[0] if controls else length, sender
 
     def bind_like(self, other: socket.socket) -> None:
-        """Share its address and port.  Raises OSError."""
+        """Bind to the address and port of ``other``, in one reuseport group.  Raises OSError."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._socket.bind(other.getsockname())
 
     def dropped(self) -> int:
-        """Datagrams that the kernel did not put into the queue: its filter refused them, or the queue was full.
+        """Return how many datagrams the kernel dropped: the queue's filter dropped them, or the queue was full.
 
         Source: sock_diag.h, SK_MEMINFO_DROPS.
         """
@@ -100,7 +100,7 @@ class UdpQueue:
 class UdpSocket(UdpQueue):
     """A bound, non-blocking socket.  ``gso``, ``gro``: whether several datagrams are sent and received as one.
 
-    ``queues``: this socket, which receives everything until ``assign``, and those that take senders over from it.
+    ``queues``: this socket, which receives everything until ``assign``, and those to which ``assign`` moves senders.
     """
 
     def __init__(self, address: IPv4Address, port: int, *, gso: bool = True, gro: bool = True) -> None:
@@ -117,7 +117,7 @@ class UdpSocket(UdpQueue):
         self.queues: list[UdpQueue] = [self, *self._more_queues()]
 
     def send(self, data: memoryview | bytes, segment_size: int, to: tuple[str, int]) -> DropReason | None:
-        """Send datagrams of ``segment_size``, the last maybe shorter; the reason when they could not be sent."""
+        """Send datagrams of ``segment_size`` bytes, the last maybe shorter; return the drop reason of a failure."""
         try:
             if len(data) <= segment_size:
                 self._socket.sendto(data, to)
@@ -127,27 +127,27 @@ class UdpSocket(UdpQueue):
         except OSError as error:
             if error.errno == _GSO_REFUSED and len(data) > segment_size:
                 self.gso = False
-                log.warning("The kernel refuses UDP_SEGMENT (%s), sending datagrams one by one", error.strerror)
+                log.warning("Kernel rejected UDP_SEGMENT: %s; sending datagrams one by one", error.strerror)
             return _REASONS.get(error.errno or 0, DropReason.SEND_FAILED)
         return None
 
     def assign(self, senders: Mapping[str, int], port: int | None) -> None:
-        """Have datagrams of these dotted addresses go to the queues with these numbers, if they come from ``port``.
+        """Have the kernel put datagrams from these dotted addresses and ``port`` into the queues with these numbers.
 
-        ``port``: None for any.  All others go to queue 0.  Where the kernel has no room for the program
+        ``port``: None for any.  All other datagrams go to queue 0.  If the program is too large for the kernel
         (net.core.optmem_max), a sender's address selects its queue.
         """
         count = len(self.queues)
         if count > 1 and not self._select(queue_selection.program(senders, port, count)):
             self._select(queue_selection.spread(count))
 
-    def refuse_others(self) -> None:
-        """Have the kernel refuse most of what goes to queue 0, if ``assign`` has led known senders to others."""
+    def sample_unknown_senders(self) -> None:
+        """Have the kernel drop most datagrams of queue 0, if ``assign`` gave known senders other queues."""
         if len(self.queues) > 1:
             _attach(self._socket, _SO_ATTACH_FILTER, queue_selection.SAMPLE)
 
-    def refused(self) -> int:
-        """Datagrams that the kernel did not give us: of unknown senders, or because a queue was full."""
+    def kernel_drops(self) -> int:
+        """Return how many datagrams the kernel dropped: of unknown senders, or because a queue was full."""
         return sum(queue.dropped() for queue in self.queues)
 
     def close(self) -> None:
@@ -157,9 +157,10 @@ class UdpSocket(UdpQueue):
         super().close()
 
     def _more_queues(self) -> list[UdpQueue]:
-        """Sockets with our address and port, which get nothing yet; none if the kernel cannot select among sockets.
+        """Return sockets with our address and port, which get no datagrams until ``assign``.
 
-        They are bound after ours, which shares its port from then on: with no socket of another program.
+        Their list is empty if the kernel cannot select among sockets.  They are bound after ours, so that ours was
+        bound without SO_REUSEPORT, and fails if another program has the port.
         """
         queues: list[UdpQueue] = []
         try:
@@ -170,7 +171,7 @@ class UdpSocket(UdpQueue):
             if self._select(queue_selection.program({}, None, _QUEUES)):
                 return queues
         except OSError as error:
-            log.warning("All hosts share one receive queue: %s", error.strerror)
+            log.warning("Failed to create receive queues: %s; all peers share one", error.strerror)
         for queue in queues:
             queue.close()
         return []
@@ -192,7 +193,7 @@ def _has(end: socket.socket, option: int, value: int) -> bool:
 
 
 def _set_buffer(end: socket.socket, option: int, forced: int, size: int) -> None:
-    """Beyond the system's limit only with CAP_NET_ADMIN."""
+    """Set a buffer size; with CAP_NET_ADMIN also one beyond the system's limit."""
     end.setsockopt(socket.SOL_SOCKET, option, size)
     with suppress(PermissionError):
         end.setsockopt(socket.SOL_SOCKET, forced, size)

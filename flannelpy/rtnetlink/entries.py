@@ -1,6 +1,6 @@
-"""What leads packets to other hosts in the kernel: routes by a gateway, neighbours, forwarding entries.  Pure.
+"""The kernel's entries that lead packets to peers: gateway routes, neighbours, FDB entries.  Pure.
 
-An entry has a ``key``, and putting another one of that key replaces it.
+An entry has a ``key``.  A neighbour or FDB entry replaces the present one with the same key.
 
 Source: rtnetlink(7), include/uapi/linux/rtnetlink.h and neighbour.h of the kernel.
 """
@@ -53,7 +53,7 @@ _NUD_PERMANENT = 0x80
 _NTF_SELF = 0x02
 
 _NUMBER = struct.Struct("=I")
-# The attributes of a route that Gateway can describe, and what stands before the value of each.
+# The attributes of a route that GatewayRoute can describe, and the header of each attribute.
 _DEFINED = {_RTA_DST, _RTA_GATEWAY, _RTA_OIF}
 _OF_A_GATEWAY = {*_DEFINED, _RTA_TABLE}
 _OF_ROUTE, _OF_NEIGHBOUR = bytes([RTM_DELROUTE]), bytes([RTM_DELNEIGH])
@@ -71,10 +71,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class GatewayRoute:
-    """A route of the main table by way of another machine, out of the interface with that index.
+    """A route of the main table by a gateway, out of the interface with that index.
 
-    ``is_onlink``: the gateway counts as reachable there, whatever its address.  ``protocol`` is the program that put
-    it; by default we.
+    ``is_onlink``: the kernel takes the gateway as reachable there, without a route to it.  ``protocol`` identifies the
+    program that added the route, by default flannelpy.
     """
 
     destination: IPv4Network
@@ -85,14 +85,14 @@ class GatewayRoute:
 
     @property
     def key(self) -> Hashable:
-        """One route to each destination."""
+        """Return the destination: flannelpy has one route to each."""
         return self.destination
 
     def __str__(self) -> str:
         return f"route to {self.destination} via {self.gateway}"
 
     def body(self) -> bytes:
-        """Struct rtmsg, and attributes."""
+        """Return struct rtmsg and the attributes."""
         flags = _RTNH_F_ONLINK if self.is_onlink else 0
         return (
             _RTMSG.pack(
@@ -106,7 +106,7 @@ class GatewayRoute:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """The MAC of an address on the link with that index, for good: what ARP would find out."""
+    """A permanent neighbour: the MAC of an address on the link with that index, which ARP would find otherwise."""
 
     address: IPv4Address
     mac: str
@@ -114,14 +114,14 @@ class Neighbour:
 
     @property
     def key(self) -> Hashable:
-        """One MAC for each address of a link."""
+        """Return address and link: the kernel has one MAC for both."""
         return self.address, self.link_index
 
     def __str__(self) -> str:
         return f"neighbour {self.address} at {self.mac}"
 
     def body(self) -> bytes:
-        """Struct ndmsg, and attributes."""
+        """Return struct ndmsg and the attributes."""
         return (
             _NDMSG.pack(_AF_INET, self.link_index, _NUD_PERMANENT, 0, 0)
             + attribute(_NDA_DST, self.address.packed)
@@ -131,9 +131,9 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class FdbEntry:
-    """Where a VXLAN device sends what is for a MAC: an entry of its forwarding database.
+    """An entry of a VXLAN device's forwarding database: the host to which it sends frames for a MAC.
 
-    ``way_out``: the index of the interface by which it sends, 0 where the routes decide, as ours always do.
+    ``way_out``: the index of the interface by which the device sends, 0 if the routes decide, as in all of ours.
     """
 
     mac: str
@@ -143,14 +143,14 @@ class FdbEntry:
 
     @property
     def key(self) -> Hashable:
-        """One host for each MAC of a device."""
+        """Return MAC and device: the kernel has one host for both."""
         return self.mac, self.link_index
 
     def __str__(self) -> str:
         return f"forwarding of {self.mac} to {self.public_ip}"
 
     def body(self) -> bytes:
-        """Struct ndmsg, and attributes."""
+        """Return struct ndmsg and the attributes."""
         return (
             _NDMSG.pack(_AF_BRIDGE, self.link_index, _NUD_PERMANENT, _NTF_SELF, 0)
             + attribute(_NDA_DST, self.public_ip.packed)
@@ -159,28 +159,17 @@ class FdbEntry:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ProhibitRule:
-    """A rule that refuses, before any route but those to the host itself, what one network sends to another."""
-
-    source: IPv4Network
-    destination: IPv4Network
-
-    def __str__(self) -> str:
-        return f"rule against packets from {self.source} to {self.destination}"
-
-
 Entry = GatewayRoute | Neighbour | FdbEntry
 
-#: What one destination needs, in the order in which it is put: what leads packets there comes last.
+#: The entries of one peer in the order in which they are added: the route, which leads packets there, is the last.
 PeerEntries = tuple[Entry, ...]
 
 
 def add_request(entry: Entry) -> Message:
-    """The request that adds an entry.
+    """Return the request that adds an entry.
 
-    A route is refused (EEXIST) where there is one of that destination, whoever added it.  A neighbour or FDB entry,
-    which is on a device of ours, replaces that of its key.
+    The kernel rejects a route (EEXIST) if there is one to that destination, whichever program added it.  A neighbour or
+    FDB entry, which is on our own device, replaces the one with its key.
     """
     if isinstance(entry, GatewayRoute):
         return Message(RTM_NEWROUTE, entry.body(), NLM_F_CREATE | NLM_F_EXCL)
@@ -188,32 +177,32 @@ def add_request(entry: Entry) -> Message:
 
 
 def append_request(route: GatewayRoute) -> Message:
-    """The request that adds a route behind those of its destination, which the kernel uses until they are removed."""
+    """Return the request that appends a route to those of its destination, which the kernel prefers until removed."""
     return Message(RTM_NEWROUTE, route.body(), NLM_F_CREATE | NLM_F_APPEND)
 
 
-#: What tells an entry from all others: the request that removes it, as bytes, which are hashed and compared quickly and
-#: are none of the garbage collector's business.
+#: Distinguishes an entry from all others: the request that removes it.  It is bytes, because these are hashed and
+#: compared quickly, and the garbage collector does not track them.
 Identity = bytes
 
 
 def identity(entry: Entry) -> Identity:
-    """Of an entry that is wanted."""
+    """Return the identity of a wanted entry."""
     return (_OF_ROUTE if isinstance(entry, GatewayRoute) else _OF_NEIGHBOUR) + entry.body()
 
 
 def identity_of(route: KernelRoute) -> Identity:
-    """Of a route that was listed; a route that ``GatewayRoute`` can describe gets the identity of that."""
+    """Return the identity of a listed route; if ``GatewayRoute`` can describe it, the identity of that."""
     return _OF_ROUTE + _plain_body(route)
 
 
 def delete_request(of: Identity) -> Message:
-    """The request that removes exactly this entry."""
+    """Return the request that removes exactly this entry."""
     return Message(of[0], of[1:])
 
 
 def is_route(of: Identity) -> bool:
-    """Whether it is of a route."""
+    """Return whether this is the identity of a route."""
     return of[0] == RTM_DELROUTE
 
 
@@ -238,7 +227,7 @@ def _plain_body(route: KernelRoute) -> bytes:
 
 
 def is_owned(route: KernelRoute, network: IPv4Network, link_index: int) -> bool:
-    """Whether a route into ``network`` is ours: by its mark, or because it leads out of our own device.
+    """Return whether a route into ``network`` is ours: it has our mark, or leads out of our own device.
 
     The device's connected route, to ``network`` as a whole, is not an entry.  Without a device ``link_index`` is 0.
     """
@@ -253,12 +242,12 @@ def is_owned(route: KernelRoute, network: IPv4Network, link_index: int) -> bool:
 
 
 def destination(of: Identity) -> IPv4Network | None:
-    """The destination of a route; None of another entry."""
+    """Return the destination of a route, None for another entry."""
     return routes_.parse(delete_request(of)).destination if is_route(of) else None
 
 
 def describe(of: Identity) -> str:
-    """An entry in words."""
+    """Return an entry in words."""
     if is_route(of):
         route = routes_.parse(delete_request(of))
         return f"route to {route.destination}" + (f" via {route.gateway}" if route.gateway else "")
@@ -266,7 +255,7 @@ def describe(of: Identity) -> str:
 
 
 def key(of: Identity) -> Hashable:
-    """The key within which an entry is replaced by another one."""
+    """Return the key within which an entry is replaced by another one."""
     return destination(of) if is_route(of) else _neighbour_entry(of).key
 
 
@@ -285,18 +274,18 @@ ALL_ROUTES = Message(RTM_GETROUTE, _RTMSG.pack(_AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def all_neighbours(link_index: int) -> Message:
-    """The request that lists the IPv4 neighbours on a link."""
+    """Return the request that lists the IPv4 neighbours on a link."""
     wanted = attribute(_NDA_IFINDEX, _NUMBER.pack(link_index))
     return Message(RTM_GETNEIGH, _NDMSG.pack(_AF_INET, 0, 0, 0, 0) + wanted)
 
 
 def all_fdb_entries(link_index: int) -> Message:
-    """The request that lists the forwarding database of a device; old kernels list those of others, too."""
+    """Return the request that lists the forwarding database of a device; old kernels list others as well."""
     return Message(RTM_GETNEIGH, _NDMSG.pack(_AF_BRIDGE, link_index, 0, 0, 0))
 
 
 class _RouteMessage(NamedTuple):
-    """A route of the main table as it was listed."""
+    """A route of the main table from a listing."""
 
     destination: IPv4Network
     type_of_service: int
@@ -305,13 +294,13 @@ class _RouteMessage(NamedTuple):
     attributes: dict[int, bytes]
 
     def number(self, name: int) -> int:
-        """The value of an attribute, 0 without it."""
+        """Return the value of an attribute, 0 without it."""
         value: int = _NUMBER.unpack(self.attributes.get(name, bytes(_NUMBER.size)))[0]
         return value
 
 
 def routes(messages: list[Message]) -> list[Route]:
-    """Those of the main table, one for each way out of a multipath route."""
+    """Return the main table's routes of a listing, one for each next hop of a multipath route."""
     return [
         Route(route.destination, link_index, route.number(_RTA_PRIORITY))
         for route in _of_main_table(messages)
@@ -320,12 +309,12 @@ def routes(messages: list[Message]) -> list[Route]:
 
 
 def is_default(message: Message) -> bool:
-    """Whether a listed route leads to everything."""
+    """Return whether a listed route leads to everything."""
     return message.body[_DST_LEN] == 0
 
 
 def neighbours(messages: list[Message], link_index: int) -> list[Neighbour]:
-    """Those that are permanent, of that link."""
+    """Return the permanent neighbours of that link from a listing."""
     return [
         Neighbour(IPv4Address(found[_NDA_DST]), found[_NDA_LLADDR].hex(":"), link_index)
         for found in _permanent(messages, _AF_INET, link_index, 0)
@@ -333,7 +322,7 @@ def neighbours(messages: list[Message], link_index: int) -> list[Neighbour]:
 
 
 def fdb_entries(messages: list[Message], link_index: int) -> list[FdbEntry]:
-    """Those that are permanent and lead to a host, of that device."""
+    """Return the permanent FDB entries of that device that lead to a host, from a listing."""
     return [
         FdbEntry(found[_NDA_LLADDR].hex(":"), IPv4Address(found[_NDA_DST]), link_index, _way_out(found))
         for found in _permanent(messages, _AF_BRIDGE, link_index, _NTF_SELF)
@@ -352,7 +341,7 @@ def _of_main_table(messages: list[Message]) -> list[_RouteMessage]:
 
 
 def _ways_out(route: _RouteMessage) -> list[int]:
-    """The interface indices that a route leads to; none for an unreachable or blackhole route."""
+    """Return the interface indices that a route leads to; none for an unreachable or blackhole route."""
     if _RTA_OIF in route.attributes:
         return [route.number(_RTA_OIF)]
     hops, indices = route.attributes.get(_RTA_MULTIPATH, b""), []
@@ -364,7 +353,7 @@ def _ways_out(route: _RouteMessage) -> list[int]:
 
 
 def _permanent(messages: list[Message], family: int, link_index: int, flags: int) -> list[dict[int, bytes]]:
-    """Their attributes, of those that have an address and a MAC, and neither port nor VNI of their own."""
+    """Return the attributes of permanent entries that have address and MAC, but no port or VNI of their own."""
     found = []
     for message in messages:
         its_family, its_index, state, its_flags, _ = _NDMSG.unpack_from(message.body)

@@ -1,4 +1,4 @@
-"""Network interfaces and IPv4 addresses as the kernel lists them.  Pure.
+"""Network interfaces and IPv4 addresses, as listed by the kernel.  Pure.
 
 Source: rtnetlink(7), include/uapi/linux/if_link.h, if_addr.h and if.h of the kernel.
 """
@@ -75,7 +75,7 @@ class Link:
 
     @property
     def is_exit(self) -> bool:
-        """Whether packets can leave the machine by it: they do not by a loopback or dummy interface."""
+        """Return whether packets can leave the host by it, as they cannot by a loopback or dummy interface."""
         return not self.is_loopback and self.kind != "dummy"
 
 
@@ -83,7 +83,7 @@ class Link:
 class Address:
     """An IPv4 address on the interface with that index; ``peer`` is the other end of a point-to-point address.
 
-    ``flags`` and ``scope`` are the kernel's numbers, which make it no other address.
+    ``flags`` and ``scope`` are the kernel's numbers; two addresses that differ only in them are equal.
     """
 
     link_index: int
@@ -95,7 +95,7 @@ class Address:
 
     @property
     def flaw(self) -> str:
-        """Why flannelpy does not choose this address by itself, such as ``deprecated``; empty for a usable one."""
+        """Return why flannelpy does not choose this address by itself, as ``deprecated``; empty for a usable one."""
         if self.address.is_loopback or self.address.is_multicast:
             return "loopback" if self.address.is_loopback else "multicast"
         if self.scope >= _SCOPE_HOST:
@@ -106,17 +106,17 @@ class Address:
 
     @property
     def is_last_resort(self) -> bool:
-        """Whether it is valid on its link only, as one that an interface gives itself while DHCP does not answer."""
+        """Return whether it is valid on its link only, as an address that a host assigns itself without DHCP."""
         return self.address.is_link_local or self.scope >= _SCOPE_LINK
 
     @cached_property
     def interface(self) -> IPv4Interface:
-        """With its prefix length."""
+        """Return the address with its prefix length."""
         return IPv4Interface((self.address, self.prefix_len))
 
     @property
     def destination(self) -> IPv4Network:
-        """To where the kernel adds a route with the address."""
+        """Return the network to which the kernel adds a route with the address."""
         return IPv4Network((int(self.peer or self.address), self.prefix_len), strict=False)
 
 
@@ -131,7 +131,7 @@ ALL_ADDRESSES = Message(RTM_GETADDR, _IFADDRMSG.pack(_AF_INET, 0, 0, 0, 0))
 
 
 def link_named(name: str) -> Message:
-    """The request for the interface of that name."""
+    """Return the request for the interface of that name."""
     return Message(
         RTM_GETLINK,
         _IFINFOMSG.pack(0, 0, 0, 0, 0)
@@ -141,7 +141,7 @@ def link_named(name: str) -> Message:
 
 
 def link(message: Message) -> Link:
-    """An interface as it was listed."""
+    """Return the interface that a message of a listing describes."""
     _, _, index, flags, _ = _IFINFOMSG.unpack_from(message.body)
     has = attributes(message.body, _IFINFOMSG.size)
     info = attributes(has.get(_IFLA_LINKINFO, b""), 0)
@@ -163,13 +163,13 @@ def link(message: Message) -> Link:
 
 
 def address(message: Message) -> Address:
-    """An address as it was listed."""
+    """Return the address that a message of a listing describes."""
     return _address(message.body)
 
 
 @lru_cache(_CACHED_ADDRESSES)
 def _address(body: bytes) -> Address:
-    """A host may have thousands, which hardly ever change."""
+    """Return a cached address: a host may have thousands, which rarely change."""
     _, prefix_len, low_flags, scope, link_index = _IFADDRMSG.unpack_from(body)
     has = attributes(body, _IFADDRMSG.size)
     local = has.get(_IFA_LOCAL) or has[_IFA_ADDRESS]
@@ -197,5 +197,5 @@ def _number(value: bytes | None) -> int:
 
 
 def _text(value: bytes) -> str:
-    """A name that another program chose, which may be no UTF-8."""
+    """Return a name that another program chose, and that may not be UTF-8."""
     return value.split(b"\0")[0].decode(errors="surrogateescape")

@@ -15,7 +15,7 @@ RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-#: In the number of an attribute that consists of attributes; older ones do without it.
+#: In the number of an attribute that consists of attributes; older attributes lack it.
 NLA_F_NESTED = 0x8000
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
 
@@ -28,7 +28,7 @@ _ERROR = struct.Struct("=i")
 
 
 class Message(NamedTuple):
-    """What stands behind the header: a fixed structure, and attributes."""
+    """The part of a message after the header: a fixed structure, and attributes."""
 
     message_type: int
     body: bytes
@@ -36,13 +36,13 @@ class Message(NamedTuple):
 
 
 def encode(message: Message, sequence: int) -> bytes:
-    """With its header, padded so that another one may follow."""
+    """Return a message with its header, padded so that another one may follow."""
     length = _HEADER.size + len(message.body)
     return _HEADER.pack(length, message.message_type, message.flags, sequence, 0) + message.body + bytes(-length % 4)
 
 
 def decode(data: bytes) -> Iterator[tuple[int, Message]]:
-    """The messages in ``data`` with their sequence numbers; what is cut off or lies about its length ends them."""
+    """Return the messages in ``data`` with their sequence numbers, up to the first truncated or malformed one."""
     start = 0
     while start + _HEADER.size <= len(data):
         length, message_type, flags, sequence, _ = _HEADER.unpack_from(data, start)
@@ -53,7 +53,7 @@ def decode(data: bytes) -> Iterator[tuple[int, Message]]:
 
 
 def error_of(message: Message) -> int:
-    """The errno in a message that is an error or the end of a listing; 0 in any other, and where all went well."""
+    """Return the errno of an error or of the end of a listing; 0 for success, and for any other message."""
     if message.message_type not in (NLMSG_ERROR, NLMSG_DONE) or len(message.body) < _ERROR.size:
         return 0
     value: int = _ERROR.unpack_from(message.body)[0]
@@ -61,12 +61,12 @@ def error_of(message: Message) -> int:
 
 
 def attribute(number: int, value: bytes) -> bytes:
-    """An attribute, padded so that another one may follow."""
+    """Return an attribute, padded so that another one may follow."""
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), number) + value + bytes(-len(value) % 4)
 
 
 def attributes(body: bytes, start: int) -> dict[int, bytes]:
-    """The attributes behind a structure of ``start`` bytes, by their numbers; the last one of a number counts."""
+    """Return the attributes after a structure of ``start`` bytes, by number; the last one of a number counts."""
     found = {}
     while start + _ATTRIBUTE.size <= len(body):
         length, number = _ATTRIBUTE.unpack_from(body, start)
@@ -78,7 +78,7 @@ def attributes(body: bytes, start: int) -> dict[int, bytes]:
 
 
 def repeated(body: bytes, number: int) -> Iterator[bytes]:
-    """The values of all attributes of one number in a list of attributes."""
+    """Return the values of all attributes of one number in a list of attributes."""
     while len(body) >= _ATTRIBUTE.size:
         length, its_number = _ATTRIBUTE.unpack_from(body)
         if length < _ATTRIBUTE.size:

@@ -1,4 +1,4 @@
-"""The kernel's IPv4 routes as it lists them, and which one it would use for a packet.  Pure.
+"""The kernel's IPv4 routes, and its answers about the route of a packet.  Pure.
 
 Source: rtnetlink(7), include/uapi/linux/rtnetlink.h, inet_rtm_getroute in net/ipv4/route.c of the kernel.
 """
@@ -22,7 +22,7 @@ _NUMBER = struct.Struct("=I")
 _RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 2, 3, 4, 5, 6
 _RTA_PREFSRC, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA, _RTA_NH_ID = 7, 9, 15, 18, 30
 _RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x1000, 0x2000
-# What identifies a route with a nexthop object; the kernel refuses (EINVAL) a request that also has its next hops.
+# What identifies a route with a nexthop object; the kernel rejects (EINVAL) a request that also has its next hops.
 _OF_A_NEXTHOP_OBJECT = (_RTA_DST, _RTA_PRIORITY, _RTA_TABLE, _RTA_NH_ID)
 _RTNH_F_ONLINK = 4
 _MAX_SMALL_TABLE = 255
@@ -44,7 +44,7 @@ _TABLES = {253: "default", 254: "main", 255: "local"}
 
 
 class RouteFilter(NamedTuple):
-    """Which routes are listed; 0 stands for all, of ``except_protocol`` for none."""
+    """Selects the routes of a listing; 0 stands for all, in ``except_protocol`` for none."""
 
     protocol: int = 0
     link_index: int = 0
@@ -53,7 +53,7 @@ class RouteFilter(NamedTuple):
     except_protocol: int = 0
 
     def request(self) -> Message:
-        """The request for these; kernels before 4.20 answer it with all routes."""
+        """Return the request for these routes; kernels before 4.20 answer it with all routes."""
         by_link = attribute(_RTA_OIF, _NUMBER.pack(self.link_index)) if self.link_index else b""
         table = self.table if self.table <= _MAX_SMALL_TABLE else 0
         by_table = attribute(_RTA_TABLE, _NUMBER.pack(self.table)) if table != self.table else b""
@@ -63,8 +63,8 @@ class RouteFilter(NamedTuple):
         )
 
     def select(self, messages: Iterable[Message]) -> list[KernelRoute]:
-        """Those of a listing that are wanted.  One of several next hops suffices for ``link_index``."""
-        # Most of what is not wanted is found out by its header, which takes a tenth of the time.
+        """Return the wanted routes of a listing.  One of several next hops suffices for ``link_index``."""
+        # The header alone excludes most unwanted routes, in a tenth of the time.
         likely = (
             message
             for message in messages
@@ -80,7 +80,7 @@ class RouteFilter(NamedTuple):
 
 
 class KernelRoute(NamedTuple):
-    """A route as the kernel listed it.  ``body``: struct rtmsg, and attributes."""
+    """A route from a listing of the kernel.  ``body``: struct rtmsg, and attributes."""
 
     body: bytes
     prefix_len: int
@@ -93,63 +93,63 @@ class KernelRoute(NamedTuple):
 
     @property
     def destination(self) -> IPv4Network:
-        """The prefix that it is for."""
+        """Return the destination prefix."""
         return IPv4Network((self.attributes.get(_RTA_DST, bytes(4)), self.prefix_len))
 
     @property
     def gateway(self) -> IPv4Address | None:
-        """The next machine; None without one, and where there are several."""
+        """Return the address of the gateway; None without one, and if there are several."""
         found = self.attributes.get(_RTA_GATEWAY)
         return IPv4Address(found) if found else None
 
     @property
     def has_ipv6_gateway(self) -> bool:
-        """Whether the next machine has an IPv6 address, which the kernel lists as another attribute."""
+        """Return whether the gateway has an IPv6 address, which the kernel lists in another attribute."""
         return _RTA_VIA in self.attributes
 
     @property
     def source(self) -> IPv4Address | None:
-        """The source address that packets of the host itself get, if the route names one."""
+        """Return the source address that packets of the host itself get, if the route names one."""
         found = self.attributes.get(_RTA_PREFSRC)
         return IPv4Address(found) if found else None
 
     @property
     def link_index(self) -> int:
-        """The interface it leads out of; 0 for none, and for several."""
+        """Return the index of the outgoing interface; 0 without one, and if there are several."""
         return self._number(_RTA_OIF)
 
     @property
     def metric(self) -> int:
-        """The lowest one wins."""
+        """Return the metric, of which the lowest wins."""
         return self._number(_RTA_PRIORITY)
 
     @property
     def table(self) -> int:
-        """The number of its table."""
+        """Return the number of its table."""
         return self._number(_RTA_TABLE) or self.body[4]
 
     @property
     def is_onlink(self) -> bool:
-        """Whether the gateway counts as reachable, whatever its address."""
+        """Return whether the kernel takes the gateway as reachable, without a route to it."""
         return bool(self.flags & _RTNH_F_ONLINK)
 
     @property
     def has_several_hops(self) -> bool:
-        """Whether it has several next hops of its own or of a nexthop object."""
+        """Return whether it has several next hops of its own or of a nexthop object."""
         return _RTA_MULTIPATH in self.attributes
 
     @property
     def has_nexthop_object(self) -> bool:
-        """Whether its next hop is an object that other programs can change, as those of FRR are."""
+        """Return whether its next hop is a nexthop object, which other programs such as FRR can change."""
         return _RTA_NH_ID in self.attributes
 
     @property
     def is_unicast(self) -> bool:
-        """Whether it leads to another machine or a network, and neither to the host itself nor to an error."""
+        """Return whether it leads to another machine or a network, and neither to the host itself nor to an error."""
         return self.kind == UNICAST
 
     def text(self, name_of: Callable[[int], str]) -> str:
-        """As ``ip route del`` takes it; ``name_of`` an interface with an index."""
+        """Return the route in the syntax of ``ip route del``; ``name_of`` returns the name of an interface index."""
         return " ".join(self._words(name_of))
 
     def _words(self, name_of: Callable[[int], str]) -> Iterator[str]:
@@ -175,7 +175,7 @@ class KernelRoute(NamedTuple):
             yield " ".join(["nexthop", *_hop_words(gateway, link_index, name_of)])
 
     def _hops(self) -> Iterator[tuple[IPv4Address | None, int]]:
-        """Gateway and interface of each next hop of several."""
+        """Yield gateway and interface of each next hop, if there are several."""
         left = b"" if _RTA_NH_ID in self.attributes else self.attributes.get(_RTA_MULTIPATH, b"")
         while len(left) >= _RTNEXTHOP.size:
             length, _, _, link_index = _RTNEXTHOP.unpack_from(left)
@@ -196,14 +196,14 @@ def _hop_words(gateway: IPv4Address | None, link_index: int, name_of: Callable[[
 
 
 def parse(message: Message) -> KernelRoute:
-    """A route of a listing."""
+    """Return the route that a message of a listing describes."""
     _, prefix_len, _, tos, _, protocol, scope, kind, flags = _RTMSG.unpack_from(message.body)
     has = attributes(message.body, _RTMSG.size)
     return KernelRoute(message.body, prefix_len, tos, protocol, scope, kind, flags, has)
 
 
 def removal_body(route: KernelRoute) -> bytes:
-    """What a request of RTM_DELROUTE has to hold to remove exactly this route."""
+    """Return the body of the RTM_DELROUTE request that removes exactly this route."""
     if _RTA_NH_ID not in route.attributes:
         return route.body
     has = route.attributes
@@ -214,8 +214,8 @@ def removal_body(route: KernelRoute) -> bytes:
 class RouteQuery(NamedTuple):
     """A packet to ``destination``.
 
-    Without ``input_index`` the host itself sends it.  With it the packet is forwarded: it came in by the interface with
-    that index, and has that source.
+    Without ``input_index``, the host itself sends the packet.  With it, the host forwards the packet: it arrived by the
+    interface with that index, and has that source.
     """
 
     destination: IPv4Address
@@ -223,7 +223,7 @@ class RouteQuery(NamedTuple):
     input_index: int = 0
 
     def request(self, *, matched: bool) -> Message:
-        """Ask for the route that the kernel would use; with ``matched`` as it stands in its table."""
+        """Return the request for the route that the kernel would use; with ``matched``, as it is in its table."""
         flags = _RTM_F_LOOKUP_TABLE | (_RTM_F_FIB_MATCH if matched else 0)
         source = attribute(_RTA_SRC, self.source.packed) if self.source else b""
         by_link = attribute(_RTA_IIF, _NUMBER.pack(self.input_index)) if self.input_index else b""
@@ -237,13 +237,14 @@ class RouteQuery(NamedTuple):
 
 
 class RouteAnswer(NamedTuple):
-    """The route that the kernel would use, or the errno by which it refuses the packet.
+    """The route that the kernel would use, or the errno by which it rejects the packet.
 
-    EINVAL: blackhole, or a source that cannot be.  EACCES: prohibit.  EHOSTUNREACH: unreachable, or forwarding is off.
-    ENETUNREACH: no route.  EXDEV: rp_filter refuses the source.
+    EINVAL: blackhole, or an impossible source.  EACCES: prohibit.  EHOSTUNREACH: unreachable, or forwarding is off.
+    ENETUNREACH: no route.  EXDEV: rp_filter rejects the source.
 
-    Which of several next hops it would use is known only of a query that is not ``matched``; ``protocol``, ``prefix``
-    and ``route`` only of one that is.  ``source``: which address the host itself would send from.
+    Only an answer to a query that is not ``matched`` has the next hop that the kernel would use of several.  Only an
+    answer to a ``matched`` query has ``protocol``, ``prefix`` and ``route``.  ``source`` is the address from which the
+    host itself would send.
     """
 
     errno: int = 0
@@ -259,16 +260,16 @@ class RouteAnswer(NamedTuple):
     has_ipv6_gateway: bool = False
 
     def is_on_link(self, link_index: int) -> bool:
-        """Whether the kernel sends the packet to its destination itself, out of the interface with that index.
+        """Return whether the kernel sends the packet to its destination itself, out of the interface with that index.
 
-        A broadcast address is on the link, too, and no host's.
+        The answer is no for a broadcast address, which is on the link but belongs to no host.
         """
         is_direct = self.gateway is None and not self.has_ipv6_gateway
         return not self.errno and self.kind == UNICAST and is_direct and self.link_index == link_index
 
 
 def answer(message: Message, *, matched: bool) -> RouteAnswer:
-    """The answer to a ``RouteQuery``."""
+    """Return the answer to a ``RouteQuery``."""
     if error := error_of(message):
         return RouteAnswer(errno=error)
     route = parse(message)

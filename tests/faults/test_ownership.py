@@ -433,7 +433,7 @@ def test_several_daemons_with_subnet_files_of_their_own(host: Host, backend: Bac
         assert refused.returncode == 1
         assert "a flannelpy runs here with the subnet file /run/flannel/tenant2.env: stop it first" in refused.stderr
         assert other.state() == before[1]
-        assert "put right" not in second.log()
+        assert "; restored" not in second.log()
         assert second.stop() == 0
 
 

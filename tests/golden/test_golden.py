@@ -37,15 +37,17 @@ from flannelpy.datapath.routes import NextHop, Routes
 from flannelpy.host import external_endpoint
 from flannelpy.leasing import subnet_file
 from flannelpy.linux import systemd
+from flannelpy.linux.netlink import monitor
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import Tun
 from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.packet import ipv4, vnet_hdr
 from flannelpy.packet.drops import DropReason
 from flannelpy.registry.base import KeyValue
-from flannelpy.rtnetlink.entries import Identity, ProhibitRule, Route
+from flannelpy.rtnetlink.entries import Identity, Route
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
+from flannelpy.rtnetlink.rules import ProhibitRule
 from flannelpy.subnet import config
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
 from flannelpy.subnet.lease_policy import Terms
@@ -350,7 +352,7 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
     monkeypatch.setattr(network, "Netlink", Machine)
     monkeypatch.setattr(udp_backend, "Netlink", Machine)
     monkeypatch.setattr(repair_loop, "Netlink", Machine)
-    monkeypatch.setattr(repair_loop, "notifications", no_changes)
+    monkeypatch.setattr(monitor, "notifications", no_changes)
     monkeypatch.setattr(device, "Tun", Device)
     monkeypatch.setattr(udp_backend, "UdpSocket", bind)
     FakeTables().install(monkeypatch)

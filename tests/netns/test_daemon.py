@@ -290,7 +290,10 @@ def test_an_unreachable_etcd_is_waited_for(lab: Lab, host: Host) -> None:
             '{"Network":"11.0.0.0/16","Backend":{"Type":"foo"}}',
             "unknown backend type: 'foo'; Backend.Type may be alloc, host-gw, udp, vxlan",
         ),
-        ('{"Network":"11.0.0.0/16","Backend":{"Type":"udp","Port":0}}', "Backend.Port 0 is not a UDP port: 1 to 65535"),
+        (
+            '{"Network":"11.0.0.0/16","Backend":{"Type":"udp","Port":0}}',
+            "Backend.Port 0 is not a number from 1 to 65535",
+        ),
         ('{"Network":"11.0.0.0/16","SubnetLen":33}', "SubnetLen 33 must be less than /31"),
     ],
 )

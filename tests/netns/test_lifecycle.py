@@ -104,7 +104,7 @@ def test_settings_that_cannot_be_written_are_one_warning_at_most(
     wait_for(lambda: is_ready(host), 5, "the ready file")
     wait_for(lambda: "FLANNEL-A" in host.run("iptables-save", "-t", "filter").stdout, 10, "two checks of the rules")
     host.configure("link set flannel0 down")
-    daemon.wait_for_log("flannel0 .*: put right")
+    daemon.wait_for_log("flannel0 .*; restored")
     warned = re.findall(r"^[WEF].*accept_local.*$", daemon.log(), re.MULTILINE)
     assert daemon.stop() == 0
     if sysctl:
@@ -245,7 +245,7 @@ def test_a_line_of_the_packet_path_names_its_network(world: Lab) -> None:
     wait_for(lambda: is_ready(host, "green"), _SETTLE_SECONDS, "green to be ready")
     host.configure("link delete flannel0")
     daemon.wait_for_log(r"^E.*\] green: flannel0 (cannot be read any more|is gone)")
-    daemon.wait_for_log(r"^W.*\] green: flannel0 was removed: put right")
+    daemon.wait_for_log(r"^W.*\] green: flannel0 was removed; restored")
 
 
 def lose_subnet(host: Host, daemon: Daemon, name: str) -> None:

@@ -127,7 +127,9 @@ def test_a_config_that_breaks_stops_its_network_alone_and_only_at_the_next_start
         host.start_daemon(*FLAGS)
     for host in world.hosts:
         daemon = host.daemons[-1]
-        daemon.wait_for_log(r'E.*\] green: Failed to retrieve network config: Backend.Port "8285" is not a UDP port')
+        daemon.wait_for_log(
+            r'E.*\] green: Failed to retrieve network config: Backend.Port "8285" is not a number from 1 to 65535'
+        )
         wait_for(partial(is_ready, host, "blue"), 10, "blue to be ready")
         daemon.wait_ready(20)  # with what there is, after a while: Docker waits for it
         assert not is_ready(host, "green")

@@ -209,7 +209,7 @@ def test_a_peer_whose_route_the_kernel_refuses_does_not_stop_the_others(make_lab
     daemon = host.daemons[-1]
     third = lab.hosts[2].subnet()
     daemon.wait_for_log(
-        rf"E.*Subnet {third} is unreachable: the kernel refuses the route to .*: Network is unreachable$"
+        rf"E.*Subnet {third} is unreachable: the kernel rejected the route to .*: Network is unreachable$"
     )
     wait_for(lambda: daemon.notified[-1].endswith("next hops: 1, unreachable: 1"), 3, "the status")
     assert is_ready(host)

@@ -129,20 +129,20 @@ BAD_CONFIGS = {
         "unknown backend type: 'gre'; Backend.Type may be alloc, host-gw, udp, vxlan",
     ),
     "a port too low": BadConfig(
-        _keys('"Backend":{"Type":"udp","Port":0}'), "Backend.Port 0 is not a UDP port: 1 to 65535"
+        _keys('"Backend":{"Type":"udp","Port":0}'), "Backend.Port 0 is not a number from 1 to 65535"
     ),
     "a port too high": BadConfig(
-        _keys('"Backend":{"Type":"udp","Port":65536}'), "Backend.Port 65536 is not a UDP port: 1 to 65535"
+        _keys('"Backend":{"Type":"udp","Port":65536}'), "Backend.Port 65536 is not a number from 1 to 65535"
     ),
     "a port in quotes": BadConfig(
-        _keys('"Backend":{"Type":"udp","Port":"8285"}'), 'Backend.Port "8285" is not a UDP port: 1 to 65535'
+        _keys('"Backend":{"Type":"udp","Port":"8285"}'), 'Backend.Port "8285" is not a number from 1 to 65535'
     ),
     "a port that is true": BadConfig(
-        _keys('"Backend":{"Type":"udp","Port":true}'), "Backend.Port true is not a UDP port: 1 to 65535"
+        _keys('"Backend":{"Type":"udp","Port":true}'), "Backend.Port true is not a number from 1 to 65535"
     ),
     "a port inside a port": BadConfig(
         _keys('"Backend":{"Type":"udp","Port":{"Port":[8285]}}'),
-        'Backend.Port {"Port":[8285]} is not a UDP port: 1 to 65535',
+        'Backend.Port {"Port":[8285]} is not a number from 1 to 65535',
     ),
     "a VNI too high": BadConfig(
         _keys('"Backend":{"Type":"vxlan","VNI":16777215}'), "Backend.VNI 16777215 is not a number from 0 to 9999999"

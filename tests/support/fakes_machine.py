@@ -12,10 +12,11 @@ from support.fakes_netlink import FakeNetlink
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.marks import ROUTE_PROTOCOL
 from flannelpy.rtnetlink import entries, routes
-from flannelpy.rtnetlink.entries import Identity, ProhibitRule, Route
+from flannelpy.rtnetlink.entries import Identity, Route
 from flannelpy.rtnetlink.links import Address, Link, Vxlan
 from flannelpy.rtnetlink.messages import Message, attribute
 from flannelpy.rtnetlink.routes import KernelRoute, RouteFilter
+from flannelpy.rtnetlink.rules import ProhibitRule
 
 _RTM_NEWROUTE = 24
 _KERNEL, _UNICAST = 2, 1

@@ -1,4 +1,4 @@
-"""A kernel's table of what leads to other hosts, without a kernel."""
+"""A fake of the kernel's entries that lead to peers."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ NO_ROUTE = RouteAnswer(errno=101)
 
 
 async def no_changes(_: IPv4Network) -> AsyncIterator[None]:
-    """In the place of ``changes``: the kernel reports none."""
+    """Replaces ``monitor.notifications``: the kernel reports no change."""
     await asyncio.Event().wait()
     yield
 
 
 class FakeNetlink(Netlink):
-    """``changes`` is how often entries were added or removed; adding what is in ``refused`` fails by that errno.
+    """``changes`` counts added and removed entries; adding an entry in ``rejected`` fails with that errno.
 
-    ``led_away`` answers instead of the routes about packets to these networks; of the host, or of containers (True).
+    ``diverted`` answers queries about packets to these networks instead of the routes: of the host, or of containers
+    (True).
     """
 
     def __init__(self) -> None:
         self.gateways: list[GatewayRoute] = []
-        self.others: dict[Hashable, Neighbour | FdbEntry] = {}
+        self.on_device: dict[Hashable, Neighbour | FdbEntry] = {}
         self.changes = 0
-        self.refused: dict[Entry, int] = {}
+        self.rejected: dict[Entry, int] = {}
         self.own_addresses = [Address(ETH1, EXTERNAL.address, 24), Address(3, IPv4Address("10.0.0.1"), 8)]
         self.there = {"eth1": Link(ETH1, "eth1", 1500), "flannel.1": Link(FLANNEL1, "flannel.1", 1450, "vxlan")}
-        self.led_away: dict[tuple[IPv4Network, bool], RouteAnswer] = {}
+        self.diverted: dict[tuple[IPv4Network, bool], RouteAnswer] = {}
         self.queries: list[RouteQuery] = []
         self.policy: list[PolicyRule] = []
         self.forwarding = {3}
@@ -53,29 +54,29 @@ class FakeNetlink(Netlink):
 
     @property
     def entries(self) -> list[Entry]:
-        """All there are."""
-        return [*self.gateways, *self.others.values()]
+        """Return all entries."""
+        return [*self.gateways, *self.on_device.values()]
 
     def hold(self, *held: Entry) -> None:
-        """Have these from the start."""
+        """Add entries without counting a change."""
         for entry in held:
             if isinstance(entry, GatewayRoute):
                 self.gateways.append(entry)
             else:
-                self.others[entry.key] = entry
+                self.on_device[entry.key] = entry
 
     def lose(self, *lost: Entry) -> None:
-        """Have these no longer."""
+        """Remove entries without counting a change."""
         for entry in lost:
             if isinstance(entry, GatewayRoute):
                 self.gateways.remove(entry)
             else:
-                del self.others[entry.key]
+                del self.on_device[entry.key]
 
     async def settled(self, *wanted: Entry) -> None:
-        """Return when there are these and no others."""
+        """Wait until exactly these entries exist."""
         async with asyncio.timeout(5):
-            while set(self.entries) != set(wanted):  # noqa: ASYNC110 - what is waited for has no event
+            while set(self.entries) != set(wanted):  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0)
 
     async def link(self, name: str) -> Link | None:
@@ -104,17 +105,17 @@ class FakeNetlink(Netlink):
         return found
 
     async def owned(self, network: IPv4Network, link_index: int) -> AsyncIterator[list[Identity]]:
-        """As the kernel is asked: routes by their marks and interface, all else of our interface."""
+        """Yield routes by mark and interface, and all other entries of our own interface."""
         kept = [routes.parse(entries.add_request(route)) for route in self.gateways]
         yield [entries.identity_of(route) for route in kept if entries.is_owned(route, network, link_index)]
-        yield [entries.identity(entry) for entry in self.others.values() if entry.link_index == link_index]
+        yield [entries.identity(entry) for entry in self.on_device.values() if entry.link_index == link_index]
 
     async def lookups(self, queries: Sequence[RouteQuery], *, matched: bool = False) -> list[RouteAnswer]:
         self.queries += queries
         return [self._answer(query) for query in queries]
 
     def _answer(self, query: RouteQuery) -> RouteAnswer:
-        for (network, is_forwarded), answer in self.led_away.items():
+        for (network, is_forwarded), answer in self.diverted.items():
             if query.destination in network and is_forwarded == bool(query.input_index):
                 return answer
         around = [route for route in self.gateways if query.destination in route.destination]
@@ -127,7 +128,7 @@ class FakeNetlink(Netlink):
         return RouteAnswer(0, best.link_index, best.gateway, 254, 1, best.protocol, 0, best.destination, found)
 
     async def add(self, wanted: Sequence[Entry]) -> list[int]:
-        """As the kernel: a route is refused where another one is, all else replaces what is of its key."""
+        """Add as the kernel does: reject a route if another one is there; other entries replace those of their key."""
         return [self._add(entry) for entry in wanted]
 
     async def append(self, wanted: Sequence[GatewayRoute]) -> list[int]:
@@ -136,8 +137,8 @@ class FakeNetlink(Netlink):
         return [0] * len(wanted)
 
     def _add(self, entry: Entry) -> int:
-        if entry in self.refused:
-            return self.refused[entry]
+        if entry in self.rejected:
+            return self.rejected[entry]
         if isinstance(entry, GatewayRoute) and any(route.destination == entry.destination for route in self.gateways):
             return 17
         self.changes += 1
@@ -145,7 +146,7 @@ class FakeNetlink(Netlink):
         return 0
 
     async def remove(self, unwanted: Sequence[Identity]) -> None:
-        """As the kernel: a route goes if it is that very one, a neighbour by its address."""
+        """Remove as the kernel does: a route if all of it is equal, a neighbour by its address."""
         for key in unwanted:
             for entry in self.entries:
                 is_it = entries.identity(entry) == key

@@ -13,7 +13,7 @@ from support.fakes_clock import LoopClock, run
 
 from flannelpy import cli
 from flannelpy.addressing.interface_choice import ExternalInterface
-from flannelpy.backend import base as backends
+from flannelpy.backend import catalogue as backends
 from flannelpy.errors import LeaseLost, RegistryUnavailable
 from flannelpy.leasing.manager import SubnetManager
 from flannelpy.registry.base import KeyValue

@@ -24,12 +24,13 @@ from flannelpy.host.resources import Host
 from flannelpy.leasing import subnet_file
 from flannelpy.leasing.manager import SubnetManager
 from flannelpy.linux.instance_lock import InstanceLock, Run, lock_path
+from flannelpy.linux.netlink import monitor
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.marks import device_alias
 from flannelpy.network import Network
-from flannelpy.rtnetlink.entries import ProhibitRule
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteFilter
+from flannelpy.rtnetlink.rules import ProhibitRule
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent, LeaseRemoved
@@ -203,7 +204,7 @@ class World:
         monkeypatch.setattr(network, "Underlay", FakeUnderlay)
         monkeypatch.setattr(network.backends, "create", create)  # type: ignore[attr-defined]
         monkeypatch.setattr(repair_loop, "Netlink", FakeNetlink)
-        monkeypatch.setattr(repair_loop, "notifications", notifications)
+        monkeypatch.setattr(monitor, "notifications", notifications)
         monkeypatch.setattr(repair_loop, "_PAUSE_SECONDS", 0.001)
         monkeypatch.setattr(network, "connect", lambda *_: self.store)
         options = cli.parse([f"-subnet-file={self.file}", "-host-id=host-1", *flags])

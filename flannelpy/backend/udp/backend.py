@@ -1,4 +1,4 @@
-"""The udp backend: lease to TUN to socket to proxy, watch events to routes.
+"""The udp backend: sets up TUN device, socket and proxy for a lease, and turns lease events into next hops.
 
 Counterpart: backend/udp/udp.go.
 """
@@ -24,10 +24,9 @@ from flannelpy.backend.underlay import Routed
 from flannelpy.datapath.engine import Engine
 from flannelpy.datapath.offloads import Offload, choose, probe
 from flannelpy.datapath.routes import NextHop, Routes
-from flannelpy.datapath.settings import inner_mtu
+from flannelpy.datapath.settings import inner_mtu, number
 from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.datapath.traffic import Datagrams, Forwarding
-from flannelpy.errors import ConfigError
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import check_access
 from flannelpy.linux.udp_socket import UdpSocket
@@ -35,25 +34,22 @@ from flannelpy.marks import device_alias
 from flannelpy.options import Options
 from flannelpy.packet import build
 from flannelpy.packet.drops import DropReason
-from flannelpy.subnet import go_json
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 
 log = logging.getLogger(__name__)
 
-# The original's leases name no type, alloc's neither.
-_BACKEND_TYPE = ""
 _DEFAULT_PORT = 8285
 # 20 bytes of outer IPv4 header, 8 of UDP.
 _ENCAP_OVERHEAD = 28
-# Packets that wait in the TUN: a burst of datagrams must fit, while what waits for long is better lost.
+# Packets that wait in the TUN: a burst of datagrams must fit; a packet that waited long is better dropped.
 _TUN_QUEUE = 1000
 _DROP_REPORT_SECONDS = 60
 
 
 class UdpBackend:
-    """Inner packets as they are in UDP datagrams, one each; the same port on all hosts."""
+    """Each inner packet is the payload of a UDP datagram, without a header; all hosts use the same port."""
 
     adopts_routes = False
     routed = Routed.NETWORK
@@ -66,48 +62,48 @@ class UdpBackend:
         offload: frozenset[str] | None,
         source_check: SourceCheck = SourceCheck.PEER,
     ) -> None:
-        """``alias`` marks the device as ours; ``offload``: names of offloads, None for what is best.
+        """Mark the device with ``alias``; ``offload``: names of offloads, None for the best ones.
 
-        Raises ConfigError when port or MTU make no sense, HostError when there can be no TUN.
+        Raises ConfigError for an invalid port or MTU, HostError if the host cannot open a TUN device.
         """
         check_access()
         self._offload = choose(offload, compiled=build() == "compiled", kernel=os.uname().release)
         self._source_check = source_check
         self._sender_queues: SenderQueues | None = None
         self._network = config.network
-        self._port = _port(go_json.get(config.backend.options, "Port"))
+        self._port = number(config.backend.options, "Port", 1, 65535, default=_DEFAULT_PORT)
         self._mtu = inner_mtu(config.backend.options, _ENCAP_OVERHEAD, external.mtu)
         self._external = external
         self._lease_log = LeaseLog(log)
         self._routes = Routes()
         self._route_check: RouteCheck | None = None
-        self._subnets: dict[IPv4Network, None] = {}  # of the peers, in the order in which they came
+        self._subnets: dict[IPv4Network, None] = {}  # of the peers, in the order of their leases
         self._resources = ExitStack()
         self._alias = alias
         self.device = ""
-        self._told_drops: Counter[DropReason] = Counter()
+        self._logged_drops: Counter[DropReason] = Counter()
 
     @property
     def exclusive_resources(self) -> Sequence[str]:
-        """The port."""
+        """Return the UDP port."""
         return [f"UDP port {self._port}"]
 
     @property
     def datagrams(self) -> Datagrams:
-        """From our port to that of the other host, which is the same."""
+        """Return the device and the port, which is source and destination port."""
         return Datagrams(self._device.tun.name, self._port, self._port, accepts_local=True)
 
     @property
     def forwarding(self) -> Forwarding:
-        """All by our device."""
+        """Return our device in both directions."""
         return Forwarding([self._device.tun.name], self._external.name)
 
     def lease_attrs(self, host_identity: HostIdentity, found: LeaseAttrs | None) -> LeaseAttrs:
-        """Only the public IP: the original's hosts all use one port."""
+        """Return the public IP alone, as the original does: all hosts use one port."""
         return LeaseAttrs(host_identity.public_ip)
 
     async def start(self, lease: Lease) -> int:
-        """Open the socket first: when the port is taken, no device was ever there."""
+        """Open the socket, then the device, so that a taken port leaves no device; return the device's MTU."""
         device_config = DeviceConfig(self._network, lease.subnet.network_address, self._mtu, _TUN_QUEUE)
         self._udp = UdpSocket(
             self._external.address, self._port, gso=Offload.GSO in self._offload, gro=Offload.GRO in self._offload
@@ -139,20 +135,20 @@ class UdpBackend:
         return self._mtu
 
     def _offloads(self) -> set[str]:
-        """Those of the chosen offloads that the kernel really has, set up."""
+        """Set up the chosen offloads; return those that the kernel supports."""
         tso, uso = self._device.offload(tso=Offload.TSO in self._offload, uso=Offload.USO in self._offload)
         has = {Offload.TSO: tso, Offload.USO: uso, Offload.GSO: self._udp.gso, Offload.GRO: self._udp.gro}
         for merge in (Offload.MERGE_TCP, Offload.MERGE_UDP):
             has[merge] = merge in self._offload and self._device.tun.write(*probe(merge))
         missing = [name for name in self._offload if not has[Offload(name)]]
         if missing:
-            log.warning("This kernel cannot do %s: slower, nothing else", ", ".join(sorted(missing)))
+            log.warning("Kernel lacks offload %s; throughput is reduced", ", ".join(sorted(missing)))
         present = {str(offload) for offload in has if has[offload]}
         log.info("Packet code %s, offloads: %s", build(), ", ".join(sorted(present)) or "none")
         return present
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
-        """Next hops follow the leases."""
+        """Update the next hops, and the receive queues of their senders."""
         for event in events:
             if isinstance(event, LeaseAdded):
                 self._lease_log.added(event.lease.subnet)
@@ -166,44 +162,46 @@ class UdpBackend:
             self._sender_queues.changed()
 
     async def settled(self) -> None:
-        """Packets go to the other hosts as soon as their leases are applied; theirs have to be accepted, too."""
+        """Return once the receive queues follow the leases; the next hops already do."""
         if self._sender_queues is not None:
             self._sender_queues.settle()
 
     def describe(self) -> str:
-        """How many hosts we can send to."""
-        lost = len(self._route_check.unreachable) if self._route_check else 0
-        return f"next hops: {len(self._routes) - lost}" + (f", unreachable: {lost}" if lost else "")
+        """Return how many peers flannelpy can send to, and how many not."""
+        unreachable = len(self._route_check.unreachable) if self._route_check else 0
+        return f"next hops: {len(self._routes) - unreachable}" + (
+            f", unreachable: {unreachable}" if unreachable else ""
+        )
 
     async def run(self) -> None:
-        """Log once a minute, and when we are stopped, what was dropped.  Raises what failed in the packet path."""
+        """Log drops once a minute and when cancelled.  Raises the error of the packet path if it fails."""
         failure = self._proxy.failure
         try:
             while not failure.done():
                 await asyncio.wait([failure], timeout=_DROP_REPORT_SECONDS)
-                await self._tell_drops()
+                await self._log_drops()
         except asyncio.CancelledError:
-            await self._tell_drops()
+            await self._log_drops()
             raise
         failure.result()
 
     async def repair(self, netlink: Netlink) -> list[str]:
-        """A device that is gone is made anew, one that was changed gets back what it had; the socket stays."""
+        """Recreate a removed device, restore a changed one, and check the routes; the socket stays open."""
         self._lease_log.report()
         name = self._device.tun.name
         link, flaws = await self._device.flaws(netlink)
         if link is None or self._proxy.stalled:
-            flaws = flaws or ["could be used no longer"]
+            flaws = flaws or ["could no longer be used"]
             self._proxy.close()
-            await self._device.make_anew(netlink)
+            await self._device.recreate(netlink)
             self.device = self._device.tun.name
             self._proxy.resume(self._device.tun)
         elif flaws:
             removed = await self._device.set_up(netlink)
-            flaws += [flaw for flaw in removed if flaw not in flaws]  # what has come meanwhile
+            flaws += [flaw for flaw in removed if flaw not in flaws]  # addresses added meanwhile
         if not flaws:
             await self._check_routes(netlink)
-        return [f"{name} {flaw}: put right" for flaw in flaws]
+        return [f"{name} {flaw}; restored" for flaw in flaws]
 
     async def _check_routes(self, netlink: Netlink) -> None:
         """Ask the kernel whether packets to the peers come to our device.  Raises HostError."""
@@ -216,30 +214,30 @@ class UdpBackend:
                 await self._route_check.report_leftovers(netlink, lower.index, ())
 
     def close(self) -> None:
-        """The device takes its address and route along."""
+        """Close device and socket; the kernel removes the device's address and route with it."""
         self._resources.close()
 
     async def _drops(self) -> Counter[DropReason]:
-        """Ours and the kernel's, since the start."""
+        """Return our own counters and the kernel's, since the start."""
         drops = self._proxy.drops.copy()
-        drops[DropReason.SOCKET_REFUSED] = self._udp.refused()
+        drops[DropReason.SOCKET_REFUSED] = self._udp.kernel_drops()
         async with Netlink() as netlink:
             drops[DropReason.TUN_OVERFLOW] = await netlink.transmit_drops(self._device.tun.name)
         return drops
 
-    async def _tell_drops(self) -> None:
-        """Log what was dropped since the last time, if anything."""
+    async def _log_drops(self) -> None:
+        """Log the packets dropped since the last call, if there are any."""
         drops = await self._drops()
-        fresh = drops - self._told_drops
-        self._told_drops = drops
+        fresh = drops - self._logged_drops
+        self._logged_drops = drops
         if fresh:
-            log.info("Dropped packets: %s", ", ".join(self._told(why, n) for why, n in fresh.most_common()))
+            log.info("Dropped packets: %s", ", ".join(self._drop_text(why, n) for why, n in fresh.most_common()))
 
-    def _told(self, reason: DropReason, count: int) -> str:
+    def _drop_text(self, reason: DropReason, count: int) -> str:
         return f"{reason.name.lower()} {count}{self._hint(reason)}"
 
     def _hint(self, reason: DropReason) -> str:
-        """Who sent the last datagram that was dropped for ``reason``, where that is known."""
+        """Return the sender of the last datagram dropped for ``reason``, in words; empty if it is not known."""
         sender = self._engine.refused_senders.get(reason)
         if sender is None:
             return ""
@@ -249,15 +247,6 @@ class UdpBackend:
         return f" (last from {address}:{port}, not port {self._port}; -source-check=off if a NAT changes ports)"
 
 
-def _port(value: object) -> int:
-    """Backend.Port.  Raises ConfigError."""
-    if value is None:
-        return _DEFAULT_PORT
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 65536:
-        raise ConfigError(f"Backend.Port {go_json.show(value)} is not a UDP port: 1 to 65535")
-    return value
-
-
 def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> UdpBackend:
-    """See BackendRoom."""
+    """Return the backend for this config.  Raises ConfigError, HostError."""
     return UdpBackend(config, external, device_alias(options.subnet_file), options.offload, options.source_check)

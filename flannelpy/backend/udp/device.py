@@ -1,12 +1,12 @@
-"""The TUN device, restored when another program changes it.
+"""The TUN device, restored if another program changes it.
 
-Counterpart: the device half of backend/udp/udp.go, which never looks again.
+Counterpart: the device half of backend/udp/udp.go, which never checks it again.
 """
 
 from __future__ import annotations
 
 from flannelpy.backend.device_config import DeviceConfig
-from flannelpy.backend.leftovers import log_lost_routes
+from flannelpy.backend.leftovers import log_routes_removed_with
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import Tun
@@ -17,19 +17,19 @@ class Device:
     """An open TUN device with the settings of ``device_config``; ``alias`` marks it as ours."""
 
     def __init__(self, device_config: DeviceConfig, alias: str) -> None:
-        """Raises HostError."""
+        """Open the device.  Raises HostError."""
         self._alias = alias
         self._device_config = device_config
         self._offload = (False, False)
         self.tun = Tun()
 
     def offload(self, *, tso: bool, uso: bool) -> tuple[bool, bool]:
-        """Ask for super-packets, also of a device that is made anew; which the kernel gives."""
+        """Ask the kernel for super-packets, now and after ``recreate``; return whether it gives (TCP, UDP)."""
         self._offload = self.tun.offload(tso=tso, uso=uso)
         return self._offload
 
     async def set_up(self, netlink: Netlink) -> list[str]:
-        """Give it all it should have; which foreign addresses are removed.  Raises HostError."""
+        """Configure the device; return the removed foreign addresses as flaws.  Raises HostError."""
         link = await netlink.link(self.tun.name)
         if link is None:
             raise HostError(f"{self.tun.name} is gone")
@@ -40,7 +40,10 @@ class Device:
         return removed
 
     async def flaws(self, netlink: Netlink) -> tuple[Link | None, list[str]]:
-        """The device as the kernel sees it, if it is there, and what is not as it should be."""
+        """Return the device as the kernel lists it, or None, and how it differs from what it should be.
+
+        Raises HostError.
+        """
         link = await netlink.link(self.tun.name)
         if link is None:
             return None, ["was removed"]
@@ -49,15 +52,15 @@ class Device:
             flaws.append(f'got the alias "{link.alias}" instead of "{self._alias}"')
         return link, flaws
 
-    async def make_anew(self, netlink: Netlink) -> None:
-        """In place of one that was removed or can be read no longer.  Raises HostError."""
+    async def recreate(self, netlink: Netlink) -> None:
+        """Open another device in place of one that was removed or can no longer be used.  Raises HostError."""
         if link := await netlink.link(self.tun.name):
-            await log_lost_routes(netlink, link, [self._device_config.network])
+            await log_routes_removed_with(netlink, link, [self._device_config.network])
         self.tun.close()
         self.tun = Tun()
         self.tun.offload(tso=self._offload[0], uso=self._offload[1])
         await self.set_up(netlink)
 
     def close(self) -> None:
-        """The device goes, and takes its address and route along."""
+        """Close the device; the kernel removes it with its address and route."""
         self.tun.close()

@@ -1,1 +1,1 @@
-"""The vxlan backend: the kernel carries the packets."""
+"""The vxlan backend: the kernel encapsulates the packets."""

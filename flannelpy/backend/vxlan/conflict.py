@@ -1,4 +1,4 @@
-"""Names what has the VNI or the port that our VXLAN device is to have.
+"""Names the device or program that has the VNI or the port of our VXLAN device.
 
 Source: vxlan_config_validate and __vxlan_sock_add in drivers/net/vxlan of the kernel.
 """
@@ -10,17 +10,18 @@ import errno
 
 from flannelpy.foreign import shown
 from flannelpy.linux import port_owner
-from flannelpy.linux.netlink.client import Netlink, Taken
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.linux.netlink.connection import Taken
 from flannelpy.rtnetlink.links import Link, Vxlan
 
 _REMEDY = "or choose another Backend.VNI or Backend.Port for all hosts"
 
 
 async def name(netlink: Netlink, ours: str, wanted: Vxlan, refusal: Taken) -> str:
-    """What is in the way of the device called ``ours``, and what to do about it, in words.  Raises HostError.
+    """Return what prevents the device called ``ours``, and the remedy, in words.  Raises HostError.
 
-    EEXIST: the kernel allows one device for a VNI and a port, on whatever interface below.  EADDRINUSE: devices of one
-    port share a socket, but only if their settings agree.
+    EEXIST: the kernel allows one device for each VNI and port, whichever interface is below.  EADDRINUSE: devices with
+    one port share a socket, but only if their settings agree.
     """
     on_port = [
         link
@@ -29,8 +30,8 @@ async def name(netlink: Netlink, ours: str, wanted: Vxlan, refusal: Taken) -> st
     ]
     if refusal.errno == errno.EEXIST:
         same = [link for link in on_port if link.vxlan and link.vxlan.vni == wanted.vni]
-        host_identity = _names(same) or "a VXLAN device that was moved into another network namespace"
-        return f"{host_identity} has VNI {wanted.vni} and port {wanted.port} already; remove it, {_REMEDY}"
+        holders = _names(same) or "a VXLAN device that was moved into another network namespace"
+        return f"{holders} has VNI {wanted.vni} and port {wanted.port} already; remove it, {_REMEDY}"
     up = [link for link in on_port if link.is_up]
     if up:
         have = "has" if len(up) == 1 else "have"
@@ -40,5 +41,5 @@ async def name(netlink: Netlink, ours: str, wanted: Vxlan, refusal: Taken) -> st
 
 
 def _names(links: list[Link]) -> str:
-    """Of devices, with their aliases, which tell whose they are."""
+    """Return the names of devices with their aliases, which identify the owners."""
     return " and ".join(f"{one.name} (alias: {shown(one.alias)})" if one.alias else one.name for one in links)

@@ -1,4 +1,4 @@
-"""The VXLAN device: kept when we stop, adopted at the next start, restored when another program changes it.
+"""The VXLAN device: kept when flannelpy stops, adopted at the next start, restored if another program changes it.
 
 Counterpart: newVXLANDevice, ensureLink and Configure in backend/vxlan/device.go.
 """
@@ -10,11 +10,12 @@ from ipaddress import IPv4Interface
 
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.device_config import DeviceConfig
-from flannelpy.backend.leftovers import log_lost_routes
+from flannelpy.backend.leftovers import log_routes_removed_with
 from flannelpy.backend.vxlan import conflict
 from flannelpy.datapath.vxlan_settings import Settings
 from flannelpy.errors import HostError
-from flannelpy.linux.netlink.client import Netlink, Taken
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.linux.netlink.connection import Taken
 from flannelpy.linux.own_devices import addresses_by_index, is_of_earlier_version
 from flannelpy.marks import is_device_alias
 from flannelpy.rtnetlink.links import Link, Vxlan
@@ -37,7 +38,7 @@ class Device:
         self._index = 0  # of the device that we set up
 
     async def set_up(self, netlink: Netlink) -> list[str]:
-        """Create the device, or give the one that is there what it lacks; which foreign addresses are removed.
+        """Add the device, or configure the present one; return the removed foreign addresses as flaws.
 
         Raises HostError.
         """
@@ -45,18 +46,18 @@ class Device:
         link, wanted = await self._adopt(netlink), await self._wanted(netlink)
         is_new = link is None
         try:
-            return await self._give(netlink, link or await self._add(netlink, wanted))
+            return await self._configure(netlink, link or await self._add(netlink, wanted))
         except Taken as refusal:
             if is_new:
-                await self._take_back(netlink)
+                await self._remove_new(netlink)
             raise HostError(f"{refusal}: {await conflict.name(netlink, self.name, wanted, refusal)}") from refusal
 
     async def _add(self, netlink: Netlink, wanted: Vxlan) -> Link:
         await netlink.add_vxlan(self.name, wanted, self._mac, self._device_config.mtu)
         return await self.link(netlink)
 
-    async def _give(self, netlink: Netlink, link: Link) -> list[str]:
-        """Give the device what it lacks; which foreign addresses are removed."""
+    async def _configure(self, netlink: Netlink, link: Link) -> list[str]:
+        """Set alias, MAC, address and MTU; return the removed foreign addresses as flaws."""
         if link.alias != self._alias:
             await netlink.set_alias(link, self._alias)
         if link.mac != self._mac:
@@ -64,21 +65,21 @@ class Device:
         self._index = link.index
         return await self._device_config.set_up(netlink, link)
 
-    async def _take_back(self, netlink: Netlink) -> None:
-        """Remove a device that we have just added, and that cannot be used."""
+    async def _remove_new(self, netlink: Netlink) -> None:
+        """Remove the device that was just added and cannot be used."""
         link = await netlink.link(self.name)
         if link and link.alias == self._alias:
             await netlink.remove_link(link)
 
     async def link(self, netlink: Netlink) -> Link:
-        """The device as the kernel sees it.  Raises HostError when it is not there."""
+        """Return the device as the kernel lists it.  Raises HostError if there is none."""
         link = await netlink.link(self.name)
         if link is None:
             raise HostError(f"{self.name} is gone")
         return link
 
     async def flaws(self, netlink: Netlink) -> list[str]:
-        """What is not as it should be.  Raises HostError."""
+        """Return how the device differs from what it should be, as ``was removed``.  Raises HostError."""
         link = await netlink.link(self.name)
         if link is None:
             return ["was removed"]
@@ -92,7 +93,10 @@ class Device:
         return [*flaws, *await self._device_config.flaws(netlink, link)]
 
     async def _adopt(self, netlink: Netlink) -> Link | None:
-        """The device that an earlier run left, if its settings are right.  Raises HostError for a foreign device."""
+        """Return the device that an earlier run left; None without one, and after removing one with other settings.
+
+        Raises HostError for a foreign device.
+        """
         link = await netlink.link(self.name)
         if link is None:
             return None
@@ -100,11 +104,11 @@ class Device:
         if link.vxlan == await self._wanted(netlink):
             return link
         await self._remove(netlink, link)
-        log.warning("Device %s had other settings: made anew", self.name)
+        log.warning("Removed device %s: it had other settings; adding it again", self.name)
         return None
 
     async def _check_ours(self, netlink: Netlink, link: Link) -> None:
-        """Raises HostError for a device of another program, which stays."""
+        """Raise HostError for a device of another program, which stays."""
         if link.kind != "vxlan":
             raise HostError(
                 f"{self.name} is there already and no VXLAN device; remove it, or choose another Backend.VNI"
@@ -144,12 +148,12 @@ class Device:
         return Vxlan(settings.vni, settings.port, self._external.address, lower.index, settings.learning, settings.gbp)
 
     async def _remove_renamed(self, netlink: Netlink) -> None:
-        """Our device under another name still has the VNI, so that the kernel would refuse a new one."""
+        """Remove our device if it has another name: it has the VNI, so the kernel would reject a new device."""
         for link in await netlink.links():
             if link.alias == self._alias and link.kind == "vxlan" and link.name != self.name:
                 await self._remove(netlink, link)
                 log.warning("Removed device %s: it is our %s under another name", link.name, self.name)
 
     async def _remove(self, netlink: Netlink, link: Link) -> None:
-        await log_lost_routes(netlink, link, [self._device_config.network])
+        await log_routes_removed_with(netlink, link, [self._device_config.network])
         await netlink.remove_link(link)

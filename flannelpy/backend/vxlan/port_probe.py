@@ -1,7 +1,7 @@
-"""Finds peers that mean another port by the same Backend.Port: without a probe, packets are lost in silence.
+"""Finds peers that interpret Backend.Port as another port; without the probe, packets to them vanish silently.
 
 flanneld up to v0.5.5 swaps the bytes of an explicit Port, so its device listens on 53790 where the config has 7890.
-With PortSwapped our device listens there, too; then it is the peers with later versions that do not.
+With PortSwapped, our device listens on 53790 as well; then the peers with later versions do not.
 Counterpart: none.
 """
 
@@ -24,20 +24,20 @@ from flannelpy.subnet.lease import Lease
 
 log = logging.getLogger(__name__)
 
-# Peers that are asked at the same time, and the pause behind them.
+# Peers that are probed at the same time, and the pause after them.
 _AT_A_TIME, _PAUSE_SECONDS = 8, 1.0
-# A peer may start, or be upgraded, after it was asked.
+# A peer may start, or be upgraded, after a probe.
 _AGAIN_SECONDS = 60.0
 _KEY = "PortSwapped"
 
-#: The state of a UDP port of another host, asked from an address of this one.
+#: Returns the state of a UDP port of another host, probed from an address of this host.
 Probe = Callable[[IPv4Address, IPv4Address, int], Awaitable[PortState]]
 
 
 class PortProbe:
-    """Asks the peers in the background, and logs once of each that it listens on the other port only.
+    """Probes the peers in the background, and logs once each peer that listens only on the other port.
 
-    A peer that is flannelpy with our config has our port, so without PortSwapped only hosts of the original are asked:
+    A flannelpy peer with our config has our port.  So without PortSwapped, only peers that run the original are probed:
     their leases have no HostID.
     """
 
@@ -52,10 +52,10 @@ class PortProbe:
         self._due: dict[IPv4Address, None] = {}
         self._wake_up = asyncio.Event()
         self._reported: set[IPv4Address] = set()
-        self._lines = LogLimit(log, "Hosts that listen on another UDP port", burst=10)
+        self._lines = LogLimit(log, "Peers that listen on another UDP port", burst=10)
 
     def follow(self, lease: Lease) -> None:
-        """Ask about the host of a lease that came or changed, if it can mean another port than we do."""
+        """Probe the host of an added or changed lease, if it may listen on the other port."""
         self.forget(lease.subnet)
         if self._settings.other_port and (self._is_swapped or not lease.attrs.host_id):
             self._peers[lease.subnet] = lease.attrs.public_ip
@@ -64,7 +64,7 @@ class PortProbe:
             self._wake_up.set()
 
     def forget(self, subnet: IPv4Network) -> None:
-        """The lease is gone."""
+        """Stop probing the host of a removed lease, unless it holds another one."""
         peer = self._peers.pop(subnet, None)
         if peer:
             del self._subnets[peer][subnet]
@@ -72,7 +72,7 @@ class PortProbe:
                 del self._subnets[peer]
 
     async def run(self) -> Never:
-        """Ask about new peers at once, and about all again every minute."""
+        """Probe new peers at once, and all peers every minute."""
         while True:
             try:
                 async with asyncio.timeout(_AGAIN_SECONDS):
@@ -98,12 +98,12 @@ class PortProbe:
             self._report(peer)
 
     def _report(self, peer: IPv4Address) -> None:
-        """Log a peer that is not reached, unless its lease is gone meanwhile."""
+        """Log a peer that packets do not reach, unless its lease was removed meanwhile."""
         subnets = ", ".join(map(str, self._subnets.get(peer, ())))
         if subnets:
             self._reported.add(peer)
             what = (
-                f"Host {peer} ({subnets}) is not reached: UDP port {self._settings.port} is closed there, "
+                f"Peer {peer} ({subnets}) is unreachable: its UDP port {self._settings.port} is closed, "
                 f"and {self._settings.other_port} is not"
             )
             self._lines.message(logging.ERROR, f"{what}. {self._remedy()}", time.monotonic())
@@ -120,7 +120,7 @@ class PortProbe:
 
 
 def config_with(config: NetworkConfig, *, is_swapped: bool) -> str:
-    """The same network config with PortSwapped, or without it, as one line of JSON."""
+    """Return the network config with PortSwapped, or without it, as one line of JSON."""
     backend = {key: value for key, value in config.backend.options.items() if key.casefold() != _KEY.casefold()}
     if is_swapped:
         backend[_KEY] = True

@@ -1,6 +1,6 @@
-"""Yields when the kernel reports a change that may affect a network of ours.
+"""Reports that the kernel has changed something that may affect a network of ours.
 
-It carries no details, so that bursts coalesce; the consumer reads the state again.
+A report carries no details, so that bursts coalesce; the consumer reads the state again.
 Source: rtnetlink(7).
 """
 
@@ -11,7 +11,9 @@ import itertools
 import socket
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from ipaddress import IPv4Network
+from typing import Never
 
 from flannelpy.marks import ROUTE_PROTOCOL
 from flannelpy.rtnetlink import messages
@@ -32,19 +34,37 @@ _RTMSG_SIZE = 12
 _PREFIX_LEN, _TABLE, _PROTOCOL = 1, 4, 5
 _RTA_DST = 1
 _RT_TABLE_LOCAL = 255
-# struct ndmsg { …8 bytes; __u16 ndm_state; … }, of which all that matters is in the byte that has this bit.
+# struct ndmsg { …8 bytes; __u16 ndm_state; … }, of which only the byte with this bit is read.
 _STATE = 8 if sys.byteorder == "little" else 9
 _NUD_PERMANENT = 0x80
 
 
-# A notification takes some microseconds; after so many the loop has its turn.
+#: The network for which every change of routes is relevant.
+ALL_ROUTES = IPv4Network("0.0.0.0/0")
+
+# A notification takes some microseconds; after so many the event loop runs other tasks.
 _MANY = 30
+# After an overrun, so that a program that changes routes all the time costs little processor time.
+_PAUSE_SECONDS = 0.5
+
+
+async def set_on_change(changed: asyncio.Event, network: IPv4Network) -> Never:
+    """Set ``changed`` whenever the kernel reports a change that may affect ``network``, until cancelled.
+
+    It is also set at the start, for changes from before the socket listened, and after an overrun.
+    """
+    while True:
+        changed.set()
+        with suppress(OSError):  # overrun: more changes than the socket buffer holds
+            async for _ in notifications(network):
+                changed.set()
+        await asyncio.sleep(_PAUSE_SECONDS)
 
 
 async def notifications(network: IPv4Network) -> AsyncIterator[None]:
-    """For each change of links, forwarding, addresses, rules, permanent neighbours or routes that concern ``network``.
+    """Yield once for each change of links, forwarding, addresses, rules, permanent neighbours or relevant routes.
 
-    Raises OSError when there was more than the kernel keeps for us.
+    Raises OSError (ENOBUFS) after more changes than the socket buffer holds.
     """
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE) as sock:
@@ -58,10 +78,10 @@ async def notifications(network: IPv4Network) -> AsyncIterator[None]:
 
 
 def is_relevant(message: Message, network: IPv4Network) -> bool:
-    """Whether a change may affect how packets reach ``network``.
+    """Return whether a change may affect how packets reach ``network``.
 
-    Neighbours that ARP finds change all the time, local routes with addresses.  Of the other routes those count that
-    are marked as ours or overlap the network, a default route included.
+    Not relevant are neighbours that ARP finds, which change all the time, and local routes, which change with the
+    addresses.  Other routes are relevant if they have our mark or overlap the network, as a default route does.
     """
     if message.message_type in (RTM_NEWROUTE, RTM_DELROUTE):
         return message.body[_TABLE] != _RT_TABLE_LOCAL and _concerns(message.body, network)

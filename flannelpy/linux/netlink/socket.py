@@ -1,7 +1,7 @@
-"""A netlink socket for what there are thousands of: pyroute2 takes 0.3 ms for a message, this a few microseconds.
+"""A netlink socket for thousands of messages: pyroute2 takes 0.3 ms for a message, this socket a few microseconds.
 
-Every method lets the event loop run between two system calls that carry many messages, and listings are received in a
-thread, so that no turn of the loop takes long, however many messages there are.
+Every method lets the event loop run between two system calls with many messages each, and listings are received in a
+thread.  So no turn of the loop takes long, however many messages there are.
 Source: netlink(7), include/uapi/linux/netlink.h of the kernel.
 """
 
@@ -18,17 +18,17 @@ from flannelpy.rtnetlink.messages import NLMSG_DONE, NLMSG_ERROR, Message, decod
 
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP_INTR, _NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
-# The kernel fills as much of a listing as it is given room for: some 250 routes.
+# The kernel fills the whole buffer of a receive call: with about 250 routes.
 _BUFFER = 1 << 14
-# To make something of so many takes about a millisecond.
+# Parsing so many messages takes about a millisecond.
 _CHUNK = 100
-# Requests that are sent with one system call.  The kernel may take 0.3 ms for one, since it compares a new route with
-# all that leave by the same device.
+# Requests in one system call.  The kernel may take 0.3 ms for one request, because it compares a new route with all
+# routes of the same device.
 _BATCH = 10
 
 
 class InterruptedListing(Exception):
-    """Things changed while they were listed: the list may be wrong."""
+    """The kernel's state changed during a listing, so entries may be missing or repeated."""
 
 
 class RtnetlinkSocket:
@@ -44,11 +44,11 @@ class RtnetlinkSocket:
         self._sequence = 0
 
     async def change(self, requests: Iterable[Message]) -> list[int]:
-        """The errno of each request, 0 where it was done; many go with one system call.  Raises OSError."""
+        """Send requests, many in one system call; return the errno of each, 0 for success.  Raises OSError."""
         return [error_of(answer) async for batch in self._batches(requests, _NLM_F_ACK) for answer in batch]
 
     async def ask(self, requests: Iterable[Message]) -> list[Message]:
-        """The answer to each request, which may be an error (``error_of``).  Raises OSError."""
+        """Return the answer to each request, which may be an error (``error_of``).  Raises OSError."""
         return [answer async for batch in self._batches(requests, 0) for answer in batch]
 
     async def _batches(self, requests: Iterable[Message], flags: int) -> AsyncIterator[list[Message]]:
@@ -64,9 +64,9 @@ class RtnetlinkSocket:
             await asyncio.sleep(0)
 
     async def listing(self, request: Message) -> AsyncIterator[list[Message]]:
-        """All that there is of a kind, chunk by chunk; to be read to its end.  Raises OSError, InterruptedListing."""
-        # Each system call makes the kernel look at thousands of entries when few of them are wanted, which takes it
-        # milliseconds.  It always leaves a part of the listing to be received.
+        """Yield a listing chunk by chunk; the caller must read it to its end.  Raises OSError, InterruptedListing."""
+        # If few of thousands of entries are wanted, each system call takes the kernel milliseconds.  A send never
+        # returns the whole listing: a part always remains to be received.
         await asyncio.to_thread(self._socket.send, self._encode(request, _NLM_F_DUMP))
         is_done = is_interrupted = False
         while not is_done:

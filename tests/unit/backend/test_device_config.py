@@ -1,4 +1,4 @@
-"""The tunnel devices: what they have to have, what is put right, and which of other programs are refused."""
+"""The tunnel devices: their settings, what is restored, and which foreign devices are rejected."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def more_addresses(machine: FakeMachine) -> None:
         (more_addresses, [f"got the address {one}" for one in ("11.0.7.7", "10.9.9.9", "11.0.59.0")]),
     ],
 )
-def test_what_another_program_changes_is_a_flaw_and_put_right(
+def test_what_another_program_changes_is_a_flaw_and_restored(
     disturb: Callable[[FakeMachine], None], flaws: list[str]
 ) -> None:
     async def scenario(machine: FakeMachine) -> None:
@@ -173,7 +173,7 @@ def test_what_another_program_changes_is_a_flaw_and_put_right(
 # The TUN device
 
 
-def test_a_tun_device_that_is_gone_is_made_anew_with_its_offloads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removed_tun_device_is_recreated_with_its_offloads(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(machine: FakeMachine) -> None:
         device = tun(machine, monkeypatch)
         assert device.offload(tso=True, uso=True) == (True, False)
@@ -182,7 +182,7 @@ def test_a_tun_device_that_is_gone_is_made_anew_with_its_offloads(monkeypatch: p
         assert await device.flaws(machine) == (None, ["was removed"])
         with pytest.raises(HostError, match=r"^flannel0 is gone$"):
             await device.set_up(machine)
-        await device.make_anew(machine)
+        await device.recreate(machine)
         assert (device.tun.name, FakeTun.opened[0].is_open) == ("flannel1", False)
         assert FakeTun.opened[1].asked == [(True, False)]  # what the kernel gave, not what was asked for
         assert (await device.flaws(machine))[1] == []
@@ -190,7 +190,7 @@ def test_a_tun_device_that_is_gone_is_made_anew_with_its_offloads(monkeypatch: p
     play(scenario)
 
 
-def test_a_tun_device_that_somebody_renamed_for_others_is_marked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_renamed_tun_device_with_another_alias_is_marked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(machine: FakeMachine) -> None:
         device = tun(machine, monkeypatch)
         await device.set_up(machine)
@@ -202,14 +202,14 @@ def test_a_tun_device_that_somebody_renamed_for_others_is_marked_again(monkeypat
     play(scenario)
 
 
-def test_routes_of_others_that_go_with_a_tun_device_are_named(
+def test_foreign_routes_that_a_tun_device_takes_along_are_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(machine: FakeMachine) -> None:
         device = tun(machine, monkeypatch)
         await device.set_up(machine)
         machine.hold(GatewayRoute(IPv4Network("10.7.0.0/16"), IPv4Address("11.0.3.1"), INDEX, protocol=4))
-        await device.make_anew(machine)
+        await device.recreate(machine)
 
     play(scenario)
     assert caplog.messages == [
@@ -221,7 +221,7 @@ def test_routes_of_others_that_go_with_a_tun_device_are_named(
 # The VXLAN device
 
 
-def test_a_vxlan_device_is_made_once() -> None:
+def test_a_vxlan_device_is_added_once() -> None:
     async def scenario(machine: FakeMachine) -> None:
         assert await vxlan().flaws(machine) == ["was removed"]
         with pytest.raises(HostError, match=r"^flannel\.1 is gone$"):
@@ -248,7 +248,7 @@ def test_without_the_external_interface_there_is_no_vxlan_device() -> None:
 @pytest.mark.parametrize(
     "other", [replace(VXLAN, port=8473), replace(VXLAN, lower_index=9), replace(VXLAN, learning=True)]
 )
-def test_a_vxlan_device_with_other_settings_is_made_anew(other: Vxlan, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_vxlan_device_with_other_settings_is_recreated(other: Vxlan, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(machine: FakeMachine) -> None:
         machine.have(replace(OURS, vxlan=other), OWN_ADDRESS)
         machine.hold(GatewayRoute(IPv4Network("10.7.0.0/16"), IPv4Address("11.0.3.1"), INDEX, protocol=4))
@@ -261,11 +261,11 @@ def test_a_vxlan_device_with_other_settings_is_made_anew(other: Vxlan, caplog: p
     assert caplog.messages == [
         "The removal of device flannel.1 removes routes of other programs: 10.7.0.0/16 via 11.0.3.1 dev flannel.1"
         " proto static",
-        "Device flannel.1 had other settings: made anew",
+        "Removed device flannel.1: it had other settings; adding it again",
     ]
 
 
-def test_our_vxlan_device_under_another_name_makes_room(caplog: pytest.LogCaptureFixture) -> None:
+def test_our_vxlan_device_under_another_name_is_removed(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(machine: FakeMachine) -> None:
         machine.have(replace(OURS, name="vx0"), OWN_ADDRESS)
         machine.have(Link(20, "br0", 1500, "bridge", alias=ALIAS))  # an alias of ours makes no other kind ours
@@ -310,7 +310,7 @@ def test_what_an_earlier_run_left_is_adopted(link: Link, addresses: list[Address
         ),
     ],
 )
-def test_a_device_of_others_is_refused_and_stays(link: Link, addresses: list[Address], message: str) -> None:
+def test_a_foreign_device_is_rejected_and_stays(link: Link, addresses: list[Address], message: str) -> None:
     async def scenario(machine: FakeMachine) -> None:
         machine.have(link, *addresses)
         before = list(machine.own_addresses)
@@ -321,7 +321,7 @@ def test_a_device_of_others_is_refused_and_stays(link: Link, addresses: list[Add
     play(scenario)
 
 
-def test_the_device_that_we_set_up_stays_ours_whatever_it_has_become() -> None:
+def test_the_device_that_we_set_up_stays_ours_after_any_change() -> None:
     async def scenario(machine: FakeMachine) -> None:
         device = vxlan()
         await device.set_up(machine)

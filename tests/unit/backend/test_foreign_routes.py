@@ -58,7 +58,7 @@ def test_flanneld_s_routes_are_known_by_all_that_it_gives_them(found: KernelRout
 
 
 @pytest.mark.parametrize(("count", "lines"), [(1, 1), (10, 10), (11, 11), (500, 11)])
-def test_ten_are_named_and_the_others_counted(count: int, lines: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_ten_routes_are_logged_and_the_others_counted(count: int, lines: int, caplog: pytest.LogCaptureFixture) -> None:
     log_leftovers([route(f"11.1.{each % 256}.0/24") for each in range(count)], lambda index: f"eth{index}")
     assert len(caplog.messages) == lines
     text = "11.1.0.0/24 via 172.17.8.102 dev eth2 proto boot"
@@ -93,7 +93,7 @@ ELSEWHERE, STATIC, OURS = 103, 4, 85
         ([message("11.1.7.0/25", host=ELSEWHERE)], ""),
     ],
 )
-def test_what_the_first_route_without_a_metric_says_about_ours(there: list[Message], verdict: str) -> None:
+def test_the_first_route_without_a_metric_decides_about_ours(there: list[Message], verdict: str) -> None:
     machine, foreign = FakeMachine(), ForeignRoutes()
     machine.direct += there
     adopted = asyncio.run(foreign.judge(machine, [WANTED]))

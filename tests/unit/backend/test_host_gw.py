@@ -12,6 +12,7 @@ from support.fakes_netlink import ETH1, EXTERNAL, FakeNetlink, no_changes
 
 from flannelpy.backend import kernel_entries, on_link
 from flannelpy.backend.host_gw import HostGwBackend
+from flannelpy.linux.netlink import monitor
 from flannelpy.rtnetlink import entries, routes
 from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.links import Address
@@ -45,7 +46,7 @@ def play(scenario: Callable[[HostGwBackend, FakeNetlink], Awaitable[None]], monk
     netlink = FakeNetlink()
     for module in (kernel_entries, on_link):
         monkeypatch.setattr(module, "Netlink", lambda: netlink)
-    monkeypatch.setattr(on_link, "notifications", no_changes)
+    monkeypatch.setattr(monitor, "notifications", no_changes)
 
     async def whole() -> None:
         backend = HostGwBackend(CONFIG, EXTERNAL, None)
@@ -96,7 +97,7 @@ def test_only_marked_routes_into_the_network_are_ours(
     ]
 
 
-def test_a_host_that_is_not_on_the_link_is_said_once_and_reached_when_it_is(
+def test_a_peer_off_the_link_is_logged_once_and_gets_a_route_on_the_link(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
@@ -117,7 +118,7 @@ def test_a_host_that_is_not_on_the_link_is_said_once_and_reached_when_it_is(
     )
 
 
-def test_packets_that_take_another_way_make_a_host_unreachable(
+def test_a_peer_whose_packets_take_another_route_is_unreachable(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     away = IPv4Network("11.0.1.0/24")
@@ -128,10 +129,10 @@ def test_packets_that_take_another_way_make_a_host_unreachable(
         backend.apply([added(1, "172.17.8.102"), added(2, "172.17.8.103"), added(3, "172.17.8.104")])
         await netlink.settled(route(1, "172.17.8.102"), route(2, "172.17.8.103"), route(3, "172.17.8.104"))
         await asyncio.sleep(0.001)
-        netlink.led_away[away, False] = RouteAnswer(0, ETH1, foreign.gateway, 254, 1, 4, 0, away, found)
+        netlink.diverted[away, False] = RouteAnswer(0, ETH1, foreign.gateway, 254, 1, 4, 0, away, found)
         assert await backend.repair(netlink) == []
         assert backend.describe() == "next hops: 2, unreachable: 1"
-        netlink.led_away.clear()
+        netlink.diverted.clear()
         assert await backend.repair(netlink) == []
         assert backend.describe() == "next hops: 3"
 
@@ -156,7 +157,7 @@ def test_a_subnet_whose_route_is_blocked_is_not_asked_about(monkeypatch: pytest.
     play(scenario, monkeypatch)
 
 
-def test_of_leases_that_overlap_the_longer_one_says_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_overlapping_leases_the_longer_one_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     longer = LeaseAdded(replace(added(2, "172.17.8.103").lease, subnet=IPv4Network("11.0.2.0/25")))
 
     async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
@@ -170,7 +171,7 @@ def test_of_leases_that_overlap_the_longer_one_says_the_way(monkeypatch: pytest.
     play(scenario, monkeypatch)
 
 
-def test_before_the_routes_are_put_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_before_the_routes_are_added_the_kernel_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
         assert await backend.repair(netlink) == []
         for number in (1, 2):

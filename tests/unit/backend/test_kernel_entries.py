@@ -233,7 +233,7 @@ def test_a_foreign_route_in_the_way_stays_and_is_logged_once(
     ]
 
 
-def test_of_a_blocked_unit_nothing_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blocked_subnet_gets_no_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(world: World) -> None:
         foreign = by_gateway(1, 200, STATIC)
         world.netlink.hold(foreign)
@@ -307,7 +307,7 @@ def test_a_foreign_route_that_leads_where_the_lease_asks_counts_and_stays(
     assert caplog.messages == []
 
 
-def test_a_route_that_another_program_put_in_place_of_ours_is_no_repair(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreign_route_in_place_of_ours_is_no_repair(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was restored, so the log reports no repair and none is counted."""
 
     async def scenario(world: World) -> None:
@@ -342,7 +342,7 @@ def test_a_new_next_hop_is_added_before_the_old_one_is_removed(monkeypatch: pyte
 
 
 def test_a_subnet_that_is_reached_another_way_is_no_repair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its host came to our link, and was looked at before anybody said so."""
+    """The peer moved to our link, and a check ran before the notification."""
 
     async def scenario(world: World) -> None:
         world.want(unit(1), unit(2))
@@ -355,7 +355,7 @@ def test_a_subnet_that_is_reached_another_way_is_no_repair(monkeypatch: pytest.M
     play(scenario, monkeypatch)
 
 
-def test_many_that_are_lost_are_logged_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_removed_entries_are_one_log_line(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(world: World) -> None:
         world.want(*map(unit, range(100)))
         await world.settled()
@@ -367,12 +367,12 @@ def test_many_that_are_lost_are_logged_as_one(monkeypatch: pytest.MonkeyPatch) -
     play(scenario, monkeypatch)
 
 
-def test_a_unit_that_cannot_be_put_leaves_nothing_behind_and_is_tried_again(
+def test_a_peer_whose_entries_fail_gets_none_and_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(world: World) -> None:
         *_, gateway = unit(2, mac=1)
-        world.netlink.refused = {gateway: errno.ENETDOWN}
+        world.netlink.rejected = {gateway: errno.ENETDOWN}
         world.want(unit(1), unit(2, mac=1), unit(3))
         # What the second shares with the first stays.
         await world.netlink.settled(*unit(1), *unit(3))
@@ -381,54 +381,54 @@ def test_a_unit_that_cannot_be_put_leaves_nothing_behind_and_is_tried_again(
                 await asyncio.sleep(0)
         await asyncio.sleep(0.05)  # it has been tried many times since
         assert caplog.messages == [
-            f"Failed to lead packets to other hosts: the kernel refuses the {gateway}: Network is down"
+            f"Failed to update the routes to peers: the kernel rejected the {gateway}: Network is down"
         ]
-        world.netlink.refused = {}
+        world.netlink.rejected = {}
         await world.settled()
 
     play(scenario, monkeypatch)
 
 
-def test_a_lease_of_which_the_kernel_wants_to_know_nothing_is_said_once_and_troubles_nobody(
+def test_a_lease_that_the_kernel_rejects_is_logged_once_and_affects_no_other_lease(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(world: World) -> None:
         *_, gateway = unit(2)
-        world.netlink.refused = {gateway: errno.EINVAL}
+        world.netlink.rejected = {gateway: errno.EINVAL}
         world.want(unit(1), unit(2))
         await world.netlink.settled(*unit(1))
         changes = world.netlink.changes
         for _ in range(3):
             assert await world.repair() == []
-        assert world.netlink.changes == changes, "nothing for anybody to look at"
+        assert world.netlink.changes == changes, "no change that triggers a check"
         world.want(unit(1), unit(2, mac=9), unit(3))
         await world.netlink.settled(*unit(1), *unit(3))
-        world.netlink.refused = {}
+        world.netlink.rejected = {}
         world.want(unit(1), unit(2), unit(3))
         await world.settled()
 
     play(scenario, monkeypatch)
     gateway = unit(2)[-1]
-    line = f"Ignoring invalid lease 11.0.2.0/24: the kernel refuses the {gateway}: Invalid argument"
+    line = f"Ignoring invalid lease 11.0.2.0/24: the kernel rejected the {gateway}: Invalid argument"
     assert caplog.messages == [line, line]  # two units that differ by a MAC
 
 
-def test_what_was_refused_is_not_forgotten_when_something_else_fails(
+def test_a_rejected_lease_stays_known_after_another_failure(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(world: World) -> None:
         refused, failing = unit(2)[-1], unit(3)[-1]
-        world.netlink.refused = {refused: errno.EINVAL}
+        world.netlink.rejected = {refused: errno.EINVAL}
         world.want(unit(1), unit(2))
         await world.netlink.settled(*unit(1))
         await world.idle()
-        world.netlink.refused = {refused: errno.EINVAL, failing: errno.ENETDOWN}
+        world.netlink.rejected = {refused: errno.EINVAL, failing: errno.ENETDOWN}
         world.netlink.lose(*unit(1))
         world.units = {**world.units, IPv4Network("11.0.3.0/24"): unit(3)}
         with pytest.raises(HostError, match="Network is down"):
             await world.repair()
         assert world.reconciler.unreachable == {IPv4Network("11.0.2.0/24")}
-        world.netlink.refused = {refused: errno.EINVAL}
+        world.netlink.rejected = {refused: errno.EINVAL}
         await world.repair()
         assert world.reconciler.unreachable == {IPv4Network("11.0.2.0/24")}
 
@@ -436,24 +436,24 @@ def test_what_was_refused_is_not_forgotten_when_something_else_fails(
     assert [message.partition(":")[0] for message in caplog.messages] == ["Ignoring invalid lease 11.0.2.0/24"]
 
 
-def test_a_route_to_a_gateway_that_is_not_on_the_link_is_refused_alone_and_tried_again(
+def test_a_route_to_a_gateway_off_the_link_is_rejected_alone_and_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     gateway = unit(2)[-1]
 
     async def scenario(world: World) -> None:
-        world.netlink.refused = {gateway: errno.ENETUNREACH}
+        world.netlink.rejected = {gateway: errno.ENETUNREACH}
         world.want(unit(1), unit(2))
         await world.netlink.settled(*unit(1))
         for _ in range(3):
             assert await world.repair() == []
         assert world.reconciler.unreachable == {IPv4Network("11.0.2.0/24")}
-        world.netlink.refused = {}
+        world.netlink.rejected = {}
         assert await world.repair() == []
         await world.netlink.settled(*unit(1), *unit(2))
 
     play(scenario, monkeypatch)
-    reason = f"the kernel refuses the {gateway}: Network is unreachable"
+    reason = f"the kernel rejected the {gateway}: Network is unreachable"
     assert caplog.messages == [f"Subnet 11.0.2.0/24 is unreachable: {reason}"]
 
 
@@ -461,30 +461,30 @@ def test_if_no_gateway_is_on_the_link_the_host_lacks_something(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(world: World) -> None:
-        world.netlink.refused = {unit(number)[-1]: errno.ENETUNREACH for number in (1, 2)}
+        world.netlink.rejected = {unit(number)[-1]: errno.ENETUNREACH for number in (1, 2)}
         world.want(unit(1), unit(2))
         async with asyncio.timeout(5):
             while not caplog.messages:  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0)
-        world.netlink.refused = {}
+        world.netlink.rejected = {}
         await world.settled()
 
     play(scenario, monkeypatch)
     [line] = caplog.messages
-    assert line.startswith("Failed to lead packets to other hosts: the kernel refuses the route to 11.0.")
+    assert line.startswith("Failed to update the routes to peers: the kernel rejected the route to 11.0.")
 
 
-def test_of_many_refused_leases_some_are_logged(
+def test_of_many_rejected_leases_some_are_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(world: World) -> None:
-        world.netlink.refused = {unit(number)[-1]: errno.EINVAL for number in range(30)}
+        world.netlink.rejected = {unit(number)[-1]: errno.EINVAL for number in range(30)}
         world.want(*map(unit, range(31)))
         await world.netlink.settled(*unit(30))
 
     play(scenario, monkeypatch)
     assert len(caplog.messages) == 11
-    assert caplog.messages[-1] == "The kernel refuses routes to 20 more subnets"
+    assert caplog.messages[-1] == "The kernel rejected routes to 20 more subnets"
 
 
 def test_a_route_of_ours_beside_ours_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,14 +500,14 @@ def test_a_route_of_ours_beside_ours_is_removed(monkeypatch: pytest.MonkeyPatch)
     play(scenario, monkeypatch)
 
 
-def test_while_it_cannot_be_put_right_that_is_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repair_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(world: World) -> None:
         world.want(unit(1))
         await world.settled()
         forward, *_ = unit(1)
         world.netlink.lose(forward)
-        world.netlink.refused = {forward: errno.ENETDOWN}
-        with pytest.raises(HostError, match="the kernel refuses the forwarding of"):
+        world.netlink.rejected = {forward: errno.ENETDOWN}
+        with pytest.raises(HostError, match="the kernel rejected the forwarding of"):
             await world.repair()
 
     play(scenario, monkeypatch)

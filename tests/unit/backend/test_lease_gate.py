@@ -67,7 +67,7 @@ def added(number: int, public_ip: str | None = None) -> LeaseAdded:
 
 
 @pytest.mark.parametrize("events", [[], [added(1, "127.0.0.1")]])
-def test_that_there_is_no_usable_lease_is_forwarded_once_too(events: list[LeaseEvent]) -> None:
+def test_an_empty_set_of_usable_leases_is_forwarded_once(events: list[LeaseEvent]) -> None:
     async def scenario(world: World) -> None:
         await world.gate.check()
         assert world.forwarded == []  # the watch knows nothing yet
@@ -92,7 +92,7 @@ def test_all_leases_are_forwarded_in_one_call_and_the_kernel_is_asked_200_questi
     assert world.underlay.asked[6:] == [200, 200, 200]
 
 
-def test_others_have_their_turn_while_thousands_of_leases_are_taken_in_and_decided() -> None:
+def test_other_tasks_run_while_thousands_of_leases_are_decided() -> None:
     async def turns(until: Callable[[], bool]) -> int:
         count = 0
         while not until():
@@ -108,7 +108,7 @@ def test_others_have_their_turn_while_thousands_of_leases_are_taken_in_and_decid
     play(scenario)
 
 
-def test_while_the_kernel_cannot_be_asked_nothing_is_forwarded_and_nothing_is_lost(
+def test_while_the_kernel_cannot_be_asked_leases_wait(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scenario(world: World) -> None:
@@ -128,7 +128,7 @@ def test_while_the_kernel_cannot_be_asked_nothing_is_forwarded_and_nothing_is_lo
     ]
 
 
-def test_a_check_withdraws_what_is_no_longer_usable_and_gives_it_back(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_check_withdraws_unusable_leases_and_adds_them_when_usable(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         await world.gate.apply([added(1), added(2)])
         world.underlay.captured = {IPv4Address("172.18.0.1")}

@@ -14,8 +14,9 @@ from support.fakes_netlink import ETH1
 from flannelpy.backend.leftovers import Keep, Scope, marked, unmarked_leftovers, withdraw
 from flannelpy.errors import HostError
 from flannelpy.marks import ROUTE_PROTOCOL
-from flannelpy.rtnetlink.entries import GatewayRoute, ProhibitRule
+from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.links import Address, Link
+from flannelpy.rtnetlink.rules import ProhibitRule
 
 NETWORK, OLD, FOREIGN = (IPv4Network(f"11.{number}.0.0/16") for number in (1, 2, 9))
 ALIAS, FOREIGN_ALIAS = "flannelpy /run/flannel/subnet.env", "flannelpy /run/other/subnet.env"
@@ -57,7 +58,7 @@ def everything(machine: FakeMachine) -> None:
     ]
 
 
-def test_all_that_is_ours_goes_and_is_named() -> None:
+def test_all_that_we_own_is_removed_and_named() -> None:
     async def scenario(machine: FakeMachine) -> None:
         everything(machine)
         assert await withdraw(machine, SCOPE) == [
@@ -93,7 +94,7 @@ def test_a_start_keeps_what_its_backend_adopts(keeps_routes: bool) -> None:
     assert play(scenario).destinations == {*kept, "11.9.7.0/24", "11.1.8.0/24", "10.0.0.0/8"}
 
 
-def test_of_a_kept_device_the_routes_into_earlier_networks_go() -> None:
+def test_routes_into_earlier_networks_are_removed_from_a_kept_device() -> None:
     async def scenario(machine: FakeMachine) -> None:
         machine.have(TUN, address(TUN, "11.1.5.0/16"))
         machine.hold(
@@ -132,7 +133,7 @@ def test_a_tun_device_that_a_flanneld_has_open_is_left_alone(alias: str, is_refu
     assert bool(machine.gateways) is is_refused
 
 
-def test_a_vxlan_device_is_nobody_s_to_open() -> None:
+def test_no_process_can_have_a_vxlan_device_open() -> None:
     async def scenario(machine: FakeMachine) -> None:
         machine.have(Link(7, "flannel.1", 1450, "vxlan", has_carrier=True, alias=ALIAS))
         assert await withdraw(machine, SCOPE) == ["device flannel.1"]
@@ -141,7 +142,9 @@ def test_a_vxlan_device_is_nobody_s_to_open() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 10, 11])
-def test_routes_of_others_on_our_device_are_named_before_they_go(count: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_foreign_routes_on_our_device_are_logged_before_its_removal(
+    count: int, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario(machine: FakeMachine) -> None:
         machine.have(TUN)
         for number in range(count):
@@ -159,7 +162,7 @@ def test_routes_of_others_on_our_device_are_named_before_they_go(count: int, cap
         assert "10.99.0.0" not in message
 
 
-def test_what_is_marked_is_listed_whosever_it_is() -> None:
+def test_what_any_flannelpy_has_marked_is_listed() -> None:
     async def scenario(machine: FakeMachine) -> None:
         everything(machine)
         assert await marked(machine) == [

@@ -13,6 +13,7 @@ from support.fakes_netlink import ETH1, NO_ROUTE, FakeNetlink
 from flannelpy.backend import on_link
 from flannelpy.backend.on_link import OnLink
 from flannelpy.errors import HostError
+from flannelpy.linux.netlink import monitor
 from flannelpy.rtnetlink.links import Link
 from flannelpy.rtnetlink.routes import RouteAnswer
 
@@ -58,7 +59,7 @@ def run(scenario: Callable[[OnLink, FakeNetlink], Awaitable[None]], peers: list[
 )
 def test_on_the_link_are_those_without_a_gateway_by_the_external_interface(answer: RouteAnswer, obstacle: str) -> None:
     async def scenario(links: OnLink, netlink: FakeNetlink) -> None:
-        netlink.led_away[IPv4Network("0.0.0.0/0"), False] = answer
+        netlink.diverted[IPv4Network("0.0.0.0/0"), False] = answer
         before = links.version
         await links.update(netlink, LINK)
         assert links.obstacle(PEERS[0]) == obstacle
@@ -80,7 +81,7 @@ def test_a_check_asks_about_200_peers_again_in_turn() -> None:
 
 def test_a_change_that_concerns_many_is_followed_at_once() -> None:
     async def scenario(links: OnLink, netlink: FakeNetlink) -> None:
-        netlink.led_away[IPv4Network("0.0.0.0/0"), False] = NO_ROUTE
+        netlink.diverted[IPv4Network("0.0.0.0/0"), False] = NO_ROUTE
         await links.update(netlink, LINK)
         assert all(map(links.obstacle, PEERS))
         assert len(netlink.queries) == len(PEERS)
@@ -90,7 +91,7 @@ def test_a_change_that_concerns_many_is_followed_at_once() -> None:
 
 def test_an_answer_that_changes_all_the_time_costs_200_questions_more() -> None:
     async def scenario(links: OnLink, netlink: FakeNetlink) -> None:
-        netlink.led_away[IPv4Network("10.0.0.1/32"), False] = NO_ROUTE
+        netlink.diverted[IPv4Network("10.0.0.1/32"), False] = NO_ROUTE
         await links.update(netlink, LINK)
         assert [peer for peer in PEERS if links.obstacle(peer)] == PEERS[:1]
         assert len(netlink.queries) == 400
@@ -98,7 +99,7 @@ def test_an_answer_that_changes_all_the_time_costs_200_questions_more() -> None:
     run(scenario, PEERS)
 
 
-def test_new_peers_are_asked_about_and_those_that_left_are_not() -> None:
+def test_new_peers_are_asked_about_and_removed_ones_are_not() -> None:
     async def scenario(links: OnLink, netlink: FakeNetlink) -> None:
         await links.follow(PEERS[1:4], 2)
         await links.follow(PEERS, 2)  # the same version: not looked at
@@ -128,7 +129,7 @@ def test_while_the_link_is_down_nothing_is_asked() -> None:
     run(scenario, PEERS)
 
 
-def test_it_asks_when_the_kernel_reports_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_in_the_kernel_triggers_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     """``on_change`` is called only if an answer is another one; an error is left to the checks."""
 
     async def scenario(links: OnLink, netlink: FakeNetlink) -> None:
@@ -140,7 +141,7 @@ def test_it_asks_when_the_kernel_reports_a_change(monkeypatch: pytest.MonkeyPatc
                 yield
 
         monkeypatch.setattr(on_link, "Netlink", lambda: netlink)
-        monkeypatch.setattr(on_link, "notifications", notifications)
+        monkeypatch.setattr(monitor, "notifications", notifications)
         monkeypatch.setattr(on_link, "_PAUSE_SECONDS", 0)
         async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
             watch = tasks.create_task(links.watch(noticed.set))
@@ -151,7 +152,7 @@ def test_it_asks_when_the_kernel_reports_a_change(monkeypatch: pytest.MonkeyPatc
                 while link.is_up and len(netlink.queries) == asked:  # noqa: ASYNC110 - it has no event
                     await asyncio.sleep(0)
             assert not noticed.is_set()
-            netlink.led_away[IPv4Network("10.0.0.1/32"), False] = NO_ROUTE
+            netlink.diverted[IPv4Network("10.0.0.1/32"), False] = NO_ROUTE
             reported.put_nowait(None)
             await noticed.wait()
             watch.cancel()

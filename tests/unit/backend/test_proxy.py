@@ -482,7 +482,7 @@ def test_a_kernel_that_refuses_many_datagrams_at_a_time_gets_them_one_by_one(
         assert len([length for length in asked.lengths if length > 100]) == 1
         assert not bench.udp.gso
         assert not bench.proxy.drops
-        assert caplog.messages == ["The kernel refuses UDP_SEGMENT (Input/output error), sending datagrams one by one"]
+        assert caplog.messages == ["Kernel rejected UDP_SEGMENT: Input/output error; sending datagrams one by one"]
 
     play(scenario)
 

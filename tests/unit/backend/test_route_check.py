@@ -77,7 +77,7 @@ def test_when_all_is_well_nothing_is_logged(caplog: pytest.LogCaptureFixture) ->
     assert caplog.messages == []
 
 
-def test_the_host_asks_for_itself_and_for_its_containers_once_there_is_a_bridge() -> None:
+def test_queries_are_for_the_host_and_with_a_bridge_for_its_containers() -> None:
     async def scenario(world: World) -> None:
         await world.ask(1)
         assert world.netlink.queries
@@ -133,23 +133,23 @@ def test_at_most_200_questions_in_a_check_and_every_peer_in_turn(peers: int, has
     [
         (elsewhere(), "route 11.0.0.0/17 via 172.17.8.1 dev eth1 proto static"),
         (elsewhere("11.0.1.0/25"), "route 11.0.1.0/25 via 172.17.8.1 dev eth1 proto static"),
-        (RouteAnswer(errno=BLACKHOLE), "the kernel refuses them (Invalid argument)"),
-        (RouteAnswer(errno=PROHIBIT), "the kernel refuses them (Permission denied)"),
-        (RouteAnswer(errno=UNREACHABLE), "the kernel refuses them (No route to host)"),
-        (RouteAnswer(errno=NO_ROUTE), "the kernel refuses them (Network is unreachable)"),
+        (RouteAnswer(errno=BLACKHOLE), "the kernel rejects them (Invalid argument)"),
+        (RouteAnswer(errno=PROHIBIT), "the kernel rejects them (Permission denied)"),
+        (RouteAnswer(errno=UNREACHABLE), "the kernel rejects them (No route to host)"),
+        (RouteAnswer(errno=NO_ROUTE), "the kernel rejects them (Network is unreachable)"),
     ],
 )
 @pytest.mark.parametrize("is_forwarded", [False, True])
-def test_what_takes_packets_to_some_peers_is_logged_once(
+def test_the_cause_for_some_peers_is_logged_once(
     caplog: pytest.LogCaptureFixture, answer: RouteAnswer, cause: str, is_forwarded: bool
 ) -> None:
     async def scenario(world: World) -> None:
         world.add_bridge()
-        world.netlink.led_away = {(subnet(1), is_forwarded): answer}
+        world.netlink.diverted = {(subnet(1), is_forwarded): answer}
         for _ in range(3):
             await world.ask(1, 2)
         assert world.check.unreachable == {subnet(1)}
-        world.netlink.led_away = {}
+        world.netlink.diverted = {}
         await world.ask(1, 2)
         assert not world.check.unreachable
 
@@ -159,13 +159,13 @@ def test_what_takes_packets_to_some_peers_is_logged_once(
 
 
 @pytest.mark.parametrize("error", [errno.EXDEV, errno.ENODEV])
-def test_what_rp_filter_refuses_proves_nothing(error: int) -> None:
+def test_a_rejection_by_rp_filter_proves_nothing(error: int) -> None:
     async def scenario(world: World) -> None:
         world.add_bridge()
-        world.netlink.led_away = {(NETWORK, True): RouteAnswer(errno=error)}
+        world.netlink.diverted = {(NETWORK, True): RouteAnswer(errno=error)}
         await world.ask(1, 2)
         assert not world.check.unreachable
-        world.netlink.led_away = {(subnet(1), False): RouteAnswer(errno=error)}
+        world.netlink.diverted = {(subnet(1), False): RouteAnswer(errno=error)}
         await world.ask(1, 2)
         assert world.check.unreachable == {subnet(1)}, "of the host's own packets it is an answer"
 
@@ -174,7 +174,7 @@ def test_what_rp_filter_refuses_proves_nothing(error: int) -> None:
 
 def test_a_part_of_a_peers_subnet_is_logged_and_the_peer_counts_as_reachable(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
-        world.netlink.led_away = {(IPv4Network("11.0.1.128/25"), False): elsewhere("11.0.1.128/25")}
+        world.netlink.diverted = {(IPv4Network("11.0.1.128/25"), False): elsewhere("11.0.1.128/25")}
         await world.ask(1)
         assert not world.check.unreachable
 
@@ -184,7 +184,7 @@ def test_a_part_of_a_peers_subnet_is_logged_and_the_peer_counts_as_reachable(cap
 
 def test_many_subnets_of_one_cause_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
-        world.netlink.led_away = {(IPv4Network("11.0.0.0/17"), False): elsewhere()}
+        world.netlink.diverted = {(IPv4Network("11.0.0.0/17"), False): elsewhere()}
         for _ in range(3):
             await world.ask(1, 2, 3, 200)
 
@@ -195,13 +195,13 @@ def test_many_subnets_of_one_cause_are_one_line(caplog: pytest.LogCaptureFixture
     ]
 
 
-def test_if_no_peer_is_reached_that_is_an_error_and_not_logged_beside(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_reachable_peer_the_check_fails_and_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
-        world.netlink.led_away = {(NETWORK, False): elsewhere("11.0.0.0/16")}
+        world.netlink.diverted = {(NETWORK, False): elsewhere("11.0.0.0/16")}
         for _ in range(2):
             with pytest.raises(HostError, match=r"Packets to every peer .*: route 11\.0\.0\.0/16 via"):
                 await world.ask(1, 2)
-        world.netlink.led_away = {}
+        world.netlink.diverted = {}
         await world.ask(1, 2)
 
     play(scenario)
@@ -213,7 +213,7 @@ def test_blocked_peers_count_too() -> None:
         await world.ask(1, blocked={subnet(2)})
         with pytest.raises(HostError, match="every peer"):
             await world.ask(blocked={subnet(2)})
-        world.netlink.led_away = {(subnet(1), False): RouteAnswer(errno=PROHIBIT)}
+        world.netlink.diverted = {(subnet(1), False): RouteAnswer(errno=PROHIBIT)}
         with pytest.raises(HostError, match="every peer"):
             await world.ask(1, blocked={subnet(2)})
 
@@ -237,9 +237,11 @@ def test_without_peers_the_network_is_asked_about_outside_our_subnet() -> None:
     ("taken", "is_whole"),
     [("11.0.0.0/16", True), ("0.0.0.0/0", True), ("11.0.0.0/17", False), ("11.0.192.0/18", False)],
 )
-def test_the_network_is_refused_only_as_a_whole(caplog: pytest.LogCaptureFixture, taken: str, is_whole: bool) -> None:
+def test_a_check_of_the_network_fails_only_if_all_addresses_do(
+    caplog: pytest.LogCaptureFixture, taken: str, is_whole: bool
+) -> None:
     async def scenario(world: World) -> None:
-        world.netlink.led_away = {(IPv4Network(taken), False): elsewhere(taken)}
+        world.netlink.diverted = {(IPv4Network(taken), False): elsewhere(taken)}
         if is_whole:
             with pytest.raises(HostError, match=r"Packets to 11\.0\.0\.0/16 do not take flannelpy's routes: route "):
                 await world.check.check_network(world.netlink, FLANNEL1)
@@ -267,7 +269,7 @@ RULES: Sequence[PolicyRule] = [
         (1, False, RouteAnswer(errno=PROHIBIT), "rule 60: from all to 11.0.1.0/24 prohibit takes the host's"),
         (2, True, RouteAnswer(errno=NO_ROUTE), "rule 61: from 11.0.48.0/24 unreachable takes containers'"),
         (2, True, RouteAnswer(errno=BLACKHOLE), "rule 62: from all iif if9 blackhole takes containers'"),
-        (2, False, RouteAnswer(errno=BLACKHOLE), "the kernel refuses them (Invalid argument) takes the host's"),
+        (2, False, RouteAnswer(errno=BLACKHOLE), "the kernel rejects them (Invalid argument) takes the host's"),
         (3, False, elsewhere()._replace(table=100), "proto static, by rule 70: from all to 11.0.3.0/24 lookup 100"),
         (2, False, elsewhere()._replace(table=100), "proto static takes the host's"),
     ],
@@ -278,7 +280,7 @@ def test_the_rule_is_named(
     async def scenario(world: World) -> None:
         world.add_bridge()
         world.netlink.policy = list(RULES)
-        world.netlink.led_away = {(subnet(number), is_forwarded): answer}
+        world.netlink.diverted = {(subnet(number), is_forwarded): answer}
         await world.ask(1, 2, 3)
 
     play(scenario)
@@ -286,14 +288,14 @@ def test_the_rule_is_named(
     assert cause in message
 
 
-def test_what_is_right_when_it_is_to_be_named_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cause_that_is_gone_before_it_is_named_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     """Another program removed our route and it was restored in between."""
 
     async def scenario(world: World) -> None:
         lookups = world.netlink.lookups
 
         async def only_at_first(queries: Sequence[routes.RouteQuery], *, matched: bool = False) -> list[RouteAnswer]:
-            world.netlink.led_away = {} if matched else {(subnet(1), False): RouteAnswer(errno=NO_ROUTE)}
+            world.netlink.diverted = {} if matched else {(subnet(1), False): RouteAnswer(errno=NO_ROUTE)}
             return await lookups(queries, matched=matched)
 
         world.netlink.lookups = only_at_first  # type: ignore[method-assign]
@@ -303,7 +305,7 @@ def test_what_is_right_when_it_is_to_be_named_is_not_logged(caplog: pytest.LogCa
     assert caplog.messages == []
 
 
-def test_of_the_routes_that_refuse_a_packet_the_longest_one_is_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_of_the_routes_that_reject_a_packet_the_longest_is_named(caplog: pytest.LogCaptureFixture) -> None:
     blackhole, add_rules = 6, 8
 
     async def scenario(world: World) -> None:
@@ -311,7 +313,7 @@ def test_of_the_routes_that_refuse_a_packet_the_longest_one_is_named(caplog: pyt
         for text, kind in (("11.0.0.0/8", blackhole), ("11.0.1.0/25", blackhole), ("11.0.0.0/16", blackhole)):
             machine.direct.append(direct(IPv4Network(text), 0, 4, kind))
         machine.direct += [direct(subnet(2), 0, 4, blackhole), direct(IPv4Network("11.0.1.0/26"), 0, 4, add_rules)]
-        machine.led_away = {(IPv4Network("11.0.1.0/25"), False): RouteAnswer(errno=BLACKHOLE)}
+        machine.diverted = {(IPv4Network("11.0.1.0/25"), False): RouteAnswer(errno=BLACKHOLE)}
         world.netlink = machine
         await world.ask(1, 2, 3)
 
@@ -326,16 +328,16 @@ def test_a_peer_stays_unreachable_until_it_is_asked_about_again(caplog: pytest.L
     numbers = [number for number in range(256) if number != 48]
 
     async def scenario(world: World) -> None:
-        world.netlink.led_away = {(subnet(1), False): elsewhere()}
+        world.netlink.diverted = {(subnet(1), False): elsewhere()}
         await world.ask(*numbers)
         for _ in range(4):
             assert world.check.unreachable == {subnet(1)}
             await world.ask(*numbers)
-        world.netlink.led_away = {}
+        world.netlink.diverted = {}
         for _ in range(2):
             await world.ask(*numbers)
         assert not world.check.unreachable
-        world.netlink.led_away = {(subnet(1), False): elsewhere()}
+        world.netlink.diverted = {(subnet(1), False): elsewhere()}
         for _ in range(2):
             await world.ask(*numbers)
         await world.ask(2, 3)  # it is no peer any more

@@ -27,30 +27,30 @@ class RecordingSocket(UdpSocket):
 
     def __init__(self, queues: int = 32) -> None:
         self.queues = [self] * queues
-        self.told: list[dict[str, int]] = []
+        self.assigned: list[dict[str, int]] = []
         self.changed = asyncio.Event()
-        self.refuses_others = False
+        self.samples_unknown_senders = False
 
     def assign(self, senders: Mapping[str, int], port: int | None) -> None:
         assert port in (PORT, None)
-        self.told.append(dict(senders))
+        self.assigned.append(dict(senders))
         self.changed.set()
 
-    def refuse_others(self) -> None:
-        self.refuses_others = True
+    def sample_unknown_senders(self) -> None:
+        self.samples_unknown_senders = True
 
     async def next(self) -> dict[str, int]:
         async with asyncio.timeout(DEADLINE):
             await self.changed.wait()
         self.changed.clear()
-        return self.told[-1]
+        return self.assigned[-1]
 
 
 def subnet(number: int) -> IPv4Network:
     return IPv4Network((int(SUBNET[0]) + 256 * number, 24))
 
 
-def test_at_first_known_hosts_have_queues_and_then_those_that_come() -> None:
+def test_present_peers_get_queues_and_then_new_ones() -> None:
     async def scenario() -> None:
         routes = Routes()
         routes.set(SUBNET, NextHop("172.17.8.102", PORT))
@@ -68,11 +68,11 @@ def test_at_first_known_hosts_have_queues_and_then_those_that_come() -> None:
 
 
 @pytest.mark.parametrize("port", [PORT, None])
-def test_others_are_refused_where_the_source_is_checked(port: int | None) -> None:
+def test_unknown_senders_are_sampled_if_the_source_is_checked(port: int | None) -> None:
     async def scenario() -> None:
         udp = RecordingSocket()
         SenderQueues(udp, Routes(), port)
-        assert udp.refuses_others == (port is not None)
+        assert udp.samples_unknown_senders == (port is not None)
 
     asyncio.run(scenario())
 
@@ -142,13 +142,13 @@ def test_many_changes_become_one_and_the_more_senders_the_longer_is_the_pause() 
             await asyncio.sleep(0)
         udp.changed.clear()
         assert len(await udp.next()) == 1000
-        assert len(udp.told) == 2
+        assert len(udp.assigned) == 2
         assert asyncio.get_running_loop().time() - began >= 0.02
 
     asyncio.run(scenario())
 
 
-def test_the_queues_follow_at_once_when_asked_and_only_if_there_is_something_to_do() -> None:
+def test_settle_updates_the_queues_at_once_if_an_update_is_due() -> None:
     async def scenario() -> None:
         routes = Routes()
         udp = RecordingSocket()
@@ -156,10 +156,10 @@ def test_the_queues_follow_at_once_when_asked_and_only_if_there_is_something_to_
         routes.set(SUBNET, NextHop("172.17.8.102", PORT))
         queues.changed()
         queues.settle()
-        assert udp.told == [{}, {"172.17.8.102": 1}]
+        assert udp.assigned == [{}, {"172.17.8.102": 1}]
         queues.settle()
         await asyncio.sleep(0.01)
-        assert len(udp.told) == 2
+        assert len(udp.assigned) == 2
         routes.remove(SUBNET)
         queues.changed()
         udp.changed.clear()
@@ -168,7 +168,7 @@ def test_the_queues_follow_at_once_when_asked_and_only_if_there_is_something_to_
     asyncio.run(scenario())
 
 
-def test_after_close_the_socket_is_left_alone() -> None:
+def test_after_close_the_queues_are_not_changed() -> None:
     async def scenario() -> None:
         udp = RecordingSocket()
         queues = SenderQueues(udp, Routes(), PORT)
@@ -176,7 +176,7 @@ def test_after_close_the_socket_is_left_alone() -> None:
         queues.close()
         for _ in range(20):
             await asyncio.sleep(0)
-        assert udp.told == [{}]
+        assert udp.assigned == [{}]
         SenderQueues(udp, Routes(), PORT).close()
 
     asyncio.run(scenario())

@@ -17,7 +17,7 @@ from support.fakes_netlink import NO_ROUTE, FakeNetlink
 
 from flannelpy import cli
 from flannelpy.addressing.interface_choice import ExternalInterface
-from flannelpy.backend import base as backends
+from flannelpy.backend import catalogue as backends
 from flannelpy.backend.alloc import AllocBackend
 from flannelpy.backend.device_config import DeviceConfig
 from flannelpy.backend.udp import backend as udp_backend
@@ -55,7 +55,7 @@ def test_udp_is_the_default_and_its_name_may_have_any_case(text: str) -> None:
     assert isinstance(backends.create(parse(text), EXTERNAL, cli.parse([])), UdpBackend)
 
 
-def test_an_unknown_backend_is_refused_with_those_there_are() -> None:
+def test_an_unknown_backend_is_rejected_with_the_known_ones() -> None:
     with pytest.raises(ConfigError) as caught:
         backends.create(config(Type="gre"), EXTERNAL, cli.parse([]))
     assert str(caught.value) == "unknown backend type: 'gre'; Backend.Type may be alloc, host-gw, udp, vxlan"
@@ -70,10 +70,10 @@ def test_a_port_may_be_named_or_left_out(port: int | None) -> None:
     ("port", "shown"),
     [(0, "0"), (-1, "-1"), (65536, "65536"), ("8285", '"8285"'), (1.5, "1.5"), (True, "true"), ([], "[]")],
 )
-def test_a_port_that_is_none_is_refused(port: object, shown: str) -> None:
+def test_an_invalid_port_is_rejected(port: object, shown: str) -> None:
     with pytest.raises(ConfigError) as caught:
         UdpBackend(config(port=port), EXTERNAL, ALIAS, None)
-    assert str(caught.value) == f"Backend.Port {shown} is not a UDP port: 1 to 65535"
+    assert str(caught.value) == f"Backend.Port {shown} is not a number from 1 to 65535"
 
 
 @pytest.mark.parametrize("mtu", [96, 1500, None])
@@ -85,7 +85,7 @@ def test_an_mtu_may_be_named_or_left_out(mtu: int | None) -> None:
     ("mtu", "shown"),
     [(95, "95"), (1501, "1501"), (0, "0"), (-1, "-1"), ("1400", '"1400"'), (1.5, "1.5"), (True, "true")],
 )
-def test_an_mtu_that_the_interface_cannot_carry_is_refused(mtu: object, shown: str) -> None:
+def test_an_mtu_above_that_of_the_interface_is_rejected(mtu: object, shown: str) -> None:
     with pytest.raises(ConfigError) as caught:
         UdpBackend(config(MTU=mtu), EXTERNAL, ALIAS, None)
     assert str(caught.value) == f"Backend.MTU {shown} is not a number from 96 to 1500"
@@ -171,7 +171,7 @@ class FakeDevice:
     async def flaws(self, netlink: Netlink) -> tuple[Link | None, list[str]]:
         return (Link(7, self.tun.name, 1472, "tun") if self.is_there else None), list(self.found)
 
-    async def make_anew(self, netlink: Netlink) -> None:
+    async def recreate(self, netlink: Netlink) -> None:
         self.tun.close()
         self.tun = FakeTun("flannel1")
         self.is_there, self.found = True, []
@@ -269,7 +269,7 @@ def test_a_port_that_is_taken_leaves_no_device_and_a_stop_leaves_the_port(monkey
 
 def test_a_start_fails_when_packets_would_not_come_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(life: Life) -> None:
-        life.netlink.led_away = {(IPv4Network("11.0.0.0/16"), False): NO_ROUTE}
+        life.netlink.diverted = {(IPv4Network("11.0.0.0/16"), False): NO_ROUTE}
         with pytest.raises(HostError, match=r"Packets to 11\.0\.0\.0/16 do not take flannelpy's routes"):
             await life.backend.start(OWN)
 
@@ -287,7 +287,7 @@ def test_a_start_fails_when_packets_would_not_come_to_the_device(monkeypatch: py
         (frozenset(), (True, True), True, ""),
     ],
 )
-def test_offloads_that_the_kernel_lacks_are_said_and_not_used(
+def test_offloads_that_the_kernel_lacks_are_logged_and_not_used(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     asked: frozenset[str],
@@ -312,8 +312,8 @@ def test_offloads_that_the_kernel_lacks_are_said_and_not_used(
 
         monkeypatch.setattr(FakeDevice, "set_up", prepared)
         await life.backend.start(OWN)
-        hints = [message for message in caplog.messages if message.startswith("This kernel cannot do ")]
-        assert hints == ([f"This kernel cannot do {missing}: slower, nothing else"] if missing else [])
+        hints = [message for message in caplog.messages if message.startswith("Kernel lacks offload ")]
+        assert hints == ([f"Kernel lacks offload {missing}; throughput is reduced"] if missing else [])
         used = sorted(asked - set(missing.split(", ")))
         assert caplog.messages[-1].endswith(f", offloads: {', '.join(used) or 'none'}")
         assert merges == [("merge-tcp" in used, "merge-udp" in used)]
@@ -322,7 +322,7 @@ def test_offloads_that_the_kernel_lacks_are_said_and_not_used(
     live(monkeypatch, scenario, offload=asked)
 
 
-def test_a_changed_device_is_set_up_and_a_lost_one_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_device_is_restored_and_a_removed_one_recreated(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(life: Life) -> None:
         await life.backend.start(OWN)
         life.backend.apply([added("172.17.8.102")])
@@ -330,17 +330,17 @@ def test_a_changed_device_is_set_up_and_a_lost_one_made_anew(monkeypatch: pytest
         asked = len(life.netlink.queries)
         life.device.found, life.device.comes_meanwhile = ["was set down"], ["was set down", "got the address 11.0.7.7"]
         assert await life.repair() == [
-            "flannel0 was set down: put right",
-            "flannel0 got the address 11.0.7.7: put right",
+            "flannel0 was set down; restored",
+            "flannel0 got the address 11.0.7.7; restored",
         ]
         assert len(life.netlink.queries) == asked  # the next check asks
         assert life.device.set_ups == 2
         life.device.is_there, life.device.found = False, ["was removed"]
-        assert await life.repair() == ["flannel0 was removed: put right"]
+        assert await life.repair() == ["flannel0 was removed; restored"]
         assert life.backend.device == "flannel1"
         assert not life.backend._proxy.stalled
         life.backend._proxy.close()  # as when the device can be read no longer
-        assert await life.repair() == ["flannel1 could be used no longer: put right"]
+        assert await life.repair() == ["flannel1 could no longer be used; restored"]
         assert await life.repair() == []
         assert life.device.set_ups == 2
 
@@ -352,7 +352,7 @@ def test_a_peer_whose_packets_go_elsewhere_counts_as_unreachable(monkeypatch: py
         await life.backend.start(OWN)
         other = LeaseAdded(Lease(IPv4Network("11.0.102.0/24"), LeaseAttrs(IPv4Address("172.17.8.103")), 86400, 1, 1))
         life.backend.apply([added("172.17.8.102"), other])
-        life.netlink.led_away = {(SUBNET, False): NO_ROUTE}
+        life.netlink.diverted = {(SUBNET, False): NO_ROUTE}
         await life.repair()
         assert life.backend.describe() == "next hops: 1, unreachable: 1"
         life.backend.apply([LeaseRemoved(SUBNET)])
@@ -362,7 +362,7 @@ def test_a_peer_whose_packets_go_elsewhere_counts_as_unreachable(monkeypatch: py
     live(monkeypatch, scenario)
 
 
-def test_what_was_dropped_is_told_once_a_minute_and_at_the_end(
+def test_drops_are_logged_once_a_minute_and_at_the_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="flannelpy")
@@ -387,23 +387,23 @@ def test_what_was_dropped_is_told_once_a_minute_and_at_the_end(
         task = asyncio.create_task(life.backend.run())
         await asyncio.sleep(0.05)
         port = f"172.17.8.102:8286, not port {life.port}; -source-check=off if a NAT changes ports"
-        told = [
+        lines = [
             "Dropped packets: unknown_sender 3 (last from 172.17.8.200), "
             f"wrong_sender_port 2 (last from {port}), tun_refused 1"
         ]
-        assert caplog.messages == told
+        assert caplog.messages == lines
         monkeypatch.setattr(udp_backend, "_DROP_REPORT_SECONDS", 60)
         await asyncio.sleep(0.02)
         drops[DropReason.TUN_REFUSED] += 4
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert caplog.messages == [*told, "Dropped packets: tun_refused 4"]
+        assert caplog.messages == [*lines, "Dropped packets: tun_refused 4"]
 
     live(monkeypatch, scenario)
 
 
-def test_a_fault_of_the_packet_path_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_packet_path_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(life: Life) -> None:
         await life.backend.start(OWN)
         monkeypatch.setattr(life.netlink, "transmit_drops", lambda _: asyncio.sleep(0, 0))
@@ -416,7 +416,7 @@ def test_a_fault_of_the_packet_path_is_raised(monkeypatch: pytest.MonkeyPatch) -
     live(monkeypatch, scenario)
 
 
-def test_alloc_tells_the_public_ip_and_sets_up_nothing() -> None:
+def test_alloc_leases_with_the_public_ip_and_sets_up_nothing() -> None:
     backend = AllocBackend(EXTERNAL)
     assert backend.lease_attrs(HostIdentity(IPv4Address("1.2.3.4")), None) == LeaseAttrs(IPv4Address("1.2.3.4"))
     assert asyncio.run(backend.start(OWN)) == EXTERNAL.mtu

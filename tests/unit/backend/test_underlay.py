@@ -51,7 +51,7 @@ class World:
         """Have the kernel send packets to that network out of that interface, by a route to ``prefix``."""
         network = IPv4Network(destination)
         answer = RouteAnswer(0, link_index, None, 254, kind, prefix=IPv4Network(prefix or destination))
-        self.machine.led_away[network, False] = answer
+        self.machine.diverted[network, False] = answer
 
     async def check(self, network: IPv4Network | str, routed: Routed = Routed.NETWORK) -> str:
         """Why the network is refused."""
@@ -79,7 +79,7 @@ def test_an_overlay_device_on_the_way_is_named() -> None:
         world.machine.have(Link(9, "flannel1", 1472, "tun"))  # as flanneld and earlier versions leave it
         for number in (7, 8, 9):
             world.lead(f"172.18.{number}.0/24", number)
-        world.machine.led_away[IPv4Network("172.18.10.0/24"), False] = NO_ROUTE
+        world.machine.diverted[IPv4Network("172.18.10.0/24"), False] = NO_ROUTE
         addresses = [IPv4Address(f"172.18.{number}.1") for number in (7, 6, 8, 9, 10)]
         found = await world.underlay.overlay_ways(world.machine, addresses)
         assert list(found.items()) == list(zip(addresses, ["flannel0", "", "flannel.2", "flannel1", ""], strict=True))
@@ -246,9 +246,9 @@ def test_the_way_to_etcd_must_be_a_longer_one_and_none_of_an_overlay(
     play(scenario, "etcd")
 
 
-def test_an_etcd_that_no_route_leads_to_is_refused_inside_the_network() -> None:
+def test_an_etcd_without_a_route_is_rejected_inside_the_network() -> None:
     async def scenario(world: World) -> None:
-        world.machine.led_away[IPv4Network("172.20.0.0/16"), False] = NO_ROUTE
+        world.machine.diverted[IPv4Network("172.20.0.0/16"), False] = NO_ROUTE
         assert re.search("the way to 172.20.0.5", await world.check(NETWORK))
 
     play(scenario, "etcd")

@@ -19,6 +19,7 @@ from flannelpy.datapath import vtep, vxlan_settings
 from flannelpy.datapath.traffic import Datagrams
 from flannelpy.datapath.vxlan_settings import Settings
 from flannelpy.errors import ConfigError, HostError
+from flannelpy.linux.netlink import monitor
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.rtnetlink.entries import Entry, FdbEntry, GatewayRoute, Neighbour
 from flannelpy.rtnetlink.links import Address
@@ -89,7 +90,7 @@ def test_settings(options: dict[str, object], expected: Settings) -> None:
         ({"DirectRouting": None, "MTU": []}, "Backend.MTU [] is not a number from 118 to 1500"),
     ],
 )
-def test_what_makes_no_sense_is_refused(options: dict[str, object], message: str) -> None:
+def test_invalid_options_are_rejected(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         vxlan_settings.parse(options, 1500)
     assert str(caught.value) == message
@@ -113,7 +114,7 @@ def test_the_mac_is_always_the_same_and_of_this_host_alone() -> None:
     assert vtep.attrs(US, 1, None) == vtep.attrs(US, 1, None)
 
 
-def test_the_mac_that_others_know_is_kept() -> None:
+def test_the_mac_in_the_lease_is_kept() -> None:
     found = LeaseAttrs(EXTERNAL.address, "vxlan", {"VNI": 1, "VtepMAC": "8A:34:91:DD:7C:C7"})
     attrs = vtep.attrs(US, 1, found)
     assert attrs.encode() == (
@@ -130,7 +131,7 @@ def test_the_mac_that_others_know_is_kept() -> None:
         LeaseAttrs(EXTERNAL.address, "vxlan", "VtepMAC"),
     ],
 )
-def test_a_lease_that_tells_none_is_no_reason_to_change_it(found: LeaseAttrs) -> None:
+def test_a_lease_without_a_mac_gets_the_derived_one(found: LeaseAttrs) -> None:
     assert vtep.attrs(US, 1, found) == vtep.attrs(US, 1, None)
 
 
@@ -139,7 +140,7 @@ def test_a_lease_that_tells_none_is_no_reason_to_change_it(found: LeaseAttrs) ->
     [
         ({"VtepMAC": OTHER_MAC}, OTHER_MAC),
         ({"vtepmac": "2E-40-72-2D-6B-E3", "VNI": 1}, OTHER_MAC),
-        ({"VtepMAC": "00:00:00:00:00:00"}, None),  # to the kernel this is "everybody"
+        ({"VtepMAC": "00:00:00:00:00:00"}, None),  # the default entry of the kernel's FDB
         ({"VtepMAC": "01:00:5e:00:00:01"}, None),
         ({"VtepMAC": "ff:ff:ff:ff:ff:ff"}, None),
         ({"VtepMAC": "2e:40:72:2d:6b"}, None),
@@ -180,7 +181,7 @@ def play(
     netlink = FakeNetlink()
     for module in (kernel_entries, on_link, vxlan_backend):
         monkeypatch.setattr(module, "Netlink", lambda: netlink)
-    monkeypatch.setattr(on_link, "notifications", no_changes)
+    monkeypatch.setattr(monitor, "notifications", no_changes)
 
     async def nothing(self: Device, _: Netlink) -> list[str]:
         return []
@@ -213,7 +214,7 @@ def test_entries_follow_the_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     play(scenario, monkeypatch)
 
 
-def test_a_host_that_cannot_be_reached_is_said_and_what_led_there_goes(
+def test_a_peer_without_a_mac_is_logged_and_its_entries_are_removed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
@@ -230,7 +231,7 @@ def test_a_host_that_cannot_be_reached_is_said_and_what_led_there_goes(
     ]
 
 
-def test_two_hosts_of_one_mac_do_not_take_turns(
+def test_of_two_peers_with_one_mac_the_earlier_keeps_its_entries(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
@@ -280,7 +281,7 @@ def test_direct_routing_follows_the_link(monkeypatch: pytest.MonkeyPatch) -> Non
     play(scenario, monkeypatch, DirectRouting=True)
 
 
-def test_without_it_every_host_is_reached_by_vxlan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_direct_routing_every_peer_is_reached_by_vxlan(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
         backend.apply([added(1, 102)])
         await netlink.settled(*by_vxlan(1, 102))
@@ -288,8 +289,8 @@ def test_without_it_every_host_is_reached_by_vxlan(monkeypatch: pytest.MonkeyPat
     play(scenario, monkeypatch, DirectRouting=False)
 
 
-def test_a_repair_that_failed_is_not_forgotten_by_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new device is there, and somebody else's route beside its own."""
+def test_a_failed_repair_is_remembered_until_one_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is there again, but a foreign route to the network prevents the rest of the repair."""
 
     async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
         looks = iter([["was removed"], [], [], []])
@@ -308,13 +309,13 @@ def test_a_repair_that_failed_is_not_forgotten_by_the_next_look(monkeypatch: pyt
         for _ in range(2):
             with pytest.raises(HostError, match="rival"):
                 await backend.repair(netlink)
-        assert await backend.repair(netlink) == ["flannel.1 was removed: put right"]
+        assert await backend.repair(netlink) == ["flannel.1 was removed; restored"]
         assert await backend.repair(netlink) == []
 
     play(scenario, monkeypatch)
 
 
-def test_its_port_is_one_for_all_hosts_and_its_source_port_the_kernels() -> None:
+def test_the_port_is_the_same_on_all_hosts_and_the_kernel_chooses_the_source_port() -> None:
     backend = VxlanBackend(
         config.parse('{"Network":"11.0.0.0/16","Backend":{"Type":"vxlan","VNI":7,"Port":4789}}'), EXTERNAL, ALIAS
     )
@@ -322,7 +323,7 @@ def test_its_port_is_one_for_all_hosts_and_its_source_port_the_kernels() -> None
     assert (backend.device, backend.exclusive_resources) == ("flannel.7", ["VNI 7"])
 
 
-def test_before_the_entries_are_put_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_before_the_entries_are_added_the_kernel_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
         netlink.queries.clear()  # about the network, at the start
         assert await backend.repair(netlink) == []

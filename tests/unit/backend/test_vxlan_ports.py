@@ -18,7 +18,7 @@ from flannelpy.backend.vxlan import conflict, port_probe
 from flannelpy.backend.vxlan.port_probe import PortProbe, config_with
 from flannelpy.datapath import vxlan_settings
 from flannelpy.linux import port_owner, udp_probe
-from flannelpy.linux.netlink.client import Taken
+from flannelpy.linux.netlink.connection import Taken
 from flannelpy.linux.udp_probe import PortState, probe
 from flannelpy.rtnetlink.links import Link, Vxlan
 from flannelpy.subnet import config
@@ -81,7 +81,7 @@ def test_a_host_of_the_original_with_the_other_port_is_logged_once(
     play(World(Port=7890), scenario, monkeypatch)
     [line] = caplog.messages
     assert line == (
-        "Host 172.17.8.2 (11.0.2.0/24, 11.0.3.0/24) is not reached: UDP port 7890 is closed there, and 53790 is not. "
+        "Peer 172.17.8.2 (11.0.2.0/24, 11.0.3.0/24) is unreachable: its UDP port 7890 is closed, and 53790 is not. "
         "flanneld up to v0.5.5 swaps the bytes of Backend.Port. To reach it, put this config into etcd and restart "
         'flannelpy on all hosts: {"Network":"11.0.0.0/16","SubnetLen":24,"SubnetMin":"11.0.1.0",'
         '"SubnetMax":"11.0.255.0","Backend":{"Type":"vxlan","Port":7890,"PortSwapped":true}}'
@@ -136,12 +136,12 @@ def test_with_swapped_bytes_every_host_that_has_the_plain_port_is_logged(
     play(World(Port=7890, PortSwapped=True), scenario, monkeypatch)
     assert len(caplog.messages) == 2
     for line in caplog.messages:
-        assert "UDP port 53790 is closed there, and 7890 is not. It runs flanneld v0.5.6 or later" in line
+        assert "UDP port 53790 is closed, and 7890 is not. It runs flanneld v0.5.6 or later" in line
         assert line.endswith('"Backend":{"Type":"vxlan","Port":7890}}')
 
 
 @pytest.mark.parametrize("backend", [{}, {"Port": 0}, {"Port": 257}, {"Port": None}])
-def test_where_all_mean_the_same_port_no_host_is_asked(
+def test_if_both_byte_orders_mean_one_port_no_host_is_probed(
     backend: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(world: World) -> None:
@@ -152,7 +152,7 @@ def test_where_all_mean_the_same_port_no_host_is_asked(
     play(World(**backend), scenario, monkeypatch)
 
 
-def test_flannelpy_and_hosts_that_left_are_not_asked(
+def test_flannelpy_peers_and_removed_hosts_are_not_probed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(world: World) -> None:
@@ -202,7 +202,7 @@ def state(port: int, target: str = "127.0.0.1") -> PortState:
     return asyncio.run(probe(IPv4Address("127.0.0.1"), IPv4Address(target), port))
 
 
-def test_a_closed_port_is_told_from_an_open_one(bound: socket.socket) -> None:
+def test_a_closed_port_is_distinguished_from_an_open_one(bound: socket.socket) -> None:
     port = bound.getsockname()[1]
     assert state(port) is SILENT
     assert bound.recv(10) == b""
@@ -229,7 +229,7 @@ def test_an_answer_means_an_open_port(bound: socket.socket, monkeypatch: pytest.
         assert asyncio.run(answered()) is SILENT
 
 
-def test_what_cannot_be_asked_is_unknown(bound: socket.socket) -> None:
+def test_a_port_that_cannot_be_probed_is_unknown(bound: socket.socket) -> None:
     with bound:
         assert state(bound.getsockname()[1], "255.255.255.255") is UNKNOWN
 

@@ -27,7 +27,7 @@ def test_tokens_come_back_with_time_up_to_a_burst(seconds: float, expected: int)
     assert allowed(limit, A, seconds) == expected
 
 
-def test_a_flood_gets_the_rate_however_often_it_asks() -> None:
+def test_a_flood_gets_the_rate_at_any_frequency() -> None:
     limit = IcmpLimit()
     total = sum(limit.allow(A, step / 1000) for step in range(10_001))
     assert total in range(BURST + 10 * int(PER_SECOND) - 1, BURST + 10 * int(PER_SECOND) + 1)
@@ -39,7 +39,7 @@ def test_destinations_do_not_share_a_bucket() -> None:
     assert allowed(limit, B, 0.0) == BURST
 
 
-def test_the_destination_that_was_silent_for_longest_is_forgotten_first() -> None:
+def test_the_least_recent_destination_is_dropped_first() -> None:
     limit = IcmpLimit()
     allowed(limit, A, 0.0)
     allowed(limit, B, 0.0)
@@ -61,12 +61,12 @@ def test_all_destinations_together_have_a_limit() -> None:
     assert sum(limit.allow(destination, 3600.0) for destination in range(4000, 5000)) == TOTAL_BURST
 
 
-def test_a_destination_that_asks_too_often_takes_nothing_from_the_others() -> None:
+def test_a_destination_over_its_limit_takes_no_common_tokens() -> None:
     limit = IcmpLimit()
     allowed(limit, A, 0.0, 10_000)
     assert sum(limit.allow(destination, 0.0) for destination in range(1000)) == TOTAL_BURST - BURST
 
 
-def test_a_clock_that_does_not_move_gives_nothing_back() -> None:
+def test_a_clock_that_does_not_move_adds_no_tokens() -> None:
     limit = IcmpLimit()
     assert sum(limit.allow(destination, now) for destination in range(500) for now in (9.0, 8.0)) == TOTAL_BURST

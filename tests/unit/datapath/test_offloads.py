@@ -29,7 +29,7 @@ def test_names_are_read(text: str, expected: frozenset[str]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", ",", "on", "all", "TSO", "tso;gso", "tso gso", "tso,", "off,tso", "merge"])
-def test_other_words_are_refused_with_those_there_are(text: str) -> None:
+def test_an_unknown_offload_is_rejected_with_the_known_ones(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse(text)
     assert str(caught.value) == (
@@ -60,19 +60,19 @@ def test_other_words_are_refused_with_those_there_are(text: str) -> None:
         pytest.param(True, "unknown", ALL, id="no number"),
     ],
 )
-def test_without_a_wish_the_best_is_chosen(compiled: bool, kernel: str, expected: frozenset[str]) -> None:
+def test_without_a_choice_the_best_offloads_are_used(compiled: bool, kernel: str, expected: frozenset[str]) -> None:
     assert choose(None, compiled=compiled, kernel=kernel) == expected
 
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("kernel", [GOOD_KERNEL, "7.0.3"])
 @pytest.mark.parametrize("wanted", [frozenset(), frozenset({"gso"}), ALL], ids=["off", "gso", "all"])
-def test_a_wish_is_a_wish(compiled: bool, kernel: str, wanted: frozenset[str]) -> None:
+def test_a_choice_is_used_as_it_is(compiled: bool, kernel: str, wanted: frozenset[str]) -> None:
     assert choose(wanted, compiled=compiled, kernel=kernel) == wanted
 
 
 @pytest.mark.parametrize(("merge", "protocol"), [(Offload.MERGE_TCP, 6), (Offload.MERGE_UDP, 17)])
-def test_a_probe_is_a_super_packet_of_two_segments_and_a_shorter_one_that_leads_nowhere(
+def test_a_probe_is_a_super_packet_of_two_segments_and_a_shorter_one_that_the_kernel_drops(
     merge: Offload, protocol: int
 ) -> None:
     header, packet = probe(merge)

@@ -12,8 +12,8 @@ from flannelpy.datapath.queue_selection import (
     MAX_ASSIGNED,
     MAX_SENDERS,
     ONE_IN,
-    OTHERS,
     SAMPLE,
+    UNKNOWN_SENDERS,
     Instruction,
     encode,
     program,
@@ -89,28 +89,28 @@ def test_known_senders_have_their_queues_and_their_neighbours_do_not(count: int,
         assert run(code, address)[0] == expected
     edges = {(address + step) & WHOLE for address in known for step in (-1, 1)} | {0, 1, 1 << 31, WHOLE}
     for address in edges - set(known):
-        assert run(code, address)[0] == OTHERS
+        assert run(code, address)[0] == UNKNOWN_SENDERS
 
 
-def test_senders_beside_each_other_are_told_apart() -> None:
+def test_adjacent_senders_are_distinguished() -> None:
     senders = {str(IPv4Address("172.17.8.1") + 2 * number): 1 + number % 31 for number in range(100)}
     code = program(senders, PORT, QUEUES)
     first = int(IPv4Address("172.17.8.0"))
     found = [run(code, first + number)[0] for number in range(200)]
-    assert found == [queue for number in range(100) for queue in (OTHERS, 1 + number % 31)]
+    assert found == [queue for number in range(100) for queue in (UNKNOWN_SENDERS, 1 + number % 31)]
 
 
 @pytest.mark.parametrize("header_length", [20, 24, 60])
 @pytest.mark.parametrize("count", COUNTS)
-def test_from_another_port_they_are_others(count: int, header_length: int) -> None:
+def test_a_known_sender_with_another_port_is_unknown(count: int, header_length: int) -> None:
     senders = assigned(count)
     checked, unchecked = program(senders, PORT, QUEUES), program(senders, None, QUEUES)
     for port in (0, 1, PORT - 1, PORT + 1, PORT ^ 0x8000, 0xFFFF):
         for sender in list(senders)[:20]:
-            assert run(checked, int(IPv4Address(sender)), 1, port, header_length)[0] == OTHERS
-            assert run(unchecked, int(IPv4Address(sender)), 1, port, header_length)[0] != OTHERS
+            assert run(checked, int(IPv4Address(sender)), 1, port, header_length)[0] == UNKNOWN_SENDERS
+            assert run(unchecked, int(IPv4Address(sender)), 1, port, header_length)[0] != UNKNOWN_SENDERS
     for sender in list(senders)[:20]:
-        assert run(checked, int(IPv4Address(sender)), 1, PORT, header_length)[0] != OTHERS
+        assert run(checked, int(IPv4Address(sender)), 1, PORT, header_length)[0] != UNKNOWN_SENDERS
 
 
 @pytest.mark.parametrize("count", [MAX_SENDERS + 1, 70000])
@@ -122,13 +122,13 @@ def test_with_more_senders_than_a_program_can_hold_the_address_selects(count: in
     assert {found.count(queue) for queue in found} == {10}
 
 
-def test_some_of_what_others_send_comes_in_as_a_sample() -> None:
+def test_a_sample_of_the_datagrams_of_unknown_senders_is_accepted() -> None:
     taken = [chance for chance in range(10 * ONE_IN) if run(SAMPLE, 0x01020304, chance)[0] == WHOLE]
     assert taken == list(range(0, 10 * ONE_IN, ONE_IN))
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_the_kernel_would_take_it(count: int) -> None:
+def test_the_kernel_would_accept_the_program(count: int) -> None:
     """Jumps go forward and stay inside, and no way leads over the end.  Source: bpf_check_classic."""
     code = program(assigned(count), PORT, QUEUES)
     assert len(code) <= BPF_MAXINSNS
@@ -140,7 +140,7 @@ def test_the_kernel_would_take_it(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [MAX_ASSIGNED, MAX_SENDERS])
-def test_the_search_is_short_however_many_there_are(count: int) -> None:
+def test_the_search_is_short_with_any_number_of_senders(count: int) -> None:
     senders = assigned(count)
     code = program(senders, PORT, QUEUES)
     assert max(run(code, int(IPv4Address(sender)))[1] for sender in senders) < 60

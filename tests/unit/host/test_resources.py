@@ -14,7 +14,7 @@ from flannelpy.errors import ConfigError
 from flannelpy.host.resources import Host
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.marks import ROUTE_PROTOCOL
-from flannelpy.rtnetlink.entries import ProhibitRule
+from flannelpy.rtnetlink.rules import ProhibitRule
 
 BLUE = IPv4Network("11.1.0.0/16")
 

@@ -1,4 +1,4 @@
-"""What tells hosts apart."""
+"""The host ID, which distinguishes hosts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine_id: str | None, 
     return identity.host_id()
 
 
-def test_it_is_made_of_the_machine_id_and_does_not_show_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_id_is_a_hash_of_the_machine_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = of(tmp_path, monkeypatch, f"{MACHINE_ID}\n", "boot")
     # echo -n 'flannelpy host id' | openssl dgst -sha256 -hmac 3d12...
     assert ours == "1e4b46aae6c8f766"
@@ -33,7 +33,7 @@ def test_it_is_made_of_the_machine_id_and_does_not_show_it(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("machine_id", [None, "", "\n", "uninitialized\n"])
-def test_without_a_machine_id_the_running_kernels(
+def test_without_a_machine_id_the_boot_id_is_used(
     machine_id: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = of(tmp_path, monkeypatch, machine_id, "boot")
@@ -41,5 +41,5 @@ def test_without_a_machine_id_the_running_kernels(
     assert ours != of(tmp_path, monkeypatch, machine_id, "another boot")
 
 
-def test_without_either_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_machine_and_boot_id_the_host_id_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert of(tmp_path, monkeypatch, None, None) == ""

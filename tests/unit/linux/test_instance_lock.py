@@ -19,7 +19,7 @@ from flannelpy.errors import AlreadyRunning, HostError
 from flannelpy.linux.instance_lock import InstanceLock, Run, lock_path
 
 RUN = Run((IPv4Network("11.0.0.0/16"), IPv4Network("10.7.0.0/20")), "vxlan", "flannel.1")
-NOBODY = 61999
+OTHER_USER = 61999
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files and sockets to another user")
 
@@ -30,7 +30,7 @@ def subnet_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
-def test_the_file_is_its_owners_alone_whatever_the_umask(subnet_file: Path, umask: int) -> None:
+def test_only_the_owner_may_use_the_file_with_any_umask(subnet_file: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         lock = InstanceLock(subnet_file)
@@ -42,7 +42,7 @@ def test_the_file_is_its_owners_alone_whatever_the_umask(subnet_file: Path, umas
     assert lock_path(subnet_file).stat().st_ino == status.st_ino
 
 
-def test_a_second_one_is_refused_until_the_first_ends(subnet_file: Path) -> None:
+def test_a_second_lock_is_rejected_until_the_first_ends(subnet_file: Path) -> None:
     lock = InstanceLock(subnet_file)
     with pytest.raises(
         AlreadyRunning, match=f"^a flannelpy runs here with the subnet file {subnet_file}: stop it first$"
@@ -68,7 +68,7 @@ time.sleep(60)"""
 
 
 @pytest.mark.parametrize("names", [("a.env", "b.env"), ("subnet.env", "subnet.env.lock"), ("x", ".x"), ("x", "x.x")])
-def test_each_subnet_file_has_its_own(tmp_path: Path, names: tuple[str, str]) -> None:
+def test_each_subnet_file_has_its_own_lock(tmp_path: Path, names: tuple[str, str]) -> None:
     locks = [InstanceLock(tmp_path / name) for name in names]
     for lock in locks:
         lock.close()
@@ -102,7 +102,9 @@ def _socket(path: Path) -> None:
     ],
     ids=["symlink", "dangling symlink", "symlink to a directory", "directory", "FIFO", "socket", "hard link"],
 )
-def test_what_is_no_file_of_ours_is_refused_at_once(subnet_file: Path, put: Callable[[Path], None], cause: str) -> None:
+def test_anything_but_a_file_of_ours_is_rejected_at_once(
+    subnet_file: Path, put: Callable[[Path], None], cause: str
+) -> None:
     subnet_file.parent.mkdir()
     put(lock_path(subnet_file))
     with pytest.raises(HostError, match=rf"lock file {lock_path(subnet_file)}.*{cause}"):
@@ -113,26 +115,26 @@ def test_what_is_no_file_of_ours_is_refused_at_once(subnet_file: Path, put: Call
 
 
 @needs_root
-def test_another_users_file_is_refused_but_not_that_of_the_directorys_owner(subnet_file: Path) -> None:
+def test_another_users_file_is_rejected_unless_they_own_the_directory(subnet_file: Path) -> None:
     """As -cleanup of root after a daemon of the user that systemd gives the directory to."""
     subnet_file.parent.mkdir()
     path = lock_path(subnet_file)
     path.touch()
-    os.chown(path, NOBODY, NOBODY)
-    with pytest.raises(HostError, match=f"^the lock file {path} belongs to the user with ID {NOBODY}; remove it$"):
+    os.chown(path, OTHER_USER, OTHER_USER)
+    with pytest.raises(HostError, match=f"^the lock file {path} belongs to the user with ID {OTHER_USER}; remove it$"):
         InstanceLock(subnet_file)
-    os.chown(path.parent, NOBODY, NOBODY)
+    os.chown(path.parent, OTHER_USER, OTHER_USER)
     InstanceLock(subnet_file).close()
 
 
-def test_a_file_that_others_may_read_is_closed_to_them(subnet_file: Path) -> None:
+def test_the_mode_of_a_readable_file_is_restricted(subnet_file: Path) -> None:
     subnet_file.parent.mkdir()
     lock_path(subnet_file).touch(0o644)
     InstanceLock(subnet_file).close()
     assert stat.S_IMODE(lock_path(subnet_file).stat().st_mode) == 0o600
 
 
-def test_a_name_that_is_too_long_for_its_lock_file_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_is_too_long_for_its_lock_file_is_rejected(tmp_path: Path) -> None:
     subnet_file = tmp_path / ("n" * 252)
     with pytest.raises(HostError, match=r"^cannot open the lock file .*: File name too long \(ENAMETOOLONG\)"):
         InstanceLock(subnet_file)
@@ -141,8 +143,8 @@ def test_a_name_that_is_too_long_for_its_lock_file_is_refused(tmp_path: Path) ->
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     subnet_file = tmp_path / "file/subnet.env"
-    said = rf"^cannot write subnet file {subnet_file}: File exists \(EEXIST\); see -subnet-file$"
-    with pytest.raises(HostError, match=said):
+    expected = rf"^cannot write subnet file {subnet_file}: File exists \(EEXIST\); see -subnet-file$"
+    with pytest.raises(HostError, match=expected):
         InstanceLock(subnet_file)
 
 
@@ -196,7 +198,7 @@ def test_a_crash_between_writing_and_truncating_loses_nothing(
         b'{"networks":["11.0.0.0/16"],"backend":"udp","device":"' + b"x" * 100_000 + b'"}',
     ],
 )
-def test_a_record_that_makes_no_sense_counts_as_none(subnet_file: Path, content: bytes) -> None:
+def test_an_invalid_record_counts_as_none(subnet_file: Path, content: bytes) -> None:
     subnet_file.parent.mkdir()
     lock_path(subnet_file).write_bytes(content)
     lock = InstanceLock(subnet_file)
@@ -232,8 +234,8 @@ def test_an_old_version_of_ours_that_runs_is_seen(tmp_path: Path, name: str) -> 
 
 
 @needs_root
-def test_another_users_socket_of_that_name_keeps_us_from_nothing(subnet_file: Path) -> None:
-    with _old_version(subnet_file, NOBODY):
+def test_another_users_socket_of_that_name_is_ignored(subnet_file: Path) -> None:
+    with _old_version(subnet_file, OTHER_USER):
         InstanceLock(subnet_file).close()
 
 

@@ -68,7 +68,7 @@ def test_all_commands_are_given_at_once_and_nothing_is_flushed(command: Command,
     assert (tmp_path / "given").read_bytes() == b"--noflush --wait=5\n" + text
 
 
-def test_an_error_is_one_short_line_whatever_the_command_prints(command: Command) -> None:
+def test_an_error_is_one_short_line_for_any_output(command: Command) -> None:
     garbage = r"printf 'nat\377\001\n\033[31m\377'"
     for script in (garbage, f"{garbage} >&2; exit 1", r"printf 'a\033[1m'"):
         command("iptables-save", script)
@@ -95,7 +95,7 @@ def test_an_error_is_one_short_line_whatever_the_command_prints(command: Command
         ("exec cat /dev/zero >&2", "printed more than 256 MB instead of rules"),
     ],
 )
-def test_what_is_no_list_of_rules_is_an_error(command: Command, script: str, message: str) -> None:
+def test_output_that_is_no_list_of_rules_is_an_error(command: Command, script: str, message: str) -> None:
     command("iptables-save", script)
     assert f"iptables-save -t nat {message}" in failure()
 
@@ -161,7 +161,7 @@ def test_a_command_that_hangs_does_not_hold_up_a_stop(command: Command) -> None:
     assert children_of("7655") == []
 
 
-def test_a_list_without_an_end_is_given_up(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_list_is_an_error(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command_module, "_MOST_BYTES", 1 << 21)
     command("iptables-save", "yes -- '-A X -j FLANNEL'")
     assert re.fullmatch(r"iptables-save -t nat printed more than 2 MB instead of rules", failure())

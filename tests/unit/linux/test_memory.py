@@ -31,7 +31,7 @@ print(resident() - before)
 """
 
 
-def test_large_blocks_are_given_back() -> None:
+def test_freed_large_blocks_are_returned_to_the_kernel() -> None:
     """By default the same program keeps 20 MB and more."""
     grown = [
         int(subprocess.run([sys.executable, "-c", _PROGRAM, how], check=True, capture_output=True).stdout)

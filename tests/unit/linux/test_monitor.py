@@ -1,4 +1,4 @@
-"""Which of the kernel's messages mean that the network is no longer as it was."""
+"""Which of the kernel's notifications may affect a network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAIN, LOCAL = 254, 255
         (33, 0, True),
     ],
 )
-def test_what_matters(message_type: int, table: int, expected: bool) -> None:
+def test_which_notifications_are_relevant(message_type: int, table: int, expected: bool) -> None:
     assert is_relevant(Message(message_type, struct.pack("=4xB7x", table)), NETWORK) is expected
 
 
@@ -54,7 +54,7 @@ def test_what_matters(message_type: int, table: int, expected: bool) -> None:
     ],
 )
 @pytest.mark.parametrize("table", [MAIN, 100, 252])
-def test_of_routes_those_matter_that_overlap_the_network_or_are_ours(
+def test_routes_are_relevant_if_they_overlap_the_network_or_are_ours(
     destination: str, protocol: int, expected: bool, table: int
 ) -> None:
     network = IPv4Network(destination)
@@ -64,5 +64,5 @@ def test_of_routes_those_matter_that_overlap_the_network_or_are_ours(
 
 
 @pytest.mark.parametrize(("state", "expected"), [(PERMANENT, True), (REACHABLE, False)])
-def test_a_neighbour_that_somebody_puts_matters_and_one_that_is_found_does_not(state: int, expected: bool) -> None:
+def test_a_permanent_neighbour_is_relevant_and_one_that_arp_finds_is_not(state: int, expected: bool) -> None:
     assert is_relevant(Message(28, struct.pack("=8xHBB", state, 0, 0)), NETWORK) is expected

@@ -43,7 +43,7 @@ class Pipe:
     def look(self, fresh: bool) -> bool:
         """A handler that never gets its work done."""
         self.calls += 1
-        assert self.calls < 1_000_000, "nobody else gets a turn"
+        assert self.calls < 1_000_000, "asyncio does not run"
         return False
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ def test_a_handler_is_called_while_asyncio_has_nothing_to_do() -> None:
     play(scenario)
 
 
-def test_a_handler_is_told_whether_it_was_called_just_before() -> None:
+def test_a_handler_learns_whether_the_last_round_called_it() -> None:
     async def scenario(loop: PacketLoop, pipe: Pipe) -> None:
         done = loop.create_future()
 
@@ -116,7 +116,7 @@ def test_a_handler_is_told_whether_it_was_called_just_before() -> None:
     play(scenario)
 
 
-def test_timers_and_other_descriptors_get_their_turn_under_a_flood() -> None:
+def test_timers_and_other_descriptors_are_served_under_a_flood() -> None:
     async def scenario(loop: PacketLoop, pipe: Pipe) -> None:
         one, other = socket.socketpair()
         with one, other:
@@ -147,7 +147,7 @@ def test_a_thread_can_wake_it_up() -> None:
     play(scenario)
 
 
-def test_a_deserted_descriptor_is_left_alone_at_once() -> None:
+def test_a_removed_reader_is_not_called_again() -> None:
     async def scenario(loop: PacketLoop, pipe: Pipe) -> None:
         with closing(Pipe()) as other:
 
@@ -169,7 +169,7 @@ def test_a_deserted_descriptor_is_left_alone_at_once() -> None:
     play(scenario)
 
 
-def test_a_descriptor_can_be_served_again() -> None:
+def test_a_removed_reader_can_be_added_again() -> None:
     async def scenario(loop: PacketLoop, pipe: Pipe) -> None:
         for times in (1, 2):
             loop.add_packet_reader(pipe.fd, pipe.take)
@@ -181,7 +181,7 @@ def test_a_descriptor_can_be_served_again() -> None:
     play(scenario)
 
 
-def test_a_handler_runs_in_the_context_in_which_it_was_given() -> None:
+def test_a_handler_runs_in_the_context_in_which_it_was_added() -> None:
     """So that what it logs names its network."""
     name: ContextVar[str] = ContextVar("name", default="")
     seen: list[str] = []

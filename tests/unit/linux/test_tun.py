@@ -1,4 +1,4 @@
-"""The TUN device: what its user reads when it cannot be opened.  That it carries packets is shown by netns/."""
+"""The errors of a TUN device that cannot be opened; tests/netns send packets through a real one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flannelpy.linux import tun
         (errno.EMFILE, "Too many open files"),
     ],
 )
-def test_what_keeps_the_device_from_us_is_named(
+def test_the_cause_of_a_failed_open_is_named(
     monkeypatch: pytest.MonkeyPatch, use: Callable[[], object], number: int, cause: str
 ) -> None:
     def refuse(*_: object) -> int:

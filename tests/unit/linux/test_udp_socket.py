@@ -130,7 +130,7 @@ def test_a_run_of_one_is_not_one_for_the_kernel() -> None:
 
 
 @pytest.mark.parametrize("gro", [True, False])
-def test_when_there_is_nothing_nothing_is_received(gro: bool) -> None:
+def test_without_datagrams_nothing_is_received(gro: bool) -> None:
     with udp(gro=gro) as (receiver, _):
         assert receiver.receive_into(memoryview(bytearray(65535))) is None
 
@@ -156,10 +156,10 @@ def refusing(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.parametrize("length", [100, 1000])
-def test_what_cannot_be_sent_has_a_reason(
+def test_a_datagram_that_cannot_be_sent_has_a_reason(
     number: int, reason: DropReason, length: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only a run of several can tell that the kernel refuses them at a time."""
+    """Only a run of several datagrams can show that the kernel rejects UDP_SEGMENT."""
     refusing(number, monkeypatch)
     with udp() as (sender, _):
         assert sender.send(DATA[:length], 100, ("127.0.0.1", 9)) is reason
@@ -170,7 +170,7 @@ def test_what_cannot_be_sent_has_a_reason(
 
 def test_a_full_receive_buffer_is_counted() -> None:
     with udp() as (receiver, to), plain_socket() as sender:
-        assert receiver.refused() == 0
+        assert receiver.kernel_drops() == 0
         with same_socket(receiver) as same:
             same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         for _ in range(100):
@@ -179,10 +179,10 @@ def test_a_full_receive_buffer_is_counted() -> None:
         while receiver.receive_into(memoryview(bytearray(65535))):
             received += 1
         assert received > 0
-        assert received + receiver.refused() == 100
+        assert received + receiver.kernel_drops() == 100
 
 
-def test_a_port_that_is_taken_is_said_with_a_guess_why() -> None:
+def test_the_error_for_a_taken_port_suggests_a_cause() -> None:
     with plain_socket() as other:
         port = other.getsockname()[1]
         with pytest.raises(HostError) as caught:
@@ -192,7 +192,7 @@ def test_a_port_that_is_taken_is_said_with_a_guess_why() -> None:
     )
 
 
-def test_an_address_that_is_not_ours_is_said() -> None:
+def test_an_address_of_another_host_is_an_error() -> None:
     with pytest.raises(HostError) as caught:
         UdpSocket(IPv4Address("192.0.2.1"), 8285)
     assert str(caught.value) == "cannot listen on UDP 192.0.2.1:8285: Cannot assign requested address"
@@ -234,7 +234,7 @@ def test_buffers_are_as_large_as_the_user_may_have_them(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("gro", [True, False])
-def test_the_sender_is_told_with_what_it_sent(gro: bool) -> None:
+def test_a_datagram_comes_with_its_sender(gro: bool) -> None:
     with udp(gro=gro) as (receiver, to), plain_socket() as sender:
         for address in ("127.0.0.2", "127.255.0.7"):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
@@ -271,13 +271,13 @@ def test_until_senders_are_assigned_everything_comes_to_the_socket_itself() -> N
         assert received_from(receiver) == []
 
 
-@pytest.mark.parametrize("refuse_others", [True, False])
-def test_each_sender_fills_its_own_queue_only(refuse_others: bool) -> None:
+@pytest.mark.parametrize("sample_unknown_senders", [True, False])
+def test_each_sender_fills_its_own_queue_only(sample_unknown_senders: bool) -> None:
     """And what others send is mostly refused, but for one in 64, so that they are noticed."""
     with udp() as (receiver, to):
         receiver.assign({"127.0.0.2": 1, "127.0.0.4": 7, "127.0.0.5": 7}, PORT)
-        if refuse_others:
-            receiver.refuse_others()
+        if sample_unknown_senders:
+            receiver.sample_unknown_senders()
         send_from("127.0.0.2", to, 60_000)
         for sender in ("127.0.0.3", "127.0.0.4", "127.0.0.5"):
             send_from(sender, to, 4000)
@@ -287,21 +287,21 @@ def test_each_sender_fills_its_own_queue_only(refuse_others: bool) -> None:
         assert received_from(receiver, 7) == ["127.0.0.4"] * 4000 + ["127.0.0.5"] * 4000
         others = received_from(receiver)
         assert set(others) == {"127.0.0.3"}
-        assert 10 < len(others) < 200 if refuse_others else len(others) == 4000
-        assert len(flooding) + len(others) + receiver.refused() == 64_000
+        assert 10 < len(others) < 200 if sample_unknown_senders else len(others) == 4000
+        assert len(flooding) + len(others) + receiver.kernel_drops() == 64_000
 
 
 @pytest.mark.parametrize("gro", [True, False])
 @pytest.mark.parametrize("port", [PORT - 1, 40007])
-def test_most_of_what_a_known_address_sends_from_another_port_is_refused_too(port: int, gro: bool) -> None:
+def test_most_datagrams_of_a_known_address_from_another_port_are_dropped(port: int, gro: bool) -> None:
     known = "127.0.0.2"
     with udp(gro=gro) as (receiver, to):
         receiver.assign({known: 1}, PORT)
-        receiver.refuse_others()
+        receiver.sample_unknown_senders()
         send_from(known, to, 4000, port)
         received = received_from(receiver, 0)
         assert 10 < len(received) < 200
-        assert len(received) + receiver.refused() == 4000
+        assert len(received) + receiver.kernel_drops() == 4000
         send_from(known, to, 100)
         assert received_from(receiver, 1) == [known] * 100
         receiver.assign({known: 1}, None)
@@ -309,9 +309,9 @@ def test_most_of_what_a_known_address_sends_from_another_port_is_refused_too(por
         assert received_from(receiver, 1) == [known] * 100
 
 
-def test_who_has_a_queue_can_change() -> None:
+def test_the_assignment_of_queues_can_change() -> None:
     with udp() as (receiver, to):
-        receiver.refuse_others()
+        receiver.sample_unknown_senders()
         for count in (0, 1, 300, MAX_ASSIGNED):
             senders = {f"127.0.{number // 256}.{number % 256}": 1 + number % 31 for number in range(2, 2 + count)}
             receiver.assign(senders, PORT)
@@ -320,11 +320,11 @@ def test_who_has_a_queue_can_change() -> None:
             received_from(receiver)
 
 
-def test_trains_of_unknown_senders_are_refused_whole() -> None:
+def test_trains_of_unknown_senders_are_dropped_whole() -> None:
     with udp() as (receiver, to), udp() as (sender, _):
         with same_socket(sender) as same:
             _, port = same.getsockname()
-        receiver.refuse_others()
+        receiver.sample_unknown_senders()
         for senders, wanted in (({"127.0.0.2": 1}, port), ({"127.0.0.1": 1}, port ^ 1)):
             receiver.assign(senders, wanted)
             for _ in range(100):
@@ -337,21 +337,19 @@ def test_trains_of_unknown_senders_are_refused_whole() -> None:
 
 @pytest.mark.parametrize("count", [MAX_SENDERS + 1, 70000])
 @pytest.mark.parametrize("before", [True, False])
-def test_with_more_senders_than_a_program_can_hold_all_are_let_in(count: int, before: bool) -> None:
+def test_with_more_senders_than_a_program_can_hold_all_are_accepted(count: int, before: bool) -> None:
     with udp() as (receiver, to):
         if before:
             receiver.assign({}, PORT)
-        receiver.refuse_others()
+        receiver.sample_unknown_senders()
         receiver.assign({str(IPv4Address(number)): 1 for number in range(count)}, PORT)
         send_from("127.0.0.3", to, 100)
         assert received_from(receiver) == ["127.0.0.3"] * 100
-        assert receiver.refused() == 0
+        assert receiver.kernel_drops() == 0
 
 
 @pytest.mark.parametrize("optmem", [20480, 1024])
-def test_a_kernel_with_less_room_for_the_program_lets_addresses_select(
-    monkeypatch: pytest.MonkeyPatch, optmem: int
-) -> None:
+def test_if_the_program_is_too_large_addresses_select_the_queue(monkeypatch: pytest.MonkeyPatch, optmem: int) -> None:
     """Source: net.core.optmem_max, which counts 8 bytes an instruction."""
     original = socket.socket.setsockopt
 
@@ -362,12 +360,12 @@ def test_a_kernel_with_less_room_for_the_program_lets_addresses_select(
 
     monkeypatch.setattr(socket.socket, "setsockopt", limited, raising=False)
     with udp() as (receiver, to):
-        receiver.refuse_others()
+        receiver.sample_unknown_senders()
         receiver.assign({f"127.1.{number // 256}.{number % 256}": 1 for number in range(1500)}, PORT)
         for number in range(20):
             send_from(f"127.1.0.{number}", to, 10)
         assert len(received_from(receiver)) == 200
-        assert receiver.refused() == 0
+        assert receiver.kernel_drops() == 0
 
 
 @pytest.mark.parametrize("missing", [socket.SO_REUSEPORT, SO_ATTACH_REUSEPORT_CBPF])
@@ -383,7 +381,7 @@ def test_a_kernel_that_cannot_select_has_one_queue(monkeypatch: pytest.MonkeyPat
     with udp() as (receiver, to):
         assert receiver.queues == [receiver]
         receiver.assign({"127.0.0.2": 0}, PORT)
-        receiver.refuse_others()
+        receiver.sample_unknown_senders()
         for sender in ("127.0.0.2", "127.0.0.3"):
             send_from(sender, to, 100)
         assert received_from(receiver) == ["127.0.0.2"] * 100 + ["127.0.0.3"] * 100

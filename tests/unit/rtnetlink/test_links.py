@@ -51,7 +51,7 @@ def test_altnames_master_and_kind_of_a_link(names: tuple[str, ...]) -> None:
     assert (link.is_up, link.is_loopback, link.is_exit) == (True, True, False)
 
 
-def test_damaged_altnames_end_the_list() -> None:
+def test_malformed_altnames_end_the_list() -> None:
     body = (
         struct.pack("=BxHiII", 0, 1, 3, 1, 0)
         + attribute(3, b"eth1\0")

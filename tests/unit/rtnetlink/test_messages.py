@@ -82,7 +82,7 @@ def test_a_neighbour_is_what_pyroute2_reads() -> None:
     assert (theirs.get("dst"), theirs.get("lladdr")) == ("11.0.49.0", MAC)
 
 
-def test_a_forward_is_what_pyroute2_reads() -> None:
+def test_an_fdb_entry_is_what_pyroute2_reads() -> None:
     theirs = understood(entries.add_request(FdbEntry(MAC, HOST, 7)))
     assert (theirs["family"], theirs["ifindex"], theirs["state"], theirs["flags"]) == (7, 7, 0x80, 2)
     assert (theirs.get("dst"), theirs.get("lladdr")) == (str(HOST), MAC)
@@ -192,7 +192,7 @@ def test_a_filter_is_what_pyroute2_reads() -> None:
         (RouteFilter(kind=6, table=0), 1),
     ],
 )
-def test_what_an_old_kernel_lists_beside_is_filtered_here(wanted: RouteFilter, count: int) -> None:
+def test_unwanted_entries_in_the_list_of_an_old_kernel_are_filtered(wanted: RouteFilter, count: int) -> None:
     listed = [
         route(RTA_OIF=2),
         entries.add_request(GatewayRoute(SUBNET, HOST, 7)),
@@ -246,11 +246,11 @@ def test_several_messages_come_as_one() -> None:
     [b"", bytes(15), bytes(64), encode(Message(24, b"abcd"), 1)[:-1], b"\xff" * 64],
     ids=["nothing", "short", "no length", "cut off", "too long"],
 )
-def test_what_is_cut_off_or_lies_about_its_length_ends(data: bytes) -> None:
+def test_a_truncated_message_or_a_wrong_length_ends_the_list(data: bytes) -> None:
     assert list(decode(data)) == []
 
 
-def test_attributes_that_lie_about_their_length_end() -> None:
+def test_an_attribute_with_a_wrong_length_ends_the_list() -> None:
     good = messages.attribute(1, b"abc") + messages.attribute(2, b"de")
     assert messages.attributes(b"head" + good, 4) == {1: b"abc", 2: b"de"}
     assert messages.attributes(b"head" + good + bytes(4), 4) == {1: b"abc", 2: b"de"}
@@ -279,7 +279,7 @@ def test_links_and_addresses_are_those_that_pyroute2_lists() -> None:
     assert [(each.link_index, str(each.address), each.prefix_len) for each in addresses] == expected_addresses
 
 
-def test_a_link_that_is_not_there() -> None:
+def test_a_missing_link_is_none() -> None:
     async def found() -> Link | None:
         async with Netlink() as netlink:
             return await netlink.link("flannel.9999999")

@@ -43,7 +43,7 @@ NESTED = [("11.0.0.0/16", A), ("11.0.64.0/20", B), ("11.0.65.0/24", C)]
         ("0.0.0.0", None),
     ],
 )
-def test_the_longest_prefix_wins_whatever_came_first(
+def test_the_longest_prefix_wins_in_any_order(
     entries: list[tuple[str, NextHop]], address: str, expected: NextHop | None
 ) -> None:
     assert lookup(routes(*entries), address) == expected
@@ -104,7 +104,7 @@ def test_each_public_ip_is_known_with_its_subnets() -> None:
     }
 
 
-def test_a_public_ip_is_known_until_its_last_subnet_goes() -> None:
+def test_a_public_ip_is_known_until_its_last_subnet_is_removed() -> None:
     table = routes(("11.0.65.0/24", A), ("11.0.66.0/24", A), ("11.0.66.0/28", A))
     assert known(table) == {A.public_ip: {"11.0.65.0/24", "11.0.66.0/24", "11.0.66.0/28"}}
     table.remove(IPv4Network("11.0.66.0/24"))
@@ -143,7 +143,7 @@ def test_the_last_address_of_a_leased_subnet_is_a_broadcast(address: str, expect
     assert table.is_broadcast(int(IPv4Address(address))) is expected
 
 
-def test_removing_what_is_not_there_leaves_everybody_known() -> None:
+def test_removing_an_unknown_subnet_keeps_all_public_ips() -> None:
     table = routes(*NESTED)
     for subnet in ("11.0.65.0/25", "11.0.66.0/24", "12.0.0.0/8"):
         table.remove(IPv4Network(subnet))
