@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.usefixtures("root")]
 
 def ignoring(subnet: str) -> str:
     """Return a regex for the line about a subnet, which may name others that came with it for the same cause."""
-    return rf"Ignoring subnet (?:\S+, )*{subnet}(?:, \S+)*(?: and \d+ more)?: "
+    return rf"Ignoring subnet (?:\S+, )*{subnet}(?: via [0-9.]+)?(?:, \S+)*(?: and \d+ more)?: "
 
 
 class World:
@@ -194,7 +194,7 @@ def _sent(host: Host) -> int:
 def test_a_public_ip_behind_our_own_device_is_unusable_until_there_is_another_way(world: World) -> None:
     world.put("172.28.1.0/24", "172.24.0.9")
     if world.backend is HOST_GW:
-        world.daemon.wait_for_log(r"Ignoring subnet 172.28.1.0/24: 172.24.0.9 is not on the link")
+        world.daemon.wait_for_log(r"Ignoring subnet 172.28.1.0/24 via 172.24.0.9: it is not on the link")
     else:
         device = world.backend.device
         world.daemon.wait_for_log(
