@@ -70,7 +70,7 @@ class Underlay:
         for link, address in (await self._links(netlink, external)).items():
             if network.subnet_of(link):
                 raise ConfigError(
-                    f"Network {network} would take the way to hosts in {link}, the network of "
+                    f"Network {network} would capture packets to hosts in {link}, the network of "
                     f"{self._external.name} ({address}): choose one that is no part of {link}"
                 )
         if routed is Routed.NETWORK:
@@ -125,8 +125,8 @@ class Underlay:
         for one in inside:
             if not any(one.ip in way and network.prefixlen < way.prefixlen < 32 for way in ways):
                 raise ConfigError(
-                    f"Network {network} would take the way to the neighbours of {self._external.name} ({one}): choose "
-                    f"one that does not contain {one.ip}"
+                    f"Network {network} would capture packets to the neighbours of {self._external.name} ({one}): "
+                    f"choose one that does not contain {one.ip}"
                 )
 
     async def _check_endpoints(self, netlink: Netlink, network: IPv4Network) -> None:
@@ -138,7 +138,7 @@ class Underlay:
             is_overlay = bool(self._overlay_devices.get(answer.link_index))
             if answer.kind != LOCAL and (is_overlay or way.prefixlen <= network.prefixlen):
                 raise ConfigError(
-                    f"Network {network} would take the way to {address}, an address of the etcd endpoint "
+                    f"Network {network} would capture packets to {address}, an address of the etcd endpoint "
                     f"{self._endpoints[address]}: choose one that does not contain {address}"
                 )
 

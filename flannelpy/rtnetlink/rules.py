@@ -96,6 +96,14 @@ def parse(message: Message) -> PolicyRule:
     )
 
 
+def may_be_ours(message: Message) -> bool:
+    """Return whether a listed rule has the action and the priority of flannelpy's rules."""
+    *_, action, _ = _HEADER.unpack_from(message.body)
+    return bool(
+        action == PROHIBIT and _number(attributes(message.body, _HEADER.size).get(_FRA_PRIORITY)) == RULE_PRIORITY
+    )
+
+
 def marked_prohibit_rules(messages: Iterable[Message]) -> list[ProhibitRule]:
     """Return flannelpy's rules between networks, which have its mark."""
     found = [_prohibit_rule(message) for message in messages if _protocol(message) == ROUTE_PROTOCOL]
@@ -105,9 +113,10 @@ def marked_prohibit_rules(messages: Iterable[Message]) -> list[ProhibitRule]:
 def unmarked_prohibit_rules(messages: Iterable[Message]) -> list[ProhibitRule]:
     """Return the rules between networks that have no mark, and no other rule with the same networks before them."""
     first: dict[Hashable, Message] = {}
-    for message in messages:
-        rule = parse(message)
-        first.setdefault((rule.action, rule.priority, rule.source, rule.destination), message)
+    for message in filter(may_be_ours, messages):
+        _, destination_len, source_len, *_ = _HEADER.unpack_from(message.body)
+        has = attributes(message.body, _HEADER.size)
+        first.setdefault((has.get(_FRA_SRC), source_len, has.get(_FRA_DST), destination_len), message)
     found = [_prohibit_rule(message) for message in first.values() if not _protocol(message)]
     return [rule for rule in found if rule]
 
@@ -118,11 +127,11 @@ def _protocol(message: Message) -> int:
 
 def _prohibit_rule(message: Message) -> ProhibitRule | None:
     """Return the rule between networks that a message describes, if it is one."""
-    _, destination_len, source_len, type_of_service, _, action, flags = _HEADER.unpack_from(message.body)
+    _, destination_len, source_len, type_of_service, _, _, flags = _HEADER.unpack_from(message.body)
     has = attributes(message.body, _HEADER.size)
     if not {_FRA_SRC, _FRA_DST} <= has.keys() <= _OF_PROHIBIT_RULE or flags or type_of_service:
         return None
-    if action != PROHIBIT or _number(has.get(_FRA_PRIORITY)) != RULE_PRIORITY:
+    if not may_be_ours(message):
         return None
     try:
         return ProhibitRule(IPv4Network((has[_FRA_SRC], source_len)), IPv4Network((has[_FRA_DST], destination_len)))

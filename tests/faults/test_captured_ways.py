@@ -1,4 +1,4 @@
-"""Networks that would take the way to the hosts' own link or to etcd: refused, and waited on until corrected."""
+"""Networks that would capture packets to the hosts' own link or to etcd: refused, and waited on until corrected."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_refused_until_corrected(lab: Lab, backend: Backend, networks: dict[str
 def test_a_network_inside_the_link_is_refused(make_lab: Callable[..., Lab], backend: Backend) -> None:
     """Equal to it, or a part of it, whether this host and etcd are in that part or not."""
     networks = ("172.17.8.0/25", "172.17.8.0/24", "172.17.8.128/25", "172.17.8.64/26")
-    why = r"would take the way to hosts in 172\.17\.8\.0/24, the network of eth1 \(172\.17\.8\.101\)"
+    why = r"would capture packets to hosts in 172\.17\.8\.0/24, the network of eth1 \(172\.17\.8\.101\)"
     check_refused_until_corrected(make_lab(hosts=1), backend, dict.fromkeys(networks, why))
 
 
@@ -72,7 +72,7 @@ def test_a_network_inside_that_of_a_peer_is_refused(make_lab: Callable[..., Lab]
     lab = make_lab(hosts=1)
     lab.hosts[0].configure("address flush dev eth1", "address add 192.0.2.5 peer 172.17.8.0/24 dev eth1")
     lab.switch.configure("route add 192.0.2.5 dev br0")
-    why = r"would take the way to hosts in 172\.17\.8\.0/24, the network of eth1 \(192\.0\.2\.5\)"
+    why = r"would capture packets to hosts in 172\.17\.8\.0/24, the network of eth1 \(192\.0\.2\.5\)"
     check_refused_until_corrected(lab, backend, dict.fromkeys(("172.17.8.0/24", "172.17.8.64/26"), why))
 
 
@@ -93,9 +93,9 @@ def test_an_address_without_a_network_has_neighbours_all_the_same(
         lab,
         backend,
         {
-            "172.17.0.0/16": r"would take the way to the neighbours of eth1 \(172\.17\.8\.101/32\)",
-            "172.17.8.64/26": r"would take the way to the neighbours of eth1 \(172\.17\.8\.101/32\)",
-            "172.17.8.0/26": r"would take the way to 172\.17\.8\.1, an address of the etcd endpoint 172\.17\.8\.1",
+            "172.17.0.0/16": r"would capture packets to the neighbours of eth1 \(172\.17\.8\.101/32\)",
+            "172.17.8.64/26": r"would capture packets to the neighbours of eth1 \(172\.17\.8\.101/32\)",
+            "172.17.8.0/26": r"would capture packets to 172\.17\.8\.1, an address of the etcd endpoint 172\.17\.8\.1",
         },
     )
     host.configure("route add 172.17.8.0/24 via 172.17.8.1 dev eth1 onlink proto static")
@@ -116,7 +116,7 @@ def test_etcd_behind_a_router_and_inside_the_network(make_lab: Callable[..., Lab
     [host] = lab.hosts
     host.configure("route add default via 172.17.8.1")
     endpoints = _endpoint_behind_the_switch(lab)
-    networks = {"10.50.0.0/16": "would take the way to 10.50.0.9, an address of the etcd endpoint 10.50.0.9"}
+    networks = {"10.50.0.0/16": "would capture packets to 10.50.0.9, an address of the etcd endpoint 10.50.0.9"}
     put_config(lab, backend, "10.50.0.0/16")
     daemon = host.start_daemon("-iface=eth1", endpoints=endpoints)
     daemon.wait_for_log(rf"E.*Failed to retrieve network config: Network 10.50.0.0/16 {networks['10.50.0.0/16']}")
@@ -168,7 +168,7 @@ def test_a_host_that_an_earlier_run_cut_off_recovers_when_the_config_is_correcte
     put_config(lab, VXLAN, "172.17.8.0/25")
     daemon = host.start_daemon("-iface=eth1")
     daemon.wait_for_log(r"W.*Removed our route to 172.17.8.0/25 by flannel.1: no etcd endpoint answers", 20)
-    daemon.wait_for_log("E.*Network 172.17.8.0/25 would take the way", 20)
+    daemon.wait_for_log("E.*Network 172.17.8.0/25 would capture packets", 20)
     put_config(lab, VXLAN, GOOD)
     daemon.wait_ready()
     assert "dev eth1" in host.run("ip", "route", "get", "172.17.8.1").stdout

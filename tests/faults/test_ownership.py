@@ -219,7 +219,7 @@ def test_addresses_inside_the_network_go_from_our_device_and_others_stay(host: H
         host.configure(f"address add {address} dev {backend.device}")
     wait_for(lambda: (link(host, backend.device) or {})["addr_info"] == expected, 3, "the addresses to go")
     for address in FOREIGN_ADDRESSES:
-        daemon.wait_for_log(f"{backend.device} got the address {address.partition(' ')[0].partition('/')[0]}: ")
+        daemon.wait_for_log(f"{backend.device} got the address {address.partition(' ')[0].partition('/')[0]}; restored")
     daemon.stop()
     if backend is VXLAN:
         host.configure("address add 11.0.201.1/32 dev flannel.1")

@@ -143,7 +143,7 @@ class Listings(Connection):
 
     async def prohibit_rules(self) -> list[ProhibitRule]:
         """Return flannelpy's rules between networks.  Raises HostError."""
-        return rules.marked_prohibit_rules(await self._list(rules.ALL_RULES, lambda message: message))
+        return rules.marked_prohibit_rules(await self._prohibit_messages())
 
     async def unmarked_prohibit_rules(self) -> list[ProhibitRule]:
         """Return the rules of versions before the mark.  Raises HostError.
@@ -151,7 +151,11 @@ class Listings(Connection):
         The kernel removes the first rule that has all attributes of a request.  So it cannot remove one of these alone
         if a foreign rule with the same networks stands before it: such a rule is left out.
         """
-        return rules.unmarked_prohibit_rules(await self._list(rules.ALL_RULES, lambda message: message))
+        return rules.unmarked_prohibit_rules(await self._prohibit_messages())
+
+    async def _prohibit_messages(self) -> list[Message]:
+        found = await self._list(rules.ALL_RULES, lambda message: message if rules.may_be_ours(message) else None)
+        return [message for message in found if message]
 
     async def _ask(self, requests: Sequence[Message]) -> list[Message]:
         """Return the answer to each.  Raises HostError when the kernel cannot be asked."""

@@ -165,7 +165,7 @@ def test_etcd_s_addresses_are_known_once_its_names_are(names: dict[str, frozense
 def test_a_network_inside_the_link_takes_the_way_to_its_hosts(network: str) -> None:
     async def scenario(world: World) -> None:
         message = (
-            f"Network {network} would take the way to hosts in 172.17.8.0/24, the network of eth1 (172.17.8.101): "
+            f"Network {network} would capture packets to hosts in 172.17.8.0/24, the network of eth1 (172.17.8.101): "
             "choose one that is no part of 172.17.8.0/24"
         )
         assert await world.check(network) == message
@@ -200,7 +200,7 @@ def test_the_neighbours_of_an_address_without_a_network_need_a_route_of_their_ow
         world.machine.own_addresses[0] = Address(ETH1, EXTERNAL.address, 32)
         world.machine.direct[:] = [direct(IPv4Network("0.0.0.0/0"), ETH1)]
         message = (
-            "Network 172.16.0.0/12 would take the way to the neighbours of eth1 (172.17.8.101/32): choose one that "
+            "Network 172.16.0.0/12 would capture packets to the neighbours of eth1 (172.17.8.101/32): choose one that "
             "does not contain 172.17.8.101"
         )
         assert await world.check(NETWORK) == message
@@ -239,8 +239,8 @@ def test_the_way_to_etcd_must_be_a_longer_one_and_none_of_an_overlay(
         refusal = await world.check(NETWORK)
         assert await world.check(NETWORK, Routed.SUBNETS) == ""
         assert refusal == (
-            "Network 172.16.0.0/12 would take the way to 172.20.0.5, an address of the etcd endpoint etcd: choose one "
-            "that does not contain 172.20.0.5"
+            "Network 172.16.0.0/12 would capture packets to 172.20.0.5, an address of the etcd endpoint etcd: choose "
+            "one that does not contain 172.20.0.5"
         ) * (is_refused)
 
     play(scenario, "etcd")
@@ -249,7 +249,7 @@ def test_the_way_to_etcd_must_be_a_longer_one_and_none_of_an_overlay(
 def test_an_etcd_without_a_route_is_rejected_inside_the_network() -> None:
     async def scenario(world: World) -> None:
         world.machine.diverted[IPv4Network("172.20.0.0/16"), False] = NO_ROUTE
-        assert re.search("the way to 172.20.0.5", await world.check(NETWORK))
+        assert re.search("packets to 172.20.0.5", await world.check(NETWORK))
 
     play(scenario, "etcd")
 
