@@ -1,7 +1,7 @@
-"""Every error of the project: who is at fault, and what the caller does about it.
+"""Every error of the project, with its origin and the reaction of the caller.
 
-The message of each is one line that a person can act on: it names the flag, key or device, the value, and what
-would be right.  ``exit_code`` is what the process returns when the error reaches the top.
+Each message is one line that an operator can act on: the flag, key or device, the value, and a valid alternative.
+``exit_code`` is the exit code of the process if the error reaches the top.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class FlannelError(Exception):
 
 
 def one_line(error: Exception) -> str:
-    """The error for the log: our own errors are lines that a person can act on; all others are faults of flannelpy."""
+    """Return the error for the log.  Any other error than FlannelError is a bug, and the line asks for a report."""
     if isinstance(error, FlannelError):
         return str(error)
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -27,7 +27,7 @@ def one_line(error: Exception) -> str:
 
 
 def _origin(error: Exception) -> str:
-    """Where in our code an error comes from, if it comes from there."""
+    """Return the place in flannelpy's code that an error comes from; empty if there is none."""
     places = [(Path(frame.f_code.co_filename), line) for frame, line in walk_tb(error.__traceback__)]
     own = [f"in {path.name}:{line} " for path, line in places if path.is_relative_to(_PACKAGE)]
     return own[-1] if own else ""
@@ -44,33 +44,33 @@ class HostError(FlannelError):
 
 
 class AlreadyRunning(HostError):
-    """Another daemon of ours has what is to be ours: the caller stops."""
+    """Another flannelpy holds the instance lock: the caller stops."""
 
 
 class ExternalAddressChanged(FlannelError):
-    """The machine is no longer the one that we were started on: the caller stops, to be started anew."""
+    """The external interface lost its address: the caller stops, so that systemd restarts flannelpy."""
 
 
 class ConfigError(FlannelError):
-    """The network config in the store is wrong: the caller says so and reads it again later."""
+    """The network config in the store is wrong: the caller logs the error and reads the config again later."""
 
 
 class OutOfSubnets(FlannelError):
-    """Every subnet of the network is leased: the caller says so and tries again later."""
+    """Every subnet of the network is leased: the caller logs the error and tries again later."""
 
 
 class LeaseLost(FlannelError):
-    """Somebody else holds our subnet: the caller stops forwarding and leaves, so that Docker can follow."""
+    """Another host holds our subnet: the caller stops forwarding and exits, so that Docker can follow."""
 
     exit_code = 3
 
 
 class RegistryError(FlannelError):
-    """Root of what a registry raises."""
+    """Root of the errors of a registry."""
 
 
 class RegistryUnavailable(RegistryError):
-    """No endpoint gave an answer that can be used: the caller tries again later."""
+    """No endpoint gave a usable answer: the caller tries again later."""
 
 
 class KeyNotFound(RegistryError):
@@ -78,22 +78,22 @@ class KeyNotFound(RegistryError):
 
 
 class KeyExists(RegistryError):
-    """A create found the key taken by somebody else: the caller reads again."""
+    """A create found a key of another host: the caller reads again."""
 
 
 class CompareFailed(RegistryError):
-    """The key is no longer at the version that was compared with: the caller reads again."""
+    """The key is no longer at the expected version: the caller reads again."""
 
 
 class HistoryGone(RegistryError):
-    """Changes after the cursor can no longer be told one by one: the caller takes a new snapshot."""
+    """The store cannot report the changes after the cursor one by one: the caller takes a new snapshot."""
 
 
 class HistoryOverrun(HistoryGone):
-    """The store is in order, but more has happened since the cursor than it remembers.
+    """The store is healthy, but its history no longer reaches back to the cursor.
 
-    ``cursor`` is where the store stands: a watch from there hears everything that happens from now on.  The caller
-    takes a new snapshot for what happened in between.
+    ``cursor`` is the present position of the store: a watch from there misses no later change.  The caller takes a new
+    snapshot for the changes in between.
     """
 
     def __init__(self, message: str, cursor: int) -> None:

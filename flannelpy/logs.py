@@ -1,7 +1,7 @@
 """The glog line format, ``I1122 10:59:23.645089 11737 udp.py:222] Subnet added: 11.0.101.0/24``, on stderr.
 
-Counterpart: github.com/golang/glog, of which ``-v`` is the only knob here: 0 for what an operator reads, 1 and more for
-what somebody needs who looks for a fault.
+Counterpart: github.com/golang/glog, of which only ``-v`` remains: 0 logs what an operator reads, 1 and more adds what a
+developer needs to find a fault.
 """
 
 import logging
@@ -9,6 +9,7 @@ import sys
 import time
 from contextvars import ContextVar
 
+from flannelpy.causes import Causes
 from flannelpy.errors import FlannelError
 from flannelpy.foreign import shown
 
@@ -18,29 +19,29 @@ LONGEST_TEXT = 2000
 _LETTERS = {logging.DEBUG: "I", logging.INFO: "I", logging.WARNING: "W", logging.ERROR: "E", logging.CRITICAL: "F"}
 
 
-#: Which of several networks a task works for, so that each line can say it; empty where there is but one.
+#: The network that a task works for, which its log lines name; empty if there is only one.
 network: ContextVar[str] = ContextVar("network", default="")
 
 
 class LogLimit:
-    """Keeps what others can cause without end from filling the log: the first few messages, then a line now and then.
+    """Limits messages that other hosts or programs can cause without end: the first few, then a summary.
 
-    That line, every two minutes, has the number of messages that were left out.  After a long pause the first few
-    messages are logged again.
+    Every two minutes, the summary has the number of omitted messages.  After a long pause, the first few messages are
+    logged again.
     """
 
     BURST = 20
     PAUSE = 120.0
 
     def __init__(self, log: logging.Logger, subject: str, burst: int = BURST) -> None:
-        """``subject``: what the messages are about, as in "ignored leases"; ``burst``: how many are the first few."""
+        """``subject``: begins the summary, as in "ignored leases"; ``burst``: how many messages are logged at first."""
         self._log = log
         self._subject = subject
         self._burst = burst
         self._left = float(burst)
         self._filled_at = 0.0
         self._skipped = 0
-        self._level = logging.INFO  # of what was left out
+        self._level = logging.INFO  # highest of the omitted messages
         self._reported_at = 0.0
 
     def message(self, level: int, text: str, now: float) -> None:
@@ -54,13 +55,13 @@ class LogLimit:
             self._skipped += 1
 
     def report(self, now: float) -> None:
-        """Log how many messages were not logged, after every two minutes with any."""
+        """Log the number of omitted messages, every two minutes if there are any."""
         if self._skipped and now - self._reported_at >= self.PAUSE and self._take(now):
             self._log.log(self._level, "%s: %d more in the last two minutes", self._subject, self._skipped)
             self._skipped = 0
 
     def _take(self, now: float) -> bool:
-        """Use up one line, if there is one."""
+        """Use up one line; return False if the limit is reached."""
         self._left = min(self._burst, self._left + (now - self._filled_at) / self.PAUSE)
         self._filled_at = now
         if self._left < 1:
@@ -70,36 +71,41 @@ class LogLimit:
 
 
 class FailureLog:
-    """Logs why something fails: once for each cause in a row, and within a ``LogLimit`` when causes alternate."""
+    """Logs why an operation fails: each cause once while it lasts, within a ``LogLimit`` if causes alternate.
+
+    A cause is the text of an error with the values in it.
+    """
 
     def __init__(self, log: logging.Logger, what_fails: str, burst: int = LogLimit.BURST) -> None:
         """``burst``: how many causes are logged before the limit applies."""
         self._what_fails = what_fails
         self._limit = LogLimit(log, what_fails, burst)
-        self._last_cause = ""
+        self._causes = Causes()
 
-    def failed(self, error: FlannelError) -> bool:
-        """Log ``error`` unless it is the last cause again; returns whether it is another one."""
-        if str(error) == self._last_cause:
+    def failed(self, cause: FlannelError | str, line: str = "", level: int = logging.ERROR) -> bool:
+        """Log ``cause`` unless it is the last one again; return whether it is a new one.
+
+        ``line`` is logged instead of "operation: cause", if given.
+        """
+        if not self._causes.is_new(str(cause)):
             return False
-        self._last_cause = str(error)
-        self._limit.message(logging.ERROR, f"{self._what_fails}: {error}", time.monotonic())
+        self._limit.message(level, line or f"{self._what_fails}: {cause}", time.monotonic())
         return True
 
-    def recovered(self) -> None:
-        """Forget the last cause: the next failure is logged, whatever its cause."""
-        self._last_cause = ""
+    def recovered(self) -> bool:
+        """Forget the last cause, so that the next failure is logged; return whether there was one."""
+        return self._causes.clear()
 
 
 class GlogFormatter(logging.Formatter):
     """One line: level letter, month and day, local time in microseconds, process id, file and line, text.
 
-    Whatever a text holds, it begins no second record: newlines and control characters are escaped, and the lines of a
-    traceback are indented.
+    No text can begin a second record: newlines and control characters are escaped, and the lines of a traceback are
+    indented.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and the traceback below it when there is one."""
+        """Return the line, followed by the traceback if there is one."""
         stamp = time.strftime("%m%d %H:%M:%S", time.localtime(record.created))
         microseconds = int(record.created % 1 * 1_000_000)
         head = f"{_LETTERS[record.levelno]}{stamp}.{microseconds:06d} {record.process:05d}"
@@ -113,7 +119,7 @@ class GlogFormatter(logging.Formatter):
 
 
 def configure(verbosity: int) -> None:
-    """Send flannelpy's log to stderr; libraries are heard from warnings on."""
+    """Send flannelpy's log to stderr, and warnings and errors of libraries."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(GlogFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

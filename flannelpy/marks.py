@@ -1,8 +1,8 @@
 """The marks by which flannelpy recognises its own state in the kernel.  Pure.
 
-flannelpy changes or removes only what carries such a mark, and what lies on a device of its own.  How a route, a rule
-or a device looks proves nothing: operators and other programs use the same destinations, gateways and device names.
-Counterpart: none; flanneld recognises its state by how it looks.
+flannelpy changes or removes only entries with such a mark, and entries on its own devices.  The fields of a route, a
+rule or a device prove nothing: operators and other programs use the same destinations, gateways and device names.
+Counterpart: none; flanneld recognises its state by these fields.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CHAIN_PREFIX = "FLANNEL"
 #: The names of the chains that belong to one network, as iptables-save prints them.
 OWN_CHAIN = re.compile(rb"%b-[A-Z]-[0-9.]+/[0-9]+" % CHAIN_PREFIX.encode())
 
-#: The connection tracking zone of our own datagrams, apart from what containers send.
+#: The connection tracking zone of our own datagrams, separate from the packets of containers.
 CONNTRACK_ZONE = 8285
 
 # Source: include/uapi/linux/if.h, IFALIASZ; the terminating zero counts.
@@ -28,18 +28,18 @@ _DEVICE_PREFIX = "flannelpy "
 
 
 def is_device_alias(alias: str) -> bool:
-    """Whether the alias marks a device of any flannelpy."""
+    """Return whether the alias marks a device of any flannelpy."""
     return alias.startswith(_DEVICE_PREFIX)
 
 
 def device_alias(subnet_file: Path) -> str:
-    """The alias (IFLA_IFALIAS) of a device: it names the subnet file of the daemon that owns the device.
+    """Return the alias (IFLA_IFALIAS) of a device, which names the subnet file of the daemon that owns the device.
 
-    The kernel limits an alias to 255 bytes: of a longer path, the alias has the end, and a digest of the whole.
+    The kernel limits an alias to 255 bytes.  For a longer path, the alias has a digest of the path and its end.
     """
     path = str(subnet_file.parent.resolve() / subnet_file.name).encode(errors="surrogateescape")
-    room = _MAX_ALIAS_BYTES - len(_DEVICE_PREFIX)
-    if len(path) > room or not path.decode(errors="surrogateescape").isprintable():
+    available = _MAX_ALIAS_BYTES - len(_DEVICE_PREFIX)
+    if len(path) > available or not path.decode(errors="surrogateescape").isprintable():
         digest = sha256(path).hexdigest()[:16].encode()
-        path = digest + b" ..." + path[len(digest) + len(b" ...") - room :]
+        path = digest + b" ..." + path[len(digest) + len(b" ...") - available :]
     return _DEVICE_PREFIX + "".join(each if each.isprintable() else "?" for each in path.decode(errors="ignore"))

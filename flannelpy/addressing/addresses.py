@@ -1,4 +1,4 @@
-"""Which IPv4 addresses a host, or a network of containers, can have.  Pure.
+"""The IPv4 addresses that a host, or a network of containers, can have.  Pure.
 
 Source: IANA IPv4 Special-Purpose Address Registry; RFC 1122 section 3.2.1.3, RFC 1112 section 4, RFC 5771, RFC 3927.
 """
@@ -17,7 +17,7 @@ _NO_HOSTS = _ALWAYS_SPECIAL | {IPv4Network("240.0.0.0/4"): "reserved and broadca
 _NO_NETWORKS = _ALWAYS_SPECIAL | {IPv4Network("169.254.0.0/16"): "link-local"}
 
 
-# Looked up for each lease, so by number: every block consists of whole /8 networks.
+# Keyed by the first byte, because each lease is looked up; every block consists of whole /8 networks.
 _BY_FIRST_BYTE = {
     int(part.network_address) >> 24: f"{block} ({use})"
     for block, use in _NO_HOSTS.items()
@@ -26,15 +26,15 @@ _BY_FIRST_BYTE = {
 
 
 def special_use(address: IPv4Address) -> str:
-    """The block that makes ``address`` unfit for a host, such as ``127.0.0.0/8 (loopback)``; empty if none does."""
+    """Return the block that makes ``address`` unfit for a host, as ``127.0.0.0/8 (loopback)``; empty if none does."""
     return _BY_FIRST_BYTE.get(int(address) >> 24, "")
 
 
 def special_use_in(network: IPv4Network) -> str:
-    """The block that makes ``network`` unfit for containers, as ``special_use``; empty if it overlaps none."""
+    """Return the block that makes ``network`` unfit for containers, as ``special_use``; empty if it overlaps none."""
     return next((f"{block} ({use})" for block, use in _NO_NETWORKS.items() if block.overlaps(network)), "")
 
 
 def edges(network: IPv4Network) -> tuple[IPv4Address, ...]:
-    """The first and the last address, which no host has; a network of one or two addresses has none (RFC 3021)."""
+    """Return the first and the last address, which no host has; none for one or two addresses (RFC 3021)."""
     return (network.network_address, network.broadcast_address) if network.prefixlen < 31 else ()

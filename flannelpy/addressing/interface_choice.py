@@ -1,7 +1,7 @@
-"""Decides which interface and address carry the overlay's datagrams, and where they are after they have moved.  Pure.
+"""Chooses the interface and address of the overlay's datagrams, and finds their replacement when they are lost.  Pure.
 
-The choice depends on the flags, and on the state of the machine as ``Machine`` holds it.  The start and the watch of a
-running daemon (interface_watch.py) ask the same ``Chooser``, so that both mean the same by a usable address.
+The choice depends on the flags, and on the state of the machine as ``Machine`` holds it.  The start of the daemon and
+its monitor of the interface use the same ``Chooser``, so both accept the same addresses.
 Counterpart: lookupIface in main.go, pkg/ip/iface.go; LookupExtIface in pkg/ipmatch of v0.20.2.
 """
 
@@ -37,7 +37,7 @@ class ExternalInterface(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What -iface, -iface-regex, -iface-can-reach and -public-ip ask for.
+    """The values of -iface, -iface-regex, -iface-can-reach and -public-ip.
 
     ``etcd``: the addresses in -etcd-endpoints, to which the machine must have a route in any case.
     """
@@ -50,17 +50,17 @@ class Wanted(NamedTuple):
 
     @property
     def names_interface(self) -> bool:
-        """Whether a flag says which interface it has to be."""
+        """Whether a flag selects the interface."""
         return bool(self.ifaces or self.regexes or self.can_reach)
 
 
 class Machine(NamedTuple):
-    """What a choice depends on.
+    """The state of a machine that a choice depends on.
 
     ``links``: by index.  ``addresses``: of these links, in the kernel's order.  ``own``: the indices of devices of
-    flannelpy, whose packets would travel in themselves.  ``defaults``: the default routes by other devices, the lowest
-    metric first.  ``reach``: the kernel's route to ``Wanted.can_reach``.  ``etcd_ways``: those to etcd, asked for where
-    there is no default route.
+    flannelpy, whose packets would be encapsulated in themselves.  ``defaults``: the default routes by other devices,
+    the lowest metric first.  ``reach``: the kernel's route to ``Wanted.can_reach``.  ``etcd_ways``: the kernel's routes
+    to etcd, if there is no default route.
     """
 
     links: Mapping[int, Link]
@@ -72,14 +72,14 @@ class Machine(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The interface, and why each value of a flag that was tried before does not fit."""
+    """The chosen interface, and why each flag value that was tried before does not fit."""
 
     external: ExternalInterface
     misses: Sequence[str] = ()
 
 
 class _Pick(NamedTuple):
-    """An interface, and the address of it that a flag names, if one does."""
+    """An interface, and its address if a flag names one."""
 
     link: Link
     address: IPv4Address | None = None
@@ -103,7 +103,7 @@ class Chooser:
         return not self._wanted.names_interface and self.public_holder is None
 
     def choose(self) -> Choice:
-        """Raises HostError when nothing fits."""
+        """Choose the interface.  Raises HostError if none fits."""
         pick, misses = self._pick()
         holder, address = pick.link, pick.address
         if self.public_holder:
@@ -133,7 +133,7 @@ class Chooser:
         )
 
     def _attempts(self) -> Iterator[Callable[[], _Pick]]:
-        """In the order of v0.20.2: all of -iface, all of -iface-regex, -iface-can-reach."""
+        """Yield the searches in the order of v0.20.2: all of -iface, all of -iface-regex, -iface-can-reach."""
         for iface in self._wanted.ifaces:
             yield partial(self._by_name_or_address, iface)
         for regex in self._wanted.regexes:
@@ -162,7 +162,7 @@ class Chooser:
         raise HostError(f"Error looking up interface {name!r}: no such network interface; -iface may be one of {names}")
 
     def _holding(self, wanted: IPv4Address) -> Link:
-        """The interface with that address, whether flannelpy would choose it by itself or not."""
+        """Return the interface with that address, also if flannelpy would not choose it without the flag."""
         if found := self._holder(wanted):
             return found
         for address in self._machine.addresses:
@@ -174,7 +174,7 @@ class Chooser:
         )
 
     def _holder(self, wanted: IPv4Address) -> Link | None:
-        """The interface with that address; one by which packets can leave comes first, a device of flannelpy never."""
+        """Return the interface with that address, never a device of flannelpy; an exit for packets comes first."""
         holders = [
             self._machine.links[one.link_index]
             for one in self._machine.addresses
@@ -183,7 +183,7 @@ class Chooser:
         return next((link for link in holders if link.is_exit), holders[0] if holders else None)
 
     def _by_regex(self, regex: re.Pattern[str]) -> _Pick:
-        """By an address, else by a name: of an interface that has a usable address."""
+        """Search the addresses, then the names, of interfaces with a usable address."""
         for link, usable in self._candidates():
             for address in usable:
                 if regex.search(str(address)):
@@ -198,14 +198,14 @@ class Chooser:
         )
 
     def _candidates(self) -> Iterator[tuple[Link, list[IPv4Address]]]:
-        """The interfaces with usable addresses; all of them where the public IP is the address."""
+        """Yield the interfaces with usable addresses; all interfaces if another one has the public IP."""
         for link in self._machine.links.values():
             usable = self._usable_addresses(link)
             if (usable or self.public_holder) and link.index not in self._machine.own:
                 yield link, usable
 
     def _by_route(self) -> _Pick:
-        """By the kernel's route to the target; the address is the one that the kernel would send from."""
+        """Use the kernel's route to the target, and the address that the kernel would send from."""
         reach, flag = self._machine.reach, f"-iface-can-reach={self._wanted.can_reach}"
         link = self._machine.links.get(reach.link_index) if reach and not reach.errno else None
         if reach is None or link is None:
@@ -225,9 +225,10 @@ class Chooser:
         return self._machine.links[self._machine.defaults[0].link_index]
 
     def _way_out(self, holder: Link, address: IPv4Address) -> Link:
-        """The interface by which packets from an address of ``holder`` leave, since they do not leave by itself.
+        """Return the interface by which packets from an address of ``holder`` leave, if ``holder`` is no exit itself.
 
-        The default route's: what leads to hosts that are not known yet.  Without one, that by which etcd is reached.
+        This is the interface of the default route, which leads to hosts that are not known yet, else that of the route
+        to etcd.
         """
         indices = [route.link_index for route in self._machine.defaults]
         indices += [way.link_index for way in self._machine.etcd_ways if not way.errno]
@@ -241,7 +242,7 @@ class Chooser:
         )
 
     def _usable(self, link: Link) -> list[IPv4Address]:
-        """The addresses of ``link`` that flannelpy may choose, the best first.  Raises HostError without any."""
+        """Return the addresses of ``link`` that flannelpy may choose, the best first.  Raises HostError without any."""
         if usable := self._usable_addresses(link):
             return usable
         held = self._addresses.get(link.index, [])
@@ -254,15 +255,15 @@ class Chooser:
         )
 
     def _usable_addresses(self, link: Link) -> list[IPv4Address]:
-        """Those that others can reach in the kernel's order, then those that are valid on the link only."""
+        """Return the addresses that peers can reach, in the kernel's order, then those valid on the link only."""
         usable = [one for one in self._addresses.get(link.index, []) if not one.flaw]
         return [one.address for one in sorted(usable, key=lambda one: one.is_last_resort)]
 
 
 def place_now(external: ExternalInterface, indices: Mapping[str, int], wanted: Wanted, machine: Machine) -> str:
-    """What is in place of what ``external`` has lost: its address, or the interface by which packets leave.
+    """Describe the replacement of the address or the interface that ``external`` has lost; empty if there is none.
 
-    Empty while nothing is.  ``indices``: those of its interfaces, by the names that they had.
+    ``indices``: interface indices of ``external`` at the start, by name.
     """
     address, holder = external.address, external.holder
     holders = [
@@ -276,7 +277,7 @@ def place_now(external: ExternalInterface, indices: Mapping[str, int], wanted: W
         if link.index == indices.get(holder):
             return f"{holder} was renamed to {link.name}, which has {address}"
         return f"{address} moved from {holder} to {link.name}"
-    # Nothing else can take the place of an address that -public-ip names.
+    # Nothing else can replace an address that -public-ip names.
     return "" if address == wanted.public_ip else _replacement(external, wanted, machine)
 
 

@@ -1,4 +1,4 @@
-"""What this host has, and no lease may take from it.  Pure."""
+"""The addresses and networks of this host, which no lease may take over.  Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NO_ADDRESS: frozenset[IPv4Address] = frozenset()
 class Surroundings(NamedTuple):
     """The addresses and networks that matter to leases.
 
-    ``addresses``: all of this machine, and its public IP.  ``underlay``: those by which other hosts reach it.
+    ``addresses``: all of this machine, and its public IP.  ``underlay``: those by which peers reach this host.
     ``endpoints``: of etcd.  ``edges``: the first and the last address of each connected network, which no host has.
     ``links``: the networks of the external interface.  ``connected``: those of all interfaces but overlay devices.
     """
@@ -27,7 +27,7 @@ class Surroundings(NamedTuple):
     connected: tuple[IPv4Network, ...] = ()
 
 
-#: Of a host that is connected to nothing.
+#: The surroundings of a host without any network.
 NO_SURROUNDINGS = Surroundings()
 
 
@@ -38,12 +38,12 @@ def surroundings(
     endpoints: Iterable[IPv4Address],
     overlay: Iterable[IPv4Interface] = (),
 ) -> Surroundings:
-    """Those of a host with these addresses on its external interface, on its others, and on its overlay devices."""
-    links = tuple(sorted({one.network for one in external if one.network.prefixlen < 32}))
-    connected = tuple(dict.fromkeys(one.network for one in (*external, *others)))
+    """Return the surroundings of a host by its addresses on the external, the other, and the overlay interfaces."""
+    links = tuple(sorted({each.network for each in external if each.network.prefixlen < 32}))
+    connected = tuple(dict.fromkeys(each.network for each in (*external, *others)))
     return Surroundings(
-        frozenset((public_ip, *(one.ip for one in (*external, *others, *overlay)))),
-        frozenset((public_ip, *(one.ip for one in external))),
+        frozenset((public_ip, *(each.ip for each in (*external, *others, *overlay)))),
+        frozenset((public_ip, *(each.ip for each in external))),
         frozenset(endpoints),
         frozenset(edge for network in connected for edge in edges(network)),
         links,

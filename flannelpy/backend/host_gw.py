@@ -85,7 +85,7 @@ class HostGwBackend(KernelRoutedBackend[_Gateway]):
         async for chunk in in_chunks(peers.items()):
             for subnet, peer in chunk:
                 if obstacle := self._on_link.obstacle(peer.public_ip):
-                    cause = f"{peer.public_ip} is not on the link of {self._external.name}, which host-gw needs"
+                    cause = f"it is not on the link of {self._external.name}, which host-gw needs"
                     found[subnet] = f"{cause}: {obstacle}"
         return found
 

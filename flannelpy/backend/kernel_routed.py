@@ -21,6 +21,7 @@ from flannelpy.backend.kernel_entries import EntryReconciler
 from flannelpy.backend.lease_log import LeaseLog
 from flannelpy.backend.on_link import OnLink
 from flannelpy.backend.route_check import RouteCheck, Way
+from flannelpy.causes import Causes
 from flannelpy.chunks import in_chunks
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.report import BackendReport
@@ -65,6 +66,7 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
         self._peers: dict[IPv4Network, PeerT] = {}
         self._leases_version = 0
         self._ignored: dict[IPv4Network, PeerT] = {}  # of the peers those that get no entries
+        self._reported = Causes()
         self._on_link = OnLink(external.name)
         self._made_from: object = None  # on what the entries of the last comparison depend
         self._entries = EntryReconciler(network, self._wanted, self._own_link)
@@ -188,11 +190,14 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
         return found
 
     def _note_ignored(self, peers: Mapping[IPv4Network, PeerT], causes: Mapping[IPv4Network, str]) -> None:
-        """Log each ignored peer once."""
-        before, self._ignored = self._ignored, {subnet: peers[subnet] for subnet in causes}
-        for subnet, cause in causes.items():
-            if before.get(subnet) != peers[subnet]:
-                self._lease_log.ignored(subnet, cause)
+        """Log each ignored peer once for each cause, and in one line for all peers with that cause."""
+        self._ignored = {subnet: peers[subnet] for subnet in causes}
+        self._reported.keep_only(causes)
+        self._lease_log.ignored(
+            (f"{subnet} via {peers[subnet].public_ip}", cause)
+            for subnet, cause in causes.items()
+            if self._reported.is_new((peers[subnet].public_ip, cause), subnet)
+        )
 
     async def _check_routes(self, netlink: Netlink) -> None:
         """Ask the kernel whether it uses the routes that the reconciler added.  Raises HostError."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from ipaddress import IPv4Network
 
+from flannelpy.causes import by_cause
 from flannelpy.logs import LogLimit
 
 # Lines without a pause: enough for the peers of a small cluster when the daemon starts.
@@ -31,9 +33,10 @@ class LeaseLog:
         """Log that a lease is removed."""
         self._changes.message(logging.INFO, f"Subnet removed: {subnet}", time.monotonic())
 
-    def ignored(self, subnet: IPv4Network, cause: str) -> None:
-        """Log that a lease is ignored, and why."""
-        self._ignored.message(logging.ERROR, f"Ignoring subnet {subnet}: {cause}", time.monotonic())
+    def ignored(self, subnets: Iterable[tuple[object, str]]) -> None:
+        """Log which leases are ignored, each with its cause, in one line for each cause."""
+        for line in by_cause(subnets):
+            self._ignored.message(logging.ERROR, f"Ignoring subnet {line}", time.monotonic())
 
     def report(self) -> None:
         """Log how many lines the limit has suppressed, at most every two minutes."""

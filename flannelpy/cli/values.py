@@ -113,7 +113,7 @@ def address(text: str) -> IPv4Address | None:
 
 def endpoints(text: str) -> tuple[str, ...]:
     """Return URLs that were separated by commas; the etcd client checks each.  Raises UsageError."""
-    from flannelpy.registry.etcd_v2 import parse_endpoint
+    from flannelpy.registry.endpoints import parse_endpoint
 
     urls = tuple(url.strip() for url in text.split(","))
     for url in urls:

@@ -1,1 +1,1 @@
-"""The control plane: the config, our own lease, and the watch of all leases."""
+"""The control plane: the network config, the own lease, and the watch of all leases."""

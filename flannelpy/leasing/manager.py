@@ -1,6 +1,6 @@
-"""Reads the config, acquires and keeps the own lease, and watches everybody's: a registry, a clock and the pure parts.
+"""The control plane of one network: reads the config, keeps the own lease, and watches the leases of all hosts.
 
-Trouble with the store is waited out in here, and said once for each cause in a row; it never stops the data path.
+If the store fails, this module retries and logs each cause once.  The data path never stops for such a failure.
 Counterpart: subnet/etcd.go, watch.go.
 """
 
@@ -12,11 +12,14 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Network
 from math import inf
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from flannelpy.addressing.surroundings import NO_SURROUNDINGS, Surroundings
+from flannelpy.causes import by_cause
 from flannelpy.errors import ConfigError, HistoryOverrun, HostError, KeyNotFound, RegistryError, RegistryUnavailable
-from flannelpy.leasing.own_lease import Describe, OwnLease
+from flannelpy.leasing.acquisition import Describe, Request
+from flannelpy.leasing.lease_store import LeaseStore
+from flannelpy.leasing.own_lease import OwnLease
 from flannelpy.leasing.retry import Backoff, Clock, until_done
 from flannelpy.logs import FailureLog, LogLimit
 from flannelpy.registry.base import Changes, Registry
@@ -24,36 +27,45 @@ from flannelpy.report import LeaseReport
 from flannelpy.subnet import config as network_config
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease
-from flannelpy.subnet.lease_policy import Action, Condition, Terms, action, classify_failure
+from flannelpy.subnet.lease_policy import Action, Terms, action, classify_failure
 from flannelpy.subnet.lease_table import LeaseEvent, LeaseTable, Update
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Follows the other hosts' leases.
+#: Follows the leases of peers.
 Apply = Callable[[Sequence[LeaseEvent]], Awaitable[None]]
 
-# A watch that heard nothing for this long lists again: the history it waits for may have gone, or never come.
+# A watch without events for this long relists: the history it waits for may be gone, or never come.
 QUIET_SECONDS = 300.0
-# Where changes elsewhere in the store have outrun its history, lists that find nothing new are so far apart.
+# Minimum distance between lists that find nothing new, while other writes to the store overrun its history.
 OVERRUN_SECONDS = 60.0
-# Within this time a host whose lease went has noticed that, if it lives; or within the time of its lease.
+# A live host notices within this time, or within the time of its lease, that its lease is gone.
 MAX_GRACE_SECONDS = 60.0
-# How often the network config is looked at while we run.
+# Interval of the reads of the network config.
 CONFIG_SECONDS = 30.0
 _POLL_SECONDS = 12.0
-# So much of these times is cut off at random: an event reaches all hosts at the same moment, and their next requests
-# should not.
+# Part of these times that is cut off at random: an event reaches all hosts at the same moment, and their next requests
+# should not reach the store at the same moment.
 _JITTER = 0.25
-# A watch that is so many changes behind lists again: a store may tell them one by one, and a list takes as long as ten.
+# A watch that is this many changes behind relists: a store may report them one by one, and a list costs as much as ten.
 _MAX_BEHIND = 20
-# The pause before the next list, by the time that the last one took.
+# The pause before the next list, as a multiple of the time that the last one took.
 _PAUSES = 4
 _LONGEST_PAUSE = 10.0
-_AS_AT_START = logging.INFO, "Network config in etcd is again the one from the start"
-_GOING_ON = "going on with the one from the start"
-# The longest that a watch may go without anything done, be it in vain: a poll, and every endpoint's time-outs.
+_CONTINUING = "continuing with the config read at start"
+# Causes that are logged before LogLimit applies; an operator who corrects a config reads each of them.
+_CONFIG_CAUSES = 100
+# The longest time without progress of a healthy watch: a poll, and the time-outs of every endpoint.
 _STUCK_SECONDS = 120.0
+
+
+class ConfigVerdict(NamedTuple):
+    """The log line about a config that differs from the one read at start; ``value``: the config itself."""
+
+    level: int
+    line: str
+    value: str = ""
 
 
 class SubnetManager:
@@ -73,18 +85,18 @@ class SubnetManager:
         self._backoff = Backoff(rng)
         self._watch_failures = FailureLog(log, "Watch subnets")
         terms = terms or Terms()
-        self._own = OwnLease(registry, clock, rng, host_identity, terms)
+        self._own = OwnLease(LeaseStore(registry, terms.lease_ttl), clock, rng, host_identity, terms)
         self._grace = min(MAX_GRACE_SECONDS, terms.lease_ttl)
         self._config_text = ""
         self._progress_at = clock.now()
         self._pause = 0.0
         self._may_list_at = clock.now()
         self._ignored = LogLimit(log, "Ignoring leases")
-        self._lists_again = LogLimit(log, "Watch of subnet leases failed", burst=5)
+        self._relists = LogLimit(log, "Watch of subnet leases failed", burst=5)
 
     @property
     def own(self) -> Lease:
-        """The lease that this host holds, once it was acquired."""
+        """The acquired lease of this host."""
         return self._own.lease
 
     def report(self) -> LeaseReport:
@@ -93,14 +105,14 @@ class SubnetManager:
 
     def is_live(self) -> bool:
         """Return whether the watch still polls the store, also if the store does not answer."""
-        return self._clock.now() - max(self._progress_at, self._own.tried_at) < _STUCK_SECONDS
+        return self._clock.now() - max(self._progress_at, self._own.last_attempt_at) < _STUCK_SECONDS
 
     async def read_config(
         self, accept: Callable[[NetworkConfig], Awaitable[T]], on_silence: Callable[[], Awaitable[None]] | None = None
     ) -> T:
-        """What ``accept`` makes of the config, once there is one that neither we nor it (by ConfigError) refuse.
+        """Return the result of ``accept`` for the first valid config.  ``accept`` rejects a config by ConfigError.
 
-        ``on_silence`` is awaited each time that no endpoint answers, before the next try.
+        Each time that no endpoint answers, ``on_silence`` runs before the next try.
         """
 
         async def read() -> T:
@@ -116,31 +128,32 @@ class SubnetManager:
         return await until_done(self._clock, self._rng, read, what_fails, ConfigError, RegistryError)
 
     async def watch_config(self, accept: Callable[[NetworkConfig], Awaitable[object]]) -> None:
-        """Say when the config changes, for ever.  It is acted upon at the next start: as a whole, or not at all."""
-        said = _AS_AT_START
+        """Log each change of the config, for ever.  A change takes effect at the next start, never in part."""
+        changes = FailureLog(log, "Network config in etcd", _CONFIG_CAUSES)
         while True:
             await self._clock.sleep(self._jittered(CONFIG_SECONDS))
             try:
                 verdict = await self._judge_config(accept)
             except RegistryError:
-                continue  # the watch complains
-            if verdict != said:
-                assert action(self.own, Condition.CONFIG_CHANGED) is Action.LOG
-                said = verdict
-                log.log(*verdict)
+                continue  # the watch logs the failure
+            if verdict:
+                changes.failed(f"{verdict.line}{verdict.value}", verdict.line, verdict.level)
+            elif changes.recovered():
+                log.info("Network config in etcd was changed back to the config read at start")
 
-    async def _judge_config(self, accept: Callable[[NetworkConfig], Awaitable[object]]) -> tuple[int, str]:
-        """Level and text of what there is to say about the config as it is now."""
+    async def _judge_config(self, accept: Callable[[NetworkConfig], Awaitable[object]]) -> ConfigVerdict | None:
+        """Compare the config in the store with the one read at start.  Raises RegistryError."""
         try:
             text = await self._registry.read_config()
             if text == self._config_text:
-                return _AS_AT_START
+                return None
             await accept(network_config.parse(text))
         except KeyNotFound:
-            return logging.ERROR, f"Network config in etcd is gone; {_GOING_ON}"
+            return ConfigVerdict(logging.ERROR, f"Network config in etcd was removed; {_CONTINUING}")
         except (ConfigError, HostError) as error:
-            return logging.ERROR, f"Network config in etcd is not valid: {error}; {_GOING_ON}"
-        return logging.WARNING, "Network config in etcd has changed; restart flannelpy, then Docker, to act upon it"
+            return ConfigVerdict(logging.ERROR, f"Network config in etcd became invalid: {error}; {_CONTINUING}")
+        line = "Network config in etcd was changed; restart flannelpy, then Docker, to apply the change"
+        return ConfigVerdict(logging.WARNING, line, text)
 
     async def acquire(
         self,
@@ -149,15 +162,18 @@ class SubnetManager:
         previous: IPv4Network | None,
         around: Surroundings = NO_SURROUNDINGS,
     ) -> Lease:
-        """The lease of this host: the one it has, else ``previous``, else a new one.  Raises LeaseLost, HostError."""
-        return await self._own.acquire(config, describe, previous, around)
+        """Return the lease of this host: an existing one, else ``previous``, else a new one.
+
+        Raises LeaseLost, HostError.
+        """
+        return await self._own.acquire(Request(config, describe, previous, around))
 
     async def keep_lease(self) -> None:
-        """Renew the own lease whenever it is due, for ever.  Raises LeaseLost."""
+        """Renew the own lease whenever its renewal is due, for ever.  Raises LeaseLost."""
         await self._own.keep()
 
     async def watch(self, apply: Apply) -> None:
-        """Tell ``apply`` of the other hosts' leases, at first of all, then of changes, for ever.  Raises LeaseLost."""
+        """Pass the leases of peers to ``apply``: first all of them, then changes, for ever.  Raises LeaseLost."""
         table = LeaseTable(self.own.subnet, self._own.host_identity.public_ip, self._grace, self._own.network)
         is_first = True
         while True:
@@ -169,21 +185,25 @@ class SubnetManager:
                 if not is_first and not update.events:
                     self._may_list_at = self._clock.now() + OVERRUN_SECONDS
                 is_first = False
-                await self._take_in(update, apply)
+                await self._apply(update, apply)
                 await self._follow(table, cursor, apply)
             except RegistryError as error:
-                if action(self.own, classify_failure(error)) is Action.RELIST:
-                    text = "Watch of subnet leases failed because etcd index outside history window"
-                    self._lists_again.message(logging.WARNING, text, self._clock.now())
-                else:
-                    self._watch_failures.failed(error)
-                    await self._clock.sleep(self._backoff.pause())
+                await self._handle_failure(error)
+
+    async def _handle_failure(self, error: RegistryError) -> None:
+        match action(self.own, classify_failure(error)):
+            case Action.RELIST:
+                text = "Watch of subnet leases failed because etcd index outside history window"
+                self._relists.message(logging.WARNING, text, self._clock.now())
+            case Action.KEEP_FORWARDING:
+                self._watch_failures.failed(error)
+                await self._clock.sleep(self._backoff.pause())
 
     async def _list(self, table: LeaseTable) -> tuple[int, Update]:
-        """Make ``table`` equal to the store; the cursor from which the watch goes on, and what that means.
+        """Make ``table`` equal to the store; return the cursor for the watch, and the differences.
 
-        Pauses before it by how long the last one took, so that a store full of foreign keys that never rests does not
-        take all of the processor.
+        Pause first, in proportion to the time that the last list took.  A busy store full of foreign keys then takes
+        only a part of the processor.
         """
         await self._clock.sleep(self._pause)
         began = self._clock.now()
@@ -195,10 +215,10 @@ class SubnetManager:
         return snapshot.cursor, update
 
     async def _follow(self, table: LeaseTable, cursor: int, apply: Apply) -> None:
-        """Apply changes from the snapshot on, until it is time to list again.
+        """Apply changes from the snapshot on, until a relist is due.
 
-        When other changes have outrun the store's history, the watch continues from the store's current position until
-        a list is allowed.
+        If other writes overrun the store's history, the watch continues from the store's current position until the
+        next list is allowed.
         """
         quiet_seconds = self._jittered(QUIET_SECONDS)
         overdue_at = inf
@@ -214,31 +234,31 @@ class SubnetManager:
             cursor = changes.cursor
             if changes.changes:
                 list_at = now + quiet_seconds
-                await self._take_in(table.apply(changes, now), apply)
-            await self._take_in(table.forget(now), apply)
+                await self._apply(table.apply(changes, now), apply)
+            await self._apply(table.forget(now), apply)
             if changes.behind > _MAX_BEHIND:
                 return
 
     async def _watch(self, table: LeaseTable, cursor: int, seconds: float) -> Changes:
-        """What happens within a poll, ``seconds`` at most.  Raises RegistryError."""
+        """Return the changes within one poll, ``seconds`` at most.  Raises RegistryError."""
         to_forget = max(table.seconds_to_forget(self._clock.now()), 0)
         changes = await self._registry.watch(cursor, min(self._jittered(_POLL_SECONDS), seconds, to_forget))
         now = self._clock.now()
         self._watch_failures.recovered()
         self._backoff.reset()
         self._ignored.report(now)
-        self._lists_again.report(now)
+        self._relists.report(now)
         return changes
 
     def _jittered(self, seconds: float) -> float:
         return seconds * self._rng.uniform(1 - _JITTER, 1)
 
-    async def _take_in(self, update: Update, apply: Apply) -> None:
-        for ignored in update.ignored:
-            self._ignored.message(logging.ERROR, f"Ignoring lease {ignored}", self._clock.now())
-        for subnet in update.outside:
-            text = f"Ignoring subnet {subnet}: it is no part of the network {self._own.network}"
-            self._ignored.message(logging.WARNING, text, self._clock.now())
+    async def _apply(self, update: Update, apply: Apply) -> None:
+        for line in by_cause(update.ignored):
+            self._ignored.message(logging.ERROR, f"Ignoring lease {line}", self._clock.now())
+        outside = f"it is no part of the network {self._own.network}"
+        for line in by_cause((subnet, outside) for subnet in update.outside):
+            self._ignored.message(logging.WARNING, f"Ignoring subnet {line}", self._clock.now())
         if update.events:
             await apply(update.events)
         for event in update.own:

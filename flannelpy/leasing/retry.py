@@ -1,4 +1,4 @@
-"""Trying again until it works, ever more slowly, and logging why it does not: once for each cause in a row."""
+"""Retries of a failing operation, with growing pauses, and one log line for each cause in a row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flannelpy.logs import FailureLog
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Seconds between two tries.  Within the longest a store that comes back is found, and a config that was corrected.
+# Seconds between two tries.  flannelpy notices a recovered store, or a corrected config, within the longest pause.
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 5.0
 # An operator who corrects a config reads each of them.
@@ -22,23 +22,23 @@ _CAUSES_AT_START = 100
 
 
 class Clock(Protocol):
-    """Time as the rooms that talk to the store need it."""
+    """Time, as the control plane needs it."""
 
     def now(self) -> float:
-        """Seconds that only ever grow, also while the machine is suspended."""
+        """Return monotonic seconds, which also count suspended time."""
 
     def wall(self) -> datetime:
-        """The time of day, for people."""
+        """Return the time of day, for log lines."""
 
     async def sleep(self, seconds: float) -> None:
-        """Come back after so many seconds of running time."""
+        """Sleep for ``seconds``, which do not count suspended time."""
 
 
 class Backoff:
-    """The pauses between tries that fail in a row, each nominally twice as long as the last one, up to a limit.
+    """The pauses between failures in a row, each nominally twice as long as the last one, up to a limit.
 
-    Up to half of each pause is cut off at random, so that the hosts of a fleet that lost their store at the same moment
-    do not come back to it at the same moment.
+    Up to half of each pause is cut off at random.  Hosts that lost their store at the same moment therefore return to
+    it at different moments.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -46,13 +46,13 @@ class Backoff:
         self._failures = 0
 
     def pause(self) -> float:
-        """Seconds until the next try, after one more that failed."""
+        """Count one more failure, and return the seconds until the next try."""
         nominal = min(FIRST_PAUSE * 2.0**self._failures, LONGEST_PAUSE)
         self._failures = min(self._failures + 1, 16)
         return nominal * self._rng.uniform(0.5, 1)
 
     def reset(self) -> None:
-        """A try has succeeded."""
+        """Begin with short pauses again, after a success."""
         self._failures = 0
 
 
@@ -63,7 +63,7 @@ async def until_done(
     what_fails: str,
     *expected: type[FlannelError],
 ) -> T:
-    """Try until ``attempt`` works, with the pauses of ``Backoff``, and log why it does not."""
+    """Retry ``attempt`` until it succeeds, with the pauses of ``Backoff``, and log each cause of a failure."""
     backoff = Backoff(rng)
     failures = FailureLog(log, what_fails, _CAUSES_AT_START)
     while True:
@@ -71,5 +71,5 @@ async def until_done(
             return await attempt()
         except expected as error:
             if failures.failed(error) and not isinstance(error, RegistryUnavailable):
-                backoff.reset()  # the store answers, and an operator is at work there
+                backoff.reset()  # the store answers: an operator is correcting its content
             await clock.sleep(backoff.pause())

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from flannelpy.errors import HostError
 
-# A subnet file has four short lines.  Of a longer one, the rest is not read.
+# A subnet file has four short lines; flannelpy ignores the rest of a longer file.
 _MAX_BYTES = 64 << 10
 
 
 def render(network: IPv4Network, subnet: IPv4Network, mtu: int, ip_masq: bool) -> str:
-    """The four lines.  FLANNEL_SUBNET is the bridge's address: the subnet's first one, plus 1."""
+    """Return the four lines of the file.  FLANNEL_SUBNET is the bridge's address, the first host of the subnet."""
     return (
         f"FLANNEL_NETWORK={network}\n"
         f"FLANNEL_SUBNET={subnet.network_address + 1}/{subnet.prefixlen}\n"
@@ -39,7 +39,7 @@ def write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.unlink(missing_ok=True)
-        # A new file: in a directory such as /tmp, another user can put a link there that leads elsewhere.
+        # "x": in a directory such as /tmp, another user could place a link there that points elsewhere.
         with draft.open("x", encoding="ascii") as file:
             file.write(text)
             file.flush()
@@ -53,9 +53,9 @@ def write(path: Path, text: str) -> None:
 
 
 def remove(path: Path) -> bool:
-    """Remove the file, so that Docker does not start with a subnet that is not ours; whether there was one.
+    """Remove the file, so that Docker does not start with a lost subnet; return whether there was a file.
 
-    A device, FIFO or socket at ``path`` is not ours.  Raises HostError.
+    A device, FIFO or socket at ``path`` stays.  Raises HostError.
     """
     if _is_special(path):
         return False
@@ -69,12 +69,12 @@ def remove(path: Path) -> bool:
 
 
 def previous_subnet(path: Path) -> IPv4Network | None:
-    """The subnet that an earlier run held, if the file says so."""
+    """Read the subnet of an earlier run; None if the file has none."""
     return _network(path, "FLANNEL_SUBNET")
 
 
 def previous_network(path: Path) -> IPv4Network | None:
-    """The network that an earlier run was on, if the file says so."""
+    """Read the network of an earlier run; None if the file has none."""
     return _network(path, "FLANNEL_NETWORK")
 
 
@@ -88,15 +88,15 @@ def _network(path: Path, name: str) -> IPv4Network | None:
 
 
 def _read(path: Path) -> bytes:
-    """The text of a regular file; of anything else, which might have no end, nothing.  Raises OSError."""
+    """Read a regular file.  Anything else, which might be endless, reads as empty.  Raises OSError."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         return file.read(_MAX_BYTES) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
 
 
 def _is_special(path: Path) -> bool:
-    """Whether a device, FIFO or socket is there."""
+    """Return whether ``path`` is a device, FIFO or socket."""
     try:
         mode = path.lstat().st_mode
-    except OSError:  # the caller finds out why
+    except OSError:  # the caller reports the cause
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode))

@@ -1,11 +1,11 @@
-"""Where leases are kept, seen from above: a small store with versions, lifetimes and a history.
+"""The Registry protocol: a small store of leases, with versions, lifetimes and a history.
 
-Speaks of create-if-absent, compare-and-swap, TTL and cursor, never of a product.  Names are relative: a lease is
-``11.0.101.0-24``, not ``/coreos.com/network/subnets/11.0.101.0-24``.
+The protocol has create-if-absent, compare-and-swap, TTL and cursor, and names no product.  Names are relative: a lease
+is ``11.0.101.0-24``, not ``/coreos.com/network/subnets/11.0.101.0-24``.
 
 A *snapshot* is the full state, *changes* are a delta; they are different types, so an empty delta can never be taken
-for an empty store.  A *cursor* says where the watch goes on: ``watch(snapshot.cursor)`` misses nothing that happened
-after the snapshot, ``watch(changes.cursor)`` nothing after the changes.
+for an empty store.  A *cursor* is the position from which a watch continues: ``watch(snapshot.cursor)`` misses nothing
+that happened after the snapshot, ``watch(changes.cursor)`` nothing after the changes.
 """
 
 from __future__ import annotations
@@ -42,64 +42,64 @@ class Put(NamedTuple):
 
 
 class Deleted(NamedTuple):
-    """An entry was deleted, has expired, or made way for something that is no entry.  There may have been none."""
+    """An entry was deleted, has expired, or was replaced by a directory.  There may have been no such entry."""
 
     name: str
 
 
 class Changes(NamedTuple):
-    """What happened since a cursor, oldest first.
+    """The changes since a cursor, oldest first.
 
-    Empty when nothing did before the time-out; or earlier, with a cursor further on, when only other things happened.
+    Empty if there were none before the time-out.  If only other keys changed, empty earlier, with an advanced cursor.
     """
 
     changes: tuple[Put | Deleted, ...]
     cursor: int
-    #: How much more has happened in the store meanwhile, as far as it says: where that is much, a snapshot is shorter.
+    #: Number of later changes that the store reports to hold already.  If it is large, a snapshot is cheaper.
     behind: int = 0
 
 
 def all_names(_: str) -> bool:
-    """Wants the entries of every name."""
+    """Accept every name."""
     return True
 
 
 class Registry(Protocol):
     """A store of one network's config and leases.
 
-    Raises, in every call: RegistryUnavailable when no endpoint gave an answer that can be used.
+    Raises, from every call: RegistryUnavailable if no endpoint gave a usable answer.
     """
 
     async def read_config(self) -> str:
-        """The network config as stored.  Raises KeyNotFound."""
+        """Return the network config as stored.  Raises KeyNotFound."""
 
     async def snapshot(self, is_wanted: Callable[[str], bool] = all_names) -> Snapshot:
-        """All entries whose names are wanted, and the cursor with which a watch continues.
+        """Return all entries whose names are wanted, and the cursor from which a watch continues.
 
-        Of other entries there may be some, perhaps with an empty value, so that they can be reported.  No leases yet
-        is an empty snapshot.
+        The snapshot may contain some unwanted entries, perhaps with empty values, so that the caller can report them.
+        Without any lease, the snapshot is empty.
         """
 
     async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
-        """Create ``name`` if absent, for at least a second.
+        """Create ``name`` if absent, for ``lease_ttl`` seconds, at least one.
 
-        Raises: KeyExists when somebody else has it, never for our own lost reply.
+        Raises KeyExists if another host has created ``name``, never for a lost reply to this call.
         """
 
     async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> KeyValue:
-        """Replace value and lifetime (None: for ever) if still at ``version``.  Raises CompareFailed, KeyNotFound."""
+        """Replace value and lifetime (None: no end) if still at ``version``.  Raises CompareFailed, KeyNotFound."""
 
     async def compare_and_delete(self, name: str, version: int) -> None:
         """Delete ``name`` if still at ``version``.  Raises CompareFailed, KeyNotFound."""
 
     async def watch(self, cursor: int, timeout: float) -> Changes:
-        """What happens from ``cursor`` on, waiting up to ``timeout`` seconds for it.
+        """Return the changes from ``cursor`` on, and wait up to ``timeout`` seconds for the first.
 
-        What happens elsewhere in the store while a call waits, however much it is, hides nothing.
+        Writes elsewhere in the store during the call hide no change, regardless of their number.
 
-        Raises HistoryGone when the store has not come as far as ``cursor``, because it was wiped or restored, when it
-        was replaced, or when the directory was removed; HistoryOverrun when only its memory is too short.
+        Raises HistoryGone if the store is behind ``cursor`` (wiped or restored), if it was replaced, or if the
+        directory was removed.  Raises HistoryOverrun if only the store's history is too short.
         """
 
     async def close(self) -> None:
-        """End every pending call, which raises RegistryUnavailable; nothing may be called afterwards."""
+        """End every pending call by RegistryUnavailable; the caller makes no further calls."""

@@ -1,19 +1,19 @@
 """HTTP connections with one deadline for a whole reply, for urllib3's pools.
 
-urllib3's time-outs count for each read of the socket, so a server that sends a byte a second holds a call for ever.
-Here the time-out that urllib3 computes for a request (``urllib3.Timeout(total=…)``: what connecting and sending have
-left of it) counts for the reply as a whole: status line, headers and body, however they are split, over TCP or TLS.
+urllib3's time-outs apply to each read of the socket, so a server that sends a byte a second holds a call for ever.
+In this module, the time-out that urllib3 computes for a request applies to the whole reply: status line, headers and
+body, over TCP or TLS.  That time-out is the rest of ``urllib3.Timeout(total=…)`` after connecting and sending.
 
 A reply has at most ``MOST_BYTES``.  Only for the body of a list the caller lifts that limit (``allow_long``), because a
 list of ten thousand leases over a slow link is legitimate.  While such a body makes progress, it gets more time: one
-second for each ``BYTES_PER_SECOND`` received, and ``LONGEST_REPLY`` seconds at most.  A reply with a content encoding
-is refused: no request asks for one, and a kilobyte can stand for a megabyte.
+second for each ``BYTES_PER_SECOND`` received, and ``LONGEST_REPLY`` seconds at most.  flannelpy rejects a reply with a
+content encoding: no request asks for an encoding, and a kilobyte can expand to a megabyte.
 
-Connecting is bounded, too.  A name's addresses share the time-out equally, so one that does not answer leaves time for
-the next, and the TLS handshake, which OpenSSL's binding bounds as a whole, gets what the connection has left.  Name
-resolution is bounded by the resolver (resolv.conf: timeout, attempts).
+Connecting is bounded as well.  The addresses of a name share the time-out equally, so an unreachable address leaves
+time for the next.  The TLS handshake gets the rest of the connection's time; OpenSSL's binding bounds the handshake as
+a whole.  The resolver bounds name resolution (resolv.conf: timeout, attempts).
 
-Imported when the first request is made: urllib3 takes a tenth of a second to import.
+The first request imports this module, because the import of urllib3 takes a tenth of a second.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 BYTES_PER_SECOND = 65536
 LONGEST_REPLY = 60.0  # seconds
-# The reply to a write holds two values, and etcd accepts values of 1.5 MB, of which JSON may need six bytes for one.
+# The reply to a write has two values.  etcd accepts values of 1.5 MB; JSON may write each byte as six bytes.
 MOST_BYTES = 32 << 20
 
 _SHORTEST_WAIT = 0.001  # 0 would mean a non-blocking socket
-# A connection that its peer or a firewall between has forgotten is found dead after half a minute, without a request.
+# TCP keep-alive detects a connection that the server or a firewall has forgotten, after half a minute.
 _KEEP_ALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
@@ -52,18 +52,18 @@ _KEEP_ALIVE = (
 
 
 def bound(pools: urllib3.PoolManager) -> None:
-    """Have ``pools`` make connections of this module, with TCP keep-alive."""
+    """Make ``pools`` use the connections of this module, with TCP keep-alive."""
     pools.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
     pools.connection_pool_kw["socket_options"] = [*HTTPConnection.default_socket_options, *_KEEP_ALIVE]
 
 
 def allow_long(response: urllib3.BaseHTTPResponse) -> None:
-    """Let the body of ``response`` have any length, and more time while it makes progress."""
+    """Allow the body of ``response`` any length, and more time while it makes progress."""
     cast("_Bounded", response.connection).reader.allow_long()
 
 
 def lift_deadline(response: urllib3.BaseHTTPResponse) -> Callable[[], None]:
-    """Let the body of ``response`` take any time; returns what ends a read of it, from any thread."""
+    """Lift the deadline of the body of ``response``; return a function that ends a read of it from any thread."""
     connection = cast("_Bounded", response.connection)
     connection.reader.allow_long()
     connection.reader.seconds = None
@@ -71,7 +71,7 @@ def lift_deadline(response: urllib3.BaseHTTPResponse) -> Callable[[], None]:
 
 
 class _Reader(io.RawIOBase):
-    """The bytes of one reply.  A read raises TimeoutError when the time is over, OSError when there are too many."""
+    """The bytes of one reply.  A read raises TimeoutError after the deadline, OSError after too many bytes."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, seconds: float | None) -> None:
         self._raw = raw
@@ -105,7 +105,7 @@ class _Reader(io.RawIOBase):
         return max(left, _SHORTEST_WAIT)
 
     def interrupt(self) -> None:
-        """End a read that another thread waits in, and all later ones."""
+        """End the read that another thread is waiting in, and all later reads."""
         with contextlib.suppress(OSError):  # it is closed
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)  # not SSLSocket's, which is not thread-safe
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from flannelpy.options import Options
 from flannelpy.registry.base import Registry
-from flannelpy.registry.etcd_v2 import EtcdV2Registry, parse_endpoint
+from flannelpy.registry.endpoints import parse_endpoint
+from flannelpy.registry.etcd_v2 import EtcdV2Registry
 
 
 def connect(options: Options, network: str = "") -> Registry:
-    """Where a network's leases are kept.  Raises UsageError, HostError."""
+    """Open the store of a network's leases.  Raises UsageError, HostError."""
     return EtcdV2Registry(
         options.etcd_endpoints,
         f"{options.etcd_prefix}/{network}",
@@ -21,5 +22,5 @@ def connect(options: Options, network: str = "") -> Registry:
 
 
 def etcd_hosts(options: Options) -> list[str]:
-    """The names and addresses in -etcd-endpoints."""
+    """Return the host names and addresses in -etcd-endpoints."""
     return [parse_endpoint(endpoint).host for endpoint in options.etcd_endpoints]

@@ -1,7 +1,7 @@
-"""An HTTP response that stays open and delivers events; a thread of its own reads it.
+"""An HTTP response that stays open and delivers events.
 
-A reader thread splits the body into JSON values, converts each and hands it to the event loop.  What the loop has not
-taken yet is bounded: beyond ``MOST_WAITING`` characters the stream ends, and its user asks again from where it was.
+A reader thread splits the body into JSON values, converts each and hands it to the event loop.  If more than
+``MOST_WAITING`` characters wait for the loop, the stream ends, and its user asks again from the last position.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Event = TypeVar("Event")
 
 MOST_WAITING = 4 << 20  # characters of JSON
-MOST_AT_ONCE = 200  # events that are taken in one turn of the loop: a millisecond or two
+MOST_AT_ONCE = 200  # events for one turn of the loop: a millisecond or two
 # etcd refuses requests of more than 1.5 MB unless configured otherwise; an event may hold two values, escaped.
 LONGEST_EVENT = 64 << 20
 
@@ -36,10 +36,10 @@ _DECODE = json.JSONDecoder().raw_decode
 
 
 class EventStream(Generic[Event]):
-    """What arrives on ``response``, each JSON value as ``convert`` makes it.
+    """The events that arrive on ``response``; ``convert`` makes each of a JSON value.
 
-    ``interrupt`` ends a read of the response from any thread.  Every method but those of the reader thread belongs to
-    the event loop.  Raises, from the constructor: RegistryUnavailable.
+    ``interrupt`` ends a read of the response from any thread.  All public methods belong to the event loop.  The
+    constructor raises RegistryUnavailable if no thread can start.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class EventStream(Generic[Event]):
         self._handed_over = self._taken = 0  # characters, of the reader thread and of the loop
         self._began = time.monotonic()
         self._seconds = 0.0
-        self._incomplete: tuple[float, int] | None = None  # since when an event is, and how much of it has come
-        #: Why there will be no more events; empty while there may be.
+        self._incomplete: tuple[float, int] | None = None  # time of its first part, and its length so far
+        #: Why the stream has ended; empty while more events may come.
         self.end = ""
         try:
             threading.Thread(target=self._read, name="etcd watch", daemon=True).start()
@@ -65,29 +65,29 @@ class EventStream(Generic[Event]):
 
     @property
     def is_over(self) -> bool:
-        """Whether all events that there will ever be are taken."""
+        """Whether the stream has ended and all its events are taken."""
         return bool(self.end) and not self._waiting
 
     @property
     def is_short(self) -> bool:
-        """Whether it ended within a second."""
+        """Whether the stream ended within a second."""
         return bool(self.end) and self._seconds < 1
 
     def is_stuck(self, seconds: float) -> bool:
-        """Whether an event has begun to arrive, and has not come to its end in this time; a long one has more."""
+        """Return whether an event has been incomplete for longer than ``seconds``; a long event gets more time."""
         if (incomplete := self._incomplete) is None:
             return False
         since, length = incomplete
         return time.monotonic() - since > seconds + length / _CHARACTERS_PER_SECOND
 
     async def wait(self, seconds: float) -> None:
-        """Return when there are events, when the stream has ended, or after ``seconds``."""
+        """Wait for events or the end of the stream, for at most ``seconds``."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._news.wait()
 
     def take(self) -> list[Event]:
-        """The oldest events that were not taken yet, ``MOST_AT_ONCE`` at most."""
+        """Take the oldest waiting events, at most ``MOST_AT_ONCE``."""
         taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST_AT_ONCE))]
         self._taken += sum(size for _, size in taken)
         if not self._waiting and not self.end:
@@ -100,14 +100,14 @@ class EventStream(Generic[Event]):
         self._interrupt()
 
     def _read(self) -> None:
-        """In the reader thread: hand over event after event."""
+        """Hand over event after event, in the reader thread."""
         why = "etcd ended the watch"
         try:
             for value, length in json_values(self._pieces(), self._note_incomplete):
                 self._incomplete = None
                 size = length + _COST
                 self._handed_over += size
-                self._tell(self._add, (self._convert(value), size))
+                self._call_in_loop(self._add, (self._convert(value), size))
                 if self._handed_over - self._taken > MOST_WAITING:
                     why = "more events than can be taken in"
                     break
@@ -116,17 +116,16 @@ class EventStream(Generic[Event]):
         finally:
             with contextlib.suppress(Exception):
                 self._response.close()
-        self._tell(self._finish, why)
+        self._call_in_loop(self._finish, why)
 
     def _note_incomplete(self, length: int) -> None:
         since = self._incomplete[0] if self._incomplete else time.monotonic()
         self._incomplete = (since, length) if length else None
 
     def _pieces(self) -> Iterator[str]:
-        """The body, as it arrives."""
         return codecs.iterdecode(iter(lambda: self._response.read1(_PIECE), b""), "utf-8")
 
-    def _tell(self, method: Callable[[Any], None], argument: object) -> None:
+    def _call_in_loop(self, method: Callable[[Any], None], argument: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(method, argument)
 
@@ -145,13 +144,13 @@ class EventStream(Generic[Event]):
 def json_values(
     pieces: Iterable[str], note_incomplete: Callable[[int], None] = lambda _: None
 ) -> Iterator[tuple[Any, int]]:
-    """The JSON values in ``pieces`` and their lengths in characters, each as soon as it is complete.
+    """Yield the JSON values in ``pieces`` and their lengths in characters, each as soon as it is complete.
 
-    ``note_incomplete`` is called after each piece with the length of the value that has begun, or 0.
+    After each piece, ``note_incomplete`` gets the length of the incomplete value, or 0.
 
-    A value may be split anywhere, and a piece may hold many.  Parsing is tried where a value can end, at a line feed or
-    a closing brace, so a long value is not parsed again for each of its pieces.  Raises ValueError where the text ends
-    within a value, or a value is longer than ``LONGEST_EVENT``.
+    A value may be split anywhere, and a piece may hold many values.  Parsing starts only after a line feed or a closing
+    brace, so a long value is not parsed again for each of its pieces.  Raises ValueError if the text ends within a
+    value, or if a value is longer than ``LONGEST_EVENT``.
     """
     parts: list[str] = []
     length = 0
@@ -169,7 +168,7 @@ def json_values(
 
 
 def _complete_values(text: str) -> Generator[tuple[Any, int], None, str]:
-    """Those at the beginning of ``text``; returns what is left of it."""
+    """Yield the values at the beginning of ``text``; return the rest of it."""
     at = len(text) - len(text.lstrip())
     while at < len(text):
         try:

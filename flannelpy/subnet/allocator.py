@@ -1,4 +1,4 @@
-"""Which subnet a new host takes.  Pure: randomness is an argument.
+"""Chooses the subnet of a new host.  Pure: randomness is an argument.
 
 Counterpart: allocateSubnet in subnet/etcd.go.
 """
@@ -28,16 +28,16 @@ def pick_subnet(
     hosts: Collection[IPv4Address] = (),
     connected: Collection[IPv4Network] = (),
 ) -> IPv4Network:
-    """``previous`` if it fits and is free, else a random one of the first free subnets.  Raises OutOfSubnets.
+    """Return ``previous`` if it fits and is free, else a random one of the first free subnets.  Raises OutOfSubnets.
 
-    The subnet contains none of the ``hosts``.  A new one overlaps none of the ``connected`` networks of this host,
-    either; ``previous`` may, because the bridge of its containers has an address in it.  A connected network that
-    contains all of Network does not count: whether that works is decided by the routes.
+    The subnet contains none of the ``hosts``.  A new subnet overlaps none of the ``connected`` networks of this host.
+    ``previous`` may overlap them, because the containers' bridge has an address in it.  A connected network that
+    contains all of Network does not count; the routes decide whether that works.
     """
     taken_hosts = [IPv4Network(host) for host in hosts if host in config.network]
     if previous is not None and config.fits(previous) and not any(map(previous.overlaps, [*taken, *taken_hosts])):
         return previous
-    overlapping = [one for one in connected if one.overlaps(config.network) and not config.network.subnet_of(one)]
+    overlapping = [net for net in connected if net.overlaps(config.network) and not config.network.subnet_of(net)]
     choices = list(islice(free_subnets(config, [*taken, *taken_hosts, *overlapping]), _CHOICES))
     if not choices:
         raise OutOfSubnets(
@@ -52,7 +52,7 @@ def _left_out(connected: Collection[IPv4Network]) -> str:
 
 
 def free_subnets(config: NetworkConfig, taken: Collection[IPv4Network]) -> Iterator[IPv4Network]:
-    """Subnets from SubnetMin to SubnetMax that overlap nothing in ``taken``, lowest first."""
+    """Yield the subnets from SubnetMin to SubnetMax that overlap nothing in ``taken``, lowest first."""
     size = 1 << (32 - config.subnet_len)
     blocks = sorted(((int(net.network_address), int(net.broadcast_address)) for net in taken), reverse=True)
     address, last = int(config.subnet_min), int(config.subnet_max)

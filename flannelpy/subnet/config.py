@@ -1,7 +1,7 @@
-"""The network config that an operator puts into the store.  Pure.
+"""The network config that an operator stores in etcd.  Pure.
 
-Keys and defaults are v0.5.5's.  Refused is what v0.13.0 refuses, a SubnetMin above SubnetMax, and a Network that is too
-large or overlaps a block of special use.
+Keys and defaults are v0.5.5's.  flannelpy rejects every config that v0.13.0 rejects, a SubnetMin above SubnetMax, and a
+Network that is too large or overlaps a block of special use.
 Counterpart: subnet/config.go.
 """
 
@@ -21,7 +21,7 @@ _DEFAULT_SUBNET_LEN = 24
 _MIN_NETWORK_LEN = 8
 _MAX_NETWORK_LEN = 28
 _MAX_SUBNET_LEN = 30
-# Characters: 10 MB of JSON would stop the packets of the udp backend for seconds while they are parsed.
+# Characters.  The parsing of 10 MB of JSON would stop the packets of the udp backend for seconds.
 _LONGEST = 65536
 
 
@@ -44,12 +44,12 @@ class NetworkConfig:
     backend: BackendConfig
 
     def fits(self, subnet: IPv4Network) -> bool:
-        """Whether a host may hold ``subnet`` under this config.  Counterpart: isSubnetConfigCompat."""
+        """Return whether a host may hold ``subnet`` under this config.  Counterpart: isSubnetConfigCompat."""
         return subnet.prefixlen == self.subnet_len and self.subnet_min <= subnet.network_address <= self.subnet_max
 
 
 def parse(text: str) -> NetworkConfig:
-    """The config in ``text``.  Raises ConfigError naming key, value and rule."""
+    """Parse and validate the config in ``text``.  Raises ConfigError with key, value and rule."""
     if len(text) > _LONGEST:
         raise ConfigError(f"network config has {len(text)} characters, the longest has {_LONGEST}")
     try:
@@ -59,7 +59,7 @@ def parse(text: str) -> NetworkConfig:
     network = _network(go_json.get(document, "Network"))
     subnet_len = _subnet_len(go_json.get(document, "SubnetLen"), network)
     size = 1 << (32 - subnet_len)
-    # The first subnet is skipped: its address is the network's own, and a broadcast address to old kernels.
+    # The first subnet is skipped: its address is the network's own, and old kernels treat it as a broadcast address.
     subnet_min = _boundary(document, "SubnetMin", network, subnet_len, default=network.network_address + size)
     subnet_max = _boundary(document, "SubnetMax", network, subnet_len, default=network.broadcast_address - (size - 1))
     if subnet_min > subnet_max:
@@ -70,7 +70,7 @@ def parse(text: str) -> NetworkConfig:
 def _network(value: object) -> IPv4Network:
     if value is None:
         raise ConfigError('Network is missing: the config needs at least {"Network": "10.1.0.0/16"}')
-    # The standard library would also take a netmask or no length at all, which the original does not.
+    # Unlike the original, the standard library also accepts a netmask, or no length at all.
     if not isinstance(value, str) or not re.fullmatch(r"[0-9.]+/[0-9]{1,2}", value):
         raise ConfigError(f"Network {_show(value)} is not an IPv4 network such as 10.1.0.0/16")
     try:
@@ -103,7 +103,7 @@ def _subnet_len(value: object, network: IPv4Network) -> int:
 def _boundary(
     document: Mapping[str, object], key: str, network: IPv4Network, subnet_len: int, *, default: IPv4Address
 ) -> IPv4Address:
-    """SubnetMin or SubnetMax: the address of a subnet inside the network."""
+    """Return SubnetMin or SubnetMax: the address of a subnet inside the network."""
     value = go_json.get(document, key)
     if value is None:
         return default

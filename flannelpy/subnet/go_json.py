@@ -1,6 +1,6 @@
-"""JSON as the original reads it: objects whose keys match whatever their case, unknown keys ignored.  Pure.
+"""JSON as the original reads it: keys match in upper and lower case, unknown keys are ignored.  Pure.
 
-Of several keys that match, the last one in the text counts, in whatever case it is written.
+If several keys match, the last one in the text counts, in any case.
 Source: encoding/json of Go, decode.go: each key of the text is stored into the field whose name it matches.
 """
 
@@ -9,19 +9,19 @@ from collections.abc import Iterable, Mapping
 
 from flannelpy.foreign import shown
 
-#: Objects and lists inside one another.  Python's own limit depends on how deep its stack is already.
+#: Nesting depth of objects and lists.  Python's own limit depends on the depth of the caller's stack.
 MOST_NESTED = 64
 
 
 def parse_object(text: str) -> dict[str, object]:
-    """The JSON object in ``text``.  Raises ValueError with a message that says where it goes wrong."""
+    """Parse the JSON object in ``text``.  Raises ValueError with the position of the error."""
     try:
         document = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_in_order)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at line {error.lineno} column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("not JSON: it is nested too deep") from error
-    except ValueError as error:  # a constant of ours below, too many digits
+    except ValueError as error:  # from _refuse_constant, or too many digits
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(document, dict):
         raise ValueError(f"not a JSON object: {shown(' '.join(text[:400].split())[:40])}")
@@ -31,14 +31,14 @@ def parse_object(text: str) -> dict[str, object]:
 
 
 def get(document: Mapping[str, object], name: str) -> object:
-    """The value of key ``name``, or None: a missing key and a null are the same."""
+    """Return the value of key ``name``; None if the key is missing or null."""
     folded = name.casefold()
     found = [value for key, value in document.items() if value is not None and key.casefold() == folded]
     return found[-1] if found else None
 
 
 def _in_order(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object, in which a key that comes several times stands where it comes last."""
+    """Make an object; a repeated key keeps the place of its last occurrence."""
     found = dict(pairs)
     if len(found) < len(pairs):
         found = {}
@@ -49,7 +49,7 @@ def _in_order(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _nesting(document: object) -> int:
-    """How many objects and lists lie inside one another."""
+    """Return the nesting depth of objects and lists."""
     depth, level = 0, [document]
     while level:
         depth += 1
@@ -68,10 +68,10 @@ def _refuse_constant(name: str) -> float:
 
 
 def dump(value: object) -> str:
-    """``value`` as the original writes it: no blanks."""
+    """Write ``value`` as the original does, without blanks."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def show(value: object) -> str:
-    """``value`` for a message."""
+    """Format ``value`` for a message."""
     return shown(dump(value))

@@ -1,4 +1,4 @@
-"""A lease: who holds a subnet, under which key, with which value.  Pure.
+"""A lease: the holder of a subnet, its key and its value in the store.  Pure.
 
 Counterpart: Lease and LeaseAttrs in subnet/subnet.go, parseSubnetKey and makeSubnetKey in subnet/etcd.go.
 """
@@ -17,26 +17,26 @@ from flannelpy.registry.base import KeyValue
 from flannelpy.subnet import go_json
 
 _KEY = re.compile(r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})-(0|[1-9]\d?)", re.ASCII)
-#: Characters of a lease's value: those of the original's are a few hundred.
+#: Characters of a lease's value; the original's values have a few hundred.
 _LONGEST_VALUE = 65536
 
 
-# A host ID has 64 characters at most, of which a claimant's number takes nine.
+# A host ID has at most 64 characters; the number of a claim takes nine of them.
 _CLAIMANT_PREFIX = 55
 
 
 class HostIdentity(NamedTuple):
-    """Who we are to others: a public IP, and an identity that tells two hosts apart which share it (empty: none)."""
+    """A host, by its public IP, and by a host ID that distinguishes hosts with one public IP (empty: none)."""
 
     public_ip: IPv4Address
     host_id: str = ""
 
     def claimant(self, number: int) -> str:
-        """The identity for one try to claim a lease that bears our own: not that, but known as ours by ``is_from``."""
+        """Return the host ID for one claim of a lease with our host ID: a different one, which ``is_from`` knows."""
         return f"{self.host_id[:_CLAIMANT_PREFIX]}:{number & 0xFFFFFFFF:08x}"
 
     def is_from(self, attrs: LeaseAttrs) -> bool:
-        """Whether a host of our host ID wrote these attributes: this one, or a clone of it."""
+        """Return whether a host with our host ID wrote these attributes: this host, or a clone of it."""
         if not self.host_id:
             return False
         claimant = attrs.host_id.rpartition(":")[0] if attrs.claim else ""
@@ -45,11 +45,11 @@ class HostIdentity(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LeaseAttrs:
-    """A lease's value.  ``backend_data`` is whatever JSON the backend put there.
+    """The value of a lease.  ``backend_data`` is any JSON that the backend has stored.
 
-    ``host_id`` tells hosts apart that share a public IP, ``claim`` says that one of them is only asking for the lease
-    (renewal.py).  Both are keys of ours, which no version of the original looks at; to other hosts they mean nothing,
-    so leases that differ in them are equal.
+    ``host_id`` distinguishes hosts with one public IP; ``claim`` marks a lease that its writer only claims
+    (lease_policy.py).  Both are keys of flannelpy, which every version of the original ignores.  They do not concern
+    peers, so leases that differ only in them are equal.
     """
 
     public_ip: IPv4Address
@@ -59,7 +59,7 @@ class LeaseAttrs:
     claim: bool = field(default=False, compare=False)
 
     def encode(self) -> str:
-        """The JSON that the original would write, byte for byte, and our keys behind its."""
+        """Return the JSON that the original would write, byte for byte, followed by the keys of flannelpy."""
         document: dict[str, object] = {"PublicIP": str(self.public_ip)}
         if self.backend_type:
             document["BackendType"] = self.backend_type
@@ -73,7 +73,7 @@ class LeaseAttrs:
 
     @classmethod
     def decode(cls, text: str) -> LeaseAttrs:
-        """Read any version's value; unknown keys are ignored.  Raises ValueError."""
+        """Parse the value of any version; unknown keys are ignored.  Raises ValueError."""
         if len(text) > _LONGEST_VALUE:
             raise ValueError(f"a value of {len(text)} characters, the longest is {_LONGEST_VALUE}")
         document = go_json.parse_object(text)
@@ -97,7 +97,7 @@ class LeaseAttrs:
 class Lease:
     """A subnet, its holder's attributes, the seconds left (None: a reservation), and the store's version and creation.
 
-    Of two leases the one with the smaller ``created`` was created earlier (registry/base.py, ``KeyValue``).
+    The lease with the smaller ``created`` was created earlier (registry/base.py, ``KeyValue``).
     """
 
     subnet: IPv4Network
@@ -108,7 +108,7 @@ class Lease:
 
     @classmethod
     def from_entry(cls, entry: KeyValue) -> Lease:
-        """Read an entry of the store.  Raises ValueError when key or value is malformed."""
+        """Parse an entry of the store.  Raises ValueError if key or value is malformed."""
         return cls(parse_key(entry.name), LeaseAttrs.decode(entry.value), entry.lease_ttl, entry.version, entry.created)
 
 
@@ -120,7 +120,7 @@ def _public_ip(text: str) -> IPv4Address:
 
 
 def well_formed(entries: Iterable[KeyValue]) -> list[Lease]:
-    """Those of the entries that are leases; the watch is the one that reports the others."""
+    """Return the entries that are leases; the watch reports the malformed ones."""
     leases = []
     for entry in entries:
         with suppress(ValueError):
@@ -129,20 +129,20 @@ def well_formed(entries: Iterable[KeyValue]) -> list[Lease]:
 
 
 def is_inside(subnet: IPv4Network, network: IPv4Network | None) -> bool:
-    """Whether a lease of ``subnet`` belongs to ``network``, of which it must be a part.  None contains nothing."""
+    """Return whether ``subnet`` is a proper part of ``network``; False if ``network`` is None."""
     return network is not None and subnet.prefixlen > network.prefixlen and subnet.subnet_of(network)
 
 
 def format_key(subnet: IPv4Network) -> str:
-    """``11.0.101.0-24`` for 11.0.101.0/24."""
+    """Return the key of a subnet: ``11.0.101.0-24`` for 11.0.101.0/24."""
     return f"{subnet.network_address}-{subnet.prefixlen}"
 
 
 def parse_key(name: str) -> IPv4Network:
-    """The subnet of a key.  Raises ValueError.
+    """Return the subnet of a key.  Raises ValueError.
 
-    Host bits are refused: the original never routes to such a key.  So is a length such as 08: two keys of one subnet
-    would take turns.
+    A key with host bits is malformed, because the original never routes to it.  So is a length such as 08, because two
+    keys of one subnet would replace each other.
     """
     match = _KEY.fullmatch(name)
     if match is None:
@@ -151,5 +151,5 @@ def parse_key(name: str) -> IPv4Network:
 
 
 def is_host_id(text: str) -> bool:
-    """Whether ``text`` may be a host ID: a name that stays readable in the store."""
+    """Return whether ``text`` may be a host ID, which stays readable in the store."""
     return re.fullmatch("[A-Za-z0-9._:-]{0,64}", text) is not None

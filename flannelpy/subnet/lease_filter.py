@@ -1,12 +1,13 @@
-"""Decides which leases of other hosts are usable.  Pure: the kernel's answers are an argument.
+"""Decides which leases of peers are usable.  Pure: the kernel's answers are an argument.
 
-An unusable lease would lead packets for our own containers, for etcd or for another host into the overlay, or send them
-round and round without end.  flannelpy ignores it for as long as the cause holds.  Other leases stay usable, and
-backends see usable leases only.
+An unusable lease would send packets for our own containers, for etcd or for another host into the overlay, or would
+make packets loop.  flannelpy ignores the lease while the cause lasts.  Other leases stay usable, and backends see only
+usable leases.
 
-A decision depends on the lease, on ``Surroundings``, on the public IPs of all other leases, and on the kernel's way to
-the lease's public IP.  Only the leases that a change can concern are decided again: those with that public IP, and
-those whose subnet contains the address.  Both are found by dictionaries, so a change costs the same at 10,000 leases.
+A decision depends on the lease, on ``Surroundings``, on the public IPs of all other leases, and on the kernel's route
+to the lease's public IP.  A change makes ``LeaseFilter`` decide again only on the leases that it can concern: those
+with that public IP, and those whose subnet contains the address.  Dictionaries find both, so a change costs the same
+at 10,000 leases.
 
 Counterpart: none; flanneld v0.5.5 obeys every lease.
 """
@@ -28,7 +29,7 @@ from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent, LeaseRemoved
 
 
 class Cause(enum.Enum):
-    """Why a lease is not usable, in words for the log."""
+    """Why a lease is unusable, as text for the log."""
 
     BACKEND = "its backend is {}, ours {}"
     OUTSIDE = "it is no part of the network {}"
@@ -46,7 +47,7 @@ class Cause(enum.Enum):
 
 
 class Fault(NamedTuple):
-    """A cause and what it names."""
+    """A cause and the values in it."""
 
     cause: Cause
     names: tuple[object, ...]
@@ -56,21 +57,21 @@ class Fault(NamedTuple):
 
 
 class Ignored(NamedTuple):
-    """A lease that became unusable, or is so for another cause than before."""
+    """A lease that became unusable, or whose cause changed."""
 
     subnet: IPv4Network
     fault: Fault
 
 
 class Decisions(NamedTuple):
-    """What backends have to follow, and what is to be logged."""
+    """Events for the backend, and ignored leases for the log."""
 
     events: list[LeaseEvent]
     ignored: list[Ignored]
 
 
 class LeaseFilter:
-    """The leases of all other hosts, seen from the host with the lease ``own``.
+    """The leases of all peers, seen from the host with the lease ``own``.
 
     Feed it with ``update``, ``observe`` and ``answer``; then call ``decide`` until ``has_work`` is false.
     """
@@ -86,7 +87,9 @@ class LeaseFilter:
         self._leases: dict[IPv4Network, Lease] = {}
         self._by_length: dict[int, dict[int, IPv4Network]] = {}
         self._by_public_ip: dict[IPv4Address, set[IPv4Network]] = {}
-        self._hosts: Counter[int] = Counter()  # public IPs that protect themselves, and how many leases have each
+        self._hosts: Counter[int] = (
+            Counter()
+        )  # public IPs that no other lease may contain, and how many leases have each
         self._sorted_hosts: list[int] = []
         self._ways: dict[IPv4Address, str] = {}  # public IP -> overlay device that the kernel would use, or ""
         self._unasked: dict[IPv4Address, None] = {}
@@ -94,10 +97,10 @@ class LeaseFilter:
         self._usable: dict[IPv4Network, Lease] = {}
         self._causes: dict[IPv4Network, Cause] = {}
 
-    # What it learns
+    # Input
 
     def update(self, events: Iterable[LeaseEvent]) -> None:
-        """Take in leases of other hosts that came, changed or went."""
+        """Note new, changed and removed leases of peers."""
         for event in events:
             match event:
                 case LeaseAdded(lease):
@@ -107,7 +110,7 @@ class LeaseFilter:
                     self._remove(subnet)
 
     def observe(self, around: Surroundings) -> None:
-        """Take in that this host has other addresses or networks than before."""
+        """Note the present addresses and networks of this host."""
         before, self._around = self._around, around
         if before is around:
             return
@@ -120,33 +123,33 @@ class LeaseFilter:
             self._reconsider(self._leases)
 
     def answer(self, ways: Mapping[IPv4Address, str]) -> None:
-        """Take in by which overlay device of this host the kernel would send to these public IPs; empty: by none."""
+        """Note the overlay device of this host by which the kernel would send to each public IP; empty: none."""
         for address, device in ways.items():
             self._unasked.pop(address, None)
             if address in self._by_public_ip and self._ways.get(address) != device:
                 self._ways[address] = device
                 self._reconsider(self._by_public_ip[address])
 
-    # What it asks and decides
+    # Questions and decisions
 
     @property
     def has_work(self) -> bool:
-        """Whether ``decide`` has something to do."""
+        """Whether ``decide`` has leases to decide on."""
         return bool(self._undecided)
 
     def unasked(self, count: int) -> list[IPv4Address]:
-        """At most so many public IPs whose ``answer`` a decision waits for."""
+        """Return at most ``count`` public IPs whose ``answer`` a decision waits for."""
         return list(islice(self._unasked, count))
 
     def oldest_answers(self, count: int) -> list[IPv4Address]:
-        """At most so many public IPs whose ``answer`` may have changed; the next call names others, in turn."""
+        """Return at most ``count`` public IPs whose ``answer`` may be outdated; calls go round all of them."""
         oldest = list(islice(self._ways, count))
         for address in oldest:
             self._ways[address] = self._ways.pop(address)
         return oldest
 
     def decide(self, count: int) -> Decisions:
-        """Decide on at most so many leases."""
+        """Decide on at most ``count`` leases."""
         decisions = Decisions([], [])
         for subnet in list(islice(self._undecided, count)):
             del self._undecided[subnet]
@@ -161,7 +164,7 @@ class LeaseFilter:
     def _decide(self, lease: Lease, decisions: Decisions) -> None:
         fault = next(self._faults(lease), None)
         if fault is None and lease.attrs.public_ip not in self._ways:
-            return  # the answer brings it back here
+            return  # ``answer`` makes it undecided again
         if fault is None:
             self._causes.pop(lease.subnet, None)
             known = self._usable.get(lease.subnet)
@@ -181,7 +184,7 @@ class LeaseFilter:
     # The rules
 
     def _faults(self, lease: Lease) -> Iterator[Fault]:
-        """The causes that make it unusable, the plainest first."""
+        """Yield the causes that make the lease unusable, the simplest first."""
         theirs = lease.attrs.backend_type
         first, last = _span(lease.subnet)
         if theirs != self._backend_type:
@@ -260,14 +263,14 @@ class LeaseFilter:
                 self._reconsider(self._containing(int(address)))
 
     def _protects_itself(self, lease: Lease) -> bool:
-        """Whether its public IP can be a host's, so that a lease around it is the unusable one."""
+        """Return whether a host can have the lease's public IP, so that a lease around that address is unusable."""
         address = int(lease.attrs.public_ip)
         first, last = _span(lease.subnet)
         in_own_subnet = first <= address <= last or self._own_first <= address <= self._own_last
         return not in_own_subnet and not special_use(lease.attrs.public_ip)
 
     def _containing(self, address: int) -> list[IPv4Network]:
-        """The leased subnets that contain an address."""
+        """Return the leased subnets that contain an address."""
         found = (subnets.get(address >> (32 - length) << (32 - length)) for length, subnets in self._by_length.items())
         return [subnet for subnet in found if subnet is not None]
 
@@ -276,6 +279,6 @@ class LeaseFilter:
 
 
 def _span(network: IPv4Network) -> tuple[int, int]:
-    """The first and the last address."""
+    """Return the first and the last address as numbers."""
     first = int(network.network_address)
     return first, first | (1 << (32 - network.prefixlen)) - 1

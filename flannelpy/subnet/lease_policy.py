@@ -1,49 +1,50 @@
-"""The life of the own lease: what happens to it, and what the host does then.  Pure: time is an argument.
+"""The lease policy: what the host does about each condition of its own lease.  Pure: time is an argument.
 
 ==========================================  =============================  =============================
-what happened                               a lease with a TTL             a reservation (no TTL)
+condition                                   a lease with a TTL             a reservation (no TTL)
 ==========================================  =============================  =============================
 renewal is due                              renew by compare-and-swap      nothing
-renewal was refused                         look what is there             look what is there
-still ours, changed                         adopt version and TTL          adopt version and TTL
-value damaged                               write it by compare-and-swap   write it by compare-and-swap
-our public IP, without an identity          write it by compare-and-swap   write it by compare-and-swap
-our public IP, claimed by a newcomer        write it by compare-and-swap   write it by compare-and-swap
-our public IP, held by a later identity     write it by compare-and-swap   write it by compare-and-swap
-our public IP, held by an earlier identity  leave                          leave
-our host ID and subnet, former public IP    claim it, then write it        claim it, then write it
-our public IP elsewhere, earlier identity   leave                          leave
-our public IP elsewhere, any other          nothing                        nothing
-deleted or expired                          take it back by atomic create  take it back by atomic create
-held by another public IP                   leave                          leave
-overlaps a lease created earlier            leave                          leave
+own lease changed                           adopt version and TTL          adopt version and TTL
+value malformed                             restore by compare-and-swap    restore by compare-and-swap
+our public IP, no host ID                   restore by compare-and-swap    restore by compare-and-swap
+our public IP, claimed by a newcomer        restore by compare-and-swap    restore by compare-and-swap
+our public IP, held by a higher host ID     restore by compare-and-swap    restore by compare-and-swap
+our public IP, held by a lower host ID      surrender                      surrender
+our public IP elsewhere, lower host ID      surrender                      surrender
+our public IP elsewhere, any other case     nothing                        nothing
+deleted or expired                          recreate by atomic create      recreate by atomic create
+held by another public IP                   surrender                      surrender
+overlaps a lease created earlier            surrender                      surrender
 overlaps a lease created later              nothing                        nothing
-store does not answer                       forward on, ask again          forward on, ask again
-history gone, store replaced or set back    list again                     list again
-network config changed or gone              say so                         say so
+store does not answer                       keep forwarding and retry      keep forwarding and retry
+history gone, store replaced or restored    relist                         relist
 ==========================================  =============================  =============================
 
-"Leave" is to stop forwarding under that subnet and end the process, so that Docker follows.
+Every row runs: own_lease.py and manager.py classify what happens, look the action up, and match on it.
 
-Two hosts with one public IP tell each other apart by an identity in the lease.  A newcomer *claims* a lease that bears
-another identity: it writes its own, marked as a claim.  A holder that lives writes its own again, and the newcomer
-gives up; where nobody answers, the newcomer is a reinstalled host and keeps the subnet.  Only where both hold a lease,
-because each was out of the other's sight or they came at the same moment, does the order of identities decide.
+To surrender is to stop forwarding under that subnet and to end the process, so that Docker follows.  If etcd refuses a
+renewal, flannelpy reads the lease back, and the row of what it finds applies.  A change of the network config is only
+logged; it takes effect at the next start, never in part.
 
-A host that has a new address, as DHCP gives it, finds the lease that bears its host ID and is for the subnet of its
-subnet file.  A machine that was cloned may live with the same host ID and the former address, so the host claims the
-lease first: under the *former* public IP, which makes the holder answer, and under an identity of its own for this try,
-which the holder cannot take for its own write.  After ``CLAIM_SECONDS`` without an answer the host writes its identity
-and its new public IP.  If the holder answers, it keeps the lease, and the newcomer leases another subnet.
+Two hosts with one public IP tell each other apart by the host ID in the lease.  A newcomer *claims* a lease that has
+another host ID: it writes its own, marked as a claim.  A live holder writes its lease again, and the newcomer gives up.
+Without such an answer, the newcomer is a reinstalled host and keeps the subnet.  Two hosts can both hold a lease if one
+was cut off from etcd, or if both started at once.  Then the lower host ID wins.
 
-Two leases of different length can overlap, because a create is atomic for one key only.  The one that was created later
-leaves, and removes its lease unless it is a reservation.  Renewal by compare-and-swap keeps the creation; flanneld's
-renewal creates the key again, so it counts as the later one, and a host of ours stays.
+A host that has a new address, as from DHCP, finds the lease that has its host ID and is for the subnet of its subnet
+file.  A cloned machine may run with the same host ID and the former address, so the host claims the lease first.  The
+claim has the *former* public IP, which makes the holder answer.  It also has a host ID of its own for this try, which
+the holder cannot take for its own write.  If no answer comes within ``CLAIM_SECONDS``, the host writes its host ID and
+its new public IP.  If the holder answers, the holder keeps the lease, and the newcomer leases another subnet.
 
-The machine was suspended, or its time of day was set: neither is a row.  Time is counted since boot, so a lease ages
-while the machine sleeps, and the renewal is found due or overdue when it wakes up.
+Two leases of different length can overlap, because a create is atomic for one key only.  The host whose lease was
+created later surrenders, and removes its lease unless it is a reservation.  Renewal by compare-and-swap keeps the
+creation.  flanneld's renewal creates the key again, so its lease counts as the later one, and flannelpy stays.
 
-Counterpart: subnet/renew.go, which renews blindly and ignores the rest.
+A suspended machine or a changed time of day needs no row.  Time counts since boot, so a lease ages while the machine
+sleeps, and its renewal is due or overdue when the machine wakes up.
+
+Counterpart: subnet/renew.go, which renews blindly and ignores all other conditions.
 """
 
 from __future__ import annotations
@@ -55,73 +56,65 @@ from flannelpy.errors import HistoryGone, RegistryError
 from flannelpy.subnet.lease import HostIdentity, Lease
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved, Malformed, Overlapping, OwnEvent, SameIPElsewhere
 
-#: A newcomer waits so long for an answer to its claim; a holder that lives answers as soon as its watch tells it.
+#: A newcomer waits so long for an objection to its claim; a live holder objects as soon as its watch reports it.
 CLAIM_SECONDS = 3.0
 
 _MAX_RETRY_SECONDS = 60.0
 _MIN_RETRY_SECONDS = 0.5
-# Whatever the margin, a lease that was just renewed is not due again.
+# Even with the largest margin, a lease that was just renewed is not due again.
 _MAX_LEAD = 0.9
 # Hosts that started together spread their renewals over this part of the margin, before it.
 _JITTER = 0.1
 
 
 class Terms(NamedTuple):
-    """For how long we lease, and how long before its end we renew, in seconds."""
+    """The lifetime of a lease, and how long before its end to renew it, in seconds."""
 
     lease_ttl: int = 24 * 3600
     renew_margin: int = 3600
 
 
 class Condition(enum.Enum):
-    """What can happen to the own lease."""
+    """A condition of the own lease, in the words of the table."""
 
     RENEWAL_DUE = "renewal is due"
-    RENEWAL_REFUSED = "renewal was refused"
-    CHANGED = "still ours, changed"
-    MALFORMED = "value damaged"
-    NO_HOST_ID = "our public IP, without an identity"
+    CHANGED = "own lease changed"
+    MALFORMED = "value malformed"
+    NO_HOST_ID = "our public IP, no host ID"
     CLAIMED = "our public IP, claimed by a newcomer"
-    HELD_BY_HIGHER_ID = "our public IP, held by a later identity"
-    HELD_BY_LOWER_ID = "our public IP, held by an earlier identity"
-    MOVED = "our host ID and subnet, former public IP"
-    ELSEWHERE_LOWER_ID = "our public IP elsewhere, earlier identity"
-    ELSEWHERE = "our public IP elsewhere, any other"
+    HELD_BY_HIGHER_ID = "our public IP, held by a higher host ID"
+    HELD_BY_LOWER_ID = "our public IP, held by a lower host ID"
+    ELSEWHERE_LOWER_ID = "our public IP elsewhere, lower host ID"
+    ELSEWHERE = "our public IP elsewhere, any other case"
     GONE = "deleted or expired"
     TAKEN = "held by another public IP"
     OVERLAPS_EARLIER = "overlaps a lease created earlier"
     OVERLAPS_LATER = "overlaps a lease created later"
     STORE_SILENT = "store does not answer"
-    HISTORY_GONE = "history gone, store replaced or set back"
-    CONFIG_CHANGED = "network config changed or gone"
+    HISTORY_GONE = "history gone, store replaced or restored"
 
 
 class Action(enum.Enum):
-    """What the host does then."""
+    """The reaction of the host, in the words of the table."""
 
     NOTHING = "nothing"
     RENEW = "renew by compare-and-swap"
-    READ_BACK = "look what is there"
     ADOPT = "adopt version and TTL"
-    REPAIR = "write it by compare-and-swap"
-    CLAIM = "claim it, then write it"
-    RECREATE = "take it back by atomic create"
-    SURRENDER = "leave"
-    KEEP_FORWARDING = "forward on, ask again"
-    RELIST = "list again"
-    LOG = "say so"
+    RESTORE = "restore by compare-and-swap"
+    RECREATE = "recreate by atomic create"
+    SURRENDER = "surrender"
+    KEEP_FORWARDING = "keep forwarding and retry"
+    RELIST = "relist"
 
 
 _LEASED: dict[Condition, Action] = {
     Condition.RENEWAL_DUE: Action.RENEW,
-    Condition.RENEWAL_REFUSED: Action.READ_BACK,
     Condition.CHANGED: Action.ADOPT,
-    Condition.MALFORMED: Action.REPAIR,
-    Condition.NO_HOST_ID: Action.REPAIR,
-    Condition.CLAIMED: Action.REPAIR,
-    Condition.HELD_BY_HIGHER_ID: Action.REPAIR,
+    Condition.MALFORMED: Action.RESTORE,
+    Condition.NO_HOST_ID: Action.RESTORE,
+    Condition.CLAIMED: Action.RESTORE,
+    Condition.HELD_BY_HIGHER_ID: Action.RESTORE,
     Condition.HELD_BY_LOWER_ID: Action.SURRENDER,
-    Condition.MOVED: Action.CLAIM,
     Condition.ELSEWHERE_LOWER_ID: Action.SURRENDER,
     Condition.ELSEWHERE: Action.NOTHING,
     Condition.GONE: Action.RECREATE,
@@ -130,18 +123,20 @@ _LEASED: dict[Condition, Action] = {
     Condition.OVERLAPS_LATER: Action.NOTHING,
     Condition.STORE_SILENT: Action.KEEP_FORWARDING,
     Condition.HISTORY_GONE: Action.RELIST,
-    Condition.CONFIG_CHANGED: Action.LOG,
 }
 _RESERVED = _LEASED | {Condition.RENEWAL_DUE: Action.NOTHING}
 
 
 def action(own: Lease, condition: Condition) -> Action:
-    """The table above."""
+    """Look up the action for a condition in the table above."""
     return (_RESERVED if own.lease_ttl is None else _LEASED)[condition]
 
 
 def classify(event: OwnEvent, host_identity: HostIdentity, created: int) -> Condition:
-    """What an event about the own subnet means for ``host_identity``, whose lease has that creation in the store."""
+    """Return the condition that an event about the own subnet means for ``host_identity``.
+
+    ``created``: the creation of the own lease in the store.
+    """
     match event:
         case LeaseAdded(lease):
             return _classify_holder(lease, host_identity)
@@ -170,17 +165,20 @@ def _classify_holder(lease: Lease, host_identity: HostIdentity) -> Condition:
 
 
 def classify_failure(error: RegistryError) -> Condition:
-    """What it means that the store could not tell us what goes on."""
+    """Return the condition that a failed list or watch means."""
     return Condition.HISTORY_GONE if isinstance(error, HistoryGone) else Condition.STORE_SILENT
 
 
 def renewal_lead(lease_ttl: int, terms: Terms, jitter: float) -> float:
-    """Seconds before its end that a lease which has ``lease_ttl`` left is renewed; ``jitter`` is from 0 to 1."""
+    """Return how many seconds before its end to renew a lease that expires in ``lease_ttl`` seconds.
+
+    ``jitter``: a random number from 0 to 1.
+    """
     lead = terms.renew_margin if terms.renew_margin < lease_ttl else lease_ttl / 2
     return min(lead * (1 + _JITTER * jitter), _MAX_LEAD * lease_ttl)
 
 
 def retry_delay(lead: float, failures: int, jitter: float) -> float:
-    """Seconds until a renewal that failed ``failures`` times is tried again: several times in what ``lead`` leaves."""
+    """Return the seconds until the next try after ``failures`` failed renewals; several tries fit into ``lead``."""
     delay = lead / 16 * 2.0 ** min(failures, 2)
     return max(min(delay, _MAX_RETRY_SECONDS) * (1 - _JITTER * jitter), _MIN_RETRY_SECONDS)

@@ -1,10 +1,11 @@
-"""The leases of all hosts, kept up with the store.  Pure.
+"""The leases of all hosts, kept equal to the store.  Pure.
 
-The own lease is told apart here and nowhere else.  A snapshot is compared with the table by value, so a host that got
-another public IP while we were not looking is seen.  A malformed key or value is skipped and reported once.
+Only this module distinguishes the own lease from those of peers.  It compares a snapshot with the table by value, so
+it notices a host whose public IP changed between two snapshots.  A malformed key or value is skipped and reported once.
 
-A lease that is gone is still kept for a while, the *grace*: its host is about to take it back, if it lives, and until
-then packets should find their way.  That happens to all at once when the store was away for longer than leases last.
+A peer's lease that is gone stays in the table for a while, the *grace*.  A live peer recreates its lease within that
+time, and until then packets still reach the peer.  All leases are gone at once after an outage of the store that lasts
+longer than the leases.
 Counterpart: leaseWatcher in subnet/watch.go.
 """
 
@@ -15,35 +16,35 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from math import inf
+from typing import NamedTuple
 
 from flannelpy.addressing.addresses import special_use
+from flannelpy.causes import Causes
 from flannelpy.foreign import shown
 from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Snapshot
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, is_inside, parse_key
 
-# Entries that are taken in at a time: a millisecond or two.
+# Entries per step: a millisecond or two.
 _STEP = 200
-# Of more no values are remembered, and they are not reported.
-_MOST_IGNORED = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseAdded:
-    """A host holds this lease: a new one, or a known subnet with other attributes."""
+    """A host holds this lease: a new one, or a known one with other attributes."""
 
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseRemoved:
-    """Nobody holds this subnet any more."""
+    """The lease of this subnet is gone."""
 
     subnet: IPv4Network
 
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """The key of this subnet is at ``version``, and its value is no lease."""
+    """The key of this subnet, at ``version``, has a malformed value."""
 
     subnet: IPv4Network
     version: int
@@ -63,25 +64,32 @@ class Overlapping:
     lease: Lease
 
 
+class Ignored(NamedTuple):
+    """The name of a key that flannelpy ignores, made printable, and the cause."""
+
+    name: str
+    cause: str
+
+
 LeaseEvent = LeaseAdded | LeaseRemoved
 OwnEvent = LeaseAdded | LeaseRemoved | Malformed | SameIPElsewhere | Overlapping
 
 
 @dataclass(slots=True)
 class Update:
-    """What a snapshot or changes mean: for other hosts, for the own lease (in order), and what is ignored.
+    """The meaning of a snapshot or of changes: events of other hosts, and of the own lease, in order.
 
-    ``ignored`` are keys that make no sense, each with the cause; ``outside`` the subnets outside of the network.
+    ``ignored`` are keys that are newly malformed or conflict with ours.  ``outside`` are subnets outside the network.
     """
 
     events: list[LeaseEvent] = field(default_factory=list)
     own: list[OwnEvent] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
+    ignored: list[Ignored] = field(default_factory=list)
     outside: list[IPv4Network] = field(default_factory=list)
 
 
 class LeaseTable:
-    """Who holds what, seen from the host that holds ``own_subnet``."""
+    """The leases of one network, seen from the host that holds ``own_subnet``."""
 
     def __init__(
         self,
@@ -92,8 +100,8 @@ class LeaseTable:
     ) -> None:
         """``grace`` in seconds.
 
-        Leases of other subnets with ``own_public_ip`` are ignored: they would lead packets back to us.  So are those
-        outside of ``network``, which are no leases of this network, however many there are.
+        The table ignores leases of other subnets with ``own_public_ip``, which would send packets back to us.  It also
+        ignores leases outside ``network``, regardless of their number.
         """
         self._own_subnet = own_subnet
         self._own_created: int | None = None
@@ -103,29 +111,25 @@ class LeaseTable:
         self._own_public_ip = own_public_ip
         self._grace = grace
         self._gone_at: dict[IPv4Network, float] = {}
-        self._others: dict[IPv4Network, LeaseAttrs] = {}
-        #: Hash of an ignored key -> hash of its value: both can be as long as their author likes.
-        self._ignored: dict[int, int] = {}
+        self._peers: dict[IPv4Network, LeaseAttrs] = {}
+        self._reported = Causes()  # of ignored keys; their values are the causes
 
     def replace(self, snapshot: Snapshot, now: float = 0.0) -> Update:
-        """Make the table equal to the snapshot; the own lease is always told, as held or as gone."""
+        """Make the table equal to the snapshot.  The update always has an event of the own lease."""
         update = Update()
         for _ in self.replacing(snapshot, now, update):
             pass
         return update
 
     def replacing(self, snapshot: Snapshot, now: float, update: Update) -> Iterator[None]:
-        """``replace`` in steps of a millisecond or two, into ``update``; the table is whole after the last one."""
+        """Run ``replace`` in steps of a millisecond or two; the table and ``update`` are complete after the last."""
         names: set[str] = set()
-        ignored: dict[int, int] = {}
         for start in range(0, len(snapshot.entries), _STEP):
-            known = [entry.name for entry in snapshot.entries[start : start + _STEP]]
-            names.update(known)
-            ignored |= {key: self._ignored[key] for key in map(hash, known) if key in self._ignored}
+            names.update(entry.name for entry in snapshot.entries[start : start + _STEP])
             yield
-        self._ignored = ignored
-        # A known subnet whose value became malformed still has its key, so it is kept as it was.
-        for subnet in [subnet for subnet in self._others if format_key(subnet) not in names]:
+        self._reported.keep_only(names)
+        # A known lease whose value became malformed still has its key, so the table keeps its last good value.
+        for subnet in [subnet for subnet in self._peers if format_key(subnet) not in names]:
             self._remove(subnet, update, now)
         for number, entry in enumerate(snapshot.entries, 1):
             self._put(entry, update)
@@ -133,34 +137,34 @@ class LeaseTable:
                 yield
         if format_key(self._own_subnet) not in names:
             update.own.append(LeaseRemoved(self._own_subnet))
-        self._tell_overlaps(update)
+        self._report_overlaps(update)
 
     def apply(self, changes: Changes, now: float = 0.0) -> Update:
-        """Carry the changes over into the table."""
+        """Apply the changes to the table."""
         update = Update()
         for change in changes.changes:
             match change:
                 case Put(entry):
                     self._put(entry, update)
                 case Deleted(name):
-                    self._ignored.pop(hash(name), None)
+                    self._reported.clear(name)
                     self._remove_key(name, update, now)
-        self._tell_overlaps(update)
+        self._report_overlaps(update)
         return update
 
     def forget(self, now: float) -> Update:
-        """Those that did not come back in their grace are gone for good."""
+        """Remove the leases that were gone for longer than the grace."""
         update = Update()
         for subnet in [subnet for subnet, at in self._gone_at.items() if at <= now]:
             self._drop(subnet, update)
         return update
 
     def seconds_to_forget(self, now: float) -> float:
-        """Until ``forget`` has something to do."""
+        """Return the seconds until ``forget`` has a lease to remove."""
         return min(self._gone_at.values(), default=inf) - now
 
     def is_key(self, name: str) -> bool:
-        """Whether it is the key of a lease of this network."""
+        """Return whether ``name`` is the key of a lease of this network."""
         try:
             return not self._is_outside(parse_key(name))
         except ValueError:
@@ -173,12 +177,12 @@ class LeaseTable:
         try:
             subnet = parse_key(entry.name)
         except ValueError as error:
-            if self._is_news(entry.name, ""):
-                update.ignored.append(f"{shown(entry.name)}: {error}")
+            if self._reported.is_new("", entry.name):
+                update.ignored.append(Ignored(shown(entry.name), str(error)))
             return
         if not self._is_outside(subnet):
             self._put_lease(entry, update)
-        elif self._is_news(entry.name, ""):
+        elif self._reported.is_new("", entry.name):
             update.outside.append(subnet)
 
     def _put_lease(self, entry: KeyValue, update: Update) -> None:
@@ -188,7 +192,7 @@ class LeaseTable:
             self._report(entry, error, update)
             return
         if lease.subnet == self._own_subnet:
-            self._ignored.pop(hash(entry.name), None)
+            self._reported.clear(entry.name)
             update.own.append(LeaseAdded(lease))
             self._overlaps_changed |= self._own_created != lease.created
             self._own_created = lease.created
@@ -198,32 +202,32 @@ class LeaseTable:
             self._ignore(entry, "it has our public IP", update)
             update.own.append(SameIPElsewhere(lease))
         else:
-            self._ignored.pop(hash(entry.name), None)
+            self._reported.clear(entry.name)
             self._note_overlap(lease)
             self._add(lease, update)
 
     def _note_overlap(self, lease: Lease) -> None:
-        """Only a lease that a host can have takes our subnet away."""
+        """Note an overlap with our subnet, if a host can have the public IP of the lease."""
         if self._network is None or special_use(lease.attrs.public_ip):
             return
         if lease.subnet.overlaps(self._own_subnet):
             self._overlapping[lease.subnet] = lease
             self._overlaps_changed = True
 
-    def _tell_overlaps(self, update: Update) -> None:
-        """Behind all other events of the own lease: which lease was created earlier depends on them."""
+    def _report_overlaps(self, update: Update) -> None:
+        """Report overlaps after all other events of the own lease, which decide which lease was created earlier."""
         if self._overlaps_changed:
             update.own += map(Overlapping, self._overlapping.values())
         self._overlaps_changed = False
 
     def _add(self, lease: Lease, update: Update) -> None:
         self._gone_at.pop(lease.subnet, None)
-        if self._others.get(lease.subnet) != lease.attrs:
-            self._others[lease.subnet] = lease.attrs
+        if self._peers.get(lease.subnet) != lease.attrs:
+            self._peers[lease.subnet] = lease.attrs
             update.events.append(LeaseAdded(lease))
 
     def _remove_key(self, name: str, update: Update, now: float) -> None:
-        with suppress(ValueError):  # what was no lease while it existed is none when it goes
+        with suppress(ValueError):  # a key that is no lease key
             self._remove(parse_key(name), update, now)
 
     def _remove(self, subnet: IPv4Network, update: Update, now: float) -> None:
@@ -232,12 +236,12 @@ class LeaseTable:
             update.own.append(LeaseRemoved(subnet))
         elif not self._grace:
             self._drop(subnet, update)
-        elif subnet in self._others:
+        elif subnet in self._peers:
             self._gone_at.setdefault(subnet, now + self._grace)
 
     def _drop(self, subnet: IPv4Network, update: Update) -> None:
         self._gone_at.pop(subnet, None)
-        if self._others.pop(subnet, None) is not None:
+        if self._peers.pop(subnet, None) is not None:
             update.events.append(LeaseRemoved(subnet))
 
     def _report(self, entry: KeyValue, error: ValueError, update: Update) -> None:
@@ -245,15 +249,7 @@ class LeaseTable:
         if entry.name == format_key(self._own_subnet):
             update.own.append(Malformed(self._own_subnet, entry.version))
 
-    def _ignore(self, entry: KeyValue, why: str, update: Update) -> None:
-        """Report it once for each value that a key has."""
-        if self._is_news(entry.name, entry.value):
-            update.ignored.append(f"{shown(entry.name)}: {why}")
-
-    def _is_news(self, name: str, value: str) -> bool:
-        """Whether this was not reported; it never is once too much was."""
-        key, content = hash(name), hash(value)
-        if self._ignored.get(key) == content or (key not in self._ignored and len(self._ignored) >= _MOST_IGNORED):
-            return False
-        self._ignored[key] = content
-        return True
+    def _ignore(self, entry: KeyValue, cause: str, update: Update) -> None:
+        """Report a key once for each value that it has."""
+        if self._reported.is_new(entry.value, entry.name):
+            update.ignored.append(Ignored(shown(entry.name), cause))

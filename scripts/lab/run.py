@@ -16,7 +16,7 @@ from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
 from flannelpy.errors import UsageError
-from flannelpy.registry.etcd_v2 import parse_endpoint
+from flannelpy.registry.endpoints import parse_endpoint
 from lab import CONFIG, ETCD_PREFIX
 from lab.etcd_server import EtcdServer
 

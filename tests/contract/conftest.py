@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Store(Protocol):
-    """A registry, and the hand of an administrator."""
+    """A registry, and the changes that an administrator makes."""
 
     def connect(self) -> Registry: ...
     def set_config(self, config: str) -> None: ...

@@ -39,11 +39,11 @@ def run(store: Store, test: Callable[[Registry], Awaitable[Result]]) -> Result:
 
 async def follow(registry: Registry, cursor: int, count: int) -> tuple[list[Put | Deleted], int]:
     """The next ``count`` changes and the cursor after them."""
-    told: list[Put | Deleted] = []
-    while len(told) < count:
+    followed: list[Put | Deleted] = []
+    while len(followed) < count:
         changes, cursor, _ = await registry.watch(cursor, DEADLINE)
-        told += changes
-    return told, cursor
+        followed += changes
+    return followed, cursor
 
 
 class TestConfig:
@@ -177,8 +177,8 @@ class TestCompareAndSwap:
             new = await registry.compare_and_swap(A, "a", None, old.version)
             # That B goes shows that A would have gone too.
             await registry.create(B, "b", 1)
-            told, _ = await follow(registry, snapshot.cursor, 3)
-            assert told[2] == Deleted(B)
+            followed, _ = await follow(registry, snapshot.cursor, 3)
+            assert followed[2] == Deleted(B)
             return new, await registry.snapshot()
 
         new, snapshot = run(store, test)
@@ -253,9 +253,9 @@ class TestWatch:
             store.put(A, "4", None)
             await registry.compare_and_delete(B, b.version)
             store.delete(A)
-            told, _ = await follow(registry, snapshot.cursor, 6)
-            by_hand = told.pop(3)
-            assert told == [Put(a), Put(b), Put(swapped), Deleted(B), Deleted(A)]
+            followed, _ = await follow(registry, snapshot.cursor, 6)
+            by_hand = followed.pop(3)
+            assert followed == [Put(a), Put(b), Put(swapped), Deleted(B), Deleted(A)]
             assert isinstance(by_hand, Put)
             assert by_hand.entry[:3] == (A, "4", None)
 
@@ -294,8 +294,8 @@ class TestWatch:
         async def test(registry: Registry) -> None:
             snapshot = await registry.snapshot()
             await registry.create(A, "a", 1)
-            told, _ = await follow(registry, snapshot.cursor, 2)
-            assert told[1] == Deleted(A)
+            followed, _ = await follow(registry, snapshot.cursor, 2)
+            assert followed[1] == Deleted(A)
             assert (await registry.snapshot()).entries == ()
 
         run(store, test)
@@ -311,13 +311,13 @@ class TestWatch:
 
         run(store, test)
 
-    def test_says_how_much_more_there_is(self, store: Store) -> None:
+    def test_reports_how_far_behind_it_is(self, store: Store) -> None:
         async def test(registry: Registry) -> None:
             cursor = (await registry.snapshot()).cursor
             for number in range(30):
                 await registry.create(f"11.0.{number}.0-24", "a", DAY)
-            told = await registry.watch(cursor, DEADLINE)
-            assert len(told.changes) + told.behind == 30
+            followed = await registry.watch(cursor, DEADLINE)
+            assert len(followed.changes) + followed.behind == 30
 
         run(store, test)
 

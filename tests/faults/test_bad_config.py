@@ -40,7 +40,7 @@ class Waiting:
 
 
 def test_each_kind_is_said_once_and_waited_out(lab: Lab) -> None:
-    # The daemon looks once a second, so every second kind; unit/leasing/test_manager.py has all.
+    # The daemon looks once a second, so every second kind; unit/leasing/test_config.py has all.
     some = list(BAD_CONFIGS.values())[1::2]
     assert len(some) >= 20
     assert all(one.message != other.message for one, other in pairwise(some))

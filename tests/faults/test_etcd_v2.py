@@ -36,9 +36,10 @@ from flannelpy.errors import (
     RegistryUnavailable,
     UsageError,
 )
-from flannelpy.registry import etcd_v2, event_stream
+from flannelpy.registry import endpoints, event_stream
 from flannelpy.registry.base import Changes, Deleted, Put
-from flannelpy.registry.etcd_v2 import EtcdV2Registry, parse_endpoint
+from flannelpy.registry.endpoints import parse_endpoint
+from flannelpy.registry.etcd_v2 import EtcdV2Registry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -85,7 +86,7 @@ def dead_url() -> str:
 
 @pytest.fixture
 def short_timeout(monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(etcd_v2, "REPLY_TIMEOUT", 0.5)
+    monkeypatch.setattr(endpoints, "REPLY_TIMEOUT", 0.5)
     return 0.5
 
 

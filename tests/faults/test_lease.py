@@ -52,7 +52,7 @@ def test_a_daemon_that_slept_through_the_end_takes_its_subnet_back(hosts: list[H
     wait_for(lambda: not own_leases(host), LEASE_TTL + 5, "the lease to run out", pause=0.2)
     thaw(daemon)
     wait_for(lambda: own_leases(host), 3, "the lease to be back")
-    daemon.wait_for_log(rf"W.*Own lease {subnet} was deleted or has expired, taking it back")
+    daemon.wait_for_log(rf"W.*Own lease {subnet} was deleted or has expired; recreating the lease")
     assert host.subnet() == subnet
     assert ways(host) == before
     assert daemon.process.poll() is None

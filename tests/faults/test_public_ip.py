@@ -109,9 +109,7 @@ def test_a_plain_flanneld_with_our_public_ip_is_said(lab: Lab, backend: Backend)
     daemon = started(host)
     daemon.wait_ready()
     lab.etcd.put(lease_key(host.subnet()), backend.lease("192.0.2.15"), ttl=86400)
-    daemon.wait_for_log(
-        r"W.*written by somebody without an identity, such as flanneld.*public IP 192.0.2.15 is not unique"
-    )
+    daemon.wait_for_log(r"W.*was overwritten without a host ID, as by flanneld.*public IP 192.0.2.15 is not unique")
     wait_for(lambda: "HostID" in lab.leases()[0]["value"], 5, "the lease to be ours again")
     assert_leased(host, backend)
 

@@ -304,7 +304,7 @@ def test_host_gw_hosts_that_cannot_be_reached_are_said(host_gw: Lab) -> None:
     daemon.wait_for_log(r"W.*Ignoring subnet 11\.0\.230\.0/24: its backend is vxlan, ours host-gw$")
     daemon.wait_for_log(r"W.*Ignoring subnet 11\.0\.231\.0/24: its backend is udp, ours host-gw$")
     daemon.wait_for_log(
-        r"E.*Ignoring subnet 11\.0\.232\.0/24: 10\.0\.0\.1 is not on the link of eth1, which host-gw needs: "
+        r"E.*Ignoring subnet 11\.0\.232\.0/24 via 10\.0\.0\.1: it is not on the link of eth1, which host-gw needs: "
         r"the kernel has no route to it: Network is unreachable$"
     )
     assert expected_gateways(host_gw, host) <= gateways(host)

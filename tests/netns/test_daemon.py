@@ -257,7 +257,7 @@ def test_a_lease_that_somebody_deletes_is_taken_back(lab: Lab, host: Host) -> No
     daemon.wait_for_log("Watching for new subnet leases")
     [lease] = lab.leases()
     lab.etcd_request("DELETE", lease["key"])
-    daemon.wait_for_log("was deleted or has expired, taking it back")
+    daemon.wait_for_log("was deleted or has expired; recreating the lease")
     wait_for(lambda: [again["key"] for again in lab.leases()] == [lease["key"]], 5, "the lease")
 
 

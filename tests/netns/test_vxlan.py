@@ -494,7 +494,7 @@ def test_a_host_that_changed_its_backend_and_is_refused_leaves_nothing(make_lab:
     lab.put_config('{"Network":"11.0.0.0/16"}')
     key = f"{ETCD_PREFIX}/subnets/{str(host.subnet()).replace('/', '-')}"
     daemon = host.start_daemon("-iface=eth1", env={"FLANNELD_HOST_ID": "twin"})
-    daemon.wait_for_log("waiting 3 s whether it lives")
+    daemon.wait_for_log("waiting 3 s for that host to object")
     lab.etcd.put(key, json.dumps({"PublicIP": str(host.public_ip), "HostID": "host1"}), ttl=600)
     assert daemon.process.wait(10) == 3
     assert "flannel" not in host.run("ip", "link").stdout

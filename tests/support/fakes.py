@@ -33,7 +33,7 @@ class _Event(NamedTuple):
 class FakeRegistry:
     """The Registry protocol in memory, on the time of ``clock``.
 
-    Time passes when ``clock`` says so.  A clock that the test itself moves has to be followed by ``tick``, which lets
+    ``clock`` is the time.  A clock that the test itself moves has to be followed by ``tick``, which lets
     entries expire and waiting watches time out.
     """
 
@@ -106,7 +106,7 @@ class FakeRegistry:
         self._wake()
 
     def go_down(self) -> None:
-        """Answer no request from now on; pending requests fail at once."""
+        """Stop answering; every waiting call fails at once."""
         self._down = True
         self._wake()
 
@@ -115,7 +115,7 @@ class FakeRegistry:
         self._down = False
 
     def lose_reply_of_next_write(self) -> None:
-        """Let the next write take effect, but raise RegistryUnavailable: the connection was lost before the reply."""
+        """Execute the next write and raise RegistryUnavailable: its reply is lost, and no endpoint can be asked."""
         self._reply_is_lost = True
 
     def set_config(self, config: str | None) -> None:
@@ -134,7 +134,7 @@ class FakeRegistry:
         self._remove(name)
 
     def wipe(self) -> None:
-        """Restart empty, as an etcd whose data directory was lost; pending watches continue to wait."""
+        """Restart without data, as an etcd that lost its data directory; waiting calls keep waiting."""
         self._stored.clear()
         self._history.clear()
         self._index = 0

@@ -23,7 +23,7 @@ from flannelpy.logs import FailureLog
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# 22 November, 10:59:23 local time, whatever the machine's zone.
+# 22 November, 10:59:23 local time, in any time zone of the machine.
 MOMENT = datetime(2026, 11, 22, 10, 59, 23).astimezone().timestamp()
 
 
@@ -106,7 +106,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("text", FOREIGN)
-def test_a_record_is_one_line_whatever_is_in_it(text: str) -> None:
+def test_a_record_is_one_line_with_any_text(text: str) -> None:
     line = formatted(record(logging.ERROR, "Ignoring %s", text))
     assert line.isprintable()
     assert line.startswith("E1122 10:59:23.000000 11737 udp.py:222] Ignoring ")
@@ -128,7 +128,7 @@ def test_a_line_has_an_end() -> None:
     assert len(formatted(record(logging.ERROR, "%s", "\n" * 100_000))) < 5000
 
 
-def test_of_what_others_cause_without_end_some_is_logged_and_the_rest_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_without_end_are_logged_up_to_a_limit_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     limit = logs.LogLimit(logging.getLogger("flannelpy.x"), "Ignoring leases")
     for number in range(10_000):
         limit.message(logging.ERROR, f"message {number}", 100.0 + number / 1000)
@@ -154,6 +154,22 @@ def test_of_what_alternates_little_is_logged(caplog: pytest.LogCaptureFixture, c
     assert caplog.messages[-1].endswith(" more in the last two minutes")
 
 
+def test_a_failure_is_logged_once_for_each_cause_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
+    failures = FailureLog(logging.getLogger("flannelpy"), "Watch subnets")
+    causes = "refused", "refused", "no answer", "no answer", "refused"
+    assert [failures.failed(HostError(cause)) for cause in causes] == [True, False, True, False, True]
+    assert failures.recovered()
+    assert not failures.recovered()
+    assert failures.failed("refused", "Another line", logging.WARNING)
+    assert caplog.messages == [
+        "Watch subnets: refused",
+        "Watch subnets: no answer",
+        "Watch subnets: refused",
+        "Another line",
+    ]
+    assert caplog.records[-1].levelno == logging.WARNING
+
+
 def test_leases_that_come_and_go_without_end_fill_no_log(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
     lease_log = LeaseLog(logging.getLogger("flannelpy.x"))
     caplog.set_level(logging.INFO)
@@ -162,7 +178,7 @@ def test_leases_that_come_and_go_without_end_fill_no_log(caplog: pytest.LogCaptu
         clock[0] = number / 100
         lease_log.added(subnets[number % 1000])
         lease_log.removed(subnets[number % 1000])
-        lease_log.ignored(subnets[number % 1000], "why")
+        lease_log.ignored([(subnets[number % 1000], "why")])
         lease_log.report()
     assert len(caplog.messages) < 100
     lines = [message for message in caplog.messages if message.startswith("Subnet ")]
@@ -207,7 +223,7 @@ def configured(verbosity: int) -> Iterator[io.StringIO]:
     ("verbosity", "expected"),
     [(0, ["info", "warning"]), (1, ["debug", "info", "warning"]), (5, ["debug", "info", "warning"])],
 )
-def test_verbosity_decides_what_is_said(verbosity: int, expected: list[str]) -> None:
+def test_verbosity_decides_what_is_logged(verbosity: int, expected: list[str]) -> None:
     log = logging.getLogger("flannelpy.somewhere")
     with configured(verbosity) as written:
         log.debug("debug")
@@ -218,7 +234,7 @@ def test_verbosity_decides_what_is_said(verbosity: int, expected: list[str]) -> 
     assert all(re.match(r"[IW]\d{4} \d\d:\d\d:\d\d\.\d{6} \d{5,} test_logs\.py:\d+\] ", line) for line in lines)
 
 
-def test_libraries_are_heard_from_warnings_on() -> None:
+def test_libraries_log_from_warnings_on() -> None:
     log = logging.getLogger("some.package")
     with configured(9) as written:
         log.info("info")
@@ -226,10 +242,10 @@ def test_libraries_are_heard_from_warnings_on() -> None:
     assert [line.partition("] ")[2] for line in written.getvalue().splitlines()] == ["warning"]
 
 
-def test_a_line_says_for_which_of_several_networks_it_is() -> None:
-    def told() -> str:
+def test_a_line_names_its_network_if_there_are_several() -> None:
+    def line() -> str:
         logs.network.set("blue")
         return formatted(record(logging.ERROR, "text"))
 
-    assert contextvars.copy_context().run(told) == "E1122 10:59:23.000000 11737 udp.py:222] blue: text"
+    assert contextvars.copy_context().run(line) == "E1122 10:59:23.000000 11737 udp.py:222] blue: text"
     assert formatted(record()) == "I1122 10:59:23.000000 11737 udp.py:222] text"

@@ -14,7 +14,7 @@ def test_the_alias_of_a_device_names_the_subnet_file() -> None:
     assert device_alias(Path("/run/flannel/subnet.env")) == "flannelpy /run/flannel/subnet.env"
 
 
-def test_a_directory_has_one_alias_whatever_its_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_has_one_alias_in_any_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does it matter whether the subnet file is a symbolic link, which the first write replaces."""
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
@@ -46,5 +46,5 @@ def test_two_subnet_files_never_share_an_alias_and_each_fits(one: str, another: 
 
 
 @pytest.mark.parametrize("alias", ["", "uplink", "flannelpy", "my flannelpy /run/flannel/subnet.env"])
-def test_what_others_write_there_is_no_mark(alias: str) -> None:
+def test_an_alias_of_another_program_is_no_mark(alias: str) -> None:
     assert not is_device_alias(alias)

@@ -92,7 +92,7 @@ class VxlanBackend(KernelRoutedBackend[_Vtep]):
     def _add(self, lease: Lease) -> None:
         mac = vtep.read(lease.attrs)
         if mac is None:
-            self._lease_log.ignored(lease.subnet, "its BackendData has no VtepMAC of a host")
+            self._lease_log.ignored([(lease.subnet, "its BackendData has no VtepMAC of a host")])
             self._port_probe.forget(lease.subnet)
             self._peers.pop(lease.subnet, None)
         else:
@@ -131,7 +131,7 @@ class VxlanBackend(KernelRoutedBackend[_Vtep]):
         for subnet, peer in sorted(peers.items(), key=lambda one: one[1].created):
             owner = mac_owners.setdefault(peer.mac, peer.public_ip)
             if owner != peer.public_ip:
-                found[subnet] = f"{peer.public_ip} has the VtepMAC {peer.mac} of {owner}"
+                found[subnet] = f"it has the VtepMAC {peer.mac} of {owner}"
             elif (holder := address_owners.setdefault(subnet.network_address, subnet)) != subnet:
                 found[subnet] = f"its first address is the tunnel address of {holder}"
         return found

@@ -114,9 +114,32 @@ def test_a_peer_off_the_link_is_logged_once_and_gets_a_route_on_the_link(
     play(scenario, monkeypatch)
     [failures] = [message for message in caplog.messages if message.startswith("Ignoring")]
     assert failures == (
-        "Ignoring subnet 11.0.2.0/24: 172.17.9.103 is not on the link of eth1, which host-gw needs: "
+        "Ignoring subnet 11.0.2.0/24 via 172.17.9.103: it is not on the link of eth1, which host-gw needs: "
         "the kernel sends to it by flannel.1"
     )
+
+
+def test_an_address_that_comes_and_goes_is_one_line_each_time_and_not_one_for_each_lease(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
+        far = {number: f"172.17.9.{number}" for number in range(2, 102)}
+        backend.apply([added(1, "172.17.8.102"), *(added(*peer) for peer in far.items())])
+        await netlink.settled(route(1, "172.17.8.102"))
+        for _ in range(2):
+            netlink.own_addresses.append(Address(ETH1, IPv4Address("172.17.9.201"), 24))
+            await backend.repair(netlink)
+            await netlink.settled(route(1, "172.17.8.102"), *(route(*peer) for peer in far.items()))
+            netlink.own_addresses.pop()
+            await backend.repair(netlink)
+            await netlink.settled(route(1, "172.17.8.102"))
+
+    play(scenario, monkeypatch)
+    lines = [message for message in caplog.messages if message.startswith("Ignoring")]
+    assert len(lines) == 3
+    for line in lines:
+        assert line.startswith("Ignoring subnet 11.0.2.0/24 via 172.17.9.2, ")
+        assert " and 97 more: it is not on the link of eth1, which host-gw needs: " in line
 
 
 def test_a_peer_whose_packets_take_another_route_is_unreachable(

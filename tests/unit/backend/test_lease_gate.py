@@ -149,6 +149,25 @@ def test_a_check_withdraws_unusable_leases_and_adds_them_when_usable(caplog: pyt
     ]
 
 
+def test_an_address_that_comes_and_goes_is_one_line_each_time_and_not_one_for_each_lease(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    public_ip = IPv4Address("172.18.0.1")
+
+    async def scenario(world: World) -> None:
+        await world.gate.apply([added(number, str(public_ip)) for number in range(1, 101)])
+        for _ in range(3):
+            world.underlay.around = NO_SURROUNDINGS._replace(addresses=frozenset([public_ip]))
+            await world.gate.check()
+            world.underlay.around = NO_SURROUNDINGS
+            await world.gate.check()
+
+    play(scenario)
+    assert len(caplog.messages) == 3
+    for line in caplog.messages:
+        assert line.endswith(" and 97 more: its public IP 172.18.0.1 is an address of this host")
+
+
 def test_thousands_of_ignored_leases_are_no_thousands_of_lines(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 

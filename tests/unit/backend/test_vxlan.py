@@ -246,7 +246,7 @@ def test_of_two_peers_with_one_mac_the_earlier_keeps_its_entries(
 
     play(scenario, monkeypatch)
     assert [message for message in caplog.messages if message.startswith("Ignoring")] == [
-        "Ignoring subnet 11.0.2.0/24: 172.17.8.103 has the VtepMAC 02:00:00:00:00:66 of 172.17.8.102"
+        "Ignoring subnet 11.0.2.0/24 via 172.17.8.103: it has the VtepMAC 02:00:00:00:00:66 of 172.17.8.102"
     ]
 
 
@@ -267,7 +267,7 @@ def test_of_two_leases_with_one_tunnel_address_the_earlier_one_keeps_it(
 
     play(scenario, monkeypatch)
     cause = "its first address is the tunnel address of 11.0.2.0/24"
-    assert f"Ignoring subnet 11.0.2.0/{length}: {cause}" in caplog.messages
+    assert f"Ignoring subnet 11.0.2.0/{length} via 172.17.8.103: {cause}" in caplog.messages
 
 
 def test_direct_routing_follows_the_link(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Network
@@ -76,13 +75,8 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-@pytest.fixture(autouse=True)
-def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, logger="flannelpy")
-
-
 @pytest.mark.parametrize("ttl", [DAY, None])
-def test_the_subnet_is_kept_with_all_that_leads_to_it(ttl: int | None, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_subnet_and_its_backend_data_are_kept(ttl: int | None, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(registry: FakeRegistry, machine: Machine) -> None:
         before = registry.put_raw(NAME, value(), ttl)
         lease = await machine.acquire()
@@ -93,8 +87,8 @@ def test_the_subnet_is_kept_with_all_that_leads_to_it(ttl: int | None, caplog: p
 
     play(scenario)
     assert caplog.messages == [
-        "Lease (11.0.59.0/24) of this host has its former public IP (172.17.8.101); waiting 3 s whether another host"
-        " answers for it",
+        "Lease (11.0.59.0/24) of this host has its former public IP (172.17.8.101); waiting 3 s for another host"
+        " to object",
         "Changed public IP of lease (11.0.59.0/24) from 172.17.8.101 to 172.17.8.151",
         "Subnet lease acquired: 11.0.59.0/24",
     ]
@@ -129,7 +123,7 @@ def test_each_try_has_another_identity_that_is_known_again(host_id: str) -> None
 
 
 @pytest.mark.parametrize("ttl", [DAY, None])
-def test_a_clone_that_lives_answers_and_the_newcomer_leases_another_subnet(
+def test_a_live_clone_objects_and_the_newcomer_leases_another_subnet(
     ttl: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(registry: FakeRegistry, machine: Machine) -> None:

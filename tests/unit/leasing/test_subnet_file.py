@@ -37,7 +37,7 @@ def test_the_directory_is_made_and_nothing_else_is_left_in_it(tmp_path: Path) ->
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_whoever_has_the_old_file_open_reads_the_old_text_to_its_end(tmp_path: Path) -> None:
+def test_a_reader_of_the_old_file_reads_the_old_text_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "subnet.env"
     subnet_file.write(path, "old\n")
     with path.open() as reader:
@@ -95,7 +95,7 @@ def test_a_file_that_cannot_be_written_is_an_error_with_path_and_errno(
     assert str(caught.value) == f"cannot write subnet file {path}: {cause}; see -subnet-file"
 
 
-def test_a_disk_without_room_leaves_the_old_file_and_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_file_and_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "subnet.env"
     subnet_file.write(path, "old\n")
 
@@ -124,9 +124,7 @@ def test_a_disk_without_room_leaves_the_old_file_and_no_draft(tmp_path: Path, mo
         ("FLANNEL_SUBNET=११.0.59.1/24\n", None),
     ],
 )
-def test_the_subnet_of_the_last_run_is_read_if_the_file_says_it(
-    tmp_path: Path, content: str, expected: IPv4Network | None
-) -> None:
+def test_the_previous_subnet_is_read_from_the_file(tmp_path: Path, content: str, expected: IPv4Network | None) -> None:
     path = tmp_path / "subnet.env"
     path.write_bytes(content.encode())
     assert subnet_file.previous_subnet(path) == expected

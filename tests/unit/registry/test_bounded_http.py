@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from flannelpy.errors import RegistryError, RegistryUnavailable
-from flannelpy.registry import bounded_http, etcd_v2
+from flannelpy.registry import bounded_http, endpoints
 from flannelpy.registry.base import Changes
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
 
@@ -115,7 +115,7 @@ def served(answer: Answer, context: ssl.SSLContext | None = None, to_watches: An
 
 @pytest.fixture(autouse=True)
 def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(etcd_v2, "REPLY_TIMEOUT", TIMEOUT)
+    monkeypatch.setattr(endpoints, "REPLY_TIMEOUT", TIMEOUT)
     monkeypatch.setattr(bounded_http, "LONGEST_REPLY", 2 * TIMEOUT)
 
 

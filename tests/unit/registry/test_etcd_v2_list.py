@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flannelpy.registry.etcd_v2 import EtcdV2Registry, _children
+from flannelpy.registry.etcd_v2 import EtcdV2Registry
+from flannelpy.registry.etcd_v2_list import children
 from flannelpy.subnet.lease_table import LeaseTable, Update
 
 if TYPE_CHECKING:
@@ -45,14 +46,14 @@ def test_children_are_those_of_json(separators: tuple[str, str], ensure_ascii: b
     for directory in TRICKY:
         text = json.dumps(answer(nodes, directory), separators=separators, ensure_ascii=ensure_ascii)
         for length in (1, 7, len(text)):
-            assert list(_children(pieces(text, length))) == nodes
+            assert list(children(pieces(text, length))) == nodes
 
 
 @pytest.mark.parametrize(
     "text", ['{"node":{"dir":true}}', '{"node":{"nodes":[]}}', '{"node":{"key":"/a","value":"b"}}']
 )
 def test_without_children_there_are_none(text: str) -> None:
-    assert list(_children(pieces(text, 1))) == []
+    assert list(children(pieces(text, 1))) == []
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_without_children_there_are_none(text: str) -> None:
 )
 def test_what_is_no_list_is_refused(text: str) -> None:
     with pytest.raises((KeyError, IndexError, TypeError, ValueError)):
-        list(_children(pieces(text, 1)))
+        list(children(pieces(text, 1)))
 
 
 @pytest.mark.parametrize("length", [60, 5000])

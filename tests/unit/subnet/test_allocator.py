@@ -82,7 +82,7 @@ def test_the_subnet_of_the_last_run_is_left_when_it_cannot_be_ours(previous: str
     assert not any(picked.overlaps(net) for net in nets(*taken))
 
 
-def test_running_out_is_said_with_leases_and_range() -> None:
+def test_running_out_is_an_error_with_leases_and_range() -> None:
     with pytest.raises(OutOfSubnets) as caught:
         pick_subnet(SMALL, nets("11.0.0.64/26", "11.0.0.128/25"), None, random.Random(0))
     assert str(caught.value) == (

@@ -1,4 +1,4 @@
-"""The network config: what its keys become, and what is said about one that is wrong."""
+"""The network config: its keys and defaults, and the errors of a wrong config."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from flannelpy.subnet import go_json
         ("{}", None),
     ],
 )
-def test_keys_match_whatever_their_case_and_the_last_one_counts(text: str, expected: object) -> None:
+def test_keys_match_in_any_case_and_the_last_one_counts(text: str, expected: object) -> None:
     assert go_json.get(go_json.parse_object(text), "Network") == expected
 
 

@@ -47,7 +47,7 @@ def test_our_own_keys_stand_behind_the_originals_and_make_no_other_lease() -> No
 
 
 @pytest.mark.parametrize("ours", ['"HostID":7', '"HostID":null,"Claim":"yes"', '"HostID":["a"],"Claim":1'])
-def test_what_somebody_else_means_by_our_keys_is_ignored(ours: str) -> None:
+def test_other_values_of_our_keys_are_ignored(ours: str) -> None:
     read = LeaseAttrs.decode(f'{{"PublicIP":"172.17.8.101",{ours}}}')
     assert (read.public_ip, read.host_id, read.claim) == (PUBLIC_IP, "", False)
 

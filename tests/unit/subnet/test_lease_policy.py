@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flannelpy.errors import HistoryGone, RegistryUnavailable
+from flannelpy.errors import HistoryGone, RegistryError, RegistryUnavailable
 from flannelpy.subnet import lease_policy
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import (
@@ -28,14 +28,12 @@ OURS, THEIRS = IPv4Address("172.17.8.101"), IPv4Address("172.17.8.102")
 
 ROWS = [
     (Condition.RENEWAL_DUE, Action.RENEW, Action.NOTHING),
-    (Condition.RENEWAL_REFUSED, Action.READ_BACK, Action.READ_BACK),
     (Condition.CHANGED, Action.ADOPT, Action.ADOPT),
-    (Condition.MALFORMED, Action.REPAIR, Action.REPAIR),
-    (Condition.NO_HOST_ID, Action.REPAIR, Action.REPAIR),
-    (Condition.CLAIMED, Action.REPAIR, Action.REPAIR),
-    (Condition.HELD_BY_HIGHER_ID, Action.REPAIR, Action.REPAIR),
+    (Condition.MALFORMED, Action.RESTORE, Action.RESTORE),
+    (Condition.NO_HOST_ID, Action.RESTORE, Action.RESTORE),
+    (Condition.CLAIMED, Action.RESTORE, Action.RESTORE),
+    (Condition.HELD_BY_HIGHER_ID, Action.RESTORE, Action.RESTORE),
     (Condition.HELD_BY_LOWER_ID, Action.SURRENDER, Action.SURRENDER),
-    (Condition.MOVED, Action.CLAIM, Action.CLAIM),
     (Condition.ELSEWHERE_LOWER_ID, Action.SURRENDER, Action.SURRENDER),
     (Condition.ELSEWHERE, Action.NOTHING, Action.NOTHING),
     (Condition.GONE, Action.RECREATE, Action.RECREATE),
@@ -44,7 +42,6 @@ ROWS = [
     (Condition.OVERLAPS_LATER, Action.NOTHING, Action.NOTHING),
     (Condition.STORE_SILENT, Action.KEEP_FORWARDING, Action.KEEP_FORWARDING),
     (Condition.HISTORY_GONE, Action.RELIST, Action.RELIST),
-    (Condition.CONFIG_CHANGED, Action.LOG, Action.LOG),
 ]
 
 
@@ -61,7 +58,7 @@ def test_each_row(condition: Condition, leased: Action, reserved: Action) -> Non
     assert action(lease(OURS, None), condition) is reserved
 
 
-def test_the_rows_are_all_there_are_and_the_documented_ones() -> None:
+def test_the_rows_are_complete_and_the_documented_ones() -> None:
     assert [row[0] for row in ROWS] == list(Condition)
     documented = [" ".join(line.split()) for line in (lease_policy.__doc__ or "").splitlines()]
     rows = [f"{condition.value} {leased.value} {reserved.value}" for condition, leased, reserved in ROWS]
@@ -71,35 +68,35 @@ def test_the_rows_are_all_there_are_and_the_documented_ones() -> None:
     assert [line for line in architecture.splitlines() if line in table] == table
 
 
-@pytest.mark.parametrize(
-    ("event", "expected"),
-    [
-        (LeaseRemoved(SUBNET), Condition.GONE),
-        (Malformed(SUBNET, 6), Condition.MALFORMED),
-        *((LeaseAdded(lease(OURS, ttl, "m")), Condition.CHANGED) for ttl in (86400, None)),
-        *((LeaseAdded(lease(THEIRS, ttl)), Condition.TAKEN) for ttl in (86400, None)),
-        (LeaseAdded(lease(THEIRS, 60, "m")), Condition.TAKEN),
-        (LeaseAdded(lease(OURS, 60, "m", claim=True)), Condition.CHANGED),
-        (LeaseAdded(lease(OURS, 60)), Condition.NO_HOST_ID),
-        (LeaseAdded(lease(OURS, 60, "a", claim=True)), Condition.CLAIMED),
-        (LeaseAdded(lease(OURS, 60, "z", claim=True)), Condition.CLAIMED),
-        (LeaseAdded(lease(OURS, 60, "z")), Condition.HELD_BY_HIGHER_ID),
-        (LeaseAdded(lease(OURS, 60, "a")), Condition.HELD_BY_LOWER_ID),
-        (SameIPElsewhere(lease(OURS, 60, "a")), Condition.ELSEWHERE_LOWER_ID),
-        (SameIPElsewhere(lease(OURS, 60, "a", claim=True)), Condition.ELSEWHERE),
-        (SameIPElsewhere(lease(OURS, 60, "z")), Condition.ELSEWHERE),
-        (SameIPElsewhere(lease(OURS, 60, "m")), Condition.ELSEWHERE),
-        (SameIPElsewhere(lease(OURS, 60)), Condition.ELSEWHERE),
-        *((Overlapping(lease(THEIRS, ttl, created=CREATED - 1)), Condition.OVERLAPS_EARLIER) for ttl in (1, None)),
-        *((Overlapping(lease(THEIRS, ttl, created=CREATED + 1)), Condition.OVERLAPS_LATER) for ttl in (1, None)),
-    ],
-)
+EVENTS: list[tuple[OwnEvent, Condition]] = [
+    (LeaseRemoved(SUBNET), Condition.GONE),
+    (Malformed(SUBNET, 6), Condition.MALFORMED),
+    *((LeaseAdded(lease(OURS, ttl, "m")), Condition.CHANGED) for ttl in (86400, None)),
+    *((LeaseAdded(lease(THEIRS, ttl)), Condition.TAKEN) for ttl in (86400, None)),
+    (LeaseAdded(lease(THEIRS, 60, "m")), Condition.TAKEN),
+    (LeaseAdded(lease(OURS, 60, "m", claim=True)), Condition.CHANGED),
+    (LeaseAdded(lease(OURS, 60)), Condition.NO_HOST_ID),
+    (LeaseAdded(lease(OURS, 60, "a", claim=True)), Condition.CLAIMED),
+    (LeaseAdded(lease(OURS, 60, "z", claim=True)), Condition.CLAIMED),
+    (LeaseAdded(lease(OURS, 60, "z")), Condition.HELD_BY_HIGHER_ID),
+    (LeaseAdded(lease(OURS, 60, "a")), Condition.HELD_BY_LOWER_ID),
+    (SameIPElsewhere(lease(OURS, 60, "a")), Condition.ELSEWHERE_LOWER_ID),
+    (SameIPElsewhere(lease(OURS, 60, "a", claim=True)), Condition.ELSEWHERE),
+    (SameIPElsewhere(lease(OURS, 60, "z")), Condition.ELSEWHERE),
+    (SameIPElsewhere(lease(OURS, 60, "m")), Condition.ELSEWHERE),
+    (SameIPElsewhere(lease(OURS, 60)), Condition.ELSEWHERE),
+    *((Overlapping(lease(THEIRS, ttl, created=CREATED - 1)), Condition.OVERLAPS_EARLIER) for ttl in (1, None)),
+    *((Overlapping(lease(THEIRS, ttl, created=CREATED + 1)), Condition.OVERLAPS_LATER) for ttl in (1, None)),
+]
+
+
+@pytest.mark.parametrize(("event", "expected"), EVENTS)
 def test_an_event_about_the_own_subnet_is_one_of_the_rows(event: OwnEvent, expected: Condition) -> None:
     assert classify(event, HostIdentity(OURS, "m"), CREATED) is expected
 
 
 @pytest.mark.parametrize("host_id", ["", "a"])
-def test_without_an_identity_whoever_has_our_public_ip_is_us(host_id: str) -> None:
+def test_without_a_host_id_every_holder_of_our_public_ip_is_us(host_id: str) -> None:
     assert (
         classify(LeaseAdded(lease(OURS, 60, host_id, claim=bool(host_id))), HostIdentity(OURS), CREATED)
         is Condition.CHANGED
@@ -107,9 +104,17 @@ def test_without_an_identity_whoever_has_our_public_ip_is_us(host_id: str) -> No
     assert classify(SameIPElsewhere(lease(OURS, 60, host_id)), HostIdentity(OURS), CREATED) is Condition.ELSEWHERE
 
 
-def test_a_failure_is_one_of_the_rows() -> None:
-    assert classify_failure(HistoryGone("")) is Condition.HISTORY_GONE
-    assert classify_failure(RegistryUnavailable("")) is Condition.STORE_SILENT
+FAILURES = [(HistoryGone(""), Condition.HISTORY_GONE), (RegistryUnavailable(""), Condition.STORE_SILENT)]
+
+
+@pytest.mark.parametrize(("error", "expected"), FAILURES)
+def test_a_failure_is_one_of_the_rows(error: RegistryError, expected: Condition) -> None:
+    assert classify_failure(error) is expected
+
+
+def test_every_row_is_the_classification_of_an_event_or_a_failure_or_drives_the_renewal() -> None:
+    driven = {condition for _, condition in [*EVENTS, *FAILURES]} | {Condition.RENEWAL_DUE}
+    assert driven == set(Condition)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Who holds what: snapshots and changes become events."""
+"""The lease table: snapshots and changes become events."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Snapshot
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import (
+    Ignored,
     LeaseAdded,
     LeaseRemoved,
     LeaseTable,
@@ -79,14 +80,17 @@ KNOWN = (put("11.0.101.0-24", 102), put("11.0.55.0-24", 103))
         ),
         pytest.param(
             snapshot(put("11.0.101.0-24", "x"), KNOWN[1]),
-            Update(own=[OURS], ignored=[f"11.0.101.0-24: {NOT_JSON}"]),
+            Update(own=[OURS], ignored=[Ignored("11.0.101.0-24", NOT_JSON)]),
             id="a known one became malformed and stays",
         ),
         pytest.param(
             snapshot(*KNOWN, put("rubbish", "x"), put("11.0.7.0-24", "{}")),
             Update(
                 own=[OURS],
-                ignored=["rubbish: no subnet key such as 10.1.7.0-24", "11.0.7.0-24: no PublicIP"],
+                ignored=[
+                    Ignored("rubbish", "no subnet key such as 10.1.7.0-24"),
+                    Ignored("11.0.7.0-24", "no PublicIP"),
+                ],
             ),
             id="malformed among the good",
         ),
@@ -117,22 +121,24 @@ def test_a_snapshot_is_compared_by_value(seen: Snapshot, expected: Update) -> No
         ),
         pytest.param(
             [Put(put("rubbish", "x")), Put(put("11.0.7.0-24", 104)), Put(put("rubbish", "x"))],
-            Update([added(IPv4Network("11.0.7.0/24"), 104)], [], ["rubbish: no subnet key such as 10.1.7.0-24"]),
-            id="malformed is said once and the rest applied",
+            Update(
+                [added(IPv4Network("11.0.7.0/24"), 104)], [], [Ignored("rubbish", "no subnet key such as 10.1.7.0-24")]
+            ),
+            id="malformed is reported once and the rest applied",
         ),
         pytest.param(
             [Put(put("11.0.101.0-24", "x")), Put(put("11.0.101.0-24", "y"))],
-            Update(ignored=[f"11.0.101.0-24: {NOT_JSON}"] * 2),
-            id="another malformed value is said again",
+            Update(ignored=[Ignored("11.0.101.0-24", NOT_JSON)] * 2),
+            id="another malformed value is reported again",
         ),
         pytest.param(
             [Put(put("11.0.101.0-24", "x")), Put(KNOWN[0]), Put(put("11.0.101.0-24", "x"))],
-            Update(ignored=[f"11.0.101.0-24: {NOT_JSON}"] * 2),
+            Update(ignored=[Ignored("11.0.101.0-24", NOT_JSON)] * 2),
             id="and so is one that was good meanwhile",
         ),
         pytest.param(
             [Put(put("11.0.101.0-24", "x")), Deleted("11.0.101.0-24")],
-            Update([LeaseRemoved(B)], [], [f"11.0.101.0-24: {NOT_JSON}"]),
+            Update([LeaseRemoved(B)], [], [Ignored("11.0.101.0-24", NOT_JSON)]),
             id="malformed, then gone",
         ),
     ],
@@ -147,17 +153,17 @@ def test_two_spellings_of_one_subnet_do_not_flap() -> None:
     assert table(*entries).replace(snapshot(*entries)) == Update(own=[OURS])
 
 
-def test_an_own_key_that_is_no_lease_is_told_each_time_and_said_once() -> None:
-    """It was only said, so the key stayed damaged and hosts that started later could not reach us."""
+def test_a_malformed_own_lease_is_an_event_each_time_and_reported_once() -> None:
+    """Without the event, the key stayed malformed, and hosts that started later could not reach this host."""
     leases = table()
     damaged = Put(KeyValue("11.0.59.0-24", "", 86400, 7, 1))
     assert leases.apply(Changes((damaged,), 11)) == Update(
-        own=[Malformed(OWN, 7)], ignored=[f"11.0.59.0-24: {NOT_JSON}"]
+        own=[Malformed(OWN, 7)], ignored=[Ignored("11.0.59.0-24", NOT_JSON)]
     )
     assert leases.replace(Snapshot((damaged.entry,), 12)) == Update(own=[Malformed(OWN, 7)])
 
 
-def test_who_is_gone_is_kept_for_a_while_and_then_forgotten() -> None:
+def test_a_peer_that_is_gone_is_kept_for_the_grace_and_then_removed() -> None:
     leases = LeaseTable(OWN, grace=60)
     leases.replace(snapshot(*KNOWN), 1000)
     gone = Changes((Deleted("11.0.101.0-24"),), 6)
@@ -170,7 +176,7 @@ def test_who_is_gone_is_kept_for_a_while_and_then_forgotten() -> None:
     assert leases.forget(5000) == Update()
 
 
-def test_who_comes_back_in_time_was_never_gone_unless_as_another() -> None:
+def test_a_peer_that_returns_within_the_grace_was_never_gone_unless_changed() -> None:
     leases = LeaseTable(OWN, grace=60)
     leases.replace(snapshot(*KNOWN), 0)
     assert leases.replace(snapshot(), 1) == Update(own=[OURS])
@@ -183,7 +189,9 @@ def test_a_lease_that_gets_our_public_ip_is_gone_at_once() -> None:
     leases.replace(snapshot(*KNOWN), 0)
     update = leases.apply(Changes((Put(put("11.0.55.0-24", 101)),), 6), 1)
     lease = Lease.from_entry(put("11.0.55.0-24", 101))
-    assert update == Update([LeaseRemoved(C)], [SameIPElsewhere(lease)], ["11.0.55.0-24: it has our public IP"])
+    assert update == Update(
+        [LeaseRemoved(C)], [SameIPElsewhere(lease)], [Ignored("11.0.55.0-24", "it has our public IP")]
+    )
 
 
 # Leases that overlap ours
@@ -191,8 +199,8 @@ def test_a_lease_that_gets_our_public_ip_is_gone_at_once() -> None:
 NETWORK = IPv4Network("11.0.0.0/16")
 
 
-def changes(*told: Put | Deleted) -> Changes:
-    return Changes(told, 11)
+def changes(*changed: Put | Deleted) -> Changes:
+    return Changes(changed, 11)
 
 
 def overlapping_table(*entries: KeyValue) -> tuple[LeaseTable, Update]:
@@ -226,7 +234,7 @@ def test_one_of_our_own_public_ip_is_elsewhere_instead() -> None:
     assert [type(event) for event in update.own] == [LeaseAdded, SameIPElsewhere]
 
 
-def test_an_overlap_is_told_again_when_either_lease_is_created_again_and_no_longer_when_it_is_gone() -> None:
+def test_an_overlap_is_an_event_again_when_either_lease_is_created_again_but_not_when_it_is_gone() -> None:
     leases, _ = overlapping_table(put("11.0.59.0-24", 101, 5), put("11.0.59.0-25", 102, 7))
     other = Overlapping(added(IPv4Network("11.0.59.0/25"), 102, 7).lease)
     assert leases.apply(changes(Put(put("11.0.60.0-24", 103, 8)))).own == []

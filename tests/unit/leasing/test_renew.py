@@ -1,0 +1,224 @@
+"""How a host renews its lease, on a clock that jumps: a day takes milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import random
+import re
+from datetime import datetime, timedelta
+from ipaddress import IPv4Address
+
+import pytest
+from support.fakes import FakeRegistry
+from support.fakes_clock import BOOT, LoopClock, run
+from support.lease_world import (
+    ATTRS,
+    CONFIG,
+    LEASE_TTL,
+    OUR_IP,
+    OURS,
+    OWN,
+    OWN_NAME,
+    RENEW_MARGIN,
+    B,
+    World,
+    play,
+)
+
+from flannelpy.errors import LeaseLost
+from flannelpy.leasing.manager import SubnetManager
+from flannelpy.registry.base import KeyValue
+from flannelpy.subnet.lease import HostIdentity, LeaseAttrs
+from flannelpy.subnet.lease_policy import Terms
+
+
+def test_the_lease_is_renewed_an_hour_before_it_ends_again_and_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Or up to six minutes earlier, so that hosts which started together don't renew together."""
+
+    async def scenario(world: World) -> None:
+        async with world.running():
+            for day in range(1, 4):
+                version = world.manager.own.version
+                await asyncio.sleep((world.manager.report().seconds_left or 0) - 1.1 * RENEW_MARGIN - 1)
+                assert world.manager.own.version == version
+                await asyncio.sleep(0.1 * RENEW_MARGIN + 1)
+                assert world.manager.own.version == version + 1, f"day {day}"
+                assert LEASE_TTL - 0.1 * RENEW_MARGIN - 1 <= (world.manager.report().seconds_left or 0) <= LEASE_TTL
+                [entry] = (await world.entries()).values()
+                assert (entry.value, entry.version) == (OURS, world.manager.own.version)
+
+    play(scenario)
+    renewals = [message for message in caplog.messages if "renew" in message]
+    assert len(renewals) == 3
+    for message, day in zip(renewals, (24, 25, 26), strict=True):
+        assert re.fullmatch(
+            rf"Lease renewed, new expiration: 2026-11-{day} \d\d:\d\d:\d\d\.\d{{6}} \+0000 UTC", message
+        )
+
+
+def test_hosts_that_started_together_renew_at_different_times() -> None:
+    renewed: list[float] = []
+
+    class Watched(FakeRegistry):
+        async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> KeyValue:
+            renewed.append(asyncio.get_running_loop().time())
+            return await super().compare_and_swap(name, value, lease_ttl, version)
+
+    async def whole() -> None:
+        clock = LoopClock()
+        registry = Watched(clock.now)
+        managers = [
+            SubnetManager(registry, clock, random.Random(n), HostIdentity(IPv4Address(f"172.17.8.{n}")))
+            for n in range(1, 21)
+        ]
+        for manager in managers:
+            await manager.acquire(CONFIG, lambda _: LeaseAttrs(OUR_IP), None)
+        tasks = [asyncio.create_task(manager.keep_lease()) for manager in managers]
+        await asyncio.sleep(LEASE_TTL - RENEW_MARGIN + 1)
+        for task in tasks:
+            task.cancel()
+
+    run(whole())
+    assert len(renewed) == 20
+    assert max(renewed) - min(renewed) > 0.05 * RENEW_MARGIN
+    assert max(collections.Counter(int(at) for at in renewed).values()) <= 3
+
+
+def test_the_terms_are_the_operators() -> None:
+    async def scenario(world: World) -> None:
+        manager = SubnetManager(world.registry, LoopClock(), random.Random(1), HostIdentity(OUR_IP), Terms(60, 20))
+        await manager.acquire(CONFIG, lambda _: ATTRS, OWN)
+        assert (await world.entries())[OWN_NAME].lease_ttl == 60
+        renewal = asyncio.create_task(manager.keep_lease())
+        await asyncio.sleep(60 - 1.1 * 20 - 1)
+        assert manager.own.version == 1
+        await asyncio.sleep(0.1 * 20 + 1)
+        assert manager.own.version == 2
+        assert (await world.entries())[OWN_NAME].lease_ttl in (58, 59, 60)
+        renewal.cancel()
+
+    play(scenario)
+
+
+def test_the_time_of_day_plays_no_part() -> None:
+    """Regression against the original, which renews too late, or without pause, where the clock is wrong."""
+
+    class WrongClock(LoopClock):
+        def wall(self) -> datetime:
+            return BOOT + timedelta(days=random.Random(self.now()).randrange(-10_000, 10_000))
+
+    async def scenario(world: World) -> None:
+        manager = SubnetManager(world.registry, WrongClock(), random.Random(1), HostIdentity(OUR_IP))
+        await manager.acquire(CONFIG, lambda _: ATTRS, OWN)
+        renewal = asyncio.create_task(manager.keep_lease())
+        await asyncio.sleep(10 * LEASE_TTL)
+        assert manager.own.version in (11, 12)
+        assert (await world.entries()).keys() == {OWN_NAME}
+        renewal.cancel()
+
+    play(scenario)
+
+
+def test_a_lease_whose_store_gave_it_less_time_is_renewed_accordingly() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            version = world.registry.put_raw(OWN_NAME, OURS, 600).version
+            await asyncio.sleep(300 - 32)
+            assert world.manager.own.version == version
+            assert world.manager.report().seconds_left == pytest.approx(332, abs=1)
+            await asyncio.sleep(33)
+            assert world.manager.own.version == version + 1
+            assert (await world.entries())[OWN_NAME].lease_ttl in range(LEASE_TTL - 33, LEASE_TTL + 1)
+
+    play(scenario)
+
+
+def test_renewal_never_overwrites_the_write_of_a_peer() -> None:
+    """There is no watch here: the comparison alone prevents the write, and reading back finds the holder."""
+
+    async def scenario(world: World) -> None:
+        await world.acquire(OWN)
+        renewal = asyncio.create_task(world.manager.keep_lease())
+        theirs = world.registry.put_raw(OWN_NAME, B, None)
+        with pytest.raises(LeaseLost, match=r"subnet 11\.0\.59\.0/24 is held by 172\.17\.8\.102 now, not by us"):
+            await renewal
+        assert world.now() <= LEASE_TTL - RENEW_MARGIN
+        assert (await world.entries())[OWN_NAME] == theirs
+
+    play(scenario)
+
+
+def test_a_lease_that_is_gone_when_its_renewal_is_due_is_recreated() -> None:
+    """There is no watch here either, as on a machine that was suspended for a week."""
+
+    async def scenario(world: World) -> None:
+        await world.acquire(OWN)
+        world.registry.delete_raw(OWN_NAME)
+        renewal = asyncio.create_task(world.manager.keep_lease())
+        await asyncio.sleep(LEASE_TTL)
+        assert (await world.entries())[OWN_NAME].version == world.manager.own.version
+        renewal.cancel()
+
+    play(scenario)
+
+
+def test_a_renewal_that_fails_is_tried_again_each_minute_and_the_time_left_stays_true(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            await asyncio.sleep(LEASE_TTL - 1.1 * RENEW_MARGIN - 10)
+            left = world.manager.report().seconds_left or 0
+            world.registry.go_down()
+            await asyncio.sleep(0.1 * RENEW_MARGIN + 1800)
+            assert world.manager.report().seconds_left == pytest.approx(left - 0.1 * RENEW_MARGIN - 1800, abs=1)
+            world.registry.come_up()
+            await asyncio.sleep(61)
+            assert world.manager.report().seconds_left == pytest.approx(LEASE_TTL, abs=61)
+
+    play(scenario)
+    tries = [message for message in caplog.messages if message.startswith("Error renewing lease")]
+    assert tries == ["Error renewing lease (trying again in 1 min): the fake registry is down"]
+
+
+def test_a_short_lease_is_renewed_again_in_time_for_it_to_live(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        manager = SubnetManager(world.registry, LoopClock(), random.Random(1), HostIdentity(OUR_IP), Terms(10))
+        await manager.acquire(CONFIG, lambda _: ATTRS, OWN)
+        renewal = asyncio.create_task(manager.keep_lease())
+        await asyncio.sleep(4)
+        world.registry.go_down()
+        await asyncio.sleep(3)
+        world.registry.come_up()
+        await asyncio.sleep(2)
+        assert (await world.entries())[OWN_NAME].lease_ttl in (8, 9, 10)
+        renewal.cancel()
+
+    play(scenario)
+    tries = [message.partition(": ")[0] for message in caplog.messages if message.startswith("Error")]
+    assert tries == ["Error renewing lease (trying again in 0.6 s)"]
+
+
+def test_after_the_lease_ran_out_there_is_no_time_left() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            world.registry.go_down()
+            await asyncio.sleep(LEASE_TTL + RENEW_MARGIN)
+            assert world.manager.report().seconds_left == 0
+
+    play(scenario)
+
+
+def test_a_lost_reply_to_a_renewal_does_no_harm() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running() as watch:
+            await asyncio.sleep(LEASE_TTL - 1.1 * RENEW_MARGIN - 10)
+            world.registry.lose_reply_of_next_write()
+            await asyncio.sleep(0.1 * RENEW_MARGIN + 80)
+            [entry] = (await world.entries()).values()
+            assert entry.version == world.manager.own.version
+            assert world.manager.report().seconds_left == pytest.approx(LEASE_TTL, abs=0.1 * RENEW_MARGIN + 80)
+            assert not watch.done()
+
+    play(scenario)

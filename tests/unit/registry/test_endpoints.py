@@ -1,0 +1,164 @@
+"""The rotation over etcd's endpoints, the thread of a call, and the causes of failures in words."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+import urllib3
+
+from flannelpy.errors import KeyExists, RegistryUnavailable, UsageError
+from flannelpy.registry.endpoints import CallThreads, Endpoint, NoAnswer, Rotation, no_answer, parse_endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Client:
+    """A client that gives ``answer``, or raises it."""
+
+    def __init__(self, number: int, answer: str | Exception = "") -> None:
+        self.url = parse_endpoint(f"http://10.0.0.{number}")
+        self.answer = answer
+        self.calls: list[str] = []
+
+    def call(self, name: str) -> str:
+        self.calls.append(name)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def request(client: Client) -> str:
+    return client.call("request")
+
+
+def settle(client: Client) -> str:
+    return client.call("settle")
+
+
+def test_the_endpoint_that_answered_last_comes_first() -> None:
+    clients = Client(1, NoAnswer("refused", sent=False)), Client(2, "b"), Client(3, "c")
+    rotation = Rotation(clients)
+    assert [rotation.ask(request) for _ in range(3)] == ["b", "b", "b"]
+    assert rotation.preferred is clients[1]
+    assert [len(client.calls) for client in clients] == [1, 3, 0]
+
+
+@pytest.mark.parametrize(("sent", "second_call"), [(False, "request"), (True, "settle")])
+def test_a_write_that_may_have_been_executed_is_settled_on_the_next_endpoint(sent: bool, second_call: str) -> None:
+    clients = Client(1, NoAnswer("no answer in time", sent)), Client(2, "b")
+    assert Rotation(clients).ask(request, settle) == "b"
+    assert [client.calls for client in clients] == [["request"], [second_call]]
+
+
+def test_a_refusal_is_an_answer() -> None:
+    clients = Client(1, KeyExists("a")), Client(2, "b")
+    with pytest.raises(KeyExists):
+        Rotation(clients).ask(request)
+    assert clients[1].calls == []
+
+
+@pytest.mark.parametrize("error", [RecursionError(), MemoryError(), KeyError("node")])
+def test_any_other_exception_is_no_answer_and_may_have_been_executed(error: Exception) -> None:
+    clients = Client(1, error), Client(2, "b")
+    assert Rotation(clients).ask(request, settle) == "b"
+    assert clients[1].calls == ["settle"]
+
+
+def test_without_any_answer_each_endpoint_is_named_with_its_cause() -> None:
+    clients = Client(1, NoAnswer("connection refused", sent=False)), Client(2, ValueError("rubbish"))
+    with pytest.raises(RegistryUnavailable) as caught:
+        Rotation(clients).ask(request)
+    assert str(caught.value) == (
+        "http://10.0.0.1:2379: connection refused; http://10.0.0.2:2379: not an answer of etcd's (rubbish)"
+    )
+
+
+def test_a_failure_of_one_endpoint_only_is_passed_over_from_then_on() -> None:
+    clients = Client(1, NoAnswer("connection refused", sent=False)), Client(2, "b")
+    rotation = Rotation(clients)
+    with pytest.raises(RegistryUnavailable, match=r"10\.0\.0\.1:2379: connection refused"):
+        rotation.ask_at(clients[0], request)
+    assert rotation.preferred is clients[1]
+
+
+def test_at_least_one_endpoint_is_required() -> None:
+    with pytest.raises(UsageError, match="-etcd-endpoints"):
+        Rotation([])
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"),
+    [
+        ("http://etcd", Endpoint("http", "etcd", 2379)),
+        (" https://10.0.0.1:4001/ ", Endpoint("https", "10.0.0.1", 4001)),
+        ("http://[fd00::1]", Endpoint("http", "[fd00::1]", 2379)),
+    ],
+)
+def test_an_endpoint_has_a_default_port_and_keeps_the_brackets(text: str, endpoint: Endpoint) -> None:
+    assert parse_endpoint(text) == endpoint
+
+
+@pytest.mark.parametrize("end", [lambda threads, task: threads.close(), lambda threads, task: task.cancel()])
+def test_a_result_that_arrives_too_late_is_discarded(
+    end: Callable[[CallThreads, asyncio.Task[str]], object],
+) -> None:
+    async def scenario() -> str:
+        threads, release = CallThreads(), threading.Event()
+        discarded: asyncio.Queue[str] = asyncio.Queue()
+
+        def call() -> str:
+            release.wait(10)
+            return "late"
+
+        task = asyncio.create_task(threads.run(call, discarded.put_nowait))
+        await asyncio.sleep(0)
+        end(threads, task)
+        with pytest.raises((RegistryUnavailable, asyncio.CancelledError)):
+            await task
+        release.set()
+        return await discarded.get()
+
+    assert asyncio.run(scenario()) == "late"
+
+
+def test_closed_threads_take_no_call() -> None:
+    async def scenario() -> None:
+        threads = CallThreads()
+        threads.close()
+        with pytest.raises(RegistryUnavailable, match="closed"):
+            await threads.run(lambda: "")
+
+    asyncio.run(scenario())
+
+
+def test_a_system_without_threads_is_a_registry_without_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RegistryUnavailable, match="no thread to ask in: can't start new thread"):
+        asyncio.run(CallThreads().run(lambda: ""))
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "sent"),
+    [
+        (TimeoutError(), "no answer in time", True),
+        (ConnectionResetError(104, "Connection reset by peer"), "connection reset by peer", True),
+        (urllib3.exceptions.ConnectTimeoutError(), "ConnectTimeoutError", False),
+        (urllib3.exceptions.ProtocolError("aborted", ConnectionResetError(104, "Reset")), "reset", True),
+    ],
+)
+def test_a_failure_in_words(error: Exception, words: str, sent: bool) -> None:
+    failure = no_answer(error)
+    assert str(failure).startswith(words)
+    assert failure.sent is sent
+
+
+def test_the_words_of_a_proxy_fit_on_one_line() -> None:
+    assert str(NoAnswer("<html>\n <p>" + "x" * 1000, sent=True)).startswith("<html> <p>xxx")
+    assert len(str(NoAnswer("x" * 100_000, sent=True))) < 250
