@@ -1,7 +1,7 @@
 """Pods of two hosts, made by Debian's CNI plugins from our subnet file.
 
-The flannel plugin is in no package.  ``delegated`` makes the same of the README's config and the subnet file: see
-doCmdAdd in flannel_linux.go and getDelegateIPAM in flannel.go of flannel-io/cni-plugin.
+No package has the flannel plugin.  ``delegated`` derives what the plugin derives from the manual's config and the
+subnet file: see doCmdAdd in flannel_linux.go and getDelegateIPAM in flannel.go of flannel-io/cni-plugin.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from lab import Container, Host, Lab, wait_for
 from support.overlay import transfer
 
 PLUGINS = "/usr/lib/cni"
-README = (Path(__file__).parents[2] / "README.md").read_text()
+MANUAL = (Path(__file__).parents[2] / "docs/manual.md").read_text()
 
 
 def flannel_config() -> dict[str, Any]:
-    """The config that the README has for the flannel plugin."""
-    [section] = [text for text in re.split(r"^### ", README, flags=re.MULTILINE) if text.startswith("CNI\n")]
+    """Return the manual's config for the flannel plugin."""
+    [section] = [text for text in re.split(r"^## ", MANUAL, flags=re.MULTILINE) if text.startswith("CNI\n")]
     config: dict[str, Any] = json.loads(re.findall(r"```json\n(.*?)```", section, re.DOTALL)[0])
     assert config["type"] == "flannel"
     return config

@@ -1,6 +1,6 @@
 """A container with root, raw sockets and every port attacks from one host: what arrives, and what it costs the others.
 
-README's security section tells what FORGED holds.
+docs/security.md lists what FORGED holds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A container of one network attacks another network of the same daemons: what gets across.
 
-README's security section tells what CROSSED holds.
+docs/security.md lists what CROSSED holds.
 """
 
 from __future__ import annotations

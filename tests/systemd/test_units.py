@@ -31,8 +31,8 @@ CAPABILITIES = f"{1 << 12 | 1 << 13:016x}"  # CAP_NET_ADMIN and CAP_NET_RAW in i
 
 
 def pasted() -> list[str]:
-    """The commands that the README has for systemd."""
-    sections = re.split(r"^### ", (PROJECT / "README.md").read_text(), flags=re.MULTILINE)
+    """Return the manual's commands for systemd."""
+    sections = re.split(r"^## ", (PROJECT / "docs/manual.md").read_text(), flags=re.MULTILINE)
     [systemd] = [text for text in sections if text.startswith("systemd\n")]
     commands = re.findall(r"^# (.*)$", systemd, re.MULTILINE)
     assert len(commands) > 3
@@ -127,7 +127,7 @@ def start_container(machine: Machine) -> None:
 
 @pytest.fixture(scope="module")
 def world(root: None) -> Iterator[World]:
-    """As README's commands make it, on a host where Docker runs already and nothing forwards."""
+    """As the manual's commands make it, on a host where Docker runs already and nothing forwards."""
     first, *rest = pasted()
     with Lab(hosts=2) as lab:
         lab.put_config()

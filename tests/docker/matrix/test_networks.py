@@ -1,4 +1,4 @@
-"""Several networks, with a network of Docker for each, made as the README says."""
+"""Several networks, with a network of Docker for each, created as the manual describes."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_a_subnet_that_another_host_took_is_replaced(start_rig: Callable[..., Ri
 def test_a_docker0_of_an_earlier_subnet_gets_the_new_address(
     start_rig: Callable[..., Rig], backend: Backend, is_known: bool
 ) -> None:
-    """README has nothing to remove: dockerd changes the address of a bridge that is there.
+    """The manual names nothing to remove: dockerd changes the address of a bridge that is there.
 
     "of-another-docker": a bridge that dockerd finds at its first start.
     """
@@ -76,7 +76,7 @@ def test_a_docker0_of_an_earlier_subnet_gets_the_new_address(
 def test_with_live_restore_docker_follows_once_no_container_runs(
     start_rig: Callable[..., Rig], are_stopped: bool
 ) -> None:
-    """Docker ignores --bip while containers run that it has restored; README says to stop them first."""
+    """Docker ignores --bip while containers run that it has restored; the manual says to stop them first."""
     rig = start_rig(UDP.config(), options=["--live-restore"])
     host, docker = rig.hosts[0], rig.dockers[0]
     before, after = host.subnet(), IPv4Network("11.0.250.0/24")
