@@ -39,7 +39,7 @@ class Waiting:
         return re.findall(COMPLAINT, self.daemon.log(), re.MULTILINE)
 
 
-def test_each_kind_is_said_once_and_waited_out(lab: Lab) -> None:
+def test_each_kind_is_logged_once_and_the_daemon_waits_for_another_config(lab: Lab) -> None:
     # The daemon looks once a second, so every second kind; unit/leasing/test_manager.py has all.
     some = list(BAD_CONFIGS.values())[1::2]
     assert len(some) >= 20

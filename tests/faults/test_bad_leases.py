@@ -124,7 +124,7 @@ LEADS_NOWHERE = [
 
 
 @pytest.mark.parametrize("leases", [WOULD_TAKE_A_WAY, LEADS_NOWHERE], ids=["a way", "nowhere"])
-def test_a_lease_that_would_take_a_way_or_lead_nowhere_is_ignored(
+def test_a_lease_that_would_take_other_packets_or_lead_nowhere_is_ignored(
     world: World, leases: list[tuple[str, str, str]]
 ) -> None:
     before = world.routes()
@@ -140,7 +140,7 @@ def test_a_lease_that_would_take_a_way_or_lead_nowhere_is_ignored(
     world.remove(*(subnet for subnet, _, _ in leases))
 
 
-def test_a_lease_around_the_public_ip_of_another_one_is_ignored_while_that_is_there(world: World) -> None:
+def test_a_lease_around_the_public_ip_of_another_lease_is_ignored_while_that_exists(world: World) -> None:
     """The other one is a host behind a router; the kernel has a route of its own to it."""
     world.one.configure("route add 172.25.7.0/24 via 172.17.8.1 proto static")
     before = world.routes()
@@ -165,7 +165,7 @@ def test_a_lease_around_the_public_ip_of_another_one_is_ignored_while_that_is_th
     ],
     ids=["each other", "each other, of any length", "itself"],
 )
-def test_packets_do_not_go_round_and_round(world: World, one: tuple[str, str], two: tuple[str, str]) -> None:
+def test_packets_do_not_loop(world: World, one: tuple[str, str], two: tuple[str, str]) -> None:
     """Two leases that contain each other's public IP, or each its own: one ping, and what it makes of eth1."""
     for lease in (one, two):
         world.put(*lease)
@@ -185,7 +185,7 @@ def _sent(host: Host) -> int:
     return int(host.run("cat", "/sys/class/net/eth1/statistics/tx_packets").stdout)
 
 
-def test_a_public_ip_behind_our_own_device_is_unusable_until_there_is_another_way(world: World) -> None:
+def test_a_public_ip_behind_our_own_device_is_unusable_until_another_route_exists(world: World) -> None:
     world.put("172.28.1.0/24", "172.24.0.9")
     if world.backend is HOST_GW:
         world.daemon.wait_for_log(r"Ignoring subnet 172.28.1.0/24: 172.24.0.9 is not on the link")
@@ -203,7 +203,7 @@ def test_a_public_ip_behind_our_own_device_is_unusable_until_there_is_another_wa
     world.remove("172.28.1.0/24")
 
 
-def test_a_lease_is_used_again_when_its_cause_goes_with_an_address_of_this_host(world: World) -> None:
+def test_an_ignored_lease_is_used_when_the_conflicting_address_is_removed(world: World) -> None:
     added = "Subnet added: 172.30.9.0/24"
     world.put("172.30.9.0/24", "172.17.8.77")
     world.daemon.wait_for_log(added)
@@ -224,7 +224,7 @@ def test_a_lease_is_used_again_when_its_cause_goes_with_an_address_of_this_host(
 
 
 @pytest.mark.parametrize("device", ["flannel7 mode tun", "other0 mode tap"])
-def test_an_address_of_any_device_of_ours_is_no_other_hosts(world: World, device: str) -> None:
+def test_an_address_of_any_own_device_is_no_peers_public_ip(world: World, device: str) -> None:
     """Also that of a device of another network, or of another daemon."""
     name = device.split()[0]
     world.one.configure(f"tuntap add {device}", f"address add 192.168.99.0/32 dev {name}")
@@ -235,7 +235,7 @@ def test_an_address_of_any_device_of_ours_is_no_other_hosts(world: World, device
     world.one.configure(f"link delete {name}")
 
 
-def test_an_overlapping_lease_that_was_created_later_changes_nothing_and_an_earlier_one_makes_us_leave(
+def test_an_overlapping_lease_that_was_created_later_changes_nothing_and_an_earlier_one_ends_the_daemon(
     world: World,
 ) -> None:
     """Last, because the host gets another subnet."""

@@ -42,7 +42,7 @@ def test_a_network_inside_the_link_is_refused(make_lab: Callable[..., Lab], back
     check_refused_until_corrected(make_lab(hosts=1), backend, dict.fromkeys(networks, why))
 
 
-def test_alloc_may_have_such_a_network_as_it_routes_nothing(make_lab: Callable[..., Lab]) -> None:
+def test_alloc_accepts_such_a_network_because_it_adds_no_routes(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     put_config(lab, ALLOC, "172.17.8.0/24")
@@ -53,7 +53,7 @@ def test_alloc_may_have_such_a_network_as_it_routes_nothing(make_lab: Callable[.
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_a_network_around_the_link_is_fine_and_our_subnet_lies_outside_of_it(
+def test_a_network_around_the_link_is_accepted_and_our_subnet_lies_outside_the_link(
     make_lab: Callable[..., Lab], backend: Backend
 ) -> None:
     lab = make_lab(hosts=1)
@@ -127,7 +127,7 @@ def test_etcd_behind_a_router_and_inside_the_network(make_lab: Callable[..., Lab
     assert "via 172.17.8.1 dev eth1" in host.run("ip", "route", "get", "10.50.0.9").stdout
 
 
-def test_host_gw_routes_leases_only_and_none_around_etcd(make_lab: Callable[..., Lab]) -> None:
+def test_host_gw_adds_routes_to_leased_subnets_only_and_none_around_etcd(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     host.configure("route add default via 172.17.8.1")
@@ -174,7 +174,7 @@ def test_a_host_that_an_earlier_run_cut_off_recovers_when_the_config_is_correcte
     assert "dev eth1" in host.run("ip", "route", "get", "172.17.8.1").stdout
 
 
-def test_a_marked_device_is_known_without_a_subnet_file_and_all_its_routes_to_etcd_go(
+def test_a_marked_device_is_known_without_a_subnet_file_and_all_its_routes_to_etcd_are_removed(
     make_lab: Callable[..., Lab],
 ) -> None:
     lab = make_lab(hosts=1)

@@ -91,7 +91,7 @@ def clean_up(host: Host, *flags: str, host_id: str = "host1") -> tuple[int, list
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_everything_goes_and_what_is_others_stays(host: Host, backend: Backend) -> None:
+def test_cleanup_removes_all_state_of_flannelpy_and_keeps_foreign_state(host: Host, backend: Backend) -> None:
     """First, on a host that no daemon has run on."""
     before = belongings(host)
     run_for_a_while(host, backend)
@@ -108,7 +108,7 @@ def test_everything_goes_and_what_is_others_stays(host: Host, backend: Backend) 
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_while_it_runs_nothing_is_removed(host: Host, backend: Backend) -> None:
+def test_nothing_is_removed_while_a_daemon_runs(host: Host, backend: Backend) -> None:
     daemon = host.start_daemon("-iface=eth1", "-ip-masq")
     daemon.wait_ready()
     wait_for(lambda: ways(host) >= backend.wanted(host), 5, "the ways to the other host")
@@ -121,7 +121,7 @@ def test_while_it_runs_nothing_is_removed(host: Host, backend: Backend) -> None:
 
 
 @over(UDP)
-def test_a_device_of_flanneld_that_is_in_use_is_not_taken_away(host: Host) -> None:
+def test_a_device_of_flanneld_that_is_in_use_is_not_removed(host: Host) -> None:
     """A running flanneld does not know our lock, so its device is the only sign of it."""
     daemon = host.start_daemon("-iface=eth1")
     daemon.wait_ready()
@@ -137,7 +137,7 @@ def test_a_device_of_flanneld_that_is_in_use_is_not_taken_away(host: Host) -> No
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_release_gives_the_lease_back(host: Host, backend: Backend) -> None:
+def test_release_deletes_the_lease(host: Host, backend: Backend) -> None:
     run_for_a_while(host, backend)
     subnet = host.subnet()
     code, said = clean_up(host, "-release")
@@ -148,7 +148,7 @@ def test_release_gives_the_lease_back(host: Host, backend: Backend) -> None:
 
 
 @over(UDP)
-def test_release_leaves_what_is_not_ours(lab: Lab, host: Host, backend: Backend) -> None:
+def test_release_keeps_leases_of_other_hosts_and_reservations(lab: Lab, host: Host, backend: Backend) -> None:
     run_for_a_while(host, backend)
     [lease] = own_leases(host)
     subnet = host.subnet()
@@ -162,7 +162,7 @@ def test_release_leaves_what_is_not_ours(lab: Lab, host: Host, backend: Backend)
 
 
 @over(UDP)
-def test_an_etcd_that_does_not_answer_is_said(host: Host, backend: Backend) -> None:
+def test_an_etcd_that_does_not_answer_is_logged(host: Host, backend: Backend) -> None:
     run_for_a_while(host, backend)
     code, said = clean_up(host, "-release", "-etcd-endpoints=http://127.0.0.1:1")
     assert (code, said[-1]) == (1, "http://127.0.0.1:1: connection refused")

@@ -147,7 +147,9 @@ def cpu_seconds(daemon: Daemon) -> float:
         for backend in change.backends
     ],
 )
-def test_it_is_repaired(lab: Lab, host: Host, daemon: Daemon, backend: Backend, change: Change) -> None:
+def test_a_change_by_another_program_is_repaired(
+    lab: Lab, host: Host, daemon: Daemon, backend: Backend, change: Change
+) -> None:
     """Regression against the original, which burns a processor, or does nothing, and says nothing."""
     names = {"device": backend.device, "mtu": backend.mtu, "subnet": lab.hosts[1].subnet()}
     before, repairs = sockets(host), repairs_of(daemon)
@@ -164,7 +166,7 @@ def test_it_is_repaired(lab: Lab, host: Host, daemon: Daemon, backend: Backend, 
 
 
 @over(*OBSTACLES)
-def test_a_repair_that_fails_at_first_is_tried_until_it_works(
+def test_a_repair_that_fails_at_first_is_retried_until_it_works(
     lab: Lab, host: Host, daemon: Daemon, backend: Backend
 ) -> None:
     """Between the old device and the new one nothing is carried: that must not be taken for all being well."""
@@ -206,7 +208,7 @@ def test_an_idle_hour_after_repairs_costs_nothing(host: Host, daemon: Daemon, ba
 
 @pytest.mark.timed
 @over(UDP, VXLAN)
-def test_somebody_who_deletes_it_all_the_time_costs_no_processor(
+def test_a_program_that_deletes_the_device_all_the_time_costs_no_processor(
     lab: Lab, host: Host, daemon: Daemon, backend: Backend
 ) -> None:
     before, end = cpu_seconds(daemon), time.monotonic() + 4
@@ -218,7 +220,7 @@ def test_somebody_who_deletes_it_all_the_time_costs_no_processor(
 
 
 @over(UDP, VXLAN)
-def test_connections_between_containers_live_on(lab: Lab, host: Host, backend: Backend) -> None:
+def test_connections_between_containers_survive(lab: Lab, host: Host, backend: Backend) -> None:
     """A ping that waits has its answer delivered by the new device."""
     ours, theirs = (host.containers[0] for host in lab.hosts)
     with (
@@ -255,14 +257,14 @@ def test_an_external_interface_that_is_down_for_a_while(lab: Lab, host: Host, da
 
 
 @over(UDP)
-def test_another_mtu_below_is_said(host: Host, daemon: Daemon) -> None:
+def test_another_mtu_of_the_external_interface_is_logged(host: Host, daemon: Daemon) -> None:
     host.configure("link set eth1 mtu 1400")
     daemon.wait_for_log(r"W.*MTU of eth1 is 1400 now, it was 1500 at the start")
     host.configure("link set eth1 mtu 1500")
 
 
 @over(UDP)
-def test_the_watchdog_gets_signs_of_life_while_all_is_well(lab: Lab, host: Host) -> None:
+def test_the_watchdog_gets_keep_alives_while_the_host_is_ready(lab: Lab, host: Host) -> None:
     host.daemons[-1].stop()
     daemon = host.start_daemon("-iface=eth1", env={"WATCHDOG_USEC": "600000"})
     daemon.wait_ready()
@@ -270,7 +272,7 @@ def test_the_watchdog_gets_signs_of_life_while_all_is_well(lab: Lab, host: Host)
 
 
 @over(UDP)
-def test_a_frozen_daemon_gives_no_sign_of_life(host: Host) -> None:
+def test_a_frozen_daemon_sends_no_keep_alive(host: Host) -> None:
     daemon = host.daemons[-1]
     with asleep(daemon):
         seen, start = daemon.notified.count("WATCHDOG=1"), time.monotonic()
@@ -293,7 +295,7 @@ def test_a_leftover_persistent_device_is_removed_at_start(host: Host, backend: B
 
 
 @over(UDP)
-def test_another_address_for_good_ends_it(lab: Lab, host: Host) -> None:
+def test_a_permanent_new_address_ends_the_daemon(lab: Lab, host: Host) -> None:
     """Last, since it takes its time and the host is another one afterwards."""
     daemon = host.daemons[-1]
     host.configure("address flush dev eth1", "address add 172.17.8.199/24 dev eth1")

@@ -17,6 +17,6 @@ def test_an_etcd_that_is_away_for_longer_than_the_leases_last(make_lab: Callable
 
 @over(UDP)
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
-def test_an_outage_is_not_noticed(make_lab: Callable[..., Lab], backend: Backend, scenario: Scenario) -> None:
+def test_hosts_do_not_notice_an_outage(make_lab: Callable[..., Lab], backend: Backend, scenario: Scenario) -> None:
     """By the other backends in tests/soak."""
     scenario(make_lab, backend)

@@ -182,7 +182,7 @@ class TestLostWrite:
         proxy.lose("request", "PUT")
         assert use(registry, lambda registry: registry.create(A, "mine", DAY))[:3] == (A, "mine", DAY)
 
-    def test_create_while_somebody_else_is_faster(
+    def test_create_while_another_client_is_faster(
         self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
     ) -> None:
         proxy.lose("request", "PUT", lambda: server.put(KEY, "theirs"))
@@ -201,7 +201,7 @@ class TestLostWrite:
 
         use(registry, test)
 
-    def test_swap_while_somebody_else_is_faster(
+    def test_swap_while_another_client_is_faster(
         self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
     ) -> None:
         async def test(registry: EtcdV2Registry) -> None:
@@ -241,7 +241,7 @@ class TestLostWrite:
 
         use(registry, test)
 
-    def test_delete_while_somebody_else_is_faster(
+    def test_delete_while_another_client_is_faster(
         self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
     ) -> None:
         async def test(registry: EtcdV2Registry) -> None:
@@ -401,7 +401,7 @@ class TestRestart:
         with EtcdServer(tmp_path / "old") as old:
             use(EtcdV2Registry([old.url], "/network"), test)
 
-    def test_as_another_cluster_is_found_out_by_any_call(self, tmp_path: Path) -> None:
+    def test_as_another_cluster_is_detected_by_any_call(self, tmp_path: Path) -> None:
         async def test(registry: EtcdV2Registry) -> None:
             await registry.snapshot()
             old.stop()
@@ -486,7 +486,7 @@ class TestStream:
 
         use(EtcdV2Registry([server.url], "/network"), test)
 
-    def test_goes_on_after_events_of_the_history(self, server: EtcdServer) -> None:
+    def test_continues_after_events_of_the_history(self, server: EtcdServer) -> None:
         """Of which etcd sends one, and no other event ever on that connection."""
 
         async def test(registry: EtcdV2Registry) -> None:
@@ -537,7 +537,7 @@ class TestStream:
                 cut_off.shutdown()
 
     @pytest.mark.parametrize("held_back", [OPEN_REPLIES, FORGOTTEN])
-    def test_that_is_deaf_is_found_out(self, server: EtcdServer, held_back: str) -> None:
+    def test_that_is_deaf_is_detected(self, server: EtcdServer, held_back: str) -> None:
         """The store has moved on, and the history knows with what."""
 
         async def test(registry: EtcdV2Registry) -> None:
@@ -965,7 +965,7 @@ class TestProcess:
             assert process.returncode == 0
             assert time.monotonic() - begin < 2
 
-    def test_says_nothing_itself(self, dead_url: str) -> None:
+    def test_logs_nothing_itself(self, dead_url: str) -> None:
         with self.start(dead_url) as process:
             out, err = process.communicate(timeout=DEADLINE)
         assert out == ""
@@ -1015,7 +1015,7 @@ def answering(status: int, body: str) -> Iterator[str]:
 @pytest.mark.parametrize(
     "call", ["read_config", "snapshot", "create", "compare_and_swap", "compare_and_delete", "watch"]
 )
-def test_somebody_who_is_no_etcd_is_passed_over(server: EtcdServer, call: str, status: int, body: str) -> None:
+def test_a_service_that_is_no_etcd_is_skipped(server: EtcdServer, call: str, status: int, body: str) -> None:
     """A proxy's error page, or another service on 4001, was a traceback; and the next endpoint was not asked."""
 
     arguments: dict[str, tuple[object, ...]] = {
@@ -1122,7 +1122,7 @@ def test_without_a_thread_to_ask_in_there_is_no_answer(server: EtcdServer, monke
         (502, "a\n\x1b[2J\u202e" * 100_000),
     ],
 )
-def test_words_of_others_are_one_short_line(status: int, body: object) -> None:
+def test_foreign_text_is_one_short_line(status: int, body: object) -> None:
     with answering(status, json.dumps(body)) as url, pytest.raises(RegistryError) as caught:
         use(EtcdV2Registry([url], "/network"), lambda registry: registry.read_config())
     assert str(caught.value).isprintable()

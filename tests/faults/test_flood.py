@@ -49,7 +49,7 @@ def flood(source: Host, target: Host, size: int, count: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("size", "count"), [(28, 1), (28, 64), (1400, 46)])
-def test_a_flood_of_a_stranger_costs_the_others_no_more_than_its_processor_time(
+def test_a_flood_of_an_unknown_host_costs_peers_no_more_than_its_processor_time(
     lab: Lab, size: int, count: int
 ) -> None:
     """The fair comparison is the same flood on somebody else: on one machine the flooder itself takes a processor.

@@ -87,7 +87,7 @@ def watching(node: Node, device: str) -> Capture:
     return Capture(node, device, f"udp port {INNER_PORT}")
 
 
-def test_a_stranger_reaches_no_container_and_is_named(lab: Lab) -> None:
+def test_an_unknown_host_reaches_no_container_and_is_named(lab: Lab) -> None:
     peer, host, stranger = lab.hosts
     one, other = containers(lab)
     with serving(lab) as (_, daemon):
@@ -102,7 +102,7 @@ def test_a_stranger_reaches_no_container_and_is_named(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(("flag", "port"), [("peer", OUTER_PORT + 1), ("strict", 40007), ("off", 1024)])
-def test_what_a_known_host_sends_from_another_port_is_refused_and_named(lab: Lab, flag: str, port: int) -> None:
+def test_datagrams_of_a_known_host_from_another_port_are_dropped_and_named(lab: Lab, flag: str, port: int) -> None:
     """As a container does that the host masquerades."""
     peer, host, _ = lab.hosts
     one, other = containers(lab)
@@ -119,7 +119,7 @@ def test_what_a_known_host_sends_from_another_port_is_refused_and_named(lab: Lab
         assert drops["wrong_sender_port"] + drops["socket_refused"] == MANY
 
 
-def test_a_stranger_that_leases_a_subnet_is_one_no_longer_and_one_again_without_it(lab: Lab) -> None:
+def test_an_unknown_host_is_accepted_as_long_as_it_has_a_lease(lab: Lab) -> None:
     peer, host, newcomer = lab.hosts
     one, other = containers(lab)
     come = packet(one.address, other.address, 11)
@@ -143,7 +143,7 @@ def test_a_stranger_that_leases_a_subnet_is_one_no_longer_and_one_again_without_
         assert dropped(daemon)["unknown_sender"] > 0
 
 
-def test_a_stranger_is_as_good_as_any_when_nobody_asks(lab: Lab) -> None:
+def test_unknown_hosts_are_accepted_without_a_source_check(lab: Lab) -> None:
     peer, host, stranger = lab.hosts
     one, other = containers(lab)
     with serving(lab, "-source-check=off") as (_, daemon), watching(other, "eth0") as seen:
@@ -204,7 +204,7 @@ def attempts(lab: Lab) -> list[Attempt]:
 
 
 @pytest.mark.parametrize("flag", [None, "peer", "strict", "off"])
-def test_a_known_host_is_believed_no_addresses_that_cannot_be(lab: Lab, flag: str | None) -> None:
+def test_impossible_inner_addresses_of_a_known_host_are_dropped(lab: Lab, flag: str | None) -> None:
     """Seen on the device itself: what got that far would be the kernel's to forward, or to take for its own."""
     peer, host, _ = lab.hosts
     flags = [] if flag is None else [f"-source-check={flag}"]

@@ -31,7 +31,7 @@ def hosts(shared_lab: Callable[[str, int], Lab], backend: Backend) -> list[Host]
     return lab.hosts
 
 
-def test_its_time_is_the_flags_and_it_is_renewed_in_time(hosts: list[Host]) -> None:
+def test_the_ttl_is_the_flags_and_the_lease_is_renewed_in_time(hosts: list[Host]) -> None:
     host, *_ = hosts
     [daemon] = host.daemons
     [first] = own_leases(host)
@@ -44,7 +44,7 @@ def test_its_time_is_the_flags_and_it_is_renewed_in_time(hosts: list[Host]) -> N
     assert renewed["modifiedIndex"] > first["modifiedIndex"]
 
 
-def test_a_daemon_that_slept_through_the_end_takes_its_subnet_back(hosts: list[Host]) -> None:
+def test_a_daemon_that_slept_past_the_expiry_recreates_its_lease(hosts: list[Host]) -> None:
     """As a virtual machine that was suspended; the original notices nothing until its next renewal."""
     _, host, _ = hosts
     [daemon] = host.daemons
@@ -58,9 +58,7 @@ def test_a_daemon_that_slept_through_the_end_takes_its_subnet_back(hosts: list[H
     assert daemon.process.poll() is None
 
 
-def test_a_daemon_whose_subnet_was_given_away_while_it_slept_leaves_at_once(
-    hosts: list[Host], backend: Backend
-) -> None:
+def test_a_daemon_whose_subnet_was_taken_while_it_slept_exits_at_once(hosts: list[Host], backend: Backend) -> None:
     """Nothing stays that leads packets from here to other hosts."""
     *_, host = hosts
     [daemon] = host.daemons

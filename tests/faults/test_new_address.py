@@ -89,7 +89,7 @@ class Overlay:
             assert not any(f"Subnet removed: {host.subnet()}" in each.log() for each in self.hosts)
 
 
-def test_a_clone_that_lives_keeps_the_lease_whatever_its_version(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
+def test_a_running_clone_of_any_version_keeps_the_lease(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
     """It has the machine ID, and the address that the other one had before; two pairs of hosts at the same time."""
     lab = make_lab(hosts=4)
     lab.put_config(UDP.config())

@@ -84,7 +84,7 @@ def vxlan(host: Host, name: str, number: int) -> str:
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_devices_that_look_like_ours_stay_whatever_happens(host: Host, backend: Backend) -> None:
+def test_foreign_devices_that_resemble_ours_always_stay(host: Host, backend: Backend) -> None:
     """Through a start, a stop, a start with another backend, and -cleanup."""
     host.configure(
         vxlan(host, "flannel.7", 7),
@@ -149,7 +149,7 @@ def test_a_foreign_device_of_our_name_ends_the_start_with_one_line(host: Host, b
 
 
 @over(UDP, VXLAN)
-def test_our_device_bears_our_alias_and_gets_it_back(host: Host, backend: Backend) -> None:
+def test_our_device_has_our_alias_and_a_changed_alias_is_restored(host: Host, backend: Backend) -> None:
     daemon = started(host)
     index = (link(host, backend.device) or {})["ifindex"]
     for changed in ("", "uplink", ANOTHERS_ALIAS):
@@ -179,7 +179,7 @@ def test_a_device_of_an_earlier_version_is_adopted(host: Host, backend: Backend,
 
 
 @over(VXLAN)
-def test_our_device_under_another_name_goes(host: Host, backend: Backend) -> None:
+def test_our_device_under_another_name_is_removed(host: Host, backend: Backend) -> None:
     daemon = started(host)
     host.configure("link set flannel.1 down", "link set flannel.1 name renamed")
     wait_for(lambda: alias(host, "flannel.1") == ALIAS, 3, "a device of our name")
@@ -192,7 +192,7 @@ def test_our_device_under_another_name_goes(host: Host, backend: Backend) -> Non
 
 @over(UDP)
 @pytest.mark.parametrize("is_ours", [True, False])
-def test_an_idle_tun_device_goes_only_if_it_has_our_address(host: Host, backend: Backend, is_ours: bool) -> None:
+def test_an_idle_tun_device_is_removed_only_if_it_has_our_address(host: Host, backend: Backend, is_ours: bool) -> None:
     started(host).stop()
     address = host.subnet().network_address if is_ours else "11.0.222.0"
     host.configure("tuntap add flannel3 mode tun", f"address add {address}/16 dev flannel3")
@@ -212,7 +212,7 @@ FOREIGN_ADDRESSES = (
 
 
 @over(UDP, VXLAN)
-def test_addresses_inside_the_network_go_from_our_device_and_others_stay(host: Host, backend: Backend) -> None:
+def test_addresses_inside_the_network_are_removed_from_our_device_and_others_stay(host: Host, backend: Backend) -> None:
     daemon = started(host)
     expected = [str(host.subnet().network_address), "192.168.77.1", "192.168.78.1"]
     for address in ("192.168.77.1/24", "192.168.78.1 peer 192.168.79.1/32", *FOREIGN_ADDRESSES):
@@ -244,7 +244,7 @@ LOST_ROUTES = ("10.55.0.0/16 dev flannel.1 proto static scope link", "10.56.0.0/
 
 @over(VXLAN)
 @pytest.mark.parametrize("when", ["while it runs", "at start", "cleanup"])
-def test_what_goes_with_our_device_is_named(host: Host, backend: Backend, when: str) -> None:
+def test_foreign_routes_that_are_removed_with_our_device_are_named(host: Host, backend: Backend, when: str) -> None:
     daemon = started(host)
     inside = "11.0.220.0/24 dev flannel.1 proto static scope link"
     if when != "while it runs":
@@ -321,7 +321,7 @@ def test_our_routes_with_nexthop_objects_are_removed_like_others(host: Host, bac
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_names_that_are_no_text_harm_nothing(host: Host, backend: Backend) -> None:
+def test_device_names_that_are_not_utf_8_are_harmless(host: Host, backend: Backend) -> None:
     """The kernel takes any bytes but blanks, slashes and colons as a name, and any as an alias."""
     names = ["a\udcff\udcfeb", "\x1b[31m", "flannel.\udcc3"]
     for number, name in enumerate(names):
@@ -493,7 +493,7 @@ def test_cleanup_without_any_record_removes_nothing_and_lists_what_is_marked(hos
 
 
 @over(VXLAN, HOST_GW)
-def test_a_run_on_another_network_leaves_nothing_of_the_old_one(host: Host, backend: Backend) -> None:
+def test_a_run_on_another_network_removes_all_of_the_old_one(host: Host, backend: Backend) -> None:
     """Also when the subnet file is gone."""
     with two_tenants(host, backend) as (one, _):
         for has_file in (True, False):
@@ -510,7 +510,7 @@ def test_a_run_on_another_network_leaves_nothing_of_the_old_one(host: Host, back
 
 
 @over(VXLAN, HOST_GW)
-def test_a_record_of_an_impossible_network_makes_nothing_ours(host: Host, backend: Backend) -> None:
+def test_a_record_of_an_impossible_network_gives_no_ownership(host: Host, backend: Backend) -> None:
     """Whoever may write the lock file could otherwise have -cleanup remove the routes of all daemons."""
     foreign = [
         f"{network} via 172.17.8.1 dev eth1 proto 85" for network in ("10.7.0.0/16", "128.9.0.0/24", "11.9.0.0/16")
@@ -527,7 +527,7 @@ def test_a_record_of_an_impossible_network_makes_nothing_ours(host: Host, backen
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_what_an_earlier_version_left_in_another_network_is_named_at_start(host: Host, backend: Backend) -> None:
+def test_leftovers_of_an_earlier_version_in_another_network_are_named_at_start(host: Host, backend: Backend) -> None:
     """The config has changed between the two runs."""
     started(host).stop()
     lock = host.run_dir / "flannel/.subnet.env.lock"
@@ -546,7 +546,7 @@ def test_what_an_earlier_version_left_in_another_network_is_named_at_start(host:
 
 
 @over(VXLAN)
-def test_an_earlier_network_around_the_present_one_costs_our_device_nothing(host: Host, backend: Backend) -> None:
+def test_an_earlier_network_around_the_present_one_does_not_affect_our_device(host: Host, backend: Backend) -> None:
     """The record of it stays until the iptables chains of that network are known to be gone."""
     key, value = backend.foreign_lease(foreign_subnet(0))
     host.lab.etcd.put(key, value)

@@ -56,9 +56,7 @@ def mac(host: Host, backend: Backend) -> str:
 
 @over(UDP, VXLAN)
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["lower identity first", "higher identity first"])
-def test_the_one_that_is_there_stays_and_the_newcomer_leaves(
-    lab: Lab, backend: Backend, order: tuple[int, int]
-) -> None:
+def test_the_holder_stays_and_the_newcomer_exits(lab: Lab, backend: Backend, order: tuple[int, int]) -> None:
     """The original gives both the same subnet, and says nothing."""
     holder, newcomer = (lab.hosts[number] for number in order)
     first = started(holder)
@@ -76,7 +74,7 @@ def test_the_one_that_is_there_stays_and_the_newcomer_leaves(
 
 
 @over(UDP, VXLAN)
-def test_at_the_same_moment_one_stays(lab: Lab, backend: Backend) -> None:
+def test_of_two_hosts_that_start_at_the_same_moment_one_stays(lab: Lab, backend: Backend) -> None:
     daemons = [started(host) for host in lab.hosts]
     wait_for(lambda: any(daemon.process.poll() is not None for daemon in daemons), 20, "one of them to leave")
     [loser] = [daemon for daemon in daemons if daemon.process.poll() is not None]
@@ -103,7 +101,7 @@ def test_a_reinstalled_host_gets_its_subnet_after_a_short_wait(lab: Lab, backend
 
 
 @over(UDP, VXLAN)
-def test_a_plain_flanneld_with_our_public_ip_is_said(lab: Lab, backend: Backend) -> None:
+def test_a_plain_flanneld_with_our_public_ip_is_logged(lab: Lab, backend: Backend) -> None:
     """It looks at nothing and writes blindly, at its start and once a day: that much can be seen of it."""
     host = lab.hosts[0]
     daemon = started(host)
@@ -117,7 +115,7 @@ def test_a_plain_flanneld_with_our_public_ip_is_said(lab: Lab, backend: Backend)
 
 
 @over(UDP, VXLAN, ALLOC)
-def test_two_that_both_hold_it_are_one_again(lab: Lab, backend: Backend) -> None:
+def test_of_two_holders_the_one_with_the_higher_host_id_exits(lab: Lab, backend: Backend) -> None:
     """A holder that did not see a newcomer's claim in time: the later identity gives way."""
     daemon = started(lab.hosts[1])
     daemon.wait_ready()
@@ -130,7 +128,7 @@ def test_two_that_both_hold_it_are_one_again(lab: Lab, backend: Backend) -> None
 
 
 @over(UDP)
-def test_an_address_of_virtualbox_is_warned_of(lab: Lab) -> None:
+def test_an_address_of_virtualbox_causes_a_warning(lab: Lab) -> None:
     host = lab.hosts[0]
     host.configure(
         "link add eth0 type veth peer name nat0",

@@ -160,14 +160,14 @@ def test_the_key_of_a_certificate(host: Host, pki: Path, endpoints: str | None) 
 @pytest.mark.parametrize(
     ("certificate", "key"), [("client.crt", "broken.key"), ("client.crt", "client.crt"), ("client.key", "client.key")]
 )
-def test_a_key_that_is_none(host: Host, pki: Path, certificate: str, key: str) -> None:
+def test_a_key_file_without_a_key(host: Host, pki: Path, certificate: str, key: str) -> None:
     daemon = host.start_daemon("-iface=eth1", f"-etcd-certfile={pki / certificate}", f"-etcd-keyfile={pki / key}")
     assert daemon.process.wait(10) == 1
     assert str(pki / key) in daemon.log()
     assert_kept(daemon, _lines(pki / "client.key") | _lines(pki / "client.crt"))
 
 
-def test_only_the_flag_is_for_everybody_to_see(host: Host, given: Given) -> None:
+def test_only_the_flag_is_visible_to_other_users(host: Host, given: Given) -> None:
     """What ps shows of others' processes: the command line, not the environment.  The help says so."""
     flags, env = given(PASSWORD)
     daemon = host.start_daemon("-iface=eth1", *flags, env=env)

@@ -89,7 +89,7 @@ def test_keys_and_values_of_leases_are_read_and_written_to_the_same_bytes(entry:
     assert LeaseAttrs.decode(entry.value).encode() == entry.value
 
 
-def test_the_config_means_what_it_meant() -> None:
+def test_the_config_has_the_same_meaning() -> None:
     parsed = config.parse(CONFIG)
     assert (
         f"Picking subnet in range {parsed.subnet_min} ... {parsed.subnet_max}" in (RECORDED / "host1.log").read_text()
@@ -398,7 +398,7 @@ def recorded_log() -> list[str]:
     return [line for line in lines if not line.startswith("Discarding IP fragment")]
 
 
-def test_the_log_says_the_same_in_the_same_order(life: Life) -> None:
+def test_the_log_has_the_same_lines_in_the_same_order(life: Life) -> None:
     """But for one line, which says what decides the speed."""
     assert len(recorded_log()) == 13
     ours = messages(life.log)
@@ -443,7 +443,7 @@ def test_what_sigterm_leaves_behind_is_the_same(life: Life) -> None:
     assert sorted(keys) == sorted(life.store)
 
 
-def test_systemd_is_told_when_it_is_ready_and_when_it_stops(life: Life) -> None:
+def test_systemd_gets_readiness_and_stop(life: Life) -> None:
     """The original says READY=1 and nothing else."""
     assert life.told_to_systemd.count("READY=1") == 1
     ready = life.told_to_systemd.index("READY=1")

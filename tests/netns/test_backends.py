@@ -121,7 +121,7 @@ def test_host_gw_the_routes_are_the_originals(host_gw: Lab) -> None:
         assert {anonymous(line) for line in gateways(host)} == {f"{route} proto 85"}
 
 
-def test_host_gw_the_log_says_what_the_originals_does(host_gw: Lab) -> None:
+def test_host_gw_the_log_is_the_originals(host_gw: Lab) -> None:
     heads = r"^I\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] "
     original = [re.sub(heads, "", line) for line in recorded("host-gw", "host1.log").splitlines()]
     ours = re.sub(heads, "", host_gw.hosts[0].log(), flags=re.MULTILINE).splitlines()
@@ -215,7 +215,7 @@ def test_host_gw_routes_of_other_programs_are_never_touched(host_gw: Lab, route:
         (244, "nhid 78 via 172.17.8.102 dev eth1"),
     ],
 )
-def test_host_gw_a_foreign_route_that_leads_where_the_lease_asks_counts_and_stays(
+def test_host_gw_a_foreign_route_that_leads_where_the_lease_asks_is_used_and_stays(
     host_gw: Lab, number: int, way: str
 ) -> None:
     host, *_ = host_gw.hosts
@@ -291,7 +291,7 @@ def test_host_gw_routes_of_an_earlier_run_are_reconciled_at_start(host_gw: Lab) 
     host.configure(f"route delete {left}")
 
 
-def test_host_gw_hosts_that_cannot_be_reached_are_said(host_gw: Lab) -> None:
+def test_host_gw_unreachable_hosts_are_logged(host_gw: Lab) -> None:
     host, *_ = host_gw.hosts
     daemon = host.daemons[-1]
     values = {
@@ -340,7 +340,7 @@ def test_host_gw_has_the_routes_of_a_thousand_leases_two_seconds_after_its_start
         host_gw.etcd.delete(key)
 
 
-def test_host_gw_routes_go_with_cleanup(host_gw: Lab) -> None:
+def test_host_gw_cleanup_removes_the_routes(host_gw: Lab) -> None:
     """Last, since it takes them away."""
     host, *others = host_gw.hosts
     host.daemons[-1].stop()

@@ -90,7 +90,9 @@ def shown(host: Host) -> str:
     [("vxlan", "flannelpy-vxlan", " dev flannel.1 .*onlink"), ("veth", "flannelpy-host-gw", " via HOST dev eth1 ")],
     ids=["vxlan", "host-gw"],
 )
-def test_by_hand_is_made_what_flannelpy_makes(rack: Rack, by_hand: str, by_flannelpy: str, way: str) -> None:
+def test_the_benchmark_creates_by_hand_what_flannelpy_creates(
+    rack: Rack, by_hand: str, by_flannelpy: str, way: str
+) -> None:
     one, other = rack.carriers[by_hand], rack.carriers[by_flannelpy]
     assert re.search(way, shown(one.client.host))
     assert shown(one.client.host) == shown(other.client.host)

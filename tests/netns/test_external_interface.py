@@ -106,7 +106,7 @@ def is_ready(host: Host) -> bool:
     return (host.run_dir / "flannel/ready").exists()
 
 
-def test_after_15_s_of_another_address_in_place_a_daemon_ends_and_says_where_it_is() -> None:
+def test_after_15_s_of_another_address_in_place_a_daemon_ends_and_logs_the_place() -> None:
     """Ten hosts whose addresses move, and three whose addresses come back, at the same time."""
     with Lab(hosts=len(MOVES) + 3) as lab:
         put_configs(lab)
@@ -195,7 +195,7 @@ def test_hosts_with_public_ips_of_theirs_on_any_interface_reach_each_other(publi
             assert answers.count("ttl=") == 2, (source.name, target.name, answers)
 
 
-def test_the_mtu_of_a_public_ip_on_lo_is_that_of_the_way_out(public: Lab) -> None:
+def test_the_mtu_of_a_public_ip_on_lo_is_that_of_the_interface_by_which_packets_leave(public: Lab) -> None:
     on_lo, plain = public.hosts[1], public.hosts[-1]
     assert on_lo.subnet_env()["FLANNEL_MTU"] == plain.subnet_env()["FLANNEL_MTU"]
 
@@ -295,7 +295,7 @@ def test_which_address_is_used(plain: Lab) -> None:
         daemon.kill()
 
 
-def test_what_fits_nothing_is_one_line_and_exit_1(plain: Lab) -> None:
+def test_flags_that_match_no_interface_are_one_line_and_exit_1(plain: Lab) -> None:
     expected = {}
     for host, (flags, failures) in zip(plain.hosts[len(STARTS) :], REFUSALS, strict=True):
         flag, *more = flags.format(ip=host.public_ip).split(" -")
@@ -306,7 +306,7 @@ def test_what_fits_nothing_is_one_line_and_exit_1(plain: Lab) -> None:
         assert "Traceback" not in daemon.log()
 
 
-def test_host_gw_takes_a_second_address_and_refuses_that_of_another_interface(
+def test_host_gw_accepts_a_second_address_and_rejects_that_of_another_interface(
     make_lab: Callable[..., Lab],
 ) -> None:
     """Other hosts use the public IP as gateway: it has to be on the link by which we are reached."""

@@ -101,7 +101,7 @@ CASES = [(flavour, kind) for flavour in FLAVOURS for kind in SABOTAGE if flavour
 
 
 @pytest.mark.parametrize(("guarded", "kind"), CASES, indirect=["guarded"])
-def test_whatever_is_lost_comes_back(guarded: Guarded, kind: str) -> None:
+def test_lost_rules_are_restored(guarded: Guarded, kind: str) -> None:
     """Rules of others, put before and behind ours, stay as they are."""
     flavour, sabotage = guarded.flavour, SABOTAGE[kind]
     before, repairs, logged = guarded.rules, guarded.repairs(), guarded.daemon.log().count("Restored iptables")
@@ -124,7 +124,7 @@ def test_whatever_is_lost_comes_back(guarded: Guarded, kind: str) -> None:
     assert flavour.all_rules() == before
 
 
-def test_accept_local_comes_back(guarded: Guarded) -> None:
+def test_accept_local_is_restored(guarded: Guarded) -> None:
     path = "/proc/sys/net/ipv4/conf/flannel0/accept_local"
     guarded.host.run("sh", "-c", f"echo 0 >{path}")
     wait_for(lambda: guarded.host.run("cat", path).stdout == "1\n", DEADLINE, "accept_local")
@@ -140,7 +140,7 @@ def test_after_a_restart_nothing_is_repaired_or_written_twice(guarded: Guarded) 
     assert "Restored" not in guarded.daemon.log()
 
 
-def test_by_default_what_nft_flushes_is_back_within_seven_seconds() -> None:
+def test_by_default_rules_that_nft_flushes_are_restored_within_seven_seconds() -> None:
     with Lab(hosts=1) as lab:
         lab.put_config()
         guarded = Guarded(Flavour(lab.hosts[0], "nft"))
@@ -261,7 +261,7 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.mark.parametrize("script", BROKEN.values(), ids=BROKEN)
-def test_rules_that_are_on_by_default_never_keep_a_daemon(host: Host, tmp_path: Path, script: str | None) -> None:
+def test_failures_of_the_default_rules_never_stop_a_daemon(host: Host, tmp_path: Path, script: str | None) -> None:
     daemon = host.start_daemon("-iface=eth1", "-iptables-resync=1", env=broken(tmp_path, script))
     daemon.wait_ready(5)
     if script not in (_HANGS, "exit 0"):
@@ -279,7 +279,7 @@ def test_rules_that_are_on_by_default_never_keep_a_daemon(host: Host, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ["missing", "failing", "printing garbage"])
-def test_masquerading_that_cannot_be_put_fails_the_start(host: Host, tmp_path: Path, kind: str) -> None:
+def test_masquerading_rules_that_cannot_be_added_fail_the_start(host: Host, tmp_path: Path, kind: str) -> None:
     daemon = host.start_daemon("-iface=eth1", "-ip-masq", env=broken(tmp_path, BROKEN[kind]))
     assert daemon.process.wait(10) == 1
     last = daemon.log().splitlines()[-1]
@@ -326,7 +326,7 @@ def answers(source: Container, target: Container) -> int:
 
 
 @pytest.mark.parametrize(("config", "port"), [(UDP, 8285), (VXLAN, 8472)])
-def test_a_container_cannot_send_in_the_name_of_its_host(config: str, port: int) -> None:
+def test_a_container_cannot_send_datagrams_as_its_host(config: str, port: int) -> None:
     """Not even if an operator accepts all that is forwarded; what is for others, or for other ports, passes."""
     with Lab(hosts=2) as lab:
         lab.put_config(config)

@@ -84,7 +84,7 @@ def test_with_masq_containers_reach_the_world_too(start: Start) -> None:
 
 
 @pytest.mark.parametrize("config", ["udp", "host-gw"])
-def test_masq_does_not_precede_what_keeps_networks_apart(start: Start, config: str) -> None:
+def test_masq_rules_do_not_precede_the_isolation_of_networks(start: Start, config: str) -> None:
     """Docker's isolation stands behind DOCKER-USER.  Packets from the link with a forged source are not forwarded."""
     one, other = start(CONFIGS[config], "-ip-masq", "-iptables-resync=1")
     host, subnet = one.host, one.host.subnet()
@@ -157,7 +157,7 @@ def test_a_drop_of_the_operator_wins(start: Start) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_cleanup_removes_what_we_put_and_nothing_else(make_lab: Callable[..., Lab], config: str) -> None:
+def test_cleanup_removes_our_rules_and_nothing_else(make_lab: Callable[..., Lab], config: str) -> None:
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     lab.put_config(CONFIGS[config])
@@ -201,7 +201,7 @@ def test_a_return_for_all_packets_does_not_come_before_our_jump(lone: Host) -> N
         wait_for(lambda: NAME in lone.run("iptables", "-S", "DOCKER-USER").stdout.splitlines()[1], 20, "our jump")
 
 
-def test_what_is_removed_comes_back_and_is_counted(lone: Host) -> None:
+def test_removed_rules_are_restored_and_counted(lone: Host) -> None:
     daemon = lone.start_daemon("-iface=eth1", "-iptables-resync=1")
     wait_for(lambda: is_forwarding_accepted(lone), 10, "the rules")
     before = rules(lone)

@@ -15,7 +15,7 @@ _STEPS = 6
 
 
 @pytest.mark.timeout(180)
-def test_a_host_is_ready_and_reached_or_tells_why_not_over_a_random_walk(make_lab: Callable[..., Lab]) -> None:
+def test_a_host_is_ready_and_reachable_or_logs_the_cause_over_a_random_walk(make_lab: Callable[..., Lab]) -> None:
     """Each host of each backend has a walk of its own: three seeds for each."""
     print(f"FLANNELPY_SEED={SEED}")
     labs = [make_lab(hosts=WALKERS + 1) for _ in BACKENDS]

@@ -217,7 +217,7 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
         yield Scene(lab, request.param)
 
 
-def test_what_arrives(scene: Scene) -> None:
+def test_which_forged_packets_arrive(scene: Scene) -> None:
     """By udp with -source-check=strict, nothing with a source outside of the attacker's subnet."""
     attacks = [*inner_attacks(scene), *outer_attacks(scene)]
     arrived = scene.arrived(attacks)

@@ -150,12 +150,12 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
         yield Scene(lab, SETTINGS[request.param])
 
 
-def test_what_gets_across(scene: Scene, request: pytest.FixtureRequest) -> None:
+def test_which_packets_cross_networks(scene: Scene, request: pytest.FixtureRequest) -> None:
     crossed = scene.crossed()
     assert crossed == CROSSED[request.node.callspec.params["scene"]]
 
 
-def test_rp_filter_refuses_forged_sources_where_they_start(scene: Scene) -> None:
+def test_rp_filter_drops_forged_sources_on_the_source_host(scene: Scene) -> None:
     """After the other test: nothing undoes it."""
     scene.attacker.host.run("sysctl", "-q", "net.ipv4.conf.blue.rp_filter=1")
     crossed = scene.crossed()

@@ -31,7 +31,7 @@ def test_a_rack_of_twenty_with_jumbo_frames(make_lab: Callable[..., Lab]) -> Non
     lab.hosts[0].run(*whole_frame, str(lab.hosts[19].public_ip))
 
 
-def test_a_failed_command_says_what_it_said(lab: Lab) -> None:
+def test_the_error_of_a_failed_command_has_its_output(lab: Lab) -> None:
     with pytest.raises(CommandError, match=r"exit status 3\.\nno such luck"):
         lab.hosts[0].run("sh", "-c", "echo no such luck >&2; exit 3")
 

@@ -257,7 +257,7 @@ def lose_subnet(host: Host, daemon: Daemon, name: str) -> None:
     daemon.wait_for_log(rf"^E.*\] {name}: subnet \S+ is held by 172.17.8.200 now")
 
 
-def test_what_a_network_had_is_free_once_it_has_ended(world: Lab) -> None:
+def test_the_resources_of_an_ended_network_are_free(world: Lab) -> None:
     """Addresses and VNI, after a lost lease: another network of the same daemon gets them."""
     host = world.hosts[0]
     daemon = host.daemons[-1]
@@ -272,7 +272,7 @@ def test_what_a_network_had_is_free_once_it_has_ended(world: Lab) -> None:
     wait_for(lambda: is_ready(host, "blue"), _SETTLE_SECONDS, "blue, with what was green's")
 
 
-def test_what_a_network_left_in_the_way_of_another_one_goes(world: Lab) -> None:
+def test_conflicting_leftovers_of_an_ended_network_are_removed(world: Lab) -> None:
     """After a fault, device, routes and iptables chains stay for the next start, unless another network needs them."""
     host = world.hosts[0]
     daemon = host.daemons[-1]

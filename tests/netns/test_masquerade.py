@@ -75,7 +75,7 @@ def flavour(request: pytest.FixtureRequest) -> Iterator[Flavour]:
         yield flavour
 
 
-def test_our_rules_go_and_others_stay(flavour: Flavour) -> None:
+def test_our_rules_are_removed_and_others_stay(flavour: Flavour) -> None:
     before = flavour.all_rules()
     daemon = flavour.start_daemon("-ip-masq")
     assert [line for line in flavour.rules("nat") if CHAIN in line and "comment" not in line] == OURS
@@ -89,7 +89,7 @@ def test_our_rules_go_and_others_stay(flavour: Flavour) -> None:
 
 
 @pytest.mark.parametrize("left", [FLANNELD, EARLY])
-def test_what_flanneld_or_an_early_version_has_left_is_replaced(flavour: Flavour, left: str) -> None:
+def test_rules_of_flanneld_or_an_early_version_are_replaced(flavour: Flavour, left: str) -> None:
     before = flavour.rules("nat")
     flavour.restore(left)
     daemon = flavour.start_daemon("-ip-masq")

@@ -99,7 +99,7 @@ def test_each_subnet_file_and_lease_is_its_networks(world: World) -> None:
             assert subnet_file(host, name).read_text() == text
 
 
-def test_each_line_of_the_log_says_its_network(world: World) -> None:
+def test_each_log_line_names_its_network(world: World) -> None:
     log = world.hosts[0].log()
     for name in NETWORKS:
         assert re.search(rf"\] {name}: Subnet lease acquired: ", log)
@@ -108,7 +108,7 @@ def test_each_line_of_the_log_says_its_network(world: World) -> None:
     assert re.fullmatch(r"STATUS=blue: subnet 11\.1\.\S+ \(.*\), next hops: 2; green: subnet 11\.2\..*hops: 2", told)
 
 
-def test_a_rule_that_somebody_removes_is_put_right(world: World) -> None:
+def test_a_removed_rule_is_restored(world: World) -> None:
     host = world.hosts[0]
     before = rules(host)
     host.configure("rule delete from 11.1.0.0/16 to 11.2.0.0/16 prohibit")
@@ -141,7 +141,7 @@ def test_a_config_that_breaks_stops_its_network_alone_and_only_at_the_next_start
     assert not any(answered(world.pairs(inside=False)))
 
 
-def test_a_network_that_loses_its_subnet_gets_another_and_the_others_go_on(world: World) -> None:
+def test_a_network_that_loses_its_subnet_gets_another_and_the_others_continue(world: World) -> None:
     host = world.hosts[0]
     daemon = host.daemons[-1]
     blue = next(tenant for tenant in world.tenants if (tenant.host, tenant.network) == (host, "blue"))
@@ -248,7 +248,9 @@ def test_cleanup_leaves_nothing_of_any_network(world: World) -> None:
     ],
     ids=["addresses", "VNI"],
 )
-def test_networks_that_want_the_same_are_told_apart(make_lab: Callable[..., Lab], green: str, said: str) -> None:
+def test_of_two_networks_that_need_the_same_resource_the_later_one_waits(
+    make_lab: Callable[..., Lab], green: str, said: str
+) -> None:
     """The first one has it; the other one waits for another config."""
     lab = make_lab(hosts=1)
     put_config(lab, "blue")
@@ -261,7 +263,7 @@ def test_networks_that_want_the_same_are_told_apart(make_lab: Callable[..., Lab]
     wait_for(lambda: is_ready(lab.hosts[0], "green"), 10, "green to be ready")
 
 
-def test_a_network_whose_port_is_taken_is_tried_again(make_lab: Callable[..., Lab]) -> None:
+def test_a_network_whose_port_is_taken_is_started_again(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     for name in NETWORKS:

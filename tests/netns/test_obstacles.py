@@ -61,7 +61,7 @@ def test_what_certainly_stops_packets_is_named_and_counts_once_there_are_contain
 
 
 @pytest.mark.parametrize("flags", [[], ["-iptables-forward-rules=false"]])
-def test_readiness_follows_at_once_however_seldom_rules_are_checked(lone: Host, flags: list[str]) -> None:
+def test_readiness_follows_at_once_with_any_resync_period(lone: Host, flags: list[str]) -> None:
     """As Docker does it: it switches forwarding on, makes its bridge, and removes a rule."""
     lone.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=0")
     lone.run("iptables", "-I", "FORWARD", "-m", "comment", "--comment", "x", "-j", "DROP")
@@ -226,7 +226,7 @@ table inet firewalld {
 """
 
 
-def test_what_may_stop_packets_is_a_warning_with_what_to_do(lone: Host) -> None:
+def test_what_may_stop_packets_is_a_warning_with_a_remedy(lone: Host) -> None:
     lone.run("nft", "-f", "-", input=FIREWALLD)
     lone.run("iptables", "-A", "FORWARD", "-p", "tcp", "-j", "ACCEPT")
     lone.run("iptables", "-A", "FORWARD", "-j", "DROP")

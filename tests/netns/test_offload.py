@@ -239,7 +239,7 @@ def test_a_narrow_path_costs_speed_only_and_while_it_is_narrow(
 
 @pytest.mark.timed
 @pytest.mark.parametrize("refusal", ["forbidden", "no route", "no link"])
-def test_what_the_underlay_refuses_is_counted_and_the_rest_goes_on(
+def test_packets_that_the_underlay_rejects_are_counted_and_other_packets_travel(
     lab: Lab, containers: list[Container], daemons: list[Daemon], refusal: str
 ) -> None:
     one, other = containers
@@ -329,7 +329,7 @@ def test_a_new_lease_has_its_route_within_a_second(lab: Lab, daemons: list[Daemo
 
 
 @pytest.mark.timed
-def test_a_signal_ends_it_within_two_seconds(daemons: list[Daemon], load: str) -> None:
+def test_a_signal_ends_the_daemon_within_two_seconds(daemons: list[Daemon], load: str) -> None:
     for daemon in daemons:
         began = time.monotonic()
         assert daemon.stop() == 0

@@ -131,13 +131,13 @@ def pings(source: Container, target: Container) -> bool:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("lab", ["host-gw"], indirect=True, scope="module")
-def test_who_is_on_the_link(lab: Lab, name: str) -> None:
+def test_which_peers_are_on_the_link(lab: Lab, name: str) -> None:
     check(lab, name)
 
 
 @pytest.mark.parametrize("name", ["a router for one peer", "a policy rule to a router", "another interface"])
 @pytest.mark.parametrize("lab", ["DirectRouting"], indirect=True, scope="module")
-def test_direct_routing_decides_alike(lab: Lab, name: str) -> None:
+def test_direct_routing_makes_the_same_decision(lab: Lab, name: str) -> None:
     check(lab, name)
 
 

@@ -51,7 +51,7 @@ def containers(overlay: Lab) -> list[Container]:
     return [host.containers[0] for host in overlay.hosts]
 
 
-def test_the_log_tells_which_offloads_are_on(overlay: Lab, offloads: tuple[str, ...]) -> None:
+def test_the_log_names_the_offloads_that_are_on(overlay: Lab, offloads: tuple[str, ...]) -> None:
     for host, names in zip(overlay.hosts, offloads, strict=True):
         wanted = {"auto": [str(offload) for offload in Offload], "off": ["none"]}.get(names, names.split(","))
         [*_, told] = re.findall("Packet code (?:compiled|interpreted), offloads: (.*)$", host.log(), re.MULTILINE)
@@ -106,7 +106,7 @@ def test_traceroute_shows_the_hops(overlay: Lab, containers: list[Container], pr
 
 
 @pytest.mark.parametrize("place", ["host", "container"])
-def test_a_subnet_nobody_leases_is_unreachable_at_once(overlay: Lab, place: str) -> None:
+def test_an_unleased_subnet_is_unreachable_at_once(overlay: Lab, place: str) -> None:
     host = overlay.hosts[0]
     node: Node = host if place == "host" else host.containers[0]
     assert traffic(node, "udp-error", UNLEASED, "9").strip() == "ENETUNREACH"

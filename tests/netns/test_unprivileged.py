@@ -96,7 +96,7 @@ def powers(daemon: Daemon) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("flavour", ["nft", "legacy"])
-def test_the_powers_of_the_systemd_unit_are_enough(make_lab: Callable[..., Lab], flavour: str) -> None:
+def test_the_capabilities_of_the_systemd_unit_suffice(make_lab: Callable[..., Lab], flavour: str) -> None:
     lab = make_lab(hosts=2)
     lab.put_config()
     daemons = [started(host, flavour) for host in lab.hosts]
@@ -123,7 +123,7 @@ def test_the_powers_of_the_systemd_unit_are_enough(make_lab: Callable[..., Lab],
     assert "flannel0" not in lab.hosts[0].run("ip", "link").stdout
 
 
-def test_they_are_enough_for_vxlan_too(make_lab: Callable[..., Lab]) -> None:
+def test_the_capabilities_suffice_for_vxlan(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(hosts=2)
     lab.put_config('{"Network":"11.0.0.0/16","Backend":{"Type":"vxlan"}}')
     wait_connected([started(host, "nft") for host in lab.hosts])

@@ -120,7 +120,7 @@ def restarted(host: Host, *flags: str) -> Daemon:
 # Next to the original
 
 
-def test_the_walk_throughs_config_works_as_it_is() -> None:
+def test_the_walk_throughs_config_works_unchanged() -> None:
     with running(WALK_THROUGH) as lab:
         for one, other in permutations(lab.hosts, 2):
             reply = one.containers[0].run("ping", "-c1", "-W2", str(other.containers[0].address)).stdout
@@ -166,7 +166,7 @@ def test_each_host_has_a_neighbour_and_a_route_beside_it(lab: Lab) -> None:
         assert is_as_it_should_be(host)
 
 
-def test_the_log_says_what_the_originals_does(lab: Lab) -> None:
+def test_the_log_is_the_originals(lab: Lab) -> None:
     head = r"^[IWE]\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] "
     ours = [anonymous(re.sub(head, "", line)) for line in lab.hosts[0].log().splitlines()]
     of_its_own_way = r"L3|GetL2List|Neigh|Handling initial"
@@ -223,7 +223,7 @@ def test_a_restart_loses_no_ping_and_keeps_device_mac_and_entries(lab: Lab) -> N
     assert (shown(host, "ip", "link", "show", "flannel.1"), mac(other), ways(host)) == before
 
 
-def test_what_was_left_is_reconciled_at_start(lab: Lab) -> None:
+def test_leftovers_are_reconciled_at_start(lab: Lab) -> None:
     host = lab.hosts[0]
     host.daemons[-1].stop()
     stale_mac = "02:00:00:00:00:01"
@@ -246,7 +246,7 @@ def test_what_was_left_is_reconciled_at_start(lab: Lab) -> None:
     assert "leads to no peer; removed" in daemon.log()
 
 
-def test_a_device_of_other_settings_is_made_anew(lab: Lab) -> None:
+def test_a_device_with_other_settings_is_recreated(lab: Lab) -> None:
     host = lab.hosts[0]
     host.daemons[-1].stop()
     kept = mac(host)
@@ -264,7 +264,7 @@ def test_a_device_of_other_settings_is_made_anew(lab: Lab) -> None:
     assert pings(host.containers[0], lab.hosts[1].containers[0])
 
 
-def test_a_device_in_the_way_is_said(lab: Lab) -> None:
+def test_a_conflicting_device_is_named(lab: Lab) -> None:
     host = lab.hosts[0]
     host.daemons[-1].stop()
     host.configure("link delete flannel.1", "link add flannel.1 type bridge")
@@ -298,7 +298,7 @@ def test_a_device_in_the_way_is_said(lab: Lab) -> None:
     ],
     ids=["route", "bent", "neighbour", "fdb", "mac"],
 )
-def test_what_somebody_takes_or_bends_is_put_right(lab: Lab, steal: Callable[[Host, Host], tuple[str, ...]]) -> None:
+def test_removed_or_changed_state_is_restored(lab: Lab, steal: Callable[[Host, Host], tuple[str, ...]]) -> None:
     host, other, _ = lab.hosts
     said = repairs(host)
     before = mac(host)
@@ -308,7 +308,7 @@ def test_what_somebody_takes_or_bends_is_put_right(lab: Lab, steal: Callable[[Ho
     wait_for(lambda: repairs(host) == said + 1, 2, "one repair in the log")
 
 
-def test_another_backend_finds_nothing_of_this_one_in_its_way(make_lab: Callable[..., Lab]) -> None:
+def test_another_backend_finds_no_conflicting_leftovers(make_lab: Callable[..., Lab]) -> None:
     """All hosts change over to each of the others in turn, and back; containers never notice but for the moment."""
     lab = make_lab(hosts=2)
     devices = {"vxlan": "flannel.1", "host-gw": "eth1", "udp": "flannel0"}
@@ -328,7 +328,7 @@ def test_another_backend_finds_nothing_of_this_one_in_its_way(make_lab: Callable
         assert ("flannel.1" in lab.hosts[0].run("ip", "link").stdout) == (backend == "vxlan")
 
 
-def test_another_network_finds_nothing_of_the_old_one_in_its_way(make_lab: Callable[..., Lab]) -> None:
+def test_another_network_finds_no_conflicting_leftovers(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(hosts=2)
     for network in ("11.0.0.0/16", "11.7.0.0/16"):
         lab.put_config(json.dumps({"Network": network, "Backend": {"Type": "vxlan"}}))
@@ -347,7 +347,7 @@ def routes(host: Host) -> list[str]:
 # Settings
 
 
-def test_direct_routing_goes_by_the_link_and_follows_it(make_lab: Callable[..., Lab]) -> None:
+def test_direct_routing_follows_the_link(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(hosts=2)
     lab.put_config('{"Network":"11.0.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}')
     daemons = lab.start_daemons("-iface=eth1")
@@ -465,7 +465,7 @@ def test_leases_that_are_no_part_of_the_network_lead_nowhere(make_lab: Callable[
     assert "next hops: 0" in daemon.notified[-1]
 
 
-def test_a_lease_that_the_kernel_refuses_is_said_and_troubles_nobody(lab: Lab) -> None:
+def test_a_lease_that_the_kernel_rejects_is_logged_and_affects_no_other(lab: Lab) -> None:
     host = lab.hosts[0]
     daemon = host.daemons[-1]
     broadcast = IPv4Network("11.0.255.255/32")

@@ -17,7 +17,7 @@ _STEPS = 60
 
 
 @over(*BACKENDS)
-def test_hosts_are_ready_and_reached_or_tell_why_not_over_random_walks(
+def test_hosts_are_ready_and_reachable_or_log_the_cause_over_random_walks(
     make_lab: Callable[..., Lab], backend: Backend
 ) -> None:
     first, end = seed(), time.monotonic() + SECONDS

@@ -153,7 +153,7 @@ def report(what: str, started: float) -> None:
     print(f"  {what}: {time.monotonic() - started:.1f} s", flush=True)
 
 
-def test_readme_s_commands_connect_containers_though_nothing_forwarded_before(world: World) -> None:
+def test_the_manuals_commands_connect_containers_though_nothing_forwarded_before(world: World) -> None:
     world.wait_for_answers()
     assert world.machine.sh("cat /proc/sys/net/ipv4/ip_forward").strip() == "1"
     options = world.machine.sh("cat /run/docker_opts.env")
@@ -236,7 +236,7 @@ def test_the_watchdog_ends_a_daemon_that_hangs(world: World) -> None:
     assert "Watchdog timeout" in world.machine.journal("flannelpy")
 
 
-def test_a_wrong_flag_is_not_tried_again(world: World) -> None:
+def test_a_wrong_flag_is_not_retried(world: World) -> None:
     with world.same_docker():
         world.set_defaults(f"{DEFAULTS}FLANNELD_SUBNET_LEASE_TTL=nonsense\n")
         assert world.machine.run("systemctl", "restart", "flannelpy", check=False).returncode
@@ -265,7 +265,7 @@ def test_docker_follows_a_lease_that_was_lost(world: World) -> None:
     assert journal.count("Docker's options have changed") == 1
 
 
-def test_a_docker_that_failed_for_want_of_a_subnet_is_started_when_there_is_one(world: World) -> None:
+def test_a_docker_that_failed_without_a_subnet_is_started_when_there_is_one(world: World) -> None:
     """The interface comes late: flannelpy fails again and again, and Docker more often than systemd allows."""
     world.machine.systemctl("stop", "docker.socket", *BOTH.split())
     world.machine.sh("rm /run/flannel/subnet.env")
@@ -302,7 +302,7 @@ def test_docker_keeps_the_options_of_its_defaults_file(world: World) -> None:
     world.wait_for_answers()
 
 
-def test_with_live_restore_containers_live_through_a_restart_of_docker(world: World) -> None:
+def test_with_live_restore_containers_survive_a_restart_of_docker(world: World) -> None:
     world.set_docker_options("--live-restore")
     before = world.container()
     world.restart_docker()
@@ -353,7 +353,7 @@ def test_firewalld_is_named_and_the_command_in_the_log_lets_packets_pass(world: 
     world.wait_for_answers()
 
 
-def test_all_comes_up_by_itself_with_the_target_of_the_boot(world: World) -> None:
+def test_both_units_start_at_boot(world: World) -> None:
     """On a host where nothing forwards, and nothing is left of the last time."""
     machine = world.machine
     machine.sh("docker rm --force one")

@@ -81,7 +81,7 @@ def test_docker_keeps_our_rules_when_it_starts_again(start_rig: Callable[..., Ri
     assert ours(rules(host)) == ours(before)
 
 
-def test_cleanup_leaves_what_docker_has_put(start_rig: Callable[..., Rig]) -> None:
+def test_cleanup_keeps_dockers_rules(start_rig: Callable[..., Rig]) -> None:
     """Docker's rules are those that it puts into empty tables without a flannelpy."""
     rig = start_rig(UDP.config())
     host, docker = rig.hosts[0], rig.dockers[0]
