@@ -32,10 +32,10 @@ class Waiting:
     def complains(self, message: str) -> None:
         """It says this next, and nothing else."""
         self.complaints.append(message)
-        wait_for(lambda: len(self._said()) >= len(self.complaints), 10, message)
-        assert self._said() == self.complaints
+        wait_for(lambda: len(self._logged()) >= len(self.complaints), 10, message)
+        assert self._logged() == self.complaints
 
-    def _said(self) -> list[str]:
+    def _logged(self) -> list[str]:
         return re.findall(COMPLAINT, self.daemon.log(), re.MULTILINE)
 
 

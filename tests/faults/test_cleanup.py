@@ -113,8 +113,8 @@ def test_nothing_is_removed_while_a_daemon_runs(host: Host, backend: Backend) ->
     daemon.wait_ready()
     wait_for(lambda: ways(host) >= backend.wanted(host), 5, "the ways to the other host")
     before = belongings(host)
-    said = "a flannelpy runs here with the subnet file /run/flannel/subnet.env: stop it first"
-    assert clean_up(host, "-release") == (1, [said])
+    logged = "a flannelpy runs here with the subnet file /run/flannel/subnet.env: stop it first"
+    assert clean_up(host, "-release") == (1, [logged])
     assert belongings(host) == before
     assert len(own_leases(host)) == 1
     assert daemon.stop() == 0
@@ -140,11 +140,11 @@ def test_a_device_of_flanneld_that_is_in_use_is_not_removed(host: Host) -> None:
 def test_release_deletes_the_lease(host: Host, backend: Backend) -> None:
     run_for_a_while(host, backend)
     subnet = host.subnet()
-    code, said = clean_up(host, "-release")
-    assert (code, said[-1]) == (0, f"Released the lease of {subnet}")
+    code, logged = clean_up(host, "-release")
+    assert (code, logged[-1]) == (0, f"Released the lease of {subnet}")
     assert own_leases(host) == []
-    code, said = clean_up(host, "-release")
-    assert (code, said[-1]) == (0, f"There is no lease with our public IP {host.public_ip}")
+    code, logged = clean_up(host, "-release")
+    assert (code, logged[-1]) == (0, f"There is no lease with our public IP {host.public_ip}")
 
 
 @over(UDP)
@@ -152,11 +152,11 @@ def test_release_keeps_leases_of_other_hosts_and_reservations(lab: Lab, host: Ho
     run_for_a_while(host, backend)
     [lease] = own_leases(host)
     subnet = host.subnet()
-    code, said = clean_up(host, "-release", host_id="another")
-    assert (code, said[-1]) == (0, f"Leaving the lease of {subnet} alone: it is another host's (host1)")
+    code, logged = clean_up(host, "-release", host_id="another")
+    assert (code, logged[-1]) == (0, f"Leaving the lease of {subnet} alone: it is another host's (host1)")
     lab.etcd_request("PUT", lease["key"], value=json.dumps({"PublicIP": str(host.public_ip)}))
-    code, said = clean_up(host, "-release")
-    assert (code, said[-1]) == (0, f"Leaving the reservation of {subnet} alone: it is the operator's")
+    code, logged = clean_up(host, "-release")
+    assert (code, logged[-1]) == (0, f"Leaving the reservation of {subnet} alone: it is the operator's")
     assert len(own_leases(host)) == 1
     lab.etcd_request("DELETE", lease["key"])
 
@@ -164,6 +164,6 @@ def test_release_keeps_leases_of_other_hosts_and_reservations(lab: Lab, host: Ho
 @over(UDP)
 def test_an_etcd_that_does_not_answer_is_logged(host: Host, backend: Backend) -> None:
     run_for_a_while(host, backend)
-    code, said = clean_up(host, "-release", "-etcd-endpoints=http://127.0.0.1:1")
-    assert (code, said[-1]) == (1, "http://127.0.0.1:1: connection refused")
+    code, logged = clean_up(host, "-release", "-etcd-endpoints=http://127.0.0.1:1")
+    assert (code, logged[-1]) == (1, "http://127.0.0.1:1: connection refused")
     assert len(own_leases(host)) == 1

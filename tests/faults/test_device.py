@@ -24,11 +24,11 @@ REPAIR_SECONDS = 2.0
 
 
 class Change(NamedTuple):
-    """What somebody does by ``ip``, and what is said of each flaw of it that is put right."""
+    """What somebody does by ``ip``, and what is logged of each flaw of it that is put right."""
 
     backends: tuple[Backend, ...]
     commands: tuple[str, ...]
-    said: tuple[str, ...]
+    logged: tuple[str, ...]
 
 
 #: Of the backend's device, and of the route to the other host's subnet.
@@ -61,7 +61,7 @@ CHANGES = {
 
 
 class Obstacle(NamedTuple):
-    """What makes a repair fail, what is said about it, and what takes it away."""
+    """What makes a repair fail, what is logged about it, and what takes it away."""
 
     commands: tuple[str, ...]
     failures: str
@@ -158,9 +158,9 @@ def test_a_change_by_another_program_is_repaired(
     wait_until_repaired(host, backend)
     assert_connected(lab)
     assert sockets(host) == before
-    for flaw in change.said:
+    for flaw in change.logged:
         daemon.wait_for_log(rf"W\d.*\] {flaw.format_map(names)}(: put right|; restored)$")
-    count = repairs + len(change.said)
+    count = repairs + len(change.logged)
     wait_for(lambda: f"repairs: {count}," in daemon.notified[-1], 5, "the count in the status line")
     assert repairs_of(daemon) == count
 

@@ -611,12 +611,12 @@ class TestStream:
             values = [f"{number}" * 10_000 for number in range(30)]
             for value in values:
                 await asyncio.to_thread(put, server, f"{SUBNETS}/{A}", value)
-            told: list[str] = []
-            while len(told) < len(values):
+            received: list[str] = []
+            while len(received) < len(values):
                 changes = await registry.watch(cursor, DEADLINE)
-                told += [change.entry.value for change in changes.changes if isinstance(change, Put)]
+                received += [change.entry.value for change in changes.changes if isinstance(change, Put)]
                 cursor = changes.cursor
-            assert told == values
+            assert received == values
 
         use(EtcdV2Registry([server.url], "/network"), test)
 

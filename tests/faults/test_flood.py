@@ -69,9 +69,9 @@ def test_a_flood_of_an_unknown_host_costs_peers_no_more_than_its_processor_time(
         beside = throughput(*ends)
     with flood(flooder, other, size, count):
         flooded = throughput(*ends)
-    told = f"{undisturbed / 1e9:.2f} Gbit/s, flood beside it {beside / 1e9:.2f}, flood on it {flooded / 1e9:.2f}"
-    print(told)
-    assert flooded > beside / 2, told
+    figures = f"{undisturbed / 1e9:.2f} Gbit/s, flood beside it {beside / 1e9:.2f}, flood on it {flooded / 1e9:.2f}"
+    print(figures)
+    assert flooded > beside / 2, figures
     assert daemons[1].stop() == 0
     [refused, unknown] = (
         int(count) for count in re.findall(r"(?:socket_refused|unknown_sender) (\d+)", daemons[1].log())[:2]

@@ -133,7 +133,7 @@ FOREIGN_DEVICES = {
 @over(VXLAN)
 @pytest.mark.parametrize("kind", FOREIGN_DEVICES)
 def test_a_foreign_device_of_our_name_ends_the_start_with_one_line(host: Host, backend: Backend, kind: str) -> None:
-    commands, said = FOREIGN_DEVICES[kind]
+    commands, logged = FOREIGN_DEVICES[kind]
     started(host).stop()
     address = {"address": str(host.subnet().network_address)}
     host.configure("link delete flannel.1", vxlan(host, f"flannel.1 address {MAC}", 1))
@@ -143,7 +143,7 @@ def test_a_foreign_device_of_our_name_ends_the_start_with_one_line(host: Host, b
     assert daemon.process.wait(10) == 1
     last = daemon.log().splitlines()[-1]
     assert "] flannel.1 " in last
-    assert said.format_map(address) in last
+    assert logged.format_map(address) in last
     assert "Backend.VNI" in last
     assert link(host, "flannel.1") == before
 
@@ -251,7 +251,7 @@ def test_foreign_routes_that_are_removed_with_our_device_are_named(host: Host, b
         daemon.stop()
         host.configure(*(f"route add {route}" for route in (*LOST_ROUTES, inside)))
         host.lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": "vxlan", "Port": 4789}}))
-        said = clean_up(host) if when == "cleanup" else started(host).log()
+        logged = clean_up(host) if when == "cleanup" else started(host).log()
         host.lab.put_config(backend.config())
     else:
         freeze(daemon)
@@ -259,8 +259,8 @@ def test_foreign_routes_that_are_removed_with_our_device_are_named(host: Host, b
         host.configure(*(f"route add {route.replace('flannel.1', 'renamed')}" for route in LOST_ROUTES))
         thaw(daemon)
         daemon.wait_for_log("it is our flannel.1 under another name")
-        said = daemon.log().replace("renamed", "flannel.1")
-    assert f"The removal of device flannel.1 removes routes of other programs: {', '.join(LOST_ROUTES)}\n" in said
+        logged = daemon.log().replace("renamed", "flannel.1")
+    assert f"The removal of device flannel.1 removes routes of other programs: {', '.join(LOST_ROUTES)}\n" in logged
 
 
 @over(UDP, VXLAN)
@@ -275,8 +275,8 @@ def test_a_device_that_a_running_flanneld_has_open_ends_the_start(host: Host, ba
     before = host.run("ip", "-4", "route").stdout
     daemon = host.start_daemon("-iface=eth1")
     assert daemon.process.wait(10) == 1
-    said = f"another process, such as flanneld, has our device {name} open: stop that process first"
-    assert daemon.log().splitlines()[-1].endswith(said)
+    logged = f"another process, such as flanneld, has our device {name} open: stop that process first"
+    assert daemon.log().splitlines()[-1].endswith(logged)
     assert host.run("ip", "-4", "route").stdout == before
     flanneld.kill()
     flanneld.wait()
@@ -461,10 +461,10 @@ def test_cleanup_lists_what_an_earlier_version_may_have_left(host: Host, backend
         for each in (*foreign, *others):
             host.configure(f"{each.replace(' ', ' add ', 1)}{' priority 8285' * each.startswith('rule')}")
         shown = [host.run("ip", kind).stdout for kind in ("route", "rule")]
-        said = clean_up(host, *one.flags)
+        logged = clean_up(host, *one.flags)
         for each in foreign:
-            assert f"to remove it: ip {each.replace(' ', ' del ', 1)}" in said
-        assert said.count("to remove it: ip ") == len(foreign)
+            assert f"to remove it: ip {each.replace(' ', ' del ', 1)}" in logged
+        assert logged.count("to remove it: ip ") == len(foreign)
         after = [host.run("ip", kind).stdout for kind in ("route", "rule")]
         assert [line for line in shown[0].splitlines() if "proto 85" not in line] == after[0].splitlines()
         assert after[1] == shown[1]
@@ -484,10 +484,10 @@ def test_cleanup_without_any_record_removes_nothing_and_lists_what_is_marked(hos
         kept: list[tuple[Path, bytes]] = [(path, path.read_bytes()) for path in (record, subnet_file)]
         record.write_text("{}")
         subnet_file.unlink()
-        said = clean_up(host, *one.flags)
+        logged = clean_up(host, *one.flags)
         assert one.state() == before
-        assert "route to 11.1.200.0/24 via " in said
-        assert ("device flannel.1 (flannelpy /run/flannel/tenant1.env)" in said) == (backend is VXLAN)
+        assert "route to 11.1.200.0/24 via " in logged
+        assert ("device flannel.1 (flannelpy /run/flannel/tenant1.env)" in logged) == (backend is VXLAN)
         for path, content in kept:
             path.write_bytes(content)
 
@@ -537,11 +537,11 @@ def test_leftovers_of_an_earlier_version_in_another_network_are_named_at_start(h
     rule = "from 11.0.0.0/16 to 11.9.0.0/16 prohibit"
     host.configure(*(f"route add {route}" for route in (*old, *others)), f"rule add {rule} priority 8285")
     host.lab.put_config(backend.config(IPv4Network("11.77.0.0/16")))
-    said = started(host).log()
+    logged = started(host).log()
     host.lab.put_config(backend.config())
     for command in (*(f"ip route del {route} proto boot" for route in old), f"ip rule del {rule}"):
-        assert f"Left alone, since another program may have added it; to remove it: {command}\n" in said
-    assert said.count("Left alone") == len(old) + 1
+        assert f"Left alone, since another program may have added it; to remove it: {command}\n" in logged
+    assert logged.count("Left alone") == len(old) + 1
     host.configure(*(f"route delete {route}" for route in (*old, *others)), f"rule delete {rule} priority 8285")
 
 

@@ -18,7 +18,7 @@ from flannelpy import cli
 pytestmark = pytest.mark.usefixtures("root")
 
 USER, PASSWORD, WRONG = "overlay", "pass: wörd €/7Zq", "wröng: €/9Xk"
-NOBODY = "http://172.17.8.1:9"
+NO_ETCD = "http://172.17.8.1:9"
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,8 @@ def spellings(password: str) -> set[str]:
 def assert_kept(daemon: Daemon, secrets: set[str]) -> None:
     """Neither the log nor the status nor the subnet file has one of them."""
     file = daemon.host.run_dir / "flannel/subnet.env"
-    told = "\n".join([daemon.log(), *daemon.notified, file.read_text() if file.exists() else ""])
-    assert [secret for secret in secrets if secret in told] == []
+    written = "\n".join([daemon.log(), *daemon.notified, file.read_text() if file.exists() else ""])
+    assert [secret for secret in secrets if secret in written] == []
 
 
 Given = Callable[[str], tuple[list[str], dict[str, str]]]
@@ -114,11 +114,11 @@ def test_a_wrong_password(host: Host, given: Given) -> None:
 @pytest.mark.parametrize(
     ("endpoints", "failures"),
     [
-        (NOBODY, "connection refused"),
-        (f"{NOBODY},http://nowhere.invalid:2379", "nowhere"),
+        (NO_ETCD, "connection refused"),
+        (f"{NO_ETCD},http://nowhere.invalid:2379", "nowhere"),
         ("https://172.17.8.1:2379", "TLS failed"),
     ],
-    ids=["nobody", "no such name", "no TLS there"],
+    ids=["no etcd", "no such name", "no TLS there"],
 )
 def test_an_endpoint_that_does_not_answer(host: Host, given: Given, endpoints: str, failures: str) -> None:
     flags, env = given(PASSWORD)

@@ -315,7 +315,7 @@ class Life(NamedTuple):
 
     exit_code: int
     log: list[str]
-    told_to_systemd: list[str]
+    notifications: list[str]
     bound_to: list[tuple[IPv4Address, int]]
     store: dict[str, KeyValue]
     directory: dict[str, bytes]
@@ -330,12 +330,12 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
         store.put_raw(entry.name, entry.value, entry.lease_ttl)
     subnet_file = tmp_path / "subnet.env"
     subnet_file.write_text("FLANNEL_SUBNET=11.0.59.1/24\n")
-    told: list[str] = []
+    notified: list[str] = []
     bound_to: list[tuple[IPv4Address, int]] = []
 
     def notify(*lines: str) -> None:
-        is_first = not any(line.endswith("next hops: 2") for line in told)
-        told.extend(lines)
+        is_first = not any(line.endswith("next hops: 2") for line in notified)
+        notified.extend(lines)
         if lines[-1].endswith("next hops: 2") and is_first:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -376,7 +376,7 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
         ours.setLevel(level)
     entries = {entry.name: entry for entry in asyncio.run(store.snapshot()).entries}
     directory = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    return Life(exit_code, log.getvalue().splitlines(), told, bound_to, entries, directory)
+    return Life(exit_code, log.getvalue().splitlines(), notified, bound_to, entries, directory)
 
 
 def messages(lines: list[str]) -> list[str]:
@@ -445,7 +445,7 @@ def test_what_sigterm_leaves_behind_is_the_same(life: Life) -> None:
 
 def test_systemd_gets_readiness_and_stop(life: Life) -> None:
     """The original says READY=1 and nothing else."""
-    assert life.told_to_systemd.count("READY=1") == 1
-    ready = life.told_to_systemd.index("READY=1")
-    assert life.told_to_systemd[ready + 1].startswith("STATUS=subnet 11.0.59.0/24 (")
-    assert life.told_to_systemd[-1] == "STOPPING=1"
+    assert life.notifications.count("READY=1") == 1
+    ready = life.notifications.index("READY=1")
+    assert life.notifications[ready + 1].startswith("STATUS=subnet 11.0.59.0/24 (")
+    assert life.notifications[-1] == "STOPPING=1"

@@ -20,7 +20,7 @@ from typing import Any
 PORT = 5005
 BUFFER_BYTES = 8 << 20
 SO_RCVBUFFORCE = 33
-MISSING_TOLD = 20
+MISSING_REPORTED = 20
 # What was sent before the third line may still be on its way.
 QUIET_SECONDS = 0.5
 
@@ -44,7 +44,7 @@ class Received:
         return {
             "count": self._next - len(self._missing),
             "next": self._next,
-            "missing": sorted(self._missing)[:MISSING_TOLD],
+            "missing": sorted(self._missing)[:MISSING_REPORTED],
         }
 
 
@@ -54,18 +54,18 @@ def main(seconds: str, own: str, *peers: str) -> None:
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
         sock.bind((own, PORT))
         print("listening", flush=True)
-        _receive_until_told(sock, received)
-        print(_exchange_until_told(sock, received, float(seconds)), flush=True)
-        _receive_until_told(sock, received)
+        _receive_until_input(sock, received)
+        print(_exchange_until_input(sock, received, float(seconds)), flush=True)
+        _receive_until_input(sock, received)
         while select.select([sock], [], [], QUIET_SECONDS)[0]:
             _receive(sock, received)
     print(json.dumps({peer: numbers.report() for peer, numbers in received.items()}))
 
 
-def _exchange_until_told(sock: socket.socket, received: dict[str, Received], seconds: float) -> int:
+def _exchange_until_input(sock: socket.socket, received: dict[str, Received], seconds: float) -> int:
     """Send and receive until there is something on stdin.  Returns how many each peer was sent."""
     sent, due = 0, time.monotonic()
-    while not _receive_until_told(sock, received, due):
+    while not _receive_until_input(sock, received, due):
         for peer in received:
             with suppress(OSError):  # it counts as sent, and will be missing
                 sock.sendto(sent.to_bytes(4), (peer, PORT))
@@ -73,7 +73,7 @@ def _exchange_until_told(sock: socket.socket, received: dict[str, Received], sec
     return sent
 
 
-def _receive_until_told(sock: socket.socket, received: dict[str, Received], end: float | None = None) -> bool:
+def _receive_until_input(sock: socket.socket, received: dict[str, Received], end: float | None = None) -> bool:
     """Receive until there is something on stdin, which is read; False when ``end`` came first."""
     while end is None or time.monotonic() < end:
         patience = None if end is None else max(end - time.monotonic(), 0)

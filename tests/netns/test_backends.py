@@ -154,8 +154,8 @@ def test_host_gw_a_foreign_route_in_the_way_of_ours_stays(host_gw: Lab, way: str
     wait_for(lambda: next_hops(host) == "next hops: 2", 12, "both subnets to be reachable")
     host.run("ip", "nexthop", "replace", "id", "77", "via", "172.17.8.1", "dev", "eth1")
     daemon = host.daemons[-1]
-    said = f"Subnet {other.subnet()} is unreachable: flannelpy leaves the route "
-    before = daemon.log().count(said)
+    message = f"Subnet {other.subnet()} is unreachable: flannelpy leaves the route "
+    before = daemon.log().count(message)
     host.configure(f"route replace {other.subnet()} {way}")
     foreign = set(shown(host, "ip", "route", "show", str(other.subnet())))
     assert "proto 85" not in " ".join(foreign)
@@ -163,9 +163,9 @@ def test_host_gw_a_foreign_route_in_the_way_of_ours_stays(host_gw: Lab, way: str
     for number in (900, 901):
         host.configure(f"link set eth1 txqueuelen {number}")  # causes a check
     assert ping(host, third).returncode == 0
-    command = re.findall(rf"{said}.* to remove it: (ip route del .*)", daemon.log())[-1]
+    command = re.findall(rf"{message}.* to remove it: (ip route del .*)", daemon.log())[-1]
     assert foreign == set(shown(host, "ip", "route", "show", str(other.subnet())))
-    assert daemon.log().count(said) == before + 1
+    assert daemon.log().count(message) == before + 1
     host.run(*command.split())
     wait_for(lambda: gateways(host) == expected_gateways(host_gw, host), 3, "our route")
     wait_for(lambda: next_hops(host) == "next hops: 2", 3, "the subnet to count as reachable")
@@ -195,14 +195,14 @@ def test_host_gw_routes_of_other_programs_are_never_touched(host_gw: Lab, route:
     added = route.format_map(names)
     host.configure(f"route add {added}")
     before = shown(host, "ip", "route")
-    said = host.log().count("restored")
+    restored = host.log().count("restored")
     for number in (902, 903):
         host.configure(f"link set eth1 txqueuelen {number}")  # causes a check
     gone = f"11.0.240.0/24 via {other.public_ip} dev eth1 proto 85"
     host.configure(f"route add {gone}")  # and when that is removed, all that is to be removed has been
     wait_for(lambda: gone not in shown(host, "ip", "route"), 3, "a route of ours that leads to no peer to go")
     assert shown(host, "ip", "route") == before
-    assert host.log().count("restored") == said
+    assert host.log().count("restored") == restored
     host.configure(f"route delete {added}")
 
 

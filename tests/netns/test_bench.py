@@ -37,8 +37,8 @@ def labs_of(pid: int) -> list[Path]:
 def test_a_quick_run(tmp_path: Path) -> None:
     command = [*QUICK, f"--carriers={','.join(CARRIERS)}", f"--output={tmp_path}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
     assert not labs_of(process.pid)
     data = json.loads((tmp_path / "benchmarks.json").read_text())
     assert all(goodput > 0 for name in CARRIERS for goodput in data["values"]["tcp-1"][name])
@@ -54,9 +54,9 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
         assert "rtt-idle socat" in process.stdout.readline()
         assert labs_of(process.pid)
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert said == "Stopped; nothing is left behind.\n"
+    assert output == "Stopped; nothing is left behind.\n"
     assert not labs_of(process.pid)
     assert not list(tmp_path.iterdir())
 

@@ -394,8 +394,8 @@ def test_a_second_daemon_for_a_subnet_file_is_refused(lab: Lab, host: Host) -> N
     first = started(host, "-iface=eth1")
     second = host.start_daemon("-iface=eth1")
     assert second.process.wait(10) == 1
-    said = "a flannelpy runs here with the subnet file /run/flannel/subnet.env: stop it first"
-    assert second.log().splitlines()[-1].endswith(said)
+    message = "a flannelpy runs here with the subnet file /run/flannel/subnet.env: stop it first"
+    assert second.log().splitlines()[-1].endswith(message)
     assert (host.run_dir / "flannel/ready").exists()
     assert first.stop() == 0
 

@@ -215,12 +215,12 @@ def test_a_link_that_is_down_or_unplugged_is_not_ready_until_it_is_back(public: 
     host = public.hosts[-1]
     daemon = host.daemons[0]
     wait_for(lambda: is_ready(host), 10, "the host to be ready")
-    for trouble, off, on in (
+    for problem, off, on in (
         ("is down", partial(configure, host, "link set eth1 down"), partial(configure, host, "link set eth1 up")),
         ("has no carrier", host.unplug, host.plug_in),
     ):
         off()
-        daemon.wait_for_log(rf"^E.*\] Link eth1 {trouble}: no packets to and from other hosts$")
+        daemon.wait_for_log(rf"^E.*\] Link eth1 {problem}: no packets to and from other hosts$")
         wait_for(lambda: not is_ready(host), 5, "the host to be not ready")
         on()
         wait_for(lambda: is_ready(host), 5, "the host to be ready again")

@@ -44,11 +44,11 @@ SETTINGS = (PEER, STRICT, Setting(VXLAN), Setting(HOST_GW))
 
 #: What arrives with a source that is not of the attacker's host.
 FORGED: dict[str, set[str]] = {
-    "udp": {"another host's container", "a subnet nobody leases"},
+    "udp": {"another host's container", "an unleased subnet"},
     "udp strict": set(),
     "vxlan": {
         "another host's container",
-        "a subnet nobody leases",
+        "an unleased subnet",
         "the victim itself",
         # The kernel takes datagrams at every address of a host, from wherever they come.
         "tunnel address",
@@ -57,7 +57,7 @@ FORGED: dict[str, set[str]] = {
         "its own host, forged peer",
     },
     # Masquerading changes no source that leaves by a device without an address of the network.
-    "host-gw": {"another host's container", "a subnet nobody leases", "the victim itself", "a public ip", "outside"},
+    "host-gw": {"another host's container", "an unleased subnet", "the victim itself", "a public ip", "outside"},
 }
 
 
@@ -160,7 +160,7 @@ def inner_attacks(scene: Scene) -> Iterator[Attack]:
         "another host's container": other,
         "the victim itself": victim,
         "a public ip": str(scene.victims[1].host.public_ip),
-        "a subnet nobody leases": "11.0.0.9",
+        "an unleased subnet": "11.0.0.9",
         "outside": "8.8.8.8",
     }
     for label, source in sources.items():

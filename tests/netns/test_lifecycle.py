@@ -50,7 +50,7 @@ def host(shared_lab: Callable[[str, int], Lab]) -> Iterator[Host]:
 
 
 @pytest.mark.parametrize(
-    ("ignored", "goes_on", "ends"),
+    ("ignored", "ignored_signals", "ends"),
     [
         ("HUP", [signal.SIGHUP], signal.SIGINT),  # nohup flannelpy
         ("INT", [signal.SIGINT], signal.SIGHUP),  # flannelpy & in a script
@@ -58,11 +58,11 @@ def host(shared_lab: Callable[[str, int], Lab]) -> Iterator[Host]:
     ],
 )
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
-    host: Host, ignored: str, goes_on: list[signal.Signals], ends: signal.Signals
+    host: Host, ignored: str, ignored_signals: list[signal.Signals], ends: signal.Signals
 ) -> None:
     daemon = host.start_daemon("-iface=eth1", python=python(host, "nohup", f"trap '' {ignored}"))
     daemon.wait_ready()
-    for number in goes_on:
+    for number in ignored_signals:
         daemon.process.send_signal(number)
     trigger(host)
     wait_for(lambda: is_ready(host), 5, "the ready file")

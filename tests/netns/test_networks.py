@@ -104,8 +104,8 @@ def test_each_log_line_names_its_network(world: World) -> None:
     for name in NETWORKS:
         assert re.search(rf"\] {name}: Subnet lease acquired: ", log)
         assert len(re.findall(rf"\] {name}: Subnet added: ", log)) == 2
-    told = status(world.hosts[0].daemons[-1])
-    assert re.fullmatch(r"STATUS=blue: subnet 11\.1\.\S+ \(.*\), next hops: 2; green: subnet 11\.2\..*hops: 2", told)
+    text = status(world.hosts[0].daemons[-1])
+    assert re.fullmatch(r"STATUS=blue: subnet 11\.1\.\S+ \(.*\), next hops: 2; green: subnet 11\.2\..*hops: 2", text)
 
 
 def test_a_removed_rule_is_restored(world: World) -> None:
@@ -113,8 +113,8 @@ def test_a_removed_rule_is_restored(world: World) -> None:
     before = rules(host)
     host.configure("rule delete from 11.1.0.0/16 to 11.2.0.0/16 prohibit")
     wait_for(lambda: rules(host) == before, 2, "the rule to come back")
-    said = "rule against packets from 11.1.0.0/16 to 11.2.0.0/16 was lost: put right"
-    wait_for(lambda: said in host.log(), 2, "the repair in the log")
+    message = "rule against packets from 11.1.0.0/16 to 11.2.0.0/16 was lost: put right"
+    wait_for(lambda: message in host.log(), 2, "the repair in the log")
 
 
 def test_a_config_that_breaks_stops_its_network_alone_and_only_at_the_next_start(world: World) -> None:
@@ -159,13 +159,13 @@ def test_a_network_that_loses_its_subnet_gets_another_and_the_others_continue(wo
     assert daemon.process.poll() is None
 
 
-TWIN = "from 11.1.0.0/16 to 11.2.0.0/16 fwmark 7 prohibit"
+DUPLICATE = "from 11.1.0.0/16 to 11.2.0.0/16 fwmark 7 prohibit"
 #: At the priority of ours; some are the rule of an earlier version but for one thing.
 FOREIGN_RULES = (
     "from 11.1.2.3/16 to 10.2.0.0/16 prohibit",
     "from 11.1.0.0/16 to 11.9.0.0/16 prohibit",
     "from 11.1.0.0/16 to 11.2.0.0/16 blackhole",
-    TWIN,
+    DUPLICATE,
     "from 10.1.0.0/16 to 10.2.0.0/16 prohibit protocol 85",
 )
 
@@ -203,8 +203,8 @@ def test_the_rules_of_an_earlier_version_are_replaced_by_marked_ones(world: Worl
             host.configure(*(f"rule add {pair} priority 8285" for pair in (one, other)))
         expected = sorted([*before, *foreign, f"8285:\t{one}"])
         wait_for(lambda: rules(host) == expected, 2, "marked rules")
-        host.configure(f"rule delete {TWIN} priority 8285", f"rule delete {one} priority 8285 protocol 0")
-        host.configure(f"rule add {TWIN} priority 8285")
+        host.configure(f"rule delete {DUPLICATE} priority 8285", f"rule delete {one} priority 8285 protocol 0")
+        host.configure(f"rule add {DUPLICATE} priority 8285")
 
 
 def test_cleanup_with_another_subnet_file_takes_nothing_from_a_running_daemon(world: World) -> None:
@@ -224,8 +224,8 @@ def test_cleanup_leaves_nothing_of_any_network(world: World) -> None:
     host = world.hosts[0]
     argv = [sys.executable, "-P", "-m", "flannelpy", *FLAGS, f"-etcd-endpoints={world.etcd.url}", "-host-id=host1"]
     done = host.run(*argv, "-cleanup", check=False)
-    said = "a flannelpy runs here with the subnet file /run/flannel/networks/blue.env: stop it first"
-    assert (done.returncode, done.stderr.splitlines()[-1].split("] ")[1]) == (1, said)
+    message = "a flannelpy runs here with the subnet file /run/flannel/networks/blue.env: stop it first"
+    assert (done.returncode, done.stderr.splitlines()[-1].split("] ")[1]) == (1, message)
     assert host.daemons[-1].stop() == 0
     host.run(*argv, "-cleanup", "-release")
     assert "flannel" not in host.run("ip", "link").stdout
@@ -238,7 +238,7 @@ def test_cleanup_leaves_nothing_of_any_network(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("green", "said"),
+    ("green", "message"),
     [
         ('{"Network":"11.1.128.0/17"}', r"Network 11\.1\.128\.0/17 overlaps 11\.1\.0\.0/16, the network blue"),
         (
@@ -249,7 +249,7 @@ def test_cleanup_leaves_nothing_of_any_network(world: World) -> None:
     ids=["addresses", "VNI"],
 )
 def test_of_two_networks_that_need_the_same_resource_the_later_one_waits(
-    make_lab: Callable[..., Lab], green: str, said: str
+    make_lab: Callable[..., Lab], green: str, message: str
 ) -> None:
     """The first one has it; the other one waits for another config."""
     lab = make_lab(hosts=1)
@@ -257,7 +257,7 @@ def test_of_two_networks_that_need_the_same_resource_the_later_one_waits(
     daemon = lab.hosts[0].start_daemon(*FLAGS)
     wait_for(lambda: is_ready(lab.hosts[0], "blue"), 10, "blue to be ready")
     put_config(lab, "green", green)
-    daemon.wait_for_log(rf"E.*\] green: Failed to retrieve network config: {said}$")
+    daemon.wait_for_log(rf"E.*\] green: Failed to retrieve network config: {message}$")
     put_config(lab, "green")
     daemon.wait_ready(15)
     wait_for(lambda: is_ready(lab.hosts[0], "green"), 10, "green to be ready")

@@ -103,8 +103,8 @@ def test_a_gigabyte_arrives_with_datagrams_reordered_and_duplicated(make_lab: Ca
     source, sink = one.add_container(), other.add_container()
     transfer(source, sink, str(sink.address), GIGABYTE)
     relay.terminate()
-    told, _ = relay.communicate(timeout=5)
-    counts = json.loads(told)
+    output, _ = relay.communicate(timeout=5)
+    counts = json.loads(output)
     datagrams = GIGABYTE // MTU
     assert counts["delayed"] > datagrams / 200
     assert counts["duplicated"] > datagrams / 200
@@ -361,8 +361,8 @@ def test_tcp_slows_down_to_what_the_underlay_takes(lab: Lab, containers: list[Co
         client = one.popen("iperf3", "-c", str(other.address), *how)
         if streams > 1:
             wait_for(lambda: bytes_unsent(lab.hosts[0]) > 6 * MEGABYTE, 3, "a full socket")
-        told, _ = client.communicate(timeout=20)
-    report = json.loads(told)["end"]
+        output, _ = client.communicate(timeout=20)
+    report = json.loads(output)["end"]
     assert report["sum_received"]["bits_per_second"] > 0.8 * SLOW_MBITS * 1e6
     assert report["sum_sent"]["retransmits"] < 50
 

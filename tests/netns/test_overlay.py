@@ -54,8 +54,8 @@ def containers(overlay: Lab) -> list[Container]:
 def test_the_log_names_the_offloads_that_are_on(overlay: Lab, offloads: tuple[str, ...]) -> None:
     for host, names in zip(overlay.hosts, offloads, strict=True):
         wanted = {"auto": [str(offload) for offload in Offload], "off": ["none"]}.get(names, names.split(","))
-        [*_, told] = re.findall("Packet code (?:compiled|interpreted), offloads: (.*)$", host.log(), re.MULTILINE)
-        assert told == ", ".join(sorted(wanted))
+        [*_, logged] = re.findall("Packet code (?:compiled|interpreted), offloads: (.*)$", host.log(), re.MULTILINE)
+        assert logged == ", ".join(sorted(wanted))
 
 
 def test_every_container_reaches_every_other_in_four_hops(containers: list[Container]) -> None:

@@ -69,15 +69,15 @@ CASES = {
 def test_what_leads_packets_elsewhere_is_named(lab: Lab, case: str) -> None:
     host, peer, _ = lab.hosts
     daemon = host.daemons[-1]
-    command, said, is_all = CASES[case]
+    command, message, is_all = CASES[case]
     _, upper = peer.subnet().subnets(1)
     names = {"peer": str(peer.subnet()), "peer25": str(upper), "own": str(host.subnet())}
     wait_for(lambda: is_ready(host) and "unreachable" not in status(daemon), 12, "the host to be undisturbed")
     before = daemon.log()
     host.configure(command.format("add", **names))
     host.configure(f"route add 11.0.240.0/24 via {peer.public_ip} dev eth1 proto 85")  # causes a check even without it
-    if said:
-        line = re.escape(said.format_map(names))
+    if message:
+        line = re.escape(message.format_map(names))
         daemon.wait_for_log(rf"E.*Packets to .* do not take flannelpy's routes: .*{line}", 5)
     if is_all:
         wait_for(lambda: not is_ready(host), 3, "not ready")
@@ -88,7 +88,7 @@ def test_what_leads_packets_elsewhere_is_named(lab: Lab, case: str) -> None:
     host.configure(command.format("delete", **names))
     wait_for(lambda: is_ready(host) and "unreachable" not in status(daemon), 12, "all to be well again")
     logged = daemon.log()[len(before) :]
-    assert len(re.findall("do not take flannelpy's routes", logged)) <= (2 if said else 0), logged
+    assert len(re.findall("do not take flannelpy's routes", logged)) <= (2 if message else 0), logged
     host.run("ip", "route", "delete", "11.0.240.0/24", check=False)
 
 

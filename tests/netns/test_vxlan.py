@@ -83,15 +83,15 @@ def ways(host: Host) -> set[str]:
 
 
 def expected(host: Host, others: list[Host]) -> set[str]:
-    told = set()
+    found = set()
     for other in others:
         subnet = other.subnet()
-        told |= {
+        found |= {
             f"{subnet} via {subnet.network_address} dev flannel.1 proto 85 onlink",
             f"{subnet.network_address} dev flannel.1 lladdr {mac(other)} PERMANENT",
             f"fdb {mac(other)} dst {other.public_ip} self permanent",
         }
-    return told
+    return found
 
 
 def repairs(host: Host) -> int:
@@ -144,8 +144,8 @@ def test_the_lease_is_the_originals(lab: Lab) -> None:
     node = json.loads("\n".join(recorded("etcd.json")))["node"]["nodes"][1]
     values = {anonymous(lease["value"]) for lease in node["nodes"]}
     assert {anonymous(lease["value"]) for lease in lab.leases()} == values
-    told = {json.loads(lease["value"])["BackendData"]["VtepMAC"] for lease in lab.leases()}
-    assert told == set(map(mac, lab.hosts))
+    leased = {json.loads(lease["value"])["BackendData"]["VtepMAC"] for lease in lab.leases()}
+    assert leased == set(map(mac, lab.hosts))
 
 
 def test_forwarding_entries_and_the_networks_route_are_the_originals(lab: Lab) -> None:
@@ -270,8 +270,8 @@ def test_a_conflicting_device_is_named(lab: Lab) -> None:
     host.configure("link delete flannel.1", "link add flannel.1 type bridge")
     daemon = host.start_daemon("-iface=eth1")
     assert daemon.process.wait(10) == 1
-    said = "flannel.1 is there already and no VXLAN device; remove it, or choose another Backend.VNI"
-    assert daemon.log().splitlines()[-1].endswith(said)
+    message = "flannel.1 is there already and no VXLAN device; remove it, or choose another Backend.VNI"
+    assert daemon.log().splitlines()[-1].endswith(message)
     host.configure("link delete flannel.1")
     restarted(host)
     wait_for(lambda: is_as_it_should_be(host), 5, "all entries")
@@ -300,12 +300,12 @@ def test_a_conflicting_device_is_named(lab: Lab) -> None:
 )
 def test_removed_or_changed_state_is_restored(lab: Lab, steal: Callable[[Host, Host], tuple[str, ...]]) -> None:
     host, other, _ = lab.hosts
-    said = repairs(host)
+    count = repairs(host)
     before = mac(host)
     host.run(*steal(host, other))
     wait_for(lambda: is_as_it_should_be(host) and mac(host) == before, 2, "the entry to come back")
     assert pings(host.containers[0], other.containers[0])
-    wait_for(lambda: repairs(host) == said + 1, 2, "one repair in the log")
+    wait_for(lambda: repairs(host) == count + 1, 2, "one repair in the log")
 
 
 def test_another_backend_finds_no_conflicting_leftovers(make_lab: Callable[..., Lab]) -> None:
@@ -439,8 +439,8 @@ def test_a_device_of_another_overlay_is_left_alone(make_lab: Callable[..., Lab])
     before = shown(host, "ip", "-4", "address", "show", "flannel.1")
     daemon = host.start_daemon("-iface=eth1")
     assert daemon.process.wait(10) == 1
-    said = "flannel.1 has 10.244.3.0, of another overlay; choose another Backend.VNI"
-    assert daemon.log().splitlines()[-1].endswith(said)
+    message = "flannel.1 has 10.244.3.0, of another overlay; choose another Backend.VNI"
+    assert daemon.log().splitlines()[-1].endswith(message)
     assert shown(host, "ip", "-4", "address", "show", "flannel.1") == before
 
 
@@ -492,7 +492,7 @@ def test_a_host_that_changed_its_backend_and_is_refused_leaves_nothing(make_lab:
     assert daemons[0].stop() == 0
     lab.put_config('{"Network":"11.0.0.0/16"}')
     key = f"{ETCD_PREFIX}/subnets/{str(host.subnet()).replace('/', '-')}"
-    daemon = host.start_daemon("-iface=eth1", env={"FLANNELD_HOST_ID": "twin"})
+    daemon = host.start_daemon("-iface=eth1", env={"FLANNELD_HOST_ID": "clone"})
     daemon.wait_for_log("waiting 3 s whether it lives")
     lab.etcd.put(key, json.dumps({"PublicIP": str(host.public_ip), "HostID": "host1"}), ttl=600)
     assert daemon.process.wait(10) == 3

@@ -176,8 +176,8 @@ def test_the_program_that_has_our_port_is_named(lab: Lab, family: str, address: 
         assert holder.stdout
         assert holder.stdout.readline() == "bound\n"
         comm = Path(f"/proc/{holder.pid}/comm").read_text().strip()
-        said = f"UDP port {PORT} belongs to process {holder.pid} ({comm}); stop it, "
-        assert said in refused(host)
+        message = f"UDP port {PORT} belongs to process {holder.pid} ({comm}); stop it, "
+        assert message in refused(host)
         holder.kill()
     daemon = started(host)
     assert daemon.stop() == 0
