@@ -1,4 +1,4 @@
-"""Ten hosts over a cluster of etcd whose members fail in all ways: ten minutes by udp, five by each other backend."""
+"""Ten hosts use a cluster of etcd whose members fail in all ways: ten minutes by udp, five by each other backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The outages that tests/faults has udp go through, for the other backends."""
+"""The outages of tests/faults, with the backends other than udp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random walks of host events for minutes, by one backend after the other."""
+"""Random walks of host events for minutes, with one backend after the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.chaos import seed
 from support.host_walk import BACKENDS, WALKERS, walk
 
 SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 4 * 60))
-# As many as happen in some minutes: the kernel and the lab start anew then.
+# As many as happen in some minutes: after them the kernel and the lab are restarted.
 _STEPS = 60
 
 

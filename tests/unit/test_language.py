@@ -13,7 +13,7 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 #: Files and directories whose text is checked: all of the project, as soon as it is clean.
-CHECKED = ("README.md", "CHANGELOG.md", "docs")
+CHECKED = ("README.md", "CHANGELOG.md", "docs", "tests/docker", "tests/golden", "tests/soak", "tests/systemd")
 SUFFIXES = {".md", ".py", ".pxd", ".sh", ".service", ".conf"}
 BANNED = (
     *("said", "told", "put right", "anew", "goes on", "go on", "going on", "carry on", "carries on"),

@@ -19,7 +19,7 @@ MTUS = {"udp": 1472, "vxlan": 1450, "host-gw": 1500}
 
 
 class World(NamedTuple):
-    """Two hosts; of each network a container on either."""
+    """Two hosts, each with a container of each network."""
 
     backends: dict[str, str]
     is_masquerading: bool

@@ -1,4 +1,4 @@
-"""dockerd or flannelpy ends and comes back, under traffic."""
+"""dockerd or flannelpy is restarted under traffic."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_without_live_restore_containers_come_back_and_reach_each_other(
 
 @BACKENDS
 def test_both_are_restarted(start_rig: Callable[..., Rig], backend: Backend) -> None:
-    """As when a host starts again, but that its rules are still there."""
+    """As at a reboot of the host, except that its iptables rules still exist."""
     rig = start_rig(backend.config())
     [docker, _], [host, _] = rig.dockers, rig.hosts
     docker.stop()
