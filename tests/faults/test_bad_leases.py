@@ -1,4 +1,4 @@
-"""Leases that no host should obey, beside hosts that go on talking: each kind, over each backend that carries packets.
+"""Leases that no host should obey, while hosts keep exchanging packets: each kind, with each backend that has routes.
 
 The network contains the hosts' own link, as with hosts in 10.1.0.0/24 and the network 10.0.0.0/8.
 """
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.usefixtures("root")]
 
 
 class World:
-    """Two hosts with a container each, and etcd as anybody can write to it."""
+    """Two hosts with a container each, and write access to etcd."""
 
     def __init__(self, lab: Lab, backend: Backend) -> None:
         self.lab = lab
@@ -39,7 +39,7 @@ class World:
         return self.one.daemons[-1]
 
     def put(self, subnet: str, public_ip: str) -> None:
-        """Each with a MAC of its own."""
+        """Write leases, each with a MAC of its own."""
         mac = "02:" + int(IPv4Network(subnet)[0]).to_bytes(4).hex(":") + f":{IPv4Network(subnet).prefixlen:02x}"
         self.lab.etcd_request("PUT", _key(subnet), value=self.backend.lease(public_ip, mac))
 
@@ -48,21 +48,21 @@ class World:
             self.lab.etcd_request("DELETE", _key(subnet))
 
     def ignored(self, subnet: str) -> int:
-        """How often the log of the first host says so."""
+        """Return how often the first host has logged that it ignores a lease."""
         return self.daemon.log().count(f"Ignoring subnet {subnet}: ")
 
     def routes(self) -> list[str]:
-        """All but those to good leases, which come and go meanwhile."""
+        """Return all routes except those to usable leases, which are added and removed meanwhile."""
         lines = self.one.run("ip", "-4", "route", "show", "table", "all").stdout.splitlines()
         return sorted(line for line in lines if not line.startswith("172.29."))
 
     def ping(self) -> bool:
-        """Whether the containers reach each other."""
+        """Return whether the containers reach each other."""
         source, target = self.two.containers[0], self.one.containers[0]
         return source.run("ping", "-n", "-c2", "-i0.2", "-W1", str(target.address), check=False).returncode == 0
 
     def check_unharmed(self, before: list[str]) -> None:
-        """All is as before, for containers and for the daemon, which still hears of other hosts."""
+        """Assert that containers reach each other, and that the daemon still follows leases."""
         assert self.routes() == before
         assert self.ping()
         assert "not ready" not in self.daemon.notified[-1]
@@ -80,7 +80,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     backend: Backend = request.param
     with Lab(hosts=2) as lab:
         lab.put_config(json.dumps({"Network": NETWORK, **RANGE, "Backend": {"Type": backend.name}}))
-        # What is gone from etcd is forgotten after the time of a lease, at most a minute.
+        # A deleted lease is forgotten after its TTL, at most a minute.
         lab.start_daemons("-iface=eth1", "-subnet-lease-ttl=5s")
         for host in lab.hosts:
             host.add_container()
@@ -141,7 +141,7 @@ def test_a_lease_that_would_take_other_packets_or_lead_nowhere_is_ignored(
 
 
 def test_a_lease_around_the_public_ip_of_another_lease_is_ignored_while_that_exists(world: World) -> None:
-    """The other one is a host behind a router; the kernel has a route of its own to it."""
+    """The other lease is that of a host behind a router, to which the kernel has a route of its own."""
     world.one.configure("route add 172.25.7.0/24 via 172.17.8.1 proto static")
     before = world.routes()
     world.put("172.25.0.0/16", OTHER)
@@ -166,7 +166,7 @@ def test_a_lease_around_the_public_ip_of_another_lease_is_ignored_while_that_exi
     ids=["each other", "each other, of any length", "itself"],
 )
 def test_packets_do_not_loop(world: World, one: tuple[str, str], two: tuple[str, str]) -> None:
-    """Two leases that contain each other's public IP, or each its own: one ping, and what it makes of eth1."""
+    """Two leases contain each other's public IP, or each its own: one ping must cause no loop of packets on eth1."""
     for lease in (one, two):
         world.put(*lease)
     for subnet, _ in (one, two):
@@ -225,7 +225,7 @@ def test_an_ignored_lease_is_used_when_the_conflicting_address_is_removed(world:
 
 @pytest.mark.parametrize("device", ["flannel7 mode tun", "other0 mode tap"])
 def test_an_address_of_any_own_device_is_no_peers_public_ip(world: World, device: str) -> None:
-    """Also that of a device of another network, or of another daemon."""
+    """Own devices include those of other networks and of other daemons."""
     name = device.split()[0]
     world.one.configure(f"tuntap add {device}", f"address add 192.168.99.0/32 dev {name}")
     world.put("172.30.11.0/24", "192.168.99.0")
@@ -238,7 +238,7 @@ def test_an_address_of_any_own_device_is_no_peers_public_ip(world: World, device
 def test_an_overlapping_lease_that_was_created_later_changes_nothing_and_an_earlier_one_ends_the_daemon(
     world: World,
 ) -> None:
-    """Last, because the host gets another subnet."""
+    """This test is the last, because the host gets another subnet."""
     own = world.one.subnet()
     half = str(list(own.subnets())[1])
     world.put(half, PEER)

@@ -1,4 +1,4 @@
-"""Half a minute of what tests/soak does for longer."""
+"""Half a minute of failing etcd members; tests/soak runs for longer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""-cleanup removes what a host has of ours, and with -release its lease; nothing else."""
+"""-cleanup removes a host's state of flannelpy, and with -release its lease; nothing else."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from support.hosts import asleep, belongings, own_leases, ways
 
 pytestmark = pytest.mark.usefixtures("root")
 
-#: Leased to another host, so that there are ways to it.
+#: Leased to another host, so that routes to it exist.
 FOREIGN = IPv4Network("11.0.200.0/24")
-#: What looks like ours, and is not.
+#: State that resembles flannelpy's, and is foreign.
 OTHERS = (
     "link add flannel.7 type vxlan id 7 dev eth1 dstport 8472",
     "address add 10.8.0.0/16 dev flannel.7",
@@ -59,14 +59,14 @@ def lab(shared_lab: Callable[[str, int], Lab], backend: Backend) -> Lab:
 
 @pytest.fixture
 def host(lab: Lab) -> Iterator[Host]:
-    """No daemon outlives a test of it."""
+    """Return the host; no daemon outlives a test."""
     [host] = lab.hosts
     yield host
     host.kill_daemons()
 
 
 def run_for_a_while(host: Host, backend: Backend) -> None:
-    """Leave everything behind that a daemon can leave."""
+    """Run a daemon that leaves everything behind that a daemon can leave."""
     daemon = host.start_daemon("-iface=eth1", "-ip-masq")
     daemon.wait_ready()
     wait_for(lambda: ways(host) >= backend.wanted(host), 5, "the ways to the other host")
@@ -78,12 +78,12 @@ def run_for_a_while(host: Host, backend: Backend) -> None:
 
 
 def chains_of(host: Host) -> set[str]:
-    """The iptables chains that are ours."""
+    """Return flannelpy's iptables chains."""
     return set(re.findall(r"^:(FLANNEL\S*)", host.run("iptables-save").stdout, re.MULTILINE))
 
 
 def clean_up(host: Host, *flags: str, host_id: str = "host1") -> tuple[int, list[str]]:
-    """Exit code, and the messages without their heads."""
+    """Run -cleanup; return the exit code, and the messages without their heads."""
     given = {"-etcd-endpoints": host.lab.etcd.url, "-iface": "eth1", "-host-id": host_id}
     argv = [sys.executable, "-P", "-m", "flannelpy", *(f"{name}={value}" for name, value in given.items()), *flags]
     done = host.run(*argv, "-cleanup", check=False)
@@ -92,7 +92,7 @@ def clean_up(host: Host, *flags: str, host_id: str = "host1") -> tuple[int, list
 
 @over(UDP, VXLAN, HOST_GW)
 def test_cleanup_removes_all_state_of_flannelpy_and_keeps_foreign_state(host: Host, backend: Backend) -> None:
-    """First, on a host that no daemon has run on."""
+    """This test is the first: no daemon has run on the host."""
     before = belongings(host)
     run_for_a_while(host, backend)
     assert belongings(host) != before
@@ -122,7 +122,7 @@ def test_nothing_is_removed_while_a_daemon_runs(host: Host, backend: Backend) ->
 
 @over(UDP)
 def test_a_device_of_flanneld_that_is_in_use_is_not_removed(host: Host) -> None:
-    """A running flanneld does not know our lock, so its device is the only sign of it."""
+    """A running flanneld does not use flannelpy's lock, so its device is the only sign of it."""
     daemon = host.start_daemon("-iface=eth1")
     daemon.wait_ready()
     with asleep(daemon):

@@ -1,6 +1,6 @@
-"""Somebody changes what a backend has set up, or the interface below: repaired within two seconds, the socket lives on.
+"""Other programs change what a backend has set up, or the interface below: restored within two seconds with one socket.
 
-Each backend has a lab of its own, on which its tests follow each other.
+Each backend has a lab of its own, which its tests share.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REPAIR_SECONDS = 2.0
 
 
 class Change(NamedTuple):
-    """What somebody does by ``ip``, and what is logged of each flaw of it that is put right."""
+    """``ip`` commands of another program, and what flannelpy logs about each change that it restores."""
 
     backends: tuple[Backend, ...]
     commands: tuple[str, ...]
@@ -61,7 +61,7 @@ CHANGES = {
 
 
 class Obstacle(NamedTuple):
-    """What makes a repair fail, what is logged about it, and what takes it away."""
+    """Commands that make a repair fail, what flannelpy logs about it, and the remedy."""
 
     commands: tuple[str, ...]
     failures: str
@@ -120,7 +120,7 @@ def ping(source: Container, target: Container, *options: str) -> subprocess.Comp
 
 
 def assert_connected(lab: Lab) -> None:
-    """The containers reach each other."""
+    """Assert that the containers reach each other."""
     one, other = (host.containers[0] for host in lab.hosts)
     assert ping(one, other).returncode == 0
     assert ping(other, one).returncode == 0
@@ -150,10 +150,10 @@ def cpu_seconds(daemon: Daemon) -> float:
 def test_a_change_by_another_program_is_repaired(
     lab: Lab, host: Host, daemon: Daemon, backend: Backend, change: Change
 ) -> None:
-    """Regression against the original, which burns a processor, or does nothing, and says nothing."""
+    """The original uses a whole processor, or does nothing, and logs nothing."""
     names = {"device": backend.device, "mtu": backend.mtu, "subnet": lab.hosts[1].subnet()}
     before, repairs = sockets(host), repairs_of(daemon)
-    with asleep(daemon):  # or it might see some of it
+    with asleep(daemon):  # or the daemon might see a part of it
         host.configure(*(command.format_map(names) for command in change.commands))
     wait_until_repaired(host, backend)
     assert_connected(lab)
@@ -169,9 +169,9 @@ def test_a_change_by_another_program_is_repaired(
 def test_a_repair_that_fails_at_first_is_retried_until_it_works(
     lab: Lab, host: Host, daemon: Daemon, backend: Backend
 ) -> None:
-    """Between the old device and the new one nothing is carried: that must not be taken for all being well."""
+    """Between the old device and the new one no packets travel, so the host must not be ready."""
     ready, obstacle = host.run_dir / "flannel/ready", OBSTACLES[backend]
-    with asleep(daemon):  # or it might be faster
+    with asleep(daemon):  # or the repair might be faster
         host.configure(*obstacle.commands)
     daemon.wait_for_log(rf"E.*\] {re.escape(obstacle.failures)}$")
     wait_for(lambda: not ready.exists(), 2, "the ready file to go")
@@ -186,7 +186,7 @@ CARRIER = {"udp": ("carrier off", "carrier on"), "vxlan": ("protodown on", "prot
 
 @over(UDP, VXLAN)
 def test_a_device_without_a_carrier_is_named_and_not_ready(host: Host, daemon: Daemon, backend: Backend) -> None:
-    """It drops all packets, though it is up and has its address and route."""
+    """A device without a carrier drops all packets, although it is up and has its address and route."""
     ready, (off, on) = host.run_dir / "flannel/ready", CARRIER[backend.name]
     wait_until_repaired(host, backend)
     host.configure(f"link set {backend.device} {off}")
@@ -221,7 +221,7 @@ def test_a_program_that_deletes_the_device_all_the_time_costs_no_processor(
 
 @over(UDP, VXLAN)
 def test_connections_between_containers_survive(lab: Lab, host: Host, backend: Backend) -> None:
-    """A ping that waits has its answer delivered by the new device."""
+    """The new device delivers the answer to a ping that waits."""
     ours, theirs = (host.containers[0] for host in lab.hosts)
     with (
         theirs.popen("socat", "-u", "TCP-LISTEN:7000", "-") as sink,
@@ -241,7 +241,7 @@ def test_connections_between_containers_survive(lab: Lab, host: Host, backend: B
 
 @over(UDP, VXLAN, HOST_GW)
 def test_an_external_interface_that_is_down_for_a_while(lab: Lab, host: Host, daemon: Daemon, backend: Backend) -> None:
-    """A network restart, which takes address and routes away and brings them back."""
+    """A network restart removes address and routes, and restores them."""
     ready = host.run_dir / "flannel/ready"
     assert ready.exists()
     host.configure("link set eth1 down", "address flush dev eth1")
@@ -277,7 +277,7 @@ def test_a_frozen_daemon_sends_no_keep_alive(host: Host) -> None:
     with asleep(daemon):
         seen, start = daemon.notified.count("WATCHDOG=1"), time.monotonic()
         wait_for(lambda: time.monotonic() > start + 1, 5, "a second to pass")
-        assert daemon.notified.count("WATCHDOG=1") <= seen + 1  # one may have been on its way
+        assert daemon.notified.count("WATCHDOG=1") <= seen + 1  # one may have been in transit
     seen = daemon.notified.count("WATCHDOG=1")
     wait_for(lambda: daemon.notified.count("WATCHDOG=1") > seen, 5, "a sign of life")
 
@@ -296,7 +296,7 @@ def test_a_leftover_persistent_device_is_removed_at_start(host: Host, backend: B
 
 @over(UDP)
 def test_a_permanent_new_address_ends_the_daemon(lab: Lab, host: Host) -> None:
-    """Last, since it takes its time and the host is another one afterwards."""
+    """This test is the last, because the host has another address afterwards."""
     daemon = host.daemons[-1]
     host.configure("address flush dev eth1", "address add 172.17.8.199/24 dev eth1")
     assert daemon.process.wait(60) == 1

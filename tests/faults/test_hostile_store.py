@@ -1,4 +1,4 @@
-"""Some seconds of random keys and values beside the leases of three hosts; tests/soak has minutes of it."""
+"""Some seconds of random keys and values beside the leases of three hosts; tests/soak runs for minutes."""
 
 from __future__ import annotations
 

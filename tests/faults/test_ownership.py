@@ -1,4 +1,4 @@
-"""What is ours on a host and what is not: devices that look like ours, several daemons, what -cleanup takes.
+"""Which state of a host is flannelpy's: devices that resemble its own, several daemons, what -cleanup removes.
 
 Each backend has a lab with one host; a test leaves no daemon behind.
 """
@@ -32,7 +32,7 @@ def lab(shared_lab: Callable[[str, int], Lab], backend: Backend) -> Lab:
 
 @pytest.fixture
 def host(lab: Lab) -> Iterator[Host]:
-    """Without a daemon of an earlier test, and without anything that one left."""
+    """Return the host, without daemons and leftovers of earlier tests."""
     [host] = lab.hosts
     yield host
     host.kill_daemons()
@@ -48,7 +48,7 @@ def links(host: Host) -> list[dict[str, object]]:
 
 
 def link(host: Host, name: str) -> dict[str, object] | None:
-    """All that ``ip`` knows of a device, but for the lifetimes of IPv6."""
+    """Return what ``ip`` shows of a device, without the lifetimes of IPv6."""
     for found in links(host):
         if found["ifname"] == name:
             found.pop("operstate", None)
@@ -68,7 +68,7 @@ def started(host: Host, *flags: str) -> Daemon:
 
 
 def clean_up(host: Host, *flags: str) -> str:
-    """What -cleanup logs."""
+    """Run -cleanup; return its log."""
     return host.run(sys.executable, "-P", "-m", "flannelpy", *flags, "-cleanup").stderr
 
 
@@ -85,7 +85,7 @@ def vxlan(host: Host, name: str, number: int) -> str:
 
 @over(UDP, VXLAN, HOST_GW)
 def test_foreign_devices_that_resemble_ours_always_stay(host: Host, backend: Backend) -> None:
-    """Through a start, a stop, a start with another backend, and -cleanup."""
+    """They stay through a start, a stop, a start with another backend, and -cleanup."""
     host.configure(
         vxlan(host, "flannel.7", 7),
         "address add 10.8.0.0/16 dev flannel.7",
@@ -113,7 +113,7 @@ def test_foreign_devices_that_resemble_ours_always_stay(host: Host, backend: Bac
     assert [link(host, name) for name in names] == before
 
 
-#: How a foreign flannel.1 is made, and what the error says of it.
+#: How a foreign flannel.1 is created, and the error about it.
 FOREIGN_DEVICES = {
     "no address, another MAC": (["link set flannel.1 up"], "neither our alias nor our MAC"),
     "another address of the network": (["address add 11.0.222.0/16 dev flannel.1"], "it has 11.0.222.0/16 instead of"),
@@ -163,7 +163,7 @@ def test_our_device_has_our_alias_and_a_changed_alias_is_restored(host: Host, ba
 @over(VXLAN)
 @pytest.mark.parametrize("subnet", ["as leased", "of the subnet file"])
 def test_a_device_of_an_earlier_version_is_adopted(host: Host, backend: Backend, subnet: str) -> None:
-    """Known by the address of our lease, or by that of the subnet file when the lease is another one by now."""
+    """The device is recognised by the address of our lease, or of the subnet file if the lease has changed."""
     started(host).stop()
     host.configure("link set flannel.1 alias ''")
     index = (link(host, "flannel.1") or {})["ifindex"]
@@ -201,7 +201,7 @@ def test_an_idle_tun_device_is_removed_only_if_it_has_our_address(host: Host, ba
     assert (link(host, "flannel3") is None) is is_ours
 
 
-#: Their routes would catch packets to other hosts.
+#: The kernel's routes to these addresses would take packets to other hosts.
 FOREIGN_ADDRESSES = (
     "11.0.200.1/24",
     "11.0.201.0/16",
@@ -229,7 +229,7 @@ def test_addresses_inside_the_network_are_removed_from_our_device_and_others_sta
 
 @over(UDP, VXLAN)
 def test_an_alias_on_an_interface_of_another_kind_marks_nothing(host: Host, backend: Backend) -> None:
-    """Neither the external interface nor a bridge, whatever an operator calls it."""
+    """Neither the external interface nor a bridge counts as flannelpy's, with any alias of an operator."""
     host.configure("link set eth1 alias 'flannelpy underlay'", "link add flannel.5 type bridge")
     host.configure(f"link set flannel.5 alias '{ALIAS}'")
     started(host).stop()
@@ -238,7 +238,7 @@ def test_an_alias_on_an_interface_of_another_kind_marks_nothing(host: Host, back
     host.configure("link set eth1 alias ''", "link delete flannel.5")
 
 
-#: Where another program changes our device so that it has to be created again, and which of its routes are foreign.
+#: Changes after which our device must be recreated, and which of its routes are foreign.
 LOST_ROUTES = ("10.55.0.0/16 dev flannel.1 proto static scope link", "10.56.0.0/16 dev flannel.1 proto 85 scope link")
 
 
@@ -265,7 +265,7 @@ def test_foreign_routes_that_are_removed_with_our_device_are_named(host: Host, b
 
 @over(UDP, VXLAN)
 def test_a_device_that_a_running_flanneld_has_open_ends_the_start(host: Host, backend: Backend) -> None:
-    """Nothing is changed before."""
+    """flannelpy changes nothing before."""
     started(host).stop()
     code = "import time; from flannelpy.linux.tun import Tun; tun = Tun(); print(tun.name, flush=True); time.sleep(60)"
     flanneld = host.popen(sys.executable, "-c", code)
@@ -284,7 +284,7 @@ def test_a_device_that_a_running_flanneld_has_open_ends_the_start(host: Host, ba
 
 # Routes
 
-#: Routes with a nexthop object, and how each is made; inside the network, on our own device or marked.
+#: Routes with a nexthop object, and how each is created; inside the network, on our own device or marked.
 OF_NEXTHOP_OBJECTS = (
     "11.0.210.0/24 nhid 71",
     "11.0.211.0/24 nhid 72 proto 85",
@@ -322,7 +322,7 @@ def test_our_routes_with_nexthop_objects_are_removed_like_others(host: Host, bac
 
 @over(UDP, VXLAN, HOST_GW)
 def test_device_names_that_are_not_utf_8_are_harmless(host: Host, backend: Backend) -> None:
-    """The kernel takes any bytes but blanks, slashes and colons as a name, and any as an alias."""
+    """The kernel accepts any bytes except blanks, slashes and colons as a name, and any bytes as an alias."""
     names = ["a\udcff\udcfeb", "\x1b[31m", "flannel.\udcc3"]
     for number, name in enumerate(names):
         host.run("ip", "link", "add", name, "type", "bridge")
@@ -381,7 +381,7 @@ class Tenant:
         host.lab.etcd.put(key.replace(ETCD_PREFIX, self.prefix), value)
 
     def state(self) -> list[str]:
-        """All that a host has with its network or its subnet file in it."""
+        """Return all state of a host that names the tenant's network or subnet file."""
         shown = [
             *self.host.run("ip", "-4", "route").stdout.splitlines(),
             *self.host.run("ip", "-o", "address").stdout.splitlines(),
@@ -393,7 +393,7 @@ class Tenant:
 
 
 def has_all(tenant: Tenant, backend: Backend) -> bool:
-    """Whether the route to the other host and the rules about it are there, some of which come in the background."""
+    """Return whether the route to the peer and all iptables rules about it exist; some are added in the background."""
     state = tenant.state()
     about_peer = [line for line in state if re.match("-A FLANNEL-[AD]-.*/32 ", line)]
     has_rules = len(about_peer) == (2 if backend is HOST_GW else 1) and any(
@@ -417,7 +417,7 @@ def two_tenants(host: Host, backend: Backend) -> Iterator[tuple[Tenant, Tenant]]
 
 @over(UDP, VXLAN, HOST_GW)
 def test_several_daemons_with_subnet_files_of_their_own(host: Host, backend: Backend) -> None:
-    """They run side by side, survive a restart, and -cleanup of one leaves the other untouched."""
+    """The daemons run side by side and survive a restart; -cleanup of one does not affect the other."""
     with two_tenants(host, backend) as (one, other):
         first, second = (started(host, *tenant.flags) for tenant in (one, other))
         wait_for(lambda: all(has_all(each, backend) for each in (one, other)), 15, "routes and rules")
@@ -494,7 +494,7 @@ def test_cleanup_without_any_record_removes_nothing_and_lists_what_is_marked(hos
 
 @over(VXLAN, HOST_GW)
 def test_a_run_on_another_network_removes_all_of_the_old_one(host: Host, backend: Backend) -> None:
-    """Also when the subnet file is gone."""
+    """The old state is removed also if the subnet file is missing."""
     with two_tenants(host, backend) as (one, _):
         for has_file in (True, False):
             host.lab.etcd.put(f"{one.prefix}/config", backend.config(IPv4Network("11.1.0.0/16")))
@@ -511,7 +511,7 @@ def test_a_run_on_another_network_removes_all_of_the_old_one(host: Host, backend
 
 @over(VXLAN, HOST_GW)
 def test_a_record_of_an_impossible_network_gives_no_ownership(host: Host, backend: Backend) -> None:
-    """Whoever may write the lock file could otherwise have -cleanup remove the routes of all daemons."""
+    """Otherwise a user who can write the lock file could have -cleanup remove the routes of all daemons."""
     foreign = [
         f"{network} via 172.17.8.1 dev eth1 proto 85" for network in ("10.7.0.0/16", "128.9.0.0/24", "11.9.0.0/16")
     ]
@@ -547,7 +547,7 @@ def test_leftovers_of_an_earlier_version_in_another_network_are_named_at_start(h
 
 @over(VXLAN)
 def test_an_earlier_network_around_the_present_one_does_not_affect_our_device(host: Host, backend: Backend) -> None:
-    """The record of it stays until the iptables chains of that network are known to be gone."""
+    """The record of the earlier network stays until its iptables chains are gone."""
     key, value = backend.foreign_lease(foreign_subnet(0))
     host.lab.etcd.put(key, value)
     started(host)
