@@ -1,4 +1,4 @@
-"""`make bench` works, and leaves nothing behind; what it measures is not looked at here."""
+"""`make bench` works, and leaves nothing behind; its measurements are not checked."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def rack() -> Iterator[Rack]:
-    """What is made by hand, and what flannelpy makes."""
+    """Return overlays that are created by hand, and by flannelpy."""
     rack = Rack(CARRIERS[2:], sys.executable, 1500)
     with ExitStack() as cleanup:
         rack.build(cleanup)
@@ -71,13 +71,13 @@ def rack() -> Iterator[Rack]:
 
 
 def shown(host: Host) -> str:
-    """All that makes the way to the other host, without who that is; sorted, as routes come by address."""
+    """Return the state that leads to the other host, without its identity; sorted, as routes are by address."""
     text = "".join(host.run(*command.split(), check=False).stdout for command in SHOWN)
     for pattern, name in (
         (r"([0-9a-f]{2}:){5}[0-9a-f]{2}", "MAC"),
         (r"11\.0\.\d+\.", "11.0.X."),
         (r"172\.17\.8\.\d{3}", "HOST"),
-        # What flannelpy makes carries its marks.
+        # flannelpy marks what it creates.
         (r"proto 85", "proto boot"),
         (r" *alias flannelpy .*\n", ""),
     ):

@@ -1,4 +1,4 @@
-"""Pods of two hosts, made by Debian's CNI plugins from our subnet file.
+"""Pods of two hosts, which Debian's CNI plugins create from flannelpy's subnet file.
 
 No package has the flannel plugin.  ``delegated`` derives what the plugin derives from the manual's config and the
 subnet file: see doCmdAdd in flannel_linux.go and getDelegateIPAM in flannel.go of flannel-io/cni-plugin.
@@ -31,7 +31,7 @@ def flannel_config() -> dict[str, Any]:
 
 
 def delegated(config: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
-    """The config for the bridge plugin."""
+    """Return the config for the bridge plugin."""
     return {
         "type": "bridge",
         "ipMasq": env["FLANNEL_IPMASQ"] != "true",
@@ -44,7 +44,7 @@ def delegated(config: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, An
             "type": "host-local",
             "ranges": [[{"subnet": str(IPv4Interface(env["FLANNEL_SUBNET"]).network)}]],
             "routes": [{"dst": env["FLANNEL_NETWORK"]}],
-            "dataDir": "/run/cni",  # which /run a test has for itself, and not /var/lib
+            "dataDir": "/run/cni",  # a test has a private /run, but not a private /var/lib
         },
     }
 

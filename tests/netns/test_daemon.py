@@ -1,4 +1,4 @@
-"""One daemon's life on a real host: start, what it sets up, what it leaves, and every error a user can cause."""
+"""The life of one daemon on a real host: start, what it sets up, what it leaves, and every error a user can cause."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def host(lab: Lab) -> Iterator[Host]:
-    """The host as a new machine, and an etcd that knows the config and nothing else."""
+    """Return the host in the state of a new machine; etcd has the config and nothing else."""
     host = lab.hosts[0]
     lab.etcd_request("DELETE", "/coreos.com?recursive=true")
     lab.put_config()
@@ -42,7 +42,7 @@ def started(host: Host, *flags: str, env: dict[str, str] | None = None) -> Daemo
 
 
 def ended(host: Host, *flags: str, env: dict[str, str] | None = None) -> tuple[int, str]:
-    """Exit code and log of a daemon that is to end by itself."""
+    """Return exit code and log of a daemon that exits by itself."""
     daemon = host.start_daemon(*flags, env=env)
     code = daemon.process.wait(10)
     daemon.close()
@@ -239,7 +239,7 @@ def test_a_lease_outside_the_config_is_replaced(lab: Lab, host: Host) -> None:
 
 
 def test_leases_of_peers_are_added_changed_and_removed(lab: Lab, host: Host) -> None:
-    """With short leases, so that who has gone is soon forgotten."""
+    """Leases are short, so that deleted ones are soon forgotten."""
     daemon = started(host, "-iface=eth1", "-subnet-lease-ttl=5s")
     put_lease(lab, "11.0.177.0-24", "172.17.8.102", ttl="600")
     daemon.wait_for_log("Subnet added: 11.0.177.0/24")

@@ -1,4 +1,4 @@
-"""The lab itself: its hosts are apart from each other and from this machine, and nothing of it stays."""
+"""The lab isolates its hosts from each other and from this machine, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_nothing_stays() -> None:
     with Lab(hosts=2) as lab:
         lab.put_config()
         lab.start_daemons("-iface=eth1")
-        # A process that doesn't listen, and one that its parent has forgotten.
+        # A process that ignores signals, and one whose parent has exited.
         lab.hosts[0].add_container().popen("sh", "-c", "trap '' TERM; setsid sleep 1000 & sleep 1000")
         assert traces(lab.prefix)
     assert not traces(lab.prefix)

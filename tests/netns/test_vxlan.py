@@ -1,4 +1,4 @@
-"""The vxlan backend on real hosts: next to what the original did, beside hosts of its kind, restarted, disturbed."""
+"""The vxlan backend on real hosts: compared with the original, beside hosts of the original, restarted, disturbed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flannelpy.leasing import subnet_file
 
 GOLDEN = Path(__file__).parents[1] / "golden/flanneld-v0.5.5-vxlan"
 CONFIG = '{"Network":"11.0.0.0/16","Backend":{"Type":"vxlan"}}'
-#: As the walk-through has it.
+#: The config of the original's walk-through.
 WALK_THROUGH = """{ "Network": "11.0.0.0/8", "SubnetLen": 20, "SubnetMin": "11.10.0.0", "SubnetMax": "11.99.0.0",
 "Backend": {"Type": "vxlan", "Port": 7890}}"""
 RESPONDER = str(Path(__file__).parent / "flanneld_vxlan.py")
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("root")
 
 @contextmanager
 def running(config: str) -> Iterator[Lab]:
-    """Hosts that know each other, with a container each."""
+    """Return hosts that know each other, with a container each."""
     with Lab(hosts=3) as lab:
         lab.put_config(config)
         lab.start_daemons("-iface=eth1")
@@ -56,7 +56,7 @@ def shown(host: Host, *argv: str) -> list[str]:
 
 
 def anonymous(text: str) -> str:
-    """Without which host, subnet and device number it was."""
+    """Return ``text`` without host, subnet and device number."""
     for pattern, name in (
         (r"([0-9a-f]{2}:){5}[0-9a-f]{2}", "MAC"),
         (r"11\.0\.\d+\.", "11.0.X."),
@@ -76,7 +76,7 @@ def mac(host: Host) -> str:
 
 
 def ways(host: Host) -> set[str]:
-    """All that leads from a host to the others: routes, neighbours, forwarding entries."""
+    """Return all entries that lead from a host to its peers: routes, neighbours, FDB entries."""
     routes = [line for line in shown(host, "ip", "route") if re.match(r"11\.\S+ via ", line)]
     neighbours = [line for line in shown(host, "ip", "neighbour") if line.endswith(" PERMANENT")]
     return {*routes, *neighbours, *(f"fdb {line}" for line in shown(host, "bridge", "fdb", "show", "dev", "flannel.1"))}
@@ -95,7 +95,7 @@ def expected(host: Host, others: list[Host]) -> set[str]:
 
 
 def repairs(host: Host) -> int:
-    """How many the daemons of a host have logged."""
+    """Return how many repairs the daemons of a host have logged."""
     return len(re.findall("put right|; restored", host.log()))
 
 
@@ -117,7 +117,7 @@ def restarted(host: Host, *flags: str) -> Daemon:
     return daemon
 
 
-# Next to the original
+# Compared with the original
 
 
 def test_the_walk_throughs_config_works_unchanged() -> None:
@@ -159,7 +159,7 @@ def test_forwarding_entries_and_the_networks_route_are_the_originals(lab: Lab) -
 
 
 def test_each_host_has_a_neighbour_and_a_route_beside_it(lab: Lab) -> None:
-    """The original has a neighbour with that MAC, too: for each container that was asked for, once it was."""
+    """The original has a neighbour with that MAC, too: for each container for which the kernel has asked."""
     [original] = {line.split(" lladdr ")[1] for line in recorded("host1-net.txt") if "dev flannel.1 lladdr" in line}
     assert anonymous(original) == "MAC REACHABLE"
     for host in lab.hosts:
@@ -176,7 +176,7 @@ def test_the_log_is_the_originals(lab: Lab) -> None:
 
 
 def test_hosts_of_the_originals_kind_and_ours_reach_each_other(make_lab: Callable[..., Lab]) -> None:
-    """The first host has no flannelpy: it does by other means what the original did."""
+    """A script does on the first host what the original did; flannelpy does not run there."""
     lab = make_lab(hosts=2)
     original, ours = lab.hosts
     lab.put_config(CONFIG)
@@ -203,7 +203,7 @@ def test_hosts_of_the_originals_kind_and_ours_reach_each_other(make_lab: Callabl
         for source, target in permutations(containers):
             assert "ttl=62 " in source.run("ping", "-c1", "-W5", str(target.address)).stdout
         assert responder.stdout.readline() == f"{containers[1].address}\n"
-        # From host to container and back: the tunnel address is asked for as well.
+        # From host to container and back: the kernel asks for the tunnel address as well.
         assert original.run("ping", "-c1", "-W5", str(containers[1].address)).returncode == 0
         assert ours.run("ping", "-c1", "-W5", str(containers[0].address)).returncode == 0
         responder.kill()
@@ -309,7 +309,7 @@ def test_removed_or_changed_state_is_restored(lab: Lab, steal: Callable[[Host, H
 
 
 def test_another_backend_finds_no_conflicting_leftovers(make_lab: Callable[..., Lab]) -> None:
-    """All hosts change over to each of the others in turn, and back; containers never notice but for the moment."""
+    """All hosts change to each other backend in turn, and back; containers lose packets only during a change."""
     lab = make_lab(hosts=2)
     devices = {"vxlan": "flannel.1", "host-gw": "eth1", "udp": "flannel0"}
     containers: list[Container] = []
@@ -356,7 +356,7 @@ def test_direct_routing_follows_the_link(make_lab: Callable[..., Lab]) -> None:
     direct = f"{other.host.subnet()} via {other.host.public_ip} dev eth1 proto 85"
     wait_for(lambda: ways(host) == {direct}, 5, "a direct route")
     assert pings(one, other)
-    # A router in between: what was on our link is no longer.
+    # With a router in between, the peers are no longer on our link.
     host.configure(f"address delete {host.public_ip}/24 dev eth1")
     host.configure(
         f"address add {host.public_ip}/32 dev eth1",
@@ -407,7 +407,7 @@ def test_a_thousand_leases_at_once_are_in_the_kernel_within_two_seconds(make_lab
     }
     lab.etcd.put_all(leases, ttl=600)
     wait_for(lambda: len(ways(host)) == 3 * MANY, 2, "all entries", pause=0.1)
-    # A new list of the same leases, as after a quiet time, or a daemon that starts: nothing is touched.
+    # A relist of the same leases, as after a quiet time or at a start, changes nothing.
     with host.popen("ip", "-4", "monitor", "route", "neigh", stdout=subprocess.PIPE) as monitor:
         daemon.stop()
         daemon = restarted(host)
@@ -427,7 +427,7 @@ def test_a_thousand_leases_at_once_are_in_the_kernel_within_two_seconds(make_lab
 
 
 def test_a_device_of_another_overlay_is_left_alone(make_lab: Callable[..., Lab]) -> None:
-    """As on a host where somebody else's flannel has the default VNI."""
+    """A flannel of another program, such as Kubernetes', may have the default VNI."""
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     lab.put_config(CONFIG)
@@ -446,7 +446,7 @@ def test_a_device_of_another_overlay_is_left_alone(make_lab: Callable[..., Lab])
 
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw", "udp"])
 def test_leases_that_are_no_part_of_the_network_lead_nowhere(make_lab: Callable[..., Lab], backend: str) -> None:
-    """Left from before the config changed, or put there by mistake: they would take others' routes away."""
+    """Leases of an earlier config, or written by mistake, would take routes of other programs."""
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": backend}}))
@@ -475,7 +475,7 @@ def test_a_lease_that_the_kernel_rejects_is_logged_and_affects_no_other(lab: Lab
     daemon.wait_for_log(
         rf"E.*Ignoring invalid lease {broadcast}: the kernel refuses the route to {broadcast} via .*: Invalid argument$"
     )
-    host.configure("link set eth1 txqueuelen 998")  # a look at everything
+    host.configure("link set eth1 txqueuelen 998")  # a check of everything
     wait_for(lambda: is_as_it_should_be(host), 5, "nothing of it")
     assert (host.run_dir / "flannel/ready").exists()
     assert "not ready" not in daemon.notified[-1]
