@@ -204,7 +204,7 @@ def run(chosen: Sequence[Mutant], jobs: int) -> list[Mutant]:
         trees: SimpleQueue[Path] = SimpleQueue()
         for number in range(jobs):
             tree = Path(temporary) / str(number)
-            for name in ("flannelpy", "tests", "scripts"):
+            for name in ("flannelpy", "tests", "scripts", "docs"):
                 shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
             for name in ("pyproject.toml", "README.md"):
                 shutil.copy(ROOT / name, tree)

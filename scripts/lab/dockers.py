@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
     from lab.docker_packages import Release
 
-#: What the README has its readers run; arguments are more options for dockerd.
+#: The commands of README.md and docs/manual.md that start dockerd; arguments are more options for dockerd.
 START = """\
 . /run/flannel/subnet.env
 [ "$FLANNEL_IPMASQ" = true ] && masq=false || masq=true
 dockerd --bip="$FLANNEL_SUBNET" --mtu="$FLANNEL_MTU" --ip-masq="$masq"
 """
-#: What the README has its readers run for each network of -networks, here for the network blue.
+#: The commands of docs/manual.md for each network of -networks, here for the network blue.
 CREATE_NETWORK = """\
 . /run/flannel/networks/blue.env
 [ "$FLANNEL_IPMASQ" = true ] && masq=false || masq=true

@@ -1,4 +1,4 @@
-"""Tests with a real dockerd: that of FLANNELPY_DOCKER, by a name of docker_packages.RELEASES, or Debian 12's."""
+"""Tests with a real dockerd: the release that FLANNELPY_DOCKER names, of docker_packages.RELEASES, or Debian 12's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def release(root: None) -> Release:
 
 @pytest.fixture
 def start_rig(release: Release) -> Iterator[StartRig]:
-    """Starts rigs for one test, as docker_rig.rig does."""
+    """Return a function that starts rigs for one test, as docker_rig.rig does."""
     with ExitStack() as stack:
 
         def start(*what: str, **how: object) -> Rig:

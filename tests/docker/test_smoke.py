@@ -1,4 +1,4 @@
-"""The walk-through's promise with real Docker on fresh hosts: containers and hosts reach containers of other hosts."""
+"""With real Docker on fresh hosts, containers and hosts reach containers of other hosts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.hosts import traces
 
 @pytest.mark.parametrize("backend", [UDP, HOST_GW], ids=str)
 def test_containers_and_hosts_reach_containers_of_other_hosts(start_rig: Callable[..., Rig], backend: Backend) -> None:
-    """Also where Docker drops what it has not asked for, since it has switched forwarding on itself."""
+    """Docker drops forwarded packets if it has switched forwarding on itself; flannelpy's rules accept them."""
     ours = start_rig(backend.config())
     one, other = ours.containers
     assert "FORWARD DROP" in ours.hosts[0].run("iptables", "-S", "FORWARD").stdout.replace("-P ", "")
@@ -25,7 +25,7 @@ def test_containers_and_hosts_reach_containers_of_other_hosts(start_rig: Callabl
 
 
 def test_nothing_is_left(release: Release) -> None:
-    """Neither of containerd's shims, which outlive a dockerd that is killed."""
+    """containerd's shims outlive a killed dockerd; none of them is left either."""
     with rig(release, UDP.config(), hosts=1) as ours:
         [docker] = ours.dockers
         docker.kill()

@@ -1,4 +1,4 @@
-"""The backends, for tests that run over several: config and leases of each, and what it should have on a host."""
+"""The backends, for tests that run over several: config, leases and expected kernel state of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NETWORK = IPv4Network("11.0.0.0/16")
 
 
 class Lease(NamedTuple):
-    """Of one host; ``mac`` is empty where the backend has none."""
+    """The lease of one host; ``mac`` is empty if the backend has none."""
 
     subnet: IPv4Network
     public_ip: str
@@ -25,7 +25,7 @@ class Lease(NamedTuple):
 
 
 class Backend:
-    """What does not differ, which is all of alloc.  ``device`` is empty where there is none."""
+    """What the backends have in common, which is all of alloc.  ``device`` is empty if there is none."""
 
     name = "alloc"
     device = ""
@@ -35,19 +35,19 @@ class Backend:
         return self.name
 
     def config(self, network: IPv4Network = NETWORK) -> str:
-        """The network config that asks for it."""
+        """Return the network config with this backend."""
         return json.dumps({"Network": str(network), "Backend": {"Type": self.name}})
 
     def attrs(self, mac: str) -> dict[str, Any]:
-        """What a lease tells beside public IP and identity."""
+        """Return the attributes of a lease beside public IP and host ID."""
         return {}
 
     def lease(self, public_ip: str, mac: str = "02:00:00:00:00:01") -> str:
-        """The value of the lease of a host without an identity."""
+        """Return the value of a lease without host ID."""
         return json.dumps({"PublicIP": public_ip, **self.attrs(mac)})
 
     def foreign_lease(self, subnet: IPv4Network, number: int = 0) -> tuple[str, str]:
-        """Key and value of the lease of a host that does not exist."""
+        """Return key and value of the lease of a host that does not exist."""
         mac = f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"
         return lease_key(subnet), self.lease(str(self._foreign_public_ip(number)), mac)
 
@@ -55,33 +55,33 @@ class Backend:
         return IPv4Address("10.0.0.0") + number
 
     def is_as_it_should_be(self, host: Host) -> bool:
-        """Whether the host has all that carries packets to the others, and nothing else."""
-        # The device's own route is the kernel's at first, and ours after it was removed.
+        """Return whether the host has exactly the kernel state that leads packets to its peers."""
+        # The kernel adds the device's own route first, and flannelpy after a removal.
         return {way.replace("proto 85 scope link", "proto kernel scope link") for way in ways(host)} == self.wanted(
             host
         )
 
     def wanted(self, host: Host) -> set[str]:
-        """What hosts.ways has to show, by all leases that there are."""
+        """Return what hosts.ways must show for all present leases."""
         leases = _leases(host)
         own = leases.pop(subnet_in_file(host) or NETWORK)
         return {*self._by_device(host, own), *(way for lease in leases.values() for way in self._to_another(lease))}
 
     def has_rules_about(self, host: Host, peers: Sequence[Host]) -> bool:
-        """Whether iptables has all rules, which the daemon adds in the background, table by table."""
+        """Return whether iptables has all rules, which the daemon adds in the background, table by table."""
         present = "\n".join(belongings(host).rules)
         return all(rule in present for peer in peers for rule in self._rules_about(peer))
 
     def _rules_about(self, peer: Host) -> Iterator[str]:
-        """A part of one rule of each table, of those that the daemon adds last."""
+        """Return a part of one rule of each table, of the rules that the daemon adds last."""
         yield from ()
 
     def _by_device(self, host: Host, own: Lease) -> Iterator[str]:
-        """The device, and the route to the network."""
+        """Return the entries of the device, and the route to the network."""
         yield from ()
 
     def _to_another(self, lease: Lease) -> Iterator[str]:
-        """What leads to one other host."""
+        """Return the entries that lead to one peer."""
         yield from ()
 
 
@@ -133,7 +133,7 @@ class _HostGw(Backend):
         return {"BackendType": self.name}
 
     def _foreign_public_ip(self, number: int) -> IPv4Address:
-        """On the link that all hosts share."""
+        """Return an address on the link that all hosts share."""
         return IPv4Address("172.17.8.130") + number % 100
 
     def _rules_about(self, peer: Host) -> Iterator[str]:
@@ -148,12 +148,12 @@ UDP, VXLAN, HOST_GW, ALLOC = _Udp(), _Vxlan(), _HostGw(), Backend()
 
 
 def over(*backends: Backend) -> pytest.MarkDecorator:
-    """The test is run with each as ``backend``."""
+    """Parametrize a test with each of these as ``backend``."""
     return pytest.mark.parametrize("backend", backends, ids=str)
 
 
 def lease_key(subnet: IPv4Network) -> str:
-    """Where etcd has the lease of a subnet."""
+    """Return the key of a subnet's lease in etcd."""
     return f"{ETCD_PREFIX}/subnets/{str(subnet).replace('/', '-')}"
 
 

@@ -1,4 +1,4 @@
-"""Tests with a lab need root, the others do not."""
+"""Tests with a lab need root; the other tests do not."""
 
 from __future__ import annotations
 

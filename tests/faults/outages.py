@@ -1,4 +1,4 @@
-"""Ways in which etcd goes away and comes back under hosts that must not notice, whatever the backend."""
+"""Outages of etcd that hosts must not notice, with any backend."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from support.hosts import assert_in_order, leased_again, next_hops
 from support.mesh import unbroken_mesh
 from support.overlay import unbroken_stream
 
-#: Room for many foreign hosts: 11.1.0.0 and up are beyond the subnets that our own pick from.
+#: Space for many foreign hosts: 11.1.0.0 and up are beyond the subnets from which the hosts choose.
 NETWORK = IPv4Network("11.0.0.0/8")
 LEASE_TTL = 5
 BYTES_PER_SECOND = 2_000_000
 BURST = 2000
-#: Within which everything must be as before; a hanging connection is noticed this late.
+#: The seconds within which the state must be restored; a hanging connection is detected this late.
 DEADLINE = 60
 
 
@@ -39,7 +39,7 @@ def wait_until_added(daemons: Sequence[Daemon], number: int) -> None:
 
 
 def wait_until_known(daemons: Sequence[Daemon], etcd: EtcdServer, backend: Backend, number: int) -> None:
-    """Put a foreign lease, return when every daemon has its route, and say how long that took."""
+    """Write a foreign lease, wait until every daemon has its route, and return the seconds that it took."""
     etcd.put(*backend.foreign_lease(foreign_subnet(number), number))
     began = time.monotonic()
     wait_until_added(daemons, number)
@@ -48,7 +48,7 @@ def wait_until_known(daemons: Sequence[Daemon], etcd: EtcdServer, backend: Backe
 
 @contextmanager
 def undisturbed(lab: Lab, backend: Backend, lease_ttl: int = LEASE_TTL) -> Iterator[tuple[list[Daemon], Witness]]:
-    """Daemons on all hosts and traffic between them, none of which may change or suffer; in the end all is leased."""
+    """Run daemons with traffic; assert that nothing changes, no packet is lost, and all leases exist in the end."""
     lab.put_config(backend.config(NETWORK))
     daemons = lab.start_daemons("-iface=eth1", f"-subnet-lease-ttl={lease_ttl}s")
     source, sink, *_ = [host.add_container() for host in lab.hosts]
@@ -64,7 +64,7 @@ def undisturbed(lab: Lab, backend: Backend, lease_ttl: int = LEASE_TTL) -> Itera
 
 
 def away_for_longer_than_the_leases_last(make_lab: Callable[..., Lab], backend: Backend) -> None:
-    """Twice: it comes back with its data, then empty."""
+    """Stop etcd for longer than the leases last, twice: it returns with its data, then empty."""
     lab = make_lab(hosts=3)
     with undisturbed(lab, backend) as (daemons, witness):
         for number, wiped in enumerate((False, True)):
@@ -89,7 +89,7 @@ def restored_from_an_older_copy(make_lab: Callable[..., Lab], backend: Backend) 
         member.start()
         member.put_all({f"/elsewhere/{number}": "" for number in range(100)}, ttl=DEADLINE)
         wait_until_known(daemons, member, backend, 1)
-        # As in a power cut nobody sees it go; and what is watched for is in the future of the one that comes back.
+        # As in a power cut, no client notices the end; and the cursor is beyond the index of the etcd that returns.
         for flag in ("FIN", "RST"):
             say_nothing = ("-p", "tcp", "--tcp-flags", flag, flag, "-j", "DROP")
             member.machine.run("iptables", "-A", "OUTPUT", *say_nothing)
@@ -99,7 +99,7 @@ def restored_from_an_older_copy(make_lab: Callable[..., Lab], backend: Backend) 
         member.start()
         member.mend()
         wait_until_known(daemons, member, backend, 2)
-        # What the copy does not know is gone, and everybody has put it away.
+        # Leases that the copy lacks are gone, and every daemon has removed their routes.
         known = len(lab.hosts) - 1 + 1
         wait_for(lambda: {next_hops(daemon) for daemon in daemons} == {known}, DEADLINE, f"{known} next hops")
 
@@ -110,7 +110,7 @@ def half_open_link(make_lab: Callable[..., Lab], backend: Backend) -> None:
     with undisturbed(lab, backend) as (daemons, witness):
         member.cut()
         witness.look_for(LEASE_TTL + 1)
-        # Only its own machine reaches it.
+        # Only etcd's own machine reaches it.
         member.put(*backend.foreign_lease(foreign_subnet(1), 1))
         member.mend()
         wait_until_known(daemons, member, backend, 2)
@@ -120,7 +120,7 @@ def half_open_link(make_lab: Callable[..., Lab], backend: Backend) -> None:
 def frozen_member(make_lab: Callable[..., Lab], backend: Backend) -> None:
     lab = make_lab(hosts=3, etcd_members=MEMBERS)
     with undisturbed(lab, backend, DEADLINE) as (daemons, _):
-        # All daemons watch the first member, having had an answer there.
+        # All daemons watch the first member, because it has answered.
         frozen, *others = lab.etcd_members
         wait_until_known(daemons, frozen, backend, 1)
         frozen.pause()

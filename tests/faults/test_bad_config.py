@@ -1,4 +1,4 @@
-"""A network config that is wrong at start: one line for each cause, and the right one is taken whenever it comes."""
+"""A network config that is invalid at the start: one line for each cause; flannelpy uses a valid one at once."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def lab() -> Iterator[Lab]:
 
 
 class Waiting:
-    """A daemon that waits for its config, and what it has complained about so far."""
+    """A daemon that waits for its config, and its complaints so far."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
         self.complaints: list[str] = []
 
     def complains(self, message: str) -> None:
-        """It says this next, and nothing else."""
+        """Assert that the daemon logs ``message`` next, and nothing else."""
         self.complaints.append(message)
-        wait_for(lambda: len(self._said()) >= len(self.complaints), 10, message)
-        assert self._said() == self.complaints
+        wait_for(lambda: len(self._logged()) >= len(self.complaints), 10, message)
+        assert self._logged() == self.complaints
 
-    def _said(self) -> list[str]:
+    def _logged(self) -> list[str]:
         return re.findall(COMPLAINT, self.daemon.log(), re.MULTILINE)
 
 
-def test_each_kind_is_said_once_and_waited_out(lab: Lab) -> None:
+def test_each_kind_is_logged_once_and_the_daemon_waits_for_another_config(lab: Lab) -> None:
     # The daemon looks once a second, so every second kind; unit/leasing/test_config.py has all.
     some = list(BAD_CONFIGS.values())[1::2]
     assert len(some) >= 20
@@ -50,7 +50,7 @@ def test_each_kind_is_said_once_and_waited_out(lab: Lab) -> None:
         lab.put_config(bad.text)
         waiting.complains(bad.message)
 
-    # What only a store can hold.
+    # Values that only a store can hold.
     lab.etcd_request("PUT", f"{KEY}?value=%FF%FE")
     waiting.complains("network config is not JSON: Expecting value at line 1 column 1")
     lab.etcd_request("PUT", f"{KEY}?dir=true")
@@ -61,7 +61,7 @@ def test_each_kind_is_said_once_and_waited_out(lab: Lab) -> None:
     log = waiting.daemon.log()
     assert waiting.daemon.process.poll() is None
     assert "Traceback" not in log
-    assert len(log.splitlines()) == 3 + len(waiting.complaints)  # and nothing on a second line
+    assert len(log.splitlines()) == 3 + len(waiting.complaints)  # and no second line
     lab.put_config()
     waiting.daemon.wait_ready()
     assert waiting.daemon.stop() == 0

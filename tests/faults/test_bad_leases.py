@@ -1,4 +1,4 @@
-"""Leases that no host should obey, beside hosts that go on talking: each kind, over each backend that carries packets.
+"""Leases that no host should obey, while hosts keep exchanging packets: each kind, with each backend that has routes.
 
 The network contains the hosts' own link, as with hosts in 10.1.0.0/24 and the network 10.0.0.0/8.
 """
@@ -32,7 +32,7 @@ def ignoring(subnet: str) -> str:
 
 
 class World:
-    """Two hosts with a container each, and etcd as anybody can write to it."""
+    """Two hosts with a container each, and write access to etcd."""
 
     def __init__(self, lab: Lab, backend: Backend) -> None:
         self.lab = lab
@@ -45,7 +45,7 @@ class World:
         return self.one.daemons[-1]
 
     def put(self, subnet: str, public_ip: str) -> None:
-        """Each with a MAC of its own."""
+        """Write leases, each with a MAC of its own."""
         mac = "02:" + int(IPv4Network(subnet)[0]).to_bytes(4).hex(":") + f":{IPv4Network(subnet).prefixlen:02x}"
         self.lab.etcd_request("PUT", _key(subnet), value=self.backend.lease(public_ip, mac))
 
@@ -54,21 +54,21 @@ class World:
             self.lab.etcd_request("DELETE", _key(subnet))
 
     def ignored(self, subnet: str) -> int:
-        """How often the log of the first host says so."""
+        """Return how often the first host has logged that it ignores a lease."""
         return len(re.findall(ignoring(subnet), self.daemon.log()))
 
     def routes(self) -> list[str]:
-        """All but those to good leases, which come and go meanwhile."""
+        """Return all routes except those to usable leases, which are added and removed meanwhile."""
         lines = self.one.run("ip", "-4", "route", "show", "table", "all").stdout.splitlines()
         return sorted(line for line in lines if not line.startswith("172.29."))
 
     def ping(self) -> bool:
-        """Whether the containers reach each other."""
+        """Return whether the containers reach each other."""
         source, target = self.two.containers[0], self.one.containers[0]
         return source.run("ping", "-n", "-c2", "-i0.2", "-W1", str(target.address), check=False).returncode == 0
 
     def check_unharmed(self, before: list[str]) -> None:
-        """All is as before, for containers and for the daemon, which still hears of other hosts."""
+        """Assert that containers reach each other, and that the daemon still follows leases."""
         assert self.routes() == before
         assert self.ping()
         assert "not ready" not in self.daemon.notified[-1]
@@ -86,7 +86,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     backend: Backend = request.param
     with Lab(hosts=2) as lab:
         lab.put_config(json.dumps({"Network": NETWORK, **RANGE, "Backend": {"Type": backend.name}}))
-        # What is gone from etcd is forgotten after the time of a lease, at most a minute.
+        # A deleted lease is forgotten after its TTL, at most a minute.
         lab.start_daemons("-iface=eth1", "-subnet-lease-ttl=5s")
         for host in lab.hosts:
             host.add_container()
@@ -130,7 +130,7 @@ LEADS_NOWHERE = [
 
 
 @pytest.mark.parametrize("leases", [WOULD_TAKE_A_WAY, LEADS_NOWHERE], ids=["a way", "nowhere"])
-def test_a_lease_that_would_take_a_way_or_lead_nowhere_is_ignored(
+def test_a_lease_that_would_take_other_packets_or_lead_nowhere_is_ignored(
     world: World, leases: list[tuple[str, str, str]]
 ) -> None:
     before = world.routes()
@@ -146,8 +146,8 @@ def test_a_lease_that_would_take_a_way_or_lead_nowhere_is_ignored(
     world.remove(*(subnet for subnet, _, _ in leases))
 
 
-def test_a_lease_around_the_public_ip_of_another_one_is_ignored_while_that_is_there(world: World) -> None:
-    """The other one is a host behind a router; the kernel has a route of its own to it."""
+def test_a_lease_around_the_public_ip_of_another_lease_is_ignored_while_that_exists(world: World) -> None:
+    """The other lease is that of a host behind a router, to which the kernel has a route of its own."""
     world.one.configure("route add 172.25.7.0/24 via 172.17.8.1 proto static")
     before = world.routes()
     world.put("172.25.0.0/16", OTHER)
@@ -171,8 +171,8 @@ def test_a_lease_around_the_public_ip_of_another_one_is_ignored_while_that_is_th
     ],
     ids=["each other", "each other, of any length", "itself"],
 )
-def test_packets_do_not_go_round_and_round(world: World, one: tuple[str, str], two: tuple[str, str]) -> None:
-    """Two leases that contain each other's public IP, or each its own: one ping, and what it makes of eth1."""
+def test_packets_do_not_loop(world: World, one: tuple[str, str], two: tuple[str, str]) -> None:
+    """Two leases contain each other's public IP, or each its own: one ping must cause no loop of packets on eth1."""
     for lease in (one, two):
         world.put(*lease)
     for subnet, _ in (one, two):
@@ -191,7 +191,7 @@ def _sent(host: Host) -> int:
     return int(host.run("cat", "/sys/class/net/eth1/statistics/tx_packets").stdout)
 
 
-def test_a_public_ip_behind_our_own_device_is_unusable_until_there_is_another_way(world: World) -> None:
+def test_a_public_ip_behind_our_own_device_is_unusable_until_another_route_exists(world: World) -> None:
     world.put("172.28.1.0/24", "172.24.0.9")
     if world.backend is HOST_GW:
         world.daemon.wait_for_log(r"Ignoring subnet 172.28.1.0/24 via 172.24.0.9: it is not on the link")
@@ -209,7 +209,7 @@ def test_a_public_ip_behind_our_own_device_is_unusable_until_there_is_another_wa
     world.remove("172.28.1.0/24")
 
 
-def test_a_lease_is_used_again_when_its_cause_goes_with_an_address_of_this_host(world: World) -> None:
+def test_an_ignored_lease_is_used_when_the_conflicting_address_is_removed(world: World) -> None:
     added = "Subnet added: 172.30.9.0/24"
     world.put("172.30.9.0/24", "172.17.8.77")
     world.daemon.wait_for_log(added)
@@ -230,8 +230,8 @@ def test_a_lease_is_used_again_when_its_cause_goes_with_an_address_of_this_host(
 
 
 @pytest.mark.parametrize("device", ["flannel7 mode tun", "other0 mode tap"])
-def test_an_address_of_any_device_of_ours_is_no_other_hosts(world: World, device: str) -> None:
-    """Also that of a device of another network, or of another daemon."""
+def test_an_address_of_any_own_device_is_no_peers_public_ip(world: World, device: str) -> None:
+    """Own devices include those of other networks and of other daemons."""
     name = device.split()[0]
     world.one.configure(f"tuntap add {device}", f"address add 192.168.99.0/32 dev {name}")
     world.put("172.30.11.0/24", "192.168.99.0")
@@ -241,10 +241,10 @@ def test_an_address_of_any_device_of_ours_is_no_other_hosts(world: World, device
     world.one.configure(f"link delete {name}")
 
 
-def test_an_overlapping_lease_that_was_created_later_changes_nothing_and_an_earlier_one_makes_us_leave(
+def test_an_overlapping_lease_that_was_created_later_changes_nothing_and_an_earlier_one_ends_the_daemon(
     world: World,
 ) -> None:
-    """Last, because the host gets another subnet."""
+    """This test is the last, because the host gets another subnet."""
     own = world.one.subnet()
     half = str(list(own.subnets())[1])
     world.put(half, PEER)

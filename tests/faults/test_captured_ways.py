@@ -20,7 +20,7 @@ def put_config(lab: Lab, backend: Backend, network: str) -> None:
 
 
 def check_refused_until_corrected(lab: Lab, backend: Backend, networks: dict[str, str], *flags: str) -> None:
-    """``networks``: each with what the message names.  The routes of the host are the same all the time."""
+    """Assert that each network is rejected with its message in ``networks``, and that no route of the host changes."""
     [host] = lab.hosts
     before = host.run("ip", "route").stdout
     put_config(lab, backend, next(iter(networks)))
@@ -36,13 +36,13 @@ def check_refused_until_corrected(lab: Lab, backend: Backend, networks: dict[str
 
 @over(UDP, VXLAN, HOST_GW)
 def test_a_network_inside_the_link_is_refused(make_lab: Callable[..., Lab], backend: Backend) -> None:
-    """Equal to it, or a part of it, whether this host and etcd are in that part or not."""
+    """The network is the link's, or a part of it with or without this host and etcd."""
     networks = ("172.17.8.0/25", "172.17.8.0/24", "172.17.8.128/25", "172.17.8.64/26")
     why = r"would capture packets to hosts in 172\.17\.8\.0/24, the network of eth1 \(172\.17\.8\.101\)"
     check_refused_until_corrected(make_lab(hosts=1), backend, dict.fromkeys(networks, why))
 
 
-def test_alloc_may_have_such_a_network_as_it_routes_nothing(make_lab: Callable[..., Lab]) -> None:
+def test_alloc_accepts_such_a_network_because_it_adds_no_routes(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     put_config(lab, ALLOC, "172.17.8.0/24")
@@ -53,7 +53,7 @@ def test_alloc_may_have_such_a_network_as_it_routes_nothing(make_lab: Callable[.
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_a_network_around_the_link_is_fine_and_our_subnet_lies_outside_of_it(
+def test_a_network_around_the_link_is_accepted_and_our_subnet_lies_outside_the_link(
     make_lab: Callable[..., Lab], backend: Backend
 ) -> None:
     lab = make_lab(hosts=1)
@@ -68,7 +68,7 @@ def test_a_network_around_the_link_is_fine_and_our_subnet_lies_outside_of_it(
 
 @over(UDP, VXLAN, HOST_GW)
 def test_a_network_inside_that_of_a_peer_is_refused(make_lab: Callable[..., Lab], backend: Backend) -> None:
-    """The address of a point-to-point link need not lie in the network that the link leads to."""
+    """The address of a point-to-point link may lie outside the network to which the link leads."""
     lab = make_lab(hosts=1)
     lab.hosts[0].configure("address flush dev eth1", "address add 192.0.2.5 peer 172.17.8.0/24 dev eth1")
     lab.switch.configure("route add 192.0.2.5 dev br0")
@@ -80,7 +80,7 @@ def test_a_network_inside_that_of_a_peer_is_refused(make_lab: Callable[..., Lab]
 def test_an_address_without_a_network_has_neighbours_all_the_same(
     make_lab: Callable[..., Lab], backend: Backend
 ) -> None:
-    """A point-to-point link, as some clouds have it: 172.17.8.101/32, and all others by a router."""
+    """Some clouds have such links: the host has 172.17.8.101/32, and a router leads to all peers."""
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     host.configure(
@@ -120,14 +120,14 @@ def test_etcd_behind_a_router_and_inside_the_network(make_lab: Callable[..., Lab
     put_config(lab, backend, "10.50.0.0/16")
     daemon = host.start_daemon("-iface=eth1", endpoints=endpoints)
     daemon.wait_for_log(rf"E.*Failed to retrieve network config: Network 10.50.0.0/16 {networks['10.50.0.0/16']}")
-    # A route of its own keeps the way free, and the subnet must not be around it.
+    # A separate route leads to etcd, and the subnet must not contain etcd.
     host.configure("route add 10.50.0.0/25 via 172.17.8.1 proto static")
     daemon.wait_ready()
     assert not host.subnet().overlaps(IPv4Network("10.50.0.9/32"))
     assert "via 172.17.8.1 dev eth1" in host.run("ip", "route", "get", "10.50.0.9").stdout
 
 
-def test_host_gw_routes_leases_only_and_none_around_etcd(make_lab: Callable[..., Lab]) -> None:
+def test_host_gw_adds_routes_to_leased_subnets_only_and_none_around_etcd(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     host.configure("route add default via 172.17.8.1")
@@ -143,7 +143,7 @@ def test_host_gw_routes_leases_only_and_none_around_etcd(make_lab: Callable[...,
 
 
 def _endpoint_behind_the_switch(lab: Lab) -> str:
-    """Another address of etcd: 10.50.0.9, for which the switch is the router."""
+    """Give etcd the address 10.50.0.9, for which the switch is the router."""
     lab.switch.configure("address add 10.50.0.9/32 dev lo")
     lab.switch.run(
         "iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.50.0.9", "-j", "DNAT", "--to-destination", "172.17.8.1"
@@ -152,7 +152,7 @@ def _endpoint_behind_the_switch(lab: Lab) -> str:
 
 
 def test_a_host_that_an_earlier_run_cut_off_recovers_when_the_config_is_corrected(make_lab: Callable[..., Lab]) -> None:
-    """The device and the subnet file are what commit 46c003e leaves; the route to etcd leads into the device."""
+    """Device and subnet file are those of a version before the marks; the route to etcd leads into the device."""
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     host.configure(
@@ -174,7 +174,7 @@ def test_a_host_that_an_earlier_run_cut_off_recovers_when_the_config_is_correcte
     assert "dev eth1" in host.run("ip", "route", "get", "172.17.8.1").stdout
 
 
-def test_a_marked_device_is_known_without_a_subnet_file_and_all_its_routes_to_etcd_go(
+def test_a_marked_device_is_known_without_a_subnet_file_and_all_its_routes_to_etcd_are_removed(
     make_lab: Callable[..., Lab],
 ) -> None:
     lab = make_lab(hosts=1)
@@ -198,7 +198,7 @@ def test_a_marked_device_is_known_without_a_subnet_file_and_all_its_routes_to_et
 def test_a_device_of_another_program_keeps_its_routes_though_etcd_lies_behind_them(
     make_lab: Callable[..., Lab],
 ) -> None:
-    """As the device above, but for its address, which is none of our lease."""
+    """The device has another address than our lease."""
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     host.configure(
@@ -216,7 +216,7 @@ def test_a_device_of_another_program_keeps_its_routes_though_etcd_lies_behind_th
 
 
 def test_our_own_address_inside_our_own_subnet_is_refused_at_start(make_lab: Callable[..., Lab]) -> None:
-    """A restart with the bridge of the containers as the interface, and a reservation around the host itself."""
+    """Restart with the bridge of the containers as the interface, and with a reservation around the host itself."""
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     lab.put_config('{"Network":"11.0.0.0/16"}')

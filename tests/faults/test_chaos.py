@@ -1,4 +1,4 @@
-"""Half a minute of what tests/soak does for longer."""
+"""Half a minute of failing etcd members; tests/soak runs for longer."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ SECONDS = 20.0
 
 
 @over(UDP)
-def test_failing_etcd_members_are_not_noticed(make_lab: Callable[..., Lab], backend: Backend) -> None:
+def test_hosts_do_not_notice_failing_etcd_members(make_lab: Callable[..., Lab], backend: Backend) -> None:
     endure(make_lab(hosts=4, etcd_members=MEMBERS), SECONDS, backend)

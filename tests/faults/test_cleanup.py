@@ -1,4 +1,4 @@
-"""-cleanup removes what a host has of ours, and with -release its lease; nothing else."""
+"""-cleanup removes a host's state of flannelpy, and with -release its lease; nothing else."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from support.hosts import asleep, belongings, own_leases, ways
 
 pytestmark = pytest.mark.usefixtures("root")
 
-#: Leased to another host, so that there are ways to it.
+#: Leased to another host, so that routes to it exist.
 FOREIGN = IPv4Network("11.0.200.0/24")
-#: What looks like ours, and is not.
+#: State that resembles flannelpy's, and is foreign.
 OTHERS = (
     "link add flannel.7 type vxlan id 7 dev eth1 dstport 8472",
     "address add 10.8.0.0/16 dev flannel.7",
@@ -59,14 +59,14 @@ def lab(shared_lab: Callable[[str, int], Lab], backend: Backend) -> Lab:
 
 @pytest.fixture
 def host(lab: Lab) -> Iterator[Host]:
-    """No daemon outlives a test of it."""
+    """Return the host; no daemon outlives a test."""
     [host] = lab.hosts
     yield host
     host.kill_daemons()
 
 
 def run_for_a_while(host: Host, backend: Backend) -> None:
-    """Leave everything behind that a daemon can leave."""
+    """Run a daemon that leaves everything behind that a daemon can leave."""
     daemon = host.start_daemon("-iface=eth1", "-ip-masq")
     daemon.wait_ready()
     wait_for(lambda: ways(host) >= backend.wanted(host), 5, "the ways to the other host")
@@ -78,12 +78,12 @@ def run_for_a_while(host: Host, backend: Backend) -> None:
 
 
 def chains_of(host: Host) -> set[str]:
-    """The iptables chains that are ours."""
+    """Return flannelpy's iptables chains."""
     return set(re.findall(r"^:(FLANNEL\S*)", host.run("iptables-save").stdout, re.MULTILINE))
 
 
 def clean_up(host: Host, *flags: str, host_id: str = "host1") -> tuple[int, list[str]]:
-    """Exit code, and the messages without their heads."""
+    """Run -cleanup; return the exit code, and the messages without their heads."""
     given = {"-etcd-endpoints": host.lab.etcd.url, "-iface": "eth1", "-host-id": host_id}
     argv = [sys.executable, "-P", "-m", "flannelpy", *(f"{name}={value}" for name, value in given.items()), *flags]
     done = host.run(*argv, "-cleanup", check=False)
@@ -91,8 +91,8 @@ def clean_up(host: Host, *flags: str, host_id: str = "host1") -> tuple[int, list
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_everything_goes_and_what_is_others_stays(host: Host, backend: Backend) -> None:
-    """First, on a host that no daemon has run on."""
+def test_cleanup_removes_all_state_of_flannelpy_and_keeps_foreign_state(host: Host, backend: Backend) -> None:
+    """This test is the first: no daemon has run on the host."""
     before = belongings(host)
     run_for_a_while(host, backend)
     assert belongings(host) != before
@@ -108,21 +108,21 @@ def test_everything_goes_and_what_is_others_stays(host: Host, backend: Backend) 
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_while_it_runs_nothing_is_removed(host: Host, backend: Backend) -> None:
+def test_nothing_is_removed_while_a_daemon_runs(host: Host, backend: Backend) -> None:
     daemon = host.start_daemon("-iface=eth1", "-ip-masq")
     daemon.wait_ready()
     wait_for(lambda: ways(host) >= backend.wanted(host), 5, "the ways to the other host")
     before = belongings(host)
-    said = "a flannelpy runs here with the subnet file /run/flannel/subnet.env: stop it first"
-    assert clean_up(host, "-release") == (1, [said])
+    logged = "a flannelpy runs here with the subnet file /run/flannel/subnet.env: stop it first"
+    assert clean_up(host, "-release") == (1, [logged])
     assert belongings(host) == before
     assert len(own_leases(host)) == 1
     assert daemon.stop() == 0
 
 
 @over(UDP)
-def test_a_device_of_flanneld_that_is_in_use_is_not_taken_away(host: Host) -> None:
-    """A running flanneld does not know our lock, so its device is the only sign of it."""
+def test_a_device_of_flanneld_that_is_in_use_is_not_removed(host: Host) -> None:
+    """A running flanneld does not use flannelpy's lock, so its device is the only sign of it."""
     daemon = host.start_daemon("-iface=eth1")
     daemon.wait_ready()
     with asleep(daemon):
@@ -137,33 +137,33 @@ def test_a_device_of_flanneld_that_is_in_use_is_not_taken_away(host: Host) -> No
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_release_gives_the_lease_back(host: Host, backend: Backend) -> None:
+def test_release_deletes_the_lease(host: Host, backend: Backend) -> None:
     run_for_a_while(host, backend)
     subnet = host.subnet()
-    code, said = clean_up(host, "-release")
-    assert (code, said[-1]) == (0, f"Released the lease of {subnet}")
+    code, logged = clean_up(host, "-release")
+    assert (code, logged[-1]) == (0, f"Released the lease of {subnet}")
     assert own_leases(host) == []
-    code, said = clean_up(host, "-release")
-    assert (code, said[-1]) == (0, f"Found no lease with the public IP {host.public_ip} of this host")
+    code, logged = clean_up(host, "-release")
+    assert (code, logged[-1]) == (0, f"Found no lease with the public IP {host.public_ip} of this host")
 
 
 @over(UDP)
-def test_release_leaves_what_is_not_ours(lab: Lab, host: Host, backend: Backend) -> None:
+def test_release_keeps_leases_of_other_hosts_and_reservations(lab: Lab, host: Host, backend: Backend) -> None:
     run_for_a_while(host, backend)
     [lease] = own_leases(host)
     subnet = host.subnet()
-    code, said = clean_up(host, "-release", host_id="another")
-    assert (code, said[-1]) == (0, f"Kept the lease of {subnet}: it belongs to another host (host1)")
+    code, logged = clean_up(host, "-release", host_id="another")
+    assert (code, logged[-1]) == (0, f"Kept the lease of {subnet}: it belongs to another host (host1)")
     lab.etcd_request("PUT", lease["key"], value=json.dumps({"PublicIP": str(host.public_ip)}))
-    code, said = clean_up(host, "-release")
-    assert (code, said[-1]) == (0, f"Kept the reservation of {subnet}: it belongs to the operator")
+    code, logged = clean_up(host, "-release")
+    assert (code, logged[-1]) == (0, f"Kept the reservation of {subnet}: it belongs to the operator")
     assert len(own_leases(host)) == 1
     lab.etcd_request("DELETE", lease["key"])
 
 
 @over(UDP)
-def test_an_etcd_that_does_not_answer_is_said(host: Host, backend: Backend) -> None:
+def test_an_etcd_that_does_not_answer_is_logged(host: Host, backend: Backend) -> None:
     run_for_a_while(host, backend)
-    code, said = clean_up(host, "-release", "-etcd-endpoints=http://127.0.0.1:1")
-    assert (code, said[-1]) == (1, "http://127.0.0.1:1: connection refused")
+    code, logged = clean_up(host, "-release", "-etcd-endpoints=http://127.0.0.1:1")
+    assert (code, logged[-1]) == (1, "http://127.0.0.1:1: connection refused")
     assert len(own_leases(host)) == 1

@@ -1,6 +1,6 @@
-"""Somebody changes what a backend has set up, or the interface below: repaired within two seconds, the socket lives on.
+"""Other programs change what a backend has set up, or the interface below: restored within two seconds with one socket.
 
-Each backend has a lab of its own, on which its tests follow each other.
+Each backend has a lab of its own, which its tests share.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ REPAIR_SECONDS = 2.0
 
 
 class Change(NamedTuple):
-    """What somebody does by ``ip``, and what is said of each flaw of it that is put right."""
+    """``ip`` commands of another program, and what flannelpy logs about each change that it restores."""
 
     backends: tuple[Backend, ...]
     commands: tuple[str, ...]
-    said: tuple[str, ...]
+    logged: tuple[str, ...]
 
 
 #: Of the backend's device, and of the route to the other host's subnet.
@@ -61,7 +61,7 @@ CHANGES = {
 
 
 class Obstacle(NamedTuple):
-    """What makes a repair fail, what is said about it, and what takes it away."""
+    """Commands that make a repair fail, what flannelpy logs about it, and the remedy."""
 
     commands: tuple[str, ...]
     failures: str
@@ -120,7 +120,7 @@ def ping(source: Container, target: Container, *options: str) -> subprocess.Comp
 
 
 def assert_connected(lab: Lab) -> None:
-    """The containers reach each other."""
+    """Assert that the containers reach each other."""
     one, other = (host.containers[0] for host in lab.hosts)
     assert ping(one, other).returncode == 0
     assert ping(other, one).returncode == 0
@@ -147,29 +147,31 @@ def cpu_seconds(daemon: Daemon) -> float:
         for backend in change.backends
     ],
 )
-def test_it_is_repaired(lab: Lab, host: Host, daemon: Daemon, backend: Backend, change: Change) -> None:
-    """Regression against the original, which burns a processor, or does nothing, and says nothing."""
+def test_a_change_by_another_program_is_repaired(
+    lab: Lab, host: Host, daemon: Daemon, backend: Backend, change: Change
+) -> None:
+    """The original uses a whole processor, or does nothing, and logs nothing."""
     names = {"device": backend.device, "mtu": backend.mtu, "subnet": lab.hosts[1].subnet()}
     before, repairs = sockets(host), repairs_of(daemon)
-    with asleep(daemon):  # or it might see some of it
+    with asleep(daemon):  # or the daemon might see a part of it
         host.configure(*(command.format_map(names) for command in change.commands))
     wait_until_repaired(host, backend)
     assert_connected(lab)
     assert sockets(host) == before
-    for flaw in change.said:
+    for flaw in change.logged:
         daemon.wait_for_log(rf"W\d.*\] {flaw.format_map(names)}; restored$")
-    count = repairs + len(change.said)
+    count = repairs + len(change.logged)
     wait_for(lambda: f"repairs: {count}," in daemon.notified[-1], 5, "the count in the status line")
     assert repairs_of(daemon) == count
 
 
 @over(*OBSTACLES)
-def test_a_repair_that_fails_at_first_is_tried_until_it_works(
+def test_a_repair_that_fails_at_first_is_retried_until_it_works(
     lab: Lab, host: Host, daemon: Daemon, backend: Backend
 ) -> None:
-    """Between the old device and the new one nothing is carried: that must not be taken for all being well."""
+    """Between the old device and the new one no packets travel, so the host must not be ready."""
     ready, obstacle = host.run_dir / "flannel/ready", OBSTACLES[backend]
-    with asleep(daemon):  # or it might be faster
+    with asleep(daemon):  # or the repair might be faster
         host.configure(*obstacle.commands)
     daemon.wait_for_log(rf"E.*\] {re.escape(obstacle.failures)}$")
     wait_for(lambda: not ready.exists(), 2, "the ready file to go")
@@ -184,7 +186,7 @@ CARRIER = {"udp": ("carrier off", "carrier on"), "vxlan": ("protodown on", "prot
 
 @over(UDP, VXLAN)
 def test_a_device_without_a_carrier_is_named_and_not_ready(host: Host, daemon: Daemon, backend: Backend) -> None:
-    """It drops all packets, though it is up and has its address and route."""
+    """A device without a carrier drops all packets, although it is up and has its address and route."""
     ready, (off, on) = host.run_dir / "flannel/ready", CARRIER[backend.name]
     wait_until_repaired(host, backend)
     host.configure(f"link set {backend.device} {off}")
@@ -206,7 +208,7 @@ def test_an_idle_hour_after_repairs_costs_nothing(host: Host, daemon: Daemon, ba
 
 @pytest.mark.timed
 @over(UDP, VXLAN)
-def test_somebody_who_deletes_it_all_the_time_costs_no_processor(
+def test_a_program_that_deletes_the_device_all_the_time_costs_no_processor(
     lab: Lab, host: Host, daemon: Daemon, backend: Backend
 ) -> None:
     before, end = cpu_seconds(daemon), time.monotonic() + 4
@@ -218,8 +220,8 @@ def test_somebody_who_deletes_it_all_the_time_costs_no_processor(
 
 
 @over(UDP, VXLAN)
-def test_connections_between_containers_live_on(lab: Lab, host: Host, backend: Backend) -> None:
-    """A ping that waits has its answer delivered by the new device."""
+def test_connections_between_containers_survive(lab: Lab, host: Host, backend: Backend) -> None:
+    """The new device delivers the answer to a ping that waits."""
     ours, theirs = (host.containers[0] for host in lab.hosts)
     with (
         theirs.popen("socat", "-u", "TCP-LISTEN:7000", "-") as sink,
@@ -239,7 +241,7 @@ def test_connections_between_containers_live_on(lab: Lab, host: Host, backend: B
 
 @over(UDP, VXLAN, HOST_GW)
 def test_an_external_interface_that_is_down_for_a_while(lab: Lab, host: Host, daemon: Daemon, backend: Backend) -> None:
-    """A network restart, which takes address and routes away and brings them back."""
+    """A network restart removes address and routes, and restores them."""
     ready = host.run_dir / "flannel/ready"
     assert ready.exists()
     host.configure("link set eth1 down", "address flush dev eth1")
@@ -255,14 +257,14 @@ def test_an_external_interface_that_is_down_for_a_while(lab: Lab, host: Host, da
 
 
 @over(UDP)
-def test_another_mtu_below_is_said(host: Host, daemon: Daemon) -> None:
+def test_another_mtu_of_the_external_interface_is_logged(host: Host, daemon: Daemon) -> None:
     host.configure("link set eth1 mtu 1400")
     daemon.wait_for_log(r"W.*MTU of eth1 changed from 1500 to 1400")
     host.configure("link set eth1 mtu 1500")
 
 
 @over(UDP)
-def test_the_watchdog_gets_signs_of_life_while_all_is_well(lab: Lab, host: Host) -> None:
+def test_the_watchdog_gets_keep_alives_while_the_host_is_ready(lab: Lab, host: Host) -> None:
     host.daemons[-1].stop()
     daemon = host.start_daemon("-iface=eth1", env={"WATCHDOG_USEC": "600000"})
     daemon.wait_ready()
@@ -270,12 +272,12 @@ def test_the_watchdog_gets_signs_of_life_while_all_is_well(lab: Lab, host: Host)
 
 
 @over(UDP)
-def test_a_frozen_daemon_gives_no_sign_of_life(host: Host) -> None:
+def test_a_frozen_daemon_sends_no_keep_alive(host: Host) -> None:
     daemon = host.daemons[-1]
     with asleep(daemon):
         seen, start = daemon.notified.count("WATCHDOG=1"), time.monotonic()
         wait_for(lambda: time.monotonic() > start + 1, 5, "a second to pass")
-        assert daemon.notified.count("WATCHDOG=1") <= seen + 1  # one may have been on its way
+        assert daemon.notified.count("WATCHDOG=1") <= seen + 1  # one may have been in transit
     seen = daemon.notified.count("WATCHDOG=1")
     wait_for(lambda: daemon.notified.count("WATCHDOG=1") > seen, 5, "a sign of life")
 
@@ -293,8 +295,8 @@ def test_a_leftover_persistent_device_is_removed_at_start(host: Host, backend: B
 
 
 @over(UDP)
-def test_another_address_for_good_ends_it(lab: Lab, host: Host) -> None:
-    """Last, since it takes its time and the host is another one afterwards."""
+def test_a_permanent_new_address_ends_the_daemon(lab: Lab, host: Host) -> None:
+    """This test is the last, because the host has another address afterwards."""
     daemon = host.daemons[-1]
     host.configure("address flush dev eth1", "address add 172.17.8.199/24 dev eth1")
     assert daemon.process.wait(60) == 1

@@ -1,4 +1,4 @@
-"""Hosts whose etcd goes away for longer than their leases last, and comes back in every state it can be in."""
+"""etcd is away for longer than the leases last, and returns in every possible state."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def test_an_etcd_that_is_away_for_longer_than_the_leases_last(make_lab: Callable
 
 @over(UDP)
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
-def test_an_outage_is_not_noticed(make_lab: Callable[..., Lab], backend: Backend, scenario: Scenario) -> None:
-    """By the other backends in tests/soak."""
+def test_hosts_do_not_notice_an_outage(make_lab: Callable[..., Lab], backend: Backend, scenario: Scenario) -> None:
+    """tests/soak has the other backends."""
     scenario(make_lab, backend)

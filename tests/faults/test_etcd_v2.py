@@ -1,4 +1,4 @@
-"""What goes wrong between python-etcd and a real etcd: lost replies, dead and frozen members, TLS, permissions."""
+"""Failures between python-etcd and a real etcd: lost replies, dead and frozen members, TLS, permissions."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ KEY = f"/network/subnets/{A}"
 
 
 def use(registry: EtcdV2Registry, test: Callable[[EtcdV2Registry], Awaitable[Result]]) -> Result:
-    """``test`` with ``registry``, which is closed afterwards."""
+    """Run ``test`` with ``registry``, and close ``registry`` afterwards."""
 
     async def body() -> Result:
         try:
@@ -73,7 +73,7 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServ
 
 @pytest.fixture
 def server(shared_server: EtcdServer) -> EtcdServer:
-    """A running etcd in which nothing is stored."""
+    """Return a running, empty etcd."""
     for node in shared_server.list("/"):
         shared_server.delete(node.key)
     return shared_server
@@ -91,9 +91,9 @@ def short_timeout(monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 class LossyProxy(socketserver.ThreadingTCPServer):
-    """Passes requests on to etcd, except that it loses the ``loss`` ("request" or "reply") of the next ``method``.
+    """A proxy of etcd that loses the ``loss`` ("request" or "reply") of the next ``method``.
 
-    A connection on which something was lost is closed, after ``then`` was called.
+    After a loss it calls ``then``, and closes the connection.
     """
 
     daemon_threads = True
@@ -115,10 +115,10 @@ class LossyProxy(socketserver.ThreadingTCPServer):
         return True
 
     def note(self, client: socket.socket, request: bytes) -> None:
-        """What ``client`` asks."""
+        """Note a request of ``client``."""
 
     def passed(self, client: socket.socket, reply: bytes) -> bytes:
-        """What ``client`` gets when this part of a reply has come."""
+        """Return the bytes that ``client`` gets for this part of a reply."""
         return reply
 
 
@@ -155,7 +155,7 @@ def proxy(server: EtcdServer) -> Iterator[LossyProxy]:
 
 @pytest.fixture(params=["one endpoint", "two endpoints"])
 def registry(request: pytest.FixtureRequest, proxy: LossyProxy, server: EtcdServer) -> EtcdV2Registry:
-    """Its first endpoint is the proxy."""
+    """Return a registry whose first endpoint is the proxy."""
     return EtcdV2Registry([proxy.url, server.url][: 1 if request.param == "one endpoint" else 2], "/network")
 
 
@@ -183,7 +183,7 @@ class TestLostWrite:
         proxy.lose("request", "PUT")
         assert use(registry, lambda registry: registry.create(A, "mine", DAY))[:3] == (A, "mine", DAY)
 
-    def test_create_while_somebody_else_is_faster(
+    def test_create_while_another_client_is_faster(
         self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
     ) -> None:
         proxy.lose("request", "PUT", lambda: server.put(KEY, "theirs"))
@@ -202,7 +202,7 @@ class TestLostWrite:
 
         use(registry, test)
 
-    def test_swap_while_somebody_else_is_faster(
+    def test_swap_while_another_client_is_faster(
         self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
     ) -> None:
         async def test(registry: EtcdV2Registry) -> None:
@@ -242,7 +242,7 @@ class TestLostWrite:
 
         use(registry, test)
 
-    def test_delete_while_somebody_else_is_faster(
+    def test_delete_while_another_client_is_faster(
         self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
     ) -> None:
         async def test(registry: EtcdV2Registry) -> None:
@@ -268,7 +268,7 @@ class TestLostWrite:
 
 
 class DrippingProxy(LossyProxy):
-    """Passes on the answers to the first writes a byte at a time, each in time."""
+    """A proxy that forwards the answers to the first writes a byte at a time, each byte in time."""
 
     def __init__(self, server: EtcdServer, writes: int) -> None:
         super().__init__(server)
@@ -291,7 +291,7 @@ class DrippingProxy(LossyProxy):
 
 
 class TestDrippingWrite:
-    """A write whose answer does not come in time has happened, which is found out as after a lost one."""
+    """A write whose answer does not arrive in time has happened, which is detected as after a lost reply."""
 
     @pytest.mark.parametrize("is_alone", [True, False], ids=["one endpoint", "two endpoints"])
     def test_that_happened_is_ours(self, server: EtcdServer, short_timeout: float, is_alone: bool) -> None:
@@ -329,7 +329,7 @@ class TestEndpoints:
         assert use(registry, lambda registry: registry.read_config()) == "{}"
 
     def test_a_create_refused_after_a_dead_endpoint_is_refused(self, server: EtcdServer, dead_url: str) -> None:
-        server.put(KEY, "mine")  # nothing was sent to the dead endpoint, so this is not from us
+        server.put(KEY, "mine")  # nothing was sent to the dead endpoint, so the key is another client's
         with pytest.raises(KeyExists):
             use(EtcdV2Registry([dead_url, server.url], "/network"), lambda registry: registry.create(A, "mine", DAY))
 
@@ -350,7 +350,7 @@ class TestEndpoints:
             with pytest.raises(RegistryUnavailable) as caught:
                 await registry.snapshot()
             assert str(caught.value) == "; ".join(f"{server.url}: connection refused" for server in servers)
-            for server in servers:  # each of them alone is enough
+            for server in servers:  # each endpoint alone suffices
                 with server:
                     assert (await registry.snapshot()).entries == ()
                 with pytest.raises(RegistryUnavailable):
@@ -363,7 +363,7 @@ class TestEndpoints:
             use(EtcdV2Registry(["http://nowhere.invalid"], "/network"), lambda registry: registry.snapshot())
 
 
-# When python-etcd finds another cluster, it drops the connection with an unread answer, and the collector closes it.
+# If python-etcd finds another cluster, it drops the connection with an unread answer; the collector closes it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 class TestRestart:
     @pytest.fixture(autouse=True)
@@ -402,7 +402,7 @@ class TestRestart:
         with EtcdServer(tmp_path / "old") as old:
             use(EtcdV2Registry([old.url], "/network"), test)
 
-    def test_as_another_cluster_is_found_out_by_any_call(self, tmp_path: Path) -> None:
+    def test_as_another_cluster_is_detected_by_any_call(self, tmp_path: Path) -> None:
         async def test(registry: EtcdV2Registry) -> None:
             await registry.snapshot()
             old.stop()
@@ -475,7 +475,7 @@ class TestStream:
         use(EtcdV2Registry([server.url], "/network"), test)
 
     def test_between_two_watches_may_be_too_much(self, server: EtcdServer) -> None:
-        """The store's position comes with the refusal, and a watch from there hears what happens next."""
+        """The rejection has the store's index, and a watch from there receives the next events."""
 
         async def test(registry: EtcdV2Registry) -> None:
             cursor = (await registry.snapshot()).cursor
@@ -487,8 +487,8 @@ class TestStream:
 
         use(EtcdV2Registry([server.url], "/network"), test)
 
-    def test_goes_on_after_events_of_the_history(self, server: EtcdServer) -> None:
-        """Of which etcd sends one, and no other event ever on that connection."""
+    def test_continues_after_events_of_the_history(self, server: EtcdServer) -> None:
+        """etcd sends one event of the history, and never another one on that connection."""
 
         async def test(registry: EtcdV2Registry) -> None:
             cursor = (await registry.snapshot()).cursor
@@ -520,7 +520,7 @@ class TestStream:
         use(EtcdV2Registry([server.url], "/network"), test)
 
     def test_follows_the_other_calls_to_another_endpoint(self, tmp_path: Path) -> None:
-        """A member that is cut off from its cluster accepts watches, in which nothing ever happens."""
+        """A member that is cut off from its cluster accepts watches, but never sends an event."""
 
         async def test(registry: EtcdV2Registry) -> None:
             cursor = (await registry.snapshot()).cursor
@@ -538,8 +538,8 @@ class TestStream:
                 cut_off.shutdown()
 
     @pytest.mark.parametrize("held_back", [OPEN_REPLIES, FORGOTTEN])
-    def test_that_is_deaf_is_found_out(self, server: EtcdServer, held_back: str) -> None:
-        """The store has moved on, and the history knows with what."""
+    def test_that_is_deaf_is_detected(self, server: EtcdServer, held_back: str) -> None:
+        """The store's index has grown, and its history has the missed events."""
 
         async def test(registry: EtcdV2Registry) -> None:
             cursor = (await registry.snapshot()).cursor
@@ -603,7 +603,7 @@ class TestStream:
     def test_of_more_events_than_are_taken_loses_none(
         self, server: EtcdServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Values are large, and nothing is taken meanwhile."""
+        """Values are large, and the client reads nothing meanwhile."""
         monkeypatch.setattr(event_stream, "MOST_WAITING", 100_000)
 
         async def test(registry: EtcdV2Registry) -> None:
@@ -612,18 +612,18 @@ class TestStream:
             values = [f"{number}" * 10_000 for number in range(30)]
             for value in values:
                 await asyncio.to_thread(put, server, f"{SUBNETS}/{A}", value)
-            told: list[str] = []
-            while len(told) < len(values):
+            received: list[str] = []
+            while len(received) < len(values):
                 changes = await registry.watch(cursor, DEADLINE)
-                told += [change.entry.value for change in changes.changes if isinstance(change, Put)]
+                received += [change.entry.value for change in changes.changes if isinstance(change, Put)]
                 cursor = changes.cursor
-            assert told == values
+            assert received == values
 
         use(EtcdV2Registry([server.url], "/network"), test)
 
 
 class DeafProxy(LossyProxy):
-    """Passes on what etcd sends as ``is_deaf`` says, or all of it."""
+    """A proxy that withholds what ``is_deaf`` selects of the bytes from etcd, and forwards the rest."""
 
     def __init__(self, server: EtcdServer) -> None:
         super().__init__(server)
@@ -647,7 +647,7 @@ class DeafProxy(LossyProxy):
 
 
 def watches(server: EtcdServer) -> int:
-    """How often etcd has been asked for a watch."""
+    """Return how often etcd was asked for a watch."""
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=DEADLINE) as answer:
         found = re.search(r"^etcd_debugging_store_watch_requests_total (\S+)$", answer.read().decode(), re.MULTILINE)
     assert found
@@ -779,7 +779,7 @@ USER, PASSWORD = "flannel", "pass: wörd €"
 
 @pytest.fixture(scope="module")
 def guarded_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An etcd that lets only USER in."""
+    """Return the URL of an etcd that accepts only USER."""
 
     def put(path: str, **content: object) -> None:
         etcd.request("PUT", f"/v2/auth/{path}", body=json.dumps(content))
@@ -816,7 +816,7 @@ class TestAuth:
 
 @pytest.fixture(scope="module")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ca, server (valid for 127.0.0.1 alone), client and stranger (of no CA): each a .crt and a .key."""
+    """Return a directory with .crt and .key of ca, server (for 127.0.0.1 only), client and stranger (of no CA)."""
     directory = tmp_path_factory.mktemp("pki")
 
     def issue(name: str, *arguments: str) -> None:
@@ -826,7 +826,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(command, cwd=directory, check=True, capture_output=True)
 
     by_ca = ["-CA", "ca.crt", "-CAkey", "ca.key"]
-    # Python 3.13 refuses a CA that does not say what its key is for.
+    # Python 3.13 rejects a CA without key usage.
     issue("ca", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
     issue("server", *by_ca, "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE")
     issue("client", *by_ca, "-addext", "extendedKeyUsage=clientAuth", "-addext", "basicConstraints=CA:FALSE")
@@ -944,7 +944,7 @@ asyncio.run(main())
 
 class TestProcess:
     def start(self, *urls: str) -> subprocess.Popen[str]:
-        """A process that watches until SIGTERM."""
+        """Start a process that watches until SIGTERM."""
         command = [sys.executable, "-c", PROGRAM, *urls]
         root = Path(flannelpy.__file__).parents[1]
         return subprocess.Popen(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -966,7 +966,7 @@ class TestProcess:
             assert process.returncode == 0
             assert time.monotonic() - begin < 2
 
-    def test_says_nothing_itself(self, dead_url: str) -> None:
+    def test_logs_nothing_itself(self, dead_url: str) -> None:
         with self.start(dead_url) as process:
             out, err = process.communicate(timeout=DEADLINE)
         assert out == ""
@@ -982,7 +982,7 @@ class TestProcess:
 
 @contextlib.contextmanager
 def answering(status: int, body: str) -> Iterator[str]:
-    """The URL of a service that answers everything with this."""
+    """Return the URL of a service that answers every request with this."""
 
     class Stranger(BaseHTTPRequestHandler):
         def answer(self) -> None:
@@ -1016,8 +1016,8 @@ def answering(status: int, body: str) -> Iterator[str]:
 @pytest.mark.parametrize(
     "call", ["read_config", "snapshot", "create", "compare_and_swap", "compare_and_delete", "watch"]
 )
-def test_somebody_who_is_no_etcd_is_passed_over(server: EtcdServer, call: str, status: int, body: str) -> None:
-    """A proxy's error page, or another service on 4001, was a traceback; and the next endpoint was not asked."""
+def test_a_service_that_is_no_etcd_is_skipped(server: EtcdServer, call: str, status: int, body: str) -> None:
+    """A proxy's error page, or another service on 4001, caused a traceback, and the next endpoint was not asked."""
 
     arguments: dict[str, tuple[object, ...]] = {
         "create": ("11.0.1.0-24", "{}", 60),
@@ -1034,7 +1034,7 @@ def test_somebody_who_is_no_etcd_is_passed_over(server: EtcdServer, call: str, s
                 )
 
 
-# What others have stored
+# Foreign data in the store
 
 SUBNETS = "/network/subnets"
 DEEP = SUBNETS + "/x" * 600
@@ -1123,7 +1123,7 @@ def test_without_a_thread_to_ask_in_there_is_no_answer(server: EtcdServer, monke
         (502, "a\n\x1b[2J\u202e" * 100_000),
     ],
 )
-def test_words_of_others_are_one_short_line(status: int, body: object) -> None:
+def test_foreign_text_is_one_short_line(status: int, body: object) -> None:
     with answering(status, json.dumps(body)) as url, pytest.raises(RegistryError) as caught:
         use(EtcdV2Registry([url], "/network"), lambda registry: registry.read_config())
     assert str(caught.value).isprintable()
@@ -1131,7 +1131,7 @@ def test_words_of_others_are_one_short_line(status: int, body: object) -> None:
 
 
 def put(server: EtcdServer, path: str, value: str | bytes) -> None:
-    """As an administrator's curl does."""
+    """Write a key as an administrator's curl does."""
     data = urlencode({"value": value}).encode()
     request = urllib.request.Request(f"{server.url}/v2/keys{path}", data, method="PUT")
     urllib.request.urlopen(request, timeout=DEADLINE).close()

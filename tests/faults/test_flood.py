@@ -1,4 +1,4 @@
-"""A host without a lease floods a daemon's port with datagrams, while two containers go on talking."""
+"""A host without a lease floods a daemon's port with datagrams, while two containers exchange packets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.overlay import OUTER_PORT, running, throughput
 pytestmark = [pytest.mark.usefixtures("root"), pytest.mark.timed]
 
 UDP_GRO = 104
-# A socket like the daemon's, which takes whole trains; it is never read, so nearly all of the flood is refused.
+# A socket like the daemon's, which receives whole trains; it is never read, so the kernel drops most of the flood.
 _DISCARD = (
     "import signal, socket, sys;"
     "discard = socket.socket(type=socket.SOCK_DGRAM);"
@@ -27,7 +27,7 @@ _DISCARD = (
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """Two hosts with daemons and containers, one that floods, and one to be flooded instead."""
+    """Return two hosts with daemons and containers, a host that floods, and a host to be flooded for comparison."""
     with Lab(hosts=4) as lab:
         lab.put_config()
         yield lab
@@ -35,7 +35,7 @@ def lab() -> Iterator[Lab]:
 
 @contextmanager
 def flood(source: Host, target: Host, size: int, count: int) -> Iterator[None]:
-    """Datagrams of ``size`` bytes, ``count`` with one call, as fast as they go."""
+    """Send datagrams of ``size`` bytes, ``count`` with one call, as fast as possible."""
 
     def sent() -> int:
         return int(source.run("cat", "/sys/class/net/eth1/statistics/tx_packets").stdout)
@@ -45,16 +45,16 @@ def flood(source: Host, target: Host, size: int, count: int) -> Iterator[None]:
         wait_for(lambda: sent() > enough, 10, "the flood")
         yield
         enough = sent() + 1000
-        wait_for(lambda: sent() > enough, 10, "the flood, still going on")
+        wait_for(lambda: sent() > enough, 10, "the flood to continue")
 
 
 @pytest.mark.parametrize(("size", "count"), [(28, 1), (28, 64), (1400, 46)])
-def test_a_flood_of_a_stranger_costs_the_others_no_more_than_its_processor_time(
+def test_a_flood_of_an_unknown_host_costs_peers_no_more_than_its_processor_time(
     lab: Lab, size: int, count: int
 ) -> None:
-    """The fair comparison is the same flood on somebody else: on one machine the flooder itself takes a processor.
+    """The comparison is the same flood on another host, because on one machine the sender itself uses a processor.
 
-    Without the filter in the kernel a flood fills the socket's queue, and next to nothing else gets through.
+    Without the filter in the kernel a flood fills the socket's queue, and hardly any other datagram passes.
     """
     one, other, flooder, bystander = lab.hosts
     daemons = [host.start_daemon("-iface=eth1") for host in (one, other)]
@@ -69,9 +69,9 @@ def test_a_flood_of_a_stranger_costs_the_others_no_more_than_its_processor_time(
         beside = throughput(*ends)
     with flood(flooder, other, size, count):
         flooded = throughput(*ends)
-    told = f"{undisturbed / 1e9:.2f} Gbit/s, flood beside it {beside / 1e9:.2f}, flood on it {flooded / 1e9:.2f}"
-    print(told)
-    assert flooded > beside / 2, told
+    figures = f"{undisturbed / 1e9:.2f} Gbit/s, flood beside it {beside / 1e9:.2f}, flood on it {flooded / 1e9:.2f}"
+    print(figures)
+    assert flooded > beside / 2, figures
     assert daemons[1].stop() == 0
     [refused, unknown] = (
         int(count) for count in re.findall(r"(?:socket_filtered_or_full|unknown_sender) (\d+)", daemons[1].log())[:2]

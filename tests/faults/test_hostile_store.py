@@ -1,4 +1,4 @@
-"""Some seconds of random keys and values beside the leases of three hosts; tests/soak has minutes of it."""
+"""Some seconds of random keys and values beside the leases of three hosts; tests/soak runs for minutes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OTHERS_SECONDS = 9.0
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_whatever_others_store_no_host_notices(make_lab: Callable[..., Lab], backend: Backend) -> None:
+def test_no_host_notices_random_keys_and_values(make_lab: Callable[..., Lab], backend: Backend) -> None:
     number = seed()
     print(f"FLANNELPY_SEED={number}")
     endure(make_lab(hosts=3), SECONDS if backend is UDP else OTHERS_SECONDS, number, backend)

@@ -1,6 +1,6 @@
-"""Datagrams of hosts without a lease, packets between addresses that cannot be: what gets in, and what is told.
+"""Datagrams of hosts without a lease, and packets with impossible addresses: which are accepted, and what is logged.
 
-Nothing is waited for but a last packet that is right: what came before it and got in would have been seen before it.
+The tests wait only for a last, valid packet: an earlier one that was accepted would have arrived before it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from support.packets import ipv4_packet, udp_datagram
 pytestmark = pytest.mark.usefixtures("root")
 
 INNER_PORT = 4242
-#: The kernel lets in one in 64 of a stranger's.
+#: The kernel passes 1 in 64 datagrams of an unknown host.
 MANY = 2000
-#: Sends UDP datagrams with headers of its own: the port that they come from may be in use.
+#: Sends UDP datagrams with hand-made headers, because their source port may be in use.
 _SEND = (
     "import socket, sys;"
     "sender = socket.socket(type=socket.SOCK_RAW, proto=socket.IPPROTO_UDP);"
@@ -34,7 +34,7 @@ _SEND = (
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    """Two hosts with a container each, and one that has no daemon."""
+    """Return two hosts with a container each, and a host without a daemon."""
     with Lab(hosts=3) as lab:
         lab.put_config()
         with serving(lab) as daemons:
@@ -45,7 +45,7 @@ def lab() -> Iterator[Lab]:
 
 @contextmanager
 def serving(lab: Lab, *flags: str) -> Iterator[list[Daemon]]:
-    """Daemons on the first two hosts."""
+    """Run daemons on the first two hosts."""
     daemons = [host.start_daemon("-iface=eth1", *flags) for host in lab.hosts[:2]]
     try:
         wait_connected(daemons)
@@ -56,18 +56,18 @@ def serving(lab: Lab, *flags: str) -> Iterator[list[Daemon]]:
 
 
 def packet(source: IPv4Address | str, destination: IPv4Address | str, length: int) -> bytes:
-    """A UDP packet that tcpdump shows with this length."""
+    """Return a UDP packet that tcpdump shows with this length."""
     return ipv4_packet(str(source), str(destination), udp_datagram(bytes(length), ports=(4241, INNER_PORT)))
 
 
 def send(host: Host, to: Host, packets: list[bytes], port: int = OUTER_PORT) -> None:
-    """Send datagrams from ``port`` to where its daemon listens, past our own."""
+    """Send datagrams from ``port`` to the port of the receiver's daemon, without a daemon here."""
     lines = "".join(f"{udp_datagram(data, ports=(port, OUTER_PORT)).hex()}\n" for data in packets)
     host.run(sys.executable, "-I", "-S", "-c", _SEND, str(to.public_ip), input=lines)
 
 
 def lengths_until(seen: Capture, last: int) -> list[int]:
-    """Lengths of the packets that came, up to one of this length."""
+    """Return the lengths of the packets that arrived, up to one of this length."""
     found: list[int] = []
     while not found or found[-1] != last:
         line = seen.readline()
@@ -77,7 +77,7 @@ def lengths_until(seen: Capture, last: int) -> list[int]:
 
 
 def dropped(daemon: Daemon) -> Counter[str]:
-    """What it tells at its end, by reason."""
+    """Return the drop counters that the daemon logs at its end."""
     assert daemon.stop() == 0
     reports = re.findall("Dropped packets: (.*)$", daemon.log(), re.MULTILINE)
     return Counter({reason: int(count) for line in reports for reason, count in re.findall(r"(\w+) (\d+)(?!\.)", line)})
@@ -87,7 +87,7 @@ def watching(node: Node, device: str) -> Capture:
     return Capture(node, device, f"udp port {INNER_PORT}")
 
 
-def test_a_stranger_reaches_no_container_and_is_named(lab: Lab) -> None:
+def test_an_unknown_host_reaches_no_container_and_is_named(lab: Lab) -> None:
     peer, host, stranger = lab.hosts
     one, other = containers(lab)
     with serving(lab) as (_, daemon):
@@ -102,8 +102,8 @@ def test_a_stranger_reaches_no_container_and_is_named(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(("flag", "port"), [("peer", OUTER_PORT + 1), ("strict", 40007), ("off", 1024)])
-def test_what_a_known_host_sends_from_another_port_is_refused_and_named(lab: Lab, flag: str, port: int) -> None:
-    """As a container does that the host masquerades."""
+def test_datagrams_of_a_known_host_from_another_port_are_dropped_and_named(lab: Lab, flag: str, port: int) -> None:
+    """A container that its host masquerades sends such datagrams."""
     peer, host, _ = lab.hosts
     one, other = containers(lab)
     with serving(lab, f"-source-check={flag}") as (_, daemon):
@@ -119,11 +119,11 @@ def test_what_a_known_host_sends_from_another_port_is_refused_and_named(lab: Lab
         assert drops["wrong_sender_port"] + drops["socket_filtered_or_full"] == MANY
 
 
-def test_a_stranger_that_leases_a_subnet_is_one_no_longer_and_one_again_without_it(lab: Lab) -> None:
+def test_an_unknown_host_is_accepted_as_long_as_it_has_a_lease(lab: Lab) -> None:
     peer, host, newcomer = lab.hosts
     one, other = containers(lab)
     come = packet(one.address, other.address, 11)
-    # With short leases, so that who has gone is soon forgotten.
+    # With short leases, so that deleted leases are soon forgotten.
     with serving(lab, "-subnet-lease-ttl=5s") as (_, daemon), watching(host, "flannel0") as seen:
         third = newcomer.start_daemon("-iface=eth1")
         third.wait_ready()
@@ -143,7 +143,7 @@ def test_a_stranger_that_leases_a_subnet_is_one_no_longer_and_one_again_without_
         assert dropped(daemon)["unknown_sender"] > 0
 
 
-def test_a_stranger_is_as_good_as_any_when_nobody_asks(lab: Lab) -> None:
+def test_unknown_hosts_are_accepted_without_a_source_check(lab: Lab) -> None:
     peer, host, stranger = lab.hosts
     one, other = containers(lab)
     with serving(lab, "-source-check=off") as (_, daemon), watching(other, "eth0") as seen:
@@ -157,14 +157,14 @@ def test_a_stranger_is_as_good_as_any_when_nobody_asks(lab: Lab) -> None:
 
 @pytest.mark.parametrize("size", [56, 1444])
 def test_our_own_datagrams_that_a_route_leads_back_into_the_device_are_dropped_and_counted(lab: Lab, size: int) -> None:
-    """Also in fragments: with 1444 bytes a datagram is larger than the device's MTU."""
+    """Fragments count as well: with 1444 bytes a datagram is larger than the device's MTU."""
     host, peer, _ = lab.hosts
     one, other = containers(lab)
     with serving(lab) as (daemon, _):
         host.run("ip", "route", "add", f"{peer.public_ip}/32", "dev", "flannel0")
         one.run("ping", "-c3", "-i0.2", "-W1", f"-s{size}", str(other.address), check=False)
         host.run("ip", "route", "del", f"{peer.public_ip}/32", "dev", "flannel0")
-        # A check that found the route has ignored the peer's lease; the next one takes it up again.
+        # A check that found the route has ignored the peer's lease; the next check uses the lease again.
         ping = partial(one.run, "ping", "-c1", "-W1", str(other.address), check=False)
         wait_for(lambda: not ping().returncode, 15, "a ping")
         drops = dropped(daemon)
@@ -173,7 +173,7 @@ def test_our_own_datagrams_that_a_route_leads_back_into_the_device_are_dropped_a
 
 
 class Attempt(NamedTuple):
-    """A packet that a known host sends, and why it is refused: always, or with -source-check=strict."""
+    """A packet of a known host, and its drop reason: always, or with -source-check=strict."""
 
     source: IPv4Address | str
     destination: IPv4Address | str
@@ -182,7 +182,7 @@ class Attempt(NamedTuple):
 
 
 def attempts(lab: Lab) -> list[Attempt]:
-    """By the first host on the second."""
+    """Return the attempts of the first host on the second."""
     ours, theirs = (host.subnet() for host in lab.hosts[:2])
     one, other = (container.address for container in containers(lab))
     return [
@@ -204,8 +204,8 @@ def attempts(lab: Lab) -> list[Attempt]:
 
 
 @pytest.mark.parametrize("flag", [None, "peer", "strict", "off"])
-def test_a_known_host_is_believed_no_addresses_that_cannot_be(lab: Lab, flag: str | None) -> None:
-    """Seen on the device itself: what got that far would be the kernel's to forward, or to take for its own."""
+def test_impossible_inner_addresses_of_a_known_host_are_dropped(lab: Lab, flag: str | None) -> None:
+    """The device itself is watched: the kernel would forward packets from it, or accept them as its own."""
     peer, host, _ = lab.hosts
     flags = [] if flag is None else [f"-source-check={flag}"]
     expected = Counter[str]()

@@ -1,4 +1,4 @@
-"""A lease of seconds, and a daemon that sleeps through its end."""
+"""A lease of seconds, and a daemon that sleeps past the expiry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOSTS = 3
 
 @pytest.fixture
 def hosts(shared_lab: Callable[[str, int], Lab], backend: Backend) -> list[Host]:
-    """Three that know each other; the daemons of all but the first sleep from then on, for as long as tests need."""
+    """Return three hosts that know each other; all daemons but the first sleep from then on, as long as tests need."""
     lab = shared_lab(backend.config(), HOSTS)
     if not lab.hosts[0].daemons:
         daemons = [host.start_daemon("-iface=eth1", f"-subnet-lease-ttl={LEASE_TTL}s") for host in lab.hosts]
@@ -31,7 +31,7 @@ def hosts(shared_lab: Callable[[str, int], Lab], backend: Backend) -> list[Host]
     return lab.hosts
 
 
-def test_its_time_is_the_flags_and_it_is_renewed_in_time(hosts: list[Host]) -> None:
+def test_the_ttl_is_the_flags_and_the_lease_is_renewed_in_time(hosts: list[Host]) -> None:
     host, *_ = hosts
     [daemon] = host.daemons
     [first] = own_leases(host)
@@ -44,8 +44,8 @@ def test_its_time_is_the_flags_and_it_is_renewed_in_time(hosts: list[Host]) -> N
     assert renewed["modifiedIndex"] > first["modifiedIndex"]
 
 
-def test_a_daemon_that_slept_through_the_end_takes_its_subnet_back(hosts: list[Host]) -> None:
-    """As a virtual machine that was suspended; the original notices nothing until its next renewal."""
+def test_a_daemon_that_slept_past_the_expiry_recreates_its_lease(hosts: list[Host]) -> None:
+    """A suspended virtual machine sleeps so; the original notices nothing until its next renewal."""
     _, host, _ = hosts
     [daemon] = host.daemons
     subnet, before = host.subnet(), ways(host)
@@ -58,10 +58,8 @@ def test_a_daemon_that_slept_through_the_end_takes_its_subnet_back(hosts: list[H
     assert daemon.process.poll() is None
 
 
-def test_a_daemon_whose_subnet_was_given_away_while_it_slept_leaves_at_once(
-    hosts: list[Host], backend: Backend
-) -> None:
-    """Nothing stays that leads packets from here to other hosts."""
+def test_a_daemon_whose_subnet_was_taken_while_it_slept_exits_at_once(hosts: list[Host], backend: Backend) -> None:
+    """No state that leads packets to other hosts stays."""
     *_, host = hosts
     [daemon] = host.daemons
     wait_for(lambda: not own_leases(host), LEASE_TTL + 5, "the lease to run out", pause=0.2)

@@ -1,4 +1,4 @@
-"""DHCP gives hosts other addresses than before: they keep their subnets, unless a clone lives with the former one."""
+"""DHCP gives hosts other addresses: they keep their subnets, unless a clone runs with the former address."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def move(host: Host, address: str) -> None:
 
 
 def identified(lab: Lab) -> dict[str, tuple[str, int, object]]:
-    """By the subnets: the host ID, creation and backend's data of each lease."""
+    """Return host ID, creation and backend data of each lease, by subnet."""
     leases = {lease["key"]: (json.loads(lease["value"]), lease["createdIndex"]) for lease in lab.leases()}
     return {key: (value["HostID"], created, value.get("BackendData")) for key, (value, created) in leases.items()}
 
 
 def test_the_subnets_and_all_connections_are_kept(make_lab: Callable[..., Lab]) -> None:
-    """One of two hosts has a new address, and the other one the address that the first had; in each backend."""
+    """One of two hosts gets a new address, and the other host the first one's former address; with each backend."""
     overlays = [Overlay(make_lab(hosts=2), backend) for backend in (UDP, VXLAN, HOST_GW)]
     for overlay in overlays:
         overlay.start()
@@ -89,8 +89,8 @@ class Overlay:
             assert not any(f"Subnet removed: {host.subnet()}" in each.log() for each in self.hosts)
 
 
-def test_a_clone_that_lives_keeps_the_lease_whatever_its_version(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
-    """It has the machine ID, and the address that the other one had before; two pairs of hosts at the same time."""
+def test_a_running_clone_of_any_version_keeps_the_lease(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
+    """The clone has machine ID and former address of the other host; two pairs of hosts run at the same time."""
     lab = make_lab(hosts=4)
     lab.put_config(UDP.config())
     newcomers, clones = lab.hosts[:2], lab.hosts[2:]

@@ -1,4 +1,4 @@
-"""What is ours on a host and what is not: devices that look like ours, several daemons, what -cleanup takes.
+"""Which state of a host is flannelpy's: devices that resemble its own, several daemons, what -cleanup removes.
 
 Each backend has a lab with one host; a test leaves no daemon behind.
 """
@@ -32,7 +32,7 @@ def lab(shared_lab: Callable[[str, int], Lab], backend: Backend) -> Lab:
 
 @pytest.fixture
 def host(lab: Lab) -> Iterator[Host]:
-    """Without a daemon of an earlier test, and without anything that one left."""
+    """Return the host, without daemons and leftovers of earlier tests."""
     [host] = lab.hosts
     yield host
     host.kill_daemons()
@@ -48,7 +48,7 @@ def links(host: Host) -> list[dict[str, object]]:
 
 
 def link(host: Host, name: str) -> dict[str, object] | None:
-    """All that ``ip`` knows of a device, but for the lifetimes of IPv6."""
+    """Return what ``ip`` shows of a device, without the lifetimes of IPv6."""
     for found in links(host):
         if found["ifname"] == name:
             found.pop("operstate", None)
@@ -68,7 +68,7 @@ def started(host: Host, *flags: str) -> Daemon:
 
 
 def clean_up(host: Host, *flags: str) -> str:
-    """What -cleanup logs."""
+    """Run -cleanup; return its log."""
     return host.run(sys.executable, "-P", "-m", "flannelpy", *flags, "-cleanup").stderr
 
 
@@ -84,8 +84,8 @@ def vxlan(host: Host, name: str, number: int) -> str:
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_devices_that_look_like_ours_stay_whatever_happens(host: Host, backend: Backend) -> None:
-    """Through a start, a stop, a start with another backend, and -cleanup."""
+def test_foreign_devices_that_resemble_ours_always_stay(host: Host, backend: Backend) -> None:
+    """They stay through a start, a stop, a start with another backend, and -cleanup."""
     host.configure(
         vxlan(host, "flannel.7", 7),
         "address add 10.8.0.0/16 dev flannel.7",
@@ -113,7 +113,7 @@ def test_devices_that_look_like_ours_stay_whatever_happens(host: Host, backend: 
     assert [link(host, name) for name in names] == before
 
 
-#: How a foreign flannel.1 is made, and what the error says of it.
+#: How a foreign flannel.1 is created, and the error about it.
 FOREIGN_DEVICES = {
     "no address, another MAC": (["link set flannel.1 up"], "neither our alias nor our MAC"),
     "another address of the network": (["address add 11.0.222.0/16 dev flannel.1"], "it has 11.0.222.0/16 instead of"),
@@ -133,7 +133,7 @@ FOREIGN_DEVICES = {
 @over(VXLAN)
 @pytest.mark.parametrize("kind", FOREIGN_DEVICES)
 def test_a_foreign_device_of_our_name_ends_the_start_with_one_line(host: Host, backend: Backend, kind: str) -> None:
-    commands, said = FOREIGN_DEVICES[kind]
+    commands, logged = FOREIGN_DEVICES[kind]
     started(host).stop()
     address = {"address": str(host.subnet().network_address)}
     host.configure("link delete flannel.1", vxlan(host, f"flannel.1 address {MAC}", 1))
@@ -143,13 +143,13 @@ def test_a_foreign_device_of_our_name_ends_the_start_with_one_line(host: Host, b
     assert daemon.process.wait(10) == 1
     last = daemon.log().splitlines()[-1]
     assert "] flannel.1 " in last
-    assert said.format_map(address) in last
+    assert logged.format_map(address) in last
     assert "Backend.VNI" in last
     assert link(host, "flannel.1") == before
 
 
 @over(UDP, VXLAN)
-def test_our_device_bears_our_alias_and_gets_it_back(host: Host, backend: Backend) -> None:
+def test_our_device_has_our_alias_and_a_changed_alias_is_restored(host: Host, backend: Backend) -> None:
     daemon = started(host)
     index = (link(host, backend.device) or {})["ifindex"]
     for changed in ("", "uplink", ANOTHERS_ALIAS):
@@ -163,7 +163,7 @@ def test_our_device_bears_our_alias_and_gets_it_back(host: Host, backend: Backen
 @over(VXLAN)
 @pytest.mark.parametrize("subnet", ["as leased", "of the subnet file"])
 def test_a_device_of_an_earlier_version_is_adopted(host: Host, backend: Backend, subnet: str) -> None:
-    """Known by the address of our lease, or by that of the subnet file when the lease is another one by now."""
+    """The device is recognised by the address of our lease, or of the subnet file if the lease has changed."""
     started(host).stop()
     host.configure("link set flannel.1 alias ''")
     index = (link(host, "flannel.1") or {})["ifindex"]
@@ -179,7 +179,7 @@ def test_a_device_of_an_earlier_version_is_adopted(host: Host, backend: Backend,
 
 
 @over(VXLAN)
-def test_our_device_under_another_name_goes(host: Host, backend: Backend) -> None:
+def test_our_device_under_another_name_is_removed(host: Host, backend: Backend) -> None:
     daemon = started(host)
     host.configure("link set flannel.1 down", "link set flannel.1 name renamed")
     wait_for(lambda: alias(host, "flannel.1") == ALIAS, 3, "a device of our name")
@@ -192,7 +192,7 @@ def test_our_device_under_another_name_goes(host: Host, backend: Backend) -> Non
 
 @over(UDP)
 @pytest.mark.parametrize("is_ours", [True, False])
-def test_an_idle_tun_device_goes_only_if_it_has_our_address(host: Host, backend: Backend, is_ours: bool) -> None:
+def test_an_idle_tun_device_is_removed_only_if_it_has_our_address(host: Host, backend: Backend, is_ours: bool) -> None:
     started(host).stop()
     address = host.subnet().network_address if is_ours else "11.0.222.0"
     host.configure("tuntap add flannel3 mode tun", f"address add {address}/16 dev flannel3")
@@ -201,7 +201,7 @@ def test_an_idle_tun_device_goes_only_if_it_has_our_address(host: Host, backend:
     assert (link(host, "flannel3") is None) is is_ours
 
 
-#: Their routes would catch packets to other hosts.
+#: The kernel's routes to these addresses would take packets to other hosts.
 FOREIGN_ADDRESSES = (
     "11.0.200.1/24",
     "11.0.201.0/16",
@@ -212,7 +212,7 @@ FOREIGN_ADDRESSES = (
 
 
 @over(UDP, VXLAN)
-def test_addresses_inside_the_network_go_from_our_device_and_others_stay(host: Host, backend: Backend) -> None:
+def test_addresses_inside_the_network_are_removed_from_our_device_and_others_stay(host: Host, backend: Backend) -> None:
     daemon = started(host)
     expected = [str(host.subnet().network_address), "192.168.77.1", "192.168.78.1"]
     for address in ("192.168.77.1/24", "192.168.78.1 peer 192.168.79.1/32", *FOREIGN_ADDRESSES):
@@ -229,7 +229,7 @@ def test_addresses_inside_the_network_go_from_our_device_and_others_stay(host: H
 
 @over(UDP, VXLAN)
 def test_an_alias_on_an_interface_of_another_kind_marks_nothing(host: Host, backend: Backend) -> None:
-    """Neither the external interface nor a bridge, whatever an operator calls it."""
+    """Neither the external interface nor a bridge counts as flannelpy's, with any alias of an operator."""
     host.configure("link set eth1 alias 'flannelpy underlay'", "link add flannel.5 type bridge")
     host.configure(f"link set flannel.5 alias '{ALIAS}'")
     started(host).stop()
@@ -238,20 +238,20 @@ def test_an_alias_on_an_interface_of_another_kind_marks_nothing(host: Host, back
     host.configure("link set eth1 alias ''", "link delete flannel.5")
 
 
-#: Where another program changes our device so that it has to be created again, and which of its routes are foreign.
+#: Changes after which our device must be recreated, and which of its routes are foreign.
 LOST_ROUTES = ("10.55.0.0/16 dev flannel.1 proto static scope link", "10.56.0.0/16 dev flannel.1 proto 85 scope link")
 
 
 @over(VXLAN)
 @pytest.mark.parametrize("when", ["while it runs", "at start", "cleanup"])
-def test_what_goes_with_our_device_is_named(host: Host, backend: Backend, when: str) -> None:
+def test_foreign_routes_that_are_removed_with_our_device_are_named(host: Host, backend: Backend, when: str) -> None:
     daemon = started(host)
     inside = "11.0.220.0/24 dev flannel.1 proto static scope link"
     if when != "while it runs":
         daemon.stop()
         host.configure(*(f"route add {route}" for route in (*LOST_ROUTES, inside)))
         host.lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": "vxlan", "Port": 4789}}))
-        said = clean_up(host) if when == "cleanup" else started(host).log()
+        logged = clean_up(host) if when == "cleanup" else started(host).log()
         host.lab.put_config(backend.config())
     else:
         freeze(daemon)
@@ -259,13 +259,13 @@ def test_what_goes_with_our_device_is_named(host: Host, backend: Backend, when: 
         host.configure(*(f"route add {route.replace('flannel.1', 'renamed')}" for route in LOST_ROUTES))
         thaw(daemon)
         daemon.wait_for_log("it is our flannel.1 under another name")
-        said = daemon.log().replace("renamed", "flannel.1")
-    assert f"The removal of device flannel.1 removes routes of other programs: {', '.join(LOST_ROUTES)}\n" in said
+        logged = daemon.log().replace("renamed", "flannel.1")
+    assert f"The removal of device flannel.1 removes routes of other programs: {', '.join(LOST_ROUTES)}\n" in logged
 
 
 @over(UDP, VXLAN)
 def test_a_device_that_a_running_flanneld_has_open_ends_the_start(host: Host, backend: Backend) -> None:
-    """Nothing is changed before."""
+    """flannelpy changes nothing before."""
     started(host).stop()
     code = "import time; from flannelpy.linux.tun import Tun; tun = Tun(); print(tun.name, flush=True); time.sleep(60)"
     flanneld = host.popen(sys.executable, "-c", code)
@@ -275,8 +275,8 @@ def test_a_device_that_a_running_flanneld_has_open_ends_the_start(host: Host, ba
     before = host.run("ip", "-4", "route").stdout
     daemon = host.start_daemon("-iface=eth1")
     assert daemon.process.wait(10) == 1
-    said = f"another process, such as flanneld, has our device {name} open: stop that process first"
-    assert daemon.log().splitlines()[-1].endswith(said)
+    logged = f"another process, such as flanneld, has our device {name} open: stop that process first"
+    assert daemon.log().splitlines()[-1].endswith(logged)
     assert host.run("ip", "-4", "route").stdout == before
     flanneld.kill()
     flanneld.wait()
@@ -284,7 +284,7 @@ def test_a_device_that_a_running_flanneld_has_open_ends_the_start(host: Host, ba
 
 # Routes
 
-#: Routes with a nexthop object, and how each is made; inside the network, on our own device or marked.
+#: Routes with a nexthop object, and how each is created; inside the network, on our own device or marked.
 OF_NEXTHOP_OBJECTS = (
     "11.0.210.0/24 nhid 71",
     "11.0.211.0/24 nhid 72 proto 85",
@@ -321,8 +321,8 @@ def test_our_routes_with_nexthop_objects_are_removed_like_others(host: Host, bac
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_names_that_are_no_text_harm_nothing(host: Host, backend: Backend) -> None:
-    """The kernel takes any bytes but blanks, slashes and colons as a name, and any as an alias."""
+def test_device_names_that_are_not_utf_8_are_harmless(host: Host, backend: Backend) -> None:
+    """The kernel accepts any bytes except blanks, slashes and colons as a name, and any bytes as an alias."""
     names = ["a\udcff\udcfeb", "\x1b[31m", "flannel.\udcc3"]
     for number, name in enumerate(names):
         host.run("ip", "link", "add", name, "type", "bridge")
@@ -381,7 +381,7 @@ class Tenant:
         host.lab.etcd.put(key.replace(ETCD_PREFIX, self.prefix), value)
 
     def state(self) -> list[str]:
-        """All that a host has with its network or its subnet file in it."""
+        """Return all state of a host that names the tenant's network or subnet file."""
         shown = [
             *self.host.run("ip", "-4", "route").stdout.splitlines(),
             *self.host.run("ip", "-o", "address").stdout.splitlines(),
@@ -393,7 +393,7 @@ class Tenant:
 
 
 def has_all(tenant: Tenant, backend: Backend) -> bool:
-    """Whether the route to the other host and the rules about it are there, some of which come in the background."""
+    """Return whether the route to the peer and all iptables rules about it exist; some are added in the background."""
     state = tenant.state()
     about_peer = [line for line in state if re.match("-A FLANNEL-[AD]-.*/32 ", line)]
     has_rules = len(about_peer) == (2 if backend is HOST_GW else 1) and any(
@@ -417,7 +417,7 @@ def two_tenants(host: Host, backend: Backend) -> Iterator[tuple[Tenant, Tenant]]
 
 @over(UDP, VXLAN, HOST_GW)
 def test_several_daemons_with_subnet_files_of_their_own(host: Host, backend: Backend) -> None:
-    """They run side by side, survive a restart, and -cleanup of one leaves the other untouched."""
+    """The daemons run side by side and survive a restart; -cleanup of one does not affect the other."""
     with two_tenants(host, backend) as (one, other):
         first, second = (started(host, *tenant.flags) for tenant in (one, other))
         wait_for(lambda: all(has_all(each, backend) for each in (one, other)), 15, "routes and rules")
@@ -461,10 +461,10 @@ def test_cleanup_lists_what_an_earlier_version_may_have_left(host: Host, backend
         for each in (*foreign, *others):
             host.configure(f"{each.replace(' ', ' add ', 1)}{' priority 8285' * each.startswith('rule')}")
         shown = [host.run("ip", kind).stdout for kind in ("route", "rule")]
-        said = clean_up(host, *one.flags)
+        logged = clean_up(host, *one.flags)
         for each in foreign:
-            assert f"to remove it: ip {each.replace(' ', ' del ', 1)}" in said
-        assert said.count("to remove it: ip ") == len(foreign)
+            assert f"to remove it: ip {each.replace(' ', ' del ', 1)}" in logged
+        assert logged.count("to remove it: ip ") == len(foreign)
         after = [host.run("ip", kind).stdout for kind in ("route", "rule")]
         assert [line for line in shown[0].splitlines() if "proto 85" not in line] == after[0].splitlines()
         assert after[1] == shown[1]
@@ -484,17 +484,17 @@ def test_cleanup_without_any_record_removes_nothing_and_lists_what_is_marked(hos
         kept: list[tuple[Path, bytes]] = [(path, path.read_bytes()) for path in (record, subnet_file)]
         record.write_text("{}")
         subnet_file.unlink()
-        said = clean_up(host, *one.flags)
+        logged = clean_up(host, *one.flags)
         assert one.state() == before
-        assert "route to 11.1.200.0/24 via " in said
-        assert ("device flannel.1 (flannelpy /run/flannel/tenant1.env)" in said) == (backend is VXLAN)
+        assert "route to 11.1.200.0/24 via " in logged
+        assert ("device flannel.1 (flannelpy /run/flannel/tenant1.env)" in logged) == (backend is VXLAN)
         for path, content in kept:
             path.write_bytes(content)
 
 
 @over(VXLAN, HOST_GW)
-def test_a_run_on_another_network_leaves_nothing_of_the_old_one(host: Host, backend: Backend) -> None:
-    """Also when the subnet file is gone."""
+def test_a_run_on_another_network_removes_all_of_the_old_one(host: Host, backend: Backend) -> None:
+    """The old state is removed also if the subnet file is missing."""
     with two_tenants(host, backend) as (one, _):
         for has_file in (True, False):
             host.lab.etcd.put(f"{one.prefix}/config", backend.config(IPv4Network("11.1.0.0/16")))
@@ -510,8 +510,8 @@ def test_a_run_on_another_network_leaves_nothing_of_the_old_one(host: Host, back
 
 
 @over(VXLAN, HOST_GW)
-def test_a_record_of_an_impossible_network_makes_nothing_ours(host: Host, backend: Backend) -> None:
-    """Whoever may write the lock file could otherwise have -cleanup remove the routes of all daemons."""
+def test_a_record_of_an_impossible_network_gives_no_ownership(host: Host, backend: Backend) -> None:
+    """Otherwise a user who can write the lock file could have -cleanup remove the routes of all daemons."""
     foreign = [
         f"{network} via 172.17.8.1 dev eth1 proto 85" for network in ("10.7.0.0/16", "128.9.0.0/24", "11.9.0.0/16")
     ]
@@ -527,7 +527,7 @@ def test_a_record_of_an_impossible_network_makes_nothing_ours(host: Host, backen
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_what_an_earlier_version_left_in_another_network_is_named_at_start(host: Host, backend: Backend) -> None:
+def test_leftovers_of_an_earlier_version_in_another_network_are_named_at_start(host: Host, backend: Backend) -> None:
     """The config has changed between the two runs."""
     started(host).stop()
     lock = host.run_dir / "flannel/.subnet.env.lock"
@@ -537,17 +537,17 @@ def test_what_an_earlier_version_left_in_another_network_is_named_at_start(host:
     rule = "from 11.0.0.0/16 to 11.9.0.0/16 prohibit"
     host.configure(*(f"route add {route}" for route in (*old, *others)), f"rule add {rule} priority 8285")
     host.lab.put_config(backend.config(IPv4Network("11.77.0.0/16")))
-    said = started(host).log()
+    logged = started(host).log()
     host.lab.put_config(backend.config())
     for command in (*(f"ip route del {route} proto boot" for route in old), f"ip rule del {rule}"):
-        assert f"Kept unmarked state, since another program may have added it; to remove it: {command}\n" in said
-    assert said.count("Kept unmarked state") == len(old) + 1
+        assert f"Kept unmarked state, since another program may have added it; to remove it: {command}\n" in logged
+    assert logged.count("Kept unmarked state") == len(old) + 1
     host.configure(*(f"route delete {route}" for route in (*old, *others)), f"rule delete {rule} priority 8285")
 
 
 @over(VXLAN)
-def test_an_earlier_network_around_the_present_one_costs_our_device_nothing(host: Host, backend: Backend) -> None:
-    """The record of it stays until the iptables chains of that network are known to be gone."""
+def test_an_earlier_network_around_the_present_one_does_not_affect_our_device(host: Host, backend: Backend) -> None:
+    """The record of the earlier network stays until its iptables chains are gone."""
     key, value = backend.foreign_lease(foreign_subnet(0))
     host.lab.etcd.put(key, value)
     started(host)

@@ -31,7 +31,7 @@ def started(host: Host, **env: str) -> Daemon:
 
 
 def refused(daemon: Daemon) -> None:
-    """It ends with one line that says why, and leaves nothing that Docker could start with, or packets go by."""
+    """Assert that the daemon exits with one line about the cause, and leaves neither a subnet file nor routes."""
     assert daemon.process.wait(20) == 3
     assert len(re.findall(rf"^E.*\] {NOT_UNIQUE}", daemon.log(), re.MULTILINE)) == 1
     assert "Traceback" not in daemon.log()
@@ -41,7 +41,7 @@ def refused(daemon: Daemon) -> None:
 
 
 def assert_leased(host: Host, backend: Backend, host_id: str = "") -> None:
-    """The only lease is that host's, and tells others what leads to it."""
+    """Assert that the only lease is that host's, with its backend data."""
     [lease] = host.lab.leases()
     expected = {"PublicIP": "192.0.2.15", **backend.attrs(mac(host, backend)), "HostID": host_id or host.name}
     assert json.loads(lease["value"]) == expected
@@ -49,22 +49,20 @@ def assert_leased(host: Host, backend: Backend, host_id: str = "") -> None:
 
 
 def mac(host: Host, backend: Backend) -> str:
-    """Of the backend's device, if it is of a kind that has one."""
+    """Return the MAC of the backend's device, if its kind has one."""
     shown = host.run("ip", "-j", "link", "show", backend.device).stdout
     return str(json.loads(shown)[0].get("address", ""))
 
 
 @over(UDP, VXLAN)
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["lower identity first", "higher identity first"])
-def test_the_one_that_is_there_stays_and_the_newcomer_leaves(
-    lab: Lab, backend: Backend, order: tuple[int, int]
-) -> None:
-    """The original gives both the same subnet, and says nothing."""
+def test_the_holder_stays_and_the_newcomer_exits(lab: Lab, backend: Backend, order: tuple[int, int]) -> None:
+    """The original gives both the same subnet, and logs nothing."""
     holder, newcomer = (lab.hosts[number] for number in order)
     first = started(holder)
     first.wait_ready()
     subnet = holder.subnet()
-    for _ in range(2):  # systemd tries again
+    for _ in range(2):  # systemd restarts it
         second = started(newcomer)
         refused(second)
         assert "READY=1" not in second.notified
@@ -76,7 +74,7 @@ def test_the_one_that_is_there_stays_and_the_newcomer_leaves(
 
 
 @over(UDP, VXLAN)
-def test_at_the_same_moment_one_stays(lab: Lab, backend: Backend) -> None:
+def test_of_two_hosts_that_start_at_the_same_moment_one_stays(lab: Lab, backend: Backend) -> None:
     daemons = [started(host) for host in lab.hosts]
     wait_for(lambda: any(daemon.process.poll() is not None for daemon in daemons), 20, "one of them to leave")
     [loser] = [daemon for daemon in daemons if daemon.process.poll() is not None]
@@ -88,7 +86,7 @@ def test_at_the_same_moment_one_stays(lab: Lab, backend: Backend) -> None:
 
 @over(UDP, VXLAN)
 def test_a_reinstalled_host_gets_its_subnet_after_a_short_wait(lab: Lab, backend: Backend) -> None:
-    """And what leads to it, so that no other host has to change anything."""
+    """Its MAC is the same too, so that peers need not change their entries."""
     host = lab.hosts[0]
     before = started(host, FLANNELD_HOST_ID="before")
     before.wait_ready()
@@ -103,8 +101,8 @@ def test_a_reinstalled_host_gets_its_subnet_after_a_short_wait(lab: Lab, backend
 
 
 @over(UDP, VXLAN)
-def test_a_plain_flanneld_with_our_public_ip_is_said(lab: Lab, backend: Backend) -> None:
-    """It looks at nothing and writes blindly, at its start and once a day: that much can be seen of it."""
+def test_a_plain_flanneld_with_our_public_ip_is_logged(lab: Lab, backend: Backend) -> None:
+    """flanneld writes without reading, at its start and once a day; only these writes are visible."""
     host = lab.hosts[0]
     daemon = started(host)
     daemon.wait_ready()
@@ -115,8 +113,8 @@ def test_a_plain_flanneld_with_our_public_ip_is_said(lab: Lab, backend: Backend)
 
 
 @over(UDP, VXLAN, ALLOC)
-def test_two_that_both_hold_it_are_one_again(lab: Lab, backend: Backend) -> None:
-    """A holder that did not see a newcomer's claim in time: the later identity gives way."""
+def test_of_two_holders_the_one_with_the_higher_host_id_exits(lab: Lab, backend: Backend) -> None:
+    """A holder did not see a newcomer's claim in time: the host with the higher host ID exits."""
     daemon = started(lab.hosts[1])
     daemon.wait_ready()
     [before] = lab.leases()
@@ -128,7 +126,7 @@ def test_two_that_both_hold_it_are_one_again(lab: Lab, backend: Backend) -> None
 
 
 @over(UDP)
-def test_an_address_of_virtualbox_is_warned_of(lab: Lab) -> None:
+def test_an_address_of_virtualbox_causes_a_warning(lab: Lab) -> None:
     host = lab.hosts[0]
     host.configure(
         "link add eth0 type veth peer name nat0",

@@ -1,4 +1,4 @@
-"""A daemon that is killed and started again, many times, under traffic: nothing changes, nothing is left over."""
+"""A daemon is killed and started again, many times, under traffic: nothing changes, no leftovers."""
 
 from __future__ import annotations
 

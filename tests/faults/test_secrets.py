@@ -1,4 +1,4 @@
-"""The password and the key for etcd are in nothing that the daemon says or writes, whatever goes wrong."""
+"""The password and the key for etcd appear neither in the log, nor in the status, nor in files, with any error."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from flannelpy.cli.flags import usage
 pytestmark = pytest.mark.usefixtures("root")
 
 USER, PASSWORD, WRONG = "overlay", "pass: wörd €/7Zq", "wröng: €/9Xk"
-NOBODY = "http://172.17.8.1:9"
+NO_ETCD = "http://172.17.8.1:9"
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    """One host, and an etcd that has a config and lets only USER in."""
+    """Return a host, and an etcd that has a config and accepts only USER."""
     with Lab(hosts=1) as lab:
         lab.put_config()
         _let_only_user_in(lab.etcd)
@@ -52,7 +52,7 @@ def host(lab: Lab) -> Iterator[Host]:
 
 @pytest.fixture(scope="module")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A client's certificate and key, and ``broken.key``: one that is cut short."""
+    """Return a directory with a client's certificate and key, and ``broken.key``, a truncated key."""
     directory = tmp_path_factory.mktemp("pki")
     new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=client"
     command = ["openssl", *new.split(), "-keyout", "client.key", "-out", "client.crt"]
@@ -63,17 +63,17 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spellings(password: str) -> set[str]:
-    """The password as it is, as it travels, and as Python or a URL would show it."""
+    """Return the password as text, as HTTP sends it, and as Python or a URL shows it."""
     basic = base64.b64encode(f"{USER}:{password}".encode()).decode()
     alone = base64.b64encode(password.encode()).decode()
     return {password, ascii(password)[1:-1], quote(password), quote(password, safe=""), basic, alone}
 
 
 def assert_kept(daemon: Daemon, secrets: set[str]) -> None:
-    """Neither the log nor the status nor the subnet file has one of them."""
+    """Assert that neither log nor status nor subnet file contains a spelling of the secret."""
     file = daemon.host.run_dir / "flannel/subnet.env"
-    told = "\n".join([daemon.log(), *daemon.notified, file.read_text() if file.exists() else ""])
-    assert [secret for secret in secrets if secret in told] == []
+    written = "\n".join([daemon.log(), *daemon.notified, file.read_text() if file.exists() else ""])
+    assert [secret for secret in secrets if secret in written] == []
 
 
 Given = Callable[[str], tuple[list[str], dict[str, str]]]
@@ -114,11 +114,11 @@ def test_a_wrong_password(host: Host, given: Given) -> None:
 @pytest.mark.parametrize(
     ("endpoints", "failures"),
     [
-        (NOBODY, "connection refused"),
-        (f"{NOBODY},http://nowhere.invalid:2379", "nowhere"),
+        (NO_ETCD, "connection refused"),
+        (f"{NO_ETCD},http://nowhere.invalid:2379", "nowhere"),
         ("https://172.17.8.1:2379", "TLS failed"),
     ],
-    ids=["nobody", "no such name", "no TLS there"],
+    ids=["no etcd", "no such name", "no TLS there"],
 )
 def test_an_endpoint_that_does_not_answer(host: Host, given: Given, endpoints: str, failures: str) -> None:
     flags, env = given(PASSWORD)
@@ -160,15 +160,15 @@ def test_the_key_of_a_certificate(host: Host, pki: Path, endpoints: str | None) 
 @pytest.mark.parametrize(
     ("certificate", "key"), [("client.crt", "broken.key"), ("client.crt", "client.crt"), ("client.key", "client.key")]
 )
-def test_a_key_that_is_none(host: Host, pki: Path, certificate: str, key: str) -> None:
+def test_a_key_file_without_a_key(host: Host, pki: Path, certificate: str, key: str) -> None:
     daemon = host.start_daemon("-iface=eth1", f"-etcd-certfile={pki / certificate}", f"-etcd-keyfile={pki / key}")
     assert daemon.process.wait(10) == 1
     assert str(pki / key) in daemon.log()
     assert_kept(daemon, _lines(pki / "client.key") | _lines(pki / "client.crt"))
 
 
-def test_only_the_flag_is_for_everybody_to_see(host: Host, given: Given) -> None:
-    """What ps shows of others' processes: the command line, not the environment.  The help says so."""
+def test_only_the_flag_is_visible_to_other_users(host: Host, given: Given) -> None:
+    """ps shows the command line of other users' processes, not the environment; -help mentions that."""
     flags, env = given(PASSWORD)
     daemon = host.start_daemon("-iface=eth1", *flags, env=env)
     daemon.wait_ready()
@@ -179,5 +179,5 @@ def test_only_the_flag_is_for_everybody_to_see(host: Host, given: Given) -> None
 
 
 def _lines(pem: Path) -> set[str]:
-    """What is inside, without its first and last line, which are the same in all such files."""
+    """Return the lines of a file without the first and the last one, which are the same in all such files."""
     return {line for line in pem.read_text().splitlines() if "-----" not in line}

@@ -1,6 +1,6 @@
 """Upgrades under traffic, from the version before the marks and from flanneld v0.5.5, and the way back.
 
-The old versions are not run: what they leave in the kernel is put there by hand, as it was recorded.
+The old versions are not run: the tests create the recorded kernel state by hand.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def shown(host: Host, *argv: str) -> list[str]:
 
 
 def become_old(host: Host, backend: Backend, origin: str) -> None:
-    """Give the stopped host the state that the old version leaves, in such an order that packets still pass."""
+    """Give the stopped host the state of the old version, in such an order that packets still pass."""
     lock_path(host.run_dir / "flannel/subnet.env").unlink()
     if backend is UDP:
         address = f"{host.subnet().network_address}/16"
@@ -59,7 +59,7 @@ def become_old(host: Host, backend: Backend, origin: str) -> None:
     _masquerade_as_old(host, origin)
 
 
-#: The chain that both versions share, with its jump; flanneld has a rule outside of it, too.
+#: The chain that both versions share, with its jump; flanneld also has a rule outside of it.
 OLD_RULES = {
     "before the marks": (
         "FLANNEL -s 11.0.0.0/16 -d 11.0.0.0/16 -j RETURN",
@@ -77,7 +77,7 @@ OLD_RULES = {
 
 
 def _masquerade_as_old(host: Host, origin: str) -> None:
-    """In one step, so that no packet meets a table without rules."""
+    """Add the old rules in one step, so that no packet meets a table without rules."""
     rules = "".join(f"-A {rule}\n" for rule in OLD_RULES[origin])
     host.run("iptables-restore", input=f"*nat\n:FLANNEL - [0:0]\n{rules}COMMIT\n")
     for table in ("mangle", "raw"):
@@ -90,7 +90,7 @@ def nat_rules(host: Host) -> list[str]:
 
 
 def _answer_as_flanneld(host: Host) -> None:
-    """The MAC behind each container, which flanneld gives the kernel when it asks for it."""
+    """Add the neighbour of each container, as flanneld does when the kernel asks."""
     for other in host.lab.hosts:
         if other is not host:
             [mac] = {link["address"] for link in json.loads(other.run("ip", "-j", "link", "show", "flannel.1").stdout)}
@@ -100,7 +100,7 @@ def _answer_as_flanneld(host: Host) -> None:
 
 @contextmanager
 def no_ping_lost(lab: Lab, backend: Backend) -> Iterator[None]:
-    """With the udp backend packets wait while there is no device, so pings may be lost there."""
+    """Assert that the block loses no ping; with udp, pings may be lost while there is no device."""
     one, other = (host.containers[0] for host in lab.hosts)
     ping = one.popen("ping", "-n", "-q", "-i0.02", "-c100000", "-W2", str(other.address), stdout=subprocess.PIPE)
     yield
@@ -135,9 +135,9 @@ def test_an_upgrade_loses_no_connection_and_leaves_nothing(lab: Lab, backend: Ba
 def test_the_way_back_with_cleanup_leaves_nothing_and_breaks_no_connection(
     make_lab: Callable[..., Lab], backend: Backend, end: str
 ) -> None:
-    """After -cleanup, a host is as it was before its first run, but for its lease, the lock file and Docker's bridge.
+    """After -cleanup, a host has only its lease, the lock file and Docker's bridge left.
 
-    The connection waits until an old version runs again, for which a start of this one stands.
+    The connection waits until an old version runs again; a start of the present version stands for that.
     """
     lab = make_lab(hosts=2)
     lab.put_config(backend.config())

@@ -1,4 +1,4 @@
-"""The contracts with the world, against recordings of the original: see README.md beside this file."""
+"""flannelpy's external contracts, compared with recordings of the original: see README.md beside this file."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ SUBNET1 = IPv4Network("11.0.59.0/24")
 
 
 def recorded_store() -> tuple[str, list[KeyValue]]:
-    """The config and the leases."""
+    """Return a store with the recorded config and leases."""
     root = json.loads((RECORDED / "etcd.json").read_text())["node"]
     assert root["key"] == PREFIX
     configs, leases = (node for node in root["nodes"])
@@ -91,7 +91,7 @@ def test_keys_and_values_of_leases_are_read_and_written_to_the_same_bytes(entry:
     assert LeaseAttrs.decode(entry.value).encode() == entry.value
 
 
-def test_the_config_means_what_it_meant() -> None:
+def test_the_config_has_the_same_meaning() -> None:
     parsed = config.parse(CONFIG)
     assert (
         f"Picking subnet in range {parsed.subnet_min} ... {parsed.subnet_max}" in (RECORDED / "host1.log").read_text()
@@ -110,7 +110,7 @@ def test_the_subnet_file_is_the_same() -> None:
 
 
 def host(address: IPv4Address, *, merge: bool = True) -> Engine:
-    """The engine of one of the recorded hosts, with the routes to the others; ``merge``: its device takes that."""
+    """Return the engine of a recorded host, with routes to the others; ``merge``: its device accepts super-packets."""
     routes = Routes()
     leases = list(map(Lease.from_entry, LEASES))
     [own] = [lease.subnet for lease in leases if lease.attrs.public_ip == address]
@@ -129,7 +129,7 @@ FROM_HOST2 = [datagram.payload for datagram in DATAGRAMS if datagram.is_from(HOS
 
 
 def source(packet: bytes | bytearray) -> IPv4Address | None:
-    """None for what is not IPv4."""
+    """Return the source address, or None for what is not IPv4."""
     return IPv4Address(bytes(packet[12:16])) if packet[0] >> 4 == 4 else None
 
 
@@ -149,7 +149,7 @@ def test_every_datagram_is_exactly_one_packet_of_a_container_with_a_right_checks
 
 
 def batches(packets: list[bytes]) -> list[list[bytes]]:
-    """As many as one batch may have, from the first to the last."""
+    """Return the packets in batches of the largest size, in order."""
     return [packets[start : start + BATCH_PACKETS] for start in range(0, len(packets), BATCH_PACKETS)]
 
 
@@ -165,7 +165,7 @@ def test_what_the_device_gave_is_sent_as_the_same_datagrams() -> None:
 
 
 def trains(packets: list[bytes]) -> list[tuple[bytes, int]]:
-    """Datagrams as a kernel with UDP_GRO would hand them over at best: equal lengths together, the last may be less."""
+    """Return the longest trains that UDP_GRO allows: datagrams of equal length; the last may be shorter."""
     found: list[tuple[bytes, int]] = []
     full = True
     for packet in packets:
@@ -182,7 +182,7 @@ def trains(packets: list[bytes]) -> list[tuple[bytes, int]]:
 @pytest.mark.parametrize("gro", [False, True], ids=["one by one", "in trains"])
 @pytest.mark.parametrize("merge", [False, True], ids=["whole packets", "super-packets"])
 def test_what_arrived_is_given_to_the_device_as_the_same_packets(merge: bool, gro: bool) -> None:
-    """Super-packets have to be segmented again for that."""
+    """Super-packets are segmented again for the comparison."""
     engine = host(HOST1, merge=merge)
     given = []
     for packets in batches(FROM_HOST2):
@@ -220,14 +220,14 @@ GLOG = re.compile(r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d\d\.\d{6} \d{5,} (?P<plac
 
 
 class Store(FakeRegistry):
-    """Can still be looked into when the daemon has closed it."""
+    """A store that can be read after the daemon has closed it."""
 
     async def close(self) -> None:
         pass
 
 
 class Device(Tun):
-    """A socket pair in the device's place."""
+    """A socket pair in place of the device."""
 
     open_devices = 0
 
@@ -251,7 +251,7 @@ class Device(Tun):
 
 
 class Machine(Netlink):
-    """Host 1's interfaces; ``brought_up`` and ``alias`` are what was done to its device."""
+    """The interfaces of host 1; ``brought_up`` and ``alias`` record what the daemon did to its device."""
 
     brought_up: ClassVar[list[str]] = []
     alias = ""
@@ -313,11 +313,11 @@ async def no_changes(_: IPv4Network) -> AsyncIterator[None]:
 
 
 class Life(NamedTuple):
-    """What there was to see of one daemon from its start to SIGTERM."""
+    """The visible behaviour of one daemon from its start to SIGTERM."""
 
     exit_code: int
     log: list[str]
-    told_to_systemd: list[str]
+    notifications: list[str]
     bound_to: list[tuple[IPv4Address, int]]
     store: dict[str, KeyValue]
     directory: dict[str, bytes]
@@ -325,19 +325,19 @@ class Life(NamedTuple):
 
 @pytest.fixture
 def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
-    """Host 1 again: it had its subnet before, the two others are there, and it ends once it knows both."""
+    """Run a daemon as host 1: it had its subnet before, and gets SIGTERM when it knows both peers."""
     store = Store(time.monotonic)
     store.set_config(CONFIG)
     for entry in LEASES[1:]:
         store.put_raw(entry.name, entry.value, entry.lease_ttl)
     subnet_file = tmp_path / "subnet.env"
     subnet_file.write_text("FLANNEL_SUBNET=11.0.59.1/24\n")
-    told: list[str] = []
+    notified: list[str] = []
     bound_to: list[tuple[IPv4Address, int]] = []
 
     def notify(*lines: str) -> None:
-        is_first = not any(line.endswith("next hops: 2") for line in told)
-        told.extend(lines)
+        is_first = not any(line.endswith("next hops: 2") for line in notified)
+        notified.extend(lines)
         if lines[-1].endswith("next hops: 2") and is_first:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -378,11 +378,11 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
         ours.setLevel(level)
     entries = {entry.name: entry for entry in asyncio.run(store.snapshot()).entries}
     directory = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    return Life(exit_code, log.getvalue().splitlines(), told, bound_to, entries, directory)
+    return Life(exit_code, log.getvalue().splitlines(), notified, bound_to, entries, directory)
 
 
 def messages(lines: list[str]) -> list[str]:
-    """Without the heads; all rules of iptables count as one, since ours differ on purpose."""
+    """Return the messages without heads; iptables rules count as one message, since flannelpy's differ on purpose."""
     found: list[str] = []
     for line in lines:
         match = GLOG.fullmatch(line)
@@ -394,14 +394,14 @@ def messages(lines: list[str]) -> list[str]:
 
 
 def recorded_log() -> list[str]:
-    """From start to end, but for what the C half printed."""
+    """Return the recorded log, without the lines of the original's C half."""
     lines = (RECORDED / "host1.log").read_text().splitlines()
     lines += re.findall(r".*Exiting\.\.\.", (RECORDED / "after-sigterm.txt").read_text())
     return [line for line in lines if not line.startswith("Discarding IP fragment")]
 
 
-def test_the_log_says_the_same_in_the_same_order(life: Life) -> None:
-    """But for one line, which says what decides the speed."""
+def test_the_log_has_the_same_lines_in_the_same_order(life: Life) -> None:
+    """flannelpy's log has one line more: the form of the packet code, and the offloads."""
     assert len(recorded_log()) == 13
     ours = messages(life.log)
     assert re.fullmatch(r"Packet code (compiled|interpreted), offloads: [a-z, -]+", ours.pop(5))
@@ -409,13 +409,13 @@ def test_the_log_says_the_same_in_the_same_order(life: Life) -> None:
 
 
 def test_the_lease_is_the_same(life: Life) -> None:
-    """But for the key that tells hosts with one public IP apart, which the original ignores."""
+    """flannelpy's lease has one key more: HostID, which the original ignores."""
     recorded = LEASES[0]
     ours = life.store[recorded.name]
     assert (ours.name, ours.value) == (recorded.name, f'{recorded.value[:-1]},"HostID":"host-1"}}')
     assert ours.lease_ttl is not None
     assert recorded.lease_ttl is not None
-    # Both were looked at some seconds after they had been made.
+    # Both were recorded some seconds after they had been created.
     assert (
         Terms().lease_ttl - 20
         < min(ours.lease_ttl, recorded.lease_ttl)
@@ -445,9 +445,9 @@ def test_what_sigterm_leaves_behind_is_the_same(life: Life) -> None:
     assert sorted(keys) == sorted(life.store)
 
 
-def test_systemd_is_told_when_it_is_ready_and_when_it_stops(life: Life) -> None:
-    """The original says READY=1 and nothing else."""
-    assert life.told_to_systemd.count("READY=1") == 1
-    ready = life.told_to_systemd.index("READY=1")
-    assert life.told_to_systemd[ready + 1].startswith("STATUS=subnet 11.0.59.0/24 (")
-    assert life.told_to_systemd[-1] == "STOPPING=1"
+def test_systemd_gets_readiness_and_stop(life: Life) -> None:
+    """The original sends READY=1 and nothing else."""
+    assert life.notifications.count("READY=1") == 1
+    ready = life.notifications.index("READY=1")
+    assert life.notifications[ready + 1].startswith("STATUS=subnet 11.0.59.0/24 (")
+    assert life.notifications[-1] == "STOPPING=1"

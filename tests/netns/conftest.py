@@ -1,4 +1,4 @@
-"""Every test in here needs root."""
+"""Every test in this directory needs root."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["lab", "make_lab", "pytest_runtest_makereport", "root", "shared_lab"]
 
 @pytest.fixture(scope="session", autouse=True)
 def _root(root: None) -> None:
-    """Also for tests that make their labs themselves."""
+    """Require root, also for tests that create their labs themselves."""
 
 
 @pytest.fixture
 def lone(make_lab: Callable[..., Lab]) -> Host:
-    """The only host of a lab with a network config."""
+    """Return the only host of a lab with a network config."""
     lab = make_lab(hosts=1)
     lab.put_config()
     return lab.hosts[0]

@@ -1,6 +1,6 @@
-"""Sends UDP datagrams from one port to several, and counts what comes back: ``PORT ADDRESS FIRST LAST SECONDS``.
+"""Send UDP datagrams from one port to several, and count the answers: ``PORT ADDRESS FIRST LAST SECONDS``.
 
-Prints ``sent`` after the first round, and the number of datagrams that were received in the end.
+Print ``sent`` after the first round, and the number of received datagrams in the end.
 """
 
 from __future__ import annotations

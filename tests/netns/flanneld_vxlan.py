@@ -1,9 +1,9 @@
-"""How flanneld v0.5.5 tells the kernel where containers are, run as a script on a host: it answers when asked.
+"""Answer the kernel's questions about containers as flanneld v0.5.5 does; a script that runs on a host.
 
 flanneld_vxlan.py DEVICE SUBNET=MAC...
 
-Prints "answering", then one line for each address that the kernel asked for.  As recorded in
-tests/golden/flanneld-v0.5.5-vxlan: a neighbour that is reachable, for the container's own address.
+Print "answering", then one line for each address for which the kernel asks.  The answer is the one recorded in
+tests/golden/flanneld-v0.5.5-vxlan: a reachable neighbour for the container's own address.
 """
 
 from __future__ import annotations

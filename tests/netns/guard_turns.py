@@ -1,6 +1,6 @@
-"""Runs the guard of iptables rules on the tables of this namespace, and measures the turns of its event loop.
+"""Run the firewall's check on the iptables tables of this namespace, and measure the turns of its event loop.
 
-Prints the longest turn in milliseconds of thread CPU time, the number of repairs, and how many rules there are of ours.
+Print the longest turn in milliseconds of thread CPU time, the number of repairs, and the number of flannelpy's rules.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ UDP = Datagrams("flannel0", 8285, 8285, accepts_local=True)
 
 
 class Carrier:
-    """As much of a backend as the rules ask for."""
+    """The parts of a backend that the rules need."""
 
     datagrams = UDP
     forwarding = Forwarding(["flannel0", "eth1"], "eth1", masquerading="eth1")
 
 
 class MeasuredLoop(asyncio.SelectorEventLoop):
-    """Keeps the longest turn."""
+    """An event loop that records its longest turn."""
 
     longest = 0.0
 
@@ -44,7 +44,7 @@ class MeasuredLoop(asyncio.SelectorEventLoop):
 
 
 async def check(firewall: Firewall, peers: int) -> None:
-    """Put the rules, and lose them three times."""
+    """Add the rules, and lose them three times."""
     rules = NetworkRules(
         NETWORK, SUBNET, IPv4Address("172.17.8.101"), Carrier(), (), is_masqueraded=True, is_forwarded=True
     )
@@ -56,7 +56,7 @@ async def check(firewall: Firewall, peers: int) -> None:
     firewall.apply("", leases[:-1])
     firewall.watch("", TRAFFIC, lambda: None)
     gc.collect()
-    gc.disable()  # as the daemon does; what is young it collects between its checks
+    gc.disable()  # as the daemon does, which collects young objects between its checks
     await measure_from_now()
     await firewall.masquerade("")
     guard = asyncio.create_task(firewall.run())
@@ -70,7 +70,7 @@ async def check(firewall: Firewall, peers: int) -> None:
 
 
 async def measure_from_now() -> None:
-    """What a test does before is no turn of the guard."""
+    """Reset the longest turn: earlier turns do not belong to the check."""
     await asyncio.sleep(0)
     loop = asyncio.get_running_loop()
     assert isinstance(loop, MeasuredLoop)

@@ -1,7 +1,7 @@
-"""flannelpy, measured: how much processor time its event loop spends in one turn.
+"""Run flannelpy, and measure how much processor time its event loop uses in one turn.
 
-Run as ``python measured_daemon.py FILE ARGUMENTS…``.  FILE holds the longest turn in milliseconds since the file was
-last removed, and what ran in it.
+Run as ``python measured_daemon.py FILE ARGUMENTS…``.  FILE has the longest turn in milliseconds since the file was
+last removed, and what ran in that turn.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _collections: list[float] = []
 
 
 def measured_handle(self: events.Handle) -> Any:
-    """Note what runs in this turn."""
+    """Record the callbacks that run in this turn."""
     _ran.append(repr(getattr(self, "_callback", None))[:300])
     return _handle_run(self)
 
 
 def measured_turn(self: asyncio.BaseEventLoop) -> None:
-    """Run once, and keep the longest turn; the time asleep in select is no processor time."""
+    """Run one turn, and record the longest; the time asleep in select is no processor time."""
     global longest
     _ran.clear()
     before = time.thread_time()
@@ -45,7 +45,7 @@ def measured_turn(self: asyncio.BaseEventLoop) -> None:
 
 
 def measured_collection(phase: str, info: dict[str, int]) -> None:
-    """Note what the garbage collector takes of this turn."""
+    """Record the share of the garbage collector in this turn."""
     _collections.append(time.thread_time())
     if phase == "stop":
         stop, start = _collections.pop(), _collections.pop()

@@ -1,10 +1,10 @@
-"""Probes from one host of an overlay to all others, run as a script on each.
+"""Send probes from one host of an overlay to all peers; a script that runs on each host.
 
 probe.py SECONDS OWN_IP PEER_IP...
 
-Prints "listening".  From the first line of stdin on sends every peer a numbered datagram every so many seconds, until
-the second line; then prints how many it has sent each.  After the third line, and when no more come, prints as JSON
-what it has received from each peer: how many different numbers, which would be next, and the first that are missing.
+Print "listening".  From the first to the second line of stdin, send every peer a numbered datagram every SECONDS; then
+print how many each peer was sent.  After the third line, when no more arrive, print as JSON what was received from each
+peer: the count of different numbers, the next expected number, and the first missing ones.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from typing import Any
 PORT = 5005
 BUFFER_BYTES = 8 << 20
 SO_RCVBUFFORCE = 33
-MISSING_TOLD = 20
-# What was sent before the third line may still be on its way.
+MISSING_REPORTED = 20
+# Datagrams sent before the third line may still be in transit.
 QUIET_SECONDS = 0.5
 
 
 class Received:
-    """The numbers that came from one peer."""
+    """The numbers that arrived from one peer."""
 
     def __init__(self) -> None:
         self._next = 0
         self._missing: set[int] = set()
 
     def add(self, number: int) -> None:
-        """One more, in any order."""
+        """Add a number, in any order."""
         if number >= self._next:
             self._missing.update(range(self._next, number))
             self._next = number + 1
         self._missing.discard(number)
 
     def report(self) -> dict[str, Any]:
-        """What the script prints."""
+        """Return what the script prints."""
         return {
             "count": self._next - len(self._missing),
             "next": self._next,
-            "missing": sorted(self._missing)[:MISSING_TOLD],
+            "missing": sorted(self._missing)[:MISSING_REPORTED],
         }
 
 
@@ -54,27 +54,27 @@ def main(seconds: str, own: str, *peers: str) -> None:
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
         sock.bind((own, PORT))
         print("listening", flush=True)
-        _receive_until_told(sock, received)
-        print(_exchange_until_told(sock, received, float(seconds)), flush=True)
-        _receive_until_told(sock, received)
+        _receive_until_input(sock, received)
+        print(_exchange_until_input(sock, received, float(seconds)), flush=True)
+        _receive_until_input(sock, received)
         while select.select([sock], [], [], QUIET_SECONDS)[0]:
             _receive(sock, received)
     print(json.dumps({peer: numbers.report() for peer, numbers in received.items()}))
 
 
-def _exchange_until_told(sock: socket.socket, received: dict[str, Received], seconds: float) -> int:
-    """Send and receive until there is something on stdin.  Returns how many each peer was sent."""
+def _exchange_until_input(sock: socket.socket, received: dict[str, Received], seconds: float) -> int:
+    """Send and receive until stdin is readable.  Return how many datagrams each peer was sent."""
     sent, due = 0, time.monotonic()
-    while not _receive_until_told(sock, received, due):
+    while not _receive_until_input(sock, received, due):
         for peer in received:
-            with suppress(OSError):  # it counts as sent, and will be missing
+            with suppress(OSError):  # the datagram counts as sent, and will be missing
                 sock.sendto(sent.to_bytes(4), (peer, PORT))
         sent, due = sent + 1, due + seconds
     return sent
 
 
-def _receive_until_told(sock: socket.socket, received: dict[str, Received], end: float | None = None) -> bool:
-    """Receive until there is something on stdin, which is read; False when ``end`` came first."""
+def _receive_until_input(sock: socket.socket, received: dict[str, Received], end: float | None = None) -> bool:
+    """Receive until stdin has a line, and read the line.  Return False if ``end`` came first."""
     while end is None or time.monotonic() < end:
         patience = None if end is None else max(end - time.monotonic(), 0)
         readable, _, _ = select.select([sock, sys.stdin], [], [], patience)

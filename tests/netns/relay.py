@@ -1,10 +1,10 @@
-"""An underlay that reorders and duplicates: a relay between two hosts, run as a script in the switch.
+"""Reorder and duplicate datagrams between two hosts; a script that runs in the switch.
 
 relay.py PUBLIC_IP HOST PUBLIC_IP HOST
 
-Each host is known to the other by a public IP that is the relay's.  What one sends to the other's goes on to the other
-itself, from the public IP of the one: some of it twice, some of it later than what came after it, never lost here.
-Prints "listening", and when it is terminated, as JSON, how many datagrams it "duplicated" and "delayed".
+Each host knows its peer by a public IP of the relay.  The relay forwards datagrams for that IP to the peer, with the
+sender's public IP: some twice, some after later ones, all of them.  Print "listening", and at the end as JSON how many
+datagrams were "duplicated" and "delayed".
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
 DUPLICATED = 0.01
 DELAYED = 0.01
-# How many later datagrams overtake one that is delayed, at most; TCP takes three for a loss.
+# How many later datagrams overtake a delayed one, at most; TCP counts three as a loss.
 OVERTAKERS = 12
-# With nothing behind it a delayed datagram is not kept for longer.
+# Without later datagrams, a delayed one is kept no longer than this.
 IDLE_SECONDS = 0.002
 
 
@@ -42,7 +42,7 @@ class Way:
         self._delayed: deque[tuple[int, bytes]] = deque()
 
     def relay(self) -> None:
-        """Handle what is there, but not for ever."""
+        """Relay the waiting datagrams, up to a limit."""
         for _ in range(64):
             try:
                 datagram = self.inlet.recv(65535, socket.MSG_DONTWAIT)
@@ -51,7 +51,7 @@ class Way:
             self._pass_on(datagram)
 
     def flush(self) -> None:
-        """Send what is delayed."""
+        """Send the delayed datagrams."""
         while self._delayed:
             self._send(self._delayed.popleft()[1])
 

@@ -1,4 +1,4 @@
-"""The backends beside udp, next to what the original did: leases, subnet files, routes, logs, pings."""
+"""The backends other than udp, compared with recordings of the original: leases, subnet files, routes, logs, pings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @contextmanager
 def running(backend: str) -> Iterator[Lab]:
-    """Three hosts with a container each."""
+    """Return a lab of three hosts with a container each."""
     with Lab(hosts=3) as lab:
         lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": backend}}))
         daemons = [host.start_daemon("-iface=eth1") for host in lab.hosts]
@@ -55,7 +55,7 @@ def recorded(backend: str, name: str) -> str:
 
 
 def gateways(host: Host) -> set[str]:
-    """The host's routes into the network."""
+    """Return the host's routes into the network."""
     return {line.strip() for line in host.run("ip", "route").stdout.splitlines() if re.match(r"11\.0\S* via", line)}
 
 
@@ -68,7 +68,7 @@ def shown(host: Host, *argv: str) -> list[str]:
 
 
 def next_hops(host: Host) -> str:
-    """As the daemon has told systemd."""
+    """Return the number of next hops in the daemon's STATUS=."""
     lines = [line for line in list(host.daemons[-1].notified) if "next hops" in line]
     return re.sub(r".*(?=next hops)", "", lines[-1]) if lines else ""
 
@@ -79,7 +79,7 @@ def ping(source: Host, target: Host, *options: str) -> subprocess.CompletedProce
 
 
 def anonymous(text: str) -> str:
-    """Without which host and subnet it was."""
+    """Return ``text`` without host and subnet."""
     text = re.sub(r',"HostID":"host\d"', "", text)
     return re.sub(r"172\.17\.8\.10\d", "HOST", re.sub(r"11\.0\.\d+\.(\d)", r"11.0.X.\1", text))
 
@@ -97,7 +97,7 @@ def test_the_subnet_file_is_the_originals(lab: Lab, backend: str) -> None:
 
 
 def test_pings_pass_as_with_the_original(lab: Lab, backend: str) -> None:
-    """Through two hosts that forward; or not at all."""
+    """Two hosts forward the pings of host-gw; alloc forwards none."""
     one, other, _ = lab.hosts
     outcome = ping(one, other).stdout
     original = recorded(backend, "ping.txt")
@@ -113,7 +113,7 @@ def test_there_is_no_device(lab: Lab) -> None:
 
 
 def test_host_gw_the_routes_are_the_originals(host_gw: Lab) -> None:
-    """But for the protocol by which we know ours."""
+    """Only the protocol differs, which is flannelpy's mark."""
     net = recorded("host-gw", "host1-net.txt")
     [route] = {anonymous(line.strip()) for line in net.splitlines() if re.match(r"11\.0\S* via", line)}
     for host in host_gw.hosts:
@@ -121,7 +121,7 @@ def test_host_gw_the_routes_are_the_originals(host_gw: Lab) -> None:
         assert {anonymous(line) for line in gateways(host)} == {f"{route} proto 85"}
 
 
-def test_host_gw_the_log_says_what_the_originals_does(host_gw: Lab) -> None:
+def test_host_gw_the_log_is_the_originals(host_gw: Lab) -> None:
     heads = r"^I\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] "
     original = [re.sub(heads, "", line) for line in recorded("host-gw", "host1.log").splitlines()]
     ours = re.sub(heads, "", host_gw.hosts[0].log(), flags=re.MULTILINE).splitlines()
@@ -149,13 +149,13 @@ def test_host_gw_a_route_that_another_program_removes_is_restored(host_gw: Lab) 
     ],
 )
 def test_host_gw_a_foreign_route_in_the_way_of_ours_stays(host_gw: Lab, way: str) -> None:
-    """It is logged once, its subnet is unreachable, the other one is not; when it goes, ours comes."""
+    """It is logged once, and its subnet alone is unreachable; when it is removed, flannelpy adds its own."""
     host, other, third = host_gw.hosts
     wait_for(lambda: next_hops(host) == "next hops: 2", 12, "both subnets to be reachable")
     host.run("ip", "nexthop", "replace", "id", "77", "via", "172.17.8.1", "dev", "eth1")
     daemon = host.daemons[-1]
-    said = f"Subnet {other.subnet()} is unreachable: flannelpy leaves the route "
-    before = daemon.log().count(said)
+    message = f"Subnet {other.subnet()} is unreachable: flannelpy leaves the route "
+    before = daemon.log().count(message)
     host.configure(f"route replace {other.subnet()} {way}")
     foreign = set(shown(host, "ip", "route", "show", str(other.subnet())))
     assert "proto 85" not in " ".join(foreign)
@@ -163,9 +163,9 @@ def test_host_gw_a_foreign_route_in_the_way_of_ours_stays(host_gw: Lab, way: str
     for number in (900, 901):
         host.configure(f"link set eth1 txqueuelen {number}")  # causes a check
     assert ping(host, third).returncode == 0
-    command = re.findall(rf"{said}.* to remove it: (ip route del .*)", daemon.log())[-1]
+    command = re.findall(rf"{message}.* to remove it: (ip route del .*)", daemon.log())[-1]
     assert foreign == set(shown(host, "ip", "route", "show", str(other.subnet())))
-    assert daemon.log().count(said) == before + 1
+    assert daemon.log().count(message) == before + 1
     host.run(*command.split())
     wait_for(lambda: gateways(host) == expected_gateways(host_gw, host), 3, "our route")
     wait_for(lambda: next_hops(host) == "next hops: 2", 3, "the subnet to count as reachable")
@@ -195,14 +195,14 @@ def test_host_gw_routes_of_other_programs_are_never_touched(host_gw: Lab, route:
     added = route.format_map(names)
     host.configure(f"route add {added}")
     before = shown(host, "ip", "route")
-    said = host.log().count("restored")
+    restored = host.log().count("restored")
     for number in (902, 903):
         host.configure(f"link set eth1 txqueuelen {number}")  # causes a check
     gone = f"11.0.240.0/24 via {other.public_ip} dev eth1 proto 85"
-    host.configure(f"route add {gone}")  # and when that is removed, all that is to be removed has been
+    host.configure(f"route add {gone}")  # when that route is gone, the check has removed every route that it removes
     wait_for(lambda: gone not in shown(host, "ip", "route"), 3, "a route of ours that leads to no peer to go")
     assert shown(host, "ip", "route") == before
-    assert host.log().count("restored") == said
+    assert host.log().count("restored") == restored
     host.configure(f"route delete {added}")
 
 
@@ -215,7 +215,7 @@ def test_host_gw_routes_of_other_programs_are_never_touched(host_gw: Lab, route:
         (244, "nhid 78 via 172.17.8.102 dev eth1"),
     ],
 )
-def test_host_gw_a_foreign_route_that_leads_where_the_lease_asks_counts_and_stays(
+def test_host_gw_a_foreign_route_that_leads_where_the_lease_asks_is_used_and_stays(
     host_gw: Lab, number: int, way: str
 ) -> None:
     host, *_ = host_gw.hosts
@@ -227,17 +227,19 @@ def test_host_gw_a_foreign_route_that_leads_where_the_lease_asks_counts_and_stay
     host_gw.etcd.put(key, '{"PublicIP":"172.17.8.102","BackendType":"host-gw"}', ttl=60)
     wait_for(lambda: next_hops(host) == "next hops: 3", 5, "the lease to count as reachable")
     assert f"Subnet 11.0.{number}.0/24 is unreachable" not in host.log()
-    host_gw.etcd.put(key, '{"PublicIP":"172.17.8.102","BackendType":"vxlan"}', ttl=60)  # as good as no lease
+    host_gw.etcd.put(
+        key, '{"PublicIP":"172.17.8.102","BackendType":"vxlan"}', ttl=60
+    )  # the kernel ignores it like a missing lease
     wait_for(lambda: next_hops(host) == "next hops: 2", 12, "the lease to be ignored")
     host.configure("route add 11.0.240.0/24 via 172.17.8.102 proto 85")
     wait_for(lambda: not shown(host, "ip", "route", "show", "11.0.240.0/24"), 3, "what leads to no peer to go")
     assert shown(host, "ip", "route", "show", f"11.0.{number}.0/24") == [route]
     host.configure(f"route delete 11.0.{number}.0/24")
-    host_gw.etcd_request("DELETE", key)  # or the host with that public IP would take it for its own, when restarted
+    host_gw.etcd_request("DELETE", key)  # or the host with that public IP would adopt the lease at its restart
 
 
 def test_host_gw_a_next_hop_changes_without_a_lost_packet(host_gw: Lab) -> None:
-    """The lease of a subnet moves between two hosts on the link; a third address takes its packets on both."""
+    """The lease of a subnet moves between two hosts on the link; an address on both accepts its packets."""
     host, one, other = host_gw.hosts
     for each in (one, other):
         each.configure("link add target type bridge", "link set target up", "address add 11.0.252.1/24 dev target")
@@ -270,7 +272,7 @@ def test_host_gw_a_restart_loses_no_ping(host_gw: Lab) -> None:
 
 
 def test_host_gw_routes_of_an_earlier_run_are_reconciled_at_start(host_gw: Lab) -> None:
-    """Stale marked ones go, flanneld's that a lease asks for are adopted without a lost packet, the rest stays."""
+    """Stale marked routes are removed, wanted ones of flanneld are adopted without a lost packet, others stay."""
     host, other, third = host_gw.hosts
     host.daemons[-1].stop()
     left = "11.0.223.0/24 via 172.17.8.103 dev eth1"
@@ -291,7 +293,7 @@ def test_host_gw_routes_of_an_earlier_run_are_reconciled_at_start(host_gw: Lab) 
     host.configure(f"route delete {left}")
 
 
-def test_host_gw_hosts_that_cannot_be_reached_are_said(host_gw: Lab) -> None:
+def test_host_gw_unreachable_hosts_are_logged(host_gw: Lab) -> None:
     host, *_ = host_gw.hosts
     daemon = host.daemons[-1]
     values = {
@@ -340,8 +342,8 @@ def test_host_gw_has_the_routes_of_a_thousand_leases_two_seconds_after_its_start
         host_gw.etcd.delete(key)
 
 
-def test_host_gw_routes_go_with_cleanup(host_gw: Lab) -> None:
-    """Last, since it takes them away."""
+def test_host_gw_cleanup_removes_the_routes(host_gw: Lab) -> None:
+    """This test is the last, because it removes the routes."""
     host, *others = host_gw.hosts
     host.daemons[-1].stop()
     for other in others:

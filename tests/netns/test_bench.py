@@ -1,4 +1,4 @@
-"""`make bench` works, and leaves nothing behind; what it measures is not looked at here."""
+"""`make bench` works, and leaves nothing behind; its measurements are not checked."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def labs_of(pid: int) -> list[Path]:
 def test_a_quick_run(tmp_path: Path) -> None:
     command = [*QUICK, f"--contenders={','.join(CONTENDERS)}", f"--output={tmp_path}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
     assert not labs_of(process.pid)
     data = json.loads((tmp_path / "benchmarks.json").read_text())
     assert all(goodput > 0 for name in CONTENDERS for goodput in data["values"]["tcp-1"][name])
@@ -54,16 +54,16 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
         assert "rtt-idle socat" in process.stdout.readline()
         assert labs_of(process.pid)
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert said == "Stopped; nothing is left behind.\n"
+    assert output == "Stopped; nothing is left behind.\n"
     assert not labs_of(process.pid)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
 def rack() -> Iterator[Rack]:
-    """What is made by hand, and what flannelpy makes."""
+    """Return overlays that are created by hand, and by flannelpy."""
     rack = Rack(CONTENDERS[2:], sys.executable, 1500)
     with ExitStack() as cleanup:
         rack.build(cleanup)
@@ -71,13 +71,13 @@ def rack() -> Iterator[Rack]:
 
 
 def shown(host: Host) -> str:
-    """All that makes the way to the other host, without who that is; sorted, as routes come by address."""
+    """Return the state that leads to the other host, without its identity; sorted, as routes are by address."""
     text = "".join(host.run(*command.split(), check=False).stdout for command in SHOWN)
     for pattern, name in (
         (r"([0-9a-f]{2}:){5}[0-9a-f]{2}", "MAC"),
         (r"11\.0\.\d+\.", "11.0.X."),
         (r"172\.17\.8\.\d{3}", "HOST"),
-        # What flannelpy makes carries its marks.
+        # flannelpy marks what it creates.
         (r"proto 85", "proto boot"),
         (r" *alias flannelpy .*\n", ""),
     ):
@@ -90,7 +90,9 @@ def shown(host: Host) -> str:
     [("vxlan", "flannelpy-vxlan", " dev flannel.1 .*onlink"), ("veth", "flannelpy-host-gw", " via HOST dev eth1 ")],
     ids=["vxlan", "host-gw"],
 )
-def test_by_hand_is_made_what_flannelpy_makes(rack: Rack, by_hand: str, by_flannelpy: str, way: str) -> None:
+def test_the_benchmark_creates_by_hand_what_flannelpy_creates(
+    rack: Rack, by_hand: str, by_flannelpy: str, way: str
+) -> None:
     one, other = rack.contenders[by_hand], rack.contenders[by_flannelpy]
     assert re.search(way, shown(one.client.host))
     assert shown(one.client.host) == shown(other.client.host)

@@ -1,4 +1,4 @@
-"""A check must not keep packets waiting: no turn of the event loop takes long, however many routes there are."""
+"""A check must not delay packets: no turn of the event loop takes long, with any number of routes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ pytestmark = [pytest.mark.usefixtures("root"), pytest.mark.timed]
 
 
 class Busy(NamedTuple):
-    """A host with many routes; ``result`` is the longest turn since that file was removed."""
+    """A host with many routes; the file ``result`` has the longest turn since its removal."""
 
     host: Host
     daemon: Daemon
     result: Path
 
     def longest_turn(self) -> float:
-        """In milliseconds."""
+        """Return the longest turn in milliseconds."""
         if not self.result.exists():
             return 0.0
         print(self.result.read_text())  # what ran in it
@@ -64,7 +64,7 @@ def busy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def leases(backend: str) -> dict[str, str]:
-    """Of hosts that do not exist."""
+    """Return leases of hosts that do not exist."""
     return {
         f"{ETCD_PREFIX}/subnets/11.{number >> 14}.{number >> 6 & 255}.{(number & 63) * 4}-30": json.dumps(
             {
@@ -84,7 +84,7 @@ def owned(host: Host) -> int:
 
 
 def change_all_the_time(host: Host, added: str, removed: str, interval: float) -> None:
-    """Another program runs the two ``ip`` commands in turns, and ends with the removal."""
+    """Have another program run the two ``ip`` commands in turn, and end with the removal."""
     with host.popen("ip", "-batch", "-", stdin=subprocess.PIPE) as process:
         assert process.stdin
         end = time.monotonic() + SECONDS
@@ -97,10 +97,10 @@ def change_all_the_time(host: Host, added: str, removed: str, interval: float) -
 
 @pytest.mark.parametrize("destination", ["10.200.0.0/24", "11.15.250.0/24", "11.0.0.0/9"])
 def test_no_turn_takes_long_while_a_foreign_route_changes_every_10_ms(busy: Busy, destination: str) -> None:
-    """Outside the network, inside it, and around many leases.
+    """The route is outside the network, inside it, or around many leases.
 
-    What a check costs, each one costs, so a window without a long turn proves that there is none; where other programs
-    take the processor's cache away, one turn in thousands takes longer.
+    All checks cost the same, so one window without a long turn is the proof; if other programs evict the processor's
+    cache, one turn in thousands takes longer.
     """
     route = f"{destination} via 172.17.8.1 proto bird"
     longest = []
@@ -119,7 +119,7 @@ ADDRESSES = 1_000
 
 
 def test_no_turn_takes_long_while_one_of_a_thousand_addresses_changes(busy: Busy) -> None:
-    """As kube-proxy has them on its device for IPVS; the longest turn grows by 2 ms with each thousand."""
+    """kube-proxy has such addresses on its device for IPVS; the longest turn grows by 2 ms with each thousand."""
     batch = ["link add ipvs0 type bridge"]
     batch += [f"address add 10.96.{number >> 8}.{number & 255}/32 dev ipvs0" for number in range(1, ADDRESSES)]
     busy.host.run("ip", "-batch", "-", input="\n".join(batch))

@@ -1,7 +1,7 @@
-"""Pods of two hosts, made by Debian's CNI plugins from our subnet file.
+"""Pods of two hosts, which Debian's CNI plugins create from flannelpy's subnet file.
 
-The flannel plugin is in no package.  ``delegated`` makes the same of the README's config and the subnet file: see
-doCmdAdd in flannel_linux.go and getDelegateIPAM in flannel.go of flannel-io/cni-plugin.
+No package has the flannel plugin.  ``delegated`` derives what the plugin derives from the manual's config and the
+subnet file: see doCmdAdd in flannel_linux.go and getDelegateIPAM in flannel.go of flannel-io/cni-plugin.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from lab import Container, Host, Lab, wait_for
 from support.overlay import transfer
 
 PLUGINS = "/usr/lib/cni"
-README = (Path(__file__).parents[2] / "README.md").read_text()
+MANUAL = (Path(__file__).parents[2] / "docs/manual.md").read_text()
 
 
 def flannel_config() -> dict[str, Any]:
-    """The config that the README has for the flannel plugin."""
-    [section] = [text for text in re.split(r"^### ", README, flags=re.MULTILINE) if text.startswith("CNI\n")]
+    """Return the manual's config for the flannel plugin."""
+    [section] = [text for text in re.split(r"^## ", MANUAL, flags=re.MULTILINE) if text.startswith("CNI\n")]
     config: dict[str, Any] = json.loads(re.findall(r"```json\n(.*?)```", section, re.DOTALL)[0])
     assert config["type"] == "flannel"
     return config
 
 
 def delegated(config: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
-    """The config for the bridge plugin."""
+    """Return the config for the bridge plugin."""
     return {
         "type": "bridge",
         "ipMasq": env["FLANNEL_IPMASQ"] != "true",
@@ -44,7 +44,7 @@ def delegated(config: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, An
             "type": "host-local",
             "ranges": [[{"subnet": str(IPv4Interface(env["FLANNEL_SUBNET"]).network)}]],
             "routes": [{"dst": env["FLANNEL_NETWORK"]}],
-            "dataDir": "/run/cni",  # which /run a test has for itself, and not /var/lib
+            "dataDir": "/run/cni",  # a test has a private /run, but not a private /var/lib
         },
     }
 

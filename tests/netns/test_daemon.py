@@ -1,4 +1,4 @@
-"""One daemon's life on a real host: start, what it sets up, what it leaves, and every error a user can cause."""
+"""The life of one daemon on a real host: start, what it sets up, what it leaves, and every error a user can cause."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def host(lab: Lab) -> Iterator[Host]:
-    """The host as a new machine, and an etcd that knows the config and nothing else."""
+    """Return the host in the state of a new machine; etcd has the config and nothing else."""
     host = lab.hosts[0]
     lab.etcd_request("DELETE", "/coreos.com?recursive=true")
     lab.put_config()
@@ -42,7 +42,7 @@ def started(host: Host, *flags: str, env: dict[str, str] | None = None) -> Daemo
 
 
 def ended(host: Host, *flags: str, env: dict[str, str] | None = None) -> tuple[int, str]:
-    """Exit code and log of a daemon that is to end by itself."""
+    """Return exit code and log of a daemon that exits by itself."""
     daemon = host.start_daemon(*flags, env=env)
     code = daemon.process.wait(10)
     daemon.close()
@@ -84,7 +84,7 @@ def test_lease_and_subnet_file_are_the_originals(lab: Lab, host: Host) -> None:
     )
 
 
-def test_the_log_tells_what_the_originals_does_in_its_order(host: Host) -> None:
+def test_the_log_has_the_originals_lines_in_its_order(host: Host) -> None:
     daemon = started(host, "-iface=eth1")
     daemon.wait_for_log("Watching for new subnet leases")
     texts = re.findall(r"^[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{6} \d{5,} \w+\.py:\d+\] (.*)$", daemon.log(), re.MULTILINE)
@@ -99,7 +99,7 @@ def test_the_log_tells_what_the_originals_does_in_its_order(host: Host) -> None:
     ]
 
 
-def test_systemd_is_told_readiness_and_status(lab: Lab, host: Host) -> None:
+def test_systemd_gets_readiness_and_status(lab: Lab, host: Host) -> None:
     daemon = started(host, "-iface=eth1")
     put_lease(lab, "11.0.177.0-24", "172.17.8.102")
     daemon.wait_for_log("Subnet added: 11.0.177.0/24")
@@ -172,7 +172,7 @@ def test_the_default_route_of_lowest_metric_names_the_interface(host: Host) -> N
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_it_and_leaves_lease_and_file(lab: Lab, host: Host, number: signal.Signals) -> None:
+def test_a_signal_ends_the_daemon_and_leaves_lease_and_file(lab: Lab, host: Host, number: signal.Signals) -> None:
     daemon = started(host, "-iface=eth1")
     file, leases = host.subnet_env(), lab.leases()
     began = time.monotonic()
@@ -186,14 +186,14 @@ def test_a_signal_ends_it_and_leaves_lease_and_file(lab: Lab, host: Host, number
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_while_it_waits_for_etcd(host: Host, number: signal.Signals) -> None:
+def test_a_signal_ends_the_daemon_while_it_waits_for_etcd(host: Host, number: signal.Signals) -> None:
     daemon = host.start_daemon("-iface=eth1", endpoints="http://172.17.8.1:9")
     daemon.wait_for_log("Failed to retrieve network config: ")
     daemon.process.send_signal(number)
     assert daemon.process.wait(STOP_SECONDS) == 0
 
 
-def test_it_keeps_its_subnet_over_restarts(host: Host) -> None:
+def test_a_host_keeps_its_subnet_over_restarts(host: Host) -> None:
     subnets = set()
     for end in (Daemon.stop, Daemon.kill, Daemon.stop):
         daemon = started(host, "-iface=eth1")
@@ -202,7 +202,7 @@ def test_it_keeps_its_subnet_over_restarts(host: Host) -> None:
     assert len(subnets) == 1
 
 
-def test_it_keeps_its_subnet_when_the_lease_is_gone_but_the_file_is_not(lab: Lab, host: Host) -> None:
+def test_a_host_without_a_lease_gets_the_subnet_of_its_subnet_file(lab: Lab, host: Host) -> None:
     started(host, "-iface=eth1").stop()
     subnet = host.subnet()
     lab.etcd_request("DELETE", f"/coreos.com/network/subnets/{subnet.network_address}-24")
@@ -228,7 +228,7 @@ def test_a_reservation_stays_one(lab: Lab, host: Host) -> None:
     assert ["ttl" in lease for lease in lab.leases()] == [False]
 
 
-def test_a_lease_outside_the_config_is_given_up(lab: Lab, host: Host) -> None:
+def test_a_lease_outside_the_config_is_replaced(lab: Lab, host: Host) -> None:
     put_lease(lab, "10.9.8.0-24", "172.17.8.101", ttl="600")
     daemon = started(host, "-iface=eth1")
     message = "Found lease (10.9.8.0/24) for current IP (172.17.8.101) but not compatible with current config, deleting"
@@ -238,8 +238,8 @@ def test_a_lease_outside_the_config_is_given_up(lab: Lab, host: Host) -> None:
     ]
 
 
-def test_other_hosts_leases_come_change_and_go(lab: Lab, host: Host) -> None:
-    """With short leases, so that who has gone is soon forgotten."""
+def test_leases_of_peers_are_added_changed_and_removed(lab: Lab, host: Host) -> None:
+    """Leases are short, so that deleted ones are soon forgotten."""
     daemon = started(host, "-iface=eth1", "-subnet-lease-ttl=5s")
     put_lease(lab, "11.0.177.0-24", "172.17.8.102", ttl="600")
     daemon.wait_for_log("Subnet added: 11.0.177.0/24")
@@ -252,7 +252,7 @@ def test_other_hosts_leases_come_change_and_go(lab: Lab, host: Host) -> None:
     daemon.wait_for_log("Subnet removed: 11.0.177.0/24")
 
 
-def test_a_lease_that_somebody_deletes_is_taken_back(lab: Lab, host: Host) -> None:
+def test_a_deleted_lease_is_recreated(lab: Lab, host: Host) -> None:
     daemon = started(host, "-iface=eth1")
     daemon.wait_for_log("Watching for new subnet leases")
     [lease] = lab.leases()
@@ -261,7 +261,7 @@ def test_a_lease_that_somebody_deletes_is_taken_back(lab: Lab, host: Host) -> No
     wait_for(lambda: [again["key"] for again in lab.leases()] == [lease["key"]], 5, "the lease")
 
 
-def test_a_lease_that_another_host_takes_ends_it(lab: Lab, host: Host) -> None:
+def test_a_lease_that_another_host_takes_ends_the_daemon(lab: Lab, host: Host) -> None:
     daemon = started(host, "-iface=eth1")
     subnet = host.subnet()
     put_lease(lab, f"{subnet.network_address}-24", "172.17.8.102", ttl="600")
@@ -272,7 +272,7 @@ def test_a_lease_that_another_host_takes_ends_it(lab: Lab, host: Host) -> None:
 # What it waits for
 
 
-def test_an_unreachable_etcd_is_waited_for(lab: Lab, host: Host) -> None:
+def test_a_daemon_waits_for_an_unreachable_etcd(lab: Lab, host: Host) -> None:
     lab.etcd.stop()
     daemon = host.start_daemon("-iface=eth1")
     daemon.wait_for_log("Failed to retrieve network config: http://172.17.8.1:2379: connection refused")
@@ -297,7 +297,7 @@ def test_an_unreachable_etcd_is_waited_for(lab: Lab, host: Host) -> None:
         ('{"Network":"11.0.0.0/16","SubnetLen":33}', "SubnetLen 33 must be less than /31"),
     ],
 )
-def test_a_config_that_is_wrong_or_missing_is_waited_for(
+def test_a_daemon_waits_while_the_config_is_missing_or_invalid(
     lab: Lab, host: Host, config: str | None, failures: str
 ) -> None:
     if config is None:
@@ -397,8 +397,8 @@ def test_a_second_daemon_for_a_subnet_file_is_refused(lab: Lab, host: Host) -> N
     first = started(host, "-iface=eth1")
     second = host.start_daemon("-iface=eth1")
     assert second.process.wait(10) == 1
-    said = "a flannelpy runs here with the subnet file /run/flannel/subnet.env: stop it first"
-    assert second.log().splitlines()[-1].endswith(said)
+    message = "a flannelpy runs here with the subnet file /run/flannel/subnet.env: stop it first"
+    assert second.log().splitlines()[-1].endswith(message)
     assert (host.run_dir / "flannel/ready").exists()
     assert first.stop() == 0
 

@@ -1,4 +1,4 @@
-"""The external interface on real kernels: which address is used, and what ends a daemon whose address moves."""
+"""The external interface on real kernels: which address is used, and when a daemon exits whose address moves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TYPES = ("udp", "vxlan", "host-gw", "alloc")
 
 
 def prefix(backend: str) -> str:
-    """Below it are the config and the leases of hosts with that backend."""
+    """Return the key prefix of the hosts with that backend."""
     return ETCD_PREFIX if backend == "udp" else f"/{backend}/network"
 
 
@@ -36,7 +36,7 @@ def put_configs(lab: Lab) -> None:
 
 
 class Move(NamedTuple):
-    """A host whose address moves, by ``ip`` commands, and where the last log line finds it."""
+    """``ip`` commands that move a host's address, and the place that the last log line names."""
 
     backend: str
     flags: tuple[str, ...]
@@ -106,8 +106,8 @@ def is_ready(host: Host) -> bool:
     return (host.run_dir / "flannel/ready").exists()
 
 
-def test_after_15_s_of_another_address_in_place_a_daemon_ends_and_says_where_it_is() -> None:
-    """Ten hosts whose addresses move, and three whose addresses come back, at the same time."""
+def test_after_15_s_of_another_address_in_place_a_daemon_ends_and_logs_the_place() -> None:
+    """Ten hosts whose addresses move, and three whose addresses are restored, run at the same time."""
     with Lab(hosts=len(MOVES) + 3) as lab:
         put_configs(lab)
         moving, staying = lab.hosts[: len(MOVES)], lab.hosts[len(MOVES) :]
@@ -135,7 +135,9 @@ def test_after_15_s_of_another_address_in_place_a_daemon_ends_and_says_where_it_
         wait_for(lambda: is_ready(down), 5, "the link that was down to be ready again")
         wait_for(lambda: time.monotonic() > moved + ADDRESS_PATIENCE - 4, 20, "the time to be almost over")
         assert [daemon.process.poll() for daemon in daemons] == [None] * len(daemons)
-        configure(flapping, "address add 172.17.8.200/24 dev eth1")  # a virtual IP, later than its link went
+        configure(
+            flapping, "address add 172.17.8.200/24 dev eth1"
+        )  # a virtual IP, which moves after its link has failed
         wait_for(lambda: all(daemon.process.poll() is not None for daemon in daemons), 15, "all to end")
         for daemon, move in zip(daemons, MOVES, strict=True):
             place = re.escape(move.place.format(ip=daemon.host.public_ip))
@@ -160,7 +162,7 @@ OTHERS = {2: "10.255.0.2", 3: "10.66.0.3"}
 
 @pytest.fixture(scope="module", params=["udp", "vxlan"])
 def public(request: pytest.FixtureRequest, root: None) -> Iterator[Lab]:
-    """Four hosts that reach each other's public IPs: a second address, one on lo, one of another NIC, a plain one."""
+    """Return four hosts with public IPs that are a second address, one on lo, one of another NIC, a plain one."""
     with Lab(hosts=4) as lab:
         lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": request.param}}))
         second, on_lo, on_eth2, plain = lab.hosts
@@ -195,13 +197,13 @@ def test_hosts_with_public_ips_of_theirs_on_any_interface_reach_each_other(publi
             assert answers.count("ttl=") == 2, (source.name, target.name, answers)
 
 
-def test_the_mtu_of_a_public_ip_on_lo_is_that_of_the_way_out(public: Lab) -> None:
+def test_the_mtu_of_a_public_ip_on_lo_is_that_of_the_interface_by_which_packets_leave(public: Lab) -> None:
     on_lo, plain = public.hosts[1], public.hosts[-1]
     assert on_lo.subnet_env()["FLANNEL_MTU"] == plain.subnet_env()["FLANNEL_MTU"]
 
 
 def test_the_firewall_guards_the_public_ip(public: Lab) -> None:
-    """A container must not send datagrams in the name of the host; the address is that from which datagrams come."""
+    """A container must not send datagrams with the host's public IP, which is the source of the host's datagrams."""
 
     def is_guarded(host: Host) -> bool:
         [public_ip] = re.findall(r"Using (\S+) as external endpoint", host.log())
@@ -211,16 +213,16 @@ def test_the_firewall_guards_the_public_ip(public: Lab) -> None:
 
 
 def test_a_link_that_is_down_or_unplugged_is_not_ready_until_it_is_back(public: Lab) -> None:
-    """Its address and name stay, so that nothing but the link tells it."""
+    """Its address and name stay, so that only the state of the link shows the failure."""
     host = public.hosts[-1]
     daemon = host.daemons[0]
     wait_for(lambda: is_ready(host), 10, "the host to be ready")
-    for trouble, off, on in (
+    for problem, off, on in (
         ("is down", partial(configure, host, "link set eth1 down"), partial(configure, host, "link set eth1 up")),
         ("has no carrier", host.unplug, host.plug_in),
     ):
         off()
-        daemon.wait_for_log(rf"^E.*\] Link eth1 {trouble}: no packets to and from other hosts$")
+        daemon.wait_for_log(rf"^E.*\] Link eth1 {problem}: no packets to and from other hosts$")
         wait_for(lambda: not is_ready(host), 5, "the host to be not ready")
         on()
         wait_for(lambda: is_ready(host), 5, "the host to be ready again")
@@ -241,7 +243,7 @@ def test_a_public_ip_that_no_interface_has_is_a_nats(public: Lab) -> None:
 
 
 class Start(NamedTuple):
-    """``ip`` commands, flags or variables, and the address that is used."""
+    """``ip`` commands, flags or variables, and the address that flannelpy uses."""
 
     before: tuple[str, ...]
     flags: tuple[str, ...]
@@ -278,7 +280,7 @@ REFUSALS = (
 
 @pytest.fixture(scope="module")
 def plain(root: None) -> Iterator[Lab]:
-    """A host for each start, since all start at the same time."""
+    """Return a host for each start, because all start at the same time."""
     with Lab(hosts=len(STARTS) + len(REFUSALS)) as lab:
         yield lab
 
@@ -295,7 +297,7 @@ def test_which_address_is_used(plain: Lab) -> None:
         daemon.kill()
 
 
-def test_what_fits_nothing_is_one_line_and_exit_1(plain: Lab) -> None:
+def test_flags_that_match_no_interface_are_one_line_and_exit_1(plain: Lab) -> None:
     expected = {}
     for host, (flags, failures) in zip(plain.hosts[len(STARTS) :], REFUSALS, strict=True):
         flag, *more = flags.format(ip=host.public_ip).split(" -")
@@ -306,10 +308,10 @@ def test_what_fits_nothing_is_one_line_and_exit_1(plain: Lab) -> None:
         assert "Traceback" not in daemon.log()
 
 
-def test_host_gw_takes_a_second_address_and_refuses_that_of_another_interface(
+def test_host_gw_accepts_a_second_address_and_rejects_that_of_another_interface(
     make_lab: Callable[..., Lab],
 ) -> None:
-    """Other hosts use the public IP as gateway: it has to be on the link by which we are reached."""
+    """Peers use the public IP as gateway, so it must be on the link by which they reach this host."""
     lab = make_lab(hosts=2)
     lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": "host-gw"}}))
     ours, theirs = lab.hosts

@@ -1,4 +1,4 @@
-"""The iptables rules of a running daemon: restored when another program changes them, and what they prevent."""
+"""The iptables rules of a running daemon are restored when another program changes them, and prevent forged packets."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from support.overlay import Capture
 
 NETWORK = "11.0.0.0/16"
 MASQUERADE, DROP, ZONE, ACCEPT, OUTWARD = (f"FLANNEL-{kind}-{NETWORK}" for kind in "MDZAO")
-OUTSIDE = "172.17.8.1"  # knows no way to the containers
+OUTSIDE = "172.17.8.1"  # has no route to the containers
 DATAGRAMS = str(Path(__file__).parent / "datagrams.py")
 GUARD_TURNS = str(Path(__file__).parent / "guard_turns.py")
-#: Nobody else's sleep on this machine.
+#: A duration of sleep that no other process on this machine uses.
 _HANGS = f"sleep {100_000 + os.getpid()}"
-#: A check each second, one for what another program has done meanwhile, and the time of a busy machine.
+#: One check a second, one more for a change during it, and a margin for a busy machine.
 DEADLINE = 4.0
 FOREIGN = ("-p", "tcp", "--dport", "9", "-j", "ACCEPT")
 UDP = '{"Network":"11.0.0.0/16"}'
@@ -62,7 +62,7 @@ def flush(table: str) -> Callable[[Flavour], None]:
 
 
 def change(*commands: str) -> Callable[[Flavour], None]:
-    """Each of them with the table as its first word."""
+    """Run iptables commands, each with the table as its first word."""
 
     def apply(flavour: Flavour) -> None:
         for command in commands:
@@ -71,7 +71,7 @@ def change(*commands: str) -> Callable[[Flavour], None]:
     return apply
 
 
-#: For iptables-legacy as well; the others show nothing more about it.
+#: Cases that iptables-legacy runs too; the others prove nothing more about it.
 BOTH = ("iptables -t nat -F", "the jump is deleted", "the jump is moved behind a foreign rule", "a rule is replaced")
 SABOTAGE = {
     "iptables -t nat -F": flush("nat"),
@@ -101,8 +101,8 @@ CASES = [(flavour, kind) for flavour in FLAVOURS for kind in SABOTAGE if flavour
 
 
 @pytest.mark.parametrize(("guarded", "kind"), CASES, indirect=["guarded"])
-def test_whatever_is_lost_comes_back(guarded: Guarded, kind: str) -> None:
-    """Rules of others, put before and behind ours, stay as they are."""
+def test_lost_rules_are_restored(guarded: Guarded, kind: str) -> None:
+    """Rules of other programs, before and behind flannelpy's, stay unchanged."""
     flavour, sabotage = guarded.flavour, SABOTAGE[kind]
     before, repairs, logged = guarded.rules, guarded.repairs(), guarded.daemon.log().count("Restored iptables")
     foreign = [("nat", "POSTROUTING"), ("mangle", "FORWARD"), ("raw", "PREROUTING")]
@@ -124,7 +124,7 @@ def test_whatever_is_lost_comes_back(guarded: Guarded, kind: str) -> None:
     assert flavour.all_rules() == before
 
 
-def test_accept_local_comes_back(guarded: Guarded) -> None:
+def test_accept_local_is_restored(guarded: Guarded) -> None:
     path = "/proc/sys/net/ipv4/conf/flannel0/accept_local"
     guarded.host.run("sh", "-c", f"echo 0 >{path}")
     wait_for(lambda: guarded.host.run("cat", path).stdout == "1\n", DEADLINE, "accept_local")
@@ -140,7 +140,7 @@ def test_after_a_restart_nothing_is_repaired_or_written_twice(guarded: Guarded) 
     assert "Restored" not in guarded.daemon.log()
 
 
-def test_by_default_what_nft_flushes_is_back_within_seven_seconds() -> None:
+def test_by_default_rules_that_nft_flushes_are_restored_within_seven_seconds() -> None:
     with Lab(hosts=1) as lab:
         lab.put_config()
         guarded = Guarded(Flavour(lab.hosts[0], "nft"))
@@ -161,10 +161,10 @@ def test_by_default_what_nft_flushes_is_back_within_seven_seconds() -> None:
 
 @pytest.mark.timed
 def test_no_turn_of_the_loop_is_long_with_30000_foreign_rules_and_10000_peers() -> None:
-    """Five milliseconds of thread CPU time at most.  iptables-legacy lists them ten times as fast as iptables-nft.
+    """A turn has at most 5 ms of thread CPU time.  iptables-legacy lists ten times as fast as iptables-nft.
 
-    On a busy machine cold caches make single turns up to three times as long.  A turn that has too much to do is long
-    in each run, so one of three runs has to be within the limit.
+    On a busy machine cold caches make single turns up to three times as long.  A turn with too much work is long in
+    each run, so one of three runs must be within the limit.
     """
     rules = "".join(
         f'-A KUBE -s 10.{n // 250}.{n % 250}.0/24 -m comment --comment "FLANNEL {n}" -j RETURN\n' for n in range(30_000)
@@ -204,8 +204,8 @@ def test_two_daemons_keep_to_their_own_chains() -> None:
         before = flavour.all_rules()
         flush("nat")(flavour)
         wait_for(lambda: sorted(flavour.rules("nat")) == sorted(before["nat"]), DEADLINE, "the rules of both")
-        time.sleep(2.5)  # two checks, in which neither moves the jump of the other one
-        assert host.log().count("Restored iptables") == 2  # a line of each
+        time.sleep(2.5)  # two checks, in which neither daemon moves the other's jump
+        assert host.log().count("Restored iptables") == 2  # a line of each daemon
         blue.stop()
         flavour.clean_up(*flags["blue"])
         assert {table: flavour.chains(table) for table in both} == {
@@ -231,7 +231,7 @@ BROKEN = {
 
 
 def broken(tools: Path, script: str | None) -> dict[str, str]:
-    """An environment in which the commands are of this kind."""
+    """Return an environment in which the iptables commands fail in this way."""
     for name in ("iptables", "iptables-save", "iptables-restore"):
         (tools / name).unlink(missing_ok=True)
         if script is not None:
@@ -245,7 +245,7 @@ def broken(tools: Path, script: str | None) -> dict[str, str]:
 
 @pytest.fixture
 def host(lab: Lab) -> Iterator[Host]:
-    """No daemon outlives a test."""
+    """Return the host; no daemon outlives a test."""
     [host] = lab.hosts
     yield host
     host.kill_daemons()
@@ -261,14 +261,14 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.mark.parametrize("script", BROKEN.values(), ids=BROKEN)
-def test_rules_that_are_on_by_default_never_keep_a_daemon(host: Host, tmp_path: Path, script: str | None) -> None:
+def test_failures_of_the_default_rules_never_stop_a_daemon(host: Host, tmp_path: Path, script: str | None) -> None:
     daemon = host.start_daemon("-iface=eth1", "-iptables-resync=1", env=broken(tmp_path, script))
     daemon.wait_ready(5)
     if script not in (_HANGS, "exit 0"):
         daemon.wait_for_log("Cannot guard the iptables tables? ")
         time.sleep(2.5)  # two more checks
         assert daemon.log().count("Cannot guard the iptables table") == 1
-    host.run("sh", "-c", "ip link del flannel.1")  # the guard of routes and devices is not held up
+    host.run("sh", "-c", "ip link del flannel.1")  # the repair loop is not delayed
     daemon.wait_for_log("flannel.1 was removed", 15)
     wait_for(lambda: "flannel.1" in host.run("ip", "link").stdout, 15, "the device")
     assert daemon.process.poll() is None
@@ -279,7 +279,7 @@ def test_rules_that_are_on_by_default_never_keep_a_daemon(host: Host, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ["missing", "failing", "printing garbage"])
-def test_masquerading_that_cannot_be_put_fails_the_start(host: Host, tmp_path: Path, kind: str) -> None:
+def test_masquerading_rules_that_cannot_be_added_fail_the_start(host: Host, tmp_path: Path, kind: str) -> None:
     daemon = host.start_daemon("-iface=eth1", "-ip-masq", env=broken(tmp_path, BROKEN[kind]))
     assert daemon.process.wait(10) == 1
     last = daemon.log().splitlines()[-1]
@@ -303,7 +303,7 @@ def test_a_command_that_appears_later_is_used(host: Host, tmp_path: Path) -> Non
 
 
 def send(node: Container | Host, *arguments: str) -> subprocess.Popen[str]:
-    """Starts datagrams.py, and returns when all was sent."""
+    """Start datagrams.py, and return when all datagrams were sent."""
     process = node.popen(sys.executable, DATAGRAMS, *arguments)
     assert process.stdout is not None
     assert process.stdout.readline() == "sent\n"
@@ -326,8 +326,8 @@ def answers(source: Container, target: Container) -> int:
 
 
 @pytest.mark.parametrize(("config", "port"), [(UDP, 8285), (VXLAN, 8472)])
-def test_a_container_cannot_send_in_the_name_of_its_host(config: str, port: int) -> None:
-    """Not even if an operator accepts all that is forwarded; what is for others, or for other ports, passes."""
+def test_a_container_cannot_send_datagrams_as_its_host(config: str, port: int) -> None:
+    """Datagrams are dropped even if an operator accepts all forwarded packets; those to other hosts or ports pass."""
     with Lab(hosts=2) as lab:
         lab.put_config(config)
         one, two = lab.hosts
@@ -352,9 +352,9 @@ def test_a_container_cannot_send_in_the_name_of_its_host(config: str, port: int)
 @pytest.mark.parametrize("config", [UDP, VXLAN])
 @pytest.mark.parametrize("masquerades", ["-ip-masq", "an operator"])
 def test_a_container_that_used_our_ports_first_changes_nothing(config: str, masquerades: str) -> None:
-    """Neither the source port of our datagrams, nor who gets those of a peer; stateful rules let them in.
+    """Neither the source port of our datagrams changes, nor the receiver of a peer's; stateful rules accept them.
 
-    The container sends before the peer has a lease, and to all ports that a kernel may send VXLAN from.
+    The container sends before the peer has a lease, and to all ports from which a kernel may send VXLAN.
     """
     port = 8285 if config is UDP else 8472
     ports = ("8285", "8285") if config is UDP else ("32768", "60999")
@@ -380,7 +380,7 @@ def test_a_container_that_used_our_ports_first_changes_nothing(config: str, masq
         wait_connected([daemon, other])
         with Capture(two, "eth1", f"udp and src {one.public_ip} and dst port {port}") as wire:
             assert answers(container, peer) == 5
-            if config is UDP:  # which has one source port; the kernel has many for vxlan
+            if config is UDP:  # udp has one source port; the kernel has many for vxlan
                 assert f" {one.public_ip}.8285 > " in wire.readline()
         assert answers(peer, container) == 5
         send(container, "8286", str(two.public_ip), str(port), str(port), "0")

@@ -1,4 +1,4 @@
-"""Whatever happens to a daemon, the kernel state of other programs stays; tests/soak has more of it."""
+"""The kernel state of other programs stays over a daemon's random life; tests/soak runs for longer."""
 
 from __future__ import annotations
 

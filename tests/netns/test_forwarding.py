@@ -1,4 +1,4 @@
-"""Packets between containers of different hosts pass what Docker and a firewall put, and an operator's rules win."""
+"""Packets between containers of different hosts pass rules of Docker and firewalls; an operator's come first."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.usefixtures("root")
 NETWORK = "11.0.0.0/16"
 NAME = f"FLANNEL-A-{NETWORK}"
 OUTSIDE = "172.17.8.1"
-#: VXLAN between hosts on one link goes by the external interface.
+#: With DirectRouting, packets between hosts on one link use the external interface.
 DIRECT = json.dumps({"Network": NETWORK, "Backend": {"Type": "vxlan", "DirectRouting": True}})
 CONFIGS = {**{str(backend): backend.config() for backend in (UDP, VXLAN, HOST_GW)}, "direct": DIRECT}
 
 
 def docker_like(host: Host, *, masquerade: bool) -> None:
-    """What Docker 28 puts when it starts: drops that are appended in raw, and FORWARD that accepts little."""
+    """Add the rules of a starting Docker 28: drops at the end of raw PREROUTING, and a FORWARD that accepts little."""
     subnet = host.subnet()
     host.run("iptables", "-t", "raw", "-A", "PREROUTING", "-d", str(subnet[2]), "!", "-i", "docker0", "-j", "DROP")
     if masquerade:
@@ -34,7 +34,7 @@ def docker_like(host: Host, *, masquerade: bool) -> None:
 
 
 def rules(host: Host) -> list[str]:
-    """All of them, but for counters."""
+    """Return all rules, without counters."""
     tables = [host.run("iptables-save", "-t", table).stdout for table in ("filter", "nat", "mangle", "raw")]
     return [line.split(" [")[0] for text in tables for line in text.splitlines() if not line.startswith("#")]
 
@@ -45,7 +45,7 @@ Start = Callable[..., list[Container]]
 @pytest.fixture
 def start(make_lab: Callable[..., Lab]) -> Start:
     def start(config: str, *flags: str, masquerade: bool = False) -> list[Container]:
-        """Two hosts whose FORWARD drops, a container each."""
+        """Start two hosts whose FORWARD drops, with a container each."""
         lab = make_lab(hosts=2)
         lab.put_config(config)
         for host in lab.hosts:
@@ -65,7 +65,7 @@ def start(make_lab: Callable[..., Lab]) -> Start:
 @pytest.mark.parametrize("is_masquerading", [True, False])
 @pytest.mark.parametrize("config", CONFIGS)
 def test_containers_of_different_hosts_reach_each_other(start: Start, config: str, is_masquerading: bool) -> None:
-    """Where Docker masquerades, packets may come with the public IP of their host."""
+    """If Docker masquerades, packets may arrive with the public IP of their host."""
     one, other = start(CONFIGS[config], masquerade=is_masquerading)
     wait_for(lambda: reaches(one, other.address, 1), 10, "the rules")
     assert reaches(one, other.address)
@@ -84,8 +84,8 @@ def test_with_masq_containers_reach_the_world_too(start: Start) -> None:
 
 
 @pytest.mark.parametrize("config", ["udp", "host-gw"])
-def test_masq_does_not_precede_what_keeps_networks_apart(start: Start, config: str) -> None:
-    """Docker's isolation stands behind DOCKER-USER.  Packets from the link with a forged source are not forwarded."""
+def test_masq_rules_do_not_precede_the_isolation_of_networks(start: Start, config: str) -> None:
+    """Docker's isolation rules follow DOCKER-USER.  Packets from the link with a forged source are not forwarded."""
     one, other = start(CONFIGS[config], "-ip-masq", "-iptables-resync=1")
     host, subnet = one.host, one.host.subnet()
     host.configure("link add inner type bridge", "address add 172.19.0.1/16 dev inner", "link set inner up")
@@ -104,20 +104,20 @@ def test_masq_does_not_precede_what_keeps_networks_apart(start: Start, config: s
         host.run("iptables", "-I", "FORWARD", "-s", forged, "-j", "ACCEPT")
         assert is_sent(host, switch, address, "-s", forged, source=forged)
         host.run("iptables", "-D", "FORWARD", "-s", forged, "-j", "ACCEPT")
-    if config == "udp":  # with host-gw, containers of other hosts do send by the link
+    if config == "udp":  # with host-gw, packets of other hosts' containers arrive by the link
         forged = str(other.host.subnet()[77])
         switch.configure(f"address add {forged}/32 dev lo")
         assert not is_sent(host, switch, str(one.address), "-s", forged, source=forged)
 
 
 def is_last(host: Host) -> bool:
-    """Whether both of our jumps are the last rules of FORWARD."""
+    """Return whether both of our jumps are the last rules of FORWARD."""
     last = host.run("iptables", "-S", "FORWARD").stdout.splitlines()[-2:]
     return all(rule.endswith(f"-{NETWORK}") for rule in last)
 
 
 def is_sent(host: Host, sender: Node, address: str, *match: str, source: str = "") -> bool:
-    """Whether the host forwards what ``sender`` sends."""
+    """Return whether the host forwards what ``sender`` sends."""
     host.run("iptables", "-t", "mangle", "-I", "POSTROUTING", *match, "-p", "icmp")
     sender.run("ping", "-n", "-c2", "-i0.2", "-W1", *(["-I", source] if source else []), address, check=False)
     found = host.run("iptables", "-t", "mangle", "-vxnL", "POSTROUTING").stdout.splitlines()[2].split()[0]
@@ -133,7 +133,7 @@ def test_without_the_flag_what_docker_drops_is_dropped(start: Start) -> None:
 
 
 def test_a_forged_source_from_the_link_does_not_pass(start: Start) -> None:
-    """Only what comes by our device is accepted: else anybody on the link would pass Docker's drop."""
+    """Only packets by our device are accepted; otherwise every machine on the link could pass Docker's drop."""
     one, other = start(UDP.config())
     wait_for(lambda: reaches(one, other.address, 1), 10, "the rules")
     host = one.host
@@ -157,7 +157,7 @@ def test_a_drop_of_the_operator_wins(start: Start) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_cleanup_removes_what_we_put_and_nothing_else(make_lab: Callable[..., Lab], config: str) -> None:
+def test_cleanup_removes_our_rules_and_nothing_else(make_lab: Callable[..., Lab], config: str) -> None:
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     lab.put_config(CONFIGS[config])
@@ -201,7 +201,7 @@ def test_a_return_for_all_packets_does_not_come_before_our_jump(lone: Host) -> N
         wait_for(lambda: NAME in lone.run("iptables", "-S", "DOCKER-USER").stdout.splitlines()[1], 20, "our jump")
 
 
-def test_what_is_removed_comes_back_and_is_counted(lone: Host) -> None:
+def test_removed_rules_are_restored_and_counted(lone: Host) -> None:
     daemon = lone.start_daemon("-iface=eth1", "-iptables-resync=1")
     wait_for(lambda: is_forwarding_accepted(lone), 10, "the rules")
     before = rules(lone)

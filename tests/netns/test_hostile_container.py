@@ -1,6 +1,6 @@
-"""A container with root, raw sockets and every port attacks from one host: what arrives, and what it costs the others.
+"""A container with root, raw sockets and every port attacks: which packets arrive, and what they cost other hosts.
 
-README's security section tells what FORGED holds.
+docs/security.md lists what FORGED holds.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ STRICT = Setting(UDP, ("-source-check=strict",))
 SETTINGS = (PEER, STRICT, Setting(VXLAN), Setting(HOST_GW))
 
 
-#: What arrives with a source that is not of the attacker's host.
+#: The packets that arrive with a source outside of the attacker's host.
 FORGED: dict[str, set[str]] = {
-    "udp": {"another host's container", "a subnet nobody leases"},
+    "udp": {"another host's container", "an unleased subnet"},
     "udp strict": set(),
     "vxlan": {
         "another host's container",
-        "a subnet nobody leases",
+        "an unleased subnet",
         "the victim itself",
-        # The kernel takes datagrams at every address of a host, from wherever they come.
+        # The kernel accepts datagrams at every address of a host, from any sender.
         "tunnel address",
         "bridge address",
         "its own host",
         "its own host, forged peer",
     },
-    # Masquerading changes no source that leaves by a device without an address of the network.
-    "host-gw": {"another host's container", "a subnet nobody leases", "the victim itself", "a public ip", "outside"},
+    # Masquerading keeps the source of packets that leave by a device without an address of the network.
+    "host-gw": {"another host's container", "an unleased subnet", "the victim itself", "a public ip", "outside"},
 }
 
 
 class Attack(NamedTuple):
-    """One packet as it leaves the container; ``honest``: from an address of its host's subnet, to another one."""
+    """One packet that leaves the container; ``honest``: from an address of its host's subnet, to another subnet."""
 
     label: str
     packet: bytes
@@ -70,16 +70,16 @@ class Attack(NamedTuple):
 
 
 class Scene:
-    """Three hosts with a container each; the attacker is the first host's, and its victims are the others.
+    """Three hosts with a container each; the first host's container attacks the other hosts.
 
-    A fourth host, without a daemon, takes what is sent to it and does nothing.
+    A fourth host, without a daemon, receives packets and does nothing.
     """
 
     def __init__(self, lab: Lab, setting: Setting) -> None:
         lab.put_config(setting.backend.config())
         self.setting = setting
         self.lab = lab
-        # Masquerading gives what a container sends to a public IP the address of its host.
+        # Masquerading gives a container's packets to a public IP the address of its host.
         daemons = [host.start_daemon("-iface=eth1", "-ip-masq", *setting.flags) for host in lab.hosts[:3]]
         wait_connected(daemons)
         attacker, *peers = lab.hosts[:3]
@@ -94,7 +94,7 @@ class Scene:
         return str(link["address"])
 
     def send(self, packets: list[bytes]) -> int:
-        """How many of them left."""
+        """Send the packets, and return how many left."""
         argv = [sys.executable, "-I", "-S", SCRIPT, "send", "eth0", self.gateway_mac]
         return int(self.attacker.run(*argv, input="".join(f"{packet.hex()}\n" for packet in packets)).stdout)
 
@@ -113,7 +113,7 @@ class Scene:
                 process.kill()
 
     def points(self) -> Iterator[tuple[Node, str, str]]:
-        """Where an inner packet is to be seen on its way to a container or a host: node, device, direction."""
+        """Return where an inner packet to a container or a host is visible: node, device, direction."""
         device = self.setting.backend.device
         for victim in self.victims:
             yield victim.host, "docker0", "out"
@@ -121,7 +121,7 @@ class Scene:
                 yield victim.host, device, "in"
 
     def arrived(self, attacks: list[Attack]) -> dict[str, IPv4Address]:
-        """The labels of those that come to one of the other hosts, out of their envelopes, with their sources there."""
+        """Return the labels of the inner packets that reach another host, with their sources there."""
         found = {}
         one = str(self.attacker.address)
         ends = [labelled(one, str(victim.address), f"{_END} {victim.host.name}") for victim in self.victims]
@@ -143,13 +143,13 @@ def enveloped(
     ports: tuple[int, int] | None = None,
     to: IPv4Address | None = None,
 ) -> bytes:
-    """A datagram that carries the packet as the tunnel's own datagrams do; ``to``: where else than to the public IP."""
+    """Return a datagram that contains ``packet`` as the tunnel's own datagrams do; ``to``: instead of the public IP."""
     payload = in_vxlan(inner, peer) if port == _TUNNEL_PORTS["vxlan"] else inner
     return datagram(source, str(to or peer.public_ip), payload, ports or (port, port))
 
 
 def inner_attacks(scene: Scene) -> Iterator[Attack]:
-    """Through the overlay, as any packet of a container's."""
+    """Return attacks through the overlay, by the route of every container packet."""
     subnet = scene.attacker.host.subnet()
     victim, other = (str(victim.address) for victim in scene.victims)
     one = str(scene.attacker.address)
@@ -160,7 +160,7 @@ def inner_attacks(scene: Scene) -> Iterator[Attack]:
         "another host's container": other,
         "the victim itself": victim,
         "a public ip": str(scene.victims[1].host.public_ip),
-        "a subnet nobody leases": "11.0.0.9",
+        "an unleased subnet": "11.0.0.9",
         "outside": "8.8.8.8",
     }
     for label, source in sources.items():
@@ -186,7 +186,7 @@ def inner_attacks(scene: Scene) -> Iterator[Attack]:
 
 
 def outer_attacks(scene: Scene) -> Iterator[Attack]:
-    """Datagrams to the other hosts' public IPs that look like the tunnel's own."""
+    """Return datagrams to the other hosts' public IPs that resemble the tunnel's own."""
     victim, other = scene.victims
     one = str(scene.attacker.address)
     port = _TUNNEL_PORTS.get(scene.setting.backend.name, 8285)
@@ -217,8 +217,8 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
         yield Scene(lab, request.param)
 
 
-def test_what_arrives(scene: Scene) -> None:
-    """By udp with -source-check=strict, nothing with a source outside of the attacker's subnet."""
+def test_which_forged_packets_arrive(scene: Scene) -> None:
+    """With udp and -source-check=strict, no packet with a source outside of the attacker's subnet arrives."""
     attacks = [*inner_attacks(scene), *outer_attacks(scene)]
     arrived = scene.arrived(attacks)
     subnet = scene.attacker.host.subnet()
@@ -235,7 +235,7 @@ def _small(scene: Scene, target: str) -> list[bytes]:
 
 
 def _ttl_1(scene: Scene, target: str) -> list[bytes]:
-    """Each is answered by ICMP."""
+    """Return packets that are each answered by ICMP."""
     return [ipv4_packet(str(scene.attacker.address), target, udp_datagram(bytes(64)), ttl=2)]
 
 
@@ -244,13 +244,13 @@ def _fragmented(scene: Scene, target: str) -> list[bytes]:
 
 
 def _rotating_sources(scene: Scene, target: str) -> list[bytes]:
-    """From every address of the subnet, and from as many that are not in it."""
+    """Return packets from every address of the subnet, and from as many outside of it."""
     sources = [*scene.attacker.host.subnet().hosts(), *IPv4Network("11.0.7.0/24").hosts()]
     return [ipv4_packet(str(source), target, udp_datagram(bytes(64))) for source in sources]
 
 
 def _echo_requests(scene: Scene, target: str) -> list[bytes]:
-    """To 4,000 addresses that nobody leases, each of which is answered by ICMP."""
+    """Return packets to 4,000 unleased addresses, each of which is answered by ICMP."""
     echo = bytes.fromhex("0800f7ff00000000")
     source = str(scene.attacker.address)
     if target != str(scene.victims[0].address):
@@ -261,7 +261,7 @@ def _echo_requests(scene: Scene, target: str) -> list[bytes]:
 
 
 def _enveloped(scene: Scene, target: str) -> list[bytes]:
-    """To the other hosts' public IPs and the tunnel's port."""
+    """Return datagrams to the other hosts' public IPs and the tunnel's port."""
     victim, other = scene.victims
     inner = labelled(str(other.address), str(victim.address), "flood")
     datagram = ipv4_packet(str(scene.attacker.address), target, udp_datagram(inner, ports=(8285, 8285)))
@@ -271,7 +271,7 @@ def _enveloped(scene: Scene, target: str) -> list[bytes]:
 
 
 FLOODS = (_small, _ttl_1, _fragmented, _rotating_sources, _echo_requests, _enveloped)
-#: The backends differ in what a flood costs on its way, which two floods show.
+#: The cost of a flood differs by backend; two floods show that.
 CASES = [
     *((STRICT, flood) for flood in FLOODS),
     (PEER, _echo_requests),
@@ -287,9 +287,9 @@ CASES = [
     ids=[f"{setting}-{flood.__name__.strip('_')}" for setting, flood in CASES],
 )
 def test_other_hosts_keep_half_of_their_throughput(scene: Scene, flood: Callable[[Scene, str], list[bytes]]) -> None:
-    """Next to what they have while the same packets go to a host outside of the overlay, since all share processors.
+    """The comparison is a flood to a host outside of the overlay, because all hosts share processors.
 
-    One pair of measurements suffices if it is good; else the median of three counts.
+    One pair of measurements suffices if it is good; otherwise the median of three counts.
     """
     ratios = [kept(scene, flood)]
     if ratios[0] <= 0.5:
@@ -298,7 +298,7 @@ def test_other_hosts_keep_half_of_their_throughput(scene: Scene, flood: Callable
 
 
 def kept(scene: Scene, flood: Callable[[Scene, str], list[bytes]]) -> float:
-    """The part of their throughput that two hosts keep when a flood goes to one of them instead of outside."""
+    """Return the part of their throughput that two hosts keep if the flood is for one of them instead of outside."""
     one, other = scene.victims
     with scene.flooding(flood(scene, str(scene.lab.hosts[3].public_ip))):
         beside = throughput(one, other)

@@ -1,6 +1,6 @@
-"""A container of one network attacks another network of the same daemons: what gets across.
+"""A container of one network attacks another network of the same daemons: which packets cross.
 
-README's security section tells what CROSSED holds.
+docs/security.md lists what CROSSED holds.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ SETTINGS = {
         {"blue": {"Type": "vxlan", "VNI": 1}, "green": {"Type": "vxlan", "VNI": 2}}, {"blue": 8472, "green": 8472}
     ),
 }
-#: What a container of blue gets into green.
+#: The packets of a container of blue that reach green.
 _BY_UDP = {"forged source", "public ip here from the other host"}
 CROSSED: dict[str, set[str]] = {
     "udp": _BY_UDP,
     "udp strict": _BY_UDP,
     "vxlan": {
         *_BY_UDP,
-        # The kernel takes datagrams at every address of a host, from wherever they come.
+        # The kernel accepts datagrams at every address of a host, from any sender.
         "public ip here from own",
         *(f"{name}'s {kind} address here" for name in NETWORKS for kind in ("tunnel", "bridge")),
         *(f"{name}'s {kind} address here, forged peer" for name in NETWORKS for kind in ("tunnel", "bridge")),
@@ -59,7 +59,7 @@ CROSSED: dict[str, set[str]] = {
 
 
 class Scene:
-    """Two hosts with a container of each network; the attacker is blue's on the first host."""
+    """Two hosts with a container of each network; blue's container on the first host attacks."""
 
     def __init__(self, lab: Lab, setting: Setting) -> None:
         self.setting = setting
@@ -79,7 +79,7 @@ class Scene:
             wait_for(partial(self.is_guarded, host), 10, "the rules for the other host")
 
     def is_guarded(self, host: Host) -> bool:
-        """Whether both networks have the rule about the other host's public IP; it comes up to a second later."""
+        """Return whether both networks have the rule about the other host, which is added within a second."""
         [other] = [other for other in self.hosts if other is not host]
         rules = host.run("iptables-save", "-t", "mangle").stdout
         return rules.count(f"-d {other.public_ip}/32") == len(NETWORKS)
@@ -90,12 +90,12 @@ class Scene:
         self.attacker.run(*argv, input="".join(f"{packet.hex()}\n" for packet in packets))
 
     def inner(self, label: str, to: Host) -> bytes:
-        """From green's container on the other host to the one on this."""
+        """Return a packet from green's container on the other host to that on this host."""
         [other] = [host for host in self.hosts if host is not to]
         return labelled(str(self.tenants[other, "green"].address), str(self.tenants[to, "green"].address), label)
 
     def datagram(self, label: str, source: str, to: Host, address: str) -> bytes:
-        """With a packet of green's, as green's tunnel sends it."""
+        """Return a datagram with a packet of green, as green's tunnel sends it."""
         inner = self.inner(label, to)
         payload = in_vxlan(inner, to, 2) if self.setting.backends["green"]["Type"] == "vxlan" else inner
         port = self.setting.ports["green"]
@@ -124,12 +124,12 @@ class Scene:
             yield f"in fragments {number}", fragment
 
     def crossed(self) -> set[str]:
-        """The labels of those that come out of green's bridges."""
+        """Return the labels of the packets that leave green's bridges."""
         found = set()
         with ExitStack() as sniffers:
             seen = {host: sniffers.enter_context(sniffing(host, "green", "out")) for host in self.hosts}
             self.send([packet for _, packet in self.attacks()])
-            self.ping("green")  # by then both daemons have looked at all that came before
+            self.ping("green")  # by then both daemons have processed all earlier packets
             for host, process in seen.items():
                 address = str(self.tenants[host, "green"].address)
                 code = f"import socket; socket.socket(type=2).sendto(b'attack:{_END};', ('{address}', 9))"
@@ -139,7 +139,7 @@ class Scene:
         return found
 
     def ping(self, name: str) -> None:
-        """There and back, until it is answered."""
+        """Ping until an answer arrives."""
         one, other = (self.tenants[host, name] for host in self.hosts)
         wait_for(lambda: not one.ping(other).returncode, 10, f"a ping in {name}")
 
@@ -150,13 +150,13 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
         yield Scene(lab, SETTINGS[request.param])
 
 
-def test_what_gets_across(scene: Scene, request: pytest.FixtureRequest) -> None:
+def test_which_packets_cross_networks(scene: Scene, request: pytest.FixtureRequest) -> None:
     crossed = scene.crossed()
     assert crossed == CROSSED[request.node.callspec.params["scene"]]
 
 
-def test_rp_filter_refuses_forged_sources_where_they_start(scene: Scene) -> None:
-    """After the other test: nothing undoes it."""
+def test_rp_filter_drops_forged_sources_on_the_source_host(scene: Scene) -> None:
+    """This test is the last, because rp_filter stays on."""
     scene.attacker.host.run("sysctl", "-q", "net.ipv4.conf.blue.rp_filter=1")
     crossed = scene.crossed()
     assert not crossed & _BY_UDP

@@ -1,4 +1,4 @@
-"""The lab itself: its hosts are apart from each other and from this machine, and nothing of it stays."""
+"""The lab isolates its hosts from each other and from this machine, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_rack_of_twenty_with_jumbo_frames(make_lab: Callable[..., Lab]) -> Non
     lab.hosts[0].run(*whole_frame, str(lab.hosts[19].public_ip))
 
 
-def test_a_failed_command_says_what_it_said(lab: Lab) -> None:
+def test_the_error_of_a_failed_command_has_its_output(lab: Lab) -> None:
     with pytest.raises(CommandError, match=r"exit status 3\.\nno such luck"):
         lab.hosts[0].run("sh", "-c", "echo no such luck >&2; exit 3")
 
@@ -40,7 +40,7 @@ def test_nothing_stays() -> None:
     with Lab(hosts=2) as lab:
         lab.put_config()
         lab.start_daemons("-iface=eth1")
-        # A process that doesn't listen, and one that its parent has forgotten.
+        # A process that ignores signals, and one whose parent has exited.
         lab.hosts[0].add_container().popen("sh", "-c", "trap '' TERM; setsid sleep 1000 & sleep 1000")
         assert traces(lab.prefix)
     assert not traces(lab.prefix)

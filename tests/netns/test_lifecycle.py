@@ -1,4 +1,4 @@
-"""Signals, a container without rights, and networks of one daemon that end: by which faults, and what is free then."""
+"""Signals, a container without rights, and networks of one daemon that end: their causes, and what is free then."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SETTLE_SECONDS = 20
 
 
 def python(host: Host, name: str, *before: str) -> str:
-    """A Python that a shell starts after these commands."""
+    """Return a Python that a shell starts after these commands."""
     script = host.run_dir / name
     script.write_text("\n".join(["#!/bin/sh -e", *before, f'exec {shlex.quote(sys.executable)} "$@"', ""]))
     script.chmod(0o755)
@@ -34,13 +34,13 @@ def is_ready(host: Host, network: str = "") -> bool:
 
 
 def trigger(host: Host) -> None:
-    """Have the guard look at once."""
+    """Have the repair loop check at once."""
     host.configure("address add 192.0.2.77/32 dev lo", "address delete 192.0.2.77/32 dev lo")
 
 
 @pytest.fixture
 def host(shared_lab: Callable[[str, int], Lab]) -> Iterator[Host]:
-    """A host without a daemon."""
+    """Return a host without a daemon."""
     [host] = shared_lab(CONFIG, 1).hosts
     yield host
     host.kill_daemons()
@@ -50,7 +50,7 @@ def host(shared_lab: Callable[[str, int], Lab]) -> Iterator[Host]:
 
 
 @pytest.mark.parametrize(
-    ("ignored", "goes_on", "ends"),
+    ("ignored", "ignored_signals", "ends"),
     [
         ("HUP", [signal.SIGHUP], signal.SIGINT),  # nohup flannelpy
         ("INT", [signal.SIGINT], signal.SIGHUP),  # flannelpy & in a script
@@ -58,11 +58,11 @@ def host(shared_lab: Callable[[str, int], Lab]) -> Iterator[Host]:
     ],
 )
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
-    host: Host, ignored: str, goes_on: list[signal.Signals], ends: signal.Signals
+    host: Host, ignored: str, ignored_signals: list[signal.Signals], ends: signal.Signals
 ) -> None:
     daemon = host.start_daemon("-iface=eth1", python=python(host, "nohup", f"trap '' {ignored}"))
     daemon.wait_ready()
-    for number in goes_on:
+    for number in ignored_signals:
         daemon.process.send_signal(number)
     trigger(host)
     wait_for(lambda: is_ready(host), 5, "the ready file")
@@ -117,7 +117,7 @@ def test_settings_that_cannot_be_written_are_one_warning_at_most(
 def test_a_device_that_does_not_forward_is_named_with_the_command_that_cures_it(
     make_lab: Callable[..., Lab], backend: Backend
 ) -> None:
-    """Also where flannelpy has no iptables rules; the host's setting counts only with those of its devices."""
+    """The check runs without iptables rules, too; the host's setting counts only with those of its devices."""
     lab = make_lab(hosts=1)
     lab.put_config(backend.config())
     [host] = lab.hosts
@@ -147,7 +147,7 @@ def test_a_device_that_does_not_forward_is_named_with_the_command_that_cures_it(
 
 # Networks of one daemon
 
-# Runs inside of the daemon before it starts: the file /run/fault says which fault comes next.
+# Runs in the daemon before its start: the file /run/fault names the next fault.
 _FAULTS = """
 from pathlib import Path
 from flannelpy.commands import daemon
@@ -201,7 +201,7 @@ def reaches(one: Tenant, other: Tenant) -> bool:
 
 @pytest.fixture(scope="module")
 def tenants(world: Lab) -> dict[str, list[Tenant]]:
-    """Of each network one on each host, which reach each other."""
+    """Return a container of each network on each host, which reach each other."""
     found = {name: [Tenant(host, name) for host in world.hosts] for name in NETWORKS}
     for pair in found.values():
         for tenant in pair:
@@ -249,7 +249,7 @@ def test_a_line_of_the_packet_path_names_its_network(world: Lab) -> None:
 
 
 def lose_subnet(host: Host, daemon: Daemon, name: str) -> None:
-    """Another host takes the subnet of a network, whose config is no longer valid either."""
+    """Have another host take the subnet of a network, whose config is no longer valid either."""
     subnet = subnet_file(host, name).read_text().partition("FLANNEL_SUBNET=")[2].partition("\n")[0]
     key = re.sub(r"\.\d+/", ".0-", subnet)
     host.lab.etcd.put(f"{ETCD_PREFIX}/{name}/config", "gone")
@@ -257,8 +257,8 @@ def lose_subnet(host: Host, daemon: Daemon, name: str) -> None:
     daemon.wait_for_log(rf"^E.*\] {name}: subnet \S+ is held by 172.17.8.200 now")
 
 
-def test_what_a_network_had_is_free_once_it_has_ended(world: Lab) -> None:
-    """Addresses and VNI, after a lost lease: another network of the same daemon gets them."""
+def test_the_resources_of_an_ended_network_are_free(world: Lab) -> None:
+    """After a lost lease, another network of the same daemon gets addresses and VNI."""
     host = world.hosts[0]
     daemon = host.daemons[-1]
     for name in NETWORKS:
@@ -272,7 +272,7 @@ def test_what_a_network_had_is_free_once_it_has_ended(world: Lab) -> None:
     wait_for(lambda: is_ready(host, "blue"), _SETTLE_SECONDS, "blue, with what was green's")
 
 
-def test_what_a_network_left_in_the_way_of_another_one_goes(world: Lab) -> None:
+def test_conflicting_leftovers_of_an_ended_network_are_removed(world: Lab) -> None:
     """After a fault, device, routes and iptables chains stay for the next start, unless another network needs them."""
     host = world.hosts[0]
     daemon = host.daemons[-1]

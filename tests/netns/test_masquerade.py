@@ -1,4 +1,4 @@
-"""Masquerading rules in a real kernel, by both flavours of iptables: put in place, and all of it removed again."""
+"""Masquerading rules in a real kernel, with both flavours of iptables, are added and removed completely."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OURS = [
     f"-A {CHAIN} -s {NETWORK} ! -d 224.0.0.0/4 -j MASQUERADE",
     f"-A {CHAIN} ! -s {NETWORK} -d {NETWORK} -j MASQUERADE",
 ]
-# What flanneld v0.5.5 and flannelpy 46c003e put in place for -ip-masq.
+# The rules that flanneld v0.5.5 and early versions of flannelpy add for -ip-masq.
 FLANNELD = f"""*nat
 :FLANNEL - [0:0]
 -A FLANNEL -d {NETWORK} -j ACCEPT
@@ -67,7 +67,7 @@ ANOTHER_NETWORK = (
 
 @pytest.fixture(scope="module", params=FLAVOURS)
 def flavour(request: pytest.FixtureRequest) -> Iterator[Flavour]:
-    """A host on which other programs have rules."""
+    """Return a host on which other programs have rules."""
     with Lab(hosts=1) as lab:
         lab.put_config()
         flavour = Flavour(lab.hosts[0], request.param)
@@ -75,7 +75,7 @@ def flavour(request: pytest.FixtureRequest) -> Iterator[Flavour]:
         yield flavour
 
 
-def test_our_rules_go_and_others_stay(flavour: Flavour) -> None:
+def test_our_rules_are_removed_and_others_stay(flavour: Flavour) -> None:
     before = flavour.all_rules()
     daemon = flavour.start_daemon("-ip-masq")
     assert [line for line in flavour.rules("nat") if CHAIN in line and "comment" not in line] == OURS
@@ -89,7 +89,7 @@ def test_our_rules_go_and_others_stay(flavour: Flavour) -> None:
 
 
 @pytest.mark.parametrize("left", [FLANNELD, EARLY])
-def test_what_flanneld_or_an_early_version_has_left_is_replaced(flavour: Flavour, left: str) -> None:
+def test_rules_of_flanneld_or_an_early_version_are_replaced(flavour: Flavour, left: str) -> None:
     before = flavour.rules("nat")
     flavour.restore(left)
     daemon = flavour.start_daemon("-ip-masq")

@@ -1,4 +1,4 @@
-"""Backend.MTU: the overlay works over a path that loses longer packets in silence, as VPNs and clouds have them."""
+"""With Backend.MTU, the overlay works over a path that loses longer packets silently, as in VPNs and clouds."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from lab import Container, Lab, Node, wait_for
 PATH_MTU = 1400
 HEADERS = {"udp": 28, "vxlan": 50}
 DEVICES = {"udp": "flannel0", "vxlan": "flannel.1"}
-# Of the packets that ping fills: IPv4 and ICMP.
+# The headers of a ping: IPv4 and ICMP.
 PING_HEADERS = 28
 
 pytestmark = pytest.mark.usefixtures("root")
 
 
 def start(lab: Lab, backend: str, mtu: int) -> list[Container]:
-    """Two hosts whose interfaces do not know that the path between them is narrower."""
+    """Start two hosts whose interfaces have a larger MTU than the path between them."""
     lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": backend, "MTU": mtu}}))
-    # A bridge lets frames pass that are longer by a VLAN tag.
+    # A bridge forwards frames that are longer by a VLAN tag.
     lab.switch.configure(*(f"link set {host.name} mtu {PATH_MTU - 4}" for host in lab.hosts))
     lab.start_daemons("-iface=eth1")
     return [host.add_container() for host in lab.hosts]
 
 
 def passes(source: Node, target: IPv4Address, length: int) -> bool:
-    """Whether packets of that length get there in one piece."""
+    """Return whether packets of that length arrive without fragmentation."""
     argv = ["ping", "-n", "-c1", "-W1", "-M", "do", "-s", str(length - PING_HEADERS), str(target)]
     return source.run(*argv, check=False).returncode == 0
 
 
 def inner_mtus(lab: Lab, backend: str) -> set[int]:
-    """Of the devices, and in the subnet files."""
+    """Return the MTUs of the devices, and in the subnet files."""
     found = {int(host.subnet_env()["FLANNEL_MTU"]) for host in lab.hosts}
     for host in lab.hosts:
         found |= set(map(int, re.findall(r" mtu (\d+) ", host.run("ip", "link", "show", DEVICES[backend]).stdout)))

@@ -1,4 +1,4 @@
-"""Several networks in one daemon: each whole, none in reach of another one, none stopped by another one's trouble."""
+"""Several networks in one daemon: each connected, isolated from the others, and unaffected by their failures."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def status(daemon: Daemon) -> str:
 
 
 class World(Lab):
-    """Three hosts, two networks, a container of each on every host."""
+    """Three hosts, two networks, a container of each network on every host."""
 
     tenants: list[Tenant]
 
     def start(self) -> None:
-        """All daemons, all containers, and all pairs inside a network connected."""
+        """Start all daemons and containers, and wait until all pairs inside a network are connected."""
         for daemon in [host.start_daemon(*FLAGS) for host in self.hosts]:
             daemon.wait_ready()
         self.tenants = [Tenant(host, name) for host, name in product(self.hosts, NETWORKS)]
@@ -70,7 +70,7 @@ def world() -> Iterator[World]:
 
 
 def answered(pairs: list[tuple[Tenant, Tenant]]) -> list[bool]:
-    """Whether each one's ping of the other one was answered, all sent at once."""
+    """Return for each pair whether its ping was answered; all are sent at once."""
     pings = [one.popen("ping", "-n", "-c2", "-i0.1", "-W1", str(other.address)) for one, other in pairs]
     return [" 0% packet loss" in ping.communicate(timeout=10)[0] for ping in pings]
 
@@ -79,7 +79,7 @@ def test_all_pairs_inside_and_none_across(world: World) -> None:
     inside, across = world.pairs(inside=True), world.pairs(inside=False)
     assert (len(inside), len(across)) == (12, 18)
     one, other = across[0]
-    assert "Packet filtered" in one.ping(other).stdout  # the first time, as the kernel does not repeat itself often
+    assert "Packet filtered" in one.ping(other).stdout  # the first time, because the kernel limits ICMP errors
     assert answered(inside) == [True] * 12
     assert answered(across) == [False] * 18
 
@@ -99,26 +99,26 @@ def test_each_subnet_file_and_lease_is_its_networks(world: World) -> None:
             assert subnet_file(host, name).read_text() == text
 
 
-def test_each_line_of_the_log_says_its_network(world: World) -> None:
+def test_each_log_line_names_its_network(world: World) -> None:
     log = world.hosts[0].log()
     for name in NETWORKS:
         assert re.search(rf"\] {name}: Subnet lease acquired: ", log)
         assert len(re.findall(rf"\] {name}: Subnet added: ", log)) == 2
-    told = status(world.hosts[0].daemons[-1])
-    assert re.fullmatch(r"STATUS=blue: subnet 11\.1\.\S+ \(.*\), next hops: 2; green: subnet 11\.2\..*hops: 2", told)
+    text = status(world.hosts[0].daemons[-1])
+    assert re.fullmatch(r"STATUS=blue: subnet 11\.1\.\S+ \(.*\), next hops: 2; green: subnet 11\.2\..*hops: 2", text)
 
 
-def test_a_rule_that_somebody_removes_is_put_right(world: World) -> None:
+def test_a_removed_rule_is_restored(world: World) -> None:
     host = world.hosts[0]
     before = rules(host)
     host.configure("rule delete from 11.1.0.0/16 to 11.2.0.0/16 prohibit")
     wait_for(lambda: rules(host) == before, 2, "the rule to come back")
-    said = "Restored rule against packets from 11.1.0.0/16 to 11.2.0.0/16: it was missing"
-    wait_for(lambda: said in host.log(), 2, "the repair in the log")
+    message = "Restored rule against packets from 11.1.0.0/16 to 11.2.0.0/16: it was missing"
+    wait_for(lambda: message in host.log(), 2, "the repair in the log")
 
 
 def test_a_config_that_breaks_stops_its_network_alone_and_only_at_the_next_start(world: World) -> None:
-    """While green's config is broken, blue's packets go on, through a restart of all daemons; then green is back."""
+    """While green's config is broken, blue's packets travel, through a restart of all daemons; then green returns."""
     one, other = next(pair for pair in world.pairs(inside=True) if pair[0].network == "blue")
     flood = one.popen("ping", "-n", "-q", "-i0.02", "-c10000", str(other.address))
     put_config(world, "green", '{"Network":"11.2.0.0/16","Backend":{"Type":"udp","Port":"8285"}}')
@@ -131,7 +131,7 @@ def test_a_config_that_breaks_stops_its_network_alone_and_only_at_the_next_start
             r'E.*\] green: Failed to retrieve network config: Backend.Port "8285" is not a number from 1 to 65535'
         )
         wait_for(partial(is_ready, host, "blue"), 10, "blue to be ready")
-        daemon.wait_ready(20)  # with what there is, after a while: Docker waits for it
+        daemon.wait_ready(20)  # with the networks that are up, after ten seconds: Docker waits for it
         assert not is_ready(host, "green")
         assert re.search(r"blue: subnet .*; green: Waiting for the network config in etcd$", status(daemon))
     put_config(world, "green")
@@ -143,7 +143,7 @@ def test_a_config_that_breaks_stops_its_network_alone_and_only_at_the_next_start
     assert not any(answered(world.pairs(inside=False)))
 
 
-def test_a_network_that_loses_its_subnet_gets_another_and_the_others_go_on(world: World) -> None:
+def test_a_network_that_loses_its_subnet_gets_another_and_the_others_continue(world: World) -> None:
     host = world.hosts[0]
     daemon = host.daemons[-1]
     blue = next(tenant for tenant in world.tenants if (tenant.host, tenant.network) == (host, "blue"))
@@ -161,20 +161,20 @@ def test_a_network_that_loses_its_subnet_gets_another_and_the_others_go_on(world
     assert daemon.process.poll() is None
 
 
-TWIN = "from 11.1.0.0/16 to 11.2.0.0/16 fwmark 7 prohibit"
-#: At the priority of ours; some are the rule of an earlier version but for one thing.
+DUPLICATE = "from 11.1.0.0/16 to 11.2.0.0/16 fwmark 7 prohibit"
+#: At the priority of flannelpy's rules; some differ in one field from the rule of an earlier version.
 FOREIGN_RULES = (
     "from 11.1.2.3/16 to 10.2.0.0/16 prohibit",
     "from 11.1.0.0/16 to 11.9.0.0/16 prohibit",
     "from 11.1.0.0/16 to 11.2.0.0/16 blackhole",
-    TWIN,
+    DUPLICATE,
     "from 10.1.0.0/16 to 10.2.0.0/16 prohibit protocol 85",
 )
 
 
 @contextmanager
 def foreign_rules(host: Host) -> Iterator[list[str]]:
-    """As ``ip rule`` shows them."""
+    """Return foreign rules as ``ip rule`` shows them."""
     before = rules(host)
     host.configure(*(f"rule add {rule} priority 8285" for rule in FOREIGN_RULES))
     yield sorted(set(rules(host)) - set(before))
@@ -183,7 +183,7 @@ def foreign_rules(host: Host) -> Iterator[list[str]]:
 
 
 def test_rules_of_others_are_left_alone(world: World) -> None:
-    """Also another flannelpy's, and one that looks like ours and has host bits."""
+    """These include another flannelpy's rules, and one that resembles ours and has host bits."""
     host = world.hosts[0]
     with foreign_rules(host) as foreign:
         assert len(foreign) == len(FOREIGN_RULES)
@@ -195,7 +195,7 @@ def test_rules_of_others_are_left_alone(world: World) -> None:
 
 
 def test_the_rules_of_an_earlier_version_are_replaced_by_marked_ones(world: World) -> None:
-    """Unless a foreign rule stands before one of them, which the kernel would remove in its place."""
+    """A foreign rule before one of them prevents that, because the kernel would remove the foreign rule instead."""
     host = world.hosts[0]
     one, other = "from 11.1.0.0/16 to 11.2.0.0/16 prohibit", "from 11.2.0.0/16 to 11.1.0.0/16 prohibit"
     before = rules(host)
@@ -205,8 +205,8 @@ def test_the_rules_of_an_earlier_version_are_replaced_by_marked_ones(world: Worl
             host.configure(*(f"rule add {pair} priority 8285" for pair in (one, other)))
         expected = sorted([*before, *foreign, f"8285:\t{one}"])
         wait_for(lambda: rules(host) == expected, 2, "marked rules")
-        host.configure(f"rule delete {TWIN} priority 8285", f"rule delete {one} priority 8285 protocol 0")
-        host.configure(f"rule add {TWIN} priority 8285")
+        host.configure(f"rule delete {DUPLICATE} priority 8285", f"rule delete {one} priority 8285 protocol 0")
+        host.configure(f"rule add {DUPLICATE} priority 8285")
 
 
 def test_cleanup_with_another_subnet_file_takes_nothing_from_a_running_daemon(world: World) -> None:
@@ -222,12 +222,12 @@ def test_cleanup_with_another_subnet_file_takes_nothing_from_a_running_daemon(wo
 
 
 def test_cleanup_leaves_nothing_of_any_network(world: World) -> None:
-    """Last, since it takes everything away."""
+    """This test is the last, because it removes everything."""
     host = world.hosts[0]
     argv = [sys.executable, "-P", "-m", "flannelpy", *FLAGS, f"-etcd-endpoints={world.etcd.url}", "-host-id=host1"]
     done = host.run(*argv, "-cleanup", check=False)
-    said = "a flannelpy runs here with the subnet file /run/flannel/networks/blue.env: stop it first"
-    assert (done.returncode, done.stderr.splitlines()[-1].split("] ")[1]) == (1, said)
+    message = "a flannelpy runs here with the subnet file /run/flannel/networks/blue.env: stop it first"
+    assert (done.returncode, done.stderr.splitlines()[-1].split("] ")[1]) == (1, message)
     assert host.daemons[-1].stop() == 0
     host.run(*argv, "-cleanup", "-release")
     assert "flannel" not in host.run("ip", "link").stdout
@@ -240,7 +240,7 @@ def test_cleanup_leaves_nothing_of_any_network(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("green", "said"),
+    ("green", "message"),
     [
         ('{"Network":"11.1.128.0/17"}', r"Network 11\.1\.128\.0/17 overlaps 11\.1\.0\.0/16, the network blue"),
         (
@@ -250,20 +250,22 @@ def test_cleanup_leaves_nothing_of_any_network(world: World) -> None:
     ],
     ids=["addresses", "VNI"],
 )
-def test_networks_that_want_the_same_are_told_apart(make_lab: Callable[..., Lab], green: str, said: str) -> None:
-    """The first one has it; the other one waits for another config."""
+def test_of_two_networks_that_need_the_same_resource_the_later_one_waits(
+    make_lab: Callable[..., Lab], green: str, message: str
+) -> None:
+    """The first network has it; the other network waits for another config."""
     lab = make_lab(hosts=1)
     put_config(lab, "blue")
     daemon = lab.hosts[0].start_daemon(*FLAGS)
     wait_for(lambda: is_ready(lab.hosts[0], "blue"), 10, "blue to be ready")
     put_config(lab, "green", green)
-    daemon.wait_for_log(rf"E.*\] green: Failed to retrieve network config: {said}$")
+    daemon.wait_for_log(rf"E.*\] green: Failed to retrieve network config: {message}$")
     put_config(lab, "green")
     daemon.wait_ready(15)
     wait_for(lambda: is_ready(lab.hosts[0], "green"), 10, "green to be ready")
 
 
-def test_a_network_whose_port_is_taken_is_tried_again(make_lab: Callable[..., Lab]) -> None:
+def test_a_network_whose_port_is_taken_is_started_again(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     for name in NETWORKS:

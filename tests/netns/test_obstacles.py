@@ -1,4 +1,4 @@
-"""What keeps packets of containers from other hosts, and flannelpy cannot cure, is named, and nothing else is."""
+"""flannelpy names exactly what keeps packets of containers from other hosts, if it cannot repair that itself."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CERTAIN = {
 
 @pytest.mark.parametrize("what", CERTAIN)
 def test_what_certainly_stops_packets_is_named_and_counts_once_there_are_containers(lone: Host, what: str) -> None:
-    """Docker, which waits for readiness, may be what cures it."""
+    """Before, Docker may cure it, and Docker waits for readiness."""
     put, undo, text = CERTAIN[what]
     for command in put:
         lone.run(*command.split())
@@ -61,8 +61,8 @@ def test_what_certainly_stops_packets_is_named_and_counts_once_there_are_contain
 
 
 @pytest.mark.parametrize("flags", [[], ["-iptables-forward-rules=false"]])
-def test_readiness_follows_at_once_however_seldom_rules_are_checked(lone: Host, flags: list[str]) -> None:
-    """As Docker does it: it switches forwarding on, makes its bridge, and removes a rule."""
+def test_readiness_follows_at_once_with_any_resync_period(lone: Host, flags: list[str]) -> None:
+    """The test acts as Docker does: it switches forwarding on, creates its bridge, and removes a rule."""
     lone.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=0")
     lone.run("iptables", "-I", "FORWARD", "-m", "comment", "--comment", "x", "-j", "DROP")
     daemon = lone.start_daemon("-iface=eth1", "-iptables-resync=300", *flags)
@@ -76,7 +76,7 @@ def test_readiness_follows_at_once_however_seldom_rules_are_checked(lone: Host, 
 
 
 KINDS: dict[str, tuple[list[str], str, bool]] = {
-    # Commands, what the log says, and whether packets are certainly lost.
+    # Commands, the log line, and whether packets are certainly lost.
     "a comment": (["iptables -I FORWARD -m comment --comment x -j DROP"], "comment x -j DROP' drops", True),
     "a chain": (
         ["iptables -N LOGDROP", "iptables -A LOGDROP -j DROP", "iptables -I FORWARD -j LOGDROP"],
@@ -146,7 +146,7 @@ UNDO = (
 
 
 class Pair(NamedTuple):
-    """A container on each of two hosts; rules are put on the first one, which had ``before``."""
+    """A container on each of two hosts; rules are added on the first host, which had ``before``."""
 
     one: Container
     other: Container
@@ -167,7 +167,7 @@ def pair() -> Iterator[Pair]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_named_is_what_stops_pings(pair: Pair, kind: str) -> None:
-    """Certain drops, and only they, make the host not ready."""
+    """Only certain drops make the host not ready."""
     commands, text, is_certain = KINDS[kind]
     host, seen = pair.one.host, len(pair.daemon.log())
     for command in commands:
@@ -190,7 +190,7 @@ def test_what_is_named_is_what_stops_pings(pair: Pair, kind: str) -> None:
 
 
 def test_with_host_gw_a_drop_of_other_sources_is_named(make_lab: Callable[..., Lab]) -> None:
-    """Packets come with their containers' addresses, or with the public IP of a host whose Docker masquerades."""
+    """Packets arrive with their containers' addresses, or with the public IP of a host whose Docker masquerades."""
     lab = make_lab(hosts=2)
     lab.put_config(HOST_GW.config())
     daemon, _ = daemons = [host.start_daemon("-iface=eth1", "-iptables-resync=1") for host in lab.hosts]
@@ -207,7 +207,7 @@ def test_with_host_gw_a_drop_of_other_sources_is_named(make_lab: Callable[..., L
         seen = len(daemon.log())
         one.host.run("iptables", *rule.split())
         drops = f"-j DROP' {'drops' if is_certain else 'may drop'} packets"
-        wait_for(lambda: drops in daemon.log()[seen:], 15, rule)  # noqa: B023 - called in this turn only
+        wait_for(lambda: drops in daemon.log()[seen:], 15, rule)  # noqa: B023 - called in this iteration only
         wait_for(lambda: is_ready(one.host) is not is_certain, 5, "the ready file")  # noqa: B023
         assert reaches(other, one.address, 1) is not is_certain
         one.host.run("iptables", *rule.replace("-I", "-D", 1).split())
@@ -226,7 +226,7 @@ table inet firewalld {
 """
 
 
-def test_what_may_stop_packets_is_a_warning_with_what_to_do(lone: Host) -> None:
+def test_what_may_stop_packets_is_a_warning_with_a_remedy(lone: Host) -> None:
     lone.run("nft", "-f", "-", input=FIREWALLD)
     lone.run("iptables", "-A", "FORWARD", "-p", "tcp", "-j", "ACCEPT")
     lone.run("iptables", "-A", "FORWARD", "-j", "DROP")

@@ -1,6 +1,6 @@
-"""The data path under strain: loss, disorder, narrow and refusing underlays, floods.
+"""The data path under strain: loss, disorder, underlays with small MTUs or errors, floods.
 
-Whatever arrives is right, whatever does not is counted, and the rest of the daemon does not notice.
+Every packet that arrives is right, every lost packet is counted, and the rest of the daemon is unaffected.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MTU = 1500
 SLOW_MBITS = 200
 TCP = 6
 UDP = 17
-#: Datagrams of one flow within which no identification comes twice.
+#: The number of datagrams of one flow in which no identification repeats.
 ID_WINDOW = 4096
 
 _serial = itertools.count(1)
@@ -50,7 +50,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def daemons(lab: Lab) -> Iterator[list[Daemon]]:
-    """Fresh ones, which are still alive when the test is over."""
+    """Return new daemons, which must still run at the end of the test."""
     daemons = lab.start_daemons("-iface=eth1")
     yield daemons
     for daemon in daemons:
@@ -73,7 +73,7 @@ def test_a_gigabyte_arrives(containers: list[Container]) -> None:
 
 @pytest.mark.parametrize("gro", ["off", "on"])
 def test_a_gigabyte_arrives_with_every_hundredth_datagram_lost(lab: Lab, containers: list[Container], gro: str) -> None:
-    """``gro``: whether the receiving device merges what is left, as network cards do."""
+    """``gro``: whether the receiving device merges the remaining datagrams, as network cards do."""
     one, other = containers
     with datagrams_travel_singly(lab), every_hundredth_lost(lab.switch) as counted:
         for host in lab.hosts:
@@ -103,8 +103,8 @@ def test_a_gigabyte_arrives_with_datagrams_reordered_and_duplicated(make_lab: Ca
     source, sink = one.add_container(), other.add_container()
     transfer(source, sink, str(sink.address), GIGABYTE)
     relay.terminate()
-    told, _ = relay.communicate(timeout=5)
-    counts = json.loads(told)
+    output, _ = relay.communicate(timeout=5)
+    counts = json.loads(output)
     datagrams = GIGABYTE // MTU
     assert counts["delayed"] > datagrams / 200
     assert counts["duplicated"] > datagrams / 200
@@ -112,7 +112,7 @@ def test_a_gigabyte_arrives_with_datagrams_reordered_and_duplicated(make_lab: Ca
 
 @contextmanager
 def datagrams_travel_singly(lab: Lab) -> Iterator[None]:
-    """The hosts' network devices do what cards do: from here on, what was sent with one call is many datagrams."""
+    """Have the hosts' network devices segment as cards do: datagrams of one call then travel singly."""
     for host in lab.hosts:
         host.configure("link set eth1 gso_max_segs 1")
     try:
@@ -125,7 +125,7 @@ def datagrams_travel_singly(lab: Lab) -> Iterator[None]:
 
 @contextmanager
 def every_hundredth_lost(switch: Node) -> Iterator[Callable[[str], tuple[int, int]]]:
-    """What arrives at the switch; gives a function for its counters: (packets, bytes) of ``datagrams`` or ``lost``."""
+    """Drop every hundredth datagram at the switch; yield a function for (packets, bytes) of a counter."""
     rules = f"""
         table netdev underlay {{
             counter datagrams {{ }}
@@ -171,8 +171,8 @@ def test_each_datagram_fits_and_is_one_inner_packet_that_is_right(
     for datagram in udp_datagrams(file, OUTER_PORT):
         flow, protocol, identification = inspect(datagram.payload)
         protocols[protocol] += 1
-        # The kernel counts its super-packets of UDP as one each, so theirs overlap without us too; they are never cut.
-        # A segment without data, such as a reset, is no part of a super-packet; the kernel numbers some of them 0.
+        # The kernel counts a super-packet of UDP as one packet, so these identifications overlap anyway.
+        # A segment without data, such as a reset, belongs to no super-packet; the kernel numbers some of them 0.
         if protocol == TCP and has_data(datagram.payload):
             assert identification not in latest[flow]
             latest[flow].append(identification)
@@ -185,12 +185,12 @@ def larger(file: Path, size: int) -> bool:
 
 
 def has_data(segment: bytes) -> bool:
-    """Whether a TCP segment in an IPv4 packet without options has any."""
+    """Return whether a TCP segment in an IPv4 packet without options has data."""
     return len(segment) > 20 + (segment[32] >> 4) * 4
 
 
 def inspect(packet: bytes) -> tuple[bytes, int, int]:
-    """(flow, protocol, identification) of one whole, right TCP or UDP packet."""
+    """Return (flow, protocol, identification) of one complete, valid TCP or UDP packet."""
     version_ihl, _, length, identification, fragment, _, protocol = struct.unpack_from("!BBHHHBB", packet)
     assert version_ihl == 0x45
     assert length == len(packet)
@@ -226,7 +226,7 @@ def test_a_narrow_path_costs_speed_only_and_while_it_is_narrow(
 ) -> None:
     one, other = containers
     host = lab.hosts[0]
-    whole = 16 * MEGABYTE // MTU  # about as many datagrams it takes
+    whole = 16 * MEGABYTE // MTU  # about so many datagrams are needed
     before = frames_sent(host)
     with narrowed(host, narrow):
         transfer(one, other, str(other.address), 16 * MEGABYTE)
@@ -239,14 +239,14 @@ def test_a_narrow_path_costs_speed_only_and_while_it_is_narrow(
 
 @pytest.mark.timed
 @pytest.mark.parametrize("refusal", ["forbidden", "no route", "no link"])
-def test_what_the_underlay_refuses_is_counted_and_the_rest_goes_on(
+def test_packets_that_the_underlay_rejects_are_counted_and_other_packets_travel(
     lab: Lab, containers: list[Container], daemons: list[Daemon], refusal: str
 ) -> None:
     one, other = containers
     lines = len(daemons[0].log().splitlines())
     with running(one, "udp-flood", str(other.address), "5002", "1400", "20"), refused(lab.hosts[0], refusal):
         assert "0 received" in one.run("ping", "-c3", "-i0.1", "-W1", str(other.address), check=False).stdout
-        if refusal != "no link":  # which cuts etcd off too
+        if refusal != "no link":  # the host cannot reach etcd then either
             assert_control_is_alive(lab, daemons[0])
     assert len(daemons[0].log().splitlines()) < lines + 10, "it logs without end"
     wait_for(lambda: one.run("ping", "-c1", "-W1", str(other.address), check=False).returncode == 0, 5, "a reply")
@@ -260,7 +260,7 @@ def test_what_the_underlay_refuses_is_counted_and_the_rest_goes_on(
 
 @contextmanager
 def narrowed(host: Host, how: str) -> Iterator[None]:
-    """A path to the other host on which a full datagram does not fit."""
+    """Give the path to the other host a smaller MTU than a full datagram."""
     route = f"{UNDERLAY.network} dev eth1 src {host.public_ip}"
     narrow, wide = {
         "route": (f"route replace {route} mtu 1300", f"route replace {route}"),
@@ -275,7 +275,7 @@ def narrowed(host: Host, how: str) -> Iterator[None]:
 
 @contextmanager
 def refused(host: Host, how: str) -> Iterator[None]:
-    """An underlay that takes nothing, each time for another reason."""
+    """Have the underlay reject all packets, each time for another reason."""
     chain = f"chain output {{ type filter hook output priority 0; udp dport {OUTER_PORT} drop; }};"
     begin, end = {
         "forbidden": (f"nft 'table inet refusal {{ {chain} }}'", "nft delete table inet refusal"),
@@ -290,7 +290,7 @@ def refused(host: Host, how: str) -> Iterator[None]:
 
 
 def frames_sent(host: Host) -> int:
-    """How often eth1 was given something to send: one datagram, many that are one unit, or a fragment."""
+    """Return how often eth1 has sent: one datagram, a super-packet, or a fragment."""
     return int(host.run("cat", "/sys/class/net/eth1/statistics/tx_packets").stdout)
 
 
@@ -304,7 +304,7 @@ def processor_seconds(daemon: Daemon) -> float:
 
 @pytest.fixture(params=["tcp", "udp", "full socket"])
 def load(lab: Lab, containers: list[Container], request: pytest.FixtureRequest) -> Iterator[str]:
-    """The first host's container sends to the other's as fast as it can, over an underlay as fast or a slow one."""
+    """Have the first host's container send to the other as fast as possible, over a fast or a slow underlay."""
     one, other = containers
     load: str = request.param
     with ExitStack() as cleanup:
@@ -329,7 +329,7 @@ def test_a_new_lease_has_its_route_within_a_second(lab: Lab, daemons: list[Daemo
 
 
 @pytest.mark.timed
-def test_a_signal_ends_it_within_two_seconds(daemons: list[Daemon], load: str) -> None:
+def test_a_signal_ends_the_daemon_within_two_seconds(daemons: list[Daemon], load: str) -> None:
     for daemon in daemons:
         began = time.monotonic()
         assert daemon.stop() == 0
@@ -343,7 +343,7 @@ def test_memory_and_descriptors_stay_as_they_are(containers: list[Container], da
     for daemon, (memory, files) in zip(daemons, before, strict=True):
         assert peak_memory(daemon) < 80 * MEGABYTE
         assert peak_memory(daemon) - memory < 2 * MEGABYTE
-        # The config is looked at every half minute, beside the watch: by a connection that stays.
+        # The config is read every half minute, beside the watch, by a connection that stays open.
         assert descriptors(daemon) - files in (0, 1)
 
 
@@ -356,19 +356,19 @@ def test_tcp_slows_down_to_what_the_underlay_takes(lab: Lab, containers: list[Co
         assert server.stdout is not None
         while "listening" not in (line := server.stdout.readline()):
             assert line, "iperf3 has ended"
-        # Reno speeds up until something is lost, or our window is full; it does not mind that all takes longer.
+        # Reno accelerates until a packet is lost, or the window is full; it ignores a growing round-trip time.
         how = ("-t3", "-J", "-C", "reno", "-P", str(streams))
         client = one.popen("iperf3", "-c", str(other.address), *how)
         if streams > 1:
             wait_for(lambda: bytes_unsent(lab.hosts[0]) > 6 * MEGABYTE, 3, "a full socket")
-        told, _ = client.communicate(timeout=20)
-    report = json.loads(told)["end"]
+        output, _ = client.communicate(timeout=20)
+    report = json.loads(output)["end"]
     assert report["sum_received"]["bits_per_second"] > 0.8 * SLOW_MBITS * 1e6
     assert report["sum_sent"]["retransmits"] < 50
 
 
 def put_under_load(containers: list[Container], megabytes: int) -> None:
-    """TCP both ways, and floods of UDP in three shapes."""
+    """Start TCP both ways, and floods of UDP in three shapes."""
     one, other = containers
     for source, sink in permutations(containers):
         transfer(source, sink, str(sink.address), megabytes * MEGABYTE)
@@ -379,7 +379,7 @@ def put_under_load(containers: list[Container], megabytes: int) -> None:
 
 
 def await_traffic(node: Node, device: str, size: int) -> None:
-    """Return when the device has sent this much more."""
+    """Return when the device has sent so many more bytes."""
     file = f"/sys/class/net/{device}/statistics/tx_bytes"
     end = int(node.run("cat", file).stdout) + size
     wait_for(lambda: int(node.run("cat", file).stdout) > end, 30, "traffic")
@@ -387,7 +387,7 @@ def await_traffic(node: Node, device: str, size: int) -> None:
 
 @contextmanager
 def slowed(host: Host) -> Iterator[None]:
-    """An underlay whose queue holds more than the socket may, so it is the socket that gets full."""
+    """Give the underlay a longer queue than the socket's, so that the socket becomes full."""
     tbf = ("tbf", "rate", f"{SLOW_MBITS}mbit", "burst", "64kb", "limit", "64mb")
     host.run("tc", "qdisc", "add", "dev", "eth1", "root", *tbf)
     try:
@@ -397,14 +397,14 @@ def slowed(host: Host) -> Iterator[None]:
 
 
 def assert_control_is_alive(lab: Lab, daemon: Daemon) -> None:
-    """A lease that is put into etcd has its route within a second."""
+    """Assert that a lease in etcd has its route within a second."""
     subnet = f"11.0.0.{4 * next(_serial)}/30"
     lab.etcd_request("PUT", f"{ETCD_PREFIX}/subnets/{subnet.replace('/', '-')}", value='{"PublicIP":"192.0.2.1"}')
     daemon.wait_for_log(f"Subnet added: {re.escape(subnet)}$", 1)
 
 
 def bytes_unsent(host: Host) -> int:
-    """What the kernel keeps for the daemon's UDP sockets.  Source: proc(5), /proc/net/udp."""
+    """Return the unsent bytes of the daemon's UDP sockets.  Source: proc(5), /proc/net/udp."""
     sockets = host.run("cat", "/proc/net/udp").stdout
     found = re.findall(rf":{OUTER_PORT:04X} 00000000:0000 \w\w (\w+):\w+ ", sockets)
     assert found
@@ -412,13 +412,13 @@ def bytes_unsent(host: Host) -> int:
 
 
 def peak_memory(daemon: Daemon) -> int:
-    """The most bytes that were resident at a time."""
+    """Return the largest number of resident bytes."""
     [kilobytes] = re.findall(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{daemon.pid}/status").read_text(), re.MULTILINE)
     return int(kilobytes) * 1024
 
 
 def descriptors(daemon: Daemon) -> int:
-    """The fewest of a second: while a command runs, its pipes are open."""
+    """Return the smallest number of descriptors of a second: while a command runs, its pipes are open."""
     counts = []
     for _ in range(50):
         counts.append(len(list(Path(f"/proc/{daemon.pid}/fd").iterdir())))

@@ -1,4 +1,4 @@
-"""Which hosts are on the link is the kernel's answer, whatever the prefix length of an address.
+"""The kernel decides which hosts are on the link, with any prefix length of an address.
 
 host1 has its address with /32, and a route to the network of the link, as some clouds configure it.
 """
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("root")
 
 
 class Case(NamedTuple):
-    """``ip`` commands, those that undo them, and whether host2 and host3 are on the link after the first ones."""
+    """``ip`` commands, the commands that undo them, and whether host2 and host3 are on the link after the first."""
 
     does: list[str]
     undoes: list[str]
@@ -91,7 +91,7 @@ CASES = {
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """All hosts reach each other by plain routes."""
+    """Return a lab whose hosts reach each other by plain routes."""
     with Lab(hosts=3) as lab:
         lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": BACKENDS[request.param]}))
         host = lab.hosts[0]
@@ -110,13 +110,13 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 
 def direct(lab: Lab) -> tuple[bool, ...]:
-    """To which of the other hosts host1 has a plain route."""
+    """Return the peers to which host1 has a plain route."""
     shown = lab.hosts[0].run("ip", "route", "show", "proto", "85").stdout
     return tuple(f"{other.subnet()} via {other.public_ip} dev eth1" in shown for other in lab.hosts[1:])
 
 
 def routed(lab: Lab) -> tuple[bool, ...]:
-    """To which of them it has any route of ours."""
+    """Return the peers to which host1 has any route of flannelpy."""
     shown = lab.hosts[0].run("ip", "route", "show", "proto", "85").stdout
     return tuple(f"{other.subnet()} via" in shown for other in lab.hosts[1:])
 
@@ -131,13 +131,13 @@ def pings(source: Container, target: Container) -> bool:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("lab", ["host-gw"], indirect=True, scope="module")
-def test_who_is_on_the_link(lab: Lab, name: str) -> None:
+def test_which_peers_are_on_the_link(lab: Lab, name: str) -> None:
     check(lab, name)
 
 
 @pytest.mark.parametrize("name", ["a router for one peer", "a policy rule to a router", "another interface"])
 @pytest.mark.parametrize("lab", ["DirectRouting"], indirect=True, scope="module")
-def test_direct_routing_decides_alike(lab: Lab, name: str) -> None:
+def test_direct_routing_makes_the_same_decision(lab: Lab, name: str) -> None:
     check(lab, name)
 
 
@@ -164,14 +164,14 @@ def check(lab: Lab, name: str) -> None:
 
 
 def expected_status(host: Host, lost: int) -> bool:
-    """Hosts that are lost are counted, and if that are all of them, the host is not ready."""
+    """Return the expected status: it counts unreachable peers, and if all are, the host is not ready."""
     words = f"next hops: {2 - lost}" + (f", unreachable: {lost}" if lost else "")
     wait_for(lambda: host.daemons[-1].notified[-1].endswith(words), 3, words)
     return wait_for(lambda: is_ready(host) == (lost < 2), 3, "readiness that fits")
 
 
 def check_log(host: Host, before: str, lost: list[Host]) -> None:
-    """One line for each, however often the kernel is asked, which names the way that the kernel takes."""
+    """Assert that one line for each peer names the kernel's route, for any number of questions."""
     for number in (910, 911):
         host.configure(f"link set elsewhere txqueuelen {number}")  # causes a check
     logged = host.log()[len(before) :]
@@ -193,7 +193,7 @@ def test_a_link_that_is_down_is_named_and_comes_back(lab: Lab) -> None:
 
 
 def test_a_peer_whose_route_the_kernel_refuses_does_not_stop_the_others(make_lab: Callable[..., Lab]) -> None:
-    """A route by the link without scope link: the kernel sends by it, and takes it for no proof of a gateway."""
+    """With a route without scope link, the kernel sends by the link, but accepts no gateway on it."""
     lab = make_lab(hosts=3)
     lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": "host-gw"}}))
     host = lab.hosts[0]

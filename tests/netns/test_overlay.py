@@ -1,4 +1,4 @@
-"""Three real hosts, a container on each: what travels between them arrives as it was sent, whatever the offloads."""
+"""Packets between the containers of three real hosts arrive unchanged, with any offloads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flannelpy.datapath.offloads import Offload
 
 MTU = 1472
 UNLEASED = "11.0.0.9"  # the first subnet is never leased
-#: What -offload is on each host.
+#: The value of -offload on each host.
 SETTINGS = {
     "auto": ("auto", "auto", "auto"),
     "off": ("off", "off", "off"),
@@ -32,14 +32,14 @@ def offloads(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def overlay(lab: Lab, offloads: tuple[str, ...]) -> Iterator[Lab]:
-    """The hosts with daemons that use these offloads; their subnets, and so the containers, are the same for all."""
+    """Return hosts with daemons that use these offloads; subnets and containers are the same for all settings."""
     daemons = [
         host.start_daemon("-iface=eth1", f"-offload={names}") for host, names in zip(lab.hosts, offloads, strict=True)
     ]
     wait_connected(daemons)
     for host in lab.hosts:
         if not host.containers:
-            # The kernels' own limits on ICMP errors last longer than the tests of one setting.
+            # The kernels' limits on ICMP errors last longer than the tests of one setting.
             for node in (host, host.add_container()):
                 node.run("sh", "-c", "echo 0 > /proc/sys/net/ipv4/icmp_ratelimit")
     yield lab
@@ -51,17 +51,17 @@ def containers(overlay: Lab) -> list[Container]:
     return [host.containers[0] for host in overlay.hosts]
 
 
-def test_the_log_tells_which_offloads_are_on(overlay: Lab, offloads: tuple[str, ...]) -> None:
+def test_the_log_names_the_offloads_that_are_on(overlay: Lab, offloads: tuple[str, ...]) -> None:
     for host, names in zip(overlay.hosts, offloads, strict=True):
         wanted = {"auto": [str(offload) for offload in Offload], "off": ["none"]}.get(names, names.split(","))
-        [*_, told] = re.findall("Packet code (?:compiled|interpreted), offloads: (.*)$", host.log(), re.MULTILINE)
-        assert told == ", ".join(sorted(wanted))
+        [*_, logged] = re.findall("Packet code (?:compiled|interpreted), offloads: (.*)$", host.log(), re.MULTILINE)
+        assert logged == ", ".join(sorted(wanted))
 
 
 def test_every_container_reaches_every_other_in_four_hops(containers: list[Container]) -> None:
     for one, other in permutations(containers, 2):
         reply = one.run("ping", "-c1", "-W2", str(other.address)).stdout
-        # 64, less one by each kernel that forwards and one by each daemon.
+        # 64, less one for each forwarding kernel and one for each daemon.
         assert "ttl=60 " in reply
 
 
@@ -106,7 +106,7 @@ def test_traceroute_shows_the_hops(overlay: Lab, containers: list[Container], pr
 
 
 @pytest.mark.parametrize("place", ["host", "container"])
-def test_a_subnet_nobody_leases_is_unreachable_at_once(overlay: Lab, place: str) -> None:
+def test_an_unleased_subnet_is_unreachable_at_once(overlay: Lab, place: str) -> None:
     host = overlay.hosts[0]
     node: Node = host if place == "host" else host.containers[0]
     assert traffic(node, "udp-error", UNLEASED, "9").strip() == "ENETUNREACH"
@@ -115,11 +115,11 @@ def test_a_subnet_nobody_leases_is_unreachable_at_once(overlay: Lab, place: str)
 
 
 def test_a_datagram_larger_than_our_mtu_is_delivered_whole(overlay: Lab) -> None:
-    """Regression against the original, which cuts it at its own MTU and injects the rest."""
+    """The original cuts it at its own MTU, and delivers the rest."""
     sender, receiver = overlay.hosts[1:3]
     with Capture(receiver, "flannel0", "udp port 4242") as packets:
         destination = str(receiver.subnet().network_address)
-        # Sent as a host with a larger MTU would, past its own daemon, which has the port.
+        # Sent as by a host with a larger MTU, without its own daemon, which has the port.
         craft = (
             "import socket, sys; from scapy.all import IP, UDP, Raw;"
             "packet = bytes(IP(dst=sys.argv[2], src='11.0.0.1') / UDP(sport=4241, dport=4242) / Raw(bytes(1972)));"

@@ -1,4 +1,4 @@
-"""What leads packets to peers elsewhere: it is named once, and the host is not ready only if no peer is reached."""
+"""Routes and rules that lead packets elsewhere are named once; the host is not ready only if no peer is reached."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("root")
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """Three hosts; the first one is interfered with."""
+    """Return a lab of three hosts; the tests change the routes of the first."""
     with Lab(hosts=3) as lab:
         lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": request.param}}))
         lab.start_daemons("-iface=eth1")
@@ -35,9 +35,13 @@ def status(daemon: Daemon) -> str:
     return next(line for line in reversed(daemon.notified) if line.startswith("STATUS="))
 
 
-# Each is added and removed by these words behind "ip"; what is logged of it; whether it takes the packets to all peers.
+# The words behind "ip" that add or remove it; what is logged; whether it takes the packets to all peers.
 CASES = {
-    "a blackhole around all": ("route {} blackhole 11.0.0.0/16 metric 0 table 99", "", False),  # nobody looks there
+    "a blackhole around all": (
+        "route {} blackhole 11.0.0.0/16 metric 0 table 99",
+        "",
+        False,
+    ),  # no rule leads to that table
     "a route of higher metric": ("route {} 11.0.0.0/16 via 192.0.2.9 metric 500", "", False),
     "a blackhole for a peer": ("route {} blackhole {peer25}", "route blackhole {peer25} proto boot takes", False),
     "a static route for half a peer": (
@@ -69,15 +73,15 @@ CASES = {
 def test_what_leads_packets_elsewhere_is_named(lab: Lab, case: str) -> None:
     host, peer, _ = lab.hosts
     daemon = host.daemons[-1]
-    command, said, is_all = CASES[case]
+    command, message, is_all = CASES[case]
     _, upper = peer.subnet().subnets(1)
     names = {"peer": str(peer.subnet()), "peer25": str(upper), "own": str(host.subnet())}
     wait_for(lambda: is_ready(host) and "unreachable" not in status(daemon), 12, "the host to be undisturbed")
     before = daemon.log()
     host.configure(command.format("add", **names))
     host.configure(f"route add 11.0.240.0/24 via {peer.public_ip} dev eth1 proto 85")  # causes a check even without it
-    if said:
-        line = re.escape(said.format_map(names))
+    if message:
+        line = re.escape(message.format_map(names))
         daemon.wait_for_log(rf"E.*Packets to .* do not take flannelpy's routes: .*{line}", 5)
     if is_all:
         wait_for(lambda: not is_ready(host), 3, "not ready")
@@ -88,7 +92,7 @@ def test_what_leads_packets_elsewhere_is_named(lab: Lab, case: str) -> None:
     host.configure(command.format("delete", **names))
     wait_for(lambda: is_ready(host) and "unreachable" not in status(daemon), 12, "all to be well again")
     logged = daemon.log()[len(before) :]
-    assert len(re.findall("do not take flannelpy's routes", logged)) <= (2 if said else 0), logged
+    assert len(re.findall("do not take flannelpy's routes", logged)) <= (2 if message else 0), logged
     host.run("ip", "route", "delete", "11.0.240.0/24", check=False)
 
 
@@ -96,7 +100,7 @@ def test_what_leads_packets_elsewhere_is_named(lab: Lab, case: str) -> None:
     "way", ["via 192.0.2.9", "via 192.0.2.9 proto static", "dev elsewhere proto 77", "nexthop via 192.0.2.9 weight 2"]
 )
 def test_two_more_specific_halves_are_named(lab: Lab, way: str) -> None:
-    """They take only what no peer leases, where peers have routes of their own: harmless with host-gw and vxlan."""
+    """With host-gw and vxlan they are harmless: peers have longer routes, so they take only unleased addresses."""
     host, *_ = lab.hosts
     daemon = host.daemons[-1]
     takes_all = "flannel0" in host.run("ip", "link").stdout

@@ -1,4 +1,4 @@
-"""The daemon as its systemd unit starts it: a user without powers but for two capabilities, in a read-only system."""
+"""The daemon runs as its systemd unit starts it: as a user with two capabilities, in a read-only system."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from support.systemd_units import PeerEntries
 import flannelpy
 
 SERVICE = PeerEntries("flannelpy.service")["Service"]
-UID = 61999  # nobody has it, so no file belongs to it
+UID = 61999  # no account has this ID, so no file belongs to it
 NET_ADMIN, NET_RAW = 12, 13  # include/uapi/linux/capability.h
 
 
 def sandbox() -> str:
-    """A script that is Python as systemd would run it; its mounts are seen by nobody else."""
+    """Return a script that is Python as systemd would run it, in a private mount namespace."""
     runtime_directory = f"/run/{SERVICE['RuntimeDirectory']}"
     lines = [
         "#!/bin/sh -eu",
         f"mkdir -p {runtime_directory}",
         f"chown -R {UID}:{UID} {runtime_directory}",
         _lock_command(),
-        # What systemd's udev rules make of it.
+        # The permissions that systemd's udev rules set.
         "mount -t tmpfs -o mode=755 none /dev/net",
         "mknod -m 666 /dev/net/tun c 10 200",
         *_reachable(sys.base_prefix, sys.prefix, Path(flannelpy.__file__).parents[1]),
@@ -41,7 +41,7 @@ def sandbox() -> str:
 
 
 def _lock_command() -> str:
-    """The unit's ExecStartPre= for the lock of iptables-legacy, for the group of our user."""
+    """Return the unit's ExecStartPre= for the lock of iptables-legacy, with the group of the test's user."""
     [command] = [line for line in SERVICE["ExecStartPre"].split("\n") if "xtables.lock" in line]
     return command.lstrip("+").replace(f"chgrp {SERVICE['User']} ", f"chgrp {UID} ")
 
@@ -56,13 +56,13 @@ def _setpriv() -> str:
 
 
 def _capabilities(key: str) -> str:
-    """A list of the unit's as setpriv wants it."""
+    """Return a capability list of the unit in setpriv's syntax."""
     names = [name.removeprefix("CAP_").lower() for name in SERVICE[key].split()]
     return ",".join(["-all", *(f"+{name}" for name in names)])
 
 
 def _reachable(*needed: str | Path) -> list[str]:
-    """Commands after which everybody gets at these directories, which may lie in a home that is closed to others."""
+    """Return commands that make these directories readable for every user, also inside a private home."""
     paths = [Path(each).resolve() for each in needed]
     closed = {
         path: next((top for top in reversed(path.parents) if not top.stat().st_mode & 0o001), None) for path in paths
@@ -78,7 +78,7 @@ def _reachable(*needed: str | Path) -> list[str]:
 
 
 def started(host: Host, flavour: str) -> Daemon:
-    """A daemon for which ``iptables`` is of this flavour."""
+    """Start a daemon with ``iptables`` of this flavour."""
     tools = host.run_dir / flavour
     tools.mkdir()
     for tool in ("iptables", "iptables-restore", "iptables-save"):
@@ -90,13 +90,13 @@ def started(host: Host, flavour: str) -> Daemon:
 
 
 def powers(daemon: Daemon) -> dict[str, str]:
-    """What the kernel says of the daemon's user and capabilities."""
+    """Return user and capabilities of the daemon from the kernel."""
     lines = (line.split(":", 1) for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines())
     return {key: " ".join(value.split()) for key, value in lines if key[:3] in {"Uid", "Gid", "Gro", "Cap", "NoN"}}
 
 
 @pytest.mark.parametrize("flavour", ["nft", "legacy"])
-def test_the_powers_of_the_systemd_unit_are_enough(make_lab: Callable[..., Lab], flavour: str) -> None:
+def test_the_capabilities_of_the_systemd_unit_suffice(make_lab: Callable[..., Lab], flavour: str) -> None:
     lab = make_lab(hosts=2)
     lab.put_config()
     daemons = [started(host, flavour) for host in lab.hosts]
@@ -123,7 +123,7 @@ def test_the_powers_of_the_systemd_unit_are_enough(make_lab: Callable[..., Lab],
     assert "flannel0" not in lab.hosts[0].run("ip", "link").stdout
 
 
-def test_they_are_enough_for_vxlan_too(make_lab: Callable[..., Lab]) -> None:
+def test_the_capabilities_suffice_for_vxlan(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(hosts=2)
     lab.put_config('{"Network":"11.0.0.0/16","Backend":{"Type":"vxlan"}}')
     wait_connected([started(host, "nft") for host in lab.hosts])
@@ -132,7 +132,7 @@ def test_they_are_enough_for_vxlan_too(make_lab: Callable[..., Lab]) -> None:
 
 
 def test_a_subnet_file_that_root_has_left_is_used_and_replaced(make_lab: Callable[..., Lab]) -> None:
-    """An earlier run was root's: systemd gives RuntimeDirectory= with all in it to the new user."""
+    """An earlier run was root's: systemd gives RuntimeDirectory= and its content to the new user."""
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     lab.put_config()

@@ -1,4 +1,4 @@
-"""The vxlan backend on real hosts: next to what the original did, beside hosts of its kind, restarted, disturbed."""
+"""The vxlan backend on real hosts: compared with the original, beside hosts of the original, restarted, disturbed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flannelpy.leasing import subnet_file
 
 GOLDEN = Path(__file__).parents[1] / "golden/flanneld-v0.5.5-vxlan"
 CONFIG = '{"Network":"11.0.0.0/16","Backend":{"Type":"vxlan"}}'
-#: As the walk-through has it.
+#: The config of the original's walk-through.
 WALK_THROUGH = """{ "Network": "11.0.0.0/8", "SubnetLen": 20, "SubnetMin": "11.10.0.0", "SubnetMax": "11.99.0.0",
 "Backend": {"Type": "vxlan", "Port": 7890}}"""
 RESPONDER = str(Path(__file__).parent / "flanneld_vxlan.py")
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("root")
 
 @contextmanager
 def running(config: str) -> Iterator[Lab]:
-    """Hosts that know each other, with a container each."""
+    """Return hosts that know each other, with a container each."""
     with Lab(hosts=3) as lab:
         lab.put_config(config)
         lab.start_daemons("-iface=eth1")
@@ -56,7 +56,7 @@ def shown(host: Host, *argv: str) -> list[str]:
 
 
 def anonymous(text: str) -> str:
-    """Without which host, subnet and device number it was."""
+    """Return ``text`` without host, subnet and device number."""
     for pattern, name in (
         (r"([0-9a-f]{2}:){5}[0-9a-f]{2}", "MAC"),
         (r"11\.0\.\d+\.", "11.0.X."),
@@ -76,26 +76,26 @@ def mac(host: Host) -> str:
 
 
 def ways(host: Host) -> set[str]:
-    """All that leads from a host to the others: routes, neighbours, forwarding entries."""
+    """Return all entries that lead from a host to its peers: routes, neighbours, FDB entries."""
     routes = [line for line in shown(host, "ip", "route") if re.match(r"11\.\S+ via ", line)]
     neighbours = [line for line in shown(host, "ip", "neighbour") if line.endswith(" PERMANENT")]
     return {*routes, *neighbours, *(f"fdb {line}" for line in shown(host, "bridge", "fdb", "show", "dev", "flannel.1"))}
 
 
 def expected(host: Host, others: list[Host]) -> set[str]:
-    told = set()
+    found = set()
     for other in others:
         subnet = other.subnet()
-        told |= {
+        found |= {
             f"{subnet} via {subnet.network_address} dev flannel.1 proto 85 onlink",
             f"{subnet.network_address} dev flannel.1 lladdr {mac(other)} PERMANENT",
             f"fdb {mac(other)} dst {other.public_ip} self permanent",
         }
-    return told
+    return found
 
 
 def repairs(host: Host) -> int:
-    """How many the daemons of a host have logged."""
+    """Return how many repairs the daemons of a host have logged."""
     return len(re.findall("; restored", host.log()))
 
 
@@ -117,10 +117,10 @@ def restarted(host: Host, *flags: str) -> Daemon:
     return daemon
 
 
-# Next to the original
+# Compared with the original
 
 
-def test_the_walk_throughs_config_works_as_it_is() -> None:
+def test_the_walk_throughs_config_works_unchanged() -> None:
     with running(WALK_THROUGH) as lab:
         for one, other in permutations(lab.hosts, 2):
             reply = one.containers[0].run("ping", "-c1", "-W2", str(other.containers[0].address)).stdout
@@ -144,8 +144,8 @@ def test_the_lease_is_the_originals(lab: Lab) -> None:
     node = json.loads("\n".join(recorded("etcd.json")))["node"]["nodes"][1]
     values = {anonymous(lease["value"]) for lease in node["nodes"]}
     assert {anonymous(lease["value"]) for lease in lab.leases()} == values
-    told = {json.loads(lease["value"])["BackendData"]["VtepMAC"] for lease in lab.leases()}
-    assert told == set(map(mac, lab.hosts))
+    leased = {json.loads(lease["value"])["BackendData"]["VtepMAC"] for lease in lab.leases()}
+    assert leased == set(map(mac, lab.hosts))
 
 
 def test_forwarding_entries_and_the_networks_route_are_the_originals(lab: Lab) -> None:
@@ -159,14 +159,14 @@ def test_forwarding_entries_and_the_networks_route_are_the_originals(lab: Lab) -
 
 
 def test_each_host_has_a_neighbour_and_a_route_beside_it(lab: Lab) -> None:
-    """The original has a neighbour with that MAC, too: for each container that was asked for, once it was."""
+    """The original has a neighbour with that MAC, too: for each container for which the kernel has asked."""
     [original] = {line.split(" lladdr ")[1] for line in recorded("host1-net.txt") if "dev flannel.1 lladdr" in line}
     assert anonymous(original) == "MAC REACHABLE"
     for host in lab.hosts:
         assert is_as_it_should_be(host)
 
 
-def test_the_log_says_what_the_originals_does(lab: Lab) -> None:
+def test_the_log_is_the_originals(lab: Lab) -> None:
     head = r"^[IWE]\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] "
     ours = [anonymous(re.sub(head, "", line)) for line in lab.hosts[0].log().splitlines()]
     of_its_own_way = r"L3|GetL2List|Neigh|Handling initial"
@@ -176,7 +176,7 @@ def test_the_log_says_what_the_originals_does(lab: Lab) -> None:
 
 
 def test_hosts_of_the_originals_kind_and_ours_reach_each_other(make_lab: Callable[..., Lab]) -> None:
-    """The first host has no flannelpy: it does by other means what the original did."""
+    """A script does on the first host what the original did; flannelpy does not run there."""
     lab = make_lab(hosts=2)
     original, ours = lab.hosts
     lab.put_config(CONFIG)
@@ -203,7 +203,7 @@ def test_hosts_of_the_originals_kind_and_ours_reach_each_other(make_lab: Callabl
         for source, target in permutations(containers):
             assert "ttl=62 " in source.run("ping", "-c1", "-W5", str(target.address)).stdout
         assert responder.stdout.readline() == f"{containers[1].address}\n"
-        # From host to container and back: the tunnel address is asked for as well.
+        # From host to container and back: the kernel asks for the tunnel address as well.
         assert original.run("ping", "-c1", "-W5", str(containers[1].address)).returncode == 0
         assert ours.run("ping", "-c1", "-W5", str(containers[0].address)).returncode == 0
         responder.kill()
@@ -223,7 +223,7 @@ def test_a_restart_loses_no_ping_and_keeps_device_mac_and_entries(lab: Lab) -> N
     assert (shown(host, "ip", "link", "show", "flannel.1"), mac(other), ways(host)) == before
 
 
-def test_what_was_left_is_reconciled_at_start(lab: Lab) -> None:
+def test_leftovers_are_reconciled_at_start(lab: Lab) -> None:
     host = lab.hosts[0]
     host.daemons[-1].stop()
     stale_mac = "02:00:00:00:00:01"
@@ -246,7 +246,7 @@ def test_what_was_left_is_reconciled_at_start(lab: Lab) -> None:
     assert "leads to no peer; removed" in daemon.log()
 
 
-def test_a_device_of_other_settings_is_made_anew(lab: Lab) -> None:
+def test_a_device_with_other_settings_is_recreated(lab: Lab) -> None:
     host = lab.hosts[0]
     host.daemons[-1].stop()
     kept = mac(host)
@@ -264,14 +264,14 @@ def test_a_device_of_other_settings_is_made_anew(lab: Lab) -> None:
     assert pings(host.containers[0], lab.hosts[1].containers[0])
 
 
-def test_a_device_in_the_way_is_said(lab: Lab) -> None:
+def test_a_conflicting_device_is_named(lab: Lab) -> None:
     host = lab.hosts[0]
     host.daemons[-1].stop()
     host.configure("link delete flannel.1", "link add flannel.1 type bridge")
     daemon = host.start_daemon("-iface=eth1")
     assert daemon.process.wait(10) == 1
-    said = "flannel.1 is there already and no VXLAN device; remove it, or choose another Backend.VNI"
-    assert daemon.log().splitlines()[-1].endswith(said)
+    message = "flannel.1 is there already and no VXLAN device; remove it, or choose another Backend.VNI"
+    assert daemon.log().splitlines()[-1].endswith(message)
     host.configure("link delete flannel.1")
     restarted(host)
     wait_for(lambda: is_as_it_should_be(host), 5, "all entries")
@@ -298,18 +298,18 @@ def test_a_device_in_the_way_is_said(lab: Lab) -> None:
     ],
     ids=["route", "bent", "neighbour", "fdb", "mac"],
 )
-def test_what_somebody_takes_or_bends_is_put_right(lab: Lab, steal: Callable[[Host, Host], tuple[str, ...]]) -> None:
+def test_removed_or_changed_state_is_restored(lab: Lab, steal: Callable[[Host, Host], tuple[str, ...]]) -> None:
     host, other, _ = lab.hosts
-    said = repairs(host)
+    count = repairs(host)
     before = mac(host)
     host.run(*steal(host, other))
     wait_for(lambda: is_as_it_should_be(host) and mac(host) == before, 2, "the entry to come back")
     assert pings(host.containers[0], other.containers[0])
-    wait_for(lambda: repairs(host) == said + 1, 2, "one repair in the log")
+    wait_for(lambda: repairs(host) == count + 1, 2, "one repair in the log")
 
 
-def test_another_backend_finds_nothing_of_this_one_in_its_way(make_lab: Callable[..., Lab]) -> None:
-    """All hosts change over to each of the others in turn, and back; containers never notice but for the moment."""
+def test_another_backend_finds_no_conflicting_leftovers(make_lab: Callable[..., Lab]) -> None:
+    """All hosts change to each other backend in turn, and back; containers lose packets only during a change."""
     lab = make_lab(hosts=2)
     devices = {"vxlan": "flannel.1", "host-gw": "eth1", "udp": "flannel0"}
     containers: list[Container] = []
@@ -328,7 +328,7 @@ def test_another_backend_finds_nothing_of_this_one_in_its_way(make_lab: Callable
         assert ("flannel.1" in lab.hosts[0].run("ip", "link").stdout) == (backend == "vxlan")
 
 
-def test_another_network_finds_nothing_of_the_old_one_in_its_way(make_lab: Callable[..., Lab]) -> None:
+def test_another_network_finds_no_conflicting_leftovers(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(hosts=2)
     for network in ("11.0.0.0/16", "11.7.0.0/16"):
         lab.put_config(json.dumps({"Network": network, "Backend": {"Type": "vxlan"}}))
@@ -347,7 +347,7 @@ def routes(host: Host) -> list[str]:
 # Settings
 
 
-def test_direct_routing_goes_by_the_link_and_follows_it(make_lab: Callable[..., Lab]) -> None:
+def test_direct_routing_follows_the_link(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(hosts=2)
     lab.put_config('{"Network":"11.0.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}')
     daemons = lab.start_daemons("-iface=eth1")
@@ -356,7 +356,7 @@ def test_direct_routing_goes_by_the_link_and_follows_it(make_lab: Callable[..., 
     direct = f"{other.host.subnet()} via {other.host.public_ip} dev eth1 proto 85"
     wait_for(lambda: ways(host) == {direct}, 5, "a direct route")
     assert pings(one, other)
-    # A router in between: what was on our link is no longer.
+    # With a router in between, the peers are no longer on our link.
     host.configure(f"address delete {host.public_ip}/24 dev eth1")
     host.configure(
         f"address add {host.public_ip}/32 dev eth1",
@@ -407,7 +407,7 @@ def test_a_thousand_leases_at_once_are_in_the_kernel_within_two_seconds(make_lab
     }
     lab.etcd.put_all(leases, ttl=600)
     wait_for(lambda: len(ways(host)) == 3 * MANY, 2, "all entries", pause=0.1)
-    # A new list of the same leases, as after a quiet time, or a daemon that starts: nothing is touched.
+    # A relist of the same leases, as after a quiet time or at a start, changes nothing.
     with host.popen("ip", "-4", "monitor", "route", "neigh", stdout=subprocess.PIPE) as monitor:
         daemon.stop()
         daemon = restarted(host)
@@ -427,7 +427,7 @@ def test_a_thousand_leases_at_once_are_in_the_kernel_within_two_seconds(make_lab
 
 
 def test_a_device_of_another_overlay_is_left_alone(make_lab: Callable[..., Lab]) -> None:
-    """As on a host where somebody else's flannel has the default VNI."""
+    """A flannel of another program, such as Kubernetes', may have the default VNI."""
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     lab.put_config(CONFIG)
@@ -439,14 +439,14 @@ def test_a_device_of_another_overlay_is_left_alone(make_lab: Callable[..., Lab])
     before = shown(host, "ip", "-4", "address", "show", "flannel.1")
     daemon = host.start_daemon("-iface=eth1")
     assert daemon.process.wait(10) == 1
-    said = "flannel.1 has 10.244.3.0, of another overlay; choose another Backend.VNI"
-    assert daemon.log().splitlines()[-1].endswith(said)
+    message = "flannel.1 has 10.244.3.0, of another overlay; choose another Backend.VNI"
+    assert daemon.log().splitlines()[-1].endswith(message)
     assert shown(host, "ip", "-4", "address", "show", "flannel.1") == before
 
 
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw", "udp"])
 def test_leases_that_are_no_part_of_the_network_lead_nowhere(make_lab: Callable[..., Lab], backend: str) -> None:
-    """Left from before the config changed, or put there by mistake: they would take others' routes away."""
+    """Leases of an earlier config, or written by mistake, would take routes of other programs."""
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     lab.put_config(json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": backend}}))
@@ -465,7 +465,7 @@ def test_leases_that_are_no_part_of_the_network_lead_nowhere(make_lab: Callable[
     assert "next hops: 0" in daemon.notified[-1]
 
 
-def test_a_lease_that_the_kernel_refuses_is_said_and_troubles_nobody(lab: Lab) -> None:
+def test_a_lease_that_the_kernel_rejects_is_logged_and_affects_no_other(lab: Lab) -> None:
     host = lab.hosts[0]
     daemon = host.daemons[-1]
     broadcast = IPv4Network("11.0.255.255/32")
@@ -476,7 +476,7 @@ def test_a_lease_that_the_kernel_refuses_is_said_and_troubles_nobody(lab: Lab) -
         rf"E.*Ignoring invalid lease {broadcast}: "
         rf"the kernel rejected the route to {broadcast} via .*: Invalid argument$"
     )
-    host.configure("link set eth1 txqueuelen 998")  # a look at everything
+    host.configure("link set eth1 txqueuelen 998")  # a check of everything
     wait_for(lambda: is_as_it_should_be(host), 5, "nothing of it")
     assert (host.run_dir / "flannel/ready").exists()
     assert "not ready" not in daemon.notified[-1]
@@ -493,7 +493,7 @@ def test_a_host_that_changed_its_backend_and_is_refused_leaves_nothing(make_lab:
     assert daemons[0].stop() == 0
     lab.put_config('{"Network":"11.0.0.0/16"}')
     key = f"{ETCD_PREFIX}/subnets/{str(host.subnet()).replace('/', '-')}"
-    daemon = host.start_daemon("-iface=eth1", env={"FLANNELD_HOST_ID": "twin"})
+    daemon = host.start_daemon("-iface=eth1", env={"FLANNELD_HOST_ID": "clone"})
     daemon.wait_for_log("waiting 3 s for that host to object")
     lab.etcd.put(key, json.dumps({"PublicIP": str(host.public_ip), "HostID": "host1"}), ttl=600)
     assert daemon.process.wait(10) == 3

@@ -1,4 +1,4 @@
-"""Hosts that mean another port by the same Backend.Port, and what else has our VNI or port."""
+"""Hosts that use another port for the same Backend.Port, and devices and programs that have our VNI or port."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def mac_of(number: int) -> str:
 
 
 class Original:
-    """A host whose kernel was set up by hand as flanneld does it, with one subnet; its lease has no HostID."""
+    """A host with a kernel set up by hand as flanneld sets it up, with one subnet; its lease has no HostID."""
 
     def __init__(self, host: Host, number: int, port: int) -> None:
         self.host = host
@@ -44,7 +44,7 @@ class Original:
         self.host.lab.etcd_request("PUT", key, value=json.dumps(value), ttl="600")
 
     def knows(self, peer: Host, mac: str) -> None:
-        """What it learns from a lease."""
+        """Add the entries that flanneld derives from a lease."""
         address = peer.subnet().network_address
         self.host.configure(f"neighbour replace {address} lladdr {mac} dev flannel.1")
         self.host.run("bridge", "fdb", "replace", mac, "dev", "flannel.1", "dst", str(peer.public_ip))
@@ -94,7 +94,7 @@ def test_a_peer_that_swaps_the_bytes_of_the_port_is_found_and_reached_with_the_c
     lab.put_config(found[1])
     assert daemon.stop() == 0
     assert daemon.log().count(": its UDP port") == 1
-    # With that config it is the later one that is not reached.
+    # With that config, the host of a later version is not reached.
     daemon = started(ours)
     assert f"dstport {SWAPPED} " in ours.run("ip", "-d", "link", "show", "flannel.1").stdout
     old.knows(ours, device_mac(ours))
@@ -141,7 +141,7 @@ TAKEN = {
 
 
 def refused(host: Host) -> str:
-    """What the last line says; nothing is left behind."""
+    """Return the last log line; assert that nothing is left behind."""
     daemon = host.start_daemon("-iface=eth1")
     assert daemon.process.wait(10) == 1
     assert "flannel.1:" not in host.run("ip", "link").stdout
@@ -176,8 +176,8 @@ def test_the_program_that_has_our_port_is_named(lab: Lab, family: str, address: 
         assert holder.stdout
         assert holder.stdout.readline() == "bound\n"
         comm = Path(f"/proc/{holder.pid}/comm").read_text().strip()
-        said = f"UDP port {PORT} belongs to process {holder.pid} ({comm}); stop it, "
-        assert said in refused(host)
+        message = f"UDP port {PORT} belongs to process {holder.pid} ({comm}); stop it, "
+        assert message in refused(host)
         holder.kill()
     daemon = started(host)
     assert daemon.stop() == 0

@@ -1,4 +1,4 @@
-"""Traffic between two namespaces: run as a script inside each of them.
+"""Send and receive traffic between two namespaces; a script that runs in each of them.
 
 tcp-sink PORT           accept one connection, print "listening", then the SHA-256 and length of what came
 tcp-peer PORT           accept one connection, print "listening", then the address that it came from
@@ -10,7 +10,7 @@ udp-lengths IP PORT N   send datagrams of 0..N bytes, print the lengths whose ec
 udp-super IP PORT       send many datagrams with one call, in several shapes, print the shapes that came back otherwise
 udp-flood IP PORT N K   send datagrams of N bytes, K with one call, as fast as they go until killed
 udp-error IP PORT       send one datagram to a port and print the error that comes back by its errno
-tcp-error IP PORT       connect to a port and print the error likewise
+tcp-error IP PORT       connect to a port and print the error by its errno
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REPLY_DEADLINE = 2.0
 IP_RECVERR = 11
 SO_MAX_PACING_RATE = 47
 UDP_SEGMENT = 103
-#: (bytes, bytes in each datagram): the smallest and the largest, odd ones, with and without a shorter last.
+#: (bytes, bytes in each datagram): the smallest and the largest, odd ones, with and without a shorter last datagram.
 SUPER_SHAPES = [
     (64, 1),
     (45, 44),
@@ -141,14 +141,14 @@ def udp_flood(address: str, port: str, size: str, count: str) -> None:
         if int(count) > 1:
             sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, int(size))
         while True:
-            # What the way to it or the other end refuses is told by a later call; the flood goes on.
+            # A later call returns the errors of the path or the receiver; the flood continues.
             with suppress(OSError):
                 sock.send(payload)
 
 
 def udp_error(address: str, port: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        # Net unreachable is a passing error, which a socket is only told if it asks (ip(7)).
+        # Net unreachable is a transient error, which a socket gets only with IP_RECVERR (ip(7)).
         sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
         sock.connect((address, int(port)))
         print(_errno_of(sock, lambda: sock.send(b"anybody there?") and sock.recv(1)))

@@ -1,11 +1,11 @@
-"""Writes anything below a directory of etcd, as fast as it takes it, until there is something on stdin.
+"""Write random keys and values below a directory of etcd, as fast as possible, until stdin is readable.
 
-vandal.py SEED HOST:PORT DIRECTORY BACKEND UNDERLAY SUBNET...    then prints how many requests etcd has answered
+vandal.py SEED HOST:PORT DIRECTORY BACKEND UNDERLAY SUBNET...    then print how many requests etcd has answered
 
 BACKEND is the type of the network 11.0.0.0/16; the public IPs of leases that hosts obey are taken from UNDERLAY.
-The SUBNETs are those of real hosts.  What would lead their packets elsewhere, or make their leases unusable, is not
-written: their leases, leases of parts of their subnets, and public IPs in them.  Everything else may come: keys and
-values of any bytes, any length, any nesting, and leases that hosts have to obey.
+The SUBNETs are those of real hosts.  The script does not write what would lead their packets elsewhere, or make their
+leases unusable: their leases, leases of parts of their subnets, and public IPs in them.  It writes everything else:
+keys and values of any bytes, length and nesting, and leases that hosts must obey.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from urllib.parse import quote, urlencode
 
 #: Distinct keys that are written again and again.
 KEYS = 200
-#: Keys of leases that hosts obey.  Hosts remember all that there are, or were in the last minute.
+#: Keys of leases that hosts obey.  Hosts remember all present ones, and those of the last minute.
 LEASE_KEYS = 100
-#: Other keys that may be there at a time: each is new, the oldest one goes.
+#: The number of other keys at a time: each is new, and the oldest one is deleted.
 MOST_NEW_KEYS = 5000
 WRITERS = 3
 ODD = "\x00\x01\n\r\t\x1b\x7f\x9b\u00e9\u200b\u202e\u2028\ud7ff\ue000\ufeff\U0001f600 %/\\\"'{}[]$`;&#?"
@@ -37,7 +37,7 @@ NETWORK = IPv4Network("11.0.0.0/16")
 
 
 class Vandal:
-    """Random keys and values."""
+    """A generator of random keys and values."""
 
     def __init__(self, rng: random.Random, backend: str, underlay: IPv4Network, real: Sequence[IPv4Network]) -> None:
         self._rng = rng
@@ -48,7 +48,7 @@ class Vandal:
         self._keys = [self._key() for _ in range(KEYS)]
 
     def put(self) -> tuple[str, bytes, bool]:
-        """Key, value, and whether the key is new."""
+        """Return key, value, and whether the key is new."""
         if self._rng.random() < 0.3:
             return self._lease_key(), self.lease(), False
         if self._rng.random() < 0.5:
@@ -79,7 +79,7 @@ class Vandal:
         return self._rng.choice(self._lease_keys)
 
     def _new_lease_key(self) -> str:
-        """Of a subnet of the network that is no real host's, nor a part of one."""
+        """Return the key of a subnet of the network that no real host's subnet contains."""
         while True:
             length = self._rng.choice((24, 24, 24, 24, 20, 23, 25, 28, 32))
             address = int(NETWORK.network_address) + self._rng.randrange(1 << 16)
@@ -88,14 +88,14 @@ class Vandal:
                 return f"{subnet.network_address}-{length}"
 
     def _public_ip_inside(self) -> str:
-        """A public IP in the network."""
+        """Return a public IP in the network."""
         while True:
             address = NETWORK[self._rng.randrange(1 << 16)]
             if not any(address in real for real in self._real):
                 return str(address)
 
     def _foreign_key(self) -> str:
-        """Of a subnet of no host, or nearly one."""
+        """Return the key of a subnet of no host, or nearly one."""
         address = IPv4Address(self._rng.randrange(1 << 32))
         octets = self._rng.choice((f"10.{self._rng.randrange(256)}.8.0", str(address), "999.0.0.0", "11.0.256.0"))
         return f"{octets}-{self._rng.choice((24, 24, 24, 8, 32, 33, '024', ''))}"
@@ -105,7 +105,7 @@ class Vandal:
         return "".join(self._rng.choices(letters, k=self._rng.randint(1, longest)))
 
     def lease(self) -> bytes:
-        """One that hosts obey, or that differs from that in one respect."""
+        """Return a lease that hosts obey, or one that differs from that in one respect."""
         own = {} if self._backend == "udp" else {"BackendType": self._backend}
         mac = self._rng.choice((f"02:{self._rng.randbytes(5).hex(':')}", "02:00:00:00:00:07", "ff:ff:ff:ff:ff:ff", "x"))
         public_ip = self._underlay[self._rng.randrange(1, self._underlay.num_addresses - 1)]
@@ -122,7 +122,7 @@ class Vandal:
         return json.dumps(document).encode()
 
     def json(self) -> bytes:
-        """A value that looks like a lease, and is none that leads anywhere."""
+        """Return a value that resembles a lease, and leads nowhere."""
         fields: dict[str, object] = {
             "PublicIP": self._rng.choice(
                 ("", "1.2.3", "224.0.0.1", "127.0.0.1", "255.255.255.255", "\ud800", 7, None, [])
@@ -166,7 +166,7 @@ VALUES: Sequence[Callable[[Vandal], bytes]] = (
 
 
 class Writer:
-    """One connection."""
+    """One connection to etcd."""
 
     def __init__(self, address: str, directory: str, vandal: Vandal, rng: random.Random) -> None:
         self._connection = http.client.HTTPConnection(address, timeout=10)
@@ -176,7 +176,7 @@ class Writer:
         self._new: deque[str] = deque()
 
     def request(self) -> None:
-        """One of them, and its answer."""
+        """Return one request and its answer."""
         if len(self._new) > MOST_NEW_KEYS // WRITERS:
             self._send("DELETE", self._new.popleft())
         elif self._rng.random() < 0.2:

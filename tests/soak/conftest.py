@@ -1,4 +1,4 @@
-"""Every test in here runs for minutes: make soak."""
+"""Every test in this directory runs for minutes: make soak."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ten hosts over a cluster of etcd whose members fail in all ways: ten minutes by udp, five by each other backend."""
+"""Ten hosts use a cluster of etcd whose members fail in all ways: ten minutes by udp, five by each other backend."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 10 * 60))
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_failing_etcd_members_are_not_noticed(make_lab: Callable[..., Lab], backend: Backend) -> None:
+def test_hosts_do_not_notice_failing_etcd_members(make_lab: Callable[..., Lab], backend: Backend) -> None:
     endure(make_lab(hosts=10, etcd_members=MEMBERS), SECONDS if backend is UDP else SECONDS / 2, backend)

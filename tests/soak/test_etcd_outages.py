@@ -1,4 +1,4 @@
-"""The outages that tests/faults has udp go through, for the other backends."""
+"""The outages of tests/faults, with the backends other than udp."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from lab import Lab
 
 @over(VXLAN, HOST_GW)
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
-def test_an_outage_is_not_noticed(make_lab: Callable[..., Lab], backend: Backend, scenario: Scenario) -> None:
+def test_hosts_do_not_notice_an_outage(make_lab: Callable[..., Lab], backend: Backend, scenario: Scenario) -> None:
     scenario(make_lab, backend)

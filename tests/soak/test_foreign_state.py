@@ -1,4 +1,4 @@
-"""Random lives one after the other: the kernel state of other programs stays."""
+"""The kernel state of other programs stays over random lives of a daemon, one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random walks of host events for minutes, by one backend after the other."""
+"""Random walks of host events for minutes, with one backend after the other."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from support.chaos import seed
 from support.host_walk import BACKENDS, WALKERS, walk
 
 SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 4 * 60))
-# As many as happen in some minutes: the kernel and the lab start anew then.
+# As many as happen in some minutes: after them the kernel and the lab are restarted.
 _STEPS = 60
 
 
 @over(*BACKENDS)
-def test_hosts_are_ready_and_reached_or_tell_why_not_over_random_walks(
+def test_hosts_are_ready_and_reachable_or_log_the_cause_over_random_walks(
     make_lab: Callable[..., Lab], backend: Backend
 ) -> None:
     first, end = seed(), time.monotonic() + SECONDS

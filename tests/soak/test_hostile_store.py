@@ -14,7 +14,7 @@ SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 6 * 60))
 
 
 @over(UDP, VXLAN, HOST_GW)
-def test_whatever_others_store_no_host_notices(make_lab: Callable[..., Lab], backend: Backend) -> None:
+def test_no_host_notices_random_keys_and_values(make_lab: Callable[..., Lab], backend: Backend) -> None:
     number = seed()
     print(f"FLANNELPY_SEED={number}")
     endure(make_lab(hosts=3), SECONDS if backend is UDP else SECONDS / 3, number, backend)

@@ -1,4 +1,4 @@
-"""Ten million mutated datagrams, and a fifth as many packets from the TUN: no rule is broken, and nothing grows."""
+"""Ten million mutated datagrams, and a fifth as many packets from the TUN, break no rule, and memory does not grow."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from fuzz.mutation import Mutator
 DATAGRAMS = int(os.environ.get("FLANNELPY_FUZZ_DATAGRAMS", 10_000_000))
 PACKETS = DATAGRAMS // 5
 SEED = int(os.environ.get("FLANNELPY_SEED") or random.randrange(2**32))
-#: What the allocator may keep more of at the end than when half was done, and the limits' tables had become full.
+#: How much more the allocator may keep at the end than at half-time, when the tables of the limits were full.
 SLACK = 2 << 20
 
 
 def resident() -> int:
-    """Bytes of memory that this process has now."""
+    """Return the resident bytes of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def fire(fuzzers: list[Fuzzer], datagrams: int, packets: int) -> None:
-    """Batches of both directions in turn, until there were as many mutants of each."""
+    """Process batches of both directions in turn, until each had as many mutants."""
     for fuzzer in cycle(fuzzers):
         if datagrams > 0:
             datagrams -= fuzzer.inbound()

@@ -1,4 +1,4 @@
-"""Half an hour of traffic while hosts leave and join every second: what a daemon needs stays the same."""
+"""Half an hour of traffic while hosts leave and join every second: the resources of a daemon stay constant."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from support.hosts import assert_in_order
 SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 30 * 60))
 STABLE = 2
 COMERS = 4
-#: Short, so that who leaves is also forgotten.
+#: Short, so that hosts that leave are also forgotten.
 LEASE_TTL = 5
 CHANGES_APART = 1.0
 FOREIGN_HOSTS = 100
 TCP = ("-b", "200M")
 UDP = ("-u", "-b", "20M", "-l", "1200")
-#: What may come and go: a call to etcd has a thread and a connection, and so may a few at a time.
+#: The variation that is allowed: a call to etcd has a thread and a connection, and a few calls may run at a time.
 FEW = 4
 MEGABYTE = 1 << 20
 PATIENCE = 30
 
 
 class Needs(NamedTuple):
-    """What a daemon has of its host's resources."""
+    """The resources that a daemon uses."""
 
     resident: int
     files: int
@@ -75,7 +75,7 @@ def test_nothing_grows_while_hosts_come_and_go(make_lab: Callable[..., Lab]) -> 
 
 
 class Comers:
-    """Hosts that join and leave, and foreign leases that do."""
+    """Hosts that join and leave, and foreign leases that are added and removed."""
 
     def __init__(self, hosts: Sequence[Host], flags: Sequence[str], rng: random.Random) -> None:
         self._daemons: dict[Host, Daemon | None] = dict.fromkeys(hosts)
@@ -91,7 +91,7 @@ class Comers:
         return [daemon for daemon in self._daemons.values() if daemon]
 
     def change(self) -> None:
-        """One host joins or leaves, in either way, and one foreign lease comes or goes."""
+        """Have one host join or leave, in either way, and add or remove one foreign lease."""
         host = self._rng.choice(list(self._daemons))
         if daemon := self._daemons[host]:
             assert daemon.process.poll() is None, daemon.log()
@@ -104,7 +104,7 @@ class Comers:
         self._change_foreign(host.lab, self._rng.randrange(FOREIGN_HOSTS))
 
     def _change_foreign(self, lab: Lab, number: int) -> None:
-        """Of a subnet outside the network's first hundred, from which our own pick."""
+        """Add or remove a lease of a subnet beyond the network's first hundred, from which the hosts choose theirs."""
         key = f"{ETCD_PREFIX}/subnets/{IPv4Address('11.0.150.0') + (number << 8)}-24"
         if key in self._foreign:
             lab.etcd.delete(key)
@@ -117,7 +117,7 @@ class Comers:
 
 @contextmanager
 def iperf3(source: Container, target: Container, port: int, *how: str) -> Iterator[None]:
-    """Traffic for as long as all lasts; the block may end earlier.  In no interval may nothing have been sent."""
+    """Run traffic for the whole test; the block may end earlier.  Every interval must have traffic."""
     server = target.popen("iperf3", "-s", "-1", "-i", "0", "-p", str(port), "--forceflush")
     assert server.stdout is not None
     while "listening" not in (line := server.stdout.readline()):
@@ -135,7 +135,7 @@ def iperf3(source: Container, target: Container, port: int, *how: str) -> Iterat
 
 
 def assert_flat(name: str, series: Sequence[Needs]) -> None:
-    """After a fifth for warming up, the first and the last quarter of the rest need the same."""
+    """Assert that after a fifth for warming up, the first and the last quarter of the rest use the same."""
     warm = series[len(series) // 5 :]
     quarter = max(len(warm) // 4, 1)
     for what, first, last, tolerance in zip(

@@ -1,4 +1,4 @@
-"""Every test in here needs root, a Debian with apt, and minutes."""
+"""Every test in this directory needs root, a Debian with apt, and minutes."""
 
 from __future__ import annotations
 

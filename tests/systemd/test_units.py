@@ -1,7 +1,7 @@
-"""Our units under a real systemd, next to Debian's Docker, firewalld and ufw.
+"""flannelpy's units under a real systemd, beside Debian's Docker, firewalld and ufw.
 
-One host of the lab boots; the other one has a daemon as in all labs.  The tests share the booted system, and each
-leaves it as it found it: flannelpy and Docker run, and one container.
+One host of the lab boots; the other host has a daemon as in all labs.  The tests share the booted system.  Each test
+leaves flannelpy, Docker and one container running.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ CAPABILITIES = f"{1 << 12 | 1 << 13:016x}"  # CAP_NET_ADMIN and CAP_NET_RAW in i
 
 
 def pasted() -> list[str]:
-    """The commands that the README has for systemd."""
-    sections = re.split(r"^### ", (PROJECT / "README.md").read_text(), flags=re.MULTILINE)
+    """Return the manual's commands for systemd."""
+    sections = re.split(r"^## ", (PROJECT / "docs/manual.md").read_text(), flags=re.MULTILINE)
     [systemd] = [text for text in sections if text.startswith("systemd\n")]
     commands = re.findall(r"^# (.*)$", systemd, re.MULTILINE)
     assert len(commands) > 3
@@ -40,7 +40,7 @@ def pasted() -> list[str]:
 
 
 class World:
-    """The booted host, and the lab's other one with a container."""
+    """The booted host, and the lab's other host with a container."""
 
     def __init__(self, lab: Lab, machine: Machine, other: Container) -> None:
         self.lab = lab
@@ -48,11 +48,11 @@ class World:
         self.other = other
 
     def subnet(self) -> IPv4Interface:
-        """The subnet file's FLANNEL_SUBNET, which is docker0's address."""
+        """Return FLANNEL_SUBNET of the subnet file, which is docker0's address."""
         return IPv4Interface(self.machine.sh(". /run/flannel/subnet.env; echo $FLANNEL_SUBNET").strip())
 
     def is_up(self, subnet: IPv4Interface | None = None) -> bool:
-        """Whether both units run, with this subnet if one is asked for."""
+        """Return whether both units run, with ``subnet`` unless that is None."""
         states = self.machine.systemctl("is-active", *BOTH.split(), check=False).split()
         return states == ["active", "active"] and subnet in {None, self.subnet()}
 
@@ -67,12 +67,12 @@ class World:
         return int(self.machine.show(unit, "MainPID"))
 
     def restart_docker(self) -> None:
-        """Also when it was started more often than systemd allows in a minute."""
+        """Restart Docker, also if it was started more often than systemd allows in a minute."""
         self.machine.systemctl("reset-failed", "docker")
         self.machine.systemctl("restart", "docker")
 
     def set_docker_options(self, options: str) -> None:
-        """Restart Docker with these in Debian's /etc/default/docker."""
+        """Restart Docker with these options in Debian's /etc/default/docker."""
         self.machine.sh(f"printf 'DOCKER_OPTS=\"%s\"\\n' {shlex.quote(options)} >/etc/default/docker")
         self.restart_docker()
 
@@ -81,17 +81,17 @@ class World:
         kill(self.machine.outside(self.pid()), number)
 
     def set_defaults(self, text: str) -> None:
-        """What /etc/default/flannelpy holds."""
+        """Write /etc/default/flannelpy."""
         self.machine.sh(f"printf %s {shlex.quote(text)} >/etc/default/flannelpy")
 
     def container(self) -> dict[str, str]:
-        """What tells a run of the container from another one, and its address."""
+        """Return what identifies a run of the container, and its address."""
         state = json.loads(self.machine.run("docker", "inspect", "one").stdout)[0]
         address: str = state["NetworkSettings"]["IPAddress"]
         return {"started": state["State"]["StartedAt"], "pid": str(state["State"]["Pid"]), "address": address}
 
     def reaches(self, count: int = 1) -> bool:
-        """Whether the container of each host gets an answer from that of the other one, over the overlay."""
+        """Return whether the containers of both hosts get answers from each other over the overlay."""
         target, address = str(self.other.address), self.container()["address"]
         there = self.machine.run(
             *("docker", "exec", "one", "busybox", "ping", f"-c{count}", "-W1", target), check=False
@@ -109,7 +109,7 @@ class World:
 
     @contextmanager
     def same_docker(self) -> Iterator[None]:
-        """Docker, its container and the subnet are the same afterwards, and the container's packets flow."""
+        """Assert that the block changes neither Docker, nor its container, nor the subnet, and that packets flow."""
         before = self.pid("docker"), self.container(), self.subnet()
         yield
         self.wait_until_up()
@@ -118,7 +118,7 @@ class World:
 
 
 def start_container(machine: Machine) -> None:
-    """A container that Docker starts again whenever it starts."""
+    """Start a container that Docker restarts whenever dockerd starts."""
     machine.sh(
         "mkdir -p /tmp/image/bin && cp /bin/busybox /tmp/image/bin && tar -C /tmp/image -c . | docker import - tiny"
     )
@@ -127,7 +127,7 @@ def start_container(machine: Machine) -> None:
 
 @pytest.fixture(scope="module")
 def world(root: None) -> Iterator[World]:
-    """As README's commands make it, on a host where Docker runs already and nothing forwards."""
+    """Run the manual's commands on a host where Docker runs already and nothing forwards."""
     first, *rest = pasted()
     with Lab(hosts=2) as lab:
         lab.put_config()
@@ -153,7 +153,7 @@ def report(what: str, started: float) -> None:
     print(f"  {what}: {time.monotonic() - started:.1f} s", flush=True)
 
 
-def test_readme_s_commands_connect_containers_though_nothing_forwarded_before(world: World) -> None:
+def test_the_manuals_commands_connect_containers_though_nothing_forwarded_before(world: World) -> None:
     world.wait_for_answers()
     assert world.machine.sh("cat /proc/sys/net/ipv4/ip_forward").strip() == "1"
     options = world.machine.sh("cat /run/docker_opts.env")
@@ -205,7 +205,7 @@ def test_docker_runs_on_while_flannelpy_is_stopped(world: World) -> None:
 
 
 def test_an_upgrade_keeps_containers(world: World) -> None:
-    """The new version is installed while the old one runs, and its units replace the old ones."""
+    """The new version is installed while the old version runs, and its units replace the old units."""
     with world.same_docker():
         old = world.pid()
         pip = "CC=/bin/false /opt/flannelpy/bin/pip install --force-reinstall --no-deps ."  # in seconds
@@ -236,7 +236,7 @@ def test_the_watchdog_ends_a_daemon_that_hangs(world: World) -> None:
     assert "Watchdog timeout" in world.machine.journal("flannelpy")
 
 
-def test_a_wrong_flag_is_not_tried_again(world: World) -> None:
+def test_a_wrong_flag_is_not_retried(world: World) -> None:
     with world.same_docker():
         world.set_defaults(f"{DEFAULTS}FLANNELD_SUBNET_LEASE_TTL=nonsense\n")
         assert world.machine.run("systemctl", "restart", "flannelpy", check=False).returncode
@@ -247,7 +247,7 @@ def test_a_wrong_flag_is_not_tried_again(world: World) -> None:
 
 
 def test_docker_follows_a_lease_that_was_lost(world: World) -> None:
-    """Exit 3, another lease, and a Docker that is restarted with it; Docker starts the container again."""
+    """flannelpy exits with 3 and leases another subnet; Docker is restarted with it, and restarts the container."""
     old, docker, started = world.subnet(), world.pid("docker"), time.monotonic()
     key = str(old.network).replace("/", "-")
     world.lab.etcd_request("PUT", f"{ETCD_PREFIX}/subnets/{key}", value='{"PublicIP":"172.17.8.250"}', ttl="3600")
@@ -265,8 +265,8 @@ def test_docker_follows_a_lease_that_was_lost(world: World) -> None:
     assert journal.count("Docker's options have changed") == 1
 
 
-def test_a_docker_that_failed_for_want_of_a_subnet_is_started_when_there_is_one(world: World) -> None:
-    """The interface comes late: flannelpy fails again and again, and Docker more often than systemd allows."""
+def test_a_docker_that_failed_without_a_subnet_is_started_when_there_is_one(world: World) -> None:
+    """The interface appears late: flannelpy fails repeatedly, and Docker more often than systemd allows."""
     world.machine.systemctl("stop", "docker.socket", *BOTH.split())
     world.machine.sh("rm /run/flannel/subnet.env")
     world.set_defaults(DEFAULTS.replace("eth1", "eth9"))
@@ -302,7 +302,7 @@ def test_docker_keeps_the_options_of_its_defaults_file(world: World) -> None:
     world.wait_for_answers()
 
 
-def test_with_live_restore_containers_live_through_a_restart_of_docker(world: World) -> None:
+def test_with_live_restore_containers_survive_a_restart_of_docker(world: World) -> None:
     world.set_docker_options("--live-restore")
     before = world.container()
     world.restart_docker()
@@ -353,8 +353,8 @@ def test_firewalld_is_named_and_the_command_in_the_log_lets_packets_pass(world: 
     world.wait_for_answers()
 
 
-def test_all_comes_up_by_itself_with_the_target_of_the_boot(world: World) -> None:
-    """On a host where nothing forwards, and nothing is left of the last time."""
+def test_both_units_start_at_boot(world: World) -> None:
+    """The host forwards nothing, and has no leftovers."""
     machine = world.machine
     machine.sh("docker rm --force one")
     machine.systemctl("stop", "docker.socket", *BOTH.split())

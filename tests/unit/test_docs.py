@@ -1,4 +1,4 @@
-"""The table of deviations names a test for every row, and the tests are there; README's commands are tested ones."""
+"""Documents agree with the tests: deviations name tests, tests run documented commands, and links have targets."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import pytest
 from lab import dockers
 
 TESTS = Path(__file__).parents[1]
-DEVIATIONS = TESTS.parent / "docs/deviations.md"
-ROWS = [line for line in DEVIATIONS.read_text().splitlines() if re.match(r"\| (?!---|what|flanneld v|fault)", line)]
+PROJECT = TESTS.parent
+DOCUMENTS = sorted([PROJECT / "README.md", *PROJECT.glob("docs/*.md")])
+DEVIATIONS = (PROJECT / "docs/deviations.md").read_text()
+ROWS = [line for line in DEVIATIONS.splitlines() if re.match(r"\| (?!---|what|flanneld v|fault)", line)]
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_every_deviation_has_its_test(row: str) -> None:
+def test_every_deviation_names_tests_that_exist(row: str) -> None:
     test = row.strip("| ").split(" | ")[-1]
     names = re.findall(r"`([a-z_0-9/]+)(\.py)?/?(?:::(\w+))?`", test)
     assert names or test.startswith("the same"), row
@@ -25,9 +27,31 @@ def test_every_deviation_has_its_test(row: str) -> None:
             assert f"def {function}(" in file.read_text(), f"{file}::{function}"
 
 
-README = (TESTS.parent / "README.md").read_text()
+@pytest.mark.parametrize(
+    ("document", "commands"),
+    [
+        ("README.md", dockers.START),
+        ("docs/manual.md", dockers.START),
+        ("docs/manual.md", dockers.CREATE_NETWORK),
+    ],
+)
+def test_docker_tests_run_the_documented_commands(document: str, commands: str) -> None:
+    assert f"```sh\n{commands}```" in (PROJECT / document).read_text()
 
 
-@pytest.mark.parametrize("lines", [dockers.START, dockers.CREATE_NETWORK])
-def test_the_docker_tests_run_what_the_readme_says(lines: str) -> None:
-    assert f"```sh\n{lines}```" in README
+def test_the_readme_has_at_most_120_lines() -> None:
+    assert len((PROJECT / "README.md").read_text().splitlines()) <= 120
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors that GitHub derives from the headings of ``document``."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_link_to_a_document_has_a_target(document: Path) -> None:
+    for path, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", document.read_text()):
+        target = document.parent / path if path else document
+        assert target.exists(), target
+        assert not anchor or anchor in anchors(target), f"{target}#{anchor}"

@@ -1,4 +1,4 @@
-"""The demo with real Docker ends well and leaves nothing."""
+"""The demo with real Docker succeeds and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Docker keeps its networks apart, whatever flannelpy accepts: behind each backend, with and without -ip-masq."""
+"""Docker isolates its networks in spite of flannelpy's ACCEPT rules, with each backend, with and without -ip-masq."""
 
 from __future__ import annotations
 

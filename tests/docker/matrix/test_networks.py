@@ -1,4 +1,4 @@
-"""Several networks, with a network of Docker for each, made as the README says."""
+"""Several networks, with a network of Docker for each, created as the manual describes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MTUS = {"udp": 1472, "vxlan": 1450, "host-gw": 1500}
 
 
 class World(NamedTuple):
-    """Two hosts; of each network a container on either."""
+    """Two hosts, each with a container of each network."""
 
     backends: dict[str, str]
     is_masquerading: bool

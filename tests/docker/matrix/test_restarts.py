@@ -1,4 +1,4 @@
-"""dockerd or flannelpy ends and comes back, under traffic."""
+"""dockerd or flannelpy is restarted under traffic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def stop(daemon: Daemon) -> None:
 @BACKENDS
 @MASQUERADING
 @pytest.mark.parametrize("end", [stop, Daemon.kill], ids=["stopped", "killed"])
-def test_flannelpy_ends_and_connections_of_containers_go_on(
+def test_flannelpy_is_restarted_and_connections_of_containers_continue(
     start_rig: Callable[..., Rig], backend: Backend, flags: tuple[str, ...], end: Callable[[Daemon], None]
 ) -> None:
     rig = start_rig(backend.config(), *flags)
@@ -38,7 +38,7 @@ def test_flannelpy_ends_and_connections_of_containers_go_on(
 @BACKENDS
 @MASQUERADING
 @pytest.mark.parametrize("is_killed", [False, True], ids=["stopped", "killed"])
-def test_with_live_restore_dockerd_ends_and_connections_go_on(
+def test_with_live_restore_dockerd_is_restarted_and_connections_continue(
     start_rig: Callable[..., Rig], backend: Backend, flags: tuple[str, ...], is_killed: bool
 ) -> None:
     rig = start_rig(backend.config(), *flags, options=["--live-restore"])
@@ -70,8 +70,8 @@ def test_without_live_restore_containers_come_back_and_reach_each_other(
 
 
 @BACKENDS
-def test_both_end_and_come_back(start_rig: Callable[..., Rig], backend: Backend) -> None:
-    """As when a host starts again, but that its rules are still there."""
+def test_both_are_restarted(start_rig: Callable[..., Rig], backend: Backend) -> None:
+    """As at a reboot of the host, except that its iptables rules still exist."""
     rig = start_rig(backend.config())
     [docker, _], [host, _] = rig.dockers, rig.hosts
     docker.stop()

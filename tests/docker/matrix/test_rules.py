@@ -15,18 +15,18 @@ _TABLES = ("filter", "nat", "mangle", "raw")
 
 
 def rules(host: Host) -> list[str]:
-    """All of them, but for counters."""
+    """Return all iptables rules, without counters."""
     tables = [host.run("iptables-save", "-t", table).stdout for table in _TABLES]
     return [line.split(" [")[0] for text in tables for line in text.splitlines() if not line.startswith("#")]
 
 
 def ours(rules: Sequence[str]) -> list[str]:
-    """Those that flannelpy has put."""
+    """Return the rules that flannelpy has added."""
     return sorted(rule for rule in rules if "FLANNEL" in rule)
 
 
 def clean_up(host: Host) -> None:
-    """Have flannelpy end and remove what it has put; the host keeps its subnet."""
+    """Stop flannelpy and remove its rules; the host keeps its subnet."""
     file = host.run_dir / "flannel/subnet.env"
     subnet = file.read_text()
     assert host.daemons[-1].stop() == 0
@@ -37,7 +37,7 @@ def clean_up(host: Host) -> None:
 
 @BACKENDS
 def test_without_the_rules_docker_drops_everything(start_rig: Callable[..., Rig], backend: Backend) -> None:
-    """What the other tests would not show if Docker let everything pass."""
+    """Proves that the other tests are meaningful: Docker does drop these packets."""
     one, other = start_rig(backend.config(), "-iptables-forward-rules=false").containers
     assert not reaches(one, other.address)
 
@@ -70,7 +70,7 @@ def test_a_drop_of_the_operator_in_docker_user_wins(start_rig: Callable[..., Rig
 
 @BACKENDS
 def test_docker_keeps_our_rules_when_it_starts_again(start_rig: Callable[..., Rig], backend: Backend) -> None:
-    """It neither removes one nor has flannelpy put it again."""
+    """Docker removes no rule, so flannelpy has none to restore."""
     rig = start_rig(backend.config(), "-iptables-resync=1")
     host, docker = rig.hosts[0], rig.dockers[0]
     before = rules(host)
@@ -81,8 +81,8 @@ def test_docker_keeps_our_rules_when_it_starts_again(start_rig: Callable[..., Ri
     assert ours(rules(host)) == ours(before)
 
 
-def test_cleanup_leaves_what_docker_has_put(start_rig: Callable[..., Rig]) -> None:
-    """Docker's rules are those that it puts into empty tables without a flannelpy."""
+def test_cleanup_keeps_dockers_rules(start_rig: Callable[..., Rig]) -> None:
+    """Docker's rules are then those that it adds to empty tables without a flannelpy."""
     rig = start_rig(UDP.config())
     host, docker = rig.hosts[0], rig.dockers[0]
     clean_up(host)

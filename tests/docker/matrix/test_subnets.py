@@ -1,4 +1,4 @@
-"""Docker follows when the host gets another subnet."""
+"""Docker follows when its host gets another subnet."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BACKENDS = pytest.mark.parametrize("backend", [UDP, VXLAN, HOST_GW], ids=str)
 
 
 def addresses(docker: Docker) -> list[str]:
-    """Those of docker0."""
+    """Return the addresses of docker0."""
     shown = docker.host.run("ip", "-4", "address", "show", "docker0").stdout
     return re.findall(r"inet (\S+)", shown)
 
 
 @BACKENDS
 def test_a_subnet_that_another_host_took_is_replaced(start_rig: Callable[..., Rig], backend: Backend) -> None:
-    """flannelpy ends with 3; once it and Docker have started again, containers have addresses of the new subnet."""
+    """flannelpy exits with 3; after a restart of both, containers have addresses of the new subnet."""
     rig = start_rig(backend.config())
     host, docker = rig.hosts[0], rig.dockers[0]
     before = host.subnet()
@@ -51,7 +51,7 @@ def test_a_subnet_that_another_host_took_is_replaced(start_rig: Callable[..., Ri
 def test_a_docker0_of_an_earlier_subnet_gets_the_new_address(
     start_rig: Callable[..., Rig], backend: Backend, is_known: bool
 ) -> None:
-    """README has nothing to remove: dockerd changes the address of a bridge that is there.
+    """The manual names nothing to remove: dockerd changes the address of an existing bridge.
 
     "of-another-docker": a bridge that dockerd finds at its first start.
     """
@@ -76,7 +76,7 @@ def test_a_docker0_of_an_earlier_subnet_gets_the_new_address(
 def test_with_live_restore_docker_follows_once_no_container_runs(
     start_rig: Callable[..., Rig], are_stopped: bool
 ) -> None:
-    """Docker ignores --bip while containers run that it has restored; README says to stop them first."""
+    """Docker ignores --bip while containers run that it has restored; the manual says to stop them first."""
     rig = start_rig(UDP.config(), options=["--live-restore"])
     host, docker = rig.hosts[0], rig.dockers[0]
     before, after = host.subnet(), IPv4Network("11.0.250.0/24")
@@ -90,7 +90,7 @@ def test_with_live_restore_docker_follows_once_no_container_runs(
 
 
 def test_containers_follow_another_mtu(start_rig: Callable[..., Rig]) -> None:
-    """All hosts change over from udp to vxlan, and Docker is started again."""
+    """All hosts change from udp to vxlan, and Docker is restarted."""
     rig = start_rig(UDP.config())
     rig.lab.etcd_request("PUT", f"{ETCD_PREFIX}/config", value=VXLAN.config())
     for host in rig.hosts:

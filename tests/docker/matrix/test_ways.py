@@ -1,6 +1,7 @@
-"""Who reaches whom with real Docker, and who sees which address: by every backend, with and without -ip-masq.
+"""Which containers and hosts reach each other with real Docker, and which source address they see: with every backend,
+with and without -ip-masq.
 
--ip-masq gives what comes from outside of the network the address of the receiver's bridge, as the original does.
+-ip-masq replaces a source outside of the network by the address of the receiver's bridge, as the original does.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from support.docker_rig import OUTSIDE, Rig, assert_connected, reaches, rig, see
 
 DIRECT = json.dumps({"Network": str(NETWORK), "Backend": {"Type": "vxlan", "DirectRouting": True}})
 CONFIGS = {**{str(backend): backend.config() for backend in (UDP, VXLAN, HOST_GW)}, "direct": DIRECT}
-#: Those that reach other hosts by their public IPs.
+#: The backends that reach other hosts by their public IPs.
 PLAIN_ROUTES = ("host-gw", "direct")
 
 
 class Setting(NamedTuple):
-    """Of one rig; ``published`` is a container whose port 80 is its host's 8080."""
+    """The containers of one rig; ``published`` is a container whose port 80 is its host's 8080."""
 
     backend: str
     is_masquerading: bool
@@ -33,11 +34,11 @@ class Setting(NamedTuple):
 
     @property
     def sender_address(self) -> IPv4Address:
-        """From which the first host itself sends into the network."""
+        """Return the address from which the first host itself sends into the network."""
         return tunnel_address(self.rig.hosts[0], "host-gw" if self.backend in PLAIN_ROUTES else self.backend)
 
     def seen(self, address: IPv4Address) -> IPv4Address:
-        """What a container of the second host sees in place of an address."""
+        """Return the address that a container of the second host sees in place of ``address``."""
         is_inside = address in NETWORK or not self.is_masquerading
         return address if is_inside else self.rig.hosts[1].subnet()[1]
 
@@ -70,7 +71,7 @@ def test_a_host_reaches_containers_of_the_other(setting: Setting) -> None:
 
 
 def test_a_container_sees_the_container_that_connects_or_its_host(setting: Setting) -> None:
-    """Where Docker masquerades, containers have the address of their host there."""
+    """If Docker masquerades, the receiver sees the address of the sender's host."""
     one, other = setting.rig.containers
     expected = one.address if setting.is_masquerading else setting.sender_address
     assert seen_source(one, other, other.address) == expected
