@@ -44,11 +44,14 @@ class LogLimit:
         self._level = logging.INFO  # highest of the omitted messages
         self._reported_at = 0.0
 
-    def message(self, level: int, text: str, now: float) -> None:
-        """Log ``text`` at ``now`` (seconds), or count it for the next report."""
+    def message(self, level: int, text: str, now: float, stacklevel: int = 1) -> None:
+        """Log ``text`` at ``now`` (seconds), or count it for the next report.
+
+        ``stacklevel``: how many frames up the caller is whose file and line the record names.
+        """
         self.report(now)
         if not self._skipped and self._take(now):
-            self._log.log(level, "%s", text, stacklevel=2)
+            self._log.log(level, "%s", text, stacklevel=stacklevel + 1)
         else:
             self._reported_at = self._reported_at if self._skipped else now
             self._level = max(self._level, level) if self._skipped else level
@@ -89,7 +92,7 @@ class FailureLog:
         """
         if not self._causes.is_new(str(cause)):
             return False
-        self._limit.message(level, line or f"{self._what_fails}: {cause}", time.monotonic())
+        self._limit.message(level, line or f"{self._what_fails}: {cause}", time.monotonic(), stacklevel=2)
         return True
 
     def recovered(self) -> bool:

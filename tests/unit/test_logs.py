@@ -154,6 +154,11 @@ def test_of_what_alternates_little_is_logged(caplog: pytest.LogCaptureFixture, c
     assert caplog.messages[-1].endswith(" more in the last two minutes")
 
 
+def test_a_failure_is_logged_with_the_place_where_it_happened(caplog: pytest.LogCaptureFixture) -> None:
+    FailureLog(logging.getLogger("flannelpy"), "Watch subnets").failed("no leader")
+    assert [record.filename for record in caplog.records] == ["test_logs.py"]
+
+
 def test_a_failure_is_logged_once_for_each_cause_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
     failures = FailureLog(logging.getLogger("flannelpy"), "Watch subnets")
     causes = "refused", "refused", "no answer", "no answer", "refused"
