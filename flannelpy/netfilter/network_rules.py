@@ -146,43 +146,43 @@ def accept_forwarded_line(network: IPv4Network, subnet: IPv4Network, peer: IPv4A
     return f"-A {chain_name(ACCEPT, network)} -s {peer}/32 -d {subnet} -i {device} -j ACCEPT\n".encode()
 
 
-def accept_forwarded(
-    network: IPv4Network,
-    subnet: IPv4Network,
-    forwarding: Forwarding,
-    lines: bytes,
-) -> Chain:
-    """Packets between containers of different hosts pass, whatever the policy of FORWARD is.
+def accept_forwarded(network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, lines: bytes) -> Chain:
+    """Return the chain that accepts packets from containers of other hosts, whatever the policy of FORWARD is.
 
-    The jumps come last, so that rules of Docker's user and of an operator decide first.  ``lines``: one rule for each
-    host that masquerades.  What leaves must not come from the external interface: another machine on the link could
-    forge a source, and have this host carry its packets into the network.
+    The jumps come last, so that rules of an operator, in DOCKER-USER and in FORWARD, decide first.  An ACCEPT in
+    DOCKER-USER precedes Docker's isolation, so each rule names the subnet and a device that leads to other hosts.
+    ``lines``: one rule for each host that masquerades.
     """
-    before, after = [], []
-    for device in forwarding.devices:
-        before += [
-            f"-s {network} -d {subnet} -i {device} -j ACCEPT",
-            f"-s {network} -d {network} ! -i {forwarding.external} -o {device} -j ACCEPT",
-        ]
-    if forwarding.masquerading:
-        after.append(f"-s {subnet} ! -i {forwarding.external} -o {forwarding.masquerading} {_REPLY} -j ACCEPT")
     name = chain_name(ACCEPT, network)
+    rules = [f"-s {network} -d {subnet} -i {device} -j ACCEPT" for device in forwarding.devices]
     jumps = (Jump(DOCKER_USER, "", Place.LAST), Jump("FORWARD", "", Place.LAST))
-    return Chain(name, _rules(name, before) + lines + _rules(name, after), jumps)
+    return Chain(name, _rules(name, rules) + lines, jumps)
 
 
 def accept_outward(
-    network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, others: Iterable[IPv4Network]
+    network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, others: Iterable[str] = ()
 ) -> Chain:
-    """With -ip-masq, packets from containers here to the world outside pass, and answers, where FORWARD drops.
+    """Return the chain that accepts packets of containers here to other hosts, where the policy of FORWARD drops.
 
-    Only FORWARD has a jump, which comes last: in DOCKER-USER these rules would decide before Docker keeps its networks
-    apart.  ``others``: the other networks of this daemon, which are not outside.
+    Only FORWARD has a jump, which comes last: Docker accepts what leaves by its own bridge.  In DOCKER-USER, a
+    container that Docker isolates could send into the network with a forged source.  Packets from the external
+    interface are not accepted, because another machine on the link could forge a source as well.
+    ``others``: further rules, those of ``outside``.
     """
-    name = chain_name(OUTWARD, network)
-    rules = [f"-s {subnet} -d {other} -j RETURN" for other in others]
-    rules += [f"-s {subnet} ! -d {network} ! -i {forwarding.external} -j ACCEPT", f"-d {subnet} {_REPLY} -j ACCEPT"]
-    return Chain(name, _rules(name, rules), (Jump("FORWARD", "", Place.LAST),))
+    name, external = chain_name(OUTWARD, network), forwarding.external
+    rules = [f"-s {subnet} -d {network} ! -i {external} -o {device} -j ACCEPT" for device in forwarding.devices]
+    if forwarding.masquerading:
+        rules.append(f"-s {subnet} ! -i {external} -o {forwarding.masquerading} {_REPLY} -j ACCEPT")
+    return Chain(name, _rules(name, [*rules, *others]), (Jump("FORWARD", "", Place.LAST),))
+
+
+def outside(network: IPv4Network, subnet: IPv4Network, external: str, others: Iterable[IPv4Network]) -> list[str]:
+    """Return the rules for -ip-masq: packets of containers here to destinations outside of the network, and replies.
+
+    ``others``: the other networks of this daemon, which are not outside.
+    """
+    inside = [f"-s {subnet} -d {other} -j RETURN" for other in others]
+    return [*inside, f"-s {subnet} ! -d {network} ! -i {external} -j ACCEPT", f"-d {subnet} {_REPLY} -j ACCEPT"]
 
 
 def _rules(name: str, rules: Iterable[str]) -> bytes:
@@ -376,11 +376,12 @@ class NetworkRules:
         if forwarding is None:
             return []
         about_peers = self._about_peers.accept_forwarded.text()
-        chains = [accept_forwarded(self.network, self._subnet, forwarding, about_peers)]
-        if self.is_masqueraded:
-            others = [network for network in networks if network != self.network]
-            chains.append(accept_outward(self.network, self._subnet, forwarding, others))
-        return chains
+        others = [network for network in networks if network != self.network]
+        to_outside = outside(self.network, self._subnet, forwarding.external, others) if self.is_masqueraded else ()
+        return [
+            accept_forwarded(self.network, self._subnet, forwarding, about_peers),
+            accept_outward(self.network, self._subnet, forwarding, to_outside),
+        ]
 
     def _forwarding(self) -> Forwarding | None:
         return self._carrier.forwarding if self._is_forwarded else None

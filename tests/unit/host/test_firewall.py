@@ -433,7 +433,7 @@ def test_a_flush_is_one_line_for_each_table_with_the_purpose_of_what_was_interru
         for chain in ("DOCKER-USER", "FORWARD", "FLANNEL-A-11.1.0.0/16"):
             world.tables.tables["filter"][chain].clear()
         await asyncio.sleep(10)
-        assert world.firewall.repairs[""] == 4
+        assert world.firewall.repairs[""] == 5
 
     live(story)
     raw, filter_ = (message for message in caplog.messages if message.startswith("Restored iptables"))
@@ -442,8 +442,8 @@ def test_a_flush_is_one_line_for_each_table_with_the_purpose_of_what_was_interru
         "the way past Docker's rules for containers was interrupted"
     )
     assert filter_ == (
-        "Restored iptables chain FLANNEL-A-11.1.0.0/16 in table filter: it was changed and 2 more changes; "
-        "forwarding of packets of containers was interrupted"
+        "Restored iptables chains FLANNEL-A-11.1.0.0/16, FLANNEL-O-11.1.0.0/16 in table filter: it was changed and 2 "
+        "more changes; forwarding of packets of containers was interrupted"
     )
 
 
