@@ -16,6 +16,10 @@ from typing import NamedTuple
 _RETURN = b" -j RETURN\n"
 # What iptables-save prints between ``-A CHAIN`` and the target of a rule that holds for all packets: comments at most.
 _COMMENTS = rb"(?: -m comment --comment (?:\"(?:[^\"\\]|\\.)*\"|[^\" ]+))*"
+# iptables-save escapes quotes and backslashes inside of a text in quotes, but no line end.
+_QUOTED = re.compile(rb' "(?:[^"\\]|\\.)*"?', re.DOTALL)
+# Stands for a line end in quotes: no rule can contain it.
+_QUOTED_LINE_END = b"\0"
 # More than this without a line end is not what iptables-save prints.
 _LONGEST_LINE = 1 << 20
 _END_BYTES = 200
@@ -101,7 +105,7 @@ class Listing:
 
     def feed(self, chunk: bytes) -> None:
         """Take the next part of the output.  Raises ValueError when it cannot come from iptables-save."""
-        data = self._rest + chunk
+        data = _one_line_per_rule(self._rest + chunk)
         end = data.rfind(b"\n") + 1
         lines, self._rest = data[:end], data[end:]
         if len(self._rest) > _LONGEST_LINE:
@@ -153,7 +157,7 @@ class Listing:
             chain = rest.partition(b" ")[0]
             if chain in self._names:
                 self.rules.setdefault(chain, []).append(line)
-            if (target := _target(line)) in self._names:
+            if (target := _target(line)) in self._names and _QUOTED_LINE_END not in line:
                 self._jumps.append((offset, line, target))
 
 
@@ -205,6 +209,12 @@ class _Hook:
             return
         self._rules += lines.count(b"\n" + self._prefix) + lines.startswith(self._prefix)
         self.last_number = self._rules - ours_behind
+
+
+def _one_line_per_rule(data: bytes) -> bytes:
+    if b'"' not in data:
+        return data
+    return _QUOTED.sub(lambda quoted: quoted[0].replace(b"\n", _QUOTED_LINE_END), data)
 
 
 def _lines_with(data: bytes, text: bytes) -> Iterator[tuple[int, bytes]]:

@@ -262,3 +262,70 @@ def test_chunks_end_anywhere() -> None:
     for chunk in random.Random(1).sample(range(1, 200), 20):
         assert listed(text, chunk).jumps(NAME.encode()) == whole_listing.jumps(NAME.encode())
         assert listed(text, chunk).rules == whole_listing.rules
+
+
+# Comments of several lines
+
+#: What an operator may write into a comment, as iptables-save prints it.
+COMMENTS = [
+    "a\nb",
+    f"a\n-A POSTROUTING -j {NAME}\nb",
+    f"\n-A {NAME} -j DROP\n",
+    "\n-A POSTROUTING -j RETURN\n",
+    "COMMIT\n*nat\n:POSTROUTING ACCEPT [0:0]",
+    f"\n:{NAME} - [0:0]\n",
+    f'said \\"\n-A OUTPUT -j {NAME}\n\\"\\\\',
+    "\n",
+]
+
+
+def foreign_rules(comment: str) -> list[str]:
+    return [
+        f'-p tcp -m comment --comment "{comment}" -j ACCEPT',
+        f'-m comment --comment "{comment}" -m mark --mark 0x1',
+    ]
+
+
+@pytest.mark.parametrize("comment", COMMENTS)
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 16])
+def test_a_line_inside_quotes_is_no_rule(comment: str, chunk: int) -> None:
+    tables = whole()
+    nat = tables.tables["nat"]
+    for hook in ("POSTROUTING", "OUTPUT", "DOCKER"):
+        nat.setdefault(hook, []).extend(foreign_rules(comment))
+    assert repair(tables, chunk).text("nat") == b""
+    assert listed(tables.text("nat"), chunk).is_complete
+
+
+@pytest.mark.parametrize("comment", COMMENTS)
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 16])
+def test_a_rule_of_several_lines_counts_once_where_a_jump_stands_last(comment: str, chunk: int) -> None:
+    for before in (foreign_rules(comment), [*foreign_rules(comment), f'-m comment --comment "{comment}" -j RETURN']):
+        tables = FakeTables()
+        for hook in ("DOCKER-USER", "FORWARD"):
+            tables.tables["filter"][hook] = list(before)
+        tables.apply(repair_last(tables, chunk).text("filter").decode())
+        for hook in ("DOCKER-USER", "FORWARD"):
+            assert tables.tables["filter"][hook] == [*before[:2], f"-j {NAME}", *before[2:]]
+        assert repair_last(tables, chunk).text("filter") == b""
+
+
+@pytest.mark.parametrize("comment", COMMENTS)
+def test_a_jump_with_a_comment_of_several_lines_stays_because_no_command_can_name_it(comment: str) -> None:
+    tables = whole()
+    tables.tables["nat"]["POSTROUTING"].append(f'-m comment --comment "{comment}" -j {NAME}')
+    assert repair(tables).text("nat") == b""
+
+
+def test_a_quote_that_does_not_end_is_no_listing() -> None:
+    listing = listed(f'*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -m comment --comment "{RULES.decode()}COMMIT\n')
+    assert not listing.is_complete
+    with pytest.raises(ValueError, match="a line without an end"):
+        listing.feed(b"x\n" * (1 << 20))
+
+
+@pytest.mark.parametrize("rule", ['-m set --match-set a"b src -j ACCEPT', '-m comment --comment 5\\" -j ACCEPT'])
+def test_a_quote_inside_a_word_opens_nothing(rule: str) -> None:
+    tables = whole()
+    tables.tables["nat"]["POSTROUTING"] += [rule, "-j ACCEPT"]
+    assert repair(tables).text("nat") == b""
