@@ -10,20 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import shutil
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Network
 from typing import Never
 
 from flannelpy import logs
 from flannelpy.errors import HostError, one_line
+from flannelpy.host import firewall_tables
 from flannelpy.host.forward_check import ForwardCheck
 from flannelpy.linux import accept_local, conntrack, iptables
-from flannelpy.marks import CHAIN_PREFIX
-from flannelpy.netfilter import docker_chains, network_rules
-from flannelpy.netfilter.network_rules import KINDS, PURPOSES, NetworkRules
+from flannelpy.netfilter import network_rules
+from flannelpy.netfilter.network_rules import KINDS, NetworkRules
 from flannelpy.netfilter.obstacles import Traffic
 from flannelpy.netfilter.ruleset import Chain, Fault, Repair
 from flannelpy.report import FirewallReport
@@ -45,14 +44,6 @@ def _accept_local_of(device: str) -> str:
     return f"accept_local of {device}"
 
 
-def _purpose(table: str, chain: str) -> str:
-    """What a chain is for; in raw, each kind of chain has a purpose of its own."""
-    if table != "raw":
-        return PURPOSES[table]
-    zone, accept = PURPOSES[table].split(", and ")
-    return zone if chain.startswith(f"{CHAIN_PREFIX}-{network_rules.ZONE}-") else accept
-
-
 class Firewall:
     """Networks are known by their names; ``repairs`` counts for each what another program had changed."""
 
@@ -66,6 +57,7 @@ class Firewall:
         self._unchecked: set[str] = set()  # tables that may hold chains of earlier runs
         self._problems: dict[str, str] = {}
         self._futile: dict[str, tuple[bytes, float]] = {}
+        self._moves = logs.LogLimit(log, "Restored iptables chains that had moved", burst=5)
         self._is_tracking = False
         self._traffic: dict[str, Traffic] = {}
         self._on_check: dict[str, Callable[[], None]] = {}
@@ -118,7 +110,7 @@ class Firewall:
             log.info("Adding iptables rule: %s", rule)
         async with self._busy:
             try:
-                if text := (await _compare("nat", [chain], [], rules.networks)).text("nat"):
+                if text := (await firewall_tables.compare("nat", [chain], [], rules.networks)).text("nat"):
                     await iptables.restore(text)
             except HostError as error:
                 raise HostError(f"-ip-masq cannot put its rules: {error}; without -ip-masq none are needed") from error
@@ -176,7 +168,7 @@ class Firewall:
             self._recovered(_TABLES)
             return
         tables = f"table{'s' if len(failed) > 1 else ''} {', '.join(failed)}"
-        missing = "; ".join(PURPOSES[table] for table in failed)
+        missing = "; ".join(map(network_rules.purposes, failed))
         docker = "; Docker's rules may drop packets of containers" if "filter" in failed else ""
         error = next(iter(failed.values()))
         cause = re.sub(r" -t \w+", "", str(error))  # the same for each table
@@ -235,23 +227,35 @@ class Firewall:
                 return error
             self._unchecked.discard(table)
             return None
-        self._unchecked.discard(table)
         for name, chains in wanted.items():
             if name in self._networks:
                 self._report(name, table, chains, repair.faults)
-        for name in repair.removed:
-            log.info("Removed iptables chain %s of an earlier run in table %s", name, table)
+        _log_removed(repair, table, "")
+        if table in self._unchecked:
+            await self._remove_from_other_flavour(table)
+        self._unchecked.discard(table)
         return None
+
+    async def _remove_from_other_flavour(self, table: str) -> None:
+        """Remove the chains of a run for which ``iptables`` was of the other flavour: they act beside the new ones."""
+        flavour = iptables.other_flavour()
+        if not flavour or not iptables.may_exist(table, flavour):
+            return
+        names = {name for each in self._networks.values() for name in each.leftovers(table)}
+        try:
+            _log_removed(await firewall_tables.remove_chains(table, names, (), flavour), table, flavour)
+        except HostError as error:
+            log.debug("Cannot look for chains of earlier runs: %s", error)
 
     async def _repair(self, table: str, chains: Sequence[Chain]) -> Repair:
         """Compare, repair, and see that it had an effect; what was repaired.  Raises HostError."""
         networks = {network for rules in self._networks.values() for network in rules.networks}
         obsolete = self._obsolete(table) - {chain.name for chain in chains}
-        repair = await _compare(table, chains, obsolete, networks if chains else ())
+        repair = await firewall_tables.compare(table, chains, obsolete, networks if chains else ())
         if text := repair.text(table):
             self._refuse_futile(table, text)
             await iptables.restore(text)
-            if (await _compare(table, chains, obsolete, networks if chains else ())).text(table) == text:
+            if (await firewall_tables.compare(table, chains, obsolete, networks if chains else ())).text(table) == text:
                 self._futile[table] = text, asyncio.get_running_loop().time() + _FUTILE_SECONDS
                 self._refuse_futile(table, text)
         self._futile.pop(table, None)
@@ -273,24 +277,19 @@ class Firewall:
         written = [chain.name for chain in chains if self._written.get((table, chain.name)) == chain]
         changed = [fault for fault in faults if fault.chain in written]
         if changed:
-            names = list(dict.fromkeys(fault.chain for fault in changed))
-            what = list(dict.fromkeys(fault.what for fault in changed))
-            more = f" and {len(what) - 1} more changes" if len(what) > 1 else ""
-            purposes = ", and ".join(dict.fromkeys(_purpose(table, chain) for chain in names))
-            self._count(
-                name,
-                f"Restored iptables chain{'s' if len(names) > 1 else ''} {', '.join(names)} in table {table}: "
-                f"{what[0]}{more}; {purposes} was interrupted",
-                len(changed),
-            )
+            is_interrupted = any(fault.interrupts for fault in changed)
+            self._count(name, _describe(table, changed), len(changed), is_urgent=is_interrupted)
             for fault in changed:
                 log.debug("Restored %s in table %s: %s", fault.chain, table, fault.what)
         for chain in chains:
             self._written[table, chain.name] = chain
 
-    def _count(self, name: str, message: str, repairs: int = 1) -> None:
+    def _count(self, name: str, message: str, repairs: int = 1, *, is_urgent: bool = True) -> None:
         token = logs.network.set(name)
-        log.warning("%s", message)
+        if is_urgent:
+            log.warning("%s", message)
+        else:  # another program may also keep its rules last, and change them back each second
+            self._moves.message(logging.INFO, message, time.monotonic())
         logs.network.reset(token)
         self.repairs[name] += repairs
         self._on_repair[name]()
@@ -306,56 +305,19 @@ class Firewall:
             log.info("%s is guarded again", what)
 
 
-async def remove(network: IPv4Network) -> list[str]:
-    """Remove all that flannelpy, or flanneld, has put for a network, and nothing else; what it was.
-
-    Each table is tried.  Raises HostError if one fails.
-    """
-    removed: list[str] = []
-    failed: list[HostError] = []
-    for table in KINDS if shutil.which("iptables-save") else ():
-        try:
-            repair = await _compare(table, [], network_rules.names(table, network), [network])
-            if text := repair.text(table):
-                await iptables.restore(text)
-        except HostError as error:
-            failed.append(error)
-        else:
-            removed += [f"iptables rule: {rule}" for rule in repair.removed_rules()]
-            removed += [f"iptables chain {name} in table {table}" for name in repair.removed]
-    if failed:
-        raise failed[0]
-    return removed
+def _describe(table: str, faults: Sequence[Fault]) -> str:
+    """Return the line about changes that were restored; of those to one table, it names the first."""
+    names = list(dict.fromkeys(fault.chain for fault in faults))
+    what = list(dict.fromkeys(fault.what for fault in sorted(faults, key=lambda fault: not fault.interrupts)))
+    more = f" and {len(what) - 1} more changes" if len(what) > 1 else ""
+    interrupted = list(dict.fromkeys(fault.chain for fault in faults if fault.interrupts))
+    effect = "was interrupted" if interrupted else "was not interrupted"
+    return (
+        f"Restored iptables chain{'s' if len(names) > 1 else ''} {', '.join(names)} in table {table}: "
+        f"{what[0]}{more}; {network_rules.purposes(table, interrupted or names)} {effect}"
+    )
 
 
-async def chains() -> list[str]:
-    """The iptables chains of any network, each with its table.  Raises HostError."""
-    found: list[str] = []
-    for table in KINDS if shutil.which("iptables-save") else ():
-        listing = network_rules.listing(table, [], [])
-        await iptables.save(table, listing)
-        found += [f"iptables chain {name.decode()} in table {table}" for name in listing.own_chains]
-    return found
-
-
-async def _compare(
-    table: str,
-    chains: Sequence[Chain],
-    obsolete: Iterable[str],
-    networks: Iterable[IPv4Network],
-) -> Repair:
-    """What a table lacks; also what flanneld has put for ``networks``.  Raises HostError."""
-    names = {chain.name for chain in chains}.union(obsolete)
-    listing = network_rules.listing(table, names, networks)
-    await iptables.save(table, listing)
-    repair = Repair()
-    for chain in chains:
-        repair.keep(listing, chain)
-    for name in sorted(obsolete):
-        repair.remove(listing, name)
-    if table == "filter":
-        (docker_chains.keep if chains else docker_chains.remove)(listing, repair)
-    if table == "nat":
-        for network in networks:
-            network_rules.remove_shared(listing, repair, network)
-    return repair
+def _log_removed(repair: Repair, table: str, flavour: str) -> None:
+    for name in repair.removed:
+        log.info("Removed %s chain %s of an earlier run in table %s", firewall_tables.program(flavour), name, table)

@@ -1,4 +1,4 @@
-"""The iptables rules that flannelpy puts for a network, and those that flanneld has left for it.  Pure.
+"""The iptables rules that flannelpy adds for a network.  Pure.
 
 Each network has chains of its own, so that two networks, or two daemons, never replace each other's rules.
 Counterpart: network/ipmasq.go, whose one chain FLANNEL is shared by all networks.
@@ -6,27 +6,28 @@ Counterpart: network/ipmasq.go, whose one chain FLANNEL is shared by all network
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple, Protocol
 
 from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.marks import CHAIN_PREFIX, CONNTRACK_ZONE, OWN_CHAIN
-from flannelpy.netfilter import docker_chains
+from flannelpy.netfilter import docker_chains, flanneld_rules
 from flannelpy.netfilter.docker_chains import DOCKER_USER
-from flannelpy.netfilter.ruleset import Chain, Jump, Listing, Place, Repair
+from flannelpy.netfilter.ruleset import Chain, Jump, Listing, Place
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 
 MASQUERADE, DROP, ZONE, ACCEPT, OUTWARD = "M", "D", "Z", "A", "O"
-#: The kinds of chains that a network may have in each table.
-KINDS = {"nat": (MASQUERADE,), "mangle": (DROP,), "raw": (ZONE, ACCEPT), "filter": (ACCEPT, OUTWARD)}
-#: What the chains of a table are for.
-PURPOSES = {
-    "nat": "masquerading of containers",
-    "mangle": "the protection against datagrams that containers send in the name of this host",
-    "raw": "the protection of the ports of this host's datagrams, and the way past Docker's rules for containers",
-    "filter": "forwarding of packets of containers",
+_FORWARDING = "forwarding of packets of containers"
+#: The kinds of chains that a network may have in each table, and what each is for.
+KINDS = {
+    "nat": {MASQUERADE: "masquerading of containers"},
+    "mangle": {DROP: "the protection against datagrams that containers send in the name of this host"},
+    "raw": {
+        ZONE: "the protection of the ports of this host's datagrams",
+        ACCEPT: "the way past Docker's rules for containers",
+    },
+    "filter": {ACCEPT: _FORWARDING, OUTWARD: _FORWARDING},
 }
 #: The chains that have jumps to ours.
 HOOKS = {
@@ -37,19 +38,17 @@ HOOKS = {
 }
 
 _REPLY = "-m conntrack --ctstate RELATED,ESTABLISHED"
-# The chain of flanneld v0.5.5 and of early flannelpy, for all networks.
-_SHARED = CHAIN_PREFIX
-_SHARED_JUMP = f"-A POSTROUTING -j {_SHARED}\n".encode()
-# flanneld's rules that name no network: they belong to the last network that has a jump.
-_UNNAMED = re.compile(
-    rb"-A %b (! -d 224\.0\.0\.0/4 -j MASQUERADE|-d 224\.0\.0\.0/4 -j ACCEPT|! -o flannel\d+ -j MASQUERADE)\n"
-    % _SHARED.encode()
-)
 
 
 def chain_name(kind: str, network: IPv4Network) -> str:
     """At most 28 characters, the limit of iptables-legacy."""
     return f"{CHAIN_PREFIX}-{kind}-{network}"
+
+
+def purposes(table: str, chains: Iterable[str] = ()) -> str:
+    """Return what these chains of a table are for; without any, what all of them are for."""
+    kinds = [name.split("-")[1] for name in chains] or KINDS[table]
+    return ", and ".join(dict.fromkeys(KINDS[table][kind] for kind in kinds))
 
 
 def names(table: str, network: IPv4Network) -> list[str]:
@@ -64,9 +63,9 @@ def listing(
 ) -> Listing:
     """An empty listing for these chains, and for what flanneld may have put for ``networks``."""
     foreign = docker_chains.NAMES if table == "filter" else ()
-    found = Listing([*names, _SHARED], HOOKS[table], OWN_CHAIN, CHAIN_PREFIX, foreign)
+    found = Listing([*names, flanneld_rules.CHAIN], HOOKS[table], OWN_CHAIN, CHAIN_PREFIX, foreign)
     for network in networks:
-        found.look_for(_entering(network))
+        found.look_for(flanneld_rules.entering(network))
     return found
 
 
@@ -188,43 +187,6 @@ def outside(network: IPv4Network, subnet: IPv4Network, external: str, others: It
 def _rules(name: str, rules: Iterable[str]) -> bytes:
     """The rules of a chain as iptables-save prints them."""
     return "".join(f"-A {name} {rule}\n" for rule in rules).encode()
-
-
-def remove_shared(found: Listing, repair: Repair, network: IPv4Network) -> None:
-    """Remove what flanneld v0.5.5 and early flannelpy have put for a network; rules of other networks stay.
-
-    The chain goes, and its jump, when no rule in it names another network and no jump of another network leads there.
-    """
-    rules, jumps = found.rules.get(_SHARED.encode()), [jump.line for jump in found.jumps(_SHARED.encode())]
-    ours = _shared_lines(network)
-    kept = [line for line in [*(rules or ()), *jumps] if line not in ours]
-    goes = rules is not None and all(line == _SHARED_JUMP or _UNNAMED.fullmatch(line) for line in kept)
-    for line in found.found:
-        if line == _entering(network):
-            repair.remove_rule(line)
-    if goes:
-        repair.remove(found, _SHARED)
-    else:
-        for line in [*(rules or ()), *jumps]:
-            if line in ours:
-                repair.remove_rule(line)
-
-
-def _shared_lines(network: IPv4Network) -> Collection[bytes]:
-    """The rules in and to the chain FLANNEL that name the network."""
-    rules = [
-        f"POSTROUTING -s {network} -j {_SHARED}",
-        f"{_SHARED} -d {network} -j ACCEPT",
-        f"{_SHARED} -s {network} -d {network} -j RETURN",
-        f"{_SHARED} -s {network} ! -d 224.0.0.0/4 -j MASQUERADE",
-        f"{_SHARED} ! -s {network} -d {network} -j MASQUERADE",
-    ]
-    return {f"-A {rule}\n".encode() for rule in rules}
-
-
-def _entering(network: IPv4Network) -> bytes:
-    """The fourth rule of flanneld."""
-    return f"-A POSTROUTING ! -s {network} -d {network} -j MASQUERADE\n".encode()
 
 
 class Carrier(Protocol):
@@ -386,8 +348,12 @@ class NetworkRules:
     def _forwarding(self) -> Forwarding | None:
         return self._carrier.forwarding if self._is_forwarded else None
 
+    def leftovers(self, table: str) -> set[str]:
+        """Return all chains that earlier runs may have left in one table."""
+        return {name for network in self.networks for name in names(table, network)}
+
     def obsolete(self, table: str) -> set[str]:
         """The chains of one table that may be there, but for a list of peers while the leases are unknown."""
-        found = {name for network in self.networks for name in names(table, network)}
+        found = self.leftovers(table)
         is_unknown = self._peers is None and self.datagrams is not None
         return found - ({chain_name(DROP, self.network)} if is_unknown else set())

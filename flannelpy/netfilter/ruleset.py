@@ -56,17 +56,19 @@ class Chain(NamedTuple):
 
 
 class FoundJump(NamedTuple):
-    """A jump in a listing, and the places in its hook that it has."""
+    """A jump in a listing, and the places in its hook that it has; no packet reaches those behind a RETURN for all."""
 
     line: bytes
     places: frozenset[Place]
+    is_reached: bool
 
 
 class Fault(NamedTuple):
-    """What differs from the wanted state of a chain."""
+    """What differs from the wanted state of a chain; ``interrupts``: whether packets missed its rules."""
 
     chain: str
     what: str
+    interrupts: bool = True
 
 
 class Listing:
@@ -133,11 +135,13 @@ class Listing:
 
     def jumps(self, target: bytes) -> list[FoundJump]:
         """All jumps to one chain."""
-        return [FoundJump(line, self._places(line, at)) for at, line, found in self._jumps if found == target]
+        return [self._found(line, at) for at, line, found in self._jumps if found == target]
 
-    def _places(self, line: bytes, at: int) -> frozenset[Place]:
+    def _found(self, line: bytes, at: int) -> FoundJump:
         hook = self._hooks.get(line.split(b" ", 2)[1])
-        return frozenset(Place) if hook is None else hook.places(at)
+        return (
+            FoundJump(line, hook.places(at), hook.is_reached(at)) if hook else FoundJump(line, frozenset(Place), True)
+        )
 
     def last_number(self, hook: str, without: Collection[bytes]) -> int:
         """The number of the rule that is put at place LAST of a hook, once the jumps ``without`` are removed."""
@@ -192,6 +196,10 @@ class _Hook:
         """Those of a jump at an offset."""
         places = {Place.FIRST} if at < self.first else set()
         return frozenset(places | ({Place.LAST} if self.last < at < self._end else set()))
+
+    def is_reached(self, at: int) -> bool:
+        """Whether packets come to a jump at an offset, as far as a RETURN for all packets decides."""
+        return at < self._end
 
     def _first_foreign(self, lines: bytes, offset: int) -> float:
         found = (at for at, line in _lines_that_begin(lines, self._prefix) if not self._own.fullmatch(_target(line)))
@@ -290,10 +298,10 @@ class Repair:
                 self.remove_rule(each.line)
             self._insert(listing, line, jump)
             if present is not None:
-                self.faults.append(Fault(chain.name, f"its jump in {jump.hook} {_fault(found, jump.place)}"))
+                self.faults.append(_fault(chain.name, jump, found))
         for each in jumps:
             if each.line not in wanted:
-                self.faults.append(Fault(chain.name, "another jump led there"))
+                self.faults.append(Fault(chain.name, "another jump led there", interrupts=False))
                 self.remove_rule(each.line)
 
     def _insert(self, listing: Listing, line: bytes, jump: Jump) -> None:
@@ -342,8 +350,15 @@ def _insert(line: bytes, hook: str, number: int) -> bytes:
     return line.replace(f"-A {hook}".encode(), f"-I {hook} {number}".encode(), 1)
 
 
-def _fault(found: Sequence[FoundJump], place: Place) -> str:
-    """What was wrong with a jump."""
-    if len(found) != 1:
-        return "was repeated" if found else "was removed"
-    return "was moved behind foreign rules" if place is Place.FIRST else "no longer stood last"
+def _fault(chain: str, jump: Jump, found: Sequence[FoundJump]) -> Fault:
+    """Return what is wrong with a jump that was found elsewhere, or not exactly once."""
+    what = f"its jump in {jump.hook}"
+    if not found:
+        return Fault(chain, f"{what} was removed")
+    if not any(each.is_reached for each in found):
+        return Fault(chain, f"{what} was moved behind a RETURN for all packets")
+    if len(found) > 1:
+        return Fault(chain, f"{what} was repeated", interrupts=False)
+    if jump.place is Place.FIRST:
+        return Fault(chain, f"{what} was moved behind foreign rules")
+    return Fault(chain, f"{what} no longer stood last", interrupts=False)

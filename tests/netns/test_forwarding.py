@@ -221,4 +221,4 @@ def test_removed_rules_are_restored_and_counted(lone: Host) -> None:
     for change in ("-F FORWARD", "-F DOCKER-USER", "-t raw -F", f"-F {NAME}", "-A FORWARD -p tcp -j ACCEPT"):
         lone.run("iptables", *change.split())
         wait_for(lambda: [rule for rule in rules(lone) if "-p tcp" not in rule] == before, 5, f"repair of {change}")
-    daemon.wait_for_log("Restored iptables chain FLANNEL-A.*its jump in FORWARD no longer stood last", 5)
+    daemon.wait_for_log("Restored iptables chains? FLANNEL-A.*its jump in FORWARD no longer stood last", 5)

@@ -169,8 +169,8 @@ def test_masquerading_and_the_guard_do_not_put_the_same_rules_twice(
     async def story(world: World) -> None:
         save = world.tables.save
 
-        async def slow(table: str, listing: Listing) -> None:
-            await save(table, listing)
+        async def slow(table: str, listing: Listing, flavour: str = "") -> None:
+            await save(table, listing, flavour)
             await asyncio.sleep(0.5)
 
         monkeypatch.setattr("flannelpy.linux.iptables.save", slow)
@@ -447,6 +447,104 @@ def test_a_flush_is_one_line_for_each_table_with_the_purpose_of_what_was_interru
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "what", "is_interrupted"),
+    [
+        (lambda rules: rules.append("-j DROP"), "its jump in FORWARD no longer stood last", False),
+        (lambda rules: rules.append(rules[0]), "its jump in FORWARD was repeated", False),
+        (lambda rules: rules.insert(0, f"-p tcp -j FLANNEL-A-{BLUE}"), "another jump led there", False),
+        (lambda rules: rules.insert(0, "-j RETURN"), "its jump in FORWARD was moved behind a RETURN for all", True),
+        (lambda rules: rules.clear(), "its jump in FORWARD was removed", True),
+    ],
+)
+def test_only_what_packets_missed_was_interrupted(
+    live: Life, caplog: pytest.LogCaptureFixture, change: Callable[[list[str]], None], what: str, is_interrupted: bool
+) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE, None, forwarding=Forwarding(["flannel0"], "eth1"))
+        await asyncio.sleep(10)
+        caplog.clear()
+        change(world.tables.tables["filter"]["FORWARD"])
+        await asyncio.sleep(6)
+        assert world.firewall.repairs[""] > 0
+
+    live(story)
+    [record] = [record for record in caplog.records if record.getMessage().startswith("Restored iptables chain")]
+    assert what in record.getMessage()
+    assert record.levelname == ("WARNING" if is_interrupted else "INFO")
+    end = "was interrupted" if is_interrupted else "was not interrupted"
+    assert record.getMessage().endswith(f"forwarding of packets of containers {end}")
+
+
+def test_a_program_that_keeps_its_rules_last_as_well_does_not_fill_the_log(
+    live: Life, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: asyncio.get_event_loop().time())
+
+    async def story(world: World) -> None:
+        world.add("", BLUE, None, forwarding=Forwarding(["flannel0"], "eth1"))
+        await asyncio.sleep(10)
+        caplog.clear()
+        for _ in range(120):
+            forward = world.tables.tables["filter"]["FORWARD"]
+            forward[:] = [rule for rule in forward if rule != "-j KUBE"] + ["-j KUBE"]
+            await asyncio.sleep(5)
+        assert world.firewall.repairs[""] >= 200
+
+    live(story)
+    restored = [message for message in caplog.messages if message.startswith("Restored iptables chain")]
+    assert 5 < len(restored) < 12
+    assert restored[5].startswith("Restored iptables chains that had moved: ")
+    caplog.clear()
+
+
+def test_what_an_earlier_run_left_in_the_other_flavour_of_iptables_goes(
+    live: Life, tables: FakeTables, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such chains act beside the new ones, and another program's DROP in that flavour is not looked for there."""
+    other = tables.other = FakeTables()
+    for network in (BLUE, OLD, GREEN):
+        other.tables["filter"][f"FLANNEL-A-{network}"] = [f"-s {network} -j ACCEPT"]
+        other.tables["filter"]["FORWARD"].append(f"-j FLANNEL-A-{network}")
+    other.tables["mangle"][f"FLANNEL-D-{BLUE}"] = ["-d 172.17.8.102/32 -j DROP"]
+    other.tables["mangle"]["FORWARD"] = [f"-p udp -j FLANNEL-D-{BLUE}", "-p tcp -j ACCEPT"]
+    del other.tables["raw"]
+
+    async def story(world: World) -> None:
+        world.add("", BLUE, previous=OLD, forwarding=Forwarding(["flannel0"], "eth1"))
+        await asyncio.sleep(6)
+        assert world.firewall.is_clean
+        assert f"FLANNEL-A-{BLUE}" in world.tables.tables["filter"]
+        saved = len(other.saved)
+        await asyncio.sleep(20)
+        assert len(other.saved) == saved
+
+    live(story)
+    assert other.tables["filter"]["FORWARD"] == [f"-j FLANNEL-A-{GREEN}"]
+    assert other.tables["mangle"] == {**FakeTables().tables["mangle"], "FORWARD": ["-p tcp -j ACCEPT"]}
+    assert [message for message in caplog.messages if "legacy" in message] == [
+        f"Removed iptables-legacy chain FLANNEL-D-{BLUE} of an earlier run in table mangle",
+        f"Removed iptables-legacy chain FLANNEL-A-{BLUE} of an earlier run in table filter",
+        f"Removed iptables-legacy chain FLANNEL-A-{OLD} of an earlier run in table filter",
+    ]
+
+
+def test_a_flavour_that_fails_does_not_keep_the_guard_from_its_rules(
+    live: Life, tables: FakeTables, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables.other = FakeTables()
+    tables.other.failure = "the kernel has no such tables"
+
+    async def story(world: World) -> None:
+        world.add("", BLUE, forwarding=Forwarding(["flannel0"], "eth1"))
+        await asyncio.sleep(6)
+        assert world.firewall.is_clean
+        assert f"FLANNEL-A-{BLUE}" in world.tables.tables["filter"]
+
+    live(story)
+    assert caplog.messages == []
+
+
 def test_what_stops_packets_is_looked_for_whatever_rules_are_put_and_reported_at_once(live: Life) -> None:
     async def story(world: World) -> None:
         world.add("", BLUE)
@@ -639,9 +737,9 @@ def test_a_network_may_end_while_its_rules_are_checked(
     live: Life, tables: FakeTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story(world: World) -> None:
-        async def save(table: str, listing: Listing) -> None:
+        async def save(table: str, listing: Listing, flavour: str = "") -> None:
             world.firewall.release("blue")
-            await tables.save(table, listing)
+            await tables.save(table, listing, flavour)
 
         world.add("blue", BLUE, forwarding=Forwarding(["flannel0"], "eth1"))
         world.add("green", GREEN, forwarding=Forwarding(["flannel1"], "eth1"))
@@ -671,66 +769,3 @@ def test_a_fault_of_the_guard_ends_nothing_and_is_logged_once(
     assert fault.startswith("Cannot guard iptables rules: Unexpected error in firewall.py:")
     assert "ZeroDivisionError" in fault
     assert again == "The firewall is guarded again"
-
-
-# Removal
-
-
-def test_a_networks_rules_are_removed_and_those_of_others_stay(tables: FakeTables) -> None:
-    async def story() -> None:
-        world = World(tables)
-        for name, network in (("blue", BLUE), ("green", GREEN)):
-            world.add(name, network, is_masqueraded=True)
-            await world.firewall.masquerade(name)
-            world.firewall.apply(name, [])
-        guard = asyncio.create_task(world.firewall.run())
-        await asyncio.sleep(3)
-        guard.cancel()
-        assert await firewall.remove(BLUE) == [
-            "iptables rule: POSTROUTING -j FLANNEL-M-11.1.0.0/16",
-            "iptables chain FLANNEL-M-11.1.0.0/16 in table nat",
-            "iptables rule: PREROUTING ! -d 172.17.8.101/32 -p udp -m udp --dport 8285 -m rpfilter --invert "
-            "-j FLANNEL-D-11.1.0.0/16",
-            *(
-                f"iptables rule: FORWARD -s {source} ! -o flannel0 -p udp -m udp --dport 8285 -j FLANNEL-D-11.1.0.0/16"
-                for source in (GREEN, BLUE)
-            ),
-            "iptables chain FLANNEL-D-11.1.0.0/16 in table mangle",
-            *(
-                f"iptables rule: {hook} -{way} 172.17.8.101/32 -p udp -m udp --sport 8285 --dport 8285 "
-                "-j FLANNEL-Z-11.1.0.0/16"
-                for hook, way in (("PREROUTING", "d"), ("OUTPUT", "s"))
-            ),
-            "iptables chain FLANNEL-Z-11.1.0.0/16 in table raw",
-        ]
-        assert await firewall.remove(BLUE) == []
-        assert await firewall.chains() == [
-            f"iptables chain FLANNEL-{kind}-11.2.0.0/16 in table {table}"
-            for kind, table in (("M", "nat"), ("D", "mangle"), ("Z", "raw"))
-        ]
-        assert len(await firewall.remove(GREEN)) == 9
-        assert tables.tables == FakeTables().tables
-
-    run(story())
-
-
-def test_a_table_that_fails_does_not_keep_the_others(tables: FakeTables, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def save(table: str, listing: object) -> None:
-        if table == "nat":
-            raise HostError("nat failed")
-        await tables.save(table, listing)  # type: ignore[arg-type]
-
-    async def story() -> None:
-        tables.tables["raw"]["FLANNEL-Z-11.1.0.0/16"] = []
-        monkeypatch.setattr("flannelpy.linux.iptables.save", save)
-        with pytest.raises(HostError, match="nat failed"):
-            await firewall.remove(BLUE)
-        assert "FLANNEL-Z-11.1.0.0/16" not in tables.tables["raw"]
-
-    run(story())
-
-
-def test_without_the_command_there_is_nothing_to_remove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert asyncio.run(firewall.remove(BLUE)) == []
-    assert asyncio.run(firewall.chains()) == []

@@ -72,6 +72,11 @@ def test_only_what_is_wrong_is_written() -> None:
     [
         ([], "its jump in POSTROUTING was removed"),
         (["-j ACCEPT", f"-j {NAME}"], "its jump in POSTROUTING was moved behind foreign rules"),
+        (["-j RETURN", f"-j {NAME}"], "its jump in POSTROUTING was moved behind a RETURN for all packets"),
+        (
+            ["-j RETURN", f"-j {NAME}", f"-j {NAME}"],
+            "its jump in POSTROUTING was moved behind a RETURN for all packets",
+        ),
         ([f"-j {OTHER}", "-j FLANNEL", f"-j {NAME}"], "its jump in POSTROUTING was moved behind foreign rules"),
         ([f"-j {NAME}", f"-j {NAME}"], "its jump in POSTROUTING was repeated"),
         ([f"-j {NAME}", f"-p tcp -j {NAME}"], "another jump led there"),
@@ -83,7 +88,7 @@ def test_jumps(rules: list[str], fault: str) -> None:
     nat = tables.tables["nat"]
     nat["POSTROUTING"] = rules
     found = repair(tables)
-    assert found.faults == [Fault(NAME, fault)]
+    assert found.faults == [Fault(NAME, fault, interrupts="repeated" not in fault and "another" not in fault)]
     tables.apply(found.text("nat").decode())
     assert nat is not tables.tables["nat"]
     left = tables.tables["nat"]["POSTROUTING"]
@@ -152,6 +157,11 @@ def test_whatever_is_there_one_repair_is_enough_and_foreign_rules_keep_their_ord
 LAST = Chain(NAME, RULES, (Jump("DOCKER-USER", "", Place.LAST), Jump("FORWARD", "", Place.LAST)))
 
 
+def is_return(rule: str) -> bool:
+    """Whether a rule is a RETURN for all packets: only comments precede the target."""
+    return re.fullmatch(r'(-m comment --comment (\S+|"([^"\\]|\\.)*") )*-j RETURN', rule) is not None
+
+
 def repair_last(tables: FakeTables, chunk: int = 1 << 16) -> Repair:
     listing = Listing([NAME], ["DOCKER-USER", "FORWARD"], OWN, "FLANNEL")
     data = tables.text("filter").encode()
@@ -213,8 +223,13 @@ def test_a_jump_stands_last_among_what_packets_reach(before: list[str], after: l
     for hook in ("DOCKER-USER", "FORWARD"):
         tables.tables["filter"][hook] = named(before)
     tables.tables["filter"][NAME] = []
-    if text := repair_last(tables).text("filter"):
+    found = repair_last(tables)
+    if text := found.text("filter"):
         tables.apply(text.decode())
+    reached = before[: next((at for at, rule in enumerate(before) if is_return(rule)), len(before))]
+    for fault in found.faults:
+        if fault.what.startswith("its jump"):
+            assert fault.interrupts == ("-j OURS" not in reached), fault
     for hook in ("DOCKER-USER", "FORWARD"):
         assert tables.tables["filter"][hook] == named(after)
     assert repair_last(tables).text("filter") == b""
