@@ -1,8 +1,9 @@
-"""Keeps the iptables rules of all networks of a daemon, and accept_local, as they should be.
+"""Restores the iptables rules of all networks of a daemon, and accept_local, when another program changes them.
 
-Masquerading (-ip-masq) is put before the subnet file.  All other rules come in the background and never delay or fail
-a start.  Every resync period, and when leases change, each table in use is listed and repaired in one iptables-restore.
-Counterpart: network/ipmasq.go, which puts its rules once; -iptables-resync is that of flannel v0.11.0.
+Masquerading rules (-ip-masq) are added before the subnet file is written.  A task of its own adds all other rules, so
+that they neither delay a start nor make it fail.  Every resync period, and when leases change, flannelpy lists each
+table in use and restores its rules by one iptables-restore.
+Counterpart: network/ipmasq.go, which adds its rules once; -iptables-resync is that of flannel v0.11.0.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from flannelpy.subnet.lease_table import LeaseEvent
 
 log = logging.getLogger(__name__)
 
-# Between two checks, so that a list of peers is written at most once a second.
+# The pause between two checks: a list of peers is written at most once a second.
 _PAUSE_SECONDS = 1.0
-# If iptables-restore reports success without effect, it gets the same commands again after this time.
+# If iptables-restore reported success without effect, flannelpy repeats the same commands after this time.
 _FUTILE_SECONDS = 60.0
 _ALL_RULES = "The firewall"
 _TABLES = "Each iptables table"
-# What stops packets may be cured at any moment.
+# The time between two checks while packets are dropped, since an operator may remove the cause at any moment.
 _BLOCKED_SECONDS = 5.0
 
 
@@ -45,7 +46,7 @@ def _accept_local_of(device: str) -> str:
 
 
 class Firewall:
-    """Networks are known by their names; ``repairs`` counts for each what another program had changed."""
+    """The rules of all networks, by their names; ``repairs``: the number of changes restored for each network."""
 
     def __init__(self, resync: float) -> None:
         """``resync``: seconds between two checks."""
@@ -66,14 +67,14 @@ class Firewall:
         self._busy = asyncio.Lock()
 
     def add(self, name: str, rules: NetworkRules, on_repair: Callable[[], None]) -> None:
-        """Guard these rules from now on, in place of those that the network had before."""
+        """Guard these rules of a network from now on, and no longer its earlier ones."""
         self._networks[name] = rules
         self._on_repair[name] = on_repair
         self._unchecked.update(KINDS)
         self._check_accept_local(name, rules)
 
     def release(self, name: str) -> None:
-        """Guard the rules of a network no longer; they stay in the kernel, for its next start to take them over."""
+        """Stop guarding the rules of a network; the rules stay in the kernel for the next start of the network."""
         rules = self._networks.pop(name, None)
         self._on_repair.pop(name, None)
         self._traffic.pop(name, None)
@@ -102,7 +103,7 @@ class Firewall:
         return not self._unchecked
 
     async def masquerade(self, name: str) -> None:
-        """Put the masquerading rules of a network at once.  Raises HostError."""
+        """Add the masquerading rules of a network now.  Raises HostError."""
         rules = self._networks[name]
         chain = network_rules.masquerade(rules.network)
         jumps = [line.decode().strip().removeprefix("-A ") for line in chain.jump_lines()]
@@ -117,12 +118,12 @@ class Firewall:
             self._written["nat", chain.name] = chain
 
     def apply(self, name: str, events: Sequence[LeaseEvent]) -> None:
-        """The leases of a network's peers have changed; the first call brings all of them."""
+        """Follow the leases of a network's peers; the first call brings all leases."""
         self._networks[name].apply(events)
         self._changed.set()
 
     async def run(self) -> Never:
-        """Check all that is guarded every resync period, and when leases change."""
+        """Check all rules and settings every resync period, and when leases change."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(self._period() - _PAUSE_SECONDS, 0)):
@@ -131,15 +132,14 @@ class Firewall:
             start = asyncio.get_running_loop().time()
             async with self._busy:
                 await self._check_or_report()
-            # iptables-nft takes seconds to list 30,000 rules: it runs half of the time at most.
+            # iptables-nft takes seconds to list 30,000 rules: the pause keeps it from running all the time.
             await asyncio.sleep(max(_PAUSE_SECONDS, asyncio.get_running_loop().time() - start))
 
     def _period(self) -> float:
-        """Seconds between two checks."""
         return min(self._resync, _BLOCKED_SECONDS) if self._forward_check.is_blocked else self._resync
 
     async def _check_or_report(self) -> None:
-        """A fault in here must not end the daemon: packets travel without it."""
+        """Log an error of any type: packets travel without these checks, so the daemon must not end."""
         try:
             await self._check()
             self._recovered(_ALL_RULES)
@@ -163,7 +163,7 @@ class Firewall:
             on_check()
 
     def _report_failures(self, failed: Mapping[str, HostError]) -> None:
-        """Log what is wrong with the command once, not for each table."""
+        """Log one line for all tables, since the same command fails for each."""
         if not failed:
             self._recovered(_TABLES)
             return
@@ -175,7 +175,7 @@ class Firewall:
         self._failed(_TABLES, f"Cannot guard the iptables {tables}: {error}; {missing} may be missing{docker}", cause)
 
     def watch(self, name: str, traffic: Traffic | None, on_check: Callable[[], None]) -> None:
-        """Look for what stops these packets of a network, at once if they are others than before.
+        """Search for rules that drop these packets of a network, at once if ``traffic`` has changed.
 
         ``on_check`` is called when ``obstacle`` may have changed.
         """
@@ -188,7 +188,7 @@ class Firewall:
             self._traffic.pop(name, None)
 
     def obstacle(self, name: str) -> str:
-        """What certainly keeps packets of a network's containers from other hosts; empty if nothing is known."""
+        """Return what certainly drops packets between containers of different hosts; empty if nothing does."""
         return self._forward_check.certain(name)
 
     def _check_accept_local(self, name: str, rules: NetworkRules) -> None:
@@ -209,7 +209,7 @@ class Firewall:
             logs.network.reset(token)
 
     def _chains(self, table: str) -> dict[str, list[Chain]]:
-        """What each network needs in a table now."""
+        """Return the chains that each network needs in a table now."""
         networks = self._networks.values()
         self._is_tracking |= conntrack.is_in_use() or any(rules.is_masqueraded for rules in networks)
         sources = [rules.network for rules in networks]
@@ -219,7 +219,7 @@ class Firewall:
         return {name: chains for name, chains in wanted.items() if chains}
 
     async def _guard(self, table: str, wanted: Mapping[str, Sequence[Chain]]) -> HostError | None:
-        """Have the kernel's table hold what is wanted, and nothing else of ours."""
+        """Restore the chains of all networks in one table, and remove those of earlier runs; return a failure."""
         try:
             repair = await self._repair(table, [chain for chains in wanted.values() for chain in chains])
         except HostError as error:
@@ -237,7 +237,7 @@ class Firewall:
         return None
 
     async def _remove_from_other_flavour(self, table: str) -> None:
-        """Remove the chains of a run for which ``iptables`` was of the other flavour: they act beside the new ones."""
+        """Remove the chains of earlier runs in the other flavour of iptables, which act beside the new chains."""
         flavour = iptables.other_flavour()
         if not flavour or not iptables.may_exist(table, flavour):
             return
@@ -248,7 +248,7 @@ class Firewall:
             log.debug("Cannot look for chains of earlier runs: %s", error)
 
     async def _repair(self, table: str, chains: Sequence[Chain]) -> Repair:
-        """Compare, repair, and see that it had an effect; what was repaired.  Raises HostError."""
+        """Restore the chains in one table, verify the effect, and return what was restored.  Raises HostError."""
         networks = {network for rules in self._networks.values() for network in rules.networks}
         obsolete = self._obsolete(table) - {chain.name for chain in chains}
         repair = await firewall_tables.compare(table, chains, obsolete, networks if chains else ())
@@ -262,18 +262,18 @@ class Firewall:
         return repair
 
     def _obsolete(self, table: str) -> set[str]:
-        """Chains that earlier runs may have left, until the table was checked once."""
+        """Return the chains that earlier runs may have left; none once the table has been checked."""
         rules = self._networks.values() if table in self._unchecked else ()
         return {name for each in rules for name in each.obsolete(table)}
 
     def _refuse_futile(self, table: str, text: bytes) -> None:
-        """Do not repeat commands that were accepted without effect: jumps would pile up.  Raises HostError."""
+        """Raise HostError for commands that were accepted without effect: if they are repeated, jumps pile up."""
         before, until = self._futile.get(table, (b"", 0.0))
         if text == before and asyncio.get_running_loop().time() < until:
             raise HostError("iptables-restore reports success, but iptables-save does not show the rules")
 
     def _report(self, name: str, table: str, chains: Sequence[Chain], faults: Sequence[Fault]) -> None:
-        """Log in one line, and count, what another program has changed of what we had put."""
+        """Log one line about changes by other programs to chains that this daemon wrote, and count the changes."""
         written = [chain.name for chain in chains if self._written.get((table, chain.name)) == chain]
         changed = [fault for fault in faults if fault.chain in written]
         if changed:
@@ -288,14 +288,14 @@ class Firewall:
         token = logs.network.set(name)
         if is_urgent:
             log.warning("%s", message)
-        else:  # another program may also keep its rules last, and change them back each second
+        else:  # another program may keep its own rules last, so that each check moves the jumps again
             self._moves.message(logging.INFO, message, time.monotonic())
         logs.network.reset(token)
         self.repairs[name] += repairs
         self._on_repair[name]()
 
     def _failed(self, what: str, message: str, cause: str = "") -> None:
-        """Log a failure, once for each cause; without one, the message is it."""
+        """Log a failure unless its cause is that of the last failure; an empty ``cause`` stands for the message."""
         if self._problems.get(what) != (cause or message):
             log.warning("%s; trying again every %g s", message, self._resync)
         self._problems[what] = cause or message
@@ -306,7 +306,7 @@ class Firewall:
 
 
 def _describe(table: str, faults: Sequence[Fault]) -> str:
-    """Return the line about changes that were restored; of those to one table, it names the first."""
+    """Return the log line about changes that were restored; it names one change and the number of the others."""
     names = list(dict.fromkeys(fault.chain for fault in faults))
     what = list(dict.fromkeys(fault.what for fault in sorted(faults, key=lambda fault: not fault.interrupts)))
     more = f" and {len(what) - 1} more changes" if len(what) > 1 else ""

@@ -1,4 +1,4 @@
-"""Compares the iptables tables of this host with what networks need, and removes what flannelpy has put there.
+"""Compares the iptables tables of this host with the chains of networks, and removes chains of earlier runs.
 
 ``flavour``: "nft" or "legacy" for the tables of iptables-nft or iptables-legacy, empty for those of ``iptables``.
 Counterpart: network/ipmasq.go, which removes nothing.
@@ -22,20 +22,20 @@ log = logging.getLogger(__name__)
 
 
 class Removal(NamedTuple):
-    """What was removed, and why some tables were not changed."""
+    """The rules and chains that were removed, and the errors of tables that could not be changed."""
 
     removed: list[str]
     failures: list[HostError]
 
 
 async def remove(network: IPv4Network) -> Removal:
-    """Remove all that flannelpy, or flanneld, has put for a network, and nothing else, in each table that allows it."""
+    """Remove all rules that flannelpy or flanneld added for a network; a table that fails does not stop the others."""
     removal = Removal([], [])
     for table, flavour in _tables():
         try:
             repair = await remove_chains(table, network_rules.names(table, network), [network], flavour)
         except HostError as error:
-            if flavour:  # the kernel may know nothing of it
+            if flavour:  # the kernel may not support it
                 log.debug("Skipped table %s of %s: %s", table, program(flavour), error)
             else:
                 removal.failures.append(error)
@@ -74,7 +74,7 @@ def program(flavour: str) -> str:
 
 
 async def remove_chains(table: str, names: Iterable[str], networks: Iterable[IPv4Network], flavour: str) -> Repair:
-    """Remove chains, and what flanneld has put for ``networks``.  Raises HostError."""
+    """Remove chains, and the rules of flanneld for ``networks``; return what was removed.  Raises HostError."""
     repair = await compare(table, [], names, networks, flavour)
     if text := repair.text(table):
         await iptables.restore(text, flavour)
@@ -88,9 +88,9 @@ async def compare(
     networks: Iterable[IPv4Network],
     flavour: str = "",
 ) -> Repair:
-    """Return the commands by which a table has these chains, and none of ``obsolete``.  Raises HostError.
+    """Return the commands that add or restore ``chains`` in a table, and remove ``obsolete``.  Raises HostError.
 
-    The commands also remove what flanneld has put for ``networks``.
+    The commands also remove the rules of flanneld for ``networks``.
     """
     names = {chain.name for chain in chains}.union(obsolete)
     listing = network_rules.listing(table, names, networks)

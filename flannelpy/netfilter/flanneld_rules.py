@@ -1,4 +1,4 @@
-"""The iptables rules that flanneld v0.5.5 and early flannelpy have left for a network.  Pure.
+"""The iptables rules that flanneld v0.5.5 and early flannelpy left behind for a network.  Pure.
 
 Counterpart: network/ipmasq.go, whose one chain FLANNEL is shared by all networks.
 """
@@ -23,9 +23,9 @@ _UNNAMED = re.compile(
 
 
 def remove(found: Listing, repair: Repair, network: IPv4Network) -> None:
-    """Remove what flanneld v0.5.5 and early flannelpy have put for a network; rules of other networks stay.
+    """Remove the rules of flanneld v0.5.5 and of early flannelpy for a network; rules of other networks stay.
 
-    The chain goes, and its jump, when no rule in it names another network and no jump of another network leads there.
+    The chain and its jump are removed if no rule in the chain names another network, and no such jump leads to it.
     """
     rules, jumps = found.rules.get(CHAIN.encode()), [jump.line for jump in found.jumps(CHAIN.encode())]
     ours = _lines_of(network)
@@ -43,7 +43,7 @@ def remove(found: Listing, repair: Repair, network: IPv4Network) -> None:
 
 
 def _lines_of(network: IPv4Network) -> Collection[bytes]:
-    """The rules in and to the chain FLANNEL that name the network."""
+    """Return the rules in the chain FLANNEL, and the jumps to it, that name the network."""
     rules = [
         f"POSTROUTING -s {network} -j {CHAIN}",
         f"{CHAIN} -d {network} -j ACCEPT",
@@ -55,5 +55,5 @@ def _lines_of(network: IPv4Network) -> Collection[bytes]:
 
 
 def entering(network: IPv4Network) -> bytes:
-    """The fourth rule of flanneld."""
+    """Return the rule of flanneld that masquerades packets which enter the network."""
     return f"-A POSTROUTING ! -s {network} -d {network} -j MASQUERADE\n".encode()

@@ -29,7 +29,7 @@ KINDS = {
     },
     "filter": {ACCEPT: _FORWARDING, OUTWARD: _FORWARDING},
 }
-#: The chains that have jumps to ours.
+#: The chains of each table that have jumps to flannelpy's chains.
 HOOKS = {
     "nat": ("POSTROUTING",),
     "mangle": ("FORWARD", "PREROUTING"),
@@ -41,18 +41,18 @@ _REPLY = "-m conntrack --ctstate RELATED,ESTABLISHED"
 
 
 def chain_name(kind: str, network: IPv4Network) -> str:
-    """At most 28 characters, the limit of iptables-legacy."""
+    """Return the name of a chain: at most 28 characters, the limit of iptables-legacy."""
     return f"{CHAIN_PREFIX}-{kind}-{network}"
 
 
 def purposes(table: str, chains: Iterable[str] = ()) -> str:
-    """Return what these chains of a table are for; without any, what all of them are for."""
+    """Return the purposes of these chains of a table, for a log line; without any, those of all its chains."""
     kinds = [name.split("-")[1] for name in chains] or KINDS[table]
     return ", and ".join(dict.fromkeys(KINDS[table][kind] for kind in kinds))
 
 
 def names(table: str, network: IPv4Network) -> list[str]:
-    """All chains that a network may have in a table."""
+    """Return the names of all chains that a network may have in a table."""
     return [chain_name(kind, network) for kind in KINDS[table]]
 
 
@@ -61,7 +61,7 @@ def listing(
     names: Iterable[str],
     networks: Iterable[IPv4Network],
 ) -> Listing:
-    """An empty listing for these chains, and for what flanneld may have put for ``networks``."""
+    """Return an empty listing that collects these chains, and the rules of flanneld for ``networks``."""
     foreign = docker_chains.NAMES if table == "filter" else ()
     found = Listing([*names, flanneld_rules.CHAIN], HOOKS[table], OWN_CHAIN, CHAIN_PREFIX, foreign)
     for network in networks:
@@ -70,9 +70,9 @@ def listing(
 
 
 def masquerade_rules(network: IPv4Network) -> list[str]:
-    """The rules for -ip-masq, in order: RETURN, unlike flanneld's ACCEPT, does not end the chain of others.
+    """Return the rules for -ip-masq, in order.  Multicast is never masqueraded.
 
-    Multicast is never masqueraded.
+    RETURN, unlike flanneld's ACCEPT, lets packets reach the rules of other programs in POSTROUTING.
     """
     chain = chain_name(MASQUERADE, network)
     return [
@@ -83,21 +83,22 @@ def masquerade_rules(network: IPv4Network) -> list[str]:
 
 
 def masquerade(network: IPv4Network) -> Chain:
-    """Packets that leave the network, or enter it from elsewhere, get the host's address."""
+    """Return the chain that gives the host's address to packets that leave the network, or enter it."""
     rules = "".join(f"-A {rule}\n" for rule in masquerade_rules(network))
     return Chain(chain_name(MASQUERADE, network), rules.encode(), (Jump("POSTROUTING", ""),))
 
 
 def drop_line(network: IPv4Network, peer: IPv4Address) -> bytes:
-    """The rule of ``drop`` for one peer."""
+    """Return the rule in the chain of ``drop`` about one peer."""
     return f"-A {chain_name(DROP, network)} -d {peer}/32 -j DROP\n".encode()
 
 
 def drop(
     network: IPv4Network, address: IPv4Address, sources: Iterable[IPv4Network], datagrams: Datagrams, lines: bytes
 ) -> Chain:
-    """Packets of containers that look like our datagrams are dropped; ``lines``: one rule for each peer.
+    """Return the chain that drops packets of containers that look like the datagrams of this host.
 
+    ``lines``: one rule for each peer.
     ``sources`` are the networks of this daemon.  mangle FORWARD, because no ACCEPT in filter precedes it, because DNAT
     has already chosen the destination, and because the host's own datagrams never pass it.  The jump names our device,
     not the external interface: a host with several links may reach a peer by any of them.  A container with raw sockets
@@ -111,10 +112,10 @@ def drop(
 
 
 def zone(network: IPv4Network, address: IPv4Address, datagrams: Datagrams) -> Chain:
-    """Our datagrams are tracked apart from all else.
+    """Return the chain that gives the datagrams of this host a connection tracking zone of their own.
 
-    If a container that is masqueraded used the ports of our datagrams first, the kernel would give ours another source
-    port, and would pass a peer's datagrams to the container.
+    If a masqueraded container used the ports of these datagrams first, the kernel would give them another source port,
+    and would pass a peer's datagrams to the container.
     """
     name = chain_name(ZONE, network)
     ports = f"-p udp -m udp --dport {datagrams.port}"
@@ -125,14 +126,14 @@ def zone(network: IPv4Network, address: IPv4Address, datagrams: Datagrams) -> Ch
 
 
 def accept_first_line(network: IPv4Network, peer: IPv4Address, device: str) -> bytes:
-    """The rule of ``accept_first`` for one host that masquerades."""
+    """Return the rule in the chain of ``accept_first`` about one host that masquerades."""
     return f"-A {chain_name(ACCEPT, network)} -s {peer}/32 -i {device} -j ACCEPT\n".encode()
 
 
 def accept_first(network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, lines: bytes) -> Chain:
-    """Packets for containers here pass before a rule in raw drops them, as Docker does since version 28.
+    """Return the chain that accepts packets for containers here before a rule of Docker 28 in raw drops them.
 
-    They come from the network, and by the devices that lead there: anybody on the external link could forge a source.
+    Each rule names a device that leads to the network, because a machine on another link could forge a source.
     ``lines``: one rule for each host that masquerades.
     """
     name = chain_name(ACCEPT, network)
@@ -141,12 +142,12 @@ def accept_first(network: IPv4Network, subnet: IPv4Network, forwarding: Forwardi
 
 
 def accept_forwarded_line(network: IPv4Network, subnet: IPv4Network, peer: IPv4Address, device: str) -> bytes:
-    """The rule of ``accept_forwarded`` for one host that masquerades."""
+    """Return the rule in the chain of ``accept_forwarded`` about one host that masquerades."""
     return f"-A {chain_name(ACCEPT, network)} -s {peer}/32 -d {subnet} -i {device} -j ACCEPT\n".encode()
 
 
 def accept_forwarded(network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, lines: bytes) -> Chain:
-    """Return the chain that accepts packets from containers of other hosts, whatever the policy of FORWARD is.
+    """Return the chain that accepts packets from containers of other hosts, under each policy of FORWARD.
 
     The jumps come last, so that rules of an operator, in DOCKER-USER and in FORWARD, decide first.  An ACCEPT in
     DOCKER-USER precedes Docker's isolation, so each rule names the subnet and a device that leads to other hosts.
@@ -185,12 +186,12 @@ def outside(network: IPv4Network, subnet: IPv4Network, external: str, others: It
 
 
 def _rules(name: str, rules: Iterable[str]) -> bytes:
-    """The rules of a chain as iptables-save prints them."""
+    """Return the rules of a chain as iptables-save prints them."""
     return "".join(f"-A {name} {rule}\n" for rule in rules).encode()
 
 
 class Carrier(Protocol):
-    """What a backend tells about its packets, which may change while it runs."""
+    """As much of a backend as the rules depend on; both may change while the backend runs."""
 
     @property
     def datagrams(self) -> Datagrams | None: ...  # noqa: D102
@@ -200,7 +201,7 @@ class Carrier(Protocol):
 
 
 class _PeerRules(NamedTuple):
-    """The rules about one public IP, each in its chain."""
+    """The rules about one public IP, one for each chain that has such rules."""
 
     drop: bytes
     accept_first: bytes
@@ -230,7 +231,7 @@ class _PeerChain:
         self._text = None
 
     def text(self) -> bytes:
-        """Return all rules, in the order in which the peers came."""
+        """Return all rules, in the order in which the peers were added."""
         if self._text is None:
             self._text = b"".join(self._uses)
         return self._text
@@ -245,9 +246,9 @@ class _PeerChains(NamedTuple):
 
 
 class NetworkRules:
-    """What one network needs.
+    """The chains that one network needs.
 
-    ``address`` is the source of its datagrams, ``previous`` its networks in earlier runs, whose chains go.
+    ``address`` is the source of its datagrams, ``previous`` its networks in earlier runs, whose chains are removed.
     """
 
     def __init__(
@@ -261,7 +262,7 @@ class NetworkRules:
         is_masqueraded: bool,
         is_forwarded: bool,
     ) -> None:
-        """``is_masqueraded``, ``is_forwarded``: -ip-masq, -iptables-forward-rules."""
+        """Take ``is_masqueraded`` from -ip-masq, and ``is_forwarded`` from -iptables-forward-rules."""
         self.network = network
         self.is_masqueraded = is_masqueraded
         self.networks = {network, *previous}
@@ -274,11 +275,11 @@ class NetworkRules:
 
     @property
     def datagrams(self) -> Datagrams | None:
-        """Of the backend."""
+        """The UDP datagrams of the backend, if it sends any."""
         return self._carrier.datagrams
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
-        """Follow the leases of the peers; the first call brings all of them."""
+        """Follow the leases of the peers; the first call brings all leases."""
         peers = self._peers = self._peers or {}
         for event in events:
             if isinstance(event, LeaseAdded):
@@ -303,7 +304,7 @@ class NetworkRules:
         )
 
     def chains(self, table: str, networks: Sequence[IPv4Network], *, is_tracking: bool) -> list[Chain]:
-        """The chains of one table.
+        """Return the chains that the network needs in one table.
 
         ``networks``: all of this daemon.  ``is_tracking``: whether the kernel tracks connections.
         """
@@ -353,7 +354,7 @@ class NetworkRules:
         return {name for network in self.networks for name in names(table, network)}
 
     def obsolete(self, table: str) -> set[str]:
-        """The chains of one table that may be there, but for a list of peers while the leases are unknown."""
+        """Return ``leftovers``, without the list of peers while the leases are unknown."""
         found = self.leftovers(table)
         is_unknown = self._peers is None and self.datagrams is not None
         return found - ({chain_name(DROP, self.network)} if is_unknown else set())

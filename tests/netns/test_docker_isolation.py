@@ -1,6 +1,6 @@
-"""Docker's rules decide which container may leave its network, whatever flannelpy accepts.
+"""Docker's rules decide which container may leave its network: no rule of flannelpy precedes them.
 
-The chains are those of real dockerds, without the daemons; tests/docker has these.
+The chains are those of Docker 20.10 and 28.5; tests/docker runs real dockerds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The guard of iptables rules: what it restores, counts and logs, and that its troubles are nobody else's."""
+"""The guard of iptables rules: what it restores, counts and logs, and that its failures stop nothing else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class World:
     def __init__(self, tables: FakeTables) -> None:
         self.tables = tables
         self.firewall = Firewall(5)
-        self.told = 0
+        self.reported = 0
 
     def add(
         self,
@@ -68,10 +68,10 @@ class World:
             is_masqueraded=is_masqueraded,
             is_forwarded=True,
         )
-        self.firewall.add(name, rules, self.tell)
+        self.firewall.add(name, rules, self.report)
 
-    def tell(self) -> None:
-        self.told += 1
+    def report(self) -> None:
+        self.reported += 1
 
     def rules(self, table: str) -> dict[str, list[str]]:
         return {name: list(rules) for name, rules in self.tables.tables[table].items() if rules}
@@ -201,7 +201,7 @@ def test_what_is_lost_comes_back_is_counted_and_logged(live: Life, caplog: pytes
         await asyncio.sleep(5.1)
         assert {table: world.rules(table) for table in before} == before
         assert world.firewall.repairs == {"blue": 2}
-        assert world.told == 2
+        assert world.reported == 2
         assert [message.split(";")[0] for message in caplog.messages] == [
             "Restored iptables chain FLANNEL-M-11.1.0.0/16 in table nat: its jump in POSTROUTING was removed",
             "Restored iptables chain FLANNEL-D-11.1.0.0/16 in table mangle: it was removed",
@@ -545,7 +545,7 @@ def test_a_flavour_that_fails_does_not_keep_the_guard_from_its_rules(
     assert caplog.messages == []
 
 
-def test_what_stops_packets_is_looked_for_whatever_rules_are_put_and_reported_at_once(live: Life) -> None:
+def test_what_stops_packets_is_looked_for_without_forward_rules_too_and_reported_at_once(live: Life) -> None:
     async def story(world: World) -> None:
         world.add("", BLUE)
         traffic = Traffic(BLUE, next(BLUE.subnets(new_prefix=24)), ("flannel0",), "", (), f"FLANNEL-A-{BLUE}")
