@@ -36,6 +36,31 @@ def test_names_are_the_networks_and_short_enough(table: str, network: IPv4Networ
         assert str(network) in name
 
 
+@pytest.mark.parametrize(
+    ("table", "kinds", "text"),
+    [
+        ("raw", "Z", "the protection of the ports of this host's datagrams"),
+        ("raw", "A", "the way past Docker's rules for containers"),
+        (
+            "raw",
+            "ZA",
+            "the protection of the ports of this host's datagrams, and the way past Docker's rules for containers",
+        ),
+        (
+            "raw",
+            "",
+            "the protection of the ports of this host's datagrams, and the way past Docker's rules for containers",
+        ),
+        ("filter", "AO", "forwarding of packets of containers"),
+        ("filter", "", "forwarding of packets of containers"),
+        ("nat", "M", "masquerading of containers"),
+    ],
+)
+def test_each_kind_of_chain_has_a_purpose_that_is_named_once(table: str, kinds: str, text: str) -> None:
+    chains = [network_rules.chain_name(kind, NETWORK) for kind in kinds]
+    assert network_rules.purposes(table, chains) == text
+
+
 def test_rules_never_accept_for_others_and_never_masquerade_multicast() -> None:
     inside, leaving, entering = network_rules.masquerade_rules(NETWORK)
     assert inside.endswith("-j RETURN")
