@@ -220,12 +220,13 @@ class Firewall:
 
     async def _guard(self, table: str, wanted: Mapping[str, Sequence[Chain]]) -> HostError | None:
         """Restore the chains of all networks in one table, and remove those of earlier runs; return a failure."""
+        networks = dict(self._networks)
         try:
             repair = await self._repair(table, [chain for chains in wanted.values() for chain in chains])
         except HostError as error:
             if wanted:
                 return error
-            self._unchecked.discard(table)
+            self._set_checked(table, networks)
             return None
         for name, chains in wanted.items():
             if name in self._networks:
@@ -233,8 +234,12 @@ class Firewall:
         _log_removed(repair, table, "")
         if table in self._unchecked:
             await self._remove_from_other_flavour(table)
-        self._unchecked.discard(table)
+        self._set_checked(table, networks)
         return None
+
+    def _set_checked(self, table: str, networks: Mapping[str, NetworkRules]) -> None:
+        if networks == self._networks:  # a network that was added meanwhile may have had other chains
+            self._unchecked.discard(table)
 
     async def _remove_from_other_flavour(self, table: str) -> None:
         """Remove the chains of earlier runs in the other flavour of iptables, which act beside the new chains."""

@@ -307,6 +307,28 @@ def test_a_network_whose_addresses_changed_leaves_the_old_ones_to_others_from_th
     live(story)
 
 
+@pytest.mark.parametrize("seconds", [0.1, 0.6, 1.1, 1.6, 4.3, 5.3])
+def test_a_network_that_is_added_during_a_check_has_the_chains_of_its_earlier_runs_removed(
+    live: Life, tables: FakeTables, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    async def story(world: World) -> None:
+        async def slow(table: str, listing: Listing, flavour: str = "") -> None:
+            await tables.save(table, listing, flavour)
+            await asyncio.sleep(0.5)
+
+        monkeypatch.setattr("flannelpy.linux.iptables.save", slow)
+        world.add("green", GREEN)
+        await asyncio.sleep(seconds)
+        for table, kind in (("nat", "M"), ("mangle", "D"), ("raw", "A"), ("filter", "A")):
+            tables.tables[table][f"FLANNEL-{kind}-{OLD}"] = []
+        world.add("blue", BLUE, previous=OLD)
+        await asyncio.sleep(20)
+        assert world.firewall.is_clean
+        assert not [name for chains in tables.tables.values() for name in chains if name.endswith(f"-{OLD}")]
+
+    live(story)
+
+
 def test_several_networks_keep_their_containers_from_each_others_ports(live: Life) -> None:
     async def story(world: World) -> None:
         world.add("blue", BLUE)
