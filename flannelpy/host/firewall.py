@@ -57,6 +57,7 @@ class Firewall:
         self._written: dict[tuple[str, str], Chain] = {}  # by table and name
         self._unchecked: set[str] = set()  # tables that may hold chains of earlier runs
         self._problems: dict[str, str] = {}
+        self._other_flavour = ""  # of iptables
         self._futile: dict[str, tuple[bytes, float]] = {}
         self._moves = logs.LogLimit(log, "Restored iptables chains that had moved", burst=5)
         self._is_tracking = False
@@ -150,6 +151,7 @@ class Firewall:
     async def _check(self) -> None:
         for name, rules in self._networks.items():
             self._check_accept_local(name, rules)
+        self._check_flavour()
         failed: dict[str, HostError] = {}
         for table in KINDS:
             await asyncio.sleep(0)  # with thousands of peers, each of these steps takes milliseconds
@@ -161,6 +163,13 @@ class Firewall:
         await self._forward_check.check(dict(self._traffic))
         for on_check in list(self._on_check.values()):
             on_check()
+
+    def _check_flavour(self) -> None:
+        """Look for chains of this run in the other flavour of iptables, if the operator has changed the flavour."""
+        flavour = iptables.other_flavour()
+        if flavour != self._other_flavour:
+            self._unchecked.update(KINDS)
+        self._other_flavour = flavour
 
     def _report_failures(self, failed: Mapping[str, HostError]) -> None:
         """Log one line for all tables, since the same command fails for each."""
@@ -243,7 +252,7 @@ class Firewall:
 
     async def _remove_from_other_flavour(self, table: str) -> None:
         """Remove the chains of earlier runs in the other flavour of iptables, which act beside the new chains."""
-        flavour = iptables.other_flavour()
+        flavour = self._other_flavour
         if not flavour or not iptables.may_exist(table, flavour):
             return
         names = {name for each in self._networks.values() for name in each.leftovers(table)}

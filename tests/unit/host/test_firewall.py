@@ -551,6 +551,22 @@ def test_what_an_earlier_run_left_in_the_other_flavour_of_iptables_goes(
     ]
 
 
+def test_a_change_of_flavour_while_the_daemon_runs_is_noticed(live: Life, tables: FakeTables) -> None:
+    """As by update-alternatives: then what was written so far is in the other flavour."""
+
+    async def story(world: World) -> None:
+        world.add("", BLUE, forwarding=Forwarding(["flannel0"], "eth1"))
+        world.firewall.apply("", [])
+        await asyncio.sleep(6)
+        other = tables.other = FakeTables()
+        other.tables, tables.tables = tables.tables, other.tables
+        await asyncio.sleep(6)
+        assert f"FLANNEL-A-{BLUE}" in tables.tables["filter"]
+        assert other.tables == FakeTables().tables
+
+    live(story)
+
+
 def test_a_flavour_that_fails_does_not_keep_the_guard_from_its_rules(
     live: Life, tables: FakeTables, caplog: pytest.LogCaptureFixture
 ) -> None:
