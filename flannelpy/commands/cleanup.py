@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import ExitStack
+from ipaddress import IPv4Network
 from pathlib import Path
 
 from flannelpy import logs
 from flannelpy.backend.leftovers import marked, unmarked_leftovers, withdraw
-from flannelpy.errors import FlannelError
-from flannelpy.host import external_endpoint, firewall, ownership
+from flannelpy.errors import FlannelError, HostError
+from flannelpy.host import external_endpoint, firewall_tables, ownership
 from flannelpy.leasing import subnet_file
 from flannelpy.linux import identity
-from flannelpy.linux.instance_lock import InstanceLock
+from flannelpy.linux.instance_lock import InstanceLock, Run
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.options import Options
 from flannelpy.registry.base import Registry
@@ -45,35 +46,46 @@ async def _clean_up(options: Options) -> None:
         for name in names:  # first of all, because a running daemon would restore what is removed
             locks.append(InstanceLock(options.subnet_file_of(name)))
             stopped.callback(locks[-1].close)
+        failures: list[HostError] = []
         for name, lock in zip(names, locks, strict=True):
-            await _remove_owned(options.subnet_file_of(name), options.ready_file_of(name), lock)
+            failures += await _remove_owned(options.subnet_file_of(name), options.ready_file_of(name), lock)
     if options.release:
         _, public_ip = await external_endpoint.choose(options)
         host_identity = HostIdentity(public_ip, options.host_id or identity.host_id())
         for name in names:
             logs.network.set(name)
             await _release(connect(options, name), host_identity)
+    if failures:
+        raise failures[0]
 
 
-async def _remove_owned(file: Path, ready: Path, lock: InstanceLock) -> None:
-    """Remove what the subnet file owns by its text and by the record of the last run; without both, remove nothing."""
+async def _remove_owned(file: Path, ready: Path, lock: InstanceLock) -> list[HostError]:
+    """Remove what the subnet file owns by its text and by the record of the last run; without both, remove nothing.
+
+    Return why some iptables tables could not be changed: the record then keeps their networks for the next -cleanup.
+    """
     scope = ownership.scope(file, lock.read())
     async with Netlink() as netlink:
         removed = await withdraw(netlink, scope) if scope.networks else []
         unmarked = await unmarked_leftovers(netlink, scope.networks)
         if not scope.networks:
-            found = [*await marked(netlink), *await firewall.chains()]
+            found = [*await marked(netlink), *await firewall_tables.chains()]
             log.info("Removed nothing: there is neither %s nor a record of its last run", file)
             for what in found:
                 log.info("Found state marked by flannelpy: %s", what)
+    failures: dict[IPv4Network, list[HostError]] = {}
     for network in sorted(scope.networks):
-        removed += await firewall.remove(network)
+        removal = await firewall_tables.remove(network)
+        removed += removal.removed
+        if removal.failures:
+            failures[network] = removal.failures
     removed += [str(path) for path in (file, ready) if subnet_file.remove(path)]
     for what in removed:
         log.info("Removed %s", what)
     for command in unmarked:
         log.warning("Kept unmarked state, since another program may have added it; to remove it: %s", command)
-    lock.write(None)
+    lock.write(Run(tuple(failures), "", "") if failures else None)
+    return [failure for each in failures.values() for failure in each]
 
 
 async def _release(registry: Registry, host_identity: HostIdentity) -> None:

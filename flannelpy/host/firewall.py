@@ -1,8 +1,9 @@
-"""Keeps the iptables rules of all networks of a daemon, and accept_local, as they should be.
+"""Restores the iptables rules of all networks of a daemon, and accept_local, when another program changes them.
 
-Masquerading (-ip-masq) is put before the subnet file.  All other rules come in the background and never delay or fail
-a start.  Every resync period, and when leases change, each table in use is listed and repaired in one iptables-restore.
-Counterpart: network/ipmasq.go, which puts its rules once; -iptables-resync is that of flannel v0.11.0.
+Masquerading rules (-ip-masq) are added before the subnet file is written.  A task of its own adds all other rules, so
+that they neither delay a start nor make it fail.  Every resync period, and when leases change, flannelpy lists each
+table in use and restores its rules by one iptables-restore.
+Counterpart: network/ipmasq.go, which adds its rules once; -iptables-resync is that of flannel v0.11.0.
 """
 
 from __future__ import annotations
@@ -10,20 +11,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import shutil
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Network
 from typing import Never
 
 from flannelpy import logs
 from flannelpy.errors import HostError, one_line
+from flannelpy.host import firewall_tables
 from flannelpy.host.forward_check import ForwardCheck
 from flannelpy.linux import accept_local, conntrack, iptables
-from flannelpy.marks import CHAIN_PREFIX
-from flannelpy.netfilter import docker_chains, network_rules
-from flannelpy.netfilter.network_rules import KINDS, PURPOSES, NetworkRules
+from flannelpy.netfilter import network_rules
+from flannelpy.netfilter.network_rules import KINDS, NetworkRules
 from flannelpy.netfilter.obstacles import Traffic
 from flannelpy.netfilter.ruleset import Chain, Fault, Repair
 from flannelpy.report import FirewallReport
@@ -31,13 +31,13 @@ from flannelpy.subnet.lease_table import LeaseEvent
 
 log = logging.getLogger(__name__)
 
-# Between two checks, so that a list of peers is written at most once a second.
+# The pause between two checks: a list of peers is written at most once a second.
 _PAUSE_SECONDS = 1.0
-# If iptables-restore reports success without effect, it gets the same commands again after this time.
+# If iptables-restore reported success without effect, flannelpy repeats the same commands after this time.
 _FUTILE_SECONDS = 60.0
 _ALL_RULES = "The firewall"
 _TABLES = "Each iptables table"
-# What stops packets may be cured at any moment.
+# The time between two checks while packets are dropped, since an operator may remove the cause at any moment.
 _BLOCKED_SECONDS = 5.0
 
 
@@ -45,16 +45,8 @@ def _accept_local_of(device: str) -> str:
     return f"accept_local of {device}"
 
 
-def _purpose(table: str, chain: str) -> str:
-    """What a chain is for; in raw, each kind of chain has a purpose of its own."""
-    if table != "raw":
-        return PURPOSES[table]
-    zone, accept = PURPOSES[table].split(", and ")
-    return zone if chain.startswith(f"{CHAIN_PREFIX}-{network_rules.ZONE}-") else accept
-
-
 class Firewall:
-    """Networks are known by their names; ``repairs`` counts for each what another program had changed."""
+    """The rules of all networks, by their names; ``repairs``: the number of changes restored for each network."""
 
     def __init__(self, resync: float) -> None:
         """``resync``: seconds between two checks."""
@@ -65,7 +57,9 @@ class Firewall:
         self._written: dict[tuple[str, str], Chain] = {}  # by table and name
         self._unchecked: set[str] = set()  # tables that may hold chains of earlier runs
         self._problems: dict[str, str] = {}
+        self._other_flavour = ""  # of iptables
         self._futile: dict[str, tuple[bytes, float]] = {}
+        self._moves = logs.LogLimit(log, "Restored iptables chains that had moved", burst=5)
         self._is_tracking = False
         self._traffic: dict[str, Traffic] = {}
         self._on_check: dict[str, Callable[[], None]] = {}
@@ -74,14 +68,14 @@ class Firewall:
         self._busy = asyncio.Lock()
 
     def add(self, name: str, rules: NetworkRules, on_repair: Callable[[], None]) -> None:
-        """Guard these rules from now on, in place of those that the network had before."""
+        """Guard these rules of a network from now on, and no longer its earlier ones."""
         self._networks[name] = rules
         self._on_repair[name] = on_repair
         self._unchecked.update(KINDS)
         self._check_accept_local(name, rules)
 
     def release(self, name: str) -> None:
-        """Guard the rules of a network no longer; they stay in the kernel, for its next start to take them over."""
+        """Stop guarding the rules of a network; the rules stay in the kernel for the next start of the network."""
         rules = self._networks.pop(name, None)
         self._on_repair.pop(name, None)
         self._traffic.pop(name, None)
@@ -110,7 +104,7 @@ class Firewall:
         return not self._unchecked
 
     async def masquerade(self, name: str) -> None:
-        """Put the masquerading rules of a network at once.  Raises HostError."""
+        """Add the masquerading rules of a network now.  Raises HostError."""
         rules = self._networks[name]
         chain = network_rules.masquerade(rules.network)
         jumps = [line.decode().strip().removeprefix("-A ") for line in chain.jump_lines()]
@@ -118,19 +112,19 @@ class Firewall:
             log.info("Adding iptables rule: %s", rule)
         async with self._busy:
             try:
-                if text := (await _compare("nat", [chain], [], rules.networks)).text("nat"):
+                if text := (await firewall_tables.compare("nat", [chain], [], rules.networks)).text("nat"):
                     await iptables.restore(text)
             except HostError as error:
                 raise HostError(f"-ip-masq cannot put its rules: {error}; without -ip-masq none are needed") from error
             self._written["nat", chain.name] = chain
 
     def apply(self, name: str, events: Sequence[LeaseEvent]) -> None:
-        """The leases of a network's peers have changed; the first call brings all of them."""
+        """Follow the leases of a network's peers; the first call brings all leases."""
         self._networks[name].apply(events)
         self._changed.set()
 
     async def run(self) -> Never:
-        """Check all that is guarded every resync period, and when leases change."""
+        """Check all rules and settings every resync period, and when leases change."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(self._period() - _PAUSE_SECONDS, 0)):
@@ -139,15 +133,14 @@ class Firewall:
             start = asyncio.get_running_loop().time()
             async with self._busy:
                 await self._check_or_report()
-            # iptables-nft takes seconds to list 30,000 rules: it runs half of the time at most.
+            # iptables-nft takes seconds to list 30,000 rules: the pause keeps it from running all the time.
             await asyncio.sleep(max(_PAUSE_SECONDS, asyncio.get_running_loop().time() - start))
 
     def _period(self) -> float:
-        """Seconds between two checks."""
         return min(self._resync, _BLOCKED_SECONDS) if self._forward_check.is_blocked else self._resync
 
     async def _check_or_report(self) -> None:
-        """A fault in here must not end the daemon: packets travel without it."""
+        """Log an error of any type: packets travel without these checks, so the daemon must not end."""
         try:
             await self._check()
             self._recovered(_ALL_RULES)
@@ -158,6 +151,7 @@ class Firewall:
     async def _check(self) -> None:
         for name, rules in self._networks.items():
             self._check_accept_local(name, rules)
+        self._check_flavour()
         failed: dict[str, HostError] = {}
         for table in KINDS:
             await asyncio.sleep(0)  # with thousands of peers, each of these steps takes milliseconds
@@ -170,20 +164,27 @@ class Firewall:
         for on_check in list(self._on_check.values()):
             on_check()
 
+    def _check_flavour(self) -> None:
+        """Look for chains of this run in the other flavour of iptables, if the operator has changed the flavour."""
+        flavour = iptables.other_flavour()
+        if flavour != self._other_flavour:
+            self._unchecked.update(KINDS)
+        self._other_flavour = flavour
+
     def _report_failures(self, failed: Mapping[str, HostError]) -> None:
-        """Log what is wrong with the command once, not for each table."""
+        """Log one line for all tables, since the same command fails for each."""
         if not failed:
             self._recovered(_TABLES)
             return
         tables = f"table{'s' if len(failed) > 1 else ''} {', '.join(failed)}"
-        missing = "; ".join(PURPOSES[table] for table in failed)
+        missing = "; ".join(map(network_rules.purposes, failed))
         docker = "; Docker's rules may drop packets of containers" if "filter" in failed else ""
         error = next(iter(failed.values()))
         cause = re.sub(r" -t \w+", "", str(error))  # the same for each table
         self._failed(_TABLES, f"Cannot guard the iptables {tables}: {error}; {missing} may be missing{docker}", cause)
 
     def watch(self, name: str, traffic: Traffic | None, on_check: Callable[[], None]) -> None:
-        """Look for what stops these packets of a network, at once if they are others than before.
+        """Search for rules that drop these packets of a network, at once if ``traffic`` has changed.
 
         ``on_check`` is called when ``obstacle`` may have changed.
         """
@@ -196,7 +197,7 @@ class Firewall:
             self._traffic.pop(name, None)
 
     def obstacle(self, name: str) -> str:
-        """What certainly keeps packets of a network's containers from other hosts; empty if nothing is known."""
+        """Return what certainly drops packets between containers of different hosts; empty if nothing does."""
         return self._forward_check.certain(name)
 
     def _check_accept_local(self, name: str, rules: NetworkRules) -> None:
@@ -217,7 +218,7 @@ class Firewall:
             logs.network.reset(token)
 
     def _chains(self, table: str) -> dict[str, list[Chain]]:
-        """What each network needs in a table now."""
+        """Return the chains that each network needs in a table now."""
         networks = self._networks.values()
         self._is_tracking |= conntrack.is_in_use() or any(rules.is_masqueraded for rules in networks)
         sources = [rules.network for rules in networks]
@@ -227,76 +228,88 @@ class Firewall:
         return {name: chains for name, chains in wanted.items() if chains}
 
     async def _guard(self, table: str, wanted: Mapping[str, Sequence[Chain]]) -> HostError | None:
-        """Have the kernel's table hold what is wanted, and nothing else of ours."""
+        """Restore the chains of all networks in one table, and remove those of earlier runs; return a failure."""
+        networks = dict(self._networks)
         try:
             repair = await self._repair(table, [chain for chains in wanted.values() for chain in chains])
         except HostError as error:
             if wanted:
                 return error
-            self._unchecked.discard(table)
+            self._set_checked(table, networks)
             return None
-        self._unchecked.discard(table)
         for name, chains in wanted.items():
             if name in self._networks:
                 self._report(name, table, chains, repair.faults)
-        for name in repair.removed:
-            log.info("Removed iptables chain %s of an earlier run in table %s", name, table)
+        _log_removed(repair, table, "")
+        if table in self._unchecked:
+            await self._remove_from_other_flavour(table)
+        self._set_checked(table, networks)
         return None
 
+    def _set_checked(self, table: str, networks: Mapping[str, NetworkRules]) -> None:
+        if networks == self._networks:  # a network that was added meanwhile may have had other chains
+            self._unchecked.discard(table)
+
+    async def _remove_from_other_flavour(self, table: str) -> None:
+        """Remove the chains of earlier runs in the other flavour of iptables, which act beside the new chains."""
+        flavour = self._other_flavour
+        if not flavour or not iptables.may_exist(table, flavour):
+            return
+        names = {name for each in self._networks.values() for name in each.leftovers(table)}
+        try:
+            _log_removed(await firewall_tables.remove_chains(table, names, (), flavour), table, flavour)
+        except HostError as error:
+            log.debug("Cannot look for chains of earlier runs: %s", error)
+
     async def _repair(self, table: str, chains: Sequence[Chain]) -> Repair:
-        """Compare, repair, and see that it had an effect; what was repaired.  Raises HostError."""
+        """Restore the chains in one table, verify the effect, and return what was restored.  Raises HostError."""
         networks = {network for rules in self._networks.values() for network in rules.networks}
         obsolete = self._obsolete(table) - {chain.name for chain in chains}
-        repair = await _compare(table, chains, obsolete, networks if chains else ())
+        repair = await firewall_tables.compare(table, chains, obsolete, networks if chains else ())
         if text := repair.text(table):
             self._refuse_futile(table, text)
             await iptables.restore(text)
-            if (await _compare(table, chains, obsolete, networks if chains else ())).text(table) == text:
+            if (await firewall_tables.compare(table, chains, obsolete, networks if chains else ())).text(table) == text:
                 self._futile[table] = text, asyncio.get_running_loop().time() + _FUTILE_SECONDS
                 self._refuse_futile(table, text)
         self._futile.pop(table, None)
         return repair
 
     def _obsolete(self, table: str) -> set[str]:
-        """Chains that earlier runs may have left, until the table was checked once."""
+        """Return the chains that earlier runs may have left; none once the table has been checked."""
         rules = self._networks.values() if table in self._unchecked else ()
         return {name for each in rules for name in each.obsolete(table)}
 
     def _refuse_futile(self, table: str, text: bytes) -> None:
-        """Do not repeat commands that were accepted without effect: jumps would pile up.  Raises HostError."""
+        """Raise HostError for commands that were accepted without effect: if they are repeated, jumps pile up."""
         before, until = self._futile.get(table, (b"", 0.0))
         if text == before and asyncio.get_running_loop().time() < until:
             raise HostError("iptables-restore reports success, but iptables-save does not show the rules")
 
     def _report(self, name: str, table: str, chains: Sequence[Chain], faults: Sequence[Fault]) -> None:
-        """Log in one line, and count, what another program has changed of what we had put."""
+        """Log one line about changes by other programs to chains that this daemon wrote, and count the changes."""
         written = [chain.name for chain in chains if self._written.get((table, chain.name)) == chain]
         changed = [fault for fault in faults if fault.chain in written]
         if changed:
-            names = list(dict.fromkeys(fault.chain for fault in changed))
-            what = list(dict.fromkeys(fault.what for fault in changed))
-            more = f" and {len(what) - 1} more changes" if len(what) > 1 else ""
-            purposes = ", and ".join(dict.fromkeys(_purpose(table, chain) for chain in names))
-            self._count(
-                name,
-                f"Restored iptables chain{'s' if len(names) > 1 else ''} {', '.join(names)} in table {table}: "
-                f"{what[0]}{more}; {purposes} was interrupted",
-                len(changed),
-            )
+            is_interrupted = any(fault.interrupts for fault in changed)
+            self._count(name, _describe(table, changed), len(changed), is_urgent=is_interrupted)
             for fault in changed:
                 log.debug("Restored %s in table %s: %s", fault.chain, table, fault.what)
         for chain in chains:
             self._written[table, chain.name] = chain
 
-    def _count(self, name: str, message: str, repairs: int = 1) -> None:
+    def _count(self, name: str, message: str, repairs: int = 1, *, is_urgent: bool = True) -> None:
         token = logs.network.set(name)
-        log.warning("%s", message)
+        if is_urgent:
+            log.warning("%s", message)
+        else:  # another program may keep its own rules last, so that each check moves the jumps again
+            self._moves.message(logging.INFO, message, time.monotonic())
         logs.network.reset(token)
         self.repairs[name] += repairs
         self._on_repair[name]()
 
     def _failed(self, what: str, message: str, cause: str = "") -> None:
-        """Log a failure, once for each cause; without one, the message is it."""
+        """Log a failure unless its cause is that of the last failure; an empty ``cause`` stands for the message."""
         if self._problems.get(what) != (cause or message):
             log.warning("%s; trying again every %g s", message, self._resync)
         self._problems[what] = cause or message
@@ -306,56 +319,19 @@ class Firewall:
             log.info("%s is guarded again", what)
 
 
-async def remove(network: IPv4Network) -> list[str]:
-    """Remove all that flannelpy, or flanneld, has put for a network, and nothing else; what it was.
-
-    Each table is tried.  Raises HostError if one fails.
-    """
-    removed: list[str] = []
-    failed: list[HostError] = []
-    for table in KINDS if shutil.which("iptables-save") else ():
-        try:
-            repair = await _compare(table, [], network_rules.names(table, network), [network])
-            if text := repair.text(table):
-                await iptables.restore(text)
-        except HostError as error:
-            failed.append(error)
-        else:
-            removed += [f"iptables rule: {rule}" for rule in repair.removed_rules()]
-            removed += [f"iptables chain {name} in table {table}" for name in repair.removed]
-    if failed:
-        raise failed[0]
-    return removed
+def _describe(table: str, faults: Sequence[Fault]) -> str:
+    """Return the log line about changes that were restored; it names one change and the number of the others."""
+    names = list(dict.fromkeys(fault.chain for fault in faults))
+    what = list(dict.fromkeys(fault.what for fault in sorted(faults, key=lambda fault: not fault.interrupts)))
+    more = f" and {len(what) - 1} more changes" if len(what) > 1 else ""
+    interrupted = list(dict.fromkeys(fault.chain for fault in faults if fault.interrupts))
+    effect = "was interrupted" if interrupted else "was not interrupted"
+    return (
+        f"Restored iptables chain{'s' if len(names) > 1 else ''} {', '.join(names)} in table {table}: "
+        f"{what[0]}{more}; {network_rules.purposes(table, interrupted or names)} {effect}"
+    )
 
 
-async def chains() -> list[str]:
-    """The iptables chains of any network, each with its table.  Raises HostError."""
-    found: list[str] = []
-    for table in KINDS if shutil.which("iptables-save") else ():
-        listing = network_rules.listing(table, [], [])
-        await iptables.save(table, listing)
-        found += [f"iptables chain {name.decode()} in table {table}" for name in listing.own_chains]
-    return found
-
-
-async def _compare(
-    table: str,
-    chains: Sequence[Chain],
-    obsolete: Iterable[str],
-    networks: Iterable[IPv4Network],
-) -> Repair:
-    """What a table lacks; also what flanneld has put for ``networks``.  Raises HostError."""
-    names = {chain.name for chain in chains}.union(obsolete)
-    listing = network_rules.listing(table, names, networks)
-    await iptables.save(table, listing)
-    repair = Repair()
-    for chain in chains:
-        repair.keep(listing, chain)
-    for name in sorted(obsolete):
-        repair.remove(listing, name)
-    if table == "filter":
-        (docker_chains.keep if chains else docker_chains.remove)(listing, repair)
-    if table == "nat":
-        for network in networks:
-            network_rules.remove_shared(listing, repair, network)
-    return repair
+def _log_removed(repair: Repair, table: str, flavour: str) -> None:
+    for name in repair.removed:
+        log.info("Removed %s chain %s of an earlier run in table %s", firewall_tables.program(flavour), name, table)

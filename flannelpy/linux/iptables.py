@@ -19,11 +19,40 @@ from flannelpy.netfilter.ruleset import Listing
 _WAIT = "--wait=5"
 # The tables of iptables-legacy in this network namespace.  Source: net/ipv4/netfilter/ip_tables.c of the kernel.
 _LEGACY_TABLES = Path("/proc/net/ip_tables_names")
+_MODULES = Path("/proc/modules")
+# By the program that the commands are links to.
+_OTHER_FLAVOUR = {"xtables-nft-multi": "legacy", "xtables-legacy-multi": "nft"}
 
 
-async def save(table: str, listing: Listing) -> None:
-    """Feed the rules of a table to ``listing``.  Raises HostError."""
-    words = ("iptables-save", "-t", table)
+def other_flavour() -> str:
+    """Return which of "nft" and "legacy" ``iptables`` is not, if the commands of that flavour exist; otherwise ""."""
+    path = shutil.which("iptables-save")
+    other = _OTHER_FLAVOUR.get(Path(path).resolve().name, "") if path else ""
+    exists = other and all(shutil.which(_command(verb, other)) for verb in ("save", "restore"))
+    return other if exists else ""
+
+
+def may_exist(table: str, flavour: str) -> bool:
+    """Whether a flavour may have a table: to list one of iptables-legacy creates it, and loads a kernel module."""
+    if flavour != "legacy":
+        return True
+    try:
+        return table in _LEGACY_TABLES.read_text().split()
+    except PermissionError:  # only root may read the names
+        with suppress(OSError):
+            return f"iptable_{table} " in _MODULES.read_text()
+    except OSError:
+        pass
+    return False
+
+
+def _command(verb: str, flavour: str) -> str:
+    return f"iptables-{flavour}-{verb}" if flavour else f"iptables-{verb}"
+
+
+async def save(table: str, listing: Listing, flavour: str = "") -> None:
+    """Feed the rules of a table to ``listing``; ``flavour`` as of ``other_flavour``.  Raises HostError."""
+    words = (_command("save", flavour), "-t", table)
     try:
         failures = await command.run(*words, package="iptables", sink=listing.feed)
     except ValueError as error:
@@ -34,9 +63,9 @@ async def save(table: str, listing: Listing) -> None:
         raise HostError(f"{' '.join(words)} printed no table {table}{command.readable(listing.last_line)}")
 
 
-async def restore(text: bytes) -> None:
+async def restore(text: bytes, flavour: str = "") -> None:
     """Change the rules of one table, all at once or not at all.  Raises HostError."""
-    words = ("iptables-restore", "--noflush", _WAIT)
+    words = (_command("restore", flavour), "--noflush", _WAIT)
     if failures := await command.run(*words, package="iptables", stdin=text):
         raise HostError(f"{' '.join(words)} failed: {failures}")
 

@@ -1,9 +1,9 @@
-"""The chains of Docker that flannelpy puts jumps into.  Pure.
+"""DOCKER-USER, the chain of Docker that has a jump to flannelpy's.  Pure.
 
-Docker leaves DOCKER-USER to its users: it creates the chain if it is missing, keeps what is in it, and jumps there
-before its own rules.  flannelpy creates it when Docker has not been started yet, and with it an empty chain that tells
--cleanup so: like an empty DOCKER-USER, that chain outlives ``iptables -F`` and ends with ``iptables -X`` or a reboot.
-A rule in DOCKER-USER would not outlive ``iptables -F``, and a record in a file would outlive a reboot.
+Docker leaves DOCKER-USER to operators: it creates the chain if it is missing, keeps the rules in it, and jumps there
+before its own rules.  If Docker has not been started yet, flannelpy creates DOCKER-USER, and with it an empty chain by
+which -cleanup knows that.  Like an empty DOCKER-USER, that chain survives ``iptables -F``, and ``iptables -X`` or a
+reboot removes it.  A rule in DOCKER-USER would not survive ``iptables -F``, and a file would survive a reboot.
 Source: https://docs.docker.com/engine/network/packet-filtering-firewalls, daemon/libnetwork/iptables.go of moby.
 """
 
@@ -14,17 +14,17 @@ from flannelpy.netfilter.ruleset import Listing, Repair
 
 DOCKER_USER = "DOCKER-USER"
 _DOCKER = "DOCKER"
-# It exists if flannelpy has created DOCKER-USER.
+# This chain exists if flannelpy created DOCKER-USER.
 _CREATED = f"{CHAIN_PREFIX}-{DOCKER_USER}"
-#: Those that a listing of the table filter has to have.
+#: The chains that a listing of the table filter must collect.
 NAMES = (DOCKER_USER, _DOCKER, _CREATED)
 
-# Docker versions that find the chain there add no jump to it (moby/libnetwork#2631).
+# Some versions of Docker add no jump to a chain that existed before them (moby/libnetwork#2631).
 _OWN_JUMP = f"-A FORWARD -m comment --comment flannelpy -j {DOCKER_USER}\n".encode()
 
 
 def keep(listing: Listing, repair: Repair) -> None:
-    """Have DOCKER-USER exist, and have a jump to it once Docker runs."""
+    """Create DOCKER-USER if it is missing, and add a jump to it if Docker runs and has added none."""
     if DOCKER_USER.encode() not in listing.rules:
         repair.create(DOCKER_USER)
         if _CREATED.encode() not in listing.rules:
@@ -38,9 +38,9 @@ def keep(listing: Listing, repair: Repair) -> None:
 
 
 def remove(listing: Listing, repair: Repair) -> None:
-    """Remove our jump to DOCKER-USER, and the chain if only flannelpy has made and used it.
+    """Remove flannelpy's jump to DOCKER-USER, and the chain if flannelpy created it and no other program uses it.
 
-    As long as another network of ours is there, all stays.  Call it last: it looks at what ``repair`` removes.
+    While another network of flannelpy has chains, all stays.  Call this last: it depends on what ``repair`` removes.
     """
     if {name.decode() for name in listing.own_chains} - set(repair.removed):
         return

@@ -1,4 +1,4 @@
-"""The iptables rules that flannelpy puts for a network, and those that flanneld has left for it.  Pure.
+"""The iptables rules that flannelpy adds for a network.  Pure.
 
 Each network has chains of its own, so that two networks, or two daemons, never replace each other's rules.
 Counterpart: network/ipmasq.go, whose one chain FLANNEL is shared by all networks.
@@ -6,29 +6,30 @@ Counterpart: network/ipmasq.go, whose one chain FLANNEL is shared by all network
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple, Protocol
 
 from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.marks import CHAIN_PREFIX, CONNTRACK_ZONE, OWN_CHAIN
-from flannelpy.netfilter import docker_chains
+from flannelpy.netfilter import docker_chains, flanneld_rules
 from flannelpy.netfilter.docker_chains import DOCKER_USER
-from flannelpy.netfilter.ruleset import Chain, Jump, Listing, Place, Repair
+from flannelpy.netfilter.ruleset import Chain, Jump, Listing, Place
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 
 MASQUERADE, DROP, ZONE, ACCEPT, OUTWARD = "M", "D", "Z", "A", "O"
-#: The kinds of chains that a network may have in each table.
-KINDS = {"nat": (MASQUERADE,), "mangle": (DROP,), "raw": (ZONE, ACCEPT), "filter": (ACCEPT, OUTWARD)}
-#: What the chains of a table are for.
-PURPOSES = {
-    "nat": "masquerading of containers",
-    "mangle": "the protection against datagrams that containers send in the name of this host",
-    "raw": "the protection of the ports of this host's datagrams, and the way past Docker's rules for containers",
-    "filter": "forwarding of packets of containers",
+_FORWARDING = "forwarding of packets of containers"
+#: The kinds of chains that a network may have in each table, and what each is for.
+KINDS = {
+    "nat": {MASQUERADE: "masquerading of containers"},
+    "mangle": {DROP: "the protection against datagrams that containers send in the name of this host"},
+    "raw": {
+        ZONE: "the protection of the ports of this host's datagrams",
+        ACCEPT: "the way past Docker's rules for containers",
+    },
+    "filter": {ACCEPT: _FORWARDING, OUTWARD: _FORWARDING},
 }
-#: The chains that have jumps to ours.
+#: The chains of each table that have jumps to flannelpy's chains.
 HOOKS = {
     "nat": ("POSTROUTING",),
     "mangle": ("FORWARD", "PREROUTING"),
@@ -37,23 +38,21 @@ HOOKS = {
 }
 
 _REPLY = "-m conntrack --ctstate RELATED,ESTABLISHED"
-# The chain of flanneld v0.5.5 and of early flannelpy, for all networks.
-_SHARED = CHAIN_PREFIX
-_SHARED_JUMP = f"-A POSTROUTING -j {_SHARED}\n".encode()
-# flanneld's rules that name no network: they belong to the last network that has a jump.
-_UNNAMED = re.compile(
-    rb"-A %b (! -d 224\.0\.0\.0/4 -j MASQUERADE|-d 224\.0\.0\.0/4 -j ACCEPT|! -o flannel\d+ -j MASQUERADE)\n"
-    % _SHARED.encode()
-)
 
 
 def chain_name(kind: str, network: IPv4Network) -> str:
-    """At most 28 characters, the limit of iptables-legacy."""
+    """Return the name of a chain: at most 28 characters, the limit of iptables-legacy."""
     return f"{CHAIN_PREFIX}-{kind}-{network}"
 
 
+def purposes(table: str, chains: Iterable[str] = ()) -> str:
+    """Return the purposes of these chains of a table, for a log line; without any, those of all its chains."""
+    kinds = [name.split("-")[1] for name in chains] or KINDS[table]
+    return ", and ".join(dict.fromkeys(KINDS[table][kind] for kind in kinds))
+
+
 def names(table: str, network: IPv4Network) -> list[str]:
-    """All chains that a network may have in a table."""
+    """Return the names of all chains that a network may have in a table."""
     return [chain_name(kind, network) for kind in KINDS[table]]
 
 
@@ -62,18 +61,18 @@ def listing(
     names: Iterable[str],
     networks: Iterable[IPv4Network],
 ) -> Listing:
-    """An empty listing for these chains, and for what flanneld may have put for ``networks``."""
+    """Return an empty listing that collects these chains, and the rules of flanneld for ``networks``."""
     foreign = docker_chains.NAMES if table == "filter" else ()
-    found = Listing([*names, _SHARED], HOOKS[table], OWN_CHAIN, CHAIN_PREFIX, foreign)
+    found = Listing([*names, flanneld_rules.CHAIN], HOOKS[table], OWN_CHAIN, CHAIN_PREFIX, foreign)
     for network in networks:
-        found.look_for(_entering(network))
+        found.look_for(flanneld_rules.entering(network))
     return found
 
 
 def masquerade_rules(network: IPv4Network) -> list[str]:
-    """The rules for -ip-masq, in order: RETURN, unlike flanneld's ACCEPT, does not end the chain of others.
+    """Return the rules for -ip-masq, in order.  Multicast is never masqueraded.
 
-    Multicast is never masqueraded.
+    RETURN, unlike flanneld's ACCEPT, lets packets reach the rules of other programs in POSTROUTING.
     """
     chain = chain_name(MASQUERADE, network)
     return [
@@ -84,21 +83,22 @@ def masquerade_rules(network: IPv4Network) -> list[str]:
 
 
 def masquerade(network: IPv4Network) -> Chain:
-    """Packets that leave the network, or enter it from elsewhere, get the host's address."""
+    """Return the chain that gives the host's address to packets that leave the network, or enter it."""
     rules = "".join(f"-A {rule}\n" for rule in masquerade_rules(network))
     return Chain(chain_name(MASQUERADE, network), rules.encode(), (Jump("POSTROUTING", ""),))
 
 
 def drop_line(network: IPv4Network, peer: IPv4Address) -> bytes:
-    """The rule of ``drop`` for one peer."""
+    """Return the rule in the chain of ``drop`` about one peer."""
     return f"-A {chain_name(DROP, network)} -d {peer}/32 -j DROP\n".encode()
 
 
 def drop(
     network: IPv4Network, address: IPv4Address, sources: Iterable[IPv4Network], datagrams: Datagrams, lines: bytes
 ) -> Chain:
-    """Packets of containers that look like our datagrams are dropped; ``lines``: one rule for each peer.
+    """Return the chain that drops packets of containers that look like the datagrams of this host.
 
+    ``lines``: one rule for each peer.
     ``sources`` are the networks of this daemon.  mangle FORWARD, because no ACCEPT in filter precedes it, because DNAT
     has already chosen the destination, and because the host's own datagrams never pass it.  The jump names our device,
     not the external interface: a host with several links may reach a peer by any of them.  A container with raw sockets
@@ -112,10 +112,10 @@ def drop(
 
 
 def zone(network: IPv4Network, address: IPv4Address, datagrams: Datagrams) -> Chain:
-    """Our datagrams are tracked apart from all else.
+    """Return the chain that gives the datagrams of this host a connection tracking zone of their own.
 
-    If a container that is masqueraded used the ports of our datagrams first, the kernel would give ours another source
-    port, and would pass a peer's datagrams to the container.
+    If a masqueraded container used the ports of these datagrams first, the kernel would give them another source port,
+    and would pass a peer's datagrams to the container.
     """
     name = chain_name(ZONE, network)
     ports = f"-p udp -m udp --dport {datagrams.port}"
@@ -126,14 +126,14 @@ def zone(network: IPv4Network, address: IPv4Address, datagrams: Datagrams) -> Ch
 
 
 def accept_first_line(network: IPv4Network, peer: IPv4Address, device: str) -> bytes:
-    """The rule of ``accept_first`` for one host that masquerades."""
+    """Return the rule in the chain of ``accept_first`` about one host that masquerades."""
     return f"-A {chain_name(ACCEPT, network)} -s {peer}/32 -i {device} -j ACCEPT\n".encode()
 
 
 def accept_first(network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, lines: bytes) -> Chain:
-    """Packets for containers here pass before a rule in raw drops them, as Docker does since version 28.
+    """Return the chain that accepts packets for containers here before a rule of Docker 28 in raw drops them.
 
-    They come from the network, and by the devices that lead there: anybody on the external link could forge a source.
+    Each rule names a device that leads to the network, because a machine on another link could forge a source.
     ``lines``: one rule for each host that masquerades.
     """
     name = chain_name(ACCEPT, network)
@@ -142,93 +142,56 @@ def accept_first(network: IPv4Network, subnet: IPv4Network, forwarding: Forwardi
 
 
 def accept_forwarded_line(network: IPv4Network, subnet: IPv4Network, peer: IPv4Address, device: str) -> bytes:
-    """The rule of ``accept_forwarded`` for one host that masquerades."""
+    """Return the rule in the chain of ``accept_forwarded`` about one host that masquerades."""
     return f"-A {chain_name(ACCEPT, network)} -s {peer}/32 -d {subnet} -i {device} -j ACCEPT\n".encode()
 
 
-def accept_forwarded(
-    network: IPv4Network,
-    subnet: IPv4Network,
-    forwarding: Forwarding,
-    lines: bytes,
-) -> Chain:
-    """Packets between containers of different hosts pass, whatever the policy of FORWARD is.
+def accept_forwarded(network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, lines: bytes) -> Chain:
+    """Return the chain that accepts packets from containers of other hosts, under each policy of FORWARD.
 
-    The jumps come last, so that rules of Docker's user and of an operator decide first.  ``lines``: one rule for each
-    host that masquerades.  What leaves must not come from the external interface: another machine on the link could
-    forge a source, and have this host carry its packets into the network.
+    The jumps come last, so that rules of an operator, in DOCKER-USER and in FORWARD, decide first.  An ACCEPT in
+    DOCKER-USER precedes Docker's isolation, so each rule names the subnet and a device that leads to other hosts.
+    ``lines``: one rule for each host that masquerades.
     """
-    before, after = [], []
-    for device in forwarding.devices:
-        before += [
-            f"-s {network} -d {subnet} -i {device} -j ACCEPT",
-            f"-s {network} -d {network} ! -i {forwarding.external} -o {device} -j ACCEPT",
-        ]
-    if forwarding.masquerading:
-        after.append(f"-s {subnet} ! -i {forwarding.external} -o {forwarding.masquerading} {_REPLY} -j ACCEPT")
     name = chain_name(ACCEPT, network)
+    rules = [f"-s {network} -d {subnet} -i {device} -j ACCEPT" for device in forwarding.devices]
     jumps = (Jump(DOCKER_USER, "", Place.LAST), Jump("FORWARD", "", Place.LAST))
-    return Chain(name, _rules(name, before) + lines + _rules(name, after), jumps)
+    return Chain(name, _rules(name, rules) + lines, jumps)
 
 
 def accept_outward(
-    network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, others: Iterable[IPv4Network]
+    network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, others: Iterable[str] = ()
 ) -> Chain:
-    """With -ip-masq, packets from containers here to the world outside pass, and answers, where FORWARD drops.
+    """Return the chain that accepts packets of containers here to other hosts, where the policy of FORWARD drops.
 
-    Only FORWARD has a jump, which comes last: in DOCKER-USER these rules would decide before Docker keeps its networks
-    apart.  ``others``: the other networks of this daemon, which are not outside.
+    Only FORWARD has a jump, which comes last: Docker accepts what leaves by its own bridge.  In DOCKER-USER, a
+    container that Docker isolates could send into the network with a forged source.  Packets from the external
+    interface are not accepted, because another machine on the link could forge a source as well.
+    ``others``: further rules, those of ``outside``.
     """
-    name = chain_name(OUTWARD, network)
-    rules = [f"-s {subnet} -d {other} -j RETURN" for other in others]
-    rules += [f"-s {subnet} ! -d {network} ! -i {forwarding.external} -j ACCEPT", f"-d {subnet} {_REPLY} -j ACCEPT"]
-    return Chain(name, _rules(name, rules), (Jump("FORWARD", "", Place.LAST),))
+    name, external = chain_name(OUTWARD, network), forwarding.external
+    rules = [f"-s {subnet} -d {network} ! -i {external} -o {device} -j ACCEPT" for device in forwarding.devices]
+    if forwarding.masquerading:
+        rules.append(f"-s {subnet} ! -i {external} -o {forwarding.masquerading} {_REPLY} -j ACCEPT")
+    return Chain(name, _rules(name, [*rules, *others]), (Jump("FORWARD", "", Place.LAST),))
+
+
+def outside(network: IPv4Network, subnet: IPv4Network, external: str, others: Iterable[IPv4Network]) -> list[str]:
+    """Return the rules for -ip-masq: packets of containers here to destinations outside of the network, and replies.
+
+    ``others``: the other networks of this daemon, which are not outside.
+    """
+    inside = [f"-s {subnet} -d {other} -j RETURN" for other in others]
+    return [*inside, f"-s {subnet} ! -d {network} ! -i {external} -j ACCEPT", f"-d {subnet} {_REPLY} -j ACCEPT"]
 
 
 def _rules(name: str, rules: Iterable[str]) -> bytes:
-    """The rules of a chain as iptables-save prints them."""
+    """Return the rules of a chain as iptables-save prints them."""
     return "".join(f"-A {name} {rule}\n" for rule in rules).encode()
 
 
-def remove_shared(found: Listing, repair: Repair, network: IPv4Network) -> None:
-    """Remove what flanneld v0.5.5 and early flannelpy have put for a network; rules of other networks stay.
-
-    The chain goes, and its jump, when no rule in it names another network and no jump of another network leads there.
-    """
-    rules, jumps = found.rules.get(_SHARED.encode()), [jump.line for jump in found.jumps(_SHARED.encode())]
-    ours = _shared_lines(network)
-    kept = [line for line in [*(rules or ()), *jumps] if line not in ours]
-    goes = rules is not None and all(line == _SHARED_JUMP or _UNNAMED.fullmatch(line) for line in kept)
-    for line in found.found:
-        if line == _entering(network):
-            repair.remove_rule(line)
-    if goes:
-        repair.remove(found, _SHARED)
-    else:
-        for line in [*(rules or ()), *jumps]:
-            if line in ours:
-                repair.remove_rule(line)
-
-
-def _shared_lines(network: IPv4Network) -> Collection[bytes]:
-    """The rules in and to the chain FLANNEL that name the network."""
-    rules = [
-        f"POSTROUTING -s {network} -j {_SHARED}",
-        f"{_SHARED} -d {network} -j ACCEPT",
-        f"{_SHARED} -s {network} -d {network} -j RETURN",
-        f"{_SHARED} -s {network} ! -d 224.0.0.0/4 -j MASQUERADE",
-        f"{_SHARED} ! -s {network} -d {network} -j MASQUERADE",
-    ]
-    return {f"-A {rule}\n".encode() for rule in rules}
-
-
-def _entering(network: IPv4Network) -> bytes:
-    """The fourth rule of flanneld."""
-    return f"-A POSTROUTING ! -s {network} -d {network} -j MASQUERADE\n".encode()
-
-
 class Carrier(Protocol):
-    """What a backend tells about its packets, which may change while it runs."""
+    """As much of a backend as the rules depend on; both may change while the backend runs."""
 
     @property
     def datagrams(self) -> Datagrams | None: ...  # noqa: D102
@@ -238,7 +201,7 @@ class Carrier(Protocol):
 
 
 class _PeerRules(NamedTuple):
-    """The rules about one public IP, each in its chain."""
+    """The rules about one public IP, one for each chain that has such rules."""
 
     drop: bytes
     accept_first: bytes
@@ -268,7 +231,7 @@ class _PeerChain:
         self._text = None
 
     def text(self) -> bytes:
-        """Return all rules, in the order in which the peers came."""
+        """Return all rules, in the order in which the peers were added."""
         if self._text is None:
             self._text = b"".join(self._uses)
         return self._text
@@ -283,9 +246,9 @@ class _PeerChains(NamedTuple):
 
 
 class NetworkRules:
-    """What one network needs.
+    """The chains that one network needs.
 
-    ``address`` is the source of its datagrams, ``previous`` its networks in earlier runs, whose chains go.
+    ``address`` is the source of its datagrams, ``previous`` its networks in earlier runs, whose chains are removed.
     """
 
     def __init__(
@@ -299,7 +262,7 @@ class NetworkRules:
         is_masqueraded: bool,
         is_forwarded: bool,
     ) -> None:
-        """``is_masqueraded``, ``is_forwarded``: -ip-masq, -iptables-forward-rules."""
+        """Take ``is_masqueraded`` from -ip-masq, and ``is_forwarded`` from -iptables-forward-rules."""
         self.network = network
         self.is_masqueraded = is_masqueraded
         self.networks = {network, *previous}
@@ -312,11 +275,11 @@ class NetworkRules:
 
     @property
     def datagrams(self) -> Datagrams | None:
-        """Of the backend."""
+        """The UDP datagrams of the backend, if it sends any."""
         return self._carrier.datagrams
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
-        """Follow the leases of the peers; the first call brings all of them."""
+        """Follow the leases of the peers; the first call brings all leases."""
         peers = self._peers = self._peers or {}
         for event in events:
             if isinstance(event, LeaseAdded):
@@ -341,7 +304,7 @@ class NetworkRules:
         )
 
     def chains(self, table: str, networks: Sequence[IPv4Network], *, is_tracking: bool) -> list[Chain]:
-        """The chains of one table.
+        """Return the chains that the network needs in one table.
 
         ``networks``: all of this daemon.  ``is_tracking``: whether the kernel tracks connections.
         """
@@ -376,17 +339,22 @@ class NetworkRules:
         if forwarding is None:
             return []
         about_peers = self._about_peers.accept_forwarded.text()
-        chains = [accept_forwarded(self.network, self._subnet, forwarding, about_peers)]
-        if self.is_masqueraded:
-            others = [network for network in networks if network != self.network]
-            chains.append(accept_outward(self.network, self._subnet, forwarding, others))
-        return chains
+        others = [network for network in networks if network != self.network]
+        to_outside = outside(self.network, self._subnet, forwarding.external, others) if self.is_masqueraded else ()
+        return [
+            accept_forwarded(self.network, self._subnet, forwarding, about_peers),
+            accept_outward(self.network, self._subnet, forwarding, to_outside),
+        ]
 
     def _forwarding(self) -> Forwarding | None:
         return self._carrier.forwarding if self._is_forwarded else None
 
+    def leftovers(self, table: str) -> set[str]:
+        """Return all chains that earlier runs may have left in one table."""
+        return {name for network in self.networks for name in names(table, network)}
+
     def obsolete(self, table: str) -> set[str]:
-        """The chains of one table that may be there, but for a list of peers while the leases are unknown."""
-        found = {name for network in self.networks for name in names(table, network)}
+        """Return ``leftovers``, without the list of peers while the leases are unknown."""
+        found = self.leftovers(table)
         is_unknown = self._peers is None and self.datagrams is not None
         return found - ({chain_name(DROP, self.network)} if is_unknown else set())

@@ -1,7 +1,7 @@
-"""Chains of ours as they should be, what ``iptables-save`` shows of them, and the commands that restore them.  Pure.
+"""The wanted chains of flannelpy, what ``iptables-save`` shows of them, and the commands that restore them.  Pure.
 
 A table may hold 30,000 foreign rules, so ``Listing`` takes the output in chunks and keeps only lines about the chains
-that it was asked for.  A chain is known by its exact name, a jump by its target, never by a comment.
+that it looks for.  A chain is identified by its exact name, a jump by its target, never by a comment.
 Source: iptables-save(8), iptables-restore(8).
 """
 
@@ -16,20 +16,24 @@ from typing import NamedTuple
 _RETURN = b" -j RETURN\n"
 # What iptables-save prints between ``-A CHAIN`` and the target of a rule that holds for all packets: comments at most.
 _COMMENTS = rb"(?: -m comment --comment (?:\"(?:[^\"\\]|\\.)*\"|[^\" ]+))*"
+# iptables-save escapes quotes and backslashes inside of a text in quotes, but no line end.
+_QUOTED = re.compile(rb' "(?:[^"\\]|\\.)*"?', re.DOTALL)
+# Stands for a line end in quotes: no rule can contain it.
+_QUOTED_LINE_END = b"\0"
 # More than this without a line end is not what iptables-save prints.
 _LONGEST_LINE = 1 << 20
 _END_BYTES = 200
 
 
 class Place(enum.Enum):
-    """Where a jump has to stand among the foreign rules of its hook."""
+    """The place that a jump must have among the foreign rules of its hook."""
 
     FIRST = enum.auto()  # before all of them
     LAST = enum.auto()  # behind all of them that a packet reaches: a RETURN for all packets ends them
 
 
 class Jump(NamedTuple):
-    """A rule of another chain, the ``hook``, that leads to a chain of ours; ``match`` as iptables-save prints it."""
+    """A rule in the chain ``hook`` that leads to a chain of flannelpy; ``match`` as iptables-save prints it."""
 
     hook: str
     match: str
@@ -44,7 +48,7 @@ class Chain(NamedTuple):
     jumps: tuple[Jump, ...]
 
     def jump_lines(self) -> dict[bytes, Jump]:
-        """The jumps as iptables-save prints them."""
+        """Return the jumps, by the lines that iptables-save prints for them."""
         return {
             " ".join(["-A", jump.hook, *filter(None, [jump.match]), "-j", f"{self.name}\n"]).encode(): jump
             for jump in self.jumps
@@ -52,27 +56,29 @@ class Chain(NamedTuple):
 
 
 class FoundJump(NamedTuple):
-    """A jump in a listing, and the places in its hook that it has."""
+    """A jump in a listing, and its places in the hook; ``is_reached``: no RETURN for all packets stands before it."""
 
     line: bytes
     places: frozenset[Place]
+    is_reached: bool
 
 
 class Fault(NamedTuple):
-    """What differs from the wanted state of a chain."""
+    """A difference from the wanted state of a chain; ``interrupts``: whether packets passed by its rules."""
 
     chain: str
     what: str
+    interrupts: bool = True
 
 
 class Listing:
     """The output of one ``iptables-save -t TABLE``, as far as it concerns the chains called ``names``.
 
-    ``hooks`` are the chains with jumps to ours.  ``own`` matches the names of all chains of ours, whose jumps may
-    precede each other, and ``prefix`` begins them.
-    ``rules``: the rules of each chain that exists.  ``own_chains``: all chains of ours.
+    ``hooks`` are the chains with jumps to chains of flannelpy.  ``own`` matches the names of all chains of flannelpy,
+    whose jumps may precede each other, and ``prefix`` begins these names.
+    ``rules``: the rules of each chain that exists.  ``own_chains``: the names of all chains of flannelpy.
     ``foreign``: the names of foreign chains that are listed like ``names``.
-    ``found``: the rules that were looked for, each as often as it is there.
+    ``found``: the rules given to ``look_for``, each as often as the table has it.
     """
 
     def __init__(
@@ -100,8 +106,8 @@ class Listing:
         self._wanted_lines.append(line)
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next part of the output.  Raises ValueError when it cannot come from iptables-save."""
-        data = self._rest + chunk
+        """Take the next part of the output.  Raises ValueError if it cannot come from iptables-save."""
+        data = _one_line_per_rule(self._rest + chunk)
         end = data.rfind(b"\n") + 1
         lines, self._rest = data[:end], data[end:]
         if len(self._rest) > _LONGEST_LINE:
@@ -118,25 +124,27 @@ class Listing:
 
     @property
     def last_line(self) -> str:
-        """The end of the output, for an error message."""
+        """The last line of the output, for an error message."""
         lines = (self._end + self._rest[:_END_BYTES]).strip().splitlines() or [b""]
         return lines[-1].decode(errors="replace")
 
     @property
     def is_complete(self) -> bool:
-        """Whether the output is a whole table, or nothing, which is a table without rules."""
+        """Whether the output is a whole table; an empty output is a table without rules."""
         return not (self._offset or self._rest) or b"\nCOMMIT\n" in self._end
 
     def jumps(self, target: bytes) -> list[FoundJump]:
-        """All jumps to one chain."""
-        return [FoundJump(line, self._places(line, at)) for at, line, found in self._jumps if found == target]
+        """Return all jumps to one chain."""
+        return [self._found(line, at) for at, line, found in self._jumps if found == target]
 
-    def _places(self, line: bytes, at: int) -> frozenset[Place]:
+    def _found(self, line: bytes, at: int) -> FoundJump:
         hook = self._hooks.get(line.split(b" ", 2)[1])
-        return frozenset(Place) if hook is None else hook.places(at)
+        return (
+            FoundJump(line, hook.places(at), hook.is_reached(at)) if hook else FoundJump(line, frozenset(Place), True)
+        )
 
     def last_number(self, hook: str, without: Collection[bytes]) -> int:
-        """The number of the rule that is put at place LAST of a hook, once the jumps ``without`` are removed."""
+        """Return the number that a rule at place LAST of a hook gets once the jumps ``without`` are removed."""
         found, begin = self._hooks[hook.encode()], f"-A {hook} ".encode()
         before = [line for at, line, _ in self._jumps if at < found.last and line.startswith(begin)]
         return found.last_number - sum(line in without for line in before) + 1
@@ -153,14 +161,15 @@ class Listing:
             chain = rest.partition(b" ")[0]
             if chain in self._names:
                 self.rules.setdefault(chain, []).append(line)
-            if (target := _target(line)) in self._names:
+            if (target := _target(line)) in self._names and _QUOTED_LINE_END not in line:
                 self._jumps.append((offset, line, target))
 
 
 class _Hook:
-    """Where the foreign rules of one hook are.
+    """The positions of the foreign rules of one hook.
 
-    ``first``: the offset of the first.  ``last``: that of the last one that packets reach, rule ``last_number``.
+    ``first``: the offset of the first rule.  ``last``: that of the last rule which packets reach; its number is
+    ``last_number``.
     """
 
     def __init__(self, name: bytes, own: re.Pattern[bytes]) -> None:
@@ -174,7 +183,7 @@ class _Hook:
         self.last_number = 0
 
     def feed(self, lines: bytes, offset: int) -> None:
-        """Take whole lines, which begin at ``offset`` of the output."""
+        """Take whole lines that begin at ``offset`` of the output."""
         if self.first == math.inf:
             self.first = self._first_foreign(lines, offset)
         if self._end == math.inf:
@@ -185,9 +194,13 @@ class _Hook:
                 self._end = offset + end
 
     def places(self, at: int) -> frozenset[Place]:
-        """Those of a jump at an offset."""
+        """Return the places of a jump at an offset."""
         places = {Place.FIRST} if at < self.first else set()
         return frozenset(places | ({Place.LAST} if self.last < at < self._end else set()))
+
+    def is_reached(self, at: int) -> bool:
+        """Whether packets come to a jump at an offset, as far as a RETURN for all packets decides."""
+        return at < self._end
 
     def _first_foreign(self, lines: bytes, offset: int) -> float:
         found = (at for at, line in _lines_that_begin(lines, self._prefix) if not self._own.fullmatch(_target(line)))
@@ -207,8 +220,14 @@ class _Hook:
         self.last_number = self._rules - ours_behind
 
 
+def _one_line_per_rule(data: bytes) -> bytes:
+    if b'"' not in data:
+        return data
+    return _QUOTED.sub(lambda quoted: quoted[0].replace(b"\n", _QUOTED_LINE_END), data)
+
+
 def _lines_with(data: bytes, text: bytes) -> Iterator[tuple[int, bytes]]:
-    """The lines that contain ``text``, and where each begins."""
+    """Yield the lines that contain ``text``, each with its offset."""
     at = data.find(text)
     while at >= 0:
         start = data.rfind(b"\n", 0, at) + 1
@@ -218,7 +237,7 @@ def _lines_with(data: bytes, text: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _lines_that_begin(data: bytes, text: bytes) -> Iterator[tuple[int, bytes]]:
-    """The lines that begin with ``text``, and where."""
+    """Yield the lines that begin with ``text``, each with its offset."""
     at = 0 if data.startswith(text) else data.find(b"\n" + text) + 1
     while at or data.startswith(text):
         end = data.find(b"\n", at)
@@ -229,7 +248,7 @@ def _lines_that_begin(data: bytes, text: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _lines_that_begin_reversed(data: bytes, text: bytes) -> Iterator[tuple[int, bytes]]:
-    """The same, from the end."""
+    """Yield the lines that begin with ``text``, each with its offset, from the end of ``data`` to its start."""
     end = len(data)
     while end:
         at = data.rfind(b"\n" + text, 0, end) + 1
@@ -239,13 +258,13 @@ def _lines_that_begin_reversed(data: bytes, text: bytes) -> Iterator[tuple[int, 
 
 
 def _target(line: bytes) -> bytes:
-    """The chain that a rule leads to; empty for other rules."""
+    """Return the target of a rule; empty for a rule without one."""
     words = line.rstrip(b"\n").rsplit(b" ", 2)
     return words[2] if len(words) == 3 and words[1] in (b"-j", b"-g") else b""
 
 
 class Repair:
-    """What iptables-restore has to do with one table.  ``faults``: why; ``removed``: chains that go."""
+    """The commands of iptables-restore for one table.  ``faults``: their reasons; ``removed``: chains they remove."""
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
@@ -257,14 +276,14 @@ class Repair:
         self._inserts_last: list[tuple[Listing, str, bytes]] = []
 
     def text(self, table: str) -> bytes:
-        """The input of iptables-restore, which does all of it at once or nothing; empty when nothing is to do."""
+        """Return the input of iptables-restore, which the kernel applies as a whole; empty without any command."""
         removed = {b"-A" + line[2:] for line in self._removals}
         last = [_insert(line, hook, found.last_number(hook, removed)) for found, hook, line in self._inserts_last]
         commands = [*self._heads, *self._removals, *self._rules, *last, *self._inserts]
         return b"".join([b"*%b\n" % table.encode(), *commands, b"COMMIT\n"]) if commands else b""
 
     def keep(self, listing: Listing, chain: Chain) -> None:
-        """Make the chain and its jumps what they should be."""
+        """Add or restore the chain and its jumps."""
         name = chain.name.encode()
         present = listing.rules.get(name)
         if present is None or b"".join(present) != chain.rules:
@@ -280,10 +299,10 @@ class Repair:
                 self.remove_rule(each.line)
             self._insert(listing, line, jump)
             if present is not None:
-                self.faults.append(Fault(chain.name, f"its jump in {jump.hook} {_fault(found, jump.place)}"))
+                self.faults.append(_fault(chain.name, jump, found))
         for each in jumps:
             if each.line not in wanted:
-                self.faults.append(Fault(chain.name, "another jump led there"))
+                self.faults.append(Fault(chain.name, "another jump led there", interrupts=False))
                 self.remove_rule(each.line)
 
     def _insert(self, listing: Listing, line: bytes, jump: Jump) -> None:
@@ -297,7 +316,7 @@ class Repair:
         self._heads.append(f"-N {name}\n".encode())
 
     def insert_first(self, hook: str, line: bytes) -> None:
-        """Put a rule before all others of a hook."""
+        """Insert a rule before all others of a hook."""
         self._inserts.append(_insert(line, hook, 1))
 
     def removes(self, line: bytes) -> bool:
@@ -305,18 +324,18 @@ class Repair:
         return line.replace(b"-A", b"-D", 1) in self._removals
 
     def delete(self, name: str) -> None:
-        """Delete a foreign chain, which has to be empty."""
+        """Delete a foreign chain, which must be empty."""
         self._removals.append(f"-X {name}\n".encode())
         self.removed.append(name)
 
     def removed_rules(self) -> list[str]:
-        """The rules of ``remove_rule``, without their command."""
+        """Return the rules that ``remove_rule`` got, without their command."""
         return [
             line.decode(errors="replace").strip().removeprefix("-D ") for line in self._removals if line[:2] == b"-D"
         ]
 
     def remove_rule(self, line: bytes) -> None:
-        """Remove a rule that a listing shows."""
+        """Remove a rule, given as the line of a listing."""
         self._removals.append(line.replace(b"-A", b"-D", 1))
 
     def remove(self, listing: Listing, name: str) -> None:
@@ -332,8 +351,15 @@ def _insert(line: bytes, hook: str, number: int) -> bytes:
     return line.replace(f"-A {hook}".encode(), f"-I {hook} {number}".encode(), 1)
 
 
-def _fault(found: Sequence[FoundJump], place: Place) -> str:
-    """What was wrong with a jump."""
-    if len(found) != 1:
-        return "was repeated" if found else "was removed"
-    return "was moved behind foreign rules" if place is Place.FIRST else "no longer stood last"
+def _fault(chain: str, jump: Jump, found: Sequence[FoundJump]) -> Fault:
+    """Return what is wrong with a jump that was found elsewhere, or not exactly once."""
+    what = f"its jump in {jump.hook}"
+    if not found:
+        return Fault(chain, f"{what} was removed")
+    if not any(each.is_reached for each in found):
+        return Fault(chain, f"{what} was moved behind a RETURN for all packets")
+    if len(found) > 1:
+        return Fault(chain, f"{what} was repeated", interrupts=False)
+    if jump.place is Place.FIRST:
+        return Fault(chain, f"{what} was moved behind foreign rules")
+    return Fault(chain, f"{what} no longer stood last", interrupts=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -201,6 +202,18 @@ def test_a_return_for_all_packets_does_not_come_before_our_jump(lone: Host) -> N
         wait_for(lambda: NAME in lone.run("iptables", "-S", "DOCKER-USER").stdout.splitlines()[1], 20, "our jump")
 
 
+def test_lines_inside_a_comment_are_no_rules(lone: Host) -> None:
+    daemon = lone.start_daemon("-iface=eth1", "-iptables-resync=1")
+    wait_for(lambda: is_forwarding_accepted(lone), 10, "the rules")
+    for comment in (f"a\n-A FORWARD -j {NAME}\nb", "a\n-A FORWARD -j RETURN\nb", '"\nCOMMIT\n'):
+        lone.run("iptables", "-A", "FORWARD", "-p", "tcp", "-m", "comment", "--comment", comment, "-j", "ACCEPT")
+        wait_for(lambda: is_last(lone), 10, "our jumps to stand last")
+        assert lone.run("iptables-save").stdout.count(f"\n-A FORWARD -j {NAME}\n") == 1 + (NAME in comment)
+        lone.run("iptables", "-D", "FORWARD", "1")
+    time.sleep(2.5)  # two checks
+    assert "Cannot guard" not in daemon.log()
+
+
 def test_removed_rules_are_restored_and_counted(lone: Host) -> None:
     daemon = lone.start_daemon("-iface=eth1", "-iptables-resync=1")
     wait_for(lambda: is_forwarding_accepted(lone), 10, "the rules")
@@ -208,4 +221,4 @@ def test_removed_rules_are_restored_and_counted(lone: Host) -> None:
     for change in ("-F FORWARD", "-F DOCKER-USER", "-t raw -F", f"-F {NAME}", "-A FORWARD -p tcp -j ACCEPT"):
         lone.run("iptables", *change.split())
         wait_for(lambda: [rule for rule in rules(lone) if "-p tcp" not in rule] == before, 5, f"repair of {change}")
-    daemon.wait_for_log("Restored iptables chain FLANNEL-A.*its jump in FORWARD no longer stood last", 5)
+    daemon.wait_for_log("Restored iptables chains? FLANNEL-A.*its jump in FORWARD no longer stood last", 5)

@@ -31,6 +31,7 @@ class FakeTables:
         self.failure = ""
         self.is_deaf = False  # iptables-restore reports success and does nothing
         self.base_chains: list[BaseChain] = []  # of nftables
+        self.other: FakeTables | None = None  # the tables of iptables-legacy
         self.saved: list[str] = []  # tables, as often as they were listed
         self.restored: list[str] = []
 
@@ -39,6 +40,8 @@ class FakeTables:
         monkeypatch.setattr("flannelpy.linux.iptables.save", self.save)
         monkeypatch.setattr("flannelpy.linux.iptables.restore", self.restore)
         monkeypatch.setattr("flannelpy.linux.iptables.tables", self.all_tables)
+        monkeypatch.setattr("flannelpy.linux.iptables.other_flavour", lambda: "legacy" if self.other else "")
+        monkeypatch.setattr("flannelpy.linux.iptables.may_exist", lambda table, _: table in (self.other or self).tables)
         monkeypatch.setattr("flannelpy.linux.nftables.base_chains", self.listed_chains)
 
     async def all_tables(self) -> dict[str, list[Table]]:
@@ -52,14 +55,22 @@ class FakeTables:
     async def listed_chains(self) -> list[BaseChain]:
         return self.base_chains
 
-    async def save(self, table: str, listing: Listing) -> None:
+    async def save(self, table: str, listing: Listing, flavour: str = "") -> None:
+        if flavour:
+            assert self.other
+            await self.other.save(table, listing)
+            return
         self.saved.append(table)
         if self.failure:
             raise HostError(self.failure)
         listing.feed(self.text(table).encode())
         assert listing.is_complete
 
-    async def restore(self, text: bytes) -> None:
+    async def restore(self, text: bytes, flavour: str = "") -> None:
+        if flavour:
+            assert self.other
+            await self.other.restore(text)
+            return
         self.restored.append(text.decode())
         if self.failure:
             raise HostError(self.failure)

@@ -1,4 +1,4 @@
-"""The guard of iptables rules: what it restores, counts and logs, and that its troubles are nobody else's."""
+"""The guard of iptables rules: what it restores, counts and logs, and that its failures stop nothing else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class World:
     def __init__(self, tables: FakeTables) -> None:
         self.tables = tables
         self.firewall = Firewall(5)
-        self.told = 0
+        self.reported = 0
 
     def add(
         self,
@@ -68,10 +68,10 @@ class World:
             is_masqueraded=is_masqueraded,
             is_forwarded=True,
         )
-        self.firewall.add(name, rules, self.tell)
+        self.firewall.add(name, rules, self.report)
 
-    def tell(self) -> None:
-        self.told += 1
+    def report(self) -> None:
+        self.reported += 1
 
     def rules(self, table: str) -> dict[str, list[str]]:
         return {name: list(rules) for name, rules in self.tables.tables[table].items() if rules}
@@ -169,8 +169,8 @@ def test_masquerading_and_the_guard_do_not_put_the_same_rules_twice(
     async def story(world: World) -> None:
         save = world.tables.save
 
-        async def slow(table: str, listing: Listing) -> None:
-            await save(table, listing)
+        async def slow(table: str, listing: Listing, flavour: str = "") -> None:
+            await save(table, listing, flavour)
             await asyncio.sleep(0.5)
 
         monkeypatch.setattr("flannelpy.linux.iptables.save", slow)
@@ -201,7 +201,7 @@ def test_what_is_lost_comes_back_is_counted_and_logged(live: Life, caplog: pytes
         await asyncio.sleep(5.1)
         assert {table: world.rules(table) for table in before} == before
         assert world.firewall.repairs == {"blue": 2}
-        assert world.told == 2
+        assert world.reported == 2
         assert [message.split(";")[0] for message in caplog.messages] == [
             "Restored iptables chain FLANNEL-M-11.1.0.0/16 in table nat: its jump in POSTROUTING was removed",
             "Restored iptables chain FLANNEL-D-11.1.0.0/16 in table mangle: it was removed",
@@ -303,6 +303,28 @@ def test_a_network_whose_addresses_changed_leaves_the_old_ones_to_others_from_th
         world.tables.tables["mangle"][f"FLANNEL-D-{OLD}"] = ["-j RETURN"]  # now another daemon has that network
         await asyncio.sleep(20)
         assert f"FLANNEL-D-{OLD}" in world.rules("mangle")
+
+    live(story)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.6, 1.1, 1.6, 4.3, 5.3])
+def test_a_network_that_is_added_during_a_check_has_the_chains_of_its_earlier_runs_removed(
+    live: Life, tables: FakeTables, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    async def story(world: World) -> None:
+        async def slow(table: str, listing: Listing, flavour: str = "") -> None:
+            await tables.save(table, listing, flavour)
+            await asyncio.sleep(0.5)
+
+        monkeypatch.setattr("flannelpy.linux.iptables.save", slow)
+        world.add("green", GREEN)
+        await asyncio.sleep(seconds)
+        for table, kind in (("nat", "M"), ("mangle", "D"), ("raw", "A"), ("filter", "A")):
+            tables.tables[table][f"FLANNEL-{kind}-{OLD}"] = []
+        world.add("blue", BLUE, previous=OLD)
+        await asyncio.sleep(20)
+        assert world.firewall.is_clean
+        assert not [name for chains in tables.tables.values() for name in chains if name.endswith(f"-{OLD}")]
 
     live(story)
 
@@ -433,7 +455,7 @@ def test_a_flush_is_one_line_for_each_table_with_the_purpose_of_what_was_interru
         for chain in ("DOCKER-USER", "FORWARD", "FLANNEL-A-11.1.0.0/16"):
             world.tables.tables["filter"][chain].clear()
         await asyncio.sleep(10)
-        assert world.firewall.repairs[""] == 4
+        assert world.firewall.repairs[""] == 5
 
     live(story)
     raw, filter_ = (message for message in caplog.messages if message.startswith("Restored iptables"))
@@ -442,12 +464,126 @@ def test_a_flush_is_one_line_for_each_table_with_the_purpose_of_what_was_interru
         "the way past Docker's rules for containers was interrupted"
     )
     assert filter_ == (
-        "Restored iptables chain FLANNEL-A-11.1.0.0/16 in table filter: it was changed and 2 more changes; "
-        "forwarding of packets of containers was interrupted"
+        "Restored iptables chains FLANNEL-A-11.1.0.0/16, FLANNEL-O-11.1.0.0/16 in table filter: it was changed and 2 "
+        "more changes; forwarding of packets of containers was interrupted"
     )
 
 
-def test_what_stops_packets_is_looked_for_whatever_rules_are_put_and_reported_at_once(live: Life) -> None:
+@pytest.mark.parametrize(
+    ("change", "what", "is_interrupted"),
+    [
+        (lambda rules: rules.append("-j DROP"), "its jump in FORWARD no longer stood last", False),
+        (lambda rules: rules.append(rules[0]), "its jump in FORWARD was repeated", False),
+        (lambda rules: rules.insert(0, f"-p tcp -j FLANNEL-A-{BLUE}"), "another jump led there", False),
+        (lambda rules: rules.insert(0, "-j RETURN"), "its jump in FORWARD was moved behind a RETURN for all", True),
+        (lambda rules: rules.clear(), "its jump in FORWARD was removed", True),
+    ],
+)
+def test_only_what_packets_missed_was_interrupted(
+    live: Life, caplog: pytest.LogCaptureFixture, change: Callable[[list[str]], None], what: str, is_interrupted: bool
+) -> None:
+    async def story(world: World) -> None:
+        world.add("", BLUE, None, forwarding=Forwarding(["flannel0"], "eth1"))
+        await asyncio.sleep(10)
+        caplog.clear()
+        change(world.tables.tables["filter"]["FORWARD"])
+        await asyncio.sleep(6)
+        assert world.firewall.repairs[""] > 0
+
+    live(story)
+    [record] = [record for record in caplog.records if record.getMessage().startswith("Restored iptables chain")]
+    assert what in record.getMessage()
+    assert record.levelname == ("WARNING" if is_interrupted else "INFO")
+    end = "was interrupted" if is_interrupted else "was not interrupted"
+    assert record.getMessage().endswith(f"forwarding of packets of containers {end}")
+
+
+def test_a_program_that_keeps_its_rules_last_as_well_does_not_fill_the_log(
+    live: Life, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: asyncio.get_event_loop().time())
+
+    async def story(world: World) -> None:
+        world.add("", BLUE, None, forwarding=Forwarding(["flannel0"], "eth1"))
+        await asyncio.sleep(10)
+        caplog.clear()
+        for _ in range(120):
+            forward = world.tables.tables["filter"]["FORWARD"]
+            forward[:] = [rule for rule in forward if rule != "-j KUBE"] + ["-j KUBE"]
+            await asyncio.sleep(5)
+        assert world.firewall.repairs[""] >= 200
+
+    live(story)
+    restored = [message for message in caplog.messages if message.startswith("Restored iptables chain")]
+    assert 5 < len(restored) < 12
+    assert restored[5].startswith("Restored iptables chains that had moved: ")
+    caplog.clear()
+
+
+def test_what_an_earlier_run_left_in_the_other_flavour_of_iptables_goes(
+    live: Life, tables: FakeTables, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such chains act beside the new ones, and another program's DROP in that flavour is not looked for there."""
+    other = tables.other = FakeTables()
+    for network in (BLUE, OLD, GREEN):
+        other.tables["filter"][f"FLANNEL-A-{network}"] = [f"-s {network} -j ACCEPT"]
+        other.tables["filter"]["FORWARD"].append(f"-j FLANNEL-A-{network}")
+    other.tables["mangle"][f"FLANNEL-D-{BLUE}"] = ["-d 172.17.8.102/32 -j DROP"]
+    other.tables["mangle"]["FORWARD"] = [f"-p udp -j FLANNEL-D-{BLUE}", "-p tcp -j ACCEPT"]
+    del other.tables["raw"]
+
+    async def story(world: World) -> None:
+        world.add("", BLUE, previous=OLD, forwarding=Forwarding(["flannel0"], "eth1"))
+        await asyncio.sleep(6)
+        assert world.firewall.is_clean
+        assert f"FLANNEL-A-{BLUE}" in world.tables.tables["filter"]
+        saved = len(other.saved)
+        await asyncio.sleep(20)
+        assert len(other.saved) == saved
+
+    live(story)
+    assert other.tables["filter"]["FORWARD"] == [f"-j FLANNEL-A-{GREEN}"]
+    assert other.tables["mangle"] == {**FakeTables().tables["mangle"], "FORWARD": ["-p tcp -j ACCEPT"]}
+    assert [message for message in caplog.messages if "legacy" in message] == [
+        f"Removed iptables-legacy chain FLANNEL-D-{BLUE} of an earlier run in table mangle",
+        f"Removed iptables-legacy chain FLANNEL-A-{BLUE} of an earlier run in table filter",
+        f"Removed iptables-legacy chain FLANNEL-A-{OLD} of an earlier run in table filter",
+    ]
+
+
+def test_a_change_of_flavour_while_the_daemon_runs_is_noticed(live: Life, tables: FakeTables) -> None:
+    """As by update-alternatives: then what was written so far is in the other flavour."""
+
+    async def story(world: World) -> None:
+        world.add("", BLUE, forwarding=Forwarding(["flannel0"], "eth1"))
+        world.firewall.apply("", [])
+        await asyncio.sleep(6)
+        other = tables.other = FakeTables()
+        other.tables, tables.tables = tables.tables, other.tables
+        await asyncio.sleep(6)
+        assert f"FLANNEL-A-{BLUE}" in tables.tables["filter"]
+        assert other.tables == FakeTables().tables
+
+    live(story)
+
+
+def test_a_flavour_that_fails_does_not_keep_the_guard_from_its_rules(
+    live: Life, tables: FakeTables, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables.other = FakeTables()
+    tables.other.failure = "the kernel has no such tables"
+
+    async def story(world: World) -> None:
+        world.add("", BLUE, forwarding=Forwarding(["flannel0"], "eth1"))
+        await asyncio.sleep(6)
+        assert world.firewall.is_clean
+        assert f"FLANNEL-A-{BLUE}" in world.tables.tables["filter"]
+
+    live(story)
+    assert caplog.messages == []
+
+
+def test_what_stops_packets_is_looked_for_without_forward_rules_too_and_reported_at_once(live: Life) -> None:
     async def story(world: World) -> None:
         world.add("", BLUE)
         traffic = Traffic(BLUE, next(BLUE.subnets(new_prefix=24)), ("flannel0",), "", (), f"FLANNEL-A-{BLUE}")
@@ -639,9 +775,9 @@ def test_a_network_may_end_while_its_rules_are_checked(
     live: Life, tables: FakeTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story(world: World) -> None:
-        async def save(table: str, listing: Listing) -> None:
+        async def save(table: str, listing: Listing, flavour: str = "") -> None:
             world.firewall.release("blue")
-            await tables.save(table, listing)
+            await tables.save(table, listing, flavour)
 
         world.add("blue", BLUE, forwarding=Forwarding(["flannel0"], "eth1"))
         world.add("green", GREEN, forwarding=Forwarding(["flannel1"], "eth1"))
@@ -671,66 +807,3 @@ def test_a_fault_of_the_guard_ends_nothing_and_is_logged_once(
     assert fault.startswith("Cannot guard iptables rules: Unexpected error in firewall.py:")
     assert "ZeroDivisionError" in fault
     assert again == "The firewall is guarded again"
-
-
-# Removal
-
-
-def test_a_networks_rules_are_removed_and_those_of_others_stay(tables: FakeTables) -> None:
-    async def story() -> None:
-        world = World(tables)
-        for name, network in (("blue", BLUE), ("green", GREEN)):
-            world.add(name, network, is_masqueraded=True)
-            await world.firewall.masquerade(name)
-            world.firewall.apply(name, [])
-        guard = asyncio.create_task(world.firewall.run())
-        await asyncio.sleep(3)
-        guard.cancel()
-        assert await firewall.remove(BLUE) == [
-            "iptables rule: POSTROUTING -j FLANNEL-M-11.1.0.0/16",
-            "iptables chain FLANNEL-M-11.1.0.0/16 in table nat",
-            "iptables rule: PREROUTING ! -d 172.17.8.101/32 -p udp -m udp --dport 8285 -m rpfilter --invert "
-            "-j FLANNEL-D-11.1.0.0/16",
-            *(
-                f"iptables rule: FORWARD -s {source} ! -o flannel0 -p udp -m udp --dport 8285 -j FLANNEL-D-11.1.0.0/16"
-                for source in (GREEN, BLUE)
-            ),
-            "iptables chain FLANNEL-D-11.1.0.0/16 in table mangle",
-            *(
-                f"iptables rule: {hook} -{way} 172.17.8.101/32 -p udp -m udp --sport 8285 --dport 8285 "
-                "-j FLANNEL-Z-11.1.0.0/16"
-                for hook, way in (("PREROUTING", "d"), ("OUTPUT", "s"))
-            ),
-            "iptables chain FLANNEL-Z-11.1.0.0/16 in table raw",
-        ]
-        assert await firewall.remove(BLUE) == []
-        assert await firewall.chains() == [
-            f"iptables chain FLANNEL-{kind}-11.2.0.0/16 in table {table}"
-            for kind, table in (("M", "nat"), ("D", "mangle"), ("Z", "raw"))
-        ]
-        assert len(await firewall.remove(GREEN)) == 9
-        assert tables.tables == FakeTables().tables
-
-    run(story())
-
-
-def test_a_table_that_fails_does_not_keep_the_others(tables: FakeTables, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def save(table: str, listing: object) -> None:
-        if table == "nat":
-            raise HostError("nat failed")
-        await tables.save(table, listing)  # type: ignore[arg-type]
-
-    async def story() -> None:
-        tables.tables["raw"]["FLANNEL-Z-11.1.0.0/16"] = []
-        monkeypatch.setattr("flannelpy.linux.iptables.save", save)
-        with pytest.raises(HostError, match="nat failed"):
-            await firewall.remove(BLUE)
-        assert "FLANNEL-Z-11.1.0.0/16" not in tables.tables["raw"]
-
-    run(story())
-
-
-def test_without_the_command_there_is_nothing_to_remove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert asyncio.run(firewall.remove(BLUE)) == []
-    assert asyncio.run(firewall.chains()) == []

@@ -165,3 +165,81 @@ def test_an_endless_list_is_an_error(command: Command, monkeypatch: pytest.Monke
     monkeypatch.setattr(command_module, "_MOST_BYTES", 1 << 21)
     command("iptables-save", "yes -- '-A X -j FLANNEL'")
     assert re.fullmatch(r"iptables-save -t nat printed more than 2 MB instead of rules", failure())
+
+
+# The other flavour
+
+
+def install_flavour(directory: Path, flavour: str, programs: str) -> None:
+    """Put commands there as Debian does: links to one program for each flavour."""
+    for name in programs.split():
+        program = directory / f"xtables-{name}-multi"
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+        for verb in ("save", "restore"):
+            (directory / f"iptables-{name}-{verb}").symlink_to(program)
+    if flavour:
+        (directory / "iptables-save").symlink_to(f"iptables-{flavour}-save")
+
+
+@pytest.mark.parametrize(
+    ("flavour", "programs", "other"),
+    [
+        ("nft", "nft legacy", "legacy"),
+        ("legacy", "nft legacy", "nft"),
+        ("nft", "nft", ""),
+        ("legacy", "legacy", ""),
+        ("", "nft legacy", ""),
+    ],
+)
+def test_the_other_flavour_is_that_of_the_commands_which_iptables_does_not_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flavour: str, programs: str, other: str
+) -> None:
+    install_flavour(tmp_path, flavour, programs)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert iptables.other_flavour() == other
+
+
+def test_of_a_wrapper_the_flavour_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    install_flavour(tmp_path, "", "nft legacy")
+    command("iptables-save", "exec iptables-nft-save")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert iptables.other_flavour() == ""
+
+
+def test_a_flavour_is_a_matter_of_the_command(command: Command, tmp_path: Path) -> None:
+    command("iptables-legacy-save", f"echo save $* >{tmp_path}/given; cat <<'END'\n{TABLE}END")
+    command("iptables-legacy-restore", f"echo restore $* >>{tmp_path}/given")
+    found = listing()
+    asyncio.run(iptables.save("nat", found, "legacy"))
+    asyncio.run(iptables.restore(b"", "legacy"))
+    assert found.rules == {b"FLANNEL": [b"-A FLANNEL -j RETURN\n"]}
+    assert (tmp_path / "given").read_text() == "save -t nat\nrestore --noflush --wait=5\n"
+
+
+@pytest.mark.parametrize(
+    ("names", "modules", "tables"),
+    [
+        ("nat\nfilter\n", "", ["nat", "filter"]),
+        ("", "iptable_raw 16384 0 - Live\n", []),
+        (None, "iptable_raw 16384 0 - Live 0x0\nip_tables 1 0 - Live\niptable_nat 1 0 - Live\n", ["nat", "raw"]),
+    ],
+)
+def test_a_legacy_table_that_the_kernel_does_not_have_is_not_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str | None, modules: str, tables: list[str]
+) -> None:
+    """To list it would load its module.  Only root may read the names; then it counts which modules are loaded."""
+
+    def read_text(path: Path) -> str:
+        if path.name == "modules":
+            return modules
+        if names is None:
+            raise PermissionError(path)
+        return names
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    kinds = network_rules.KINDS
+    assert [table for table in kinds if iptables.may_exist(table, "legacy")] == [
+        each for each in kinds if each in tables
+    ]
+    assert all(iptables.may_exist(table, "nft") for table in kinds)

@@ -1,17 +1,17 @@
-"""The rules of a network, and what flanneld and early flannelpy have left for it."""
+"""The rules of a network."""
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 import pytest
-from support.fakes_iptables import FakeTables
 
 from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.netfilter import network_rules
 from flannelpy.netfilter.network_rules import NetworkRules
-from flannelpy.netfilter.ruleset import Chain, Place, Repair
+from flannelpy.netfilter.ruleset import Chain, Place
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved
 
@@ -34,6 +34,31 @@ def test_names_are_the_networks_and_short_enough(table: str, network: IPv4Networ
         assert name.startswith("FLANNEL")
         assert len(name) <= 28
         assert str(network) in name
+
+
+@pytest.mark.parametrize(
+    ("table", "kinds", "text"),
+    [
+        ("raw", "Z", "the protection of the ports of this host's datagrams"),
+        ("raw", "A", "the way past Docker's rules for containers"),
+        (
+            "raw",
+            "ZA",
+            "the protection of the ports of this host's datagrams, and the way past Docker's rules for containers",
+        ),
+        (
+            "raw",
+            "",
+            "the protection of the ports of this host's datagrams, and the way past Docker's rules for containers",
+        ),
+        ("filter", "AO", "forwarding of packets of containers"),
+        ("filter", "", "forwarding of packets of containers"),
+        ("nat", "M", "masquerading of containers"),
+    ],
+)
+def test_each_kind_of_chain_has_a_purpose_that_is_named_once(table: str, kinds: str, text: str) -> None:
+    chains = [network_rules.chain_name(kind, NETWORK) for kind in kinds]
+    assert network_rules.purposes(table, chains) == text
 
 
 def test_rules_never_accept_for_others_and_never_masquerade_multicast() -> None:
@@ -142,55 +167,98 @@ def test_by_the_external_interface_hosts_that_masquerade_pass_too() -> None:
     assert [jump.split()[5] for jump in jumps(chain)] == ["flannel.1", "eth1"]
 
 
-def forwarded(forwarding: Forwarding) -> list[str]:
+def accepted(chain: Chain, kind: str) -> list[str]:
+    """The rules of a chain, without its name and the verdict that all of them share."""
+    lines = [line.removeprefix(f"-A FLANNEL-{kind}-11.0.0.0/16 ") for line in chain.rules.decode().splitlines()]
+    return [line.removesuffix(" -j ACCEPT") for line in lines]
+
+
+TUNNEL = Forwarding(["flannel0"], "eth1")
+GATEWAY = Forwarding(["eth1"], "eth1", masquerading="eth1")
+DIRECT = Forwarding(["flannel.1", "eth1"], "eth1", masquerading="eth1")
+
+
+@pytest.mark.parametrize(
+    ("forwarding", "expected"),
+    [
+        (TUNNEL, ["-s 11.0.0.0/16 -d 11.0.13.0/24 -i flannel0"]),
+        (GATEWAY, ["-s 11.0.0.0/16 -d 11.0.13.0/24 -i eth1"]),
+        (DIRECT, [f"-s 11.0.0.0/16 -d 11.0.13.0/24 -i {device}" for device in DIRECT.devices]),
+    ],
+)
+def test_packets_from_containers_of_other_hosts_are_accepted_in_docker_user_and_last(
+    forwarding: Forwarding, expected: list[str]
+) -> None:
     peers = PEERS if forwarding.masquerading else []
     lines = b"".join(network_rules.accept_forwarded_line(NETWORK, SUBNET, peer, "eth1") for peer in peers)
     chain = network_rules.accept_forwarded(NETWORK, SUBNET, forwarding, lines)
-    assert jumps(chain) == [f"-A {hook} -j FLANNEL-A-11.0.0.0/16" for hook in ("DOCKER-USER", "FORWARD")]
-    return [line.removeprefix("-A FLANNEL-A-11.0.0.0/16 ") for line in chain.rules.decode().splitlines()]
+    assert [(jump.hook, jump.match, jump.place) for jump in chain.jumps] == [
+        ("DOCKER-USER", "", Place.LAST),
+        ("FORWARD", "", Place.LAST),
+    ]
+    assert accepted(chain, "A") == [*expected, *(f"-s {peer}/32 -d 11.0.13.0/24 -i eth1" for peer in peers)]
 
 
-def test_packets_between_containers_of_different_hosts_are_forwarded() -> None:
-    assert forwarded(Forwarding(["flannel0"], "eth1")) == [
-        "-s 11.0.0.0/16 -d 11.0.13.0/24 -i flannel0 -j ACCEPT",
-        "-s 11.0.0.0/16 -d 11.0.0.0/16 ! -i eth1 -o flannel0 -j ACCEPT",
-    ]
-    assert forwarded(Forwarding(["eth1"], "eth1", masquerading="eth1")) == [
-        "-s 11.0.0.0/16 -d 11.0.13.0/24 -i eth1 -j ACCEPT",
-        "-s 11.0.0.0/16 -d 11.0.0.0/16 ! -i eth1 -o eth1 -j ACCEPT",
-        "-s 172.17.8.102/32 -d 11.0.13.0/24 -i eth1 -j ACCEPT",
-        "-s 172.17.8.103/32 -d 11.0.13.0/24 -i eth1 -j ACCEPT",
-        "-s 11.0.13.0/24 ! -i eth1 -o eth1 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-    ]
+ANSWERS = "-s 11.0.13.0/24 ! -i eth1 -o eth1 -m conntrack --ctstate RELATED,ESTABLISHED"
+
+
+@pytest.mark.parametrize(
+    ("forwarding", "expected"),
+    [
+        (TUNNEL, ["-s 11.0.13.0/24 -d 11.0.0.0/16 ! -i eth1 -o flannel0"]),
+        (GATEWAY, ["-s 11.0.13.0/24 -d 11.0.0.0/16 ! -i eth1 -o eth1", ANSWERS]),
+        (DIRECT, [*(f"-s 11.0.13.0/24 -d 11.0.0.0/16 ! -i eth1 -o {device}" for device in DIRECT.devices), ANSWERS]),
+    ],
+)
+def test_packets_to_containers_of_other_hosts_are_accepted_behind_all_other_rules(
+    forwarding: Forwarding, expected: list[str]
+) -> None:
+    chain = network_rules.accept_outward(NETWORK, SUBNET, forwarding)
+    assert [(jump.hook, jump.match, jump.place) for jump in chain.jumps] == [("FORWARD", "", Place.LAST)]
+    assert accepted(chain, "O") == expected
 
 
 def test_masquerading_opens_the_way_out_and_back_but_not_to_other_networks() -> None:
-    """Behind all others in FORWARD only: in DOCKER-USER, they would precede what keeps Docker's networks apart."""
-    chain = network_rules.accept_outward(NETWORK, SUBNET, Forwarding(["flannel0"], "eth1"), [OTHER])
-    assert [(jump.hook, jump.match, jump.place) for jump in chain.jumps] == [("FORWARD", "", Place.LAST)]
-    assert chain.rules.decode().splitlines() == [
-        "-A FLANNEL-O-11.0.0.0/16 -s 11.0.13.0/24 -d 11.7.0.0/16 -j RETURN",
-        "-A FLANNEL-O-11.0.0.0/16 -s 11.0.13.0/24 ! -d 11.0.0.0/16 ! -i eth1 -j ACCEPT",
-        "-A FLANNEL-O-11.0.0.0/16 -d 11.0.13.0/24 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    chain = network_rules.accept_outward(
+        NETWORK, SUBNET, TUNNEL, network_rules.outside(NETWORK, SUBNET, "eth1", [OTHER])
+    )
+    assert accepted(chain, "O") == [
+        "-s 11.0.13.0/24 -d 11.0.0.0/16 ! -i eth1 -o flannel0",
+        "-s 11.0.13.0/24 -d 11.7.0.0/16 -j RETURN",
+        "-s 11.0.13.0/24 ! -d 11.0.0.0/16 ! -i eth1",
+        "-d 11.0.13.0/24 -m conntrack --ctstate RELATED,ESTABLISHED",
     ]
 
 
-@pytest.mark.parametrize("forwarding", [Forwarding(["flannel0"], "eth1"), Forwarding(["eth1"], "eth1", "eth1")])
+@pytest.mark.parametrize("forwarding", [TUNNEL, GATEWAY, DIRECT])
 @pytest.mark.parametrize("is_masqueraded", [False, True])
-def test_what_has_a_jump_in_docker_user_accepts_nothing_but_the_networks_packets_between_hosts(
+def test_chains_in_docker_user_accept_only_packets_that_come_from_other_hosts(
     forwarding: Forwarding, is_masqueraded: bool
 ) -> None:
+    """An ACCEPT in DOCKER-USER precedes Docker's isolation; Docker itself accepts what leaves by its own bridge."""
     network = rules(None, forwarding, is_masqueraded=is_masqueraded)
     network.apply([lease("11.0.1.0/24", "1.1.1.1")])
     chains = network.chains("filter", [NETWORK, OTHER], is_tracking=True)
-    [early] = [chain for chain in chains if any(jump.hook == "DOCKER-USER" for jump in chain.jumps)]
-    for rule in early.rules.decode().splitlines():
-        ends = {
-            name for name in forwarding.devices if f" -i {name} " in rule.replace("! -i", "") or f" -o {name} " in rule
-        }
-        assert ends, rule
-        assert " -s 11.0." in rule or " -s 1.1.1.1/32 -d 11.0.13.0/24 " in rule
-    assert [chain.name[8] for chain in chains] == (["A", "O"] if is_masqueraded else ["A"])
+    early, late = chains
+    assert {jump.hook for jump in early.jumps} == {"DOCKER-USER", "FORWARD"}
+    assert {jump.hook for jump in late.jumps} == {"FORWARD"}
+    for rule in accepted(early, "A"):
+        source, by = re.fullmatch(r"-s (\S+) -d 11\.0\.13\.0/24 -i (\S+)", rule).groups()  # type: ignore[union-attr]
+        assert source in ("11.0.0.0/16", "1.1.1.1/32")
+        assert by in forwarding.devices
+
+
+@pytest.mark.parametrize("forwarding", [TUNNEL, GATEWAY, DIRECT])
+@pytest.mark.parametrize("is_masqueraded", [False, True])
+def test_what_leaves_has_a_source_of_this_host_and_does_not_come_from_the_link(
+    forwarding: Forwarding, is_masqueraded: bool
+) -> None:
+    chains = rules(None, forwarding, is_masqueraded=is_masqueraded).chains("filter", [NETWORK, OTHER], is_tracking=True)
+    leaving = [rule for rule in accepted(chains[1], "O") if not rule.startswith("-d ") and "RETURN" not in rule]
+    assert leaving
+    for rule in leaving:
+        assert rule.startswith("-s 11.0.13.0/24 ")
+        assert "! -i eth1" in rule
 
 
 def test_forward_rules_follow_the_leases_where_hosts_masquerade() -> None:
@@ -198,7 +266,7 @@ def test_forward_rules_follow_the_leases_where_hosts_masquerade() -> None:
     for events, count in (([], 0), ([lease("11.0.1.0/24", "1.1.1.1"), lease("11.0.2.0/24", "1.1.1.2")], 2)):
         network.apply(events)
         for table in ("raw", "filter"):
-            [chain] = network.chains(table, [NETWORK], is_tracking=True)
+            chain, *_ = network.chains(table, [NETWORK], is_tracking=True)
             assert chain.rules.count(b"-s 1.1.1.") == count
 
 
@@ -207,96 +275,3 @@ def test_without_the_flag_nothing_is_forwarded() -> None:
     network = NetworkRules(NETWORK, SUBNET, HOST, carrier, (), is_masqueraded=True, is_forwarded=False)
     assert network.chains("filter", [NETWORK], is_tracking=True) == []
     assert [chain.name[8] for chain in network.chains("raw", [NETWORK], is_tracking=True)] == ["Z"]
-
-
-# The chain FLANNEL
-
-
-def flanneld(*networks: IPv4Network) -> dict[str, list[str]]:
-    """What flanneld v0.5.5 has put when it ran for these networks, one after the other."""
-    last = networks[-1]
-    return {
-        "POSTROUTING": [
-            rule
-            for network in networks
-            for rule in (f"-s {network} -j FLANNEL", f"! -s {network} -d {network} -j MASQUERADE")
-        ],
-        "FLANNEL": [f"-d {last} -j ACCEPT", "! -d 224.0.0.0/4 -j MASQUERADE"],
-    }
-
-
-def early(*networks: IPv4Network) -> dict[str, list[str]]:
-    """What flannelpy put before chains belonged to networks."""
-    rules = [
-        rule
-        for network in networks
-        for rule in (
-            f"-s {network} -d {network} -j RETURN",
-            f"-s {network} ! -d 224.0.0.0/4 -j MASQUERADE",
-            f"! -s {network} -d {network} -j MASQUERADE",
-        )
-    ]
-    return {"POSTROUTING": ["-j FLANNEL"], "FLANNEL": rules}
-
-
-def without_shared(chains: dict[str, list[str]], network: IPv4Network = NETWORK) -> tuple[dict[str, list[str]], Repair]:
-    """The table after the removal of a network's rules, as far as it is not empty."""
-    tables = FakeTables()
-    tables.tables["nat"].update(chains)
-    listing = network_rules.listing("nat", [], [network])
-    listing.feed(tables.text("nat").encode())
-    repair = Repair()
-    network_rules.remove_shared(listing, repair, network)
-    if text := repair.text("nat"):
-        tables.apply(text.decode())
-    built_in = ("PREROUTING", "INPUT", "OUTPUT")
-    return {name: rules for name, rules in tables.tables["nat"].items() if name not in built_in}, repair
-
-
-@pytest.mark.parametrize(
-    "chains",
-    [
-        flanneld(NETWORK),
-        early(NETWORK),
-        {"POSTROUTING": [*early(NETWORK)["POSTROUTING"], "-j FLANNEL"], "FLANNEL": early(NETWORK)["FLANNEL"]},
-        {  # both, one after the other
-            "POSTROUTING": [*flanneld(NETWORK)["POSTROUTING"], "-j FLANNEL"],
-            "FLANNEL": early(NETWORK)["FLANNEL"],
-        },
-        {  # v0.2.0
-            "POSTROUTING": [f"-s {NETWORK} -j FLANNEL"],
-            "FLANNEL": [f"-d {NETWORK} -j ACCEPT", "-d 224.0.0.0/4 -j ACCEPT", "! -o flannel0 -j MASQUERADE"],
-        },
-        {"POSTROUTING": [], "FLANNEL": []},  # after iptables -t nat -F
-        {"POSTROUTING": [f"! -s {NETWORK} -d {NETWORK} -j MASQUERADE"]},
-    ],
-)
-def test_all_that_is_of_one_network_goes(chains: dict[str, list[str]]) -> None:
-    foreign = ["-s 172.17.0.0/16 ! -o docker0 -j MASQUERADE", '-m comment --comment "for -j FLANNEL" -j ACCEPT']
-    left, _ = without_shared({**chains, "POSTROUTING": [foreign[0], *chains["POSTROUTING"], foreign[1]]})
-    assert left == {"POSTROUTING": foreign}
-
-
-@pytest.mark.parametrize(
-    ("chains", "left"),
-    [
-        (early(NETWORK, OTHER), early(OTHER)),
-        (flanneld(NETWORK, OTHER), flanneld(OTHER)),
-        (flanneld(OTHER), flanneld(OTHER)),
-        (early(OTHER), early(OTHER)),
-        (
-            {"POSTROUTING": ["-j FLANNEL"], "FLANNEL": [*early(NETWORK)["FLANNEL"], "-s 10.9.0.0/16 -j RETURN"]},
-            {"POSTROUTING": ["-j FLANNEL"], "FLANNEL": ["-s 10.9.0.0/16 -j RETURN"]},
-        ),
-        (
-            {"POSTROUTING": ["-j FLANNEL", "-p tcp -j FLANNEL"], "FLANNEL": early(NETWORK)["FLANNEL"]},
-            {"POSTROUTING": ["-j FLANNEL", "-p tcp -j FLANNEL"], "FLANNEL": []},
-        ),
-        (
-            {"POSTROUTING": ["! -s 12.0.0.0/16 -d 12.0.0.0/16 -j MASQUERADE"], "FLANNELX": ["-j RETURN"]},
-            {"POSTROUTING": ["! -s 12.0.0.0/16 -d 12.0.0.0/16 -j MASQUERADE"], "FLANNELX": ["-j RETURN"]},
-        ),
-    ],
-)
-def test_what_is_of_another_network_stays(chains: dict[str, list[str]], left: dict[str, list[str]]) -> None:
-    assert without_shared(chains)[0] == left

@@ -72,6 +72,11 @@ def test_only_what_is_wrong_is_written() -> None:
     [
         ([], "its jump in POSTROUTING was removed"),
         (["-j ACCEPT", f"-j {NAME}"], "its jump in POSTROUTING was moved behind foreign rules"),
+        (["-j RETURN", f"-j {NAME}"], "its jump in POSTROUTING was moved behind a RETURN for all packets"),
+        (
+            ["-j RETURN", f"-j {NAME}", f"-j {NAME}"],
+            "its jump in POSTROUTING was moved behind a RETURN for all packets",
+        ),
         ([f"-j {OTHER}", "-j FLANNEL", f"-j {NAME}"], "its jump in POSTROUTING was moved behind foreign rules"),
         ([f"-j {NAME}", f"-j {NAME}"], "its jump in POSTROUTING was repeated"),
         ([f"-j {NAME}", f"-p tcp -j {NAME}"], "another jump led there"),
@@ -83,7 +88,7 @@ def test_jumps(rules: list[str], fault: str) -> None:
     nat = tables.tables["nat"]
     nat["POSTROUTING"] = rules
     found = repair(tables)
-    assert found.faults == [Fault(NAME, fault)]
+    assert found.faults == [Fault(NAME, fault, interrupts="repeated" not in fault and "another" not in fault)]
     tables.apply(found.text("nat").decode())
     assert nat is not tables.tables["nat"]
     left = tables.tables["nat"]["POSTROUTING"]
@@ -113,17 +118,17 @@ def test_a_chain_goes_with_its_jumps_and_nothing_else() -> None:
     assert again.text("nat") == b""
 
 
-rules_of_anybody = st.lists(
+random_rules = st.lists(
     st.sampled_from([*FOREIGN, f"-j {NAME}", f"-j {OTHER}", f"-p tcp -j {NAME}", "-p udp -j ACCEPT"]), max_size=6
 )
 
 
 @given(
-    st.fixed_dictionaries({"POSTROUTING": rules_of_anybody, "OUTPUT": rules_of_anybody, "DOCKER": rules_of_anybody}),
+    st.fixed_dictionaries({"POSTROUTING": random_rules, "OUTPUT": random_rules, "DOCKER": random_rules}),
     st.one_of(st.none(), st.lists(st.sampled_from(["-s 11.0.0.0/16 -j RETURN", "-j MASQUERADE", "-j DROP"]))),
     st.integers(1, 300),
 )
-def test_whatever_is_there_one_repair_is_enough_and_foreign_rules_keep_their_order(
+def test_one_repair_is_enough_and_foreign_rules_keep_their_order(
     hooks: dict[str, list[str]], chain: list[str] | None, chunk: int
 ) -> None:
     tables = FakeTables()
@@ -150,6 +155,11 @@ def test_whatever_is_there_one_repair_is_enough_and_foreign_rules_keep_their_ord
 # Jumps that stand last
 
 LAST = Chain(NAME, RULES, (Jump("DOCKER-USER", "", Place.LAST), Jump("FORWARD", "", Place.LAST)))
+
+
+def is_return(rule: str) -> bool:
+    """Whether a rule is a RETURN for all packets: only comments precede the target."""
+    return re.fullmatch(r'(-m comment --comment (\S+|"([^"\\]|\\.)*") )*-j RETURN', rule) is not None
 
 
 def repair_last(tables: FakeTables, chunk: int = 1 << 16) -> Repair:
@@ -213,8 +223,13 @@ def test_a_jump_stands_last_among_what_packets_reach(before: list[str], after: l
     for hook in ("DOCKER-USER", "FORWARD"):
         tables.tables["filter"][hook] = named(before)
     tables.tables["filter"][NAME] = []
-    if text := repair_last(tables).text("filter"):
+    found = repair_last(tables)
+    if text := found.text("filter"):
         tables.apply(text.decode())
+    reached = before[: next((at for at, rule in enumerate(before) if is_return(rule)), len(before))]
+    for fault in found.faults:
+        if fault.what.startswith("its jump"):
+            assert fault.interrupts == ("-j OURS" not in reached), fault
     for hook in ("DOCKER-USER", "FORWARD"):
         assert tables.tables["filter"][hook] == named(after)
     assert repair_last(tables).text("filter") == b""
@@ -245,7 +260,7 @@ def test_one_repair_brings_a_jump_to_the_end(rules: list[str], chunk: int) -> No
 
 
 @given(st.binary(max_size=400), st.integers(1, 50))
-def test_no_output_is_too_odd(data: bytes, chunk: int) -> None:
+def test_any_output_is_accepted_or_incomplete(data: bytes, chunk: int) -> None:
     listing = Listing([NAME], ["POSTROUTING"], OWN, "FLANNEL")
     listing.look_for(b"-A POSTROUTING -j X\n")
     for start in range(0, len(data), chunk):
@@ -262,3 +277,70 @@ def test_chunks_end_anywhere() -> None:
     for chunk in random.Random(1).sample(range(1, 200), 20):
         assert listed(text, chunk).jumps(NAME.encode()) == whole_listing.jumps(NAME.encode())
         assert listed(text, chunk).rules == whole_listing.rules
+
+
+# Comments of several lines
+
+#: What an operator may write into a comment, as iptables-save prints it.
+COMMENTS = [
+    "a\nb",
+    f"a\n-A POSTROUTING -j {NAME}\nb",
+    f"\n-A {NAME} -j DROP\n",
+    "\n-A POSTROUTING -j RETURN\n",
+    "COMMIT\n*nat\n:POSTROUTING ACCEPT [0:0]",
+    f"\n:{NAME} - [0:0]\n",
+    f'a \\"\n-A OUTPUT -j {NAME}\n\\"\\\\',
+    "\n",
+]
+
+
+def foreign_rules(comment: str) -> list[str]:
+    return [
+        f'-p tcp -m comment --comment "{comment}" -j ACCEPT',
+        f'-m comment --comment "{comment}" -m mark --mark 0x1',
+    ]
+
+
+@pytest.mark.parametrize("comment", COMMENTS)
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 16])
+def test_a_line_inside_quotes_is_no_rule(comment: str, chunk: int) -> None:
+    tables = whole()
+    nat = tables.tables["nat"]
+    for hook in ("POSTROUTING", "OUTPUT", "DOCKER"):
+        nat.setdefault(hook, []).extend(foreign_rules(comment))
+    assert repair(tables, chunk).text("nat") == b""
+    assert listed(tables.text("nat"), chunk).is_complete
+
+
+@pytest.mark.parametrize("comment", COMMENTS)
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 16])
+def test_a_rule_of_several_lines_counts_once_where_a_jump_stands_last(comment: str, chunk: int) -> None:
+    for before in (foreign_rules(comment), [*foreign_rules(comment), f'-m comment --comment "{comment}" -j RETURN']):
+        tables = FakeTables()
+        for hook in ("DOCKER-USER", "FORWARD"):
+            tables.tables["filter"][hook] = list(before)
+        tables.apply(repair_last(tables, chunk).text("filter").decode())
+        for hook in ("DOCKER-USER", "FORWARD"):
+            assert tables.tables["filter"][hook] == [*before[:2], f"-j {NAME}", *before[2:]]
+        assert repair_last(tables, chunk).text("filter") == b""
+
+
+@pytest.mark.parametrize("comment", COMMENTS)
+def test_a_jump_with_a_comment_of_several_lines_stays_because_no_command_can_name_it(comment: str) -> None:
+    tables = whole()
+    tables.tables["nat"]["POSTROUTING"].append(f'-m comment --comment "{comment}" -j {NAME}')
+    assert repair(tables).text("nat") == b""
+
+
+def test_a_quote_that_does_not_end_is_no_listing() -> None:
+    listing = listed(f'*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -m comment --comment "{RULES.decode()}COMMIT\n')
+    assert not listing.is_complete
+    with pytest.raises(ValueError, match="a line without an end"):
+        listing.feed(b"x\n" * (1 << 20))
+
+
+@pytest.mark.parametrize("rule", ['-m set --match-set a"b src -j ACCEPT', '-m comment --comment 5\\" -j ACCEPT'])
+def test_a_quote_inside_a_word_opens_nothing(rule: str) -> None:
+    tables = whole()
+    tables.tables["nat"]["POSTROUTING"] += [rule, "-j ACCEPT"]
+    assert repair(tables).text("nat") == b""
