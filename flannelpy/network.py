@@ -43,7 +43,7 @@ from flannelpy.backend.leftovers import Keep, unmarked_leftovers, withdraw
 from flannelpy.backend.repair_loop import RepairLoop
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import HostError, LeaseLost, one_line
-from flannelpy.host import external_endpoint, ownership
+from flannelpy.host import ownership
 from flannelpy.host.container_traffic import ContainerTraffic
 from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
 from flannelpy.host.ready_file import ReadyFile
@@ -92,9 +92,17 @@ class _Chosen(NamedTuple):
 class Network:
     """One network; the only network of a host has the name ""."""
 
-    def __init__(self, name: str, options: Options, host: Host, on_change: Callable[[], None]) -> None:
-        """``on_change`` is called when the report has changed."""
+    def __init__(
+        self,
+        name: str,
+        options: Options,
+        host: Host,
+        external: ExternalInterfaceMonitor,
+        on_change: Callable[[], None],
+    ) -> None:
+        """``external`` monitors for all networks of the host; ``on_change`` is called when the report has changed."""
         self.name = name
+        self._external = external
         self._options = options
         self._subnet_file = options.subnet_file_of(name)
         self._host = host
@@ -133,6 +141,11 @@ class Network:
         """Return whether no task hangs; if one does, a restart of the process may help."""
         return self._service is None or self._service.is_live()
 
+    async def check_underlay(self, netlink: Netlink) -> None:
+        """Follow what the monitor of the external interface found.  Raises HostError."""
+        if self._service:
+            self._service.report_changes()
+
     async def _run(self, cleanup: AsyncExitStack) -> None:
         self._lock = lock = InstanceLock(self._subnet_file)
         cleanup.callback(lock.close)
@@ -149,12 +162,14 @@ class Network:
         cleanup.callback(chosen.backend.close)
         try:
             cleanup.callback(self._forget_previous, await self._start(chosen, manager, host_identity))
-            external = external_endpoint.watch(self._options, self._host.external)
             self._service = _Service(
-                self.name, manager, chosen, self._underlay, self._host, external, ready_file, self._enter
+                self.name, manager, chosen, self._underlay, self._host, self._external, ready_file, self._enter
             )
             self._enter(NetworkState.WAITING_FOR_PEERS)
-            await self._service.run(self._choose)
+            try:
+                await self._service.run(self._choose)
+            finally:
+                self._service = None  # before the clean-up, after which nothing is left to check
         except LeaseLost:
             chosen.backend.close()
             await self._withdraw(chosen.config.network)
@@ -292,9 +307,9 @@ class _Service:
         self._enter = enter
         self._is_up = False
         self._has_leases = asyncio.Event()
-        self._repair_loop = RepairLoop(self._check, self._network, self._update_state, external.due)
+        self._repair_loop = RepairLoop(self._check, self._network, self._update_state)
         self._reported: object = None  # on which the last report of a check depended
-        self._containers = ContainerTraffic(host.firewall, name, self._network, self._report_changes)
+        self._containers = ContainerTraffic(host.firewall, name, self._network, self.report_changes)
 
     async def run(self, choose: Callable[[NetworkConfig], Awaitable[object]]) -> None:
         """Carry packets, renew the lease, follow the peers, and restore what other programs change."""
@@ -341,17 +356,16 @@ class _Service:
         self._update_state()
 
     async def _check(self, netlink: Netlink) -> list[str]:
-        await self._external.check(netlink)
         await self._containers.check(netlink, self._manager.own.subnet, self._backend.forwarding)
-        self._report_changes()
+        self.report_changes()
         await self._gate.check()
         rules = [f"Restored {rule}: it was missing" for rule in await self._host.isolation.restore(netlink)]
         try:
             return [*rules, *await self._backend.repair(netlink)]
         finally:
-            self._report_changes()
+            self.report_changes()
 
-    def _report_changes(self) -> None:
+    def report_changes(self) -> None:
         """Update the state if a check has found a change of the interface, of an obstacle or of the reachable peers."""
         backend = self._backend.report()
         found = self._external.report(), self._containers.obstacle(), backend.next_hops, backend.unreachable

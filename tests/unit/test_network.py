@@ -21,6 +21,7 @@ from flannelpy.backend import repair_loop
 from flannelpy.backend.leftovers import Keep, Scope
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import AlreadyRunning, ConfigError, HostError, LeaseLost, RegistryUnavailable
+from flannelpy.host import external_endpoint
 from flannelpy.host.shared import Host
 from flannelpy.leasing import subnet_file
 from flannelpy.leasing.manager import SubnetManager
@@ -218,7 +219,8 @@ class World:
         monkeypatch.setattr(repair_loop, "_PAUSE_SECONDS", 0.001)
         monkeypatch.setattr(network, "connect", lambda *_: self.store)
         options = cli.parse([f"-subnet-file={self.file}", "-host-id=host-1", *flags])
-        self.network = Network("", options, self.host, lambda: self.statuses.append(self.status))
+        self.monitor = external_endpoint.watch(options, EXTERNAL)
+        self.network = Network("", options, self.host, self.monitor, lambda: self.statuses.append(self.status))
 
     @property
     def is_up(self) -> bool:
@@ -646,6 +648,19 @@ def test_repairs_are_counted_and_a_problem_turns_readiness_off(world: World, cap
     assert "Restored the device" in caplog.messages
     assert caplog.messages.count("no such device") == 1
     assert any("not ready: no such device" in status for status in world.statuses)
+
+
+def test_what_the_monitor_finds_turns_readiness_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(world.ready.exists)
+        for problem in ("eth1 is down", "", "eth1 is a port of br0", ""):
+            monkeypatch.setattr(world.monitor, "_problem", problem)
+            await world.network.check_underlay(FakeNetlink())
+            assert world.ready.exists() == (not problem)
+            assert ("not ready" in world.status) == bool(problem)
+            assert problem in world.status
+
+    play(world, scenario)
 
 
 def test_readiness_waits_for_the_first_list_of_leases_in_the_kernel(world: World) -> None:
