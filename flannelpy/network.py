@@ -40,6 +40,7 @@ from flannelpy.backend import catalogue
 from flannelpy.backend.base import Backend
 from flannelpy.backend.lease_gate import LeaseGate
 from flannelpy.backend.leftovers import Keep, unmarked_leftovers, withdraw
+from flannelpy.backend.peer_routes import PeerRoutes
 from flannelpy.backend.repair_loop import RepairLoop
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import HostError, LeaseLost, one_line
@@ -142,9 +143,15 @@ class Network:
         return self._service is None or self._service.is_live()
 
     async def check_underlay(self, netlink: Netlink) -> None:
-        """Follow what the monitor of the external interface found.  Raises HostError."""
-        if self._service:
-            self._service.report_changes()
+        """Follow what the monitor found, and check whether datagrams to peers leave the host.  Raises HostError."""
+        service, token = self._service, logs.network.set(self.name)
+        try:
+            if service:
+                await service.check_peer_routes(netlink)
+            if service and service is self._service:  # it may have ended meanwhile
+                service.report_changes()
+        finally:
+            logs.network.reset(token)
 
     async def _run(self, cleanup: AsyncExitStack) -> None:
         self._lock = lock = InstanceLock(self._subnet_file)
@@ -308,6 +315,7 @@ class _Service:
         self._is_up = False
         self._has_leases = asyncio.Event()
         self._repair_loop = RepairLoop(self._check, self._network, self._update_state)
+        self._peer_routes = PeerRoutes(host.external)
         self._reported: object = None  # on which the last report of a check depended
         self._containers = ContainerTraffic(host.firewall, name, self._network, self.report_changes)
 
@@ -331,8 +339,12 @@ class _Service:
         """Report readiness once the peers' first leases are applied; Docker waits for it."""
         await self._has_leases.wait()
         await self._backend.settled()
+        async with Netlink() as netlink:
+            with suppress(HostError):  # the daemon asks again
+                await self.check_peer_routes(netlink)
         self._is_up = True
-        self._update_state()
+        self._reported = None  # from now on what the checks found counts
+        self.report_changes()
 
     def complete(self, report: NetworkReport) -> NetworkReport:
         """Return ``report`` with the parts of the components added."""
@@ -351,9 +363,15 @@ class _Service:
 
     def _forward(self, events: Sequence[LeaseEvent]) -> None:
         self._backend.apply(events)
+        self._peer_routes.follow(events)
         self._host.firewall.apply(self._name, events)
         self._has_leases.set()
         self._update_state()
+
+    async def check_peer_routes(self, netlink: Netlink) -> None:
+        """Check whether datagrams to peers leave the host, if the backend sends any.  Raises HostError."""
+        if self._backend.datagrams and not self._external.report().problem:  # which explains what routes are missing
+            await self._peer_routes.check(netlink)
 
     async def _check(self, netlink: Netlink) -> list[str]:
         await self._containers.check(netlink, self._manager.own.subnet, self._backend.forwarding)
@@ -368,7 +386,8 @@ class _Service:
     def report_changes(self) -> None:
         """Update the state if a check has found a change of the interface, of an obstacle or of the reachable peers."""
         backend = self._backend.report()
-        found = self._external.report(), self._containers.obstacle(), backend.next_hops, backend.unreachable
+        underlay = self._external.report(), self._peer_routes.problem
+        found = underlay, self._containers.obstacle(), backend.next_hops, backend.unreachable
         if found != self._reported:
             self._reported = found
             self._update_state()
@@ -378,6 +397,7 @@ class _Service:
         if not self._is_up:
             self._enter(NetworkState.WAITING_FOR_PEERS, "")
             return
-        problem = self._external.report().problem or self._repair_loop.report().problem or self._containers.obstacle()
+        underlay = self._external.report().problem or self._peer_routes.problem
+        problem = underlay or self._repair_loop.report().problem or self._containers.obstacle()
         self._ready_file.set(not problem)
         self._enter(NetworkState.DEGRADED if problem else NetworkState.READY, problem)
