@@ -37,6 +37,7 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_TENTATIVE = 0x08, 0x20, 0x40
 # Source: include/uapi/linux/rtnetlink.h.
 _SCOPE_LINK, _SCOPE_HOST = 253, 254
+_TAKING_FRAMES = ("bridge", "bond", "team", "openvswitch")
 _NUMBER = struct.Struct("=I")
 
 
@@ -57,7 +58,7 @@ class Link:
     """A network interface; ``kind`` is ``tun``, ``vxlan``, … or empty for hardware.
 
     A TUN device has a carrier while a process has it open.  ``master``: the index of the bridge or bond that the
-    interface is a port of, or 0.
+    interface is a port of, of the VRF that it belongs to, or 0.
     """
 
     index: int
@@ -77,6 +78,11 @@ class Link:
     def is_exit(self) -> bool:
         """Return whether packets can leave the host by it, as they cannot by a loopback or dummy interface."""
         return not self.is_loopback and self.kind != "dummy"
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether it takes the frames of the interfaces below it, its ports, as a VRF does not."""
+        return self.kind in _TAKING_FRAMES
 
 
 @dataclass(frozen=True)
