@@ -25,7 +25,7 @@ _AF_INET = 2
 #                    ifi_change; }
 _IFINFOMSG = struct.Struct("=BxHiII")
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_CARRIER = 1, 3, 4, 18, 20, 33
-_IFLA_MASTER, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 10, 52, 53
+_IFLA_MASTER, _IFLA_CARRIER_CHANGES, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 10, 35, 52, 53
 _IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS = 29, 8
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFLA_VXLAN_ID, _IFLA_VXLAN_LINK, _IFLA_VXLAN_LOCAL, _IFLA_VXLAN_LEARNING = 1, 3, 4, 7
@@ -59,6 +59,7 @@ class Link:
 
     A TUN device has a carrier while a process has it open.  ``master``: the index of the bridge or bond that the
     interface is a port of, of the VRF that it belongs to, or 0.
+    ``carrier_changes``: how often it got or lost a carrier.
     """
 
     index: int
@@ -73,6 +74,7 @@ class Link:
     is_loopback: bool = False
     altnames: tuple[str, ...] = ()
     master: int = 0
+    carrier_changes: int = field(default=0, compare=False)
 
     @property
     def is_exit(self) -> bool:
@@ -165,6 +167,7 @@ def link(message: Message) -> Link:
         bool(flags & _IFF_LOOPBACK),
         tuple(_text(name) for name in repeated(has.get(_IFLA_PROP_LIST | NLA_F_NESTED, b""), _IFLA_ALT_IFNAME)),
         _number(has.get(_IFLA_MASTER)),
+        _number(has.get(_IFLA_CARRIER_CHANGES)),
     )
 
 
