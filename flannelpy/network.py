@@ -40,10 +40,11 @@ from flannelpy.backend import catalogue
 from flannelpy.backend.base import Backend
 from flannelpy.backend.lease_gate import LeaseGate
 from flannelpy.backend.leftovers import Keep, unmarked_leftovers, withdraw
+from flannelpy.backend.peer_routes import PeerRoutes
 from flannelpy.backend.repair_loop import RepairLoop
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import HostError, LeaseLost, one_line
-from flannelpy.host import external_endpoint, ownership
+from flannelpy.host import ownership
 from flannelpy.host.container_traffic import ContainerTraffic
 from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
 from flannelpy.host.ready_file import ReadyFile
@@ -92,9 +93,17 @@ class _Chosen(NamedTuple):
 class Network:
     """One network; the only network of a host has the name ""."""
 
-    def __init__(self, name: str, options: Options, host: Host, on_change: Callable[[], None]) -> None:
-        """``on_change`` is called when the report has changed."""
+    def __init__(
+        self,
+        name: str,
+        options: Options,
+        host: Host,
+        external: ExternalInterfaceMonitor,
+        on_change: Callable[[], None],
+    ) -> None:
+        """``external`` monitors for all networks of the host; ``on_change`` is called when the report has changed."""
         self.name = name
+        self._external = external
         self._options = options
         self._subnet_file = options.subnet_file_of(name)
         self._host = host
@@ -133,6 +142,17 @@ class Network:
         """Return whether no task hangs; if one does, a restart of the process may help."""
         return self._service is None or self._service.is_live()
 
+    async def check_underlay(self, netlink: Netlink) -> None:
+        """Follow what the monitor found, and check whether datagrams to peers leave the host.  Raises HostError."""
+        service, token = self._service, logs.network.set(self.name)
+        try:
+            if service:
+                await service.check_peer_routes(netlink)
+            if service and service is self._service:  # it may have ended meanwhile
+                service.report_changes()
+        finally:
+            logs.network.reset(token)
+
     async def _run(self, cleanup: AsyncExitStack) -> None:
         self._lock = lock = InstanceLock(self._subnet_file)
         cleanup.callback(lock.close)
@@ -149,12 +169,14 @@ class Network:
         cleanup.callback(chosen.backend.close)
         try:
             cleanup.callback(self._forget_previous, await self._start(chosen, manager, host_identity))
-            external = external_endpoint.watch(self._options, self._host.external)
             self._service = _Service(
-                self.name, manager, chosen, self._underlay, self._host, external, ready_file, self._enter
+                self.name, manager, chosen, self._underlay, self._host, self._external, ready_file, self._enter
             )
             self._enter(NetworkState.WAITING_FOR_PEERS)
-            await self._service.run(self._choose)
+            try:
+                await self._service.run(self._choose)
+            finally:
+                self._service = None  # before the clean-up, after which nothing is left to check
         except LeaseLost:
             chosen.backend.close()
             await self._withdraw(chosen.config.network)
@@ -292,9 +314,10 @@ class _Service:
         self._enter = enter
         self._is_up = False
         self._has_leases = asyncio.Event()
-        self._repair_loop = RepairLoop(self._check, self._network, self._update_state, external.due)
+        self._repair_loop = RepairLoop(self._check, self._network, self._update_state)
+        self._peer_routes = PeerRoutes(host.external)
         self._reported: object = None  # on which the last report of a check depended
-        self._containers = ContainerTraffic(host.firewall, name, self._network, self._report_changes)
+        self._containers = ContainerTraffic(host.firewall, name, self._network, self.report_changes)
 
     async def run(self, choose: Callable[[NetworkConfig], Awaitable[object]]) -> None:
         """Carry packets, renew the lease, follow the peers, and restore what other programs change."""
@@ -316,8 +339,12 @@ class _Service:
         """Report readiness once the peers' first leases are applied; Docker waits for it."""
         await self._has_leases.wait()
         await self._backend.settled()
+        async with Netlink() as netlink:
+            with suppress(HostError):  # the daemon asks again
+                await self.check_peer_routes(netlink)
         self._is_up = True
-        self._update_state()
+        self._reported = None  # from now on what the checks found counts
+        self.report_changes()
 
     def complete(self, report: NetworkReport) -> NetworkReport:
         """Return ``report`` with the parts of the components added."""
@@ -336,25 +363,31 @@ class _Service:
 
     def _forward(self, events: Sequence[LeaseEvent]) -> None:
         self._backend.apply(events)
+        self._peer_routes.follow(events)
         self._host.firewall.apply(self._name, events)
         self._has_leases.set()
         self._update_state()
 
+    async def check_peer_routes(self, netlink: Netlink) -> None:
+        """Check whether datagrams to peers leave the host, if the backend sends any.  Raises HostError."""
+        if self._backend.datagrams and not self._external.report().problem:  # which explains what routes are missing
+            await self._peer_routes.check(netlink)
+
     async def _check(self, netlink: Netlink) -> list[str]:
-        await self._external.check(netlink)
         await self._containers.check(netlink, self._manager.own.subnet, self._backend.forwarding)
-        self._report_changes()
+        self.report_changes()
         await self._gate.check()
         rules = [f"Restored {rule}: it was missing" for rule in await self._host.isolation.restore(netlink)]
         try:
             return [*rules, *await self._backend.repair(netlink)]
         finally:
-            self._report_changes()
+            self.report_changes()
 
-    def _report_changes(self) -> None:
+    def report_changes(self) -> None:
         """Update the state if a check has found a change of the interface, of an obstacle or of the reachable peers."""
         backend = self._backend.report()
-        found = self._external.report(), self._containers.obstacle(), backend.next_hops, backend.unreachable
+        underlay = self._external.report(), self._peer_routes.problem
+        found = underlay, self._containers.obstacle(), backend.next_hops, backend.unreachable
         if found != self._reported:
             self._reported = found
             self._update_state()
@@ -364,6 +397,7 @@ class _Service:
         if not self._is_up:
             self._enter(NetworkState.WAITING_FOR_PEERS, "")
             return
-        problem = self._external.report().problem or self._repair_loop.report().problem or self._containers.obstacle()
+        underlay = self._external.report().problem or self._peer_routes.problem
+        problem = underlay or self._repair_loop.report().problem or self._containers.obstacle()
         self._ready_file.set(not problem)
         self._enter(NetworkState.DEGRADED if problem else NetworkState.READY, problem)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from typing import NamedTuple
 
 from flannelpy.errors import HostError
@@ -60,7 +60,7 @@ class Machine(NamedTuple):
     ``links``: by index.  ``addresses``: of these links, in the kernel's order.  ``own``: the indices of devices of
     flannelpy, whose packets would be encapsulated in themselves.  ``defaults``: the default routes by other devices,
     the lowest metric first.  ``reach``: the kernel's route to ``Wanted.can_reach``.  ``etcd_ways``: the kernel's routes
-    to etcd, if there is no default route.
+    to etcd, if there is no default route.  ``subnets``: of this host's containers, now or before.
     """
 
     links: Mapping[int, Link]
@@ -69,6 +69,12 @@ class Machine(NamedTuple):
     defaults: Sequence[Route] = ()
     reach: RouteAnswer | None = None
     etcd_ways: Sequence[RouteAnswer] = ()
+    subnets: Collection[IPv4Network] = ()
+
+    def port_master(self, link: Link) -> Link | None:
+        """Return the bridge or bond that ``link`` is a port of; no peer reaches the address of a port."""
+        master = self.links.get(link.master)
+        return master if master and master.takes_frames else None
 
 
 class Choice(NamedTuple):
@@ -120,7 +126,8 @@ class Chooser:
         for find in self._attempts():
             try:
                 pick = find()
-                if not (pick.address or self.public_holder):
+                is_port = self._machine.port_master(pick.link) is not None
+                if not pick.address and (is_port or not self.public_holder):
                     self._usable(pick.link)
             except HostError as error:
                 misses.append(str(error))
@@ -180,7 +187,8 @@ class Chooser:
             for one in self._machine.addresses
             if one.address == wanted and one.link_index not in self._machine.own
         ]
-        return next((link for link in holders if link.is_exit), holders[0] if holders else None)
+        exits = (link for link in holders if link.is_exit and not self._machine.port_master(link))
+        return next(exits, holders[0] if holders else None)
 
     def _by_regex(self, regex: re.Pattern[str]) -> _Pick:
         """Search the addresses, then the names, of interfaces with a usable address."""
@@ -201,8 +209,14 @@ class Chooser:
         """Yield the interfaces with usable addresses; all interfaces if another one has the public IP."""
         for link in self._machine.links.values():
             usable = self._usable_addresses(link)
-            if (usable or self.public_holder) and link.index not in self._machine.own:
+            is_possible = usable or (self.public_holder and not self._machine.port_master(link))
+            if is_possible and link.index not in self._machine.own and not self._serves_containers(link.index):
                 yield link, usable
+
+    def _serves_containers(self, link_index: int) -> bool:
+        """Return whether an interface has an address of this host's containers: other hosts cannot reach it."""
+        held = self._addresses.get(link_index, [])
+        return any(one.address in subnet for one in held for subnet in self._machine.subnets)
 
     def _by_route(self) -> _Pick:
         """Use the kernel's route to the target, and the address that the kernel would send from."""
@@ -222,7 +236,9 @@ class Chooser:
             raise HostError(
                 "Failed to get default interface: Unable to find default route; name the interface by -iface"
             )
-        return self._machine.links[self._machine.defaults[0].link_index]
+        indices = [route.link_index for route in self._machine.defaults]
+        outward = (index for index in indices if not self._serves_containers(index))
+        return self._machine.links[next(outward, indices[0])]
 
     def _way_out(self, holder: Link, address: IPv4Address) -> Link:
         """Return the interface by which packets from an address of ``holder`` leave, if ``holder`` is no exit itself.
@@ -246,9 +262,9 @@ class Chooser:
         if usable := self._usable_addresses(link):
             return usable
         held = self._addresses.get(link.index, [])
-        flaws = ", ".join(f"{one.address} is {one.flaw}" for one in held if not one.address.is_loopback)
+        flaws = ", ".join(f"{one.address} is {one.flaw}" for one in held if one.flaw and not one.address.is_loopback)
         remedy = "give it one, or choose another -iface"
-        if master := self._machine.links.get(link.master):
+        if master := self._machine.port_master(link):
             remedy = f"it is a port of {master.name}: try -iface={master.name}"
         raise HostError(
             f"Failed to find IPv4 address for interface {link.name}{f' ({flaws})' if flaws else ''}; {remedy}"
@@ -256,6 +272,8 @@ class Chooser:
 
     def _usable_addresses(self, link: Link) -> list[IPv4Address]:
         """Return the addresses that peers can reach, in the kernel's order, then those valid on the link only."""
+        if self._machine.port_master(link):
+            return []
         usable = [one for one in self._addresses.get(link.index, []) if not one.flaw]
         return [one.address for one in sorted(usable, key=lambda one: one.is_last_resort)]
 
@@ -271,11 +289,13 @@ def place_now(external: ExternalInterface, indices: Mapping[str, int], wanted: W
         for one in machine.addresses
         if one.address == address and one.link_index not in machine.own
     ]
-    if any(link.name == holder for link in holders):
+    usable = [link for link in holders if not machine.port_master(link)]
+    if any(link.name == holder for link in usable):
         return _new_way_out(external, indices, wanted, machine)
     for link in holders:
-        if link.index == indices.get(holder):
+        if link.index == indices.get(holder) and link.name != holder:
             return f"{holder} was renamed to {link.name}, which has {address}"
+    for link in usable:
         return f"{address} moved from {holder} to {link.name}"
     # Nothing else can replace an address that -public-ip names.
     return "" if address == wanted.public_ip else _replacement(external, wanted, machine)
@@ -286,7 +306,11 @@ def _new_way_out(external: ExternalInterface, indices: Mapping[str, int], wanted
     if link and link.name != external.name:
         return f"{external.name} was renamed to {link.name}"
     new = _choice_now(wanted, machine)
-    return f"{external.name} was replaced by {new.name}" if new and new.name != external.name else ""
+    if new is None or new.name == external.name:
+        return ""
+    if new.address != external.address:
+        return _replacement(external, wanted, machine)
+    return f"{external.name} was replaced by {new.name}"
 
 
 def _replacement(external: ExternalInterface, wanted: Wanted, machine: Machine) -> str:

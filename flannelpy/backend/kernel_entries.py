@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Collection, Container, Mapping,
 from ipaddress import IPv4Network
 from typing import NamedTuple
 
+from flannelpy.backend.carrier_history import CarrierHistory
 from flannelpy.backend.foreign_routes import ForeignRoutes
 from flannelpy.chunks import in_chunks, set_aside
 from flannelpy.errors import HostError
@@ -70,6 +71,8 @@ class EntryReconciler:
         self._peer_entries: Mapping[IPv4Network, PeerEntries] = {}
         self._index: Index = {}
         self._rejected: Mapping[IPv4Network, tuple[PeerEntries, RejectedEntry]] = {}
+        self._link_indices: set[int] = set()  # of all entries wanted
+        self._carriers = CarrierHistory()
         self._foreign = ForeignRoutes()
         self._present: Collection[Identity] | None = None  # None: unknown
         self._is_known = False  # whether ``changed`` was called, so the leases are known
@@ -166,14 +169,26 @@ class EntryReconciler:
                 if key not in before_index and entries.key(key) not in replaced
             ]
             return [
-                *_summary(restored, "was removed by another program; restored"),
+                *await self._lines_about(netlink, restored),
                 *_summary(removed, "leads to no peer; removed"),
             ]
+
+    async def _lines_about(self, netlink: Netlink, restored: Sequence[Entry]) -> list[str]:
+        """Return one line for each entry restored, which names what removed it.  Raises HostError."""
+        flapped = await self._carriers.update(netlink, self._link_indices)
+        by_kernel, by_others = list[Entry](), list[Entry]()
+        for one in restored:
+            went_with_link = isinstance(one, GatewayRoute) and one.link_index in flapped
+            (by_kernel if went_with_link else by_others).append(one)
+        return [
+            *_summary(by_kernel, "was removed by the kernel, because its link was down; restored"),
+            *_summary(by_others, "was removed by another program; restored"),
+        ]
 
     async def _restored(
         self, missing: Missing, before: Mapping[IPv4Network, PeerEntries], failed: Collection[IPv4Network]
     ) -> list[Entry]:
-        """Return those of the added entries that had been added before, so another program removed them."""
+        """Return those of the added entries that had been added before, so something else removed them."""
         return [
             entry
             async for added in in_chunks(missing.values())
@@ -186,10 +201,12 @@ class EntryReconciler:
         if peer_entries is self._peer_entries:
             return
         index: dict[Identity, list[IPv4Network]] = {}
+        self._link_indices = set()
         async for pairs in in_chunks(peer_entries.items()):
             for subnet, wanted in pairs:
                 for entry in wanted:
                     index.setdefault(entries.identity(entry), []).append(subnet)
+                    self._link_indices.add(entry.link_index)
         self._peer_entries, self._index = peer_entries, index
         self._foreign.forget_all_but(peer_entries)
         self._rejected = {

@@ -18,11 +18,15 @@ from functools import partial
 from typing import Any, Never
 
 from flannelpy import logs
+from flannelpy.backend.repair_loop import RepairLoop
 from flannelpy.errors import AlreadyRunning, ExternalAddressChanged, FlannelError, UsageError, one_line
 from flannelpy.host import external_endpoint
+from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
 from flannelpy.host.readiness import SystemdNotifier, keep_alive
 from flannelpy.host.shared import Host
 from flannelpy.linux import memory, packet_loop, systemd
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.linux.netlink.monitor import ALL_ROUTES
 from flannelpy.network import Network
 from flannelpy.options import Options
 from flannelpy.report import DaemonReport
@@ -100,9 +104,11 @@ async def _serve(options: Options) -> None:
     host = Host(external, public_ip, options.iptables_resync)
     networks: list[Network] = []
     notifier = SystemdNotifier(partial(_report, networks), text.status, _set_start_up_aside)
-    networks += [Network(name, options, host, notifier.update) for name in names]
+    monitor = external_endpoint.watch(options, external)
+    networks += [Network(name, options, host, monitor, notifier.update) for name in names]
     await run_together(
         *(_keep_up(network, notifier.update) if options.networks else network.run() for network in networks),
+        _watch_underlay(monitor, networks),
         host.firewall.run(),
         _report_status(notifier),
         _collect_young(),
@@ -134,6 +140,22 @@ async def _keep_up(network: Network, on_failure: Callable[[], None]) -> Never:
             _log_failure(f"{one_line(error)}; trying again in {_RESTART_SECONDS:.0f} s", error)
             on_failure()
             await asyncio.sleep(_RESTART_SECONDS)
+
+
+async def _watch_underlay(monitor: ExternalInterfaceMonitor, networks: Sequence[Network]) -> Never:
+    """Check the external interface at every change, then have each network follow, also while others start or fail.
+
+    Raises ExternalAddressChanged.
+    """
+
+    async def check(netlink: Netlink) -> list[str]:
+        await monitor.check(netlink)
+        for network in networks:
+            await network.check_underlay(netlink)
+        return []
+
+    await RepairLoop(check, ALL_ROUTES, lambda: None, monitor.due).run()
+    raise AssertionError("the loop runs until an error ends it")
 
 
 def _set_start_up_aside() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface
 
 from flannelpy.addressing.addresses import edges, special_use
 from flannelpy.addressing.interface_choice import ExternalInterface, Wanted
 from flannelpy.errors import HostError, UsageError
 from flannelpy.host import external_interface
+from flannelpy.host.external_interface import Leased
 from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
 from flannelpy.host.ownership import previous, tunnel_address
 from flannelpy.linux.clock import BootClock
@@ -23,7 +25,7 @@ log = logging.getLogger(__name__)
 async def choose(options: Options) -> tuple[ExternalInterface, IPv4Address]:
     """Return the external interface and the public IP.  Raises HostError, UsageError."""
     async with Netlink() as netlink:
-        external = await external_interface.find(netlink, _wanted(options), _previous_addresses(options))
+        external = await external_interface.find(netlink, _wanted(options), _leased(options))
         held = [IPv4Interface((one.address, one.prefix_len)) for one in await netlink.addresses()]
     log.info("Using %s as external interface", external.address)
     if external.other_holder:
@@ -51,7 +53,7 @@ async def choose(options: Options) -> tuple[ExternalInterface, IPv4Address]:
 
 def watch(options: Options, external: ExternalInterface) -> ExternalInterfaceMonitor:
     """Return a monitor that checks whether ``external`` still is what the flags choose."""
-    return ExternalInterfaceMonitor(external, _wanted(options), BootClock().now, _previous_addresses(options))
+    return ExternalInterfaceMonitor(external, _wanted(options), BootClock().now, partial(_leased, options))
 
 
 def _wanted(options: Options) -> Wanted:
@@ -63,7 +65,8 @@ def _wanted(options: Options) -> Wanted:
     return Wanted(options.iface, options.iface_regex, options.iface_can_reach, options.public_ip, etcd)
 
 
-def _previous_addresses(options: Options) -> frozenset[IPv4Interface]:
-    """Return the addresses that devices of earlier runs have."""
+def _leased(options: Options) -> Leased:
+    """Return what the subnet files name now: what an earlier run or this one leased."""
     files = [options.subnet_file_of(name) for name in options.networks or ("",)]
-    return frozenset(tunnel_address(*pair) for file in files for pair in previous(file))
+    pairs = [pair for file in files for pair in previous(file)]
+    return Leased(frozenset(tunnel_address(*pair) for pair in pairs), frozenset(subnet for _, subnet in pairs))

@@ -6,8 +6,9 @@ Counterpart: lookupIface in main.go, pkg/ip/iface.go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from ipaddress import IPv4Interface, IPv4Network
+from typing import NamedTuple
 
 from flannelpy.addressing.interface_choice import Chooser, ExternalInterface, Machine, Wanted
 from flannelpy.linux.netlink.client import Netlink
@@ -15,7 +16,7 @@ from flannelpy.linux.own_devices import addresses_by_index, is_marked, is_of_ear
 from flannelpy.rtnetlink.links import Link
 from flannelpy.rtnetlink.routes import RouteQuery
 
-__all__ = ["ExternalInterface", "Wanted", "find", "observe"]
+__all__ = ["ExternalInterface", "Leased", "Wanted", "find", "observe"]
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +24,20 @@ log = logging.getLogger(__name__)
 _VIRTUALBOX_NAT = IPv4Network("10.0.2.0/24")
 
 
-async def find(netlink: Netlink, wanted: Wanted, leased: Container[IPv4Interface] = frozenset()) -> ExternalInterface:
+class Leased(NamedTuple):
+    """What the subnet files of this host name.
+
+    ``tunnel_addresses``: they identify devices of earlier versions.  ``subnets``: of this host's containers.
+    """
+
+    tunnel_addresses: frozenset[IPv4Interface] = frozenset()
+    subnets: frozenset[IPv4Network] = frozenset()
+
+
+async def find(netlink: Netlink, wanted: Wanted, leased: Leased = Leased()) -> ExternalInterface:  # noqa: B008
     """Return the interface and address that the flags choose, by default those of the default route.  Raises HostError.
 
-    A device of flannelpy is never chosen; ``leased``: addresses that identify devices of earlier versions.
+    A device of flannelpy is never chosen, and the bridge of this host's containers only by its name or address.
     """
     machine = await observe(netlink, wanted, leased)
     _log_candidates(machine)
@@ -46,7 +57,7 @@ async def find(netlink: Netlink, wanted: Wanted, leased: Container[IPv4Interface
     return external
 
 
-async def observe(netlink: Netlink, wanted: Wanted, leased: Container[IPv4Interface]) -> Machine:
+async def observe(netlink: Netlink, wanted: Wanted, leased: Leased) -> Machine:
     """Return the present inputs of a choice.  Raises HostError."""
     links = {link.index: link for link in await netlink.links()}
     # An interface that appears between the two listings is left out.
@@ -56,14 +67,16 @@ async def observe(netlink: Netlink, wanted: Wanted, leased: Container[IPv4Interf
     targets = ([wanted.can_reach] if wanted.can_reach else []) + ([] if defaults else list(wanted.etcd))
     answers = await netlink.lookups([RouteQuery(target) for target in targets])
     reach = answers.pop(0) if wanted.can_reach else None
-    return Machine(links, addresses, own, defaults, reach, answers)
+    return Machine(links, addresses, own, defaults, reach, answers, leased.subnets)
 
 
-async def _overlay_devices(netlink: Netlink, links: Iterable[Link], leased: Container[IPv4Interface]) -> set[int]:
+async def _overlay_devices(netlink: Netlink, links: Iterable[Link], leased: Leased) -> set[int]:
     """Return the link indices of the devices of any flannelpy."""
     held = await addresses_by_index(netlink)
     return {
-        link.index for link in links if is_marked(link) or is_of_earlier_version(link, held.get(link.index, []), leased)
+        link.index
+        for link in links
+        if is_marked(link) or is_of_earlier_version(link, held.get(link.index, []), leased.tunnel_addresses)
     }
 
 

@@ -1,19 +1,20 @@
 """Checks whether the external interface still is up and has the address with which flannelpy was started.
 
-While the address exists, only the state of the link matters.  Once the address is gone, flannelpy chooses an interface
-again, as at the start.  If another address is in its place for 15 s, flannelpy must be restarted to use that one.
+While the address exists, only the state of the link matters.  Once the address is gone, its interface is the port of a
+bridge or bond, or its link is down and no flag names it, flannelpy chooses an interface again, as at the start.  If
+another address is in its place for 15 s, flannelpy must be restarted to use that one.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Container, Iterable
-from ipaddress import IPv4Interface
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from flannelpy.addressing.interface_choice import ExternalInterface, Wanted, place_now
 from flannelpy.errors import ExternalAddressChanged
-from flannelpy.host.external_interface import observe
+from flannelpy.host.external_interface import Leased, observe
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.report import InterfaceReport
 from flannelpy.rtnetlink.links import Address, Link
@@ -24,6 +25,14 @@ log = logging.getLogger(__name__)
 ADDRESS_PATIENCE = 15.0
 
 
+class _LinkFault(NamedTuple):
+    """What is wrong with an interface that has its address, and what is logged when it no longer is."""
+
+    text: str
+    recovery: str
+    is_port: bool = False
+
+
 class ExternalInterfaceMonitor:
     """Checks that the external interface is up and has the address that flannelpy was started with."""
 
@@ -32,7 +41,7 @@ class ExternalInterfaceMonitor:
         external: ExternalInterface,
         wanted: Wanted,
         now: Callable[[], float],
-        leased: Container[IPv4Interface] = frozenset(),
+        leased: Callable[[], Leased] = Leased,
     ) -> None:
         """``wanted`` and ``leased``: the arguments by which ``external_interface.find`` chose ``external``.
 
@@ -47,6 +56,7 @@ class ExternalInterfaceMonitor:
         self._indices: dict[str, int] = {}  # link indices by the names of the interface and of the address's holder
         self._has_public_ip = False
         self._lost = ""
+        self._link_fault: _LinkFault | None = None
         self._place = ""  # where another address is
         self._placed_at = math.inf
         self._problem = ""
@@ -65,7 +75,7 @@ class ExternalInterfaceMonitor:
             await self._missing(netlink, lost)
         elif link and holder:
             self._indices = {link.name: link.index, holder.name: holder.index}
-            self._found(holder)
+            await self._found(netlink, link, holder)
 
     def report(self) -> InterfaceReport:
         """Return the interface, and what is wrong with it: its address is gone, or its link is down."""
@@ -83,33 +93,57 @@ class ExternalInterfaceMonitor:
             return self._lost_address
         return "" if link and link.name == external.name else f"interface {external.name} is gone"
 
-    def _found(self, holder: Link) -> None:
-        self._note_place("")
+    async def _found(self, netlink: Netlink, link: Link, holder: Link) -> None:
         if self._lost:
             is_address = self._lost == self._lost_address
             back = f"Address {self._external.address} is back on {holder.name}"
             log.info("%s", back if is_address else f"Interface {self._external.name} is back")
-            self._lost = self._problem = ""
-        before, self._problem = self._problem, self._link_problem(holder)
-        if self._problem and self._problem != before:
-            log.error("Link %s: no packets to and from other hosts", self._problem)
-        elif before and not self._problem:
-            log.info("Link %s is up again", holder.name)
+            self._lost = ""
+        before, fault = self._link_fault, await self._fault_of_links(netlink, link, holder)
+        self._link_fault = fault
+        if fault and fault != before:
+            log.error("Link %s: no packets to and from other hosts", fault.text)
+        elif before and not fault:
+            log.info("Link %s", before.recovery)
+        self._problem = fault.text if fault else ""
+        if fault and (fault.is_port or not (self._wanted.ifaces or self._wanted.regexes)):
+            await self._look_for_place(netlink, fault.text)
+        else:
+            self._note_place("")
 
-    def _link_problem(self, holder: Link) -> str:
-        if not holder.is_up:
-            return f"{holder.name} is down"
-        return "" if holder.has_carrier or self._external.other_holder else f"{holder.name} has no carrier"
+    async def _fault_of_links(self, netlink: Netlink, link: Link, holder: Link) -> _LinkFault | None:
+        used = (holder, link) if self._is_way_out_named() else (holder,)
+        for one in used:
+            if not one.is_up:
+                return _LinkFault(f"{one.name} is down", f"{one.name} is up again")
+        for one in (holder, link):
+            master = await netlink.link(netlink.name_of(one.master)) if one.master else None
+            if master and master.takes_frames:
+                text = f"{one.name} is a port of {master.name}, so its address must be on {master.name}"
+                return _LinkFault(text, f"{one.name} is no longer a port", is_port=True)
+        if link in used and not link.has_carrier:
+            return _LinkFault(f"{link.name} has no carrier", f"{link.name} is up again")
+        return None
+
+    def _is_way_out_named(self) -> bool:
+        """Return whether flags name the interface by which packets leave, although another one has the address.
+
+        Otherwise the routes decide by which interface they leave: if there are several, one that is down is no fault.
+        """
+        wanted = self._wanted
+        return wanted.names_interface and wanted.public_ip == self._external.address
 
     async def _missing(self, netlink: Netlink, lost: str) -> None:
         if lost != self._lost:
             log.error("%s: no packets to and from other hosts", lost[0].upper() + lost[1:])
-        self._lost = self._problem = lost
-        machine = await observe(netlink, self._wanted, self._leased)
+        self._lost, self._link_fault = lost, None
+        await self._look_for_place(netlink, lost)
+
+    async def _look_for_place(self, netlink: Netlink, fault: str) -> None:
+        machine = await observe(netlink, self._wanted, self._leased())
         place = place_now(self._external, self._indices, self._wanted, machine)
+        self._problem = f"{fault}: {place}" if place else fault
         self._note_place(place)
-        if place:
-            self._problem = f"{lost}: {place}"
 
     def _note_place(self, place: str) -> None:
         """Measure how long the address has been replaced."""

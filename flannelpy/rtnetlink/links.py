@@ -25,7 +25,7 @@ _AF_INET = 2
 #                    ifi_change; }
 _IFINFOMSG = struct.Struct("=BxHiII")
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_CARRIER = 1, 3, 4, 18, 20, 33
-_IFLA_MASTER, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 10, 52, 53
+_IFLA_MASTER, _IFLA_CARRIER_CHANGES, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 10, 35, 52, 53
 _IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS = 29, 8
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFLA_VXLAN_ID, _IFLA_VXLAN_LINK, _IFLA_VXLAN_LOCAL, _IFLA_VXLAN_LEARNING = 1, 3, 4, 7
@@ -37,6 +37,7 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_TENTATIVE = 0x08, 0x20, 0x40
 # Source: include/uapi/linux/rtnetlink.h.
 _SCOPE_LINK, _SCOPE_HOST = 253, 254
+_TAKING_FRAMES = ("bridge", "bond", "team", "openvswitch")
 _NUMBER = struct.Struct("=I")
 
 
@@ -57,7 +58,8 @@ class Link:
     """A network interface; ``kind`` is ``tun``, ``vxlan``, … or empty for hardware.
 
     A TUN device has a carrier while a process has it open.  ``master``: the index of the bridge or bond that the
-    interface is a port of, or 0.
+    interface is a port of, of the VRF that it belongs to, or 0.
+    ``carrier_changes``: how often it got or lost a carrier.
     """
 
     index: int
@@ -72,11 +74,17 @@ class Link:
     is_loopback: bool = False
     altnames: tuple[str, ...] = ()
     master: int = 0
+    carrier_changes: int = field(default=0, compare=False)
 
     @property
     def is_exit(self) -> bool:
         """Return whether packets can leave the host by it, as they cannot by a loopback or dummy interface."""
         return not self.is_loopback and self.kind != "dummy"
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether it takes the frames of the interfaces below it, its ports, as a VRF does not."""
+        return self.kind in _TAKING_FRAMES
 
 
 @dataclass(frozen=True)
@@ -159,6 +167,7 @@ def link(message: Message) -> Link:
         bool(flags & _IFF_LOOPBACK),
         tuple(_text(name) for name in repeated(has.get(_IFLA_PROP_LIST | NLA_F_NESTED, b""), _IFLA_ALT_IFNAME)),
         _number(has.get(_IFLA_MASTER)),
+        _number(has.get(_IFLA_CARRIER_CHANGES)),
     )
 
 

@@ -138,6 +138,19 @@ def test_host_gw_a_route_that_another_program_removes_is_restored(host_gw: Lab) 
     assert next_hops(host) == "next hops: 2"
 
 
+def test_host_gw_routes_that_the_kernel_removes_with_the_link_are_no_other_programs_doing(host_gw: Lab) -> None:
+    host = host_gw.hosts[0]
+    before = host.log().count("removed by another program")
+    host.configure("link set eth1 down", "link set eth1 up")
+    wait_for(lambda: gateways(host) == expected_gateways(host_gw, host), 5, "the routes")
+    for other in host_gw.hosts[1:]:
+        line = (
+            f"The route to {other.subnet()} via {other.public_ip} was removed by the kernel, because its link was down"
+        )
+        host.daemons[-1].wait_for_log(re.escape(line))
+    assert host.log().count("removed by another program") == before
+
+
 @pytest.mark.parametrize(
     "way",
     [

@@ -54,6 +54,7 @@ TO_BR0 = (
     "address add {ip}/24 dev br0",
     "link set br0 up",
 )
+ENSLAVE = ("link add br0 type bridge", "link set br0 up", "link set eth1 master br0")
 RENAME = ("link set eth1 down", "link set eth1 name wan0", "link set wan0 up")
 DHCP = ("address flush dev eth1", "address add 172.17.8.222/24 dev eth1")
 MOVES = (
@@ -91,6 +92,14 @@ MOVES = (
         "eth1 was renamed to wan0",
     ),
     Move("udp", ("-iface=172.17.8.110",), (), DHCP, "eth1 has 172.17.8.222 now instead of {ip}"),
+    Move("udp", NAMED, (), (*ENSLAVE, "address add {ip}/24 dev br0"), "{ip} moved from eth1 to br0"),
+    Move(
+        "vxlan",
+        (),
+        (DEFAULT, *ETH2, "address add 10.77.0.5/24 dev eth2"),
+        ("link set eth1 down", "route replace default via 10.77.0.1 dev eth2"),
+        "{ip} on eth1 was replaced by 10.77.0.5 on eth2",
+    ),
 )
 
 
@@ -107,7 +116,7 @@ def is_ready(host: Host) -> bool:
 
 
 def test_after_15_s_of_another_address_in_place_a_daemon_ends_and_logs_the_place() -> None:
-    """Ten hosts whose addresses move, and three whose addresses are restored, run at the same time."""
+    """Hosts whose addresses move, and three whose addresses are restored, run at the same time."""
     with Lab(hosts=len(MOVES) + 3) as lab:
         put_configs(lab)
         moving, staying = lab.hosts[: len(MOVES)], lab.hosts[len(MOVES) :]
@@ -152,6 +161,148 @@ def test_after_15_s_of_another_address_in_place_a_daemon_ends_and_logs_the_place
         configure(deleted, "address add {ip}/24 dev eth1", "link set eth1 up")
         wait_for(lambda: all(map(is_ready, staying)), 15, "those that are back to be ready")
         assert [daemon.process.poll() for daemon in others] == [None] * 3
+
+
+# A host that reaches no other one
+
+
+class Loss(NamedTuple):
+    """A host that peers cannot reach after these commands, the error in its log, and what undoes them.
+
+    ``switch:`` stands before what happens at the other end of the cable.
+    """
+
+    backend: str
+    flags: tuple[str, ...]
+    before: tuple[str, ...]
+    commands: tuple[str, ...]
+    line: str
+    undo: tuple[str, ...]
+
+
+SLASH_32 = ("address add {ip}/32 dev eth1", "address delete {ip}/24 dev eth1")
+SLASH_24 = ("address add {ip}/24 dev eth1",)
+LINK_ROUTE = "route add 172.17.8.0/24 dev eth1"
+NO_ROUTE = r"No peer can be reached: for \S+, for one, the kernel has no route: "
+UNREACHABLE = NO_ROUTE + "Network is unreachable"
+IS_DOWN = "Link eth1 is down: no packets to and from other hosts"
+ON_ETH2 = (*ETH2, "address add 10.66.0.{number}/24 dev eth2")
+NAMED_BUT_ETH2 = (*NAMED, "-public-ip=10.66.0.{number}")
+ON_LO = ("address add 10.255.0.{number}/32 dev lo", DEFAULT)
+LOSSES = (
+    Loss("udp", NAMED, (), SLASH_32, UNREACHABLE, SLASH_24),
+    Loss("vxlan", NAMED, (), SLASH_32, UNREACHABLE, SLASH_24),
+    Loss("vxlan", NAMED, (), ("route delete 172.17.8.0/24 dev eth1",), UNREACHABLE, (LINK_ROUTE,)),
+    Loss("udp", NAMED, (*SLASH_32, LINK_ROUTE), ("link set eth1 down", "link set eth1 up"), UNREACHABLE, (LINK_ROUTE,)),
+    Loss(
+        "udp",
+        NAMED,
+        (*SLASH_32, f"route add {GATEWAY} dev eth1", DEFAULT),
+        ("route delete default",),
+        UNREACHABLE,
+        (DEFAULT,),
+    ),
+    Loss(
+        "udp",
+        NAMED,
+        (),
+        ("rule add to 172.17.8.96/27 unreachable",),
+        NO_ROUTE + "(No route to host|Network is unreachable)",
+        ("rule delete to 172.17.8.96/27 unreachable",),
+    ),
+    Loss(
+        "udp",
+        ("-public-ip=10.255.0.{number}",),
+        ON_LO,
+        ("address flush dev eth1",),
+        UNREACHABLE,
+        (*SLASH_24, DEFAULT),
+    ),
+    Loss(
+        "vxlan",
+        ("-public-ip=10.255.0.{number}",),
+        ON_LO,
+        ("switch: link set {host} down",),
+        r"No peer can be reached: for \S+, for one, the way out is eth1, which has no carrier",
+        ("switch: link set {host} up",),
+    ),
+    Loss("udp", NAMED_BUT_ETH2, ON_ETH2, ("link set eth1 down",), IS_DOWN, ("link set eth1 up",)),
+    Loss("vxlan", NAMED_BUT_ETH2, ON_ETH2, ("link set eth1 down",), IS_DOWN, ("link set eth1 up",)),
+    Loss(
+        "udp",
+        NAMED_BUT_ETH2,
+        ON_ETH2,
+        ("switch: link set {host} down",),
+        "Link eth1 has no carrier: no packets to and from other hosts",
+        ("switch: link set {host} up",),
+    ),
+    *(
+        Loss(
+            backend,
+            NAMED,
+            (),
+            ENSLAVE,
+            "Link eth1 is a port of br0, so its address must be on br0: no packets to and from other hosts",
+            ("link set eth1 nomaster",),
+        )
+        for backend in ("udp", "vxlan", "host-gw")
+    ),
+    Loss(
+        "udp",
+        ("-iface-regex=^1[17]",),
+        (),
+        ("address flush dev eth1",),
+        r"Address \S+ is gone from eth1: no packets to and from other hosts",
+        SLASH_24,
+    ),
+)
+
+
+def test_a_host_that_reaches_no_other_one_is_not_ready_and_names_the_cause() -> None:
+    """Hosts of all kinds at the same time, and one whose network cannot start while its interface is renamed."""
+    with Lab(hosts=len(LOSSES) + 3) as lab:
+        put_configs(lab)
+        lab.etcd.put(f"{ETCD_PREFIX}/blue/config", '{"Network":"12.0.0.0/16","Backend":{"Type":"vxlan","VNI":9}}')
+        *losing, renamed = lab.hosts[2:]
+        for peer, backend in zip(lab.hosts, ("udp", "vxlan"), strict=False):
+            start(peer, backend, *NAMED)
+        renamed.configure("link add flannel.9 type bridge")  # the name is taken
+        failing = renamed.start_daemon(*NAMED, "-networks=blue")
+        failing.wait_for_log("; trying again in 10 s$")
+        configure(renamed, *RENAME)
+        words = [
+            {"ip": str(host.public_ip), "number": str(number), "host": host.name}
+            for number, host in enumerate(losing, 2)
+        ]
+
+        def change(at: int, commands: tuple[str, ...]) -> None:
+            for command in commands:
+                machine = lab.switch if command.startswith("switch: ") else losing[at]
+                machine.configure(command.removeprefix("switch: ").format(**words[at]))
+
+        daemons = []
+        for at, (host, loss) in enumerate(zip(losing, LOSSES, strict=True)):
+            change(at, loss.before)
+            daemons.append(start(host, loss.backend, *(flag.format(**words[at]) for flag in loss.flags)))
+        for daemon in daemons:
+            daemon.wait_ready(30)
+            daemon.host.add_container()
+        time.sleep(1)
+        assert all(map(is_ready, losing)), [daemon.notified[-1] for daemon in daemons if not is_ready(daemon.host)]
+        for at, loss in enumerate(LOSSES):
+            change(at, loss.commands)
+        for daemon, loss in zip(daemons, LOSSES, strict=True):
+            daemon.wait_for_log(rf"(?m)^E.*\] {loss.line}$")
+        wait_for(lambda: not any(map(is_ready, losing)), 5, "no host to be ready")
+        for daemon in daemons:
+            assert " not ready: " in daemon.notified[-1], daemon.notified[-1]
+        for at, loss in enumerate(LOSSES):
+            change(at, loss.undo)
+        wait_for(lambda: all(map(is_ready, losing)), 15, "all hosts to be ready again")
+        assert not any("was replaced by" in daemon.log() for daemon in daemons)
+        assert failing.process.wait(15) == 1
+        last = failing.log().splitlines()[-1]
+        assert last.endswith(f"] eth1 was renamed to wan0, which has {renamed.public_ip}: restart flannelpy to use it")
 
 
 # A public IP of this machine

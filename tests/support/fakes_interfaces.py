@@ -39,6 +39,9 @@ class FakeNetlink(Netlink):
         """By an altname, too, as the kernel."""
         return next((link for link in self.listed if name in (link.name, *link.altnames)), None)
 
+    def name_of(self, link_index: int) -> str:
+        return next((link.name for link in self.listed if link.index == link_index), f"if{link_index}")
+
     async def addresses(self) -> list[Address]:
         return self.held
 

@@ -53,7 +53,8 @@ class Event(NamedTuple):
 
     ``{nic}`` is the name of the external interface, ``{own}`` the daemon's device; ``switch:`` stands before what
     happens at the other end of the cable.
-    ``nic``, ``holder``: their names once it has happened, if it changes them.
+    ``nic``, ``holder``: their names once it has happened, if it changes them.  ``keeps_address``: whether the external
+    interface still has its own address, by which the switch leads to one on lo.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Event(NamedTuple):
     undo: Sequence[str] = ()
     nic: str = ""
     holder: str = ""
+    keeps_address: bool = False
 
 
 _ADD, _DELETE = "ip address add {address}/24 dev eth1", "ip address delete {address}/24 dev eth1"
@@ -69,8 +71,8 @@ _LIFETIME = "ip address change {address}/24 dev eth1 valid_lft forever preferred
 
 #: Of each group one event at a time.
 UNDERLAY = (
-    Event("link down", ["ip link set eth1 down"], ["ip link set eth1 up"]),
-    Event("unplugged", ["switch: ip link set {host} down"], ["switch: ip link set {host} up"]),
+    Event("link down", ["ip link set eth1 down"], ["ip link set eth1 up"], keeps_address=True),
+    Event("unplugged", ["switch: ip link set {host} down"], ["switch: ip link set {host} up"], keeps_address=True),
     Event(
         "renamed",
         ["ip link set eth1 down", "ip link set eth1 name lan0", "ip link set lan0 up"],
@@ -89,6 +91,25 @@ UNDERLAY = (
         ],
         ["ip link delete br9", _ADD],
         holder="br9",
+    ),
+    Event(
+        "enslaved, and the address stays",
+        ["ip link add br9 type bridge", "ip link set br9 up", "ip link set eth1 master br9"],
+        ["ip link delete br9"],
+        keeps_address=True,
+    ),
+    # As from DHCP.
+    Event(
+        "address with another prefix",
+        [_DELETE, "ip address add {address}/32 dev eth1"],
+        ["ip address delete {address}/32 dev eth1", _ADD],
+        keeps_address=True,
+    ),
+    Event(
+        "link route deleted",
+        ["ip route delete 172.17.8.0/24 dev eth1"],
+        ["ip route replace 172.17.8.0/24 dev eth1 proto kernel scope link src {address} || true"],
+        keeps_address=True,
     ),
     Event("address replaced", [_DELETE, _ADD_OTHER], [_DELETE_OTHER, _ADD]),
     Event("address removed", [_DELETE], [_ADD]),
@@ -216,7 +237,11 @@ class Walk:
             "netns": host.netns,
         }
         # host-gw needs all hosts on one link, so its interface is always named.
-        self._flags = ["-iface=eth1"] if backend is HOST_GW or self._rng.random() < 0.5 else []
+        # With the public IP on lo, eth1 is only the way out.
+        self._names["loopback"] = f"10.255.0.{number}"
+        choices = [["-iface=eth1"], [], ["-iface=eth1", f"-public-ip={self._names['loopback']}"]]
+        self._flags = choices[0] if backend is HOST_GW else self._rng.choice(choices)
+        self._has_public_ip_on_lo = self._flags is choices[2]
         self._nic = self._holder = "eth1"
         self._active: dict[str, Event] = {}
         self._last_public_ip = self._names["address"]
@@ -232,7 +257,10 @@ class Walk:
         host.lab.switch.configure(
             f"link add {host.name}b type veth peer name eth2 netns {host.netns}", f"link set {host.name}b master br0 up"
         )
-        host.configure(f"address add {_OTHER_NETWORK}.{number}/24 dev eth2", "link set eth2 up")
+        # Of its network only the gateway is on its link: the other hosts are reached by a default route or not at all.
+        host.configure(f"address add {_OTHER_NETWORK}.{number}/32 dev eth2", "link set eth2 up")
+        host.configure(f"route add {_OTHER_GATEWAY} dev eth2", f"address add {self._names['loopback']}/32 dev lo")
+        host.lab.switch.configure(f"route add {self._names['loopback']} via {self._names['address']}")
         # Each NIC answers for its own addresses, as two in one segment need it.
         self._sh("sysctl -q -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2")
         self._set_route()
@@ -278,8 +306,9 @@ class Walk:
     def _groups(self) -> list[tuple[str, Sequence[Event]]]:
         """The underlay more often than all else."""
         own = OWN if self._backend.device else OWN_ROUTES
-        groups = [("underlay", UNDERLAY)] * 5 + [("route", ROUTE), ("mtu", MTU), ("own", own)]
-        sysctls = (*SYSCTLS, REVERSE_PATH) if self._flags else SYSCTLS
+        underlay = UNDERLAY if not self._has_public_ip_on_lo else [one for one in UNDERLAY if one.keeps_address]
+        groups = [("underlay", underlay)] * 5 + [("route", ROUTE), ("mtu", MTU), ("own", own)]
+        sysctls = (*SYSCTLS, REVERSE_PATH) if self._flags == ["-iface=eth1"] else SYSCTLS
         return [*groups, *((events[0].name, events) for events in sysctls)]
 
     def _do(self, group: str, event: Event) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -20,7 +21,9 @@ from flannelpy.addressing.surroundings import NO_SURROUNDINGS, Surroundings
 from flannelpy.backend import repair_loop
 from flannelpy.backend.leftovers import Keep, Scope
 from flannelpy.backend.underlay import Routed, Underlay
+from flannelpy.datapath.traffic import Datagrams
 from flannelpy.errors import AlreadyRunning, ConfigError, HostError, LeaseLost, RegistryUnavailable
+from flannelpy.host import external_endpoint
 from flannelpy.host.shared import Host
 from flannelpy.leasing import subnet_file
 from flannelpy.leasing.manager import SubnetManager
@@ -38,7 +41,7 @@ from flannelpy.report import (
     RepairReport,
 )
 from flannelpy.rtnetlink.links import Address, Link
-from flannelpy.rtnetlink.routes import KernelRoute, RouteFilter
+from flannelpy.rtnetlink.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
 from flannelpy.rtnetlink.rules import ProhibitRule
 from flannelpy.serving.text import network_status
 from flannelpy.subnet.config import NetworkConfig
@@ -53,7 +56,9 @@ OTHER = IPv4Network("11.0.101.0/24")
 
 
 class FakeNetlink(Netlink):
-    """A host with one interface."""
+    """A host with one interface; ``answer`` is the kernel's to every question about a route."""
+
+    answer = RouteAnswer(0, 2)
 
     async def __aenter__(self) -> Self:
         return self
@@ -69,6 +74,12 @@ class FakeNetlink(Netlink):
 
     async def addresses(self) -> list[Address]:
         return [Address(2, PUBLIC_IP, 24)]
+
+    async def lookups(self, queries: Sequence[RouteQuery], *, matched: bool = False) -> list[RouteAnswer]:
+        return [self.answer] * len(queries)
+
+    def name_of(self, link_index: int) -> str:
+        return "eth1"
 
     async def routes_of(self, wanted: RouteFilter) -> AsyncIterator[list[KernelRoute]]:
         yield []
@@ -102,7 +113,6 @@ class FakeBackend:
     """Records what is asked of it, in ``story``."""
 
     exclusive_resources = ("a thing",)
-    datagrams = None
     forwarding = None
     device = "flannel9"
     adopts_routes = False
@@ -110,6 +120,7 @@ class FakeBackend:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self.datagrams: Datagrams | None = None
         self.failure: Exception | None = None
 
     def lease_attrs(self, host_identity: HostIdentity, found: LeaseAttrs | None) -> LeaseAttrs:
@@ -190,6 +201,7 @@ class World:
         def create(config: NetworkConfig, external: ExternalInterface, options: object) -> FakeBackend:
             assert external is EXTERNAL
             backend = FakeBackend(self)
+            backend.datagrams = self.datagrams
             backend.adopts_routes, backend.routed = self.adopts_routes, self.routed
             return backend
 
@@ -218,7 +230,9 @@ class World:
         monkeypatch.setattr(repair_loop, "_PAUSE_SECONDS", 0.001)
         monkeypatch.setattr(network, "connect", lambda *_: self.store)
         options = cli.parse([f"-subnet-file={self.file}", "-host-id=host-1", *flags])
-        self.network = Network("", options, self.host, lambda: self.statuses.append(self.status))
+        self.datagrams: Datagrams | None = None
+        self.monitor = external_endpoint.watch(options, EXTERNAL)
+        self.network = Network("", options, self.host, self.monitor, lambda: self.statuses.append(self.status))
 
     @property
     def is_up(self) -> bool:
@@ -646,6 +660,39 @@ def test_repairs_are_counted_and_a_problem_turns_readiness_off(world: World, cap
     assert "Restored the device" in caplog.messages
     assert caplog.messages.count("no such device") == 1
     assert any("not ready: no such device" in status for status in world.statuses)
+
+
+def test_what_the_monitor_finds_turns_readiness_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(world.ready.exists)
+        for problem in ("eth1 is down", "", "eth1 is a port of br0", ""):
+            monkeypatch.setattr(world.monitor, "_problem", problem)
+            await world.network.check_underlay(FakeNetlink())
+            assert world.ready.exists() == (not problem)
+            assert ("not ready" in world.status) == bool(problem)
+            assert problem in world.status
+
+    play(world, scenario)
+
+
+@pytest.mark.parametrize("sends_datagrams", [True, False])
+def test_a_host_without_a_route_to_any_peer_is_not_ready(
+    world: World, monkeypatch: pytest.MonkeyPatch, sends_datagrams: bool
+) -> None:
+    """From the first moment on; with a backend that sends none, routes to the peers are its own business."""
+    world.datagrams = Datagrams("flannel0", 8285, 8285, accepts_local=True) if sends_datagrams else None
+    world.store.put_raw("11.0.101.0-24", lease(), 100)
+    monkeypatch.setattr(FakeNetlink, "answer", RouteAnswer(errno=errno.ENETUNREACH))
+
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+        problem = "not ready: no peer can be reached: for 172.17.8.102, for one, the kernel has no route"
+        assert (problem in world.status, world.ready.exists()) == (sends_datagrams, not sends_datagrams)
+        monkeypatch.setattr(FakeNetlink, "answer", RouteAnswer(0, 2))
+        await world.network.check_underlay(FakeNetlink())
+        assert world.ready.exists()
+
+    play(world, scenario)
 
 
 def test_readiness_waits_for_the_first_list_of_leases_in_the_kernel(world: World) -> None:

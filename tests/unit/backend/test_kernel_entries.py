@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -339,6 +340,35 @@ def test_a_new_next_hop_is_added_before_the_old_one_is_removed(monkeypatch: pyte
         await world.settled()
 
     play(scenario, monkeypatch, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        (1, "was removed by the kernel, because its link was down; restored"),
+        (2, "was removed by the kernel, because its link was down; restored"),
+        (0, "was removed by another program; restored"),
+    ],
+)
+def test_a_route_that_went_with_its_link_is_no_other_programs_doing(
+    monkeypatch: pytest.MonkeyPatch, changes: int, cause: str
+) -> None:
+    async def scenario(world: World) -> None:
+        world.want(unit(1))
+        await world.settled()
+        _, neighbour, gateway = unit(1)
+        assert await world.repair() == []
+        for _ in range(2):
+            link = world.netlink.there["flannel.1"]
+            world.netlink.there["flannel.1"] = replace(link, carrier_changes=link.carrier_changes + changes)
+            world.netlink.lose(neighbour, gateway)
+            assert sorted(await world.repair()) == sorted(
+                [f"The {gateway} {cause}", f"The {neighbour} was removed by another program; restored"]
+            )
+        world.netlink.lose(gateway)  # long after the link is up again
+        assert await world.repair() == [f"The {gateway} was removed by another program; restored"]
+
+    play(scenario, monkeypatch)
 
 
 def test_a_subnet_that_is_reached_another_way_is_no_repair(monkeypatch: pytest.MonkeyPatch) -> None:

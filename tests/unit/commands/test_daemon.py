@@ -14,17 +14,22 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
+from support.fakes_netlink import no_changes
 
 from flannelpy import cli, logs
 from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.backend import repair_loop
 from flannelpy.commands import daemon
 from flannelpy.errors import AlreadyRunning, ExternalAddressChanged, FlannelError, HostError, LeaseLost, UsageError
 from flannelpy.host import external_endpoint
+from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
 from flannelpy.host.readiness import SystemdNotifier
 from flannelpy.host.shared import Host
+from flannelpy.linux.netlink import monitor
+from flannelpy.linux.netlink.client import Netlink
 from flannelpy.network import Network
 from flannelpy.options import Options
 from flannelpy.report import BackendReport, DaemonReport, LeaseReport, NetworkReport, NetworkState
@@ -40,7 +45,7 @@ class FakeNetwork(Network):
         self.name = name
         self.up = up
         self.live = live
-        self.runs = 0
+        self.runs = self.underlay_checks = 0
         self._failures = list(failures)
 
     def report(self) -> NetworkReport:
@@ -51,6 +56,9 @@ class FakeNetwork(Network):
 
     def is_live(self) -> bool:
         return self.live
+
+    async def check_underlay(self, netlink: Netlink) -> None:
+        self.underlay_checks += 1
 
     async def run(self) -> Any:
         logs.network.set(f"not {self.name}")  # as tasks of a network's own have their context
@@ -225,12 +233,44 @@ def test_any_other_error_is_one_line_and_exit_1(
 # What it serves
 
 
-def serve(monkeypatch: pytest.MonkeyPatch, networks: dict[str, FakeNetwork], *flags: str) -> Coroutine[Any, Any, None]:
-    """The daemon's tasks, with these in place of its networks."""
+class FakeMonitor(ExternalInterfaceMonitor):
+    """A monitor whose next check raises ``failure``."""
 
-    def network(name: str, options: Options, host: Host, on_change: Callable[[], None]) -> FakeNetwork:
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure = failure
+        self.checks = 0
+
+    async def check(self, netlink: Netlink) -> None:
+        self.checks += 1
+        if self.failure:
+            raise self.failure
+
+    def due(self) -> float:
+        return 0.001
+
+
+class FakeNetlink(Netlink):
+    """No kernel is asked."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+def serve(
+    monkeypatch: pytest.MonkeyPatch, networks: dict[str, FakeNetwork], *flags: str, watched: FakeMonitor | None = None
+) -> Coroutine[Any, Any, None]:
+    """The daemon's tasks, with these in place of its networks and its monitor."""
+    watched = watched or FakeMonitor()
+
+    def network(
+        name: str, options: Options, host: Host, external: ExternalInterfaceMonitor, on_change: Callable[[], None]
+    ) -> FakeNetwork:
         assert host.public_ip == IPv4Address("172.17.8.101")
         networks[name].on_change = on_change  # type: ignore[attr-defined]
+        assert external is watched
         return networks[name]
 
     async def addresses(_: Options) -> tuple[ExternalInterface, IPv4Address]:
@@ -239,6 +279,10 @@ def serve(monkeypatch: pytest.MonkeyPatch, networks: dict[str, FakeNetwork], *fl
 
     monkeypatch.setattr(daemon, "Network", network)
     monkeypatch.setattr(external_endpoint, "choose", addresses)
+    monkeypatch.setattr(external_endpoint, "watch", lambda *_: watched)
+    monkeypatch.setattr(repair_loop, "Netlink", FakeNetlink)
+    monkeypatch.setattr(monitor, "notifications", no_changes)
+    monkeypatch.setattr(repair_loop, "_PAUSE_SECONDS", 0.001)
     return daemon._serve(cli.parse(list(flags)))
 
 
@@ -271,6 +315,25 @@ def test_one_of_several_is_started_again_while_the_others_run_on(
         assert line.startswith("Unexpected error in daemon.py:")
         assert type(fault).__name__ in line
         assert line.endswith("; trying again in 0 s")
+
+
+@pytest.mark.parametrize("failures", [(), (HostError("busy"),), (LeaseLost("taken"), OSError(98, "in use"))])
+def test_one_monitor_follows_the_external_interface_while_networks_run_pause_or_fail(
+    monkeypatch: pytest.MonkeyPatch, failures: tuple[Exception, ...]
+) -> None:
+    """Its verdict ends the daemon, although no network has come up."""
+    blue, green, watched = FakeNetwork("blue", *failures), FakeNetwork("green", *failures), FakeMonitor()
+    networks = {"blue": blue, "green": green}
+
+    async def scenario() -> None:
+        task = asyncio.create_task(serve(monkeypatch, networks, "-networks=blue,green", watched=watched))
+        await until(lambda: min(blue.underlay_checks, green.underlay_checks) > 2)
+        assert watched.checks >= blue.underlay_checks
+        watched.failure = ExternalAddressChanged("eth1 was renamed to wan0")
+        with pytest.raises(ExternalAddressChanged, match="wan0"):
+            await task
+
+    within(5, scenario)
 
 
 def test_the_whole_daemon_reports_its_state_and_keeps_the_watchdog_alive(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
-from support.fakes_interfaces import ADDRESSES, ETH0, ETH1, LINKS, LO, FakeNetlink
+from support.fakes_interfaces import ADDRESSES, ETH0, ETH1, ETH2, LINKS, LO, FakeNetlink
 
 from flannelpy import cli
 from flannelpy.addressing.interface_choice import ExternalInterface, Wanted
 from flannelpy.errors import HostError
-from flannelpy.host.external_interface import find
+from flannelpy.host.external_interface import Leased, find
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.rtnetlink.links import Address, Link, Vxlan
 from flannelpy.rtnetlink.routes import RouteAnswer
@@ -151,7 +151,7 @@ def test_the_choice_has_name_address_and_mtu() -> None:
 # Devices of flannelpy
 
 
-LEASED = frozenset({IPv4Interface("11.0.59.0/16")})
+LEASED = Leased(frozenset({IPv4Interface("11.0.59.0/16")}), frozenset({IPv4Network("11.0.59.0/24")}))
 VXLAN = Vxlan(1, 8472, IPv4Address("172.17.8.101"), 3)
 
 
@@ -173,7 +173,9 @@ def test_a_device_of_flannelpy_is_passed_over(link: Link, is_own: bool) -> None:
     """By name, by address and as default route; ``LEASED`` is its address."""
     addresses = (*ADDRESSES, (9, "11.0.59.0"))
     netlink = FakeNetlink((*LINKS, link), addresses, defaults=((9, 0), (3, 100)))
-    assert asyncio.run(find(netlink, wanted(), LEASED)).name == ("eth1" if is_own else link.name)
+    assert asyncio.run(find(netlink, wanted(), LEASED._replace(subnets=frozenset()))).name == (
+        "eth1" if is_own else link.name
+    )
     for iface in (link.name, "11.0.59.0"):
         if is_own:
             with pytest.raises(HostError, match=f"^-iface='{iface}' means {link.name}, a device of flannelpy itself"):
@@ -236,6 +238,32 @@ def test_the_port_of_a_bridge_without_an_address_names_the_bridge() -> None:
     assert failure("eth1", FakeNetlink(links, ((8, "172.17.8.101"),))) == (
         "Failed to find IPv4 address for interface eth1; it is a port of br0: try -iface=br0"
     )
+
+
+PORT_LINKS = (LO, replace(ETH1, master=8), Link(8, "br0", 1500, "bridge"), Link(9, "eth9", 1500))
+
+
+def test_an_address_of_a_port_is_not_chosen() -> None:
+    links, ours = PORT_LINKS, ((3, "172.17.8.101"),)
+    remedy = "Failed to find IPv4 address for interface eth1; it is a port of br0: try -iface=br0"
+    assert failure("eth1", FakeNetlink(links, ours)) == remedy
+    assert failure(None, FakeNetlink(links, ours, defaults=((3, 0),))) == remedy
+    assert "matches no address and no name" in failure(None, FakeNetlink(links, ours), iface_regex="^172")
+    both = FakeNetlink(links, (*ours, (8, "172.17.8.101"), (9, "10.0.0.9")), defaults=((8, 0),))
+    for flags in ({}, {"iface_regex": "^172"}, {"public_ip": "172.17.8.101"}):
+        assert found(None, both, **flags) == ("br0", "172.17.8.101", 1500)
+    assert failure("eth1", both, public_ip="10.0.0.9") == remedy
+    assert found("172.17.8.101", both) == ("br0", "172.17.8.101", 1500)
+    assert found("172.17.8.101", FakeNetlink(links, ours)) == ("eth1", "172.17.8.101", 9000)  # a flag names it
+
+
+@pytest.mark.parametrize(("kind", "is_port"), [("bridge", True), ("bond", True), ("team", True), ("vrf", False)])
+def test_the_kind_of_its_master_decides_whether_an_interface_is_a_port(kind: str, is_port: bool) -> None:
+    netlink = FakeNetlink((LO, replace(ETH1, master=8), Link(8, "m0", 1500, kind)), ((3, "172.17.8.101"),))
+    if is_port:
+        assert "it is a port of m0" in failure("eth1", netlink)
+    else:
+        assert found("eth1", netlink) == ("eth1", "172.17.8.101", 9000)
 
 
 @pytest.mark.parametrize("name", ["eth1", "enp3s0", "uplink-to-the-rack-switch-of-row-seven"])
@@ -411,6 +439,33 @@ def test_a_regular_expression_passes_over_devices_of_flannelpy() -> None:
     netlink = FakeNetlink((LO, OURS, ETH1), ((9, "11.0.59.0"), (3, "172.17.8.101")))
     assert found(None, netlink, iface_regex="^1")[0] == "eth1"
     assert found(None, netlink, iface_regex="flannel|eth")[0] == "eth1"
+
+
+DOCKER0 = Link(4, "docker0", 1450, "bridge")
+
+
+@pytest.mark.parametrize("bridge", [DOCKER0, replace(DOCKER0, index=1, name="cni0"), Link(4, "veth7", 1450, "veth")])
+def test_the_bridge_of_this_hosts_containers_is_found_by_name_or_address_only(bridge: Link) -> None:
+    held = ((bridge.index, "11.0.59.1"), (7, "172.17.8.101"))
+    netlink = FakeNetlink((bridge, ETH2), held, ((bridge.index, 0), (7, 100)), {"10.9.9.9": RouteAnswer(0, 7)})
+
+    def name(*flags: str) -> str:
+        return asyncio.run(find(netlink, _of(list(flags)), LEASED)).name
+
+    for flags in ((), ("-iface-regex=^1",), ("-iface-regex=^11", "-iface-can-reach=10.9.9.9"), ("-iface-regex=.",)):
+        assert name(*flags) == "eth2"
+    for flag in (f"-iface={bridge.name}", "-iface=11.0.59.1"):
+        assert name(flag) == bridge.name
+    netlink.held, netlink.defaults = netlink.held[:1], ()
+    for flag in ("-iface-regex=^1", f"-iface-regex={bridge.name}", "-iface-regex=^1"):
+        with pytest.raises(HostError, match="matches no address and no name of an interface with an IPv4 address"):
+            name(flag)
+
+
+def test_a_stale_subnet_file_does_not_hide_the_only_default_route() -> None:
+    """The host may have moved into what once was its containers' subnet."""
+    netlink = FakeNetlink((LO, ETH1), ((3, "11.0.59.7"),), ((3, 0),))
+    assert asyncio.run(find(netlink, wanted(), LEASED)).name == "eth1"
 
 
 def test_an_address_of_virtualbox_that_a_regular_expression_found_is_warned_of(

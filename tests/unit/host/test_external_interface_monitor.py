@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from math import inf
 
 import pytest
@@ -15,7 +15,7 @@ from support.fakes_interfaces import ETH0, ETH1, LO, FakeNetlink
 from flannelpy import cli
 from flannelpy.addressing.interface_choice import Wanted
 from flannelpy.errors import ExternalAddressChanged
-from flannelpy.host.external_interface import find
+from flannelpy.host.external_interface import Leased, find
 from flannelpy.host.external_interface_monitor import ADDRESS_PATIENCE, ExternalInterfaceMonitor
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import RouteAnswer
@@ -40,7 +40,8 @@ class Watched:
         options = cli.parse(list(flags))
         wanted = Wanted(options.iface, options.iface_regex, options.iface_can_reach, options.public_ip)
         self.external = asyncio.run(find(self.machine, wanted))
-        self.watch = ExternalInterfaceMonitor(self.external, wanted, lambda: self.now)
+        self.leased = Leased()
+        self.watch = ExternalInterfaceMonitor(self.external, wanted, lambda: self.now, lambda: self.leased)
         assert self.look() == ""
 
     def prepare(self) -> None:
@@ -299,6 +300,145 @@ def test_a_link_that_is_down_is_not_ready_and_ends_nothing(caplog: pytest.LogCap
     ]
 
 
+def test_the_bridge_of_this_hosts_containers_is_in_no_place() -> None:
+    """The subnet may be leased, and the bridge come, after the start."""
+    for flags in (("-iface-regex=^1[17]",), ("-iface-regex=^172|docker",), ()):
+        watched = Watched(*flags)
+        watched.machine.listed += [replace(BR0, name="docker0")]
+        watched.leased = Leased(subnets=frozenset({IPv4Network("11.0.59.0/24")}))
+        watched.machine.held = [held(8, "11.0.59.1")]
+        watched.machine.defaults = ((8, 0),) if flags else ()
+        assert watched.look() == GONE
+        assert watched.look(3600) == GONE
+
+
+# An interface that is a port
+
+
+MASTERS = [Link(8, "br0", 1500, "bridge"), Link(8, "bond0", 1500, "bond"), Link(8, "team0", 1500, "team")]
+
+
+def enslaved(watched: Watched, master: Link = BR0) -> None:
+    watched.machine.listed += [master]
+    watched.machine.listed[2] = replace(ETH1, master=8)
+
+
+@pytest.mark.parametrize("master", MASTERS)
+def test_a_port_that_keeps_its_address_is_not_ready(master: Link, caplog: pytest.LogCaptureFixture) -> None:
+    """Its frames come to the bridge, so ARP on it gets no answers."""
+    caplog.set_level(logging.INFO, logger="flannelpy.host.external_interface_monitor")
+    watched = Watched(*NAMED)
+    enslaved(watched, master)
+    fault = f"eth1 is a port of {master.name}, so its address must be on {master.name}"
+    for _ in range(3):
+        assert watched.look(3600) == fault
+        assert watched.watch.due() == inf
+    watched.machine.listed[2] = ETH1
+    assert watched.look() == ""
+    assert caplog.messages == [f"Link {fault}: no packets to and from other hosts", "Link eth1 is no longer a port"]
+
+
+def test_an_interface_of_a_vrf_is_no_port() -> None:
+    watched = Watched(*NAMED)
+    enslaved(watched, Link(8, "blue", 65575, "vrf"))
+    assert watched.look(3600) == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "address", "place"),
+    [
+        ((), OURS, f"{OURS} moved from eth1 to br0"),
+        (NAMED, OURS, f"{OURS} moved from eth1 to br0"),
+        ((f"-public-ip={OURS}",), OURS, f"{OURS} moved from eth1 to br0"),
+        ((), THEIRS, f"{OURS} on eth1 was replaced by {THEIRS} on br0"),
+        (("-iface-regex=^172",), THEIRS, f"{OURS} on eth1 was replaced by {THEIRS} on br0"),
+        (NAMED, THEIRS, ""),
+    ],
+)
+def test_what_the_bridge_has_is_in_place_of_what_its_port_has(flags: Sequence[str], address: str, place: str) -> None:
+    watched = Watched(*flags)
+    enslaved(watched)
+    watched.hold(held(3, OURS), held(8, address))
+    watched.machine.defaults = ((8, 0),)
+    fault = "eth1 is a port of br0, so its address must be on br0"
+    assert watched.look() == (f"{fault}: {place}" if place else fault)
+    if place:
+        assert watched.ends() == place
+    else:
+        assert watched.look(3600) == fault
+
+
+def test_a_port_as_the_way_out_or_as_the_holder_of_another_address_is_a_fault() -> None:
+    for index in (1, 2):
+        watched = Watched(*NAMED, "-public-ip=10.0.0.5")
+        watched.machine.listed += [BR0]
+        one = watched.machine.listed[index]
+        watched.machine.listed[index] = replace(one, master=8)
+        assert watched.look() == f"{one.name} is a port of br0, so its address must be on br0"
+
+
+# A link that stays down
+
+
+DOWN, UNPLUGGED = replace(ETH1, is_up=False, has_carrier=False), replace(ETH1, has_carrier=False)
+
+
+@pytest.mark.parametrize(("link", "fault"), [(DOWN, "eth1 is down"), (UNPLUGGED, "eth1 has no carrier")])
+@pytest.mark.parametrize("flags", [(), ("-public-ip=192.0.2.1",), ("-iface-can-reach=10.9.9.9",)])
+def test_routes_that_move_away_from_a_dead_link_end_it(
+    flags: Sequence[str], link: Link, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its static address stays."""
+    watched = Watched(*flags)
+    watched.machine.listed[2] = link
+    watched.machine.defaults = ()
+    del watched.machine.ways["10.9.9.9"]
+    assert watched.look(3600) == fault
+    watched.machine.defaults = ((2, 0),)
+    watched.machine.ways["10.9.9.9"] = RouteAnswer(0, 2, source=IPv4Address("10.0.0.5"))
+    place = f"{OURS} on eth1 was replaced by 10.0.0.5 on eth0"
+    assert watched.look(3600) == f"{fault}: {place}"
+    assert watched.ends() == place
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING][-2:] == [
+        f"Link {fault}: no packets to and from other hosts",
+        f"{place}; flannelpy exits unless it is undone within 15 s",
+    ]
+
+
+@pytest.mark.parametrize("change", ["link", "route"])
+def test_a_dead_link_that_comes_back_within_the_time_changes_nothing(change: str) -> None:
+    watched = Watched()
+    watched.machine.listed[2], watched.machine.defaults = DOWN, ((2, 0),)
+    watched.look()
+    watched.look(14)
+    if change == "link":
+        watched.machine.listed[2] = ETH1
+    else:
+        watched.machine.defaults = ((3, 0), (2, 100))
+    assert watched.look() == ("" if change == "link" else "eth1 is down")
+    assert watched.watch.due() == inf
+    assert watched.look(3600) == ("" if change == "link" else "eth1 is down")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        NAMED,
+        BY_ADDRESS,
+        ("-iface=eth1", "-iface=eth0"),
+        ("-iface-regex=^172",),
+        (f"-public-ip={OURS}",),
+        ("-iface=eth1", "-public-ip=192.0.2.1"),
+    ],
+)
+def test_a_dead_link_that_flags_name_is_waited_for(flags: Sequence[str]) -> None:
+    watched = Watched(*flags)
+    watched.machine.listed[2], watched.machine.defaults = DOWN, ((2, 0),)
+    for _ in range(3):
+        assert watched.look(3600) == "eth1 is down"
+        assert watched.watch.due() == inf
+
+
 # An address that another interface has than the one by which packets leave
 
 
@@ -360,6 +500,33 @@ def test_a_public_ip_on_another_interface_is_watched_there() -> None:
     assert watched.look(3600) == ""
     watched.machine.held = [held(3, "10.0.0.5")]
     assert watched.look() == "address 10.0.0.5 is gone from eth0: 10.0.0.5 moved from eth0 to eth1"
+
+
+@pytest.mark.parametrize("holder", ["10.0.0.5", ANYCAST])
+@pytest.mark.parametrize("flags", [NAMED, ("-iface-regex=^eth1$",), ("-iface-can-reach=10.9.9.9",)])
+def test_a_way_out_that_flags_name_has_to_be_up_although_another_interface_has_the_address(
+    flags: Sequence[str], holder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="flannelpy.host.external_interface_monitor")
+    watched = OnLo(*flags, f"-public-ip={holder}")
+    watched.hold(held(1, ANYCAST), held(3, OURS))
+    assert watched.external.name == "eth1"
+    for change, problem in (
+        (replace(ETH1, is_up=False, has_carrier=False), "eth1 is down"),
+        (replace(ETH1, has_carrier=False), "eth1 has no carrier"),
+        (ETH1, ""),
+    ):
+        watched.machine.listed[2] = change
+        assert watched.look() == problem
+    assert caplog.messages[-1] == "Link eth1 is up again"
+
+
+@pytest.mark.parametrize("flags", [(f"-iface={ANYCAST}",), (f"-public-ip={ANYCAST}",)])
+def test_where_routes_decide_the_way_out_of_an_address_one_that_is_down_is_no_fault(flags: Sequence[str]) -> None:
+    watched = OnLo(*flags)
+    for change in (replace(ETH1, is_up=False), replace(ETH1, has_carrier=False)):
+        watched.machine.listed[2] = change
+        assert watched.look(3600) == ""
 
 
 def test_a_public_ip_that_comes_after_the_start_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -45,9 +45,10 @@ def test_flags_and_scope_of_an_address(listed: links.Address, flaw: str) -> None
 def test_altnames_master_and_kind_of_a_link(names: tuple[str, ...]) -> None:
     head = struct.pack("=BxHiII", 0, 1, 3, 0x1 | 0x8, 0)
     alternatives = b"".join(attribute(53, name.encode() + b"\0") for name in names)
-    body = head + attribute(3, b"eth1\0") + attribute(10, number(8)) + attribute(52 | NLA_F_NESTED, alternatives)
+    body = head + attribute(3, b"eth1\0") + attribute(10, number(8))
+    body += attribute(35, number(77)) + attribute(52 | NLA_F_NESTED, alternatives)
     link = links.link(Message(RTM_GETLINK, body))
-    assert (link.name, link.altnames, link.master) == ("eth1", names, 8)
+    assert (link.name, link.altnames, link.master, link.carrier_changes) == ("eth1", names, 8, 77)
     assert (link.is_up, link.is_loopback, link.is_exit) == (True, True, False)
 
 
