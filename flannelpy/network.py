@@ -364,6 +364,7 @@ class _Service:
     def _forward(self, events: Sequence[LeaseEvent]) -> None:
         self._backend.apply(events)
         self._peer_routes.follow(events)
+        self._containers.apply(events)
         self._host.firewall.apply(self._name, events)
         self._has_leases.set()
         self._update_state()

@@ -68,6 +68,7 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
         self._ignored: dict[IPv4Network, PeerT] = {}  # of the peers those that get no entries
         self._reported = Causes()
         self._on_link = OnLink(external.name)
+        self._ways: set[bool] = set()  # by which peers have entries: direct routes, or the backend's device
         self._made_from: object = None  # on what the entries of the last comparison depend
         self._entries = EntryReconciler(network, self._wanted, self._own_link)
 
@@ -181,12 +182,15 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
     ) -> Mapping[IPv4Network, PeerEntries]:
         obstacles = await self._obstacles(peers)
         found = dict[IPv4Network, PeerEntries]()
+        ways = set[bool]()
         async for chunk in in_chunks(peers.items()):
             for subnet, peer in chunk:
                 if subnet not in obstacles:
-                    is_direct = external_link and not self._on_link.obstacle(peer.public_ip)
+                    is_direct = external_link > 0 and not self._on_link.obstacle(peer.public_ip)
+                    ways.add(is_direct)
                     found[subnet] = self._peer_entries(subnet, peer, own_link, external_link if is_direct else 0)
         self._note_ignored(peers, obstacles)
+        self._ways = ways
         return found
 
     def _note_ignored(self, peers: Mapping[IPv4Network, PeerT], causes: Mapping[IPv4Network, str]) -> None:

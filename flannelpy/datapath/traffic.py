@@ -21,6 +21,7 @@ class Datagrams(NamedTuple):
 class Forwarding(NamedTuple):
     """The devices by which packets come from containers of peers, and go there.
 
+    ``unused``: of ``devices`` those by which flannelpy reaches no peer now, unless it reaches none at all.
     ``external``: the external interface, by which no packet of a container of this host arrives.
     ``masquerading``: the device by which packets arrive with the public IP of a peer that masquerades them, or "".
     """
@@ -28,3 +29,4 @@ class Forwarding(NamedTuple):
     devices: Sequence[str]
     external: str
     masquerading: str = ""
+    unused: Sequence[str] = ()

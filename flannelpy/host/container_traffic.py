@@ -14,7 +14,9 @@ from flannelpy.host.forward_check import SysctlCheck
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.netfilter import network_rules
 from flannelpy.netfilter.obstacles import Traffic
+from flannelpy.netfilter.peer_addresses import PeerAddresses
 from flannelpy.rtnetlink.links import Address
+from flannelpy.subnet.lease_table import LeaseEvent
 
 
 class ContainerTraffic:
@@ -28,6 +30,11 @@ class ContainerTraffic:
         self._on_change = on_change
         self._bridges: Sequence[str] = ()
         self._sysctls = SysctlCheck()
+        self._peers = PeerAddresses()
+
+    def apply(self, events: Sequence[LeaseEvent]) -> None:
+        """Follow the leases of the peers, whose public IPs masqueraded packets have."""
+        self._peers.apply(events)
 
     async def check(self, netlink: Netlink, subnet: IPv4Network, forwarding: Forwarding | None) -> None:
         """Look for the bridges again, and check the packets that this host forwards for them.  Raises HostError.
@@ -53,8 +60,10 @@ class ContainerTraffic:
         if not forwarding:
             return None
         accepting = network_rules.chain_name(network_rules.ACCEPT, self._network)
-        devices = tuple(forwarding.devices)
-        return Traffic(self._network, subnet, devices, forwarding.masquerading, tuple(self._bridges), accepting)
+        devices = tuple(device for device in forwarding.devices if device not in forwarding.unused)
+        masquerading = forwarding.masquerading
+        peers = self._peers.addresses() if masquerading else None
+        return Traffic(self._network, subnet, devices, masquerading, tuple(self._bridges), accepting, peers)
 
 
 def _bridges(subnet: IPv4Network, addresses: Iterable[Address]) -> set[int]:

@@ -1,13 +1,14 @@
 """Finds out what keeps packets between containers of different hosts from being forwarded.
 
-Counterpart: none; the original's containers get no answer, and nothing tells why.
+Counterpart: none; the original's containers get no answer, and no line names the cause.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping
 from typing import TypeVar, cast
 
 from flannelpy import logs
@@ -15,8 +16,8 @@ from flannelpy.chunks import in_chunks
 from flannelpy.errors import HostError
 from flannelpy.linux import ip_forward, iptables, nftables
 from flannelpy.netfilter import obstacles
-from flannelpy.netfilter.iptables_listing import Table
-from flannelpy.netfilter.nft_listing import BaseChain
+from flannelpy.netfilter.iptables_listing import Tables
+from flannelpy.netfilter.nft_listing import Table
 from flannelpy.netfilter.obstacles import Obstacle, Search, Traffic
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ T = TypeVar("T")
 
 # A look takes a twentieth of the time at most: iptables takes seconds to list 30,000 rules.
 _PAUSE_FACTOR = 20
-# To follow a rule takes 20 microseconds.
-_RULES_PER_TURN = 50
+# To follow a rule takes 20 microseconds, and to read a long one a millisecond.
+_TURN_SECONDS = 0.001
 
 
 class SysctlCheck:
@@ -49,18 +50,21 @@ class SysctlCheck:
 
 
 class ForwardCheck:
-    """Networks are known by their names."""
+    """Networks are known by their names.
+
+    Where flannelpy cannot look at a table, what it saw there before counts.
+    """
 
     def __init__(self) -> None:
         self._found: dict[str, list[Obstacle]] = {}
         self._networks: dict[str, Traffic] = {}
-        self._tables: dict[str, list[Table]] = {}
-        self._chains: list[BaseChain] = []
+        self._iptables: dict[str, Tables] = {}
+        self._nftables: dict[str, Table] = {}
         self._next_at = 0.0
-        self._problems: dict[str, str] = {}
+        self._failures: dict[str, str] = {}
 
     def certain(self, name: str) -> str:
-        """What certainly stops the packets of a network; empty if nothing does."""
+        """Return what certainly stops the packets of a network; empty if nothing does."""
         return next((obstacle.text for obstacle in self._found.get(name, ()) if obstacle.is_certain), "")
 
     @property
@@ -69,7 +73,7 @@ class ForwardCheck:
         return any(map(self.certain, self._found))
 
     def forget(self, name: str) -> None:
-        """A network has ended."""
+        """Forget a network that has ended."""
         self._found.pop(name, None)
         self._networks.pop(name, None)
 
@@ -80,10 +84,9 @@ class ForwardCheck:
         start = asyncio.get_running_loop().time()
         if start < self._next_at and networks == self._networks:
             return
-        tables = await self._listed("iptables", iptables.tables) or {}
-        chains = await self._listed("nftables", nftables.base_chains) or []
-        if (tables, chains, networks) != (self._tables, self._chains, self._networks):
-            self._tables, self._chains, self._networks = tables, chains, dict(networks)
+        listings, tables = await self._list_iptables(), await self._list_nftables()
+        if (listings, tables, networks) != (self._iptables, self._nftables, self._networks):
+            self._iptables, self._nftables, self._networks = listings, tables, dict(networks)
             for name, traffic in networks.items():
                 found = await self._search(traffic)
                 if name in self._networks:  # unless it has ended meanwhile
@@ -91,42 +94,60 @@ class ForwardCheck:
         self._next_at = start + _PAUSE_FACTOR * (asyncio.get_running_loop().time() - start)
 
     async def _search(self, traffic: Traffic) -> list[Obstacle]:
-        searches = [
-            obstacles.of_table(table, word, traffic) for word, tables in self._tables.items() for table in tables
-        ]
-        searches += [obstacles.of_base_chain(chain, traffic) for chain in self._chains]
+        searches = obstacles.searches(self._iptables.values(), self._nftables.values(), traffic)
         return [obstacle for search in searches for obstacle in await _in_turns(search)]
 
-    async def _listed(self, program: str, listing: Callable[[], Awaitable[T]]) -> T | None:
-        """What is listed; None if that fails, which is logged once for each cause."""
+    async def _list_iptables(self) -> dict[str, Tables]:
+        return self._seen("", await iptables.tables(), self._iptables)
+
+    async def _list_nftables(self) -> dict[str, Table]:
         try:
-            found = await listing()
-            self._problems.pop(program, None)
+            found = await nftables.tables()
         except HostError as error:
-            # The guard of our rules logs what is wrong with iptables.
-            if str(error) != self._problems.get(program):
-                level = logging.DEBUG if program == "iptables" else logging.WARNING
-                log.log(level, "Cannot look whether %s drops packets of containers: %s", program, error)
-            self._problems[program] = str(error)
-            return None
-        return found
+            self._failed("nftables", error)
+            return self._nftables
+        self._failures.pop("nftables", None)
+        return self._seen("the nftables table ", found, self._nftables)
+
+    def _seen(self, kind: str, found: Mapping[str, T | HostError], before: Mapping[str, T]) -> dict[str, T]:
+        """Return what was found, or the last result where that failed; what has not changed is kept as read."""
+        seen: dict[str, T] = {}
+        for name, each in found.items():
+            if not isinstance(each, HostError):
+                self._failures.pop(kind + name, None)
+                seen[name] = before[name] if before.get(name) == each else each
+                continue
+            self._failed(kind + name, each)
+            if name in before:
+                seen[name] = before[name]
+        return seen
+
+    def _failed(self, what: str, error: HostError) -> None:
+        """Log a failure once for each cause."""
+        if str(error) != self._failures.get(what):
+            log.warning("Cannot look whether %s drops packets of containers: %s", what, error)
+        self._failures[what] = str(error)
 
     def _report(self, name: str, found: list[Obstacle]) -> None:
-        """Log what was not there at the last check."""
-        before, self._found[name] = self._found.get(name, ()), found
+        """Log what was not there at the last check, and what is gone."""
+        before, self._found[name] = self._found.get(name, []), found
         token = logs.network.set(name)
         for obstacle in found:
             if obstacle not in before:
                 log.warning("%s", obstacle.text)
+        left = {obstacle.name for obstacle in found}
+        for gone in dict.fromkeys(obstacle.name for obstacle in before if obstacle.name not in left):
+            log.info("Gone: %s stops no packets between containers of different hosts any more", gone)
         logs.network.reset(token)
 
 
 async def _in_turns(search: Search) -> list[Obstacle]:
-    """The result of a search; in between the event loop runs."""
+    """Return the result of a search; in between the event loop runs."""
     try:
         while True:
-            for _ in range(_RULES_PER_TURN):
+            end = time.perf_counter() + _TURN_SECONDS
+            while time.perf_counter() < end:
                 next(search)
             await asyncio.sleep(0)
-    except StopIteration as end:
-        return cast(list[Obstacle], end.value)
+    except StopIteration as stop:
+        return cast(list[Obstacle], stop.value)

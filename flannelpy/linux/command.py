@@ -72,13 +72,19 @@ async def _exchange(process: Process, stdin: bytes, sink: Callable[[bytes], obje
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     code = await process.wait()
-    lines = error_output.decode(errors="replace").strip().splitlines() or [""]
-    return f"exit code {code}{readable(lines[-1])}" if code else ""
+    return f"exit code {code}{readable(_cause(error_output.decode(errors='replace')))}" if code else ""
+
+
+def _cause(error_output: str) -> str:
+    """Return the last line, or that of nft, which shows the place of an error behind it."""
+    lines = error_output.strip().splitlines() or [""]
+    return next((line for line in reversed(lines) if line.startswith("Error:")), lines[-1])
 
 
 def readable(line: str) -> str:
-    """Return a line of a command's output for an error message; empty if it is not printable ASCII."""
-    return f": {line[:_LINE_CHARACTERS]}" if line.isascii() and line.isprintable() and line else ""
+    """Return a line of a command's output for an error message; empty if it is not printable text."""
+    is_text = line.isprintable() and "\N{REPLACEMENT CHARACTER}" not in line
+    return f": {line[:_LINE_CHARACTERS]}" if is_text and line else ""
 
 
 async def _write(stream: StreamWriter, data: bytes) -> None:

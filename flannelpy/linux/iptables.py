@@ -7,12 +7,13 @@ Source: iptables-save(8), iptables-restore(8).
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from flannelpy.errors import HostError
-from flannelpy.linux import command
-from flannelpy.netfilter.iptables_listing import Table, Tables
+from flannelpy.linux import command, kernel_modules
+from flannelpy.netfilter.iptables_listing import Tables
 from flannelpy.netfilter.ruleset import Listing
 
 # Other programs hold the xtables lock for short times.
@@ -22,6 +23,8 @@ _LEGACY_TABLES = Path("/proc/net/ip_tables_names")
 _MODULES = Path("/proc/modules")
 # By the program that the commands are links to.
 _OTHER_FLAVOUR = {"xtables-nft-multi": "legacy", "xtables-legacy-multi": "nft"}
+# Those in which the kernel accepts a DROP, and operators add one.
+_TABLES = ("filter", "mangle", "raw")
 
 
 def other_flavour() -> str:
@@ -70,28 +73,49 @@ async def restore(text: bytes, flavour: str = "") -> None:
         raise HostError(f"{' '.join(words)} failed: {failures}")
 
 
-async def tables() -> dict[str, list[Table]]:
-    """Return all tables that exist, by the command that lists them; none is created.  Raises HostError."""
-    found: dict[str, list[Table]] = {}
-    for word in _list_commands():
-        tables = Tables()
-        try:
-            failures = await command.run(word, package="iptables", sink=tables.feed)
-        except ValueError as error:
-            raise HostError(f"{word} printed {error} instead of rules") from error
-        if failures:
-            raise HostError(f"{word} failed: {failures}")
-        found[word] = tables.found
+async def tables() -> dict[str, Tables | HostError]:
+    """Return all tables that exist, by the command that lists them, or why it does not."""
+    guarded = _kind("iptables-save")
+    found: dict[str, Tables | HostError] = {}
+    for words in _list_commands():
+        tables = Tables(words[0], is_guarded=guarded in (_kind(words[0]), ""))
+        found[" ".join(words)] = await _list(tables, words)
     return found
 
 
-def _list_commands() -> list[str]:
-    """Return the listing commands of both kinds of iptables; of the legacy kind only if it has tables.
+async def _list(tables: Tables, words: Sequence[str]) -> Tables | HostError:
+    try:
+        failures = await command.run(*words, package="iptables", sink=tables.feed)
+    except HostError as error:
+        return error
+    except ValueError as error:
+        return HostError(f"{' '.join(words)} printed {error} instead of rules")
+    if failures and "Table does not exist" not in failures:
+        return HostError(f"{' '.join(words)} failed: {failures}")
+    return tables
 
-    Otherwise the command itself would load kernel modules.
+
+def _kind(command: str) -> str:
+    """Return the name of the program behind a command, which differs between the kinds; empty if it is missing."""
+    path = shutil.which(command)
+    return Path(path).resolve().name if path else ""
+
+
+def _list_commands() -> list[list[str]]:
+    """Both kinds of iptables may be in use."""
+    commands = [[word] for word in ("iptables-nft-save", "iptables-save") if shutil.which(word)][:1]
+    return commands + (_legacy_commands() if shutil.which("iptables-legacy-save") else [])
+
+
+def _legacy_commands() -> list[list[str]]:
+    """Return the commands that list tables which exist, or which may exist if only root may read that.
+
+    The listing of a table creates it.
     """
-    commands = [word for word in ("iptables-nft-save", "iptables-save") if shutil.which(word)][:1]
-    with suppress(OSError):
-        if _LEGACY_TABLES.read_text().strip() and shutil.which("iptables-legacy-save"):
-            commands.append("iptables-legacy-save")
-    return commands
+    try:
+        return [["iptables-legacy-save"]] if _LEGACY_TABLES.read_text().strip() else []
+    except PermissionError:
+        tables = [name for name in _TABLES if kernel_modules.may_be_loaded(f"iptable_{name}")]
+        return [["iptables-legacy-save", "-t", name] for name in tables]
+    except OSError:
+        return []

@@ -1,4 +1,4 @@
-"""Lists the base chains of nftables that forwarded packets pass in addition to those of iptables.
+"""Lists the tables of nftables with base chains that forwarded packets pass, beside the rules of iptables.
 
 Source: nft(8), libnftables-json(5).
 """
@@ -7,57 +7,95 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from flannelpy.errors import HostError
-from flannelpy.linux import command
-from flannelpy.netfilter import nft_listing
-from flannelpy.netfilter.nft_listing import BaseChain
+from flannelpy.linux import command, kernel_modules
+from flannelpy.netfilter.nft_listing import Entries, Table
 
 _FAMILIES = ("ip", "inet")
 _HOOKS = ("prerouting", "forward", "postrouting")
-# iptables-nft has its chains in tables of these names.
-_TABLES_OF_IPTABLES = ("filter", "mangle", "raw", "nat", "security")
+# Where iptables-nft drops nothing; kube-proxy has tens of thousands of rules there.
+_NAT_OF_IPTABLES = ("ip", "nat")
 _CHAINS_OF_IPTABLES = tuple(hook.upper() for hook in _HOOKS)
-# Parsing a longer listing would delay packets.
-_MOST_BYTES = 1 << 18
+# More is not kept in memory.
+_MOST_BYTES = 1 << 24
+_GONE = "No such file or directory"
+_MODULE = "nf_tables"
 
 
-async def base_chains() -> list[BaseChain]:
-    """Return the chains for IPv4 that are not iptables' own; none without the command nft.  Raises HostError.
+async def tables() -> dict[str, Table | HostError]:
+    """Return those of IPv4 by family and name, or why a table cannot be read; none if the kernel has no nftables.
 
-    A table whose listing is longer than 256 KB is left out.
+    Raises HostError if there is no list of tables.
     """
     if not shutil.which("nft"):
-        return []
-    heads = [chain for entry in await _listing("chains") if (chain := entry.get("chain")) and _is_passed(chain)]
-    found: list[BaseChain] = []
-    for family, table in sorted({(str(head["family"]), str(head["table"])) for head in heads}):
-        names = {head["name"] for head in heads if (head["family"], head["table"]) == (family, table)}
-        try:
-            chains = nft_listing.base_chains(await _listing("table", family, table))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise HostError(f"nft --json list table {family} {table} printed what flannelpy cannot read") from error
-        found += [chain for chain in chains if chain.name in names]
-    return found
+        if kernel_modules.may_be_loaded(_MODULE):
+            raise HostError("the command nft is missing: install nftables")
+        return {}
+    passed: set[tuple[str, str]] = set()
+
+    def take(entry: bytes) -> None:
+        if entry.startswith(b'{"chain"') and _is_passed(chain := json.loads(entry)["chain"]):
+            passed.add((str(chain["family"]), str(chain["table"])))
+
+    await _list(take, "chains")
+    found = {f"{family} {name}": await _read(family, name) for family, name in sorted(passed)}
+    return {name: table for name, table in found.items() if table}
 
 
 def _is_passed(chain: dict[str, Any]) -> bool:
-    """Return whether forwarded packets pass a chain, and it is not one of iptables."""
-    family, table, name = chain.get("family"), chain.get("table"), chain.get("name")
-    is_of_iptables = family == "ip" and table in _TABLES_OF_IPTABLES and name in _CHAINS_OF_IPTABLES
+    """Whether packets that are forwarded come to the chain and may be dropped."""
+    family, table, name = chain["family"], chain["table"], chain["name"]
+    is_of_iptables = (family, table) == _NAT_OF_IPTABLES and name in _CHAINS_OF_IPTABLES
     return chain.get("hook") in _HOOKS and family in _FAMILIES and not is_of_iptables
 
 
-async def _listing(*what: str) -> list[dict[str, Any]]:
-    """Return the entries of a JSON listing; none if it is too long.  Raises HostError."""
-    words = ("nft", "--json", "--terse", "list", *what)
-    output = bytearray()
+async def _read(family: str, name: str) -> Table | HostError | None:
+    """Return a table, or why it cannot be read; None if it has been removed meanwhile."""
+    table = Table(family, name)
     try:
-        failures = await command.run(*words, package="nftables", sink=output.extend)
+        await _list(table.take, "table", family, name)
+        for each in table.map_names:
+            with _unless_gone():
+                await _list(table.take_elements, "map", family, name, each)
+        table.base_chains()
+    except HostError as error:
+        return None if _GONE in str(error) else error
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return HostError(f"nft --json list table {family} {name} printed what flannelpy cannot read")
+    return table
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    """Leave a map unknown that has been removed since the listing of its table."""
+    try:
+        yield
+    except HostError as error:
+        if _GONE not in str(error):
+            raise
+
+
+async def _list(take: Callable[[bytes], object], *what: str) -> None:
+    """Hand each entry of a JSON listing to ``take``.  Raises HostError."""
+    terse = ("--terse",) if what[0] == "table" else ()  # without the elements of sets, which may be any number
+    words = ("nft", "--json", "--stateless", *terse, "list", *what)
+    entries, total = Entries(take), 0
+
+    def feed(chunk: bytes) -> None:
+        nonlocal total
+        total += len(chunk)
+        if total > _MOST_BYTES:
+            raise HostError(f"{' '.join(words)} printed more than {_MOST_BYTES >> 20} MB")
+        entries.feed(chunk)
+
+    try:
+        failures = await command.run(*words, package="nftables", sink=feed)
         if failures:
             raise HostError(f"{' '.join(words)} failed: {failures}")
-        entries = json.loads(output)["nftables"] if len(output) <= _MOST_BYTES else []
-        return [entry for entry in entries if isinstance(entry, dict)]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        entries.close()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise HostError(f"{' '.join(words)} printed no valid JSON") from error

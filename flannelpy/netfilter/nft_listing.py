@@ -1,16 +1,22 @@
 """A table that ``nft --json`` prints, as rules that ``packet_filter`` can walk.  Pure.
 
+A rule is kept as nft prints it and read when packets come to it: a table may hold thousands of others.
 Source: libnftables-json(5), nft(8).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Network, summarize_address_range
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flannelpy.netfilter import packet_filter
+from flannelpy.netfilter import nft_conditions, packet_filter
+from flannelpy.netfilter.nft_conditions import key_of
 from flannelpy.netfilter.packet_filter import Predicate, Rule, Verdict
+
+#: The rules of each chain, each as nft prints it.
+NativeRules = Mapping[str, Sequence[bytes]]
 
 # Priorities behind this one see tracked connections.  Source: NF_IP_PRI_CONNTRACK in linux/netfilter_ipv4.h.
 _CONNTRACK_PRIORITY = -200
@@ -25,10 +31,37 @@ _VERDICTS = {
 }
 # Statements that neither decide nor choose packets.
 _HARMLESS = {"counter", "log", "mangle", "notrack", "comment", "set", "flow", "ct helper", "ct timeout"}
+# Flags of a table that leave its chains at their hooks; nft 1.0.6 prints other flags as garbage, also ``dormant``.
+_ACTIVE_FLAGS = {"owner", "persist"}
+# To read 32 KB of JSON takes a millisecond.
+_MOST_BYTES_OF_RULE = 1 << 15
+# The elements of a map are read one by one; kube-proxy has 2,000 in one of this size.
+_MOST_BYTES_OF_MAP = 1 << 18
+# What stands between two entries; no text in quotes can contain it, because it contains quotes.
+_BOUNDARY = re.compile(
+    rb', (?=\{"(?:table|chain|rule|set|map|element|flowtable|counter|quota|limit|secmark|synproxy|ct \w+)": \{"family")'
+)
+_BOUNDARY_BYTES = 64
+# Of an entry, these hold the names of its table and chain.
+_HEAD_BYTES = 1024
+_TAIL_BYTES = _MOST_BYTES_OF_MAP
+_CHAIN_OF_RULE = re.compile(rb'\{"rule": \{.*?"chain": ("(?:[^"\\]|\\.)*")')
+_MAP = re.compile(rb'\{"map": \{.*?"name": ("(?:[^"\\]|\\.)*")')
+_ELEMENTS = '"elem": ['
+_LOOKUP = re.compile(rb'"set": \[|"vmap"|"right": "@')
+_XTABLES = b'{"xt": '
+# The end of a rule that is too long to be read.
+_DECISION = re.compile(rb'(\{"(?:accept|drop|reject|return|jump|goto)": (?:null|\{[^{}]*\})\})\]\}\}')
+
+# Maps that decide, as nft prints them.
+Maps = Mapping[str, bytes]
 
 
 class BaseChain(NamedTuple):
-    """A chain at a hook; ``chains``: the rules of all chains of its table."""
+    """A chain at a hook; ``chains``: the rules of all chains of its table.
+
+    ``is_active``: whether its table is certainly not dormant.  ``is_nat``: whether only new connections come to it.
+    """
 
     family: str
     table: str
@@ -36,45 +69,183 @@ class BaseChain(NamedTuple):
     hook: str
     is_tracked: bool
     policy: str
-    chains: dict[str, list[Rule]]
+    is_nat: bool
+    is_active: bool
+    chains: Mapping[str, Rules]
 
     def __str__(self) -> str:
         return f"{self.family} {self.table} {self.name}"
 
 
-def base_chains(entries: Sequence[dict[str, Any]]) -> list[BaseChain]:
-    """Those of one table.  Raises KeyError, TypeError, ValueError for what nft does not print."""
-    heads = [entry["chain"] for entry in entries if "chain" in entry]
-    chains: dict[str, list[Rule]] = {str(head["name"]): [] for head in heads}
-    for entry in entries:
-        if rule := entry.get("rule"):
-            chains[str(rule["chain"])] += _rules(str(rule["chain"]), rule.get("expr", []))
-    return [
-        BaseChain(
-            str(head["family"]),
-            str(head["table"]),
-            str(head["name"]),
-            str(head["hook"]),
-            int(head.get("prio", 0)) > _CONNTRACK_PRIORITY,
-            str(head.get("policy", "accept")),
-            chains,
-        )
-        for head in heads
-        if "hook" in head
-    ]
+class Rules:
+    """The rules of a chain, each read once, when a packet comes to it."""
+
+    def __init__(self, rules: Sequence[bytes], maps: Maps) -> None:
+        self._read: list[Rule] = []
+        self._reading = (rule for each in rules for rule in read_rule(each, maps))
+
+    def __iter__(self) -> Iterator[Rule]:
+        """In their order."""
+        at = 0
+        while at < len(self._read) or self._read_next():
+            yield self._read[at]
+            at += 1
+
+    def _read_next(self) -> bool:
+        rule = next(self._reading, None)
+        if rule:
+            self._read.append(rule)
+        return rule is not None
 
 
-def _rules(chain: str, statements: Sequence[dict[str, Any]]) -> Iterator[Rule]:
-    """What one rule does, as one rule for each of its verdicts."""
+class Entries:
+    """Splits what nft prints into its entries, each of which goes to ``take``, while the output comes in."""
+
+    def __init__(self, take: Callable[[bytes], object]) -> None:
+        self._take = take
+        self._rest = b""
+        self._from = 0  # before which there is no boundary
+        self._is_begun = False
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next part of the output.  Raises ValueError if nft does not print that."""
+        self._rest += chunk
+        start = 0
+        for boundary in _BOUNDARY.finditer(self._rest, self._from):
+            self._emit(self._rest[start : boundary.start()])
+            start = boundary.end()
+        self._rest = self._rest[start:]
+        if len(self._rest) > 2 * _TAIL_BYTES:  # of an entry that is too long to be read
+            self._rest = self._rest[:_HEAD_BYTES] + self._rest[-_TAIL_BYTES:]
+        self._from = max(len(self._rest) - _BOUNDARY_BYTES, 0)
+
+    def close(self) -> None:
+        """Take the last entry.  Raises ValueError if the output has no end."""
+        if not self._rest.rstrip().endswith(b"]}"):
+            raise ValueError("no end")
+        self._emit(self._rest.rstrip()[:-2])
+        self._rest = b""
+
+    def _emit(self, entry: bytes) -> None:
+        if self._is_begun:
+            self._take(entry)
+        elif len(json.loads(entry + b"]}")["nftables"]) > 1:  # about nft itself
+            raise ValueError("other entries than expected")
+        self._is_begun = True
+
+
+class Table:
+    """One table; ``map_names``: of its maps that decide.  ``rules``: of each chain, as nft prints them."""
+
+    def __init__(self, family: str, name: str) -> None:
+        self.family = family
+        self.name = name
+        self.map_names: list[str] = []
+        self.rules: dict[str, list[bytes]] = {}
+        self._heads: list[dict[str, Any]] = []
+        self._maps: dict[str, bytes] = {}
+        self._is_active = True
+        self._chains: dict[str, Rules] = {}
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both hold the same rules."""
+        return isinstance(other, Table) and self._content() == other._content()
+
+    def __hash__(self) -> int:
+        """By its name."""
+        return hash((self.family, self.name))
+
+    def _content(self) -> tuple[object, ...]:
+        return self.family, self.name, self._is_active, self._heads, self._maps, self.rules
+
+    def take(self, entry: bytes) -> None:
+        """Add an entry.  Raises KeyError, TypeError, ValueError, AttributeError for what nft does not print."""
+        if entry.startswith(b'{"rule"'):
+            self.rules.setdefault(_chain_of(entry), []).append(_shortened(entry))
+        elif entry.startswith(b'{"chain"'):
+            self._heads.append(json.loads(entry)["chain"])
+        elif entry.startswith(b'{"map"'):
+            found = json.loads(entry)["map"]
+            self.map_names += [str(found["name"])] if found.get("map") == "verdict" else []
+        elif entry.startswith(b'{"table"'):
+            flags = json.loads(entry)["table"].get("flags", [])
+            self._is_active = set([flags] if isinstance(flags, str) else flags) <= _ACTIVE_FLAGS
+
+    def take_elements(self, entry: bytes) -> None:
+        """Add the elements of a map that decides, unless they are too many to be read.  Raises as ``take`` does."""
+        found = _MAP.match(entry)
+        if found and len(entry) <= _MOST_BYTES_OF_MAP:
+            self._maps[str(json.loads(found[1]))] = entry
+
+    def base_chains(self) -> list[BaseChain]:
+        """Return the chains at a hook.  Raises KeyError, TypeError, ValueError for what nft does not print."""
+        if not self._chains:
+            names = [str(head["name"]) for head in self._heads]
+            self._chains = {name: Rules(self.rules.get(name, ()), self._maps) for name in names}
+        return [
+            BaseChain(
+                self.family,
+                self.name,
+                str(head["name"]),
+                str(head["hook"]),
+                int(head.get("prio", 0)) > _CONNTRACK_PRIORITY,
+                str(head.get("policy", "accept")),
+                head.get("type") == "nat",
+                self._is_active,
+                self._chains,
+            )
+            for head in self._heads
+            if "hook" in head
+        ]
+
+
+def has_lookup(rule: bytes) -> bool:
+    """Whether a rule of a table of iptables looks into a set or map, which iptables-save does not print."""
+    return _LOOKUP.search(rule) is not None and _XTABLES not in rule
+
+
+def _chain_of(rule: bytes) -> str:
+    found = _CHAIN_OF_RULE.match(rule)
+    return str(json.loads(found[1])) if found else ""
+
+
+def _shortened(rule: bytes) -> bytes:
+    """Do not keep a rule in full that is not read in full."""
+    return rule if len(rule) <= _MOST_BYTES_OF_RULE else rule[:_HEAD_BYTES] + rule[-_MOST_BYTES_OF_RULE:]
+
+
+def read_rule(rule: bytes, maps: Maps | None = None) -> Iterator[Rule]:
+    """Yield a rule for each verdict of one rule; a rule that cannot be read may match any packet."""
+    chain = _chain_of(rule)
+    if len(rule) > _MOST_BYTES_OF_RULE:
+        yield _of_long_rule(chain, rule)
+        return
+    try:
+        yield from _rules(chain, json.loads(rule)["rule"].get("expr", []), maps or {})
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        yield Rule(f"a rule in chain {chain}", (packet_filter.unknown,), Verdict.UNKNOWN)
+
+
+def _of_long_rule(chain: str, rule: bytes) -> Rule:
+    if found := _DECISION.search(rule, len(rule) - _HEAD_BYTES):
+        [(word, value)] = json.loads(found[1]).items()
+        return _decide(chain, (packet_filter.unknown,), word, value)
+    return Rule(f"a long rule in chain {chain}", (packet_filter.unknown,), Verdict.UNKNOWN)
+
+
+def _rules(chain: str, statements: Sequence[dict[str, Any]], maps: Maps) -> Iterator[Rule]:
     conditions: list[Predicate] = []
     for statement in statements:
         [(word, value)] = statement.items() if isinstance(statement, dict) else [(str(statement), None)]
         if word == "match":
-            conditions.append(_match(value))
+            conditions.append(nft_conditions.match(value))
         elif word == "vmap":
-            yield from _mapped(chain, tuple(conditions), value)
+            yield from _mapped(chain, tuple(conditions), value, maps)
         elif word in _VERDICTS:
             yield _decide(chain, tuple(conditions), word, value)
+        elif word in ("limit", "ct count"):
+            is_above = isinstance(value, dict) and value.get("inv")
+            conditions.append(packet_filter.never if is_above else packet_filter.unknown)
         elif word not in _HARMLESS:
             conditions.append(packet_filter.unknown)
 
@@ -85,88 +256,35 @@ def _decide(chain: str, conditions: tuple[Predicate, ...], word: str, value: Any
     return Rule(f"{word} in chain {chain}", conditions, verdict, target)
 
 
-def _mapped(chain: str, conditions: tuple[Predicate, ...], value: dict[str, Any]) -> Iterator[Rule]:
-    elements = value["data"].get("set") if isinstance(value["data"], dict) else None
+def _mapped(chain: str, conditions: tuple[Predicate, ...], value: dict[str, Any], maps: Maps) -> Iterator[Rule]:
+    elements = _elements(value["data"], maps)
     if elements is None:
         yield Rule(f"vmap in chain {chain}", (*conditions, packet_filter.unknown), Verdict.UNKNOWN)
         return
+    for_the_rest: list[Rule] = []
     for key, decision in elements:
         [(word, target)] = decision.items()
-        yield _decide(chain, (*conditions, _compare(value["key"], key)), word, target)
+        rule = _decide(chain, (*conditions, nft_conditions.compare(value["key"], key_of(key))), word, target)
+        if key_of(key) == "*":
+            for_the_rest.append(rule)
+        else:
+            yield rule
+    yield from for_the_rest
 
 
-def _match(value: dict[str, Any]) -> Predicate:
-    operator = value.get("op", "==")
-    if operator not in ("==", "!=", "in"):
-        return packet_filter.unknown
-    condition = _compare(value["left"], value["right"])
-    return packet_filter.negated(condition) if operator == "!=" else condition
+def _elements(data: Any, maps: Maps) -> Iterable[Any] | None:
+    """Return the elements of a map, each a key and a decision; None if they are not known."""
+    if isinstance(data, dict):
+        return data.get("set")
+    found = maps.get(str(data).removeprefix("@"))
+    return None if found is None else _read_elements(found.decode(errors="replace"))
 
 
-def _compare(left: Any, right: Any) -> Predicate:
-    """The condition that an expression is one of the values."""
-    values = _values(right)
-    if not isinstance(left, dict) or values is None:
-        return packet_filter.unknown
-    if "meta" in left:
-        return _compare_meta(str(left["meta"].get("key")), values)
-    if "ct" in left:
-        return _compare_connection(str(left["ct"].get("key")), values)
-    if "payload" in left:
-        return _compare_payload(left["payload"].get("protocol"), left["payload"].get("field"), values)
-    return packet_filter.unknown
-
-
-def _compare_meta(key: str, values: Sequence[Any]) -> Predicate:
-    if key in ("iifname", "iif"):
-        return packet_filter.incoming(list(map(str, values)))
-    if key in ("oifname", "oif"):
-        return packet_filter.outgoing(list(map(str, values)))
-    if key in ("nfproto", "protocol"):
-        return packet_filter.always if {"ipv4", "ip"} & set(map(str, values)) else packet_filter.never
-    return packet_filter.unknown
-
-
-def _compare_connection(key: str, values: Sequence[Any]) -> Predicate:
-    if key == "state":
-        return packet_filter.states(map(str, values))
-    # As firewalld accepts packets to published ports.
-    return packet_filter.few if key == "status" and values == ["dnat"] else packet_filter.unknown
-
-
-def _compare_payload(protocol: Any, field: Any, values: Sequence[Any]) -> Predicate:
-    if protocol in ("ip6", "icmpv6", "arp"):
-        return packet_filter.never
-    if protocol == "ip" and field in ("saddr", "daddr"):
-        networks = [network for value in values for network in _networks(value)]
-        return (packet_filter.source if field == "saddr" else packet_filter.destination)(networks)
-    if field in ("sport", "dport") and all(isinstance(value, int) for value in values):
-        return packet_filter.few
-    return packet_filter.unknown
-
-
-def _values(right: Any) -> list[Any] | None:
-    """The values on the right side; None if they are not known."""
-    if isinstance(right, dict) and "set" in right:
-        right = right["set"]
-    values = right if isinstance(right, list) else [right]
-    values = [value["elem"]["val"] if isinstance(value, dict) and "elem" in value else value for value in values]
-    is_known = all(isinstance(value, int) or _is_text(value) or _is_range(value) for value in values)
-    return values if is_known else None
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and not value.startswith("@")
-
-
-def _is_range(value: Any) -> bool:
-    return isinstance(value, dict) and ("prefix" in value or "range" in value)
-
-
-def _networks(value: Any) -> list[IPv4Network]:
-    if isinstance(value, dict) and "range" in value:
-        first, last = map(IPv4Address, value["range"])
-        return list(summarize_address_range(first, last))
-    if isinstance(value, dict):
-        return [IPv4Network((value["prefix"]["addr"], value["prefix"]["len"]))]
-    return [IPv4Network(value)]
+def _read_elements(text: str) -> Iterator[Any]:
+    """Read the elements of a long map one by one."""
+    decoder = json.JSONDecoder()
+    at = text.find(_ELEMENTS) + len(_ELEMENTS)
+    while at >= len(_ELEMENTS) and text[at] != "]":
+        element, at = decoder.raw_decode(text, at)
+        yield element
+        at += len(", ") if text[at] == "," else 0

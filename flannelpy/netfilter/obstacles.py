@@ -5,29 +5,46 @@ Each table of iptables and each base chain of nftables decides for itself: an AC
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from ipaddress import IPv4Network
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from ipaddress import IPv4Address, IPv4Network, summarize_address_range
 from typing import NamedTuple
 
-from flannelpy.netfilter.iptables_listing import Table
-from flannelpy.netfilter.nft_listing import BaseChain
-from flannelpy.netfilter.packet_filter import Addresses, Drop, Packets, Verdict, Walk
+from flannelpy.netfilter import address_ranges, nft_listing
+from flannelpy.netfilter.address_ranges import ANYWHERE, AddressRanges
+from flannelpy.netfilter.iptables_listing import Table, Tables
+from flannelpy.netfilter.nft_listing import BaseChain, NativeRules
+from flannelpy.netfilter.packet_filter import ESTABLISHED, NEW, UNNAMED, Drop, Packets, Verdict, Walk
 
 # Docker's nftables backend, since version 29.
 _DOCKER_TABLE = "docker-bridges"
 _FIREWALLD_TABLE = "firewalld"
 # CNI plugins may give each container a device of its own.
 _NAMED_DEVICES = 3
+_NAMED_PEERS = 16
 # The tables whose rules accept what Docker and a firewall drop.
 _ACCEPTING_TABLES = ("filter", "raw")
 _HOOKS = ("PREROUTING", "FORWARD", "POSTROUTING")
 
 
 class Obstacle(NamedTuple):
-    """``is_certain``: packets are lost, not only perhaps."""
+    """``text``: what drops packets, and what to do; ``name``: the same without that.
+
+    ``is_certain``: packets are lost, not only perhaps.
+    """
 
     text: str
+    name: str
     is_certain: bool
+
+
+class Way(NamedTuple):
+    """The packets by each device that go the same way: a rule for one device matches all of these, or none.
+
+    ``is_taken``: whether packets certainly go this way.
+    """
+
+    packets: list[Packets]
+    is_taken: bool
 
 
 class Traffic(NamedTuple):
@@ -35,6 +52,7 @@ class Traffic(NamedTuple):
 
     ``devices`` lead to other hosts, ``bridges`` to containers, if there are any yet.  ``masquerading``: the device by
     which packets come with the public IP of their host, if there is one.  ``accepting``: our chain that accepts them.
+    ``peers``: the public IPs of the other hosts, if they are known.
     """
 
     network: IPv4Network
@@ -43,68 +61,103 @@ class Traffic(NamedTuple):
     masquerading: str
     bridges: tuple[str, ...]
     accepting: str
+    peers: AddressRanges | None = None
 
-    def ways(self, hook: str, *, is_tracked: bool) -> Iterator[tuple[list[Packets], bool]]:
-        """The ways of packets through a hook, and whether packets certainly take them.
-
-        A way is made of the packets by each device: a rule for one device matches all of these, or none.
-        """
-        others, own, anywhere = Addresses(self.network, outside=self.subnet), Addresses(self.subnet), Addresses(None)
+    def ways(self, hook: str, state: str, *, is_tracked: bool) -> Iterator[Way]:
+        """Yield the ways of packets through a hook.  As long as there is no bridge, packets go by an unnamed one."""
+        others, own = address_ranges.between(self.network, self.subnet), address_ranges.of_networks(self.subnet)
+        bridges = self.bridges or (UNNAMED,)
         is_routed = hook.upper() != "PREROUTING"
-        leaving = anywhere if hook.upper() == "POSTROUTING" else own  # Docker may have masqueraded them
-        to_bridge = self.bridges if is_routed else None
-        yield [Packets(others, own, (device,), to_bridge, is_tracked) for device in self.devices], True
+        leaving = ANYWHERE if hook.upper() == "POSTROUTING" else own  # Docker may have masqueraded them
+        to_bridge = bridges if is_routed else None
+        comes = [Packets(others, own, (device,), to_bridge, is_tracked, state) for device in self.devices]
+        yield Way(comes, is_taken=True)
         to_devices = [(device,) for device in self.devices] if is_routed else [None]
-        yield [Packets(leaving, others, self.bridges, to_device, is_tracked) for to_device in to_devices], True
-        if self.masquerading:
-            yield [Packets(anywhere, own, (self.masquerading,), to_bridge, is_tracked)], False
+        goes = [Packets(leaving, others, bridges, to_device, is_tracked, state) for to_device in to_devices]
+        yield Way(goes, is_taken=True)
+        hosts = ANYWHERE if self.peers is None else self.peers
+        if self.masquerading and hosts:
+            yield Way([Packets(hosts, own, (self.masquerading,), to_bridge, is_tracked, state)], is_taken=False)
 
 
 Search = Generator[None, None, list[Obstacle]]
 
 
-def of_table(table: Table, program: str, traffic: Traffic) -> Search:
-    """What drops packets in one table of iptables; it pauses after each rule.  ``program``: what lists the table."""
+def searches(
+    listings: Collection[Tables], nft_tables: Collection[nft_listing.Table], traffic: Traffic
+) -> Iterator[Search]:
+    """Yield a search for what drops packets for each table; a table of iptables-nft is searched once."""
+    native = {(table.family, table.name): table.rules for table in nft_tables}
+    for tables in listings:
+        for table in tables.found:
+            yield of_table(table, tables, traffic, native.get(("ip", table.name)) if tables.is_nft else None)
+    listed = {("ip", table.name) for tables in listings if tables.is_nft for table in tables.found}
+    for nft_table in nft_tables:
+        for chain in nft_table.base_chains():
+            is_listed = (chain.family, chain.table) in listed and chain.name in _HOOKS
+            if chain.hook.upper() in _HOOKS and not is_listed:
+                yield of_base_chain(chain, traffic)
+
+
+def of_table(table: Table, tables: Tables, traffic: Traffic, native: NativeRules | None = None) -> Search:
+    """Find what drops packets in one table of iptables, with a pause after each rule.
+
+    ``native``: the rules of the table as nft lists them.
+    """
     own = {
         name: Verdict.ACCEPT if name == traffic.accepting and table.name in _ACCEPTING_TABLES else Verdict.CONTINUE
-        for name in table.own
+        for name in (table.own if tables.is_guarded else ())
     }
-    chains = table.rules(own)
+    chains = table.rules(own, native)
     found: list[Obstacle] = []
     for hook in _HOOKS:
         if hook not in chains:
             continue
         policy = f"-P {hook} DROP" if table.policies.get(hook) == "DROP" else ""
-        is_tracked = table.name != "raw"
-        drop = yield from _search(traffic, hook, lambda packets: Walk(chains, packets), hook, policy, is_tracked)
+        ways = [
+            way for state in (NEW, ESTABLISHED) for way in traffic.ways(hook, state, is_tracked=table.name != "raw")
+        ]
+        drop = yield from _search(ways, lambda packets: Walk(chains, packets), hook, policy)
         if drop:
-            found.append(_of_rule(drop, table.name, program))
+            found.append(_of_rule(drop, table.name, tables.program))
     return found
 
 
 def of_base_chain(chain: BaseChain, traffic: Traffic) -> Search:
-    """What drops packets in a base chain of nftables; it pauses after each rule."""
+    """Find what drops packets in a base chain of nftables, with a pause after each rule."""
     policy = "its policy" if chain.policy == "drop" else ""
-    drop = yield from _search(
-        traffic, chain.hook, lambda packets: Walk(chain.chains, packets), chain.name, policy, chain.is_tracked
-    )
-    return [_of_chain(chain, drop, traffic)] if drop else []
+    states = (NEW,) if chain.is_nat else (NEW, ESTABLISHED)
+    ways = [way for state in states for way in traffic.ways(chain.hook, state, is_tracked=chain.is_tracked)]
+    drop = yield from _search(ways, lambda packets: Walk(chain.chains, packets), chain.name, policy)
+    if not drop:
+        return []
+    return [_of_chain(chain, drop._replace(is_certain=drop.is_certain and chain.is_active), traffic)]
 
 
 def _search(
-    traffic: Traffic, hook: str, walk: Callable[[Packets], Walk], chain: str, policy: str, is_tracked: bool
+    ways: Iterable[Way], walk: Callable[[Packets], Walk], chain: str, policy: str
 ) -> Generator[None, None, Drop | None]:
-    """The drop of all ways through a hook that is most certain; of a way, it is if no device lets packets pass."""
+    """Find the most certain drop of all ways; that of a way is certain if no device lets packets pass."""
     worst: Drop | None = None
-    for way, is_taken in traffic.ways(hook, is_tracked=is_tracked):
+    for way in ways:
         drops = []
-        for packets in way:
-            drops.append((yield from walk(packets).run(chain, policy)))  # noqa: PERF401 - a comprehension cannot yield
-        is_certain = is_taken and all(drop and drop.is_certain for drop in drops)
+        for packets in way.packets:
+            drop = yield from walk(packets).run(chain, policy)
+            if drop and drop.is_certain and (doubtful := _of_any_device(packets)) != packets:
+                certain = yield from walk(doubtful).run(chain, policy)
+                drop = drop._replace(is_certain=certain is not None and certain.is_certain)
+            drops.append(drop)
+        is_certain = way.is_taken and all(drop and drop.is_certain for drop in drops)
         drop = next(filter(None, drops), None)
         if drop and (worst is None or (is_certain and not worst.is_certain)):
             worst = Drop(drop.by, is_certain)
     return worst
+
+
+def _of_any_device(packets: Packets) -> Packets:
+    """Return the same packets; a bridge that is missing yet may have any name."""
+    incoming, outgoing = (() if names == (UNNAMED,) else names for names in (packets.incoming, packets.outgoing))
+    return packets._replace(incoming=incoming, outgoing=outgoing)
 
 
 def _of_rule(drop: Drop, table: str, program: str) -> Obstacle:
@@ -113,12 +166,13 @@ def _of_rule(drop: Drop, table: str, program: str) -> Obstacle:
     return Obstacle(
         f"The iptables rule '{drop.by}' {effect} packets between containers of different hosts ({listed}); remove it, "
         "or accept these packets before it",
+        f"the iptables rule '{drop.by}' ({listed})",
         drop.is_certain,
     )
 
 
 def of_sysctls(blocked: Sequence[str], *, is_host_forwarding: bool) -> str:
-    """The kernel forwards no packets that come in by the devices ``blocked``; empty without any."""
+    """Return what to do if the kernel forwards no packets from the devices ``blocked``; empty without any."""
     if not blocked:
         return ""
     if not is_host_forwarding:
@@ -141,20 +195,35 @@ def _of_chain(chain: BaseChain, drop: Drop, traffic: Traffic) -> Obstacle:
     if chain.table == _DOCKER_TABLE:
         remedy = "Docker runs with its nftables backend; start dockerd with --firewall-backend=iptables"
     elif chain.table == _FIREWALLD_TABLE:
-        add = f"firewall-cmd --permanent --zone=trusted --add-source={traffic.network}"
-        remedy = f"tell firewalld: {add} && firewall-cmd --reload"
+        remedy = f"have firewalld accept them: {_firewalld_command(traffic)} && firewall-cmd --reload"
     else:
         remedy = f"accept them: {_accept_command(chain, traffic)}"
     return Obstacle(
-        f"The nftables chain {chain} {effect} packets between containers of different hosts after iptables "
-        f"({drop.by}); {remedy}",
+        f"The nftables chain {chain} {effect} packets between containers of different hosts, also those that iptables "
+        f"accepts ({drop.by}); {remedy}",
+        f"the nftables chain {chain} ({drop.by})",
         drop.is_certain,
     )
 
 
+def _firewalld_command(traffic: Traffic) -> str:
+    """By ``masquerading``, packets come with the public IP of any peer."""
+    peers = list(traffic.peers or ()) if traffic.masquerading else []
+    sources = [str(network) for first_and_last in peers[:_NAMED_PEERS] for network in _networks(*first_and_last)]
+    more = " --add-source=PUBLIC-IP (of each other host)" if len(peers) > _NAMED_PEERS else ""
+    added = " ".join(f"--add-source={each}" for each in (traffic.network, *sources))
+    return f"firewall-cmd --permanent --zone=trusted {added}{more}"
+
+
+def _networks(first: int, last: int) -> Iterator[IPv4Network]:
+    return summarize_address_range(IPv4Address(first), IPv4Address(last))
+
+
 def _accept_command(chain: BaseChain, traffic: Traffic) -> str:
-    """Commands to paste, quoted for a shell.  By ``masquerading``, packets come with any host's public IP."""
+    """Commands to paste, quoted for a shell.  By ``masquerading``, packets come and go with any host's public IP."""
     matches = [f"ip saddr {traffic.network} ip daddr {traffic.network}"]
-    if traffic.masquerading:
+    if traffic.masquerading and chain.hook == "postrouting":
+        matches.append(f"oifname {traffic.masquerading} ip daddr {traffic.network}")
+    elif traffic.masquerading:
         matches.append(f"iifname {traffic.masquerading} ip daddr {traffic.subnet}")
     return " && ".join(f"nft insert rule {chain} {match} accept" for match in matches)

@@ -1,7 +1,8 @@
 """What the chains at one hook of the kernel do with the packets between containers of different hosts.  Pure.
 
 The packets are a set, so a rule matches all of them, none, or perhaps some: a match that this module does not know may
-match any of them.  A rule that names single ports matches few: what it accepts makes no other drop less certain.
+match any of them.  A rule that names single ports matches few: what it accepts, or sends back, makes no other drop less
+certain.  A match of malformed or rare packets only matches none.
 Source: iptables(8), iptables-extensions(8), nft(8).
 """
 
@@ -9,8 +10,15 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from ipaddress import IPv4Network
 from typing import NamedTuple
+
+from flannelpy.netfilter.address_ranges import ANYWHERE, AddressRanges
+
+#: The states of the connections that are followed.
+NEW, ESTABLISHED = "new", "established"
+_STATES = {NEW, ESTABLISHED, "related", "invalid"}
+#: A device of containers that does not exist yet: no rule names it.
+UNNAMED = ""
 
 
 class Match(enum.IntEnum):
@@ -34,36 +42,19 @@ class Verdict(enum.Enum):
     UNKNOWN = enum.auto()  # another program decides, or a map that was not listed
 
 
-class Addresses(NamedTuple):
-    """The addresses inside a network and outside another one; ``inside`` is None for any address."""
-
-    inside: IPv4Network | None
-    outside: IPv4Network | None = None
-
-    def match(self, networks: Iterable[IPv4Network]) -> Match:
-        """How many of the addresses are in one of the networks."""
-        if self.inside is None:
-            return Match.SOME
-        overlapping = [
-            one for one in networks if one.overlaps(self.inside) and not (self.outside and one.subnet_of(self.outside))
-        ]
-        if any(self.inside.subnet_of(one) for one in overlapping):
-            return Match.ALL
-        return Match.SOME if overlapping else Match.NONE
-
-
 class Packets(NamedTuple):
-    """New packets that go one way through a hook.
+    """Packets that go one way through a hook.
 
     ``incoming``, ``outgoing``: the devices by which they may come and go; empty if unknown, None where there is none.
-    ``is_tracked``: whether their connections are tracked when they come to the hook.
+    ``is_tracked``: whether their connections are tracked when they come to the hook.  ``state``: of their connections.
     """
 
-    source: Addresses
-    destination: Addresses
+    source: AddressRanges
+    destination: AddressRanges
     incoming: tuple[str, ...] | None
     outgoing: tuple[str, ...] | None
     is_tracked: bool = True
+    state: str = NEW
 
 
 Predicate = Callable[[Packets], Match]
@@ -82,6 +73,10 @@ class Rule(NamedTuple):
         return min((condition(packets) for condition in self.conditions), default=Match.ALL)
 
 
+#: The rules of each chain by its name.
+Chains = Mapping[str, Iterable[Rule]]
+
+
 class Drop(NamedTuple):
     """``by``: a rule, or the policy of a chain.  ``is_certain``: no packet passes, but for few."""
 
@@ -90,129 +85,239 @@ class Drop(NamedTuple):
 
 
 def unknown(_: Packets) -> Match:
-    """A condition that may match any packet."""
+    """Match perhaps any packet."""
     return Match.SOME
 
 
 def few(_: Packets) -> Match:
-    """A condition on single ports."""
+    """Match packets of single ports."""
     return Match.FEW
 
 
 def never(_: Packets) -> Match:
-    """A condition that matches no packet of ours."""
+    """Match no packet of ours, or only malformed and rare ones."""
     return Match.NONE
 
 
 def always(_: Packets) -> Match:
-    """A condition that matches all packets of ours."""
+    """Match all packets of ours, or all but malformed and rare ones."""
     return Match.ALL
 
 
 def negated(condition: Predicate) -> Predicate:
-    """The opposite; that of FEW is unknown."""
+    """Return the opposite of a condition; that of FEW is unknown."""
     opposite = {Match.NONE: Match.ALL, Match.ALL: Match.NONE}
     return lambda packets: opposite.get(condition(packets), Match.SOME)
 
 
-def source(networks: Sequence[IPv4Network]) -> Predicate:
-    """The source address is in one of the networks."""
-    return lambda packets: packets.source.match(networks)
+def source(ranges: AddressRanges) -> Predicate:
+    """Return the condition that the source address is one of these."""
+    return lambda packets: _match_addresses(packets.source, ranges)
 
 
-def destination(networks: Sequence[IPv4Network]) -> Predicate:
-    """The destination address is in one of the networks."""
-    return lambda packets: packets.destination.match(networks)
+def destination(ranges: AddressRanges) -> Predicate:
+    """Return the condition that the destination address is one of these."""
+    return lambda packets: _match_addresses(packets.destination, ranges)
+
+
+def _match_addresses(ours: AddressRanges, ranges: AddressRanges) -> Match:
+    if not ours.is_comparable(ranges):
+        return Match.SOME
+    if not ours.overlaps(ranges):
+        return Match.NONE
+    return Match.ALL if ours.is_within(ranges) else Match.SOME
+
+
+def source_type(names: Sequence[str]) -> Predicate:
+    """Return the condition that the source address has one of the types of routes, such as local or unicast."""
+    return lambda packets: Match.SOME if packets.source == ANYWHERE else _match_types(names)
+
+
+def destination_type(names: Sequence[str]) -> Predicate:
+    """Return the condition that the destination address has one of the types of routes."""
+    return lambda _: _match_types(names)
+
+
+def _match_types(names: Sequence[str]) -> Match:
+    """Containers and other hosts have unicast addresses, none of which is an address of this host."""
+    return Match.ALL if "unicast" in map(str.lower, names) else Match.NONE
 
 
 def incoming(patterns: Sequence[str]) -> Predicate:
-    """The device is one of the patterns, each a name or the begin of names and ``*``."""
+    """Return the condition on the device, which is one of the patterns: names, or the begin of names and ``*``."""
     return lambda packets: _match_devices(packets.incoming, patterns)
 
 
 def outgoing(patterns: Sequence[str]) -> Predicate:
-    """The device is one of the patterns."""
+    """Return the condition on the device by which packets go."""
     return lambda packets: _match_devices(packets.outgoing, patterns)
 
 
 def states(names: Iterable[str]) -> Predicate:
-    """The connection has one of the states; that of our packets is new."""
+    """Return the condition that the connection has one of the states."""
     found = {name.lower() for name in names}
-    known = Match.ALL if "new" in found else Match.NONE
-    if not found <= {"new", "established", "related", "invalid"}:
-        known = max(known, Match.SOME)
-    return lambda packets: known if packets.is_tracked else Match.SOME
+    other = Match.NONE if found <= _STATES else Match.SOME
+
+    def match(packets: Packets) -> Match:
+        if not packets.is_tracked:
+            return Match.SOME
+        return Match.ALL if packets.state in found else other
+
+    return match
+
+
+# What begins a TCP connection, and what follows; RST is rare.
+_FLAGS = {
+    NEW: (frozenset({"syn"}),),
+    ESTABLISHED: (
+        frozenset({"ack"}),
+        frozenset({"ack", "psh"}),
+        frozenset({"ack", "fin"}),
+        frozenset({"ack", "syn"}),
+    ),
+}
+
+
+def tcp_flags(mask: Iterable[str], wanted: Iterable[str]) -> Predicate:
+    """Return the condition that a TCP segment has the wanted flags, and no others of the mask."""
+    masked, expected = frozenset(mask), frozenset(wanted)
+    return tcp_flags_that(lambda flags: flags & masked == expected)
+
+
+def tcp_flags_that(is_wanted: Callable[[frozenset[str]], bool]) -> Predicate:
+    """Return the condition that the flags of a TCP segment pass a test."""
+    found = {state: {is_wanted(flags) for flags in each} for state, each in _FLAGS.items()}
+    return lambda packets: _match_found(found[packets.state])
+
+
+def _match_found(found: set[bool]) -> Match:
+    return Match.SOME if len(found) != 1 else Match.ALL if found == {True} else Match.NONE
 
 
 def _match_devices(names: tuple[str, ...] | None, patterns: Sequence[str]) -> Match:
     if names is None:
         return Match.NONE
-    found = {any(_is_like(name, pattern) for pattern in patterns) for name in names}
-    return Match.SOME if len(found) != 1 else Match.ALL if found == {True} else Match.NONE
+    return _match_found({any(_is_like(name, pattern) for pattern in patterns) for name in names})
 
 
 def _is_like(name: str, pattern: str) -> bool:
     return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
 
 
-class Walk:
-    """One way of packets through a base chain; ``chains`` has the rules of each chain, read as they are needed."""
+class _Frame:
+    """A chain that is being walked.
 
-    def __init__(self, chains: Mapping[str, Iterable[Rule]], packets: Packets) -> None:
+    ``is_few``: only few packets are left in it.  ``back``: how many have returned from it.
+    ``jump``: the match of the rule that leads to the next frame, and its verdict.
+    """
+
+    def __init__(self, name: str, rules: Iterable[Rule], *, is_few: bool) -> None:
+        self.key = name, is_few
+        self.rules = iter(rules)
+        self.is_few = is_few
+        self.is_done = False
+        self.back = Match.NONE
+        self.jump = Match.NONE, Verdict.JUMP
+
+    def amount(self, match: Match) -> Match:
+        """FEW or SOME."""
+        return Match.FEW if self.is_few or match is Match.FEW else Match.SOME
+
+    def leave(self, match: Match, stays: Match = Match.NONE) -> None:
+        """Take out the packets that a rule matches, but for those that stay."""
+        if match is Match.ALL:
+            self.is_few |= stays is Match.FEW
+            self.is_done = stays is Match.NONE
+
+    def return_(self, amount: Match) -> None:
+        """Note that packets return from the chain."""
+        self.back = max(self.back, amount)
+
+    def take_back(self, back: Match) -> None:
+        """Go on with what has come back from the chain of the jump."""
+        match, verdict = self.jump
+        if verdict is Verdict.GOTO:
+            self.return_(back)
+        self.leave(match, Match.NONE if verdict is Verdict.GOTO else back)
+
+
+class Walk:
+    """One way of packets through a base chain; ``chains`` has the rules of each chain, read as they are needed.
+
+    It keeps a stack of its own, because iptables-legacy takes chains that are nested by the hundred.
+    """
+
+    def __init__(self, chains: Chains, packets: Packets) -> None:
         self._chains = chains
         self._packets = packets
         self._passes = False  # some packets, and not only few
         self._drops: list[tuple[str, bool]] = []  # by what, and whether it drops all that come to it
-        self._through: dict[tuple[str, bool], bool] = {}
+        self._back: dict[tuple[str, bool], Match] = {}  # what returns from a chain, which is walked once for all jumps
+        self._frames: list[_Frame] = []
 
     def run(self, chain: str, policy: str) -> Generator[None, None, Drop | None]:
-        """What drops the packets, if anything does.  It pauses after each rule.
+        """Find what drops the packets, if anything does, with a pause after each rule.
 
         ``policy``: what drops packets that come to the end of the chain; empty if they pass.
         """
-        if (yield from self._walk(chain, is_few=False)):
-            if policy:
-                self._drops.append((policy, True))
-            else:
-                self._passes = True
+        self._enter((chain, False))
+        yield from self._walk()
+        self._end(self._back[chain, False], policy)
         if not self._drops:
             return None
         if self._passes:
             return Drop(self._drops[0][0], is_certain=False)
         return Drop(next((by for by, is_all in self._drops if is_all), self._drops[0][0]), is_certain=True)
 
-    def _walk(self, chain: str, *, is_few: bool) -> Generator[None, None, bool]:
-        """Whether packets may come back from a chain.  Each chain is walked once for all jumps to it."""
-        if (chain, is_few) in self._through:
-            return self._through[chain, is_few]
-        self._through[chain, is_few] = True  # of a loop, which the kernel refuses
-        returns = False
-        for rule in self._chains.get(chain, ()):
-            yield
-            match = rule.match(self._packets)
-            if match is Match.NONE:
-                continue
-            leaves, comes_back = yield from self._apply(rule, match, is_few=is_few or match is Match.FEW)
-            returns |= comes_back
-            if leaves and match is Match.ALL:
-                break
-        else:
-            returns = True
-        self._through[chain, is_few] = returns
-        return returns
-
-    def _apply(self, rule: Rule, match: Match, *, is_few: bool) -> Generator[None, None, tuple[bool, bool]]:
-        """Whether the packets that match leave the chain, and whether some of them may return from it."""
-        if rule.verdict is Verdict.CONTINUE:
-            return False, False
-        if rule.verdict is Verdict.RETURN:
-            return True, True
-        if rule.verdict in (Verdict.JUMP, Verdict.GOTO):
-            comes_back = yield from self._walk(rule.target, is_few=is_few)
-            is_goto = rule.verdict is Verdict.GOTO
-            return is_goto or not comes_back, is_goto and comes_back
-        if rule.verdict is not Verdict.ACCEPT:
-            self._drops.append((rule.text, match is Match.ALL))
-        if rule.verdict is not Verdict.DROP and not is_few:
+    def _end(self, returned: Match, policy: str) -> None:
+        if policy and returned is not Match.NONE:
+            self._drops.append((policy, returned is not Match.FEW))
+        elif returned is Match.SOME:
             self._passes = True
-        return True, False
+
+    def _walk(self) -> Generator[None, None, None]:
+        while self._frames:
+            frame = self._frames[-1]
+            rule = None if frame.is_done else next(frame.rules, None)
+            if rule is None:
+                self._leave()
+                continue
+            yield
+            if (match := rule.match(self._packets)) is not Match.NONE:
+                self._apply(frame, rule, match)
+
+    def _enter(self, key: tuple[str, bool]) -> None:
+        chain, is_few = key
+        self._back[key] = Match.FEW if is_few else Match.SOME  # of a loop, which the kernel refuses
+        self._frames.append(_Frame(chain, self._chains.get(chain, ()), is_few=is_few))
+
+    def _leave(self) -> None:
+        frame = self._frames.pop()
+        if not frame.is_done:
+            frame.return_(frame.amount(Match.ALL))
+        self._back[frame.key] = frame.back
+        if self._frames:
+            self._frames[-1].take_back(frame.back)
+
+    def _apply(self, frame: _Frame, rule: Rule, match: Match) -> None:
+        amount = frame.amount(match)
+        if rule.verdict is Verdict.CONTINUE:
+            return
+        if rule.verdict in (Verdict.JUMP, Verdict.GOTO):
+            self._jump(frame, rule, match, is_few=amount is Match.FEW)
+            return
+        if rule.verdict is Verdict.RETURN:
+            frame.return_(amount)
+        elif rule.verdict is not Verdict.ACCEPT:
+            self._drops.append((rule.text, match is Match.ALL and not frame.is_few))
+        if rule.verdict in (Verdict.ACCEPT, Verdict.UNKNOWN):
+            self._passes |= amount is Match.SOME
+        frame.leave(match)
+
+    def _jump(self, frame: _Frame, rule: Rule, match: Match, *, is_few: bool) -> None:
+        frame.jump = match, rule.verdict
+        key = rule.target, is_few
+        if key in self._back:
+            frame.take_back(self._back[key])
+        else:
+            self._enter(key)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 from lab import ETCD_PREFIX, Daemon, Host, Lab, wait_for
+from support.firewalls import large_nftables
 
 MEASURED = Path(__file__).parent / "measured_daemon.py"
 #: Processor time of one turn.
@@ -55,6 +56,7 @@ def busy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             for number in range(FOREIGN)
         )
         host.run("ip", "-batch", "-", input=foreign)
+        host.run("nft", "-f", "-", input=large_nftables())
         lab.etcd.put_all(leases(request.param), ttl=3000)
         daemon = host.start_daemon("-iface=eth1", python=str(python))
         daemon.wait_ready(60)

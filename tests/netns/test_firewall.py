@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from lab import Container, Daemon, Host, Lab, wait_connected, wait_for
-from support.firewalls import FLAVOURS, Flavour
+from support.firewalls import FLAVOURS, Flavour, large_nftables
 from support.overlay import Capture
 
 NETWORK = "11.0.0.0/16"
@@ -171,6 +171,7 @@ def test_no_turn_of_the_loop_is_long_with_30000_foreign_rules_and_10000_peers() 
     )
     with Lab(hosts=1) as lab:
         flavour = Flavour(lab.hosts[0], "legacy")
+        lab.hosts[0].run("nft", "-f", "-", input=large_nftables())
         flavour.restore(f"*nat\n:KUBE - [0:0]\n{rules}-A POSTROUTING -s 10.0.0.0/8 -j KUBE\nCOMMIT\n")
         argv = ["env", f"PATH={flavour.env['PATH']}", sys.executable, GUARD_TURNS, "10000"]
         for _ in range(3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -111,6 +112,62 @@ KINDS: dict[str, tuple[list[str], str, bool]] = {
         "inet fw forward drops",
         True,
     ),
+    "replies": (
+        ["iptables -I FORWARD -m conntrack --ctstate ESTABLISHED -j DROP"],
+        "ctstate ESTABLISHED -j DROP' drops",
+        True,
+    ),
+    "a native rule": (
+        ["iptables -t mangle -N X", "nft insert rule ip mangle FORWARD ct state new,established drop"],
+        "ip mangle FORWARD drops",
+        True,
+    ),
+    "a map": (
+        [
+            "nft add table inet fw",
+            "nft add chain inet fw forward { type filter hook forward priority 0; policy accept; }",
+            'nft add map inet fw out { type ifname : verdict ; elements = { "docker0" : drop } ; }',
+            "nft add rule inet fw forward oifname vmap @out",
+        ],
+        "inet fw forward drops",
+        True,
+    ),
+    "a dormant table": (
+        [
+            "nft add table inet fw { flags dormant ; }",
+            "nft add chain inet fw forward { type filter hook forward priority 0; policy drop; }",
+        ],
+        "inet fw forward may drop",
+        False,
+    ),
+    "rules for others, and for rare packets": (
+        [
+            "iptables -N OTHERS",
+            "iptables -I FORWARD -j OTHERS",
+            "nft add rule ip filter OTHERS ip saddr { 203.0.113.7, 198.51.100.9 } drop",
+            "nft add table inet fw",
+            "nft add chain inet fw forward { type filter hook forward priority 0; policy drop; }",
+            "nft add rule inet fw forward ether type ip6 drop",
+            "nft add rule inet fw forward fib saddr . iif oif missing drop",
+            "nft add rule inet fw forward tcp flags & (fin|syn) == (fin|syn) drop",
+            "nft add rule inet fw forward ip saddr vmap { 1.2.3.4 : drop, * : accept }",
+            "iptables -I FORWARD -p tcp ! --syn -m conntrack --ctstate NEW -j DROP",
+            "iptables -I FORWARD -m addrtype --dst-type LOCAL -j REJECT",
+            "iptables -I FORWARD -f -j DROP",
+            "iptables -I FORWARD -m comment --comment 'of several\n-A FORWARD -j DROP\nlines' -j LOG",
+        ],
+        "",
+        False,
+    ),
+    "an earlier run with legacy": (
+        [
+            "iptables-legacy -N FLANNEL-A-11.0.0.0/16",
+            "iptables-legacy -A FORWARD -j FLANNEL-A-11.0.0.0/16",
+            "iptables-legacy -P FORWARD DROP",
+        ],
+        "'-P FORWARD DROP' drops .*iptables-legacy-save",
+        True,
+    ),
     "a queue": (["iptables -I FORWARD -j NFQUEUE --queue-num 7"], "may drop", False),
     "another interface": (
         [
@@ -134,6 +191,8 @@ KINDS: dict[str, tuple[list[str], str, bool]] = {
     ),
     "no jump": (["iptables -I DOCKER-USER -j DROP"], "", False),
 }
+#: nft does not print whether a table is dormant, so what it may drop is named.
+PASSING = {"a dormant table"}
 #: Docker's documentation has the first one.
 WITH_PUBLIC_IPS = {
     "-I DOCKER-USER -i eth1 ! -s 192.0.2.2 -j DROP": True,
@@ -141,7 +200,9 @@ WITH_PUBLIC_IPS = {
     "-I FORWARD -i eth1 ! -s 11.0.0.0/16 -j DROP": False,
 }
 UNDO = (
-    "nft delete table inet fw 2>/dev/null; iptables-legacy -P FORWARD ACCEPT; iptables -t security -F; iptables-restore"
+    "nft delete table inet fw 2>/dev/null; iptables-legacy -P FORWARD ACCEPT; "
+    "iptables-legacy -F; iptables-legacy -X; nft flush chain ip mangle FORWARD; iptables -t security -F; "
+    "iptables-restore"
 )
 
 
@@ -171,15 +232,15 @@ def test_what_is_named_is_what_stops_pings(pair: Pair, kind: str) -> None:
     commands, text, is_certain = KINDS[kind]
     host, seen = pair.one.host, len(pair.daemon.log())
     for command in commands:
-        host.run(*command.split())
+        host.run(*shlex.split(command))
     try:
         if text:
             wait_for(lambda: re.search(text, pair.daemon.log()[seen:]), 15, "the line in the log")
         else:
             time.sleep(2)  # a check
-            assert "drop" not in pair.daemon.log()[seen:]
+            assert not re.search("drops? packets", pair.daemon.log()[seen:])
         wait_for(lambda: is_ready(host) is not is_certain, 5, "the ready file")
-        assert reaches(pair.one, pair.other.address, 1) is not (is_certain or bool(text))
+        assert reaches(pair.one, pair.other.address, 1) is (kind in PASSING or not text)
         assert len(re.findall(" drops? packets", pair.daemon.log()[seen:])) == bool(text)
         if remedy := re.search("nft insert .*accept", pair.daemon.log()[seen:]):
             host.run("sh", "-c", remedy[0])

@@ -119,6 +119,9 @@ def test_the_capabilities_of_the_systemd_unit_suffice(make_lab: Callable[..., La
             "-A POSTROUTING -j FLANNEL-M-11.0.0.0/16\n"
             in host.run(f"/usr/sbin/iptables-{flavour}", "-t", "nat", "-S").stdout
         )
+    if flavour == "nft":  # that user may not read which tables iptables-legacy has
+        lab.hosts[0].run("iptables-legacy", "-P", "FORWARD", "DROP")
+        daemons[0].wait_for_log("'-P FORWARD DROP' drops packets .*listed by iptables-legacy-save")
     assert [daemon.stop() for daemon in daemons] == [0, 0]
     assert "flannel0" not in lab.hosts[0].run("ip", "link").stdout
 

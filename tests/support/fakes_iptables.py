@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flannelpy.errors import HostError
-from flannelpy.netfilter.iptables_listing import Table, Tables
+from flannelpy.netfilter.iptables_listing import Tables
 
 if TYPE_CHECKING:
     import pytest
 
-    from flannelpy.netfilter.nft_listing import BaseChain
+    from flannelpy.netfilter.nft_listing import Table
     from flannelpy.netfilter.ruleset import Listing
 
 BUILT_IN = {
@@ -30,8 +30,8 @@ class FakeTables:
         }
         self.failure = ""
         self.is_deaf = False  # iptables-restore reports success and does nothing
-        self.base_chains: list[BaseChain] = []  # of nftables
         self.other: FakeTables | None = None  # the tables of iptables-legacy
+        self.nft_tables: dict[str, Table | HostError] = {}
         self.saved: list[str] = []  # tables, as often as they were listed
         self.restored: list[str] = []
 
@@ -42,18 +42,18 @@ class FakeTables:
         monkeypatch.setattr("flannelpy.linux.iptables.tables", self.all_tables)
         monkeypatch.setattr("flannelpy.linux.iptables.other_flavour", lambda: "legacy" if self.other else "")
         monkeypatch.setattr("flannelpy.linux.iptables.may_exist", lambda table, _: table in (self.other or self).tables)
-        monkeypatch.setattr("flannelpy.linux.nftables.base_chains", self.listed_chains)
+        monkeypatch.setattr("flannelpy.linux.nftables.tables", self.all_nft_tables)
 
-    async def all_tables(self) -> dict[str, list[Table]]:
+    async def all_tables(self) -> dict[str, Tables | HostError]:
         if self.failure:
-            raise HostError(self.failure)
-        found = Tables()
+            return {"iptables-save": HostError(self.failure)}
+        found = Tables("iptables-save")
         for table in self.tables:
             found.feed(self.text(table).encode())
-        return {"iptables-save": found.found}
+        return {"iptables-save": found}
 
-    async def listed_chains(self) -> list[BaseChain]:
-        return self.base_chains
+    async def all_nft_tables(self) -> dict[str, Table | HostError]:
+        return self.nft_tables
 
     async def save(self, table: str, listing: Listing, flavour: str = "") -> None:
         if flavour:

@@ -25,6 +25,16 @@ def reaches(one: Container, address: object, count: int = 3) -> bool:
     return not one.run("ping", "-n", f"-c{count}", "-i0.2", "-W1", str(address), check=False).returncode
 
 
+def large_nftables() -> str:
+    """A table with a set of 5,500 ranges, sets of 1,000 addresses each, and 1,000 rules, for ``nft -f -``."""
+    ranges = ", ".join(f"{20 + n // 250}.{n % 250}.0.1-{20 + n // 250}.{n % 250}.0.9" for n in range(5500))
+    sets = [", ".join(f"{100 + n}.{each // 250}.{each % 250}.1" for each in range(1000)) for n in range(3)]
+    rules = [f"ip saddr {{ {ranges} }} drop", *(f"ip saddr {{ {each} }} drop" for each in sets)]
+    rules += [f"ip saddr 9.{n // 250}.{n % 250}.0/24 counter drop" for n in range(1000)]
+    lines = "\n".join(rules)
+    return f"table inet large {{\nchain f {{ type filter hook forward priority 1; policy accept;\n{lines}\n}}\n}}\n"
+
+
 class Flavour:
     """``iptables`` and its companions are of this flavour for what is started with ``env``."""
 

@@ -67,7 +67,8 @@ class VxlanBackend(KernelRoutedBackend[_Vtep]):
         external = self._external.name
         if not self._settings.direct_routing:
             return Forwarding([self.device], external)
-        return Forwarding([self.device, external], external, masquerading=external)
+        unused = {frozenset({True}): (self.device,), frozenset({False}): (external,)}.get(frozenset(self._ways), ())
+        return Forwarding([self.device, external], external, masquerading=external, unused=unused)
 
     @property
     def device(self) -> str:

@@ -274,10 +274,12 @@ def test_direct_routing_follows_the_link(monkeypatch: pytest.MonkeyPatch) -> Non
     async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
         backend.apply([added(1, 102), added(2, 203)])
         await netlink.settled(direct(1, 102), direct(2, 203))
+        assert backend.forwarding.unused == ("flannel.1",)
         for prefix_len, entries in ((25, by_vxlan(2, 203)), (24, (direct(2, 203),))):
             netlink.own_addresses[0] = Address(ETH1, EXTERNAL.address, prefix_len)
             assert await backend.repair(netlink) == []
             await netlink.settled(direct(1, 102), *entries)
+            assert backend.forwarding.unused == (("flannel.1",) if prefix_len == 24 else ())
 
     play(scenario, monkeypatch, DirectRouting=True)
 

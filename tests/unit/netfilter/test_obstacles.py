@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
-from ipaddress import IPv4Network
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import pytest
 
-from flannelpy.netfilter import nft_listing, obstacles
+from flannelpy.netfilter import obstacles
+from flannelpy.netfilter.address_ranges import AddressRanges
 from flannelpy.netfilter.iptables_listing import Tables
+from flannelpy.netfilter.nft_listing import Entries, Table
 from flannelpy.netfilter.obstacles import Obstacle, Search, Traffic
 
 ACCEPTING = "FLANNEL-A-11.0.0.0/16"
@@ -37,12 +41,20 @@ def of_iptables(
     heads = [f":FORWARD {policy} [1:2]", ":PREROUTING ACCEPT [1:2]", ":DOCKER-USER - [0:0]", f":{ACCEPTING} - [0:0]"]
     heads += [f":{name} - [0:0]" for name in chains.split()]
     text = "\n".join(["# by", f"*{table}", *heads, *(f"-A {rule}" for rule in rules), "COMMIT", ""]).encode()
-    tables = Tables()
+    listed = searched([listing(text)], [], traffic)
+    return {re.findall("'(?:-A )?(.*)'", one.text, re.DOTALL)[0]: one.is_certain for one in listed}
+
+
+def listing(text: bytes, program: str = "iptables-save", *, is_guarded: bool = True) -> Tables:
+    """As it comes from the command, in parts."""
+    tables = Tables(program, is_guarded=is_guarded)
     for start in range(0, len(text), 50):
         tables.feed(text[start : start + 50])
-    [found] = tables.found
-    listed = result(obstacles.of_table(found, "iptables-save", traffic))
-    return {re.findall("'(?:-A )?(.*)'", one.text)[0]: one.is_certain for one in listed}
+    return tables
+
+
+def searched(listings: list[Tables], nft_tables: list[Table], traffic: Traffic) -> list[Obstacle]:
+    return [found for search in obstacles.searches(listings, nft_tables, traffic) for found in result(search)]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +75,8 @@ def of_iptables(
         ("FORWARD -m conntrack --ctstate INVALID,NEW -j DROP", True),
         ("FORWARD -m state --state NEW -j DROP", True),
         ("FORWARD -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP", True),
+        ("FORWARD -m conntrack ! --ctstate NEW -j DROP", True),
+        ("FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j REJECT", True),
         ("FORWARD -p tcp -j DROP", False),
         ("FORWARD -p tcp -m tcp --dport 80 -j DROP", False),
         ("FORWARD -s 11.0.7.0/24 -j DROP", False),
@@ -86,7 +100,6 @@ def test_a_rule_that_drops_is_found(rule: str, is_certain: bool) -> None:
         "FORWARD ! -s 11.0.0.0/16 -j DROP",
         "FORWARD ! -i flannel0 ! -o flannel0 -j DROP",
         "FORWARD -m conntrack --ctstate INVALID -j DROP",
-        "FORWARD -m conntrack ! --ctstate NEW -j DROP",
         "DOCKER-USER -j DROP",
         "FORWARD -j DROPLIST",
         "FORWARD -j REJECT_BAD",
@@ -126,11 +139,90 @@ def test_what_drops_none_of_our_packets_is_none(rule: str) -> None:
             {},
         ),
         (["FORWARD -j FLANNEL-D-11.7.0.0/16", "FLANNEL-D-11.7.0.0/16 -j DROP"], {}),
+        (["FORWARD -j MARK-x", "MARK-x -p tcp --dport 22 -j RETURN", "MARK-x -j DROP"], {"MARK-x -j DROP": True}),
+        (["FORWARD -m conntrack --ctstate NEW -j ACCEPT", "FORWARD -j DROP"], {"FORWARD -j DROP": True}),
     ],
 )
 def test_chains_are_followed(rules: list[str], found: dict[str, bool]) -> None:
     chains = "LOGDROP FLANNEL-FWD LOG-ACCEPT DROP-x MARK-x FLANNEL-D-11.7.0.0/16"
     assert of_iptables(*rules, chains=chains) == found
+
+
+#: Rules for others, or for packets that are malformed or rare.
+HARDENING = [
+    "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate NEW -j DROP",
+    "-p tcp -m tcp --tcp-flags FIN,SYN,RST,PSH,ACK,URG NONE -j DROP",
+    "-p tcp -m tcp --tcp-flags SYN,RST SYN,RST -j DROP",
+    "-f -j DROP",
+    "-m rpfilter --invert -j DROP",
+    "-m hashlimit --hashlimit-above 10/sec --hashlimit-burst 5 --hashlimit-name x -j DROP",
+    "-p tcp -m connlimit --connlimit-above 10 --connlimit-mask 32 --connlimit-saddr -j REJECT",
+    "-m iprange --src-range 203.0.113.1-203.0.113.9 -j DROP",
+    '-m addrtype --dst-type LOCAL -m comment --comment "no endpoints" -j REJECT',
+    "-m addrtype ! --dst-type UNICAST -j DROP",
+]
+
+
+@pytest.mark.parametrize("rule", HARDENING)
+def test_a_rule_that_only_rare_packets_match_is_not_named(rule: str) -> None:
+    assert of_iptables(f"FORWARD {rule}", f"FORWARD -j {ACCEPTING}") == {}
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_certain"),
+    [
+        ("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j DROP", False),
+        ("-p tcp -m tcp --tcp-flags ACK ACK -j DROP", False),
+        ("! -f -j DROP", True),
+        ("-m iprange --dst-range 11.0.13.0-11.0.14.9 -j DROP", True),
+        ("-m iprange ! --src-range 12.0.0.0-12.0.0.9 -j DROP", True),
+        ("-m addrtype --dst-type UNICAST,LOCAL -j DROP", True),
+        ("-m hashlimit --hashlimit-upto 10/sec --hashlimit-name x -j DROP", False),
+    ],
+)
+def test_a_rule_that_ordinary_packets_match_is_named(rule: str, is_certain: bool) -> None:
+    assert list(of_iptables(f"FORWARD {rule}", f"FORWARD -j {ACCEPTING}").values()) == [is_certain]
+
+
+BEFORE_BRIDGES = UDP._replace(bridges=())
+
+
+@pytest.mark.parametrize(
+    ("rules", "found"),
+    [
+        (["FORWARD -o virbr0 -j REJECT", "FORWARD -i cali+ -j DROP"], {}),
+        (["FORWARD -j DROP"], {"FORWARD -j DROP": True}),
+        (["FORWARD -i flannel0 -j DROP"], {"FORWARD -i flannel0 -j DROP": True}),
+        (["FORWARD -i flannel0 ! -o br0 -j DROP"], {"FORWARD -i flannel0 ! -o br0 -j DROP": False}),
+        (
+            ["FORWARD -o docker0 -j ACCEPT", "FORWARD -i docker0 -j ACCEPT", "FORWARD -j DROP"],
+            {"FORWARD -j DROP": False},
+        ),
+    ],
+)
+def test_before_there_is_a_bridge_only_rules_that_name_none_count(rules: list[str], found: dict[str, bool]) -> None:
+    assert of_iptables(*rules, traffic=BEFORE_BRIDGES) == found
+
+
+def test_a_comment_of_several_lines_is_no_rule() -> None:
+    comment = 'FORWARD -m comment --comment "a\n-A FORWARD -j DROP\n*raw\nb \\" c" -j LOG'
+    assert of_iptables(comment, f"FORWARD -j {ACCEPTING}", policy="DROP") == {}
+    real = comment.replace("LOG", "DROP")
+    assert of_iptables(real, f"FORWARD -j {ACCEPTING}") == {real: True}
+
+
+def of_both(*rules: str, is_guarded: bool) -> list[bool]:
+    text = "\n".join(["*filter", ":FORWARD DROP [0:0]", f":{ACCEPTING} - [0:0]", *rules, "COMMIT", ""]).encode()
+    found = searched([listing(text, "iptables-legacy-save", is_guarded=is_guarded)], [], UDP)
+    return [each.is_certain for each in found]
+
+
+def test_a_chain_of_flannelpy_counts_as_accepting_only_in_the_iptables_that_is_guarded() -> None:
+    """An earlier run may have used the other kind, and left an empty chain there."""
+    jump = f"-A FORWARD -j {ACCEPTING}"
+    assert of_both(jump, is_guarded=True) == []
+    assert of_both(jump, is_guarded=False) == [True]
+    assert of_both(jump, f"-A {ACCEPTING} -s 11.0.0.0/16 -d 11.0.0.0/16 -j ACCEPT", is_guarded=False) == []
 
 
 def test_a_policy_counts_where_no_rule_accepts() -> None:
@@ -159,6 +251,17 @@ def test_with_host_gw_packets_may_have_the_public_ip_of_a_host() -> None:
     assert of_iptables(only_ours, f"FORWARD -j {ACCEPTING}", traffic=HOST_GW) == {only_ours: False}
 
 
+def test_addresses_of_others_stop_no_masqueraded_packet() -> None:
+    peers = AddressRanges((int(IPv4Address(f"192.0.2.{number}")),) * 2 for number in (7, 9))
+    traffic = HOST_GW._replace(peers=peers)
+    accepting = f"FORWARD -j {ACCEPTING}"
+    for rule in ("FORWARD -s 203.0.113.7/32 -j REJECT", "FORWARD -i eth1 -s 10.0.0.0/8 -j DROP"):
+        assert of_iptables(rule, accepting, traffic=traffic) == {}
+    banned = "FORWARD -s 192.0.2.9/32 -j REJECT"
+    assert of_iptables(banned, accepting, traffic=traffic) == {banned: False}
+    assert of_iptables(banned, accepting, traffic=HOST_GW._replace(peers=AddressRanges([]))) == {}
+
+
 # nftables
 
 
@@ -172,22 +275,46 @@ def ip(field: str) -> dict[str, Any]:
 
 STATE: dict[str, Any] = {"ct": {"key": "state"}}
 IN, OUT = {"meta": {"key": "iifname"}}, {"meta": {"key": "oifname"}}
+TCP_FLAGS: dict[str, Any] = {"payload": {"protocol": "tcp", "field": "flags"}}
 DROP, ACCEPT = {"drop": None}, {"accept": None}
 NETWORK = {"prefix": {"addr": "11.0.0.0", "len": 16}}
 
 
 def of_nftables(
-    *rules: list[object], policy: str = "accept", hook: str = "forward", table: str = "fw", traffic: Traffic = UDP
+    *rules: list[object],
+    policy: str = "accept",
+    hook: str = "forward",
+    table: str = "fw",
+    traffic: Traffic = UDP,
+    elements: list[object] | None = None,
+    flags: object = None,
+    size: int = 70,
 ) -> list[Obstacle]:
+    """``elements``: of the map called map."""
     where = {"family": "inet", "table": table}
     entries: list[dict[str, Any]] = [
+        {"table": {"family": "inet", "name": table, **({"flags": flags} if flags else {})}},
+        {"map": {"family": "inet", "name": "map", "table": table, "type": "ifname", "map": "verdict"}},
         {"chain": {**where, "name": "base", "type": "filter", "hook": hook, "prio": 0, "policy": policy}},
         {"chain": {**where, "name": "sub"}},
         {"rule": {**where, "chain": "sub", "expr": [DROP]}},
         *({"rule": {**where, "chain": "base", "expr": rule}} for rule in rules),
     ]
-    [chain] = nft_listing.base_chains(entries)
-    return result(obstacles.of_base_chain(chain, traffic))
+    found = Table("inet", table)
+    feed(found.take, entries)
+    if elements is not None:
+        assert found.map_names == ["map"]
+        feed(found.take_elements, [{"map": {**entries[1]["map"], "elem": elements}}], size)
+    return searched([], [found], traffic)
+
+
+def feed(take: Callable[[bytes], object], entries: list[dict[str, Any]], size: int = 70) -> None:
+    """As nft prints them, in parts."""
+    text = json.dumps({"nftables": [{"metainfo": {"version": "1.0.6"}}, *entries]}).encode() + b"\n"
+    listed = Entries(take)
+    for start in range(0, len(text), size):
+        listed.feed(text[start : start + size])
+    listed.close()
 
 
 ESTABLISHED = [match(STATE, ["established", "related"], "in"), ACCEPT]
@@ -220,11 +347,111 @@ ESTABLISHED = [match(STATE, ["established", "related"], "in"), ACCEPT]
         ([[{"vmap": {"key": OUT, "data": {"set": [["docker0", {"jump": {"target": "sub"}}]]}}}]], "accept", [True]),
         ([[{"vmap": {"key": STATE, "data": {"set": [["established", ACCEPT], ["invalid", DROP]]}}}]], "accept", []),
         ([[{"vmap": {"key": OUT, "data": "@map"}}]], "accept", [False]),
+        ([[{"vmap": {"key": ip("saddr"), "data": {"set": [["*", ACCEPT], ["1.2.3.4", DROP]]}}}]], "drop", []),
+        ([[match(ip("saddr"), "*"), DROP]], "accept", [True]),
+        ([[match(ip("saddr"), "1.2"), DROP]], "accept", [False]),
+        ([[match(STATE, "new", "!="), DROP]], "accept", [True]),
+        ([[match(STATE, "new"), ACCEPT]], "drop", [True]),
+        ([[match({"payload": {"protocol": "ether", "field": "type"}}, "ip6"), DROP]], "accept", []),
+        ([[match({"exthdr": {"name": "hbh"}}, False), DROP]], "accept", []),
+        ([[match({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, False), DROP]], "accept", []),
+        ([[match({"fib": {"result": "type", "flags": ["daddr"]}}, "local"), DROP]], "accept", []),
+        ([[match({"fib": {"result": "type", "flags": ["daddr"]}}, "local", "!="), DROP]], "accept", [True]),
+        ([[match({"&": [{"payload": {"protocol": "ip", "field": "frag-off"}}, 8191]}, 0, "!="), DROP]], "accept", []),
+        ([[match({"&": [TCP_FLAGS, ["fin", "syn"]]}, ["fin", "syn"]), DROP]], "accept", []),
+        ([[match({"&": [TCP_FLAGS, ["fin", "syn", "rst", "ack"]]}, "syn"), DROP]], "accept", [False]),
+        ([[match(TCP_FLAGS, ["fin", "syn"], "!"), match(STATE, "new"), DROP]], "accept", []),
+        ([[match(TCP_FLAGS, "syn", "in"), DROP]], "accept", [False]),
+        ([[{"limit": {"rate": 5, "inv": True}}, DROP]], "accept", []),
+        ([[{"ct count": {"val": 5, "inv": True}}, DROP]], "accept", []),
+        ([[match({"concat": [ip("saddr"), IN]}, {"set": [{"concat": ["9.9.9.9", "eth0"]}]}), DROP]], "accept", []),
+        (
+            [[match({"concat": [ip("saddr"), IN]}, {"set": [{"concat": [NETWORK, "flannel0"]}]}), DROP]],
+            "accept",
+            [True],
+        ),
+        ([["nonsense"], [5]], "accept", []),
+        ([[{"match": 7}, DROP]], "accept", [False]),
         ([[{"queue": {"num": 3}}]], "accept", [False]),
     ],
 )
 def test_a_base_chain_is_followed(rules: list[list[object]], policy: str, found: list[bool]) -> None:
     assert [one.is_certain for one in of_nftables(*rules, policy=policy)] == found
+
+
+def test_a_map_whose_elements_are_listed_is_followed() -> None:
+    """As Docker 29 has them."""
+    rule: list[object] = [{"vmap": {"key": OUT, "data": "@map"}}]
+    assert [one.is_certain for one in of_nftables(rule, elements=[["docker0", DROP]])] == [True]
+    assert of_nftables(rule, elements=[["br-1", DROP]]) == of_nftables(rule, elements=[]) == []
+
+
+@pytest.mark.parametrize(("length", "is_certain"), [(4_000, True), (6_000, False), (30_000, False)])
+def test_the_elements_of_a_long_map_are_read_one_by_one(length: int, is_certain: bool) -> None:
+    """A map that is too long to be read may hold any element."""
+    elements: list[object] = [[f"bridge-{number}", {"goto": {"target": "sub"}}] for number in range(length)]
+    elements += [["docker0", DROP], ["*", ACCEPT]]
+    rule: list[object] = [{"vmap": {"key": OUT, "data": "@map"}}]
+    assert [one.is_certain for one in of_nftables(rule, elements=elements, size=1 << 15)] == [is_certain]
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_certain"),
+    [(None, True), ("owner", True), (["owner", "persist"], True), ("dormant", False), ("fw", False)],
+)
+def test_a_table_that_may_be_dormant_drops_nothing_for_certain(flags: object, is_certain: bool) -> None:
+    """nft 1.0.6 prints any text in the place of the flag."""
+    assert [one.is_certain for one in of_nftables(policy="drop", flags=flags)] == [is_certain]
+
+
+@pytest.mark.parametrize(("decision", "found"), [(DROP, [False]), (ACCEPT, []), ({"goto": {"target": "sub"}}, [False])])
+def test_a_rule_with_a_long_set_may_match(decision: dict[str, Any], found: list[bool]) -> None:
+    values = [f"10.{number >> 8}.{number & 255}.1" for number in range(20_000)]
+    rule: list[object] = [match(ip("saddr"), {"set": values}), decision]
+    assert [one.is_certain for one in of_nftables(rule)] == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"nftables": [', '{"nftables": [{"metainfo": {}}, {"chain": {"family": 5}}]}', "x" * 1_000_000],
+)
+def test_what_nft_does_not_print_is_an_error(text: str) -> None:
+    found = Table("inet", "fw")
+    entries = Entries(found.take)
+    with pytest.raises((ValueError, KeyError)):  # noqa: PT012 - any of the steps
+        entries.feed(text.encode())
+        entries.close()
+        found.base_chains()
+
+
+def of_mixed(lines: list[str], native: list[list[object]], *, head: str = "") -> list[Obstacle]:
+    """The same table as iptables-nft-save and nft list it."""
+    text = ["# Generated by iptables-nft-save v1.8.9 (nf_tables)", *([head] if head else []), "*filter"]
+    text += [":FORWARD ACCEPT [0:0]", *lines, "COMMIT", ""]
+    where = {"family": "ip", "table": "filter"}
+    base = {"type": "filter", "hook": "forward", "prio": 0, "policy": "accept"}
+    table = Table("ip", "filter")
+    rules = [{"rule": {**where, "chain": "FORWARD", "expr": rule}} for rule in native]
+    feed(table.take, [{"chain": {**where, "name": "FORWARD", **base}}, *rules])
+    return searched([listing("\n".join(text).encode(), "iptables-nft-save")], [table], UDP)
+
+
+OTHERS: list[object] = [match(ip("saddr"), {"set": ["198.51.100.9", "203.0.113.7"]}), DROP]
+
+
+def test_a_rule_with_a_set_that_iptables_does_not_print_is_taken_from_nft() -> None:
+    assert of_mixed(["-A FORWARD -j DROP"], [OTHERS]) == []
+    [found] = of_mixed(["-A FORWARD -j DROP", "-A FORWARD -i flannel0 -j DROP"], [OTHERS, [{"xt": None}, DROP]])
+    assert found.text.startswith("The iptables rule '-A FORWARD -i flannel0 -j DROP' drops")
+    [found] = of_mixed(["-A FORWARD -j DROP"], [])  # changed between the listings
+    assert found.is_certain
+
+
+def test_a_table_that_iptables_cannot_list_is_taken_from_nft() -> None:
+    for what in ("is incompatible, use 'nft' tool.", "contains incompatible base-chains, use 'nft' tool to list them."):
+        [found] = of_mixed([], [[match(STATE, "established"), DROP]], head=f"# Table `filter' {what}")
+        assert found.text.startswith("The nftables chain ip filter FORWARD drops")
+        assert found.is_certain
 
 
 @pytest.mark.parametrize("hook", ["prerouting", "forward", "postrouting"])
@@ -242,6 +469,11 @@ def test_each_obstacle_comes_with_what_to_do() -> None:
     command = "nft insert rule inet fw base ip saddr 11.0.0.0/16 ip daddr 11.0.0.0/16 accept"
     assert mine.text.endswith(f"(drop in chain base); accept them: {command}")
     assert host_gw.text.endswith(f"{command} && nft insert rule inet fw base iifname eth1 ip daddr 11.0.13.0/24 accept")
+    [leaving] = of_nftables([DROP], traffic=HOST_GW, hook="postrouting")
+    assert leaving.text.endswith(f"{command} && nft insert rule inet fw base oifname eth1 ip daddr 11.0.0.0/16 accept")
+    peers = HOST_GW._replace(peers=AddressRanges([(int(IPv4Address("192.0.2.7")),) * 2]))
+    [firewalld] = of_nftables([DROP], table="firewalld", traffic=peers)
+    assert "--add-source=11.0.0.0/16 --add-source=192.0.2.7/32 && firewall-cmd --reload" in firewalld.text
 
 
 @pytest.mark.parametrize(

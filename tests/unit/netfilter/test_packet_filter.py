@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Generator
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from flannelpy.netfilter.address_ranges import between, of_networks
 from flannelpy.netfilter.iptables_listing import Tables
-from flannelpy.netfilter.packet_filter import Addresses, Drop, Packets, Walk
+from flannelpy.netfilter.packet_filter import ESTABLISHED, NEW, Drop, Packets, Walk
 
 NETWORK, SUBNET = IPv4Network("11.0.0.0/16"), IPv4Network("11.0.13.0/24")
-PACKETS = Packets(Addresses(NETWORK, outside=SUBNET), Addresses(SUBNET), ("flannel0",), ("docker0",))
+PACKETS = Packets(between(NETWORK, SUBNET), of_networks(SUBNET), ("flannel0",), ("docker0",))
 CHAINS = ("FORWARD", "ONE", "TWO")
 
 
@@ -22,6 +24,7 @@ class Packet(NamedTuple):
     destination: str
     protocol: str
     port: int
+    state: str = NEW
 
 
 #: Those of few ports come last.
@@ -46,8 +49,9 @@ MATCHES: dict[str, Callable[[Packet], bool]] = {
     "-p tcp": lambda packet: packet.protocol == "tcp",
     "! -p tcp": lambda packet: packet.protocol != "tcp",
     "-p tcp -m tcp --dport 22": lambda packet: packet.port == 22,
-    "-m conntrack --ctstate NEW": lambda packet: True,
-    "-m conntrack --ctstate RELATED,ESTABLISHED": lambda packet: False,
+    "-m conntrack --ctstate NEW": lambda packet: packet.state == NEW,
+    "-m conntrack --ctstate RELATED,ESTABLISHED": lambda packet: packet.state == ESTABLISHED,
+    "-m conntrack ! --ctstate NEW": lambda packet: packet.state != NEW,
     '-m comment --comment "-j ACCEPT"': lambda packet: True,
 }
 # A chain jumps only to later ones: the kernel refuses loops.
@@ -72,12 +76,15 @@ def passes(chains: dict[str, list[tuple[str, str]]], packet: Packet, chain: str)
     return None
 
 
-def followed(chains: dict[str, list[tuple[str, str]]], policy: str) -> Drop | None:
+def followed(chains: dict[str, list[tuple[str, str]]], policy: str, state: str) -> Drop | None:
     lines = ["*filter", *(f":{name} {'ACCEPT [0:0]' if name == 'FORWARD' else '-'}" for name in chains)]
     lines += [f"-A {name} {condition} {decision}" for name, rules in chains.items() for condition, decision in rules]
-    tables = Tables()
+    tables = Tables("iptables-save")
     tables.feed("".join(f"{line}\n" for line in lines).encode())
-    walk = Walk(tables.found[0].rules({}), PACKETS).run("FORWARD", policy)
+    return result(Walk(tables.found[0].rules({}), PACKETS._replace(state=state)).run("FORWARD", policy))
+
+
+def result(walk: Generator[None, None, Drop | None]) -> Drop | None:
     try:
         while True:
             next(walk)
@@ -86,9 +93,23 @@ def followed(chains: dict[str, list[tuple[str, str]]], policy: str) -> Drop | No
         return found
 
 
-@given(st.tuples(*(st.lists(RULES, max_size=5) for _ in CHAINS)), st.sampled_from(["", "-P FORWARD DROP"]))
+@given(
+    st.tuples(*(st.lists(RULES, max_size=5) for _ in CHAINS)),
+    st.sampled_from(["", "-P FORWARD DROP"]),
+    st.sampled_from([NEW, ESTABLISHED]),
+)
+@example(  # a few packets return to an ACCEPT or a DROP
+    (
+        [("", "-j ONE"), ("", "-j DROP")],
+        [("-p tcp -m tcp --dport 22", "-j RETURN"), ("", "-j ACCEPT")],
+        [],
+    ),
+    "",
+    NEW,
+)
+@example(([("", "-g ONE")], [("-p tcp -m tcp --dport 22", "-j RETURN"), ("", "-j DROP")], []), "", NEW)
 def test_a_certain_drop_lets_no_packet_pass_and_no_drop_lets_all_pass(
-    rules: tuple[list[tuple[str, str]], ...], policy: str
+    rules: tuple[list[tuple[str, str]], ...], policy: str, state: str
 ) -> None:
     order = {"FORWARD": ("ONE", "TWO"), "ONE": ("TWO",), "TWO": ()}
     chains = {
@@ -97,11 +118,49 @@ def test_a_certain_drop_lets_no_packet_pass_and_no_drop_lets_all_pass(
     }
 
     def is_passed(packet: Packet) -> bool:
-        result = passes(chains, packet, "FORWARD")
+        result = passes(chains, packet._replace(state=state), "FORWARD")
         return not policy if result is None else result
 
-    found = followed(chains, policy)
+    found = followed(chains, policy, state)
     if found is None:
         assert all(map(is_passed, ORDINARY + FEW))
     elif found.is_certain:
         assert not any(map(is_passed, ORDINARY))
+
+
+#: The conditions of which is known how many packets they match.
+KNOWN = [text for text in MATCHES if text not in ("-p tcp", "! -p tcp", "-s 11.0.7.0/24", "! -s 11.0.7.0/24")]
+KNOWN_RULES = st.tuples(
+    st.sampled_from([text for text in KNOWN if text != "-d 11.0.13.2/32"]), st.sampled_from(TARGETS)
+)
+
+
+@given(
+    st.tuples(*(st.lists(KNOWN_RULES, max_size=5) for _ in CHAINS)),
+    st.sampled_from(["", "-P FORWARD DROP"]),
+    st.sampled_from([NEW, ESTABLISHED]),
+)
+def test_without_unknown_conditions_a_drop_of_all_packets_is_certain(
+    rules: tuple[list[tuple[str, str]], ...], policy: str, state: str
+) -> None:
+    """Rules for single ports make no drop uncertain, whether they accept or send back."""
+    order = {"FORWARD": ("ONE", "TWO"), "ONE": ("TWO",), "TWO": ()}
+    chains = {
+        name: [rule for rule in each if rule[1].split()[1] not in set(CHAINS) - set(order[name])]
+        for name, each in zip(CHAINS, rules, strict=True)
+    }
+    results = [passes(chains, packet._replace(state=state), "FORWARD") for packet in ORDINARY]
+    passed = [not policy if result is None else result for result in results]
+    found = followed(chains, policy, state)
+    assert (found is not None and found.is_certain) is not any(passed)
+
+
+def test_chains_may_be_nested_by_the_hundred() -> None:
+    names = [f"X{number}" for number in range(500)]
+    lines = ["*filter", ":FORWARD ACCEPT [0:0]", *(f":{name} - [0:0]" for name in names), "-A FORWARD -j X0"]
+    lines += [f"-A {one} -j {other}" for one, other in itertools.pairwise(names)] + ["-A X499 -j DROP", ""]
+    tables = Tables("iptables-legacy-save")
+    tables.feed("\n".join(lines).encode())
+    assert result(Walk(tables.found[0].rules({}), PACKETS).run("FORWARD", "")) == Drop(
+        "-A X499 -j DROP", is_certain=True
+    )

@@ -1,0 +1,121 @@
+"""A look that fails at a part neither hides what was known of that part, nor what is seen elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from ipaddress import IPv4Network
+
+import pytest
+from support.fakes_iptables import FakeTables
+
+from flannelpy.errors import HostError
+from flannelpy.host.forward_check import ForwardCheck
+from flannelpy.linux import nftables
+from flannelpy.netfilter.nft_listing import Entries, Table
+from flannelpy.netfilter.obstacles import Traffic
+
+TRAFFIC = Traffic(IPv4Network("11.0.0.0/16"), IPv4Network("11.0.13.0/24"), ("flannel0",), "", ("docker0",), "FLANNEL-A")
+NETWORKS = {"": TRAFFIC}
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> FakeTables:
+    fake = FakeTables()
+    fake.install(monkeypatch)
+    return fake
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> ForwardCheck:
+    """It may look as often as it is asked."""
+    monkeypatch.setattr("flannelpy.host.forward_check._PAUSE_FACTOR", 0)
+    return ForwardCheck()
+
+
+def look(check: ForwardCheck) -> str:
+    """What is certain."""
+    asyncio.run(check.check(NETWORKS))
+    return check.certain("")
+
+
+def dropping(name: str) -> Table:
+    found = Table("inet", name)
+    head = {"family": "inet", "table": name, "name": "base", "hook": "forward", "type": "filter", "policy": "drop"}
+    entries = Entries(found.take)
+    entries.feed(json.dumps({"nftables": [{"metainfo": {}}, {"chain": head}]}).encode())
+    entries.close()
+    return found
+
+
+def test_a_table_that_cannot_be_read_keeps_its_result_and_is_named_once(
+    check: ForwardCheck, tables: FakeTables, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables.nft_tables = {"inet one": dropping("one")}
+    assert "chain inet one base drops" in look(check)
+    tables.nft_tables = {"inet one": HostError("too long"), "inet two": HostError("garbage")}
+    caplog.clear()
+    assert "chain inet one base drops" in look(check)
+    look(check)
+    assert caplog.messages == [
+        "Cannot look whether the nftables table inet one drops packets of containers: too long",
+        "Cannot look whether the nftables table inet two drops packets of containers: garbage",
+    ]
+
+
+def test_a_table_that_cannot_be_read_hides_no_other(check: ForwardCheck, tables: FakeTables) -> None:
+    tables.nft_tables = {"inet one": HostError("garbage"), "inet two": dropping("two")}
+    assert "chain inet two base drops" in look(check)
+    tables.failure = "iptables does not work"
+    assert "chain inet two base drops" in look(check)
+
+
+def test_without_a_list_of_tables_all_keep_their_result(
+    check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail() -> dict[str, Table | HostError]:
+        raise HostError("the command nft is missing: install nftables")
+
+    tables.nft_tables = {"inet one": dropping("one")}
+    assert look(check)
+    monkeypatch.setattr(nftables, "tables", fail)
+    caplog.clear()
+    assert "chain inet one base drops" in look(check)
+    assert look(check)
+    assert caplog.messages == [
+        "Cannot look whether nftables drops packets of containers: the command nft is missing: install nftables"
+    ]
+
+
+def test_iptables_that_cannot_be_listed_keeps_its_result(check: ForwardCheck, tables: FakeTables) -> None:
+    tables.tables["filter"]["FORWARD"].append("-j DROP")
+    assert "'-A FORWARD -j DROP' drops" in look(check)
+    tables.failure = "another program holds the lock"
+    assert "'-A FORWARD -j DROP' drops" in look(check)
+
+
+def test_what_is_gone_is_logged(check: ForwardCheck, tables: FakeTables, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    tables.tables["filter"]["FORWARD"].append("-j DROP")
+    tables.nft_tables = {"inet one": dropping("one")}
+    assert look(check)
+    caplog.clear()
+    tables.tables["filter"]["FORWARD"].clear()
+    del tables.nft_tables["inet one"]
+    assert look(check) == ""
+    assert caplog.messages == [
+        "Gone: the iptables rule '-A FORWARD -j DROP' (table filter, listed by iptables-save) stops no packets between "
+        "containers of different hosts any more",
+        "Gone: the nftables chain inet one base (its policy) stops no packets between containers of different hosts "
+        "any more",
+    ]
+
+
+def test_what_has_not_changed_is_not_searched_again(
+    check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables.nft_tables = {"inet one": dropping("one")}
+    assert look(check)
+    monkeypatch.setattr("flannelpy.netfilter.obstacles.searches", pytest.fail)
+    tables.nft_tables = {"inet one": dropping("one")}
+    assert look(check)

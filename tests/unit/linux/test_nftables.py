@@ -1,0 +1,170 @@
+"""What becomes of the answers of nft, of iptables-legacy-save, and of a command that is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flannelpy.errors import HostError
+from flannelpy.linux import iptables, kernel_modules, nftables
+from flannelpy.netfilter.iptables_listing import Tables
+from flannelpy.netfilter.nft_listing import Table
+
+Command = Callable[[str, str], None]
+CHAIN = {"family": "inet", "table": "fw", "name": "f", "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Puts a shell script in the place of a command."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def put(name: str, script: str) -> None:
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+
+    return put
+
+
+def printed(*entries: object) -> str:
+    """A script that prints a listing."""
+    text = json.dumps({"nftables": [{"metainfo": {"version": "1.0.6"}}, *entries]})
+    return f"cat <<'END'\n{text}\nEND"
+
+
+def listed() -> dict[str, Table | HostError]:
+    return asyncio.run(nftables.tables())
+
+
+def nft(chains: str, table: str, more: str = "") -> str:
+    return f'case "$*" in\n*"list chains"*) {chains}\n;;\n*"list table inet fw"*) {table}\n;;\n{more}esac'
+
+
+def test_tables_with_chains_that_forwarded_packets_pass_are_read(command: Command) -> None:
+    others = [{"chain": {**CHAIN, "table": "a", "hook": "input"}}, {"chain": {**CHAIN, "table": "b", "family": "ip6"}}]
+    others.append({"chain": {"family": "inet", "table": "c", "name": "x"}})
+    command("nft", nft(printed({"chain": CHAIN}, *others), printed({"chain": CHAIN})))
+    [(name, table)] = listed().items()
+    assert name == "inet fw"
+    assert isinstance(table, Table)
+    assert [str(chain) for chain in table.base_chains()] == ["inet fw f"]
+
+
+def test_a_table_that_is_gone_is_no_error(command: Command) -> None:
+    error = "Error: No such file or directory; did you mean table \u2018x\u2019?"
+    gone = f"printf '{error}\\nlist table\\n     ^^\\n' >&2; exit 1"
+    command("nft", nft(printed({"chain": CHAIN}), gone))
+    assert listed() == {}
+
+
+def test_a_map_that_is_gone_leaves_its_table(command: Command) -> None:
+    verdicts = {"map": {"family": "inet", "table": "fw", "name": "m", "type": "ifname", "map": "verdict"}}
+    more = "*) echo 'Error: No such file or directory' >&2; exit 1\n;;\n"
+    command("nft", nft(printed({"chain": CHAIN}), printed(verdicts, {"chain": CHAIN}), more))
+    assert isinstance(listed()["inet fw"], Table)
+
+
+def test_a_failure_is_of_one_table_and_names_the_cause(command: Command) -> None:
+    other = {**CHAIN, "table": "other"}
+    more = f'*"table inet other"*) {printed({"chain": other})}\n;;\n'
+    failing = "printf 'Error: Operation not permitted\\nlist table\\n     ^^\\n' >&2; exit 1"
+    command("nft", nft(printed({"chain": CHAIN}, {"chain": other}), failing, more))
+    found = listed()
+    assert isinstance(found["inet other"], Table)
+    assert str(found["inet fw"]).endswith("list table inet fw failed: exit code 1: Error: Operation not permitted")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["true", "echo '[]'", printed({"chain": {"family": "inet"}}), printed({"chain": 5}), "echo '{\"nftables\": ['"],
+)
+def test_garbage_is_an_error_of_nft(command: Command, answer: str) -> None:
+    command("nft", nft(answer, ""))
+    with pytest.raises(HostError, match="printed no valid JSON"):
+        listed()
+    command("nft", nft(printed({"chain": CHAIN}), answer))
+    assert "printed" in str(listed()["inet fw"])
+
+
+def test_thousands_of_chains_hide_none(command: Command, tmp_path: Path) -> None:
+    many = [{"chain": {"family": "ip", "table": "kube", "name": f"KUBE-SVC-{number}"}} for number in range(6000)]
+    (tmp_path / "many").write_text(json.dumps({"nftables": [{"metainfo": {}}, *many, {"chain": CHAIN}]}))
+    command("nft", nft(f"cat {tmp_path}/many", printed({"chain": CHAIN})))
+    assert list(listed()) == ["inet fw"]
+
+
+def test_a_list_that_is_too_long_is_an_error(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nftables, "_MOST_BYTES", 1 << 20)
+    command("nft", nft(printed({"chain": CHAIN}), "head -c 3000000 /dev/zero"))
+    assert "list table inet fw printed more than 1 MB" in str(listed()["inet fw"])
+
+
+def test_without_nft_tables_that_may_be_there_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    modules = tmp_path / "modules"
+    monkeypatch.setattr(kernel_modules, "_MODULES", modules)
+    modules.write_text("x_tables 53248 2 - Live 0x0\n")
+    assert listed() == {}
+    modules.write_text("nf_tables 299008 3 - Live 0x0\n")
+    with pytest.raises(HostError, match="the command nft is missing: install nftables"):
+        listed()
+
+
+def all_iptables() -> dict[str, Tables | HostError]:
+    return asyncio.run(iptables.tables())
+
+
+@pytest.fixture
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The kernel's list of tables of iptables-legacy."""
+    monkeypatch.setattr(iptables, "_LEGACY_TABLES", tmp_path / "names")
+    (tmp_path / "names").write_text("filter\n")
+    return tmp_path / "names"
+
+
+@pytest.mark.usefixtures("names")
+def test_each_command_is_judged_by_itself(command: Command) -> None:
+    command("iptables-nft-save", "echo 'Could not fetch rule set generation id' >&2; exit 1")
+    command("iptables-legacy-save", "printf '*filter\\n:FORWARD DROP [0:0]\\nCOMMIT\\n'")
+    found = all_iptables()
+    assert "iptables-nft-save failed: exit code 1: Could not fetch" in str(found["iptables-nft-save"])
+    legacy = found["iptables-legacy-save"]
+    assert isinstance(legacy, Tables)
+    assert legacy.found[0].policies == {"FORWARD": "DROP"}
+
+
+def test_a_user_who_may_not_list_the_legacy_tables_asks_for_each_that_may_exist(
+    command: Command, names: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Unreadable:
+        def read_text(self) -> str:
+            raise PermissionError
+
+    monkeypatch.setattr(iptables, "_LEGACY_TABLES", Unreadable())
+    monkeypatch.setattr(kernel_modules, "_MODULES", tmp_path / "modules")
+    command("iptables-nft-save", "true")
+    command("iptables-legacy-save", "test $2 = raw && { echo 'Table does not exist' >&2; exit 1; }; echo \"*$2\"")
+    (tmp_path / "modules").write_text("x_tables 1 2\niptable_filter 1 0\n")
+    assert list(all_iptables()) == ["iptables-nft-save", "iptables-legacy-save -t filter"]
+    (tmp_path / "modules").write_text("")
+    found = all_iptables()
+    assert list(found)[1:] == [f"iptables-legacy-save -t {name}" for name in ("filter", "mangle", "raw")]
+    assert all(isinstance(tables, Tables) for tables in found.values())
+
+
+@pytest.mark.usefixtures("names")
+def test_the_guarded_kind_is_that_of_the_command_iptables_save(command: Command, tmp_path: Path) -> None:
+    command("xtables-nft-multi", "true")
+    command("xtables-legacy-multi", "true")
+    for name, kind in (("iptables-nft-save", "nft"), ("iptables-legacy-save", "legacy"), ("iptables-save", "legacy")):
+        (tmp_path / name).symlink_to(tmp_path / f"xtables-{kind}-multi")
+    found = all_iptables()
+    assert {name: isinstance(each, Tables) and each.is_guarded for name, each in found.items()} == {
+        "iptables-nft-save": False,
+        "iptables-legacy-save": True,
+    }
