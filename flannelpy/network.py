@@ -70,7 +70,6 @@ from flannelpy.tasks import run_together
 
 log = logging.getLogger(__name__)
 
-
 #: The states that can follow each state while ``run`` lasts; its end leads from any state to FAILED or STARTING.
 TRANSITIONS = {
     NetworkState.STARTING: {NetworkState.WAITING_FOR_CONFIG},
@@ -94,12 +93,7 @@ class Network:
     """One network; the only network of a host has the name ""."""
 
     def __init__(
-        self,
-        name: str,
-        options: Options,
-        host: Host,
-        external: ExternalInterfaceMonitor,
-        on_change: Callable[[], None],
+        self, name: str, options: Options, host: Host, external: ExternalInterfaceMonitor, on_change: Callable[[], None]
     ) -> None:
         """``external`` monitors for all networks of the host; ``on_change`` is called when the report has changed."""
         self.name = name

@@ -69,7 +69,7 @@ class Mutant(NamedTuple):
     change: Callable[[ast.AST, ast.AST], str]
 
     def source(self) -> str:
-        """The changed file."""
+        """Return the changed file."""
         tree = ast.parse((ROOT / self.path).read_text())
         self.change(tree, next(itertools.islice(ast.walk(tree), self.place, None)))
         return ast.unparse(tree)
@@ -94,7 +94,7 @@ def mutants(path: Path) -> Iterator[Mutant]:
 
 
 def _annotations(tree: ast.AST) -> Iterator[ast.AST]:
-    """What names types, and does not run."""
+    """Return what names types, and does not run."""
     for node in ast.walk(tree):
         for field in ("annotation", "returns"):
             if isinstance(found := getattr(node, field, None), ast.AST):
@@ -199,7 +199,7 @@ def draw(options: argparse.Namespace) -> list[Mutant]:
 
 
 def run(chosen: Sequence[Mutant], jobs: int) -> list[Mutant]:
-    """The survivors, which are printed as they are found."""
+    """Return the survivors, which are printed as they are found."""
     with tempfile.TemporaryDirectory() as temporary:
         trees: SimpleQueue[Path] = SimpleQueue()
         for number in range(jobs):

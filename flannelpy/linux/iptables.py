@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from flannelpy.errors import HostError
@@ -20,7 +19,6 @@ from flannelpy.netfilter.ruleset import Listing
 _WAIT = "--wait=5"
 # The tables of iptables-legacy in this network namespace.  Source: net/ipv4/netfilter/ip_tables.c of the kernel.
 _LEGACY_TABLES = Path("/proc/net/ip_tables_names")
-_MODULES = Path("/proc/modules")
 # By the program that the commands are links to.
 _OTHER_FLAVOUR = {"xtables-nft-multi": "legacy", "xtables-legacy-multi": "nft"}
 # Those in which the kernel accepts a DROP, and operators add one.
@@ -36,17 +34,14 @@ def other_flavour() -> str:
 
 
 def may_exist(table: str, flavour: str) -> bool:
-    """Whether a flavour may have a table: to list one of iptables-legacy creates it, and loads a kernel module."""
+    """Return whether a flavour may have a table.
+
+    To list a table of iptables-legacy creates it, and loads a kernel module.
+    """
     if flavour != "legacy":
         return True
-    try:
-        return table in _LEGACY_TABLES.read_text().split()
-    except PermissionError:  # only root may read the names
-        with suppress(OSError):
-            return f"iptable_{table} " in _MODULES.read_text()
-    except OSError:
-        pass
-    return False
+    existing = _legacy_tables()
+    return kernel_modules.may_be_loaded(f"iptable_{table}") if existing is None else table in existing
 
 
 def _command(verb: str, flavour: str) -> str:
@@ -102,20 +97,23 @@ def _kind(command: str) -> str:
 
 
 def _list_commands() -> list[list[str]]:
-    """Both kinds of iptables may be in use."""
+    """Return the commands that list all tables of both flavours, which may both be in use."""
     commands = [[word] for word in ("iptables-nft-save", "iptables-save") if shutil.which(word)][:1]
     return commands + (_legacy_commands() if shutil.which("iptables-legacy-save") else [])
 
 
 def _legacy_commands() -> list[list[str]]:
-    """Return the commands that list tables which exist, or which may exist if only root may read that.
+    existing = _legacy_tables()
+    if existing is None:  # without -t the command reads the names, too
+        return [["iptables-legacy-save", "-t", name] for name in _TABLES if may_exist(name, "legacy")]
+    return [["iptables-legacy-save"]] if existing else []
 
-    The listing of a table creates it.
-    """
+
+def _legacy_tables() -> list[str] | None:
+    """Return the names of the tables of iptables-legacy; None if only root may read them."""
     try:
-        return [["iptables-legacy-save"]] if _LEGACY_TABLES.read_text().strip() else []
+        return _LEGACY_TABLES.read_text().split()
     except PermissionError:
-        tables = [name for name in _TABLES if kernel_modules.may_be_loaded(f"iptable_{name}")]
-        return [["iptables-legacy-save", "-t", name] for name in tables]
+        return None
     except OSError:
         return []

@@ -223,7 +223,7 @@ def _end_of_option(words: list[str], start: int) -> int:
 
 
 def _condition(option: list[str]) -> Predicate | None:
-    """That of one option with its arguments; None if it says nothing."""
+    """Return the predicate of one option with its arguments; None if the option decides nothing."""
     name, value = [*option, "", ""][:2]
     if name == "--comment" or (name == "-m" and value in _MODULES):
         return None

@@ -165,7 +165,7 @@ def _compare_payload(payload: dict[str, Any], values: Sequence[Any]) -> Predicat
 
 
 def _values(right: Any) -> list[Any] | None:
-    """The values on the right side; None if they are not known."""
+    """Return the values on the right side; None if they are not known."""
     if isinstance(right, dict) and "set" in right:
         right = right["set"]
     values = list(map(key_of, right if isinstance(right, list) else [right]))

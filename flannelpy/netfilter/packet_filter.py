@@ -234,7 +234,7 @@ class _Frame:
         self.back = max(self.back, amount)
 
     def take_back(self, back: Match) -> None:
-        """Go on with what has come back from the chain of the jump."""
+        """Continue with the packets that came back from the chain of the jump."""
         match, verdict = self.jump
         if verdict is Verdict.GOTO:
             self.return_(back)

@@ -37,7 +37,7 @@ QUICK = "^(tcp-1|udp-1400|rtt|rss|start-up|leases)"
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(description="measure flannelpy next to socat, VXLAN and no overlay")
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured (%(default)s)")
     parser.add_argument("--seconds", type=int, default=2, help="how long most measurements last (%(default)s)")

@@ -89,7 +89,7 @@ def contender(hosts: Sequence[Host], connect: Connect) -> Contender:
 
 
 def flannelpy(hosts: Sequence[Host], *flags: str, python: str = sys.executable, form: str = "compiled") -> list[int]:
-    """A daemon on each.  Raises RuntimeError unless their packet code has that form."""
+    """Return a daemon on each.  Raises RuntimeError unless their packet code has that form."""
     daemons = _started(hosts, *flags, python=python)
     for daemon in daemons:
         if f"Packet code {form}," not in daemon.log():
@@ -121,7 +121,7 @@ def _all(interpreter: str) -> dict[str, Connect]:
 
 
 def _by_backend(backend: str, hosts: Sequence[Host]) -> list[int]:
-    """A daemon on each, in a network of their own."""
+    """Return a daemon on each, in a network of their own."""
     prefix = put_network(hosts[0].lab, backend)
     return [daemon.pid for daemon in _started(hosts, f"-etcd-prefix={prefix}")]
 
@@ -148,7 +148,7 @@ def _start_socat(host: Host, other: Host) -> int:
 
 
 def _vxlan(hosts: Sequence[Host]) -> list[int]:
-    """What the vxlan backend does, too."""
+    """Return what the vxlan backend does, too."""
     for host, other in _each_way(hosts):
         mtu = _give_subnet(host, _VXLAN_OVERHEAD)
         peer = _subnet(other).network_address

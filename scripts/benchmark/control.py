@@ -55,7 +55,7 @@ def prefix(count: int) -> str:
 
 
 def subnet(number: int) -> IPv4Network:
-    """The lease of the host of that number, which does not exist."""
+    """Return the lease of the host of that number, which does not exist."""
     return IPv4Network((int(_FIRST_SUBNET) + (number << 8), 24))
 
 
@@ -66,7 +66,7 @@ def lease(count: int, number: int) -> tuple[str, str]:
 
 
 def pair(hosts: Sequence[Host], count: int) -> Contender:
-    """A contender in the network with so many leases."""
+    """Return a contender in the network with so many leases."""
     return contender(hosts, lambda hosts: flannelpy(hosts, f"-etcd-prefix={prefix(count)}"))
 
 
@@ -91,7 +91,7 @@ class Control:
         ]
 
     def build(self, cleanup: ExitStack) -> None:
-        """The leases, two pairs of hosts that carry packets among the fewest and the most, and a host to start on."""
+        """Set up the leases, two pairs of hosts with the fewest and the most leases, and a host to start on."""
         lab = cleanup.enter_context(Lab(hosts=5))
         lab.put_config()
         self._prefixes = {name: put_network(lab, backend) for name, backend in BACKENDS.items()}
@@ -129,7 +129,7 @@ class Control:
         return {"leases-routes": routes, "leases-change": change * 1000, "leases-rss": megabytes}
 
     def _cost(self, subject: str) -> Values:
-        """What packets cost among so many leases: µs each of the smallest, and seconds per Gbit of a stream."""
+        """Return what packets cost among so many leases: µs each of the smallest, and seconds per Gbit of a stream."""
         hosts = self._pairs[subject]
         began = traffic.cpu_seconds(hosts.pids)
         udp = traffic.udp(hosts.client, hosts.server, self.effort.seconds, 64, _PACKETS_PER_SECOND)
@@ -141,7 +141,7 @@ class Control:
 
 
 def look_up(subject: str) -> Values:
-    """The routing table alone, without a daemon."""
+    """Return the routing table alone, without a daemon."""
     count = int(subject)
     subnets = [subnet(number) for number in range(count)]
     routes = Routes()
@@ -174,7 +174,7 @@ def look_up(subject: str) -> Values:
 
 @contextmanager
 def _daemon(host: Host, prefix: str, python: str = sys.executable) -> Iterator[Daemon]:
-    """A daemon that is stopped at the end, and not before it is ready; its device goes, too."""
+    """Return a daemon that is stopped at the end, and not before it is ready; its device goes, too."""
     daemon = host.start_daemon("-iface=eth1", f"-etcd-prefix={prefix}", python=python)
     try:
         yield daemon

@@ -154,7 +154,7 @@ def at_its_limit(result: traffic.Udp, asked: float) -> bool:
 
 
 def highest_rate(attempt: Callable[[float], traffic.Udp], start: float, trials: int) -> traffic.Udp:
-    """The trial with the highest rate at which less than 1 % is lost: by doubling or halving, then by bisection.
+    """Return the trial with the highest rate at which less than 1 % is lost: by doubling or halving, then by bisection.
 
     After so many trials it ends as soon as one has passed.  Raises MeasurementError when no rate is low enough.
     """

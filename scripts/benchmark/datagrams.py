@@ -23,7 +23,7 @@ BUFFER_BYTES = 8 << 20  # so much that what has arrived is not lost
 
 
 def send(address: str, port: str, size: str, rate: str, seconds: str) -> None:
-    """A burst that comes late is still sent, so the rate holds as long as the machine is fast enough."""
+    """Send bursts; one that comes late is still sent, so the rate holds as long as the machine is fast enough."""
     payload, per_second = bytes(int(size)), float(rate)
     sent, total = 0, round(per_second * float(seconds))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -44,7 +44,7 @@ def send(address: str, port: str, size: str, rate: str, seconds: str) -> None:
 
 
 def receive(port: str) -> None:
-    """The clock is read at every 64th datagram only."""
+    """Receive until the end; the clock is read at every 64th datagram only."""
     buffer = bytearray(2048)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)

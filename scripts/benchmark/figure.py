@@ -45,7 +45,7 @@ CHARTS = (
 
 
 def draw(results: Results, subjects: Sequence[str]) -> str:
-    """The whole figure; charts of which nothing was measured are left out."""
+    """Return the whole figure; charts of which nothing was measured are left out."""
     charts = [chart for chart in CHARTS if chart.metric in results.values]
     height = _TITLE + _ROW * len(subjects) + 14
     rows = -(-len(charts) // _COLUMNS)

@@ -42,7 +42,7 @@ class Overlay:
 
 
 def _gigabits(source: Container, sink: Node, address: str, *flags: str) -> float:
-    """What arrives, in Gbit/s, as iperf3 says."""
+    """Return what arrives, in Gbit/s, as iperf3 says."""
     server = sink.popen("iperf3", "-s", "-1", "-p", PORT)
     wait_for(lambda: f":{PORT} " in sink.run("ss", "-tln").stdout, 5, "iperf3")
     argv = ["iperf3", "-J", "-c", address, "-p", PORT, "-t", SECONDS, *flags]

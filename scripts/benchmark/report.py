@@ -44,7 +44,7 @@ class Report:
     trials: Sequence[Trial]
 
     def text(self) -> str:
-        """The tables, in Markdown."""
+        """Return the tables, in Markdown."""
         parts = [
             "\n".join(f"- {name}: {value}" for name, value in self.facts.items()),
             _table(["", "measured", "bar", "", "goal", ""], [_verdict(self.results, bar) for bar in BARS]),
@@ -100,7 +100,7 @@ class Report:
 
 
 def facts(command: str) -> dict[str, str]:
-    """The machine and the programs."""
+    """Return the machine and the programs."""
     cpuinfo = Path("/proc/cpuinfo").read_text()
     model = re.search(r"^model name\s*: (.*)", cpuinfo, re.MULTILINE)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -152,7 +152,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _inserted(page: str, text: str) -> str:
-    """The page with ``text`` between the marks, which are added at its end where there are none."""
+    """Return the page with ``text`` between the marks, which are added at its end where there are none."""
     before, begin, rest = page.partition(_BEGIN)
     after = rest.partition(_END)[2] if begin else "\n"
     return f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}"

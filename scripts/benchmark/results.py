@@ -90,7 +90,7 @@ def _at_most(label: str, metric: str, bar: float, goal: float, *, of: str = "fla
 
 
 def _as_by_hand(label: str, metric: str, of: str, against: str) -> Bar:
-    """The kernel has the same configuration, so a ratio far from 1 is a mistake, or noise."""
+    """Return the kernel has the same configuration, so a ratio far from 1 is a mistake, or noise."""
     return _at_least(label, metric, 0.9, 1, of=of, against=against)
 
 
@@ -149,7 +149,7 @@ class Results:
         return Spread(statistics.median(values.values()), min(values.values()), max(values.values()))
 
     def missed(self) -> list[Bar]:
-        """The bars whose figure was measured and is not good enough."""
+        """Return the bars whose figure was measured and is not good enough."""
         spreads = ((bar, self.spread(bar.metric, bar.subject, bar.against)) for bar in BARS)
         return [bar for bar, spread in spreads if spread and not bar.met(spread.median, bar.bar)]
 

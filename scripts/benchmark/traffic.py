@@ -94,7 +94,7 @@ def udp(source: Node, target: Container, seconds: int, size: int, rate: float) -
 
 @contextmanager
 def stream(source: Node, target: Container, seconds: int) -> Iterator[None]:
-    """A TCP stream for that long, or until the block ends."""
+    """Return a TCP stream for that long, or until the block ends."""
     with _server(target), _running(source, *_client(target, seconds)):
         yield
 
@@ -136,7 +136,7 @@ def _client(target: Container, seconds: int) -> list[str]:
 
 @contextmanager
 def _server(node: Node) -> Iterator[None]:
-    """An iperf3 that listens for one client.  A new one each time: none is still busy with a client that failed."""
+    """Return a new iperf3 that listens for one client, so that it is not still busy with a client that failed."""
     with _running(node, "iperf3", "-s", "-1", "-J", "-i", "0", "-p", str(_PORT)) as server:
         wait_for(lambda: _listens(server.pid), 10, "iperf3's server")
         yield

@@ -49,11 +49,11 @@ class Daemon:
         self.pid = self.process.pid
 
     def log(self) -> str:
-        """What this run has logged so far."""
+        """Return what this run has logged so far."""
         return self.host.log_file.read_bytes()[self._log_start :].decode(errors="replace")
 
     def wait_for_log(self, pattern: str, deadline: float = 10) -> re.Match[str]:
-        """The first match in the log.  Raises TimeoutError, RuntimeError when the daemon ends without it."""
+        """Return the first match in the log.  Raises TimeoutError, RuntimeError when the daemon ends without it."""
         return self._wait_for(lambda: re.search(pattern, self.log(), re.MULTILINE), deadline, f"{pattern!r} in the log")
 
     def wait_for_peer(self, subnet: IPv4Network, deadline: float = 10) -> None:
@@ -112,7 +112,7 @@ class Daemon:
 
 
 def _listen(path: Path, lines: list[str]) -> socket.socket:
-    """A NOTIFY_SOCKET at ``path`` whose messages are appended to ``lines`` as they come, until it is shut down."""
+    """Return a NOTIFY_SOCKET at ``path`` that appends its messages to ``lines`` until it is shut down."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     listener.bind(str(path))

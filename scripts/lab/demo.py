@@ -108,29 +108,29 @@ USAGE = f"usage: python -m lab.demo [{' | '.join(BACKENDS)}] [{' | '.join(RUNTIM
 
 def walk_through(lab: Lab, backend: Backend, dockers: Sequence[Docker]) -> bool:
     """Tell the whole story, with a real Docker for each host if there are any.  Returns whether it ended well."""
-    tell_the_hosts(lab, backend)
+    print_the_hosts(lab, backend)
     if not dockers:
-        return tell_the_pings(tell_the_containers(lab), backend)
-    containers = tell_the_dockers(dockers)
-    if not tell_the_pings(containers, backend):
+        return print_the_pings(print_the_containers(lab), backend)
+    containers = print_the_dockers(dockers)
+    if not print_the_pings(containers, backend):
         return False
-    tell_the_restarts(dockers[0], lab.hosts[1])
+    print_the_restarts(dockers[0], lab.hosts[1])
     for container in containers:
         container.look()
-    return tell_the_pings(containers, backend, " again")
+    return print_the_pings(containers, backend, " again")
 
 
-def tell_the_hosts(lab: Lab, backend: Backend) -> None:
+def print_the_hosts(lab: Lab, backend: Backend) -> None:
     """All that comes before containers."""
-    tell_the_rack(lab)
-    tell_the_config(lab, backend)
-    tell_the_daemons(lab, backend)
+    print_the_rack(lab)
+    print_the_config(lab, backend)
+    print_the_daemons(lab, backend)
     for host in lab.hosts:
-        tell_a_host(host, backend)
-    tell_the_leases(lab)
+        print_a_host(host, backend)
+    print_the_leases(lab)
 
 
-def tell_the_rack(lab: Lab) -> None:
+def print_the_rack(lab: Lab) -> None:
     """Who is there."""
     title("Three hosts on one switch")
     say("Each is a network namespace with its own interfaces, routes and /run. etcd runs on the switch.")
@@ -140,16 +140,16 @@ def tell_the_rack(lab: Lab) -> None:
         say(f"  {host.name}    {host.public_ip}   on eth1")
 
 
-def tell_the_config(lab: Lab, backend: Backend) -> None:
-    """The one thing that a person configures."""
+def print_the_config(lab: Lab, backend: Backend) -> None:
+    """Print the one thing that a person configures."""
     title("The network config, stored in etcd once")
     say("Every host will get a subnet of it; a /24, as no other length is asked for.")
     lab.put_config(backend.config)
     say(f"\n  {ETCD_PREFIX}/config   {backend.config}")
 
 
-def tell_the_daemons(lab: Lab, backend: Backend) -> None:
-    """A flannelpy on every host."""
+def print_the_daemons(lab: Lab, backend: Backend) -> None:
+    """Print the command that starts flannelpy on every host."""
     title("A flannelpy on every host")
     say(f"It leases a subnet, {backend.does}, and learns the subnets of the others from etcd.\n")
     for host in lab.hosts:
@@ -159,8 +159,8 @@ def tell_the_daemons(lab: Lab, backend: Backend) -> None:
     say(indented(lab.hosts[0].log()))
 
 
-def tell_a_host(host: Host, backend: Backend) -> None:
-    """What has changed on one host."""
+def print_a_host(host: Host, backend: Backend) -> None:
+    """Print what has changed on one host."""
     title(f"{host.name}: its subnet, {backend.has}")
     if backend.routes:
         wait_for(lambda: has_all_routes(host), 10, f"all routes of {host.name}")
@@ -174,16 +174,16 @@ def has_all_routes(host: Host) -> bool:
     return all(f"{other.subnet()} via " in routes for other in host.lab.hosts if other is not host)
 
 
-def tell_the_leases(lab: Lab) -> None:
-    """What the hosts have written to etcd, for each other to read."""
+def print_the_leases(lab: Lab) -> None:
+    """Print what the hosts have written to etcd, for each other to read."""
     title("The leases in etcd")
     say("A lease says which host has which subnet. It lasts 24 hours and is renewed in time.\n")
     for lease in lab.leases():
         say(f"  {lease['key']}   {lease['value']}   {lease['ttl']} s left")
 
 
-def tell_the_containers(lab: Lab) -> list[Container]:
-    """A container per host, as Docker makes it."""
+def print_the_containers(lab: Lab) -> list[Container]:
+    """Return a container per host, as Docker makes it."""
     title("A container on every host")
     say("Docker would be started with --bip=$FLANNEL_SUBNET --mtu=$FLANNEL_MTU, after sourcing the subnet file.")
     say("Here plain ip commands do what it does with them. With real Docker: make demo RUNTIME=docker\n")
@@ -195,8 +195,8 @@ def tell_the_containers(lab: Lab) -> list[Container]:
     return containers
 
 
-def tell_the_pings(containers: Sequence[Pinger], backend: Backend, when: str = "") -> bool:
-    """The proof.  Returns whether every ping was answered as it should be."""
+def print_the_pings(containers: Sequence[Pinger], backend: Backend, when: str = "") -> bool:
+    """Return the proof.  Returns whether every ping was answered as it should be."""
     title(f"Every container pings every other{when}")
     replies: Matrix = {(a, b): ping(a, b) for a, b in itertools.permutations(containers, 2)}
     say(table(containers, replies))
@@ -230,8 +230,8 @@ def table(containers: Sequence[Pinger], replies: Matrix) -> str:
     return "\n" + "\n".join("  " + "".join(f"{text:<18}" for text in row).rstrip() for row in rows)
 
 
-def tell_the_dockers(dockers: Sequence[Docker]) -> list[DockerContainer]:
-    """A dockerd on every host, with a container."""
+def print_the_dockers(dockers: Sequence[Docker]) -> list[DockerContainer]:
+    """Return a dockerd on every host, with a container."""
     title(f"Docker {dockers[0].release.version} on every host, and a container")
     say("It gets the address and the MTU of its bridge from the subnet file. The image is a busybox.")
     say("As on fresh hosts nothing forwards yet: Docker switches it on, and drops what it does not know about.\n")
@@ -252,7 +252,7 @@ def tell_the_dockers(dockers: Sequence[Docker]) -> list[DockerContainer]:
     return containers
 
 
-def tell_the_restarts(docker: Docker, host: Host) -> None:
+def print_the_restarts(docker: Docker, host: Host) -> None:
     """Docker starts again on one host, flannelpy on another one."""
     title("Restarts")
     say(f"  {docker.name}: dockerd is restarted, and its container with it")
@@ -266,8 +266,8 @@ def tell_the_restarts(docker: Docker, host: Host) -> None:
     )
 
 
-def tell_how_to_look_around(lab: Lab, dockers: Sequence[Docker]) -> None:
-    """The commands that enter a lab that stays."""
+def print_how_to_look_around(lab: Lab, dockers: Sequence[Docker]) -> None:
+    """Print the commands that enter a lab that stays."""
     title("The lab stays. To look around, as root:")
     for host in lab.hosts:
         say(f"\n  {host.name}      nsenter -t {host.daemons[-1].pid} -n -m   # its flannelpy logs to {host.log_file}")
@@ -278,8 +278,8 @@ def tell_how_to_look_around(lab: Lab, dockers: Sequence[Docker]) -> None:
     say("\nmake demo-down removes it.")
 
 
-def tell_what_went_wrong(lab: Lab, error: Exception) -> None:
-    """The error, and the end of every log."""
+def print_what_went_wrong(lab: Lab, error: Exception) -> None:
+    """Print the error, and the end of every log."""
     title(f"The demo failed: {error}")
     for host in lab.hosts:
         title(f"The last lines of {host.name}'s log")
@@ -292,12 +292,12 @@ def show(node: Node, *argv: str) -> None:
 
 
 def prompt(node: Node) -> str:
-    """What stands before a command of that machine."""
+    """Return what stands before a command of that machine."""
     return bold(f"{node.name}$")
 
 
 def indented(text: str) -> str:
-    """The text, set off from the story."""
+    """Return the text, set off from the story."""
     return "\n".join(f"  {line}".rstrip() for line in text.rstrip().splitlines())
 
 
@@ -307,7 +307,7 @@ def title(text: str) -> None:
 
 
 def bold(text: str) -> str:
-    """The text, bold on a terminal."""
+    """Return the text, bold on a terminal."""
     return f"\033[1m{text}\033[0m" if sys.stdout.isatty() else text
 
 
@@ -328,12 +328,12 @@ def demo(backend: Backend, release: str, keep: bool) -> int:
                 dockers = [parts.enter_context(Docker(host, unpack(release))) for host in lab.hosts if release]
                 well = walk_through(lab, backend, dockers)
             except Exception as error:
-                tell_what_went_wrong(lab, error)
+                print_what_went_wrong(lab, error)
                 return 1
             if keep:
                 parts.pop_all()
                 lab.keep()
-                tell_how_to_look_around(lab, dockers)
+                print_how_to_look_around(lab, dockers)
             else:
                 how = f"BACKEND={backend.name}{' RUNTIME=docker' if release else ''} KEEP=1"
                 say(f"\nRemoving the lab. To keep it and look around: make demo {how}")
@@ -355,7 +355,7 @@ def down() -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit code."""
+    """Return the exit code."""
     backends = [BACKENDS[each] for each in arguments if each in BACKENDS] or [UDP]
     releases = [RUNTIMES[each] for each in arguments if each in RUNTIMES] or [""]
     others = [each for each in arguments if each not in {*BACKENDS, *RUNTIMES}]

@@ -71,7 +71,7 @@ class Release:
 
 
 def unpack(name: str) -> Release:
-    """A release of RELEASES, fetched if it is not there.  Raises UnpackError."""
+    """Return a release of RELEASES, fetched if it is not there.  Raises UnpackError."""
     link = BUILD / name
     if not link.exists():
         print(f"Unpacking Docker ({name}) into {os.path.relpath(BUILD)}", flush=True)
@@ -109,7 +109,7 @@ def _put(root: Path, target: Path, link: Path) -> None:
 
 
 def _mirror() -> str:
-    """The address of the Debian mirror that apt uses here.  Raises UnpackError."""
+    """Return the address of the Debian mirror that apt uses here.  Raises UnpackError."""
     release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     codename = release.get("VERSION_CODENAME", "").strip('"')
     if release.get("ID") != "debian" or not shutil.which("apt-get"):
@@ -135,7 +135,7 @@ def _download(mirror: str, suite: str, packages: Sequence[str], directory: Path,
 
 
 def _run(*argv: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
-    """What a command prints.  Raises UnpackError."""
+    """Return what a command prints.  Raises UnpackError."""
     done = subprocess.run(argv, env=env, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UnpackError(f"{' '.join(argv)} failed:\n{done.stdout}{done.stderr}".rstrip())
@@ -164,7 +164,7 @@ def _entry(name: str, kind: bytes) -> tarfile.TarInfo:
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit code."""
+    """Return the exit code."""
     unknown = [name for name in arguments if name not in RELEASES]
     if unknown:
         print(f"There is no Docker {unknown[0]} here, only: {', '.join(RELEASES)}.")

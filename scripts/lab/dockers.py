@@ -89,11 +89,11 @@ class DockerContainer(Node):
         return ["nsenter", f"--net={self._namespace}", *INTERRUPTIBLE, *argv]
 
     def exec(self, *argv: str, check: bool = True) -> str:
-        """What a command of the image prints that runs inside the container.  Raises CommandError, if ``check``."""
+        """Return what a command prints inside the container.  Raises CommandError, if ``check``."""
         return self.docker.run("docker", "exec", self.container, *argv, check=check).stdout
 
     def ping_text(self, address: IPv4Address, count: int) -> str:
-        """What busybox's ping prints, a line for each answer."""
+        """Return what busybox's ping prints, a line for each answer."""
         return self.exec("ping", f"-c{count}", "-i0.1", "-W2", str(address), check=False)
 
 
@@ -116,7 +116,7 @@ class Docker(Node):
         return f"/proc/{self._machine.pid}/root"
 
     def enter(self, *argv: str) -> list[str]:
-        """The command line that runs ``argv`` beside dockerd, with this release's programs first in PATH."""
+        """Return the command line that runs ``argv`` beside dockerd, with this release's programs first in PATH."""
         assert self._machine
         of = f"/proc/{self._machine.pid}/ns"
         spaces = [f"--net={of}/net", f"--mount={of}/mnt", f"--pid={of}/pid_for_children"]
@@ -166,7 +166,7 @@ class Docker(Node):
         wait_for(self._has_come_up, _START_SECONDS, f"dockerd on {self.name}")
 
     def _options(self) -> Sequence[str]:
-        """What keeps dockerd apart from this machine; vfs works on every file system."""
+        """Return what keeps dockerd apart from this machine; vfs works on every file system."""
         return (
             "--data-root=/mnt/data",
             "--storage-driver=vfs",
@@ -186,11 +186,11 @@ class Docker(Node):
         return False
 
     def log(self) -> str:
-        """What dockerd has logged."""
+        """Return what dockerd has logged."""
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
 
     def docker(self, *argv: str, timeout: float = 60) -> str:
-        """What a ``docker`` command prints.  Raises CommandError."""
+        """Return what a ``docker`` command prints.  Raises CommandError."""
         return self.run("docker", *argv, timeout=timeout).stdout
 
     def import_image(self) -> None:

@@ -146,7 +146,7 @@ class EtcdServer:
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
-        """Let it go on after ``pause``."""
+        """Resume the server after ``pause``."""
         self._signal(signal.SIGCONT)
 
     def wipe(self) -> None:
@@ -198,7 +198,7 @@ class EtcdServer:
         self.request("DELETE", f"/v2/keys{quote(key)}?recursive=true")
 
     def list(self, directory: str) -> tuple[Key, ...]:
-        """The keys in ``directory``, by name."""
+        """Return the keys in ``directory``, by name."""
         node = self.request("GET", f"/v2/keys{quote(directory)}?sorted=true&quorum=true")["node"]
         return tuple(Key(each["key"], each.get("value", ""), each.get("ttl")) for each in node.get("nodes", ()))
 

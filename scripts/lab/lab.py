@@ -101,7 +101,7 @@ class Lab:
         return daemons
 
     def etcd_request(self, method: str, key: str, **form: str) -> dict[str, Any]:
-        """The answer of etcd's v2 API, an error included.  The request is sent from the switch."""
+        """Return the answer of etcd's v2 API, an error included.  The request is sent from the switch."""
         script = (
             "import http.client, sys\n"
             "method, address, path, form = sys.argv[1:]\n"
@@ -119,7 +119,7 @@ class Lab:
         self.etcd_request("PUT", f"{ETCD_PREFIX}/config", value=config)
 
     def leases(self) -> list[dict[str, Any]]:
-        """The leases as etcd shows them: ``key``, ``value``, ``ttl``, …  Reservations have no ``ttl``."""
+        """Return the leases as etcd shows them: ``key``, ``value``, ``ttl``, …  Reservations have no ``ttl``."""
         answer = self.etcd_request("GET", f"{ETCD_PREFIX}/subnets")
         leases: list[dict[str, Any]] = answer.get("node", {}).get("nodes", [])
         return sorted(leases, key=lambda lease: str(lease["key"]))

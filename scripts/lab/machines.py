@@ -46,7 +46,7 @@ class Container(Node):
         )
 
     def ping_text(self, address: IPv4Address, count: int) -> str:
-        """What ping prints, a line for each answer."""
+        """Return what ping prints, a line for each answer."""
         return self.run("ping", "-n", f"-c{count}", "-i0.1", "-W2", str(address), check=False).stdout
 
 
@@ -142,17 +142,17 @@ class Host(Machine):
                 daemon.kill()
 
     def log(self) -> str:
-        """What all daemons of this host have logged."""
+        """Return what all daemons of this host have logged."""
         return self.log_file.read_text() if self.log_file.exists() else ""
 
     def subnet_env(self) -> dict[str, str]:
-        """The FLANNEL_* variables that a shell gets from sourcing the subnet file."""
+        """Return the FLANNEL_* variables that a shell gets from sourcing the subnet file."""
         script = "set -a; . /run/flannel/subnet.env; env"
         lines = self.run("env", "-i", "sh", "-c", script).stdout.splitlines()
         return dict(line.split("=", 1) for line in lines if line.startswith("FLANNEL_"))
 
     def subnet(self) -> IPv4Network:
-        """The subnet that this host has leased."""
+        """Return the subnet that this host has leased."""
         return IPv4Interface(self.subnet_env()["FLANNEL_SUBNET"]).network
 
     def add_container(self) -> Container:

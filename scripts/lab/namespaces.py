@@ -33,7 +33,7 @@ class CommandError(subprocess.CalledProcessError):
 
 
 def wait_for(condition: Callable[[], T | None], deadline: float, what: str, *, pause: float = 0.01) -> T:
-    """The condition's first true value.  Raises TimeoutError when there is none within ``deadline`` seconds."""
+    """Return the condition's first true value.  Raises TimeoutError when there is none within ``deadline`` seconds."""
     end = time.monotonic() + deadline
     while not (value := condition()):
         if time.monotonic() > end:
@@ -52,7 +52,7 @@ class Node:
         self.dir = lab.dir / name
 
     def enter(self, *argv: str) -> list[str]:
-        """The command line that runs ``argv`` in here; the process stays the same, so its pid is the command's."""
+        """Return the command line that runs ``argv`` in this namespace, in the same process, so with the same pid."""
         return ["ip", "netns", "exec", self.netns, *INTERRUPTIBLE, *argv]
 
     def popen(

@@ -54,7 +54,7 @@ def in_foreground(*argv: str) -> int:
 
 
 def main(iface: str, endpoints: str) -> int:
-    """Returns flannelpy's exit code."""
+    """Return flannelpy's exit code."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.default_int_handler)
     with ExitStack() as cleanup:

@@ -81,7 +81,7 @@ class Fuzzer:
         """A batch of datagrams; returns how many of them are mutants."""
         trains = self._trains()
         data = b"".join(train.data for train, _ in trains)
-        with _told(trains):
+        with _reported(trains):
             self._engine.udp_buffer[: len(data)] = data
             shapes = [(len(train.data), train.segment_size, sender) for train, sender in trains]
             plan = self._engine.inbound(shapes, self._tick())
@@ -95,7 +95,7 @@ class Fuzzer:
     def outbound(self) -> int:
         """A batch of packets from the TUN; returns how many."""
         batch = self._given()
-        with _told(batch):
+        with _reported(batch):
             self._engine.tun_buffer[: sum(len(packet) for _, packet in batch)] = b"".join(packet for _, packet in batch)
             headers = b"".join(header.encode() for header, _ in batch)
             self._engine.vnet_hdrs[: len(headers)] = headers
@@ -316,7 +316,7 @@ def _number(packet: bytes | memoryview, at: int) -> int:
 
 
 @contextmanager
-def _told(batch: object) -> Iterator[None]:
+def _reported(batch: object) -> Iterator[None]:
     """Add the input to the message of every failed assertion."""
     try:
         yield

@@ -331,7 +331,7 @@ class Mutator:
         data += self._random.randbytes(1 + self.below(8)) if self._uniform() < 0.5 else bytes(self.below(100))
 
     def _splice(self, data: bytearray) -> None:
-        """Go on with another packet from some place on."""
+        """Replace the end of the packet, from some place, by that of another packet."""
         at = self._place(data)
         data[at:] = self.pick(self._arriving)[at if self._uniform() < 0.7 else self.below(60) :]
 

@@ -206,7 +206,7 @@ def test_inbound_each_datagram_is_delivered_or_dropped_exactly_once(
 
 
 @given(ARRIVING, st.sampled_from(SourceCheck), st.data())
-def test_whatever_comes_in_only_packets_from_elsewhere_for_a_host_here_go_to_the_device(
+def test_only_packets_from_other_hosts_for_containers_here_go_to_the_device(
     packets: list[bytes], source_check: SourceCheck, data: st.DataObject
 ) -> None:
     plan = inbound_of_many(engine(source_check), data.draw(sent_trains(packets)))
@@ -262,7 +262,7 @@ def with_destination(packet: bytes, address: bytes) -> bytes:
 
 
 @given(st.lists(LYING, max_size=20))
-def test_outbound_whatever_vnet_headers_say_each_packet_is_sent_or_dropped_once(
+def test_outbound_with_any_vnet_headers_each_packet_is_sent_or_dropped_once(
     batch: list[tuple[VnetHeader, bytes]],
 ) -> None:
     """And what is sent are the segments of the oracle, with one hop less."""

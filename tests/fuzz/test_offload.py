@@ -112,7 +112,7 @@ def test_anything_is_segmented_or_refused(packet: bytes, gso_size: int, before: 
 
 
 @given(streams(), st.data())
-def test_whatever_is_coalesced_segments_back_to_what_came_in(packets: list[bytes], data: st.DataObject) -> None:
+def test_coalesced_packets_segment_back_to_what_came_in(packets: list[bytes], data: st.DataObject) -> None:
     """The identification of what must not be fragmented means nothing, and is the only thing that may differ."""
     reasons = list(map(why_refused, packets))
     found = coalesced(data.draw(trains(packets)))
@@ -253,7 +253,7 @@ def test_both_forms_coalesce_alike(
 
 
 @given(BATCHES, SUBNETS, st.none() | st.lists(SUBNETS, max_size=3))
-def test_whatever_the_subnets_are_only_what_has_right_addresses_is_given_on(
+def test_with_any_subnets_only_packets_with_right_addresses_are_delivered(
     packets: list[bytes], own: IPv4Network, subnets: list[IPv4Network] | None
 ) -> None:
     reasons = [why_refused(packet, own, subnets) for packet in packets]

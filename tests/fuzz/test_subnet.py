@@ -42,7 +42,7 @@ ATTRS = st.builds(LeaseAttrs, st.ip_addresses(v=4), st.text(max_size=8).filter(s
 
 
 @given(ATTRS)
-def test_a_value_comes_back_as_it_was_written(attrs: LeaseAttrs) -> None:
+def test_a_value_reads_back_equal(attrs: LeaseAttrs) -> None:
     text = attrs.encode()
     assert LeaseAttrs.decode(text) == attrs
     assert LeaseAttrs.decode(text).encode() == text
@@ -74,7 +74,7 @@ def test_any_value_is_read_or_refused_with_a_value_error(text: str) -> None:
 
 
 @given(NETWORKS)
-def test_a_key_comes_back_as_it_was_written(subnet: IPv4Network) -> None:
+def test_a_key_reads_back_equal(subnet: IPv4Network) -> None:
     assert parse_key(format_key(subnet)) == subnet
 
 
@@ -327,7 +327,7 @@ def subnet_of(event: OwnEvent) -> IPv4Network:
 
 
 @given(STEPS)
-def test_malformed_entries_are_said_once_however_often_they_are_listed(steps: list[tuple[str, str, str]]) -> None:
+def test_malformed_entries_are_logged_once_however_often_they_are_listed(steps: list[tuple[str, str, str]]) -> None:
     model, table = Model(), LeaseTable(OWN)
     for step, name, value in steps:
         if step == "put":

@@ -267,8 +267,8 @@ class Walk:
         self._daemon = host.start_daemon(*self._flags)
         return self._daemon
 
-    def run(self, go_on: Callable[[int], bool]) -> None:
-        """Events until ``go_on`` says no of the number of steps; then the host is as it was, and ready.
+    def run(self, may_continue: Callable[[int], bool]) -> None:
+        """Run events while ``may_continue`` allows the number of steps; then the host is restored, and ready.
 
         Raises Broken, TimeoutError.
         """
@@ -278,7 +278,7 @@ class Walk:
                 self._wire = Wire(self._host.add_container(), self._peer, _FIRST_PORT + int(self._host.name[4:]))
                 opened.callback(self._wire.close)
                 self._settle()
-                while go_on(self._steps):
+                while may_continue(self._steps):
                     self._steps += 1
                     self._step()
                 self._recover()
@@ -335,7 +335,7 @@ class Walk:
         end = time.monotonic() + _RECOVERY_SECONDS
         while (state := self._settle()) != "ready":
             if time.monotonic() > end:
-                raise Broken(f"all is as it was, and the host is {state}")
+                raise Broken(f"everything is restored, and the host is {state}")
 
     # What has to be true
 
@@ -450,7 +450,7 @@ def wait_for_end(daemon: Daemon, seconds: float) -> None:
         wait_for(lambda: daemon.process.poll() is not None, seconds, "the end")
 
 
-def walk(lab: Lab, backend: Backend, seed: int, go_on: Callable[[int], bool]) -> list[str]:
+def walk(lab: Lab, backend: Backend, seed: int, may_continue: Callable[[int], bool]) -> list[str]:
     """All hosts but the last one walk at the same time; what has happened to them.  Raises as Walk.run does."""
     lab.put_config(backend.config())
     lab.switch.configure(f"address add {_OTHER_GATEWAY}/24 dev br0")
@@ -465,7 +465,7 @@ def walk(lab: Lab, backend: Backend, seed: int, go_on: Callable[[int], bool]) ->
         daemon.wait_ready(30)
     wait_connected([stays, *daemons])
     with ThreadPoolExecutor(len(walks)) as threads:
-        futures = [threads.submit(each.run, go_on) for each in walks]
+        futures = [threads.submit(each.run, may_continue) for each in walks]
     for future in futures:
         future.result()
     assert stays.process.poll() is None, stays.log()

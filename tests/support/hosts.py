@@ -1,4 +1,4 @@
-"""What tests look at on hosts that must go on undisturbed: addresses, leases, logs, resources."""
+"""What tests check on hosts that must not be disturbed: addresses, leases, logs, resources."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def freeze(daemon: Daemon) -> None:
 
 
 def thaw(daemon: Daemon) -> None:
-    """Have it go on."""
+    """Resume the daemon."""
     daemon.process.send_signal(signal.SIGCONT)
 
 

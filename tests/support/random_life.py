@@ -107,7 +107,7 @@ class Life:
             lambda: (
                 "READY=1" in daemon.notified
                 or daemon.process.poll() is not None
-                or any(map(_is_trouble, daemon.log().splitlines()))
+                or any(map(_is_failure, daemon.log().splitlines()))
                 or any("not ready" in line for line in list(daemon.notified))
             ),
             _PATIENCE,
@@ -180,7 +180,7 @@ class Life:
     # Helpers
 
     def _check(self, after: str) -> None:
-        """The foreign state is there as it was."""
+        """Check that the foreign state is unchanged."""
         log = self._daemon.log() if self._daemon else ""
         assert "Traceback" not in log, log
         assert missing(self._foreign, snapshot(self._host)) == [], f"after {after}\n{log}"
@@ -218,7 +218,7 @@ def live(lab: Lab, seed: int) -> None:
     Life(lab, random.Random(seed)).run()
 
 
-def _is_trouble(line: str) -> bool:
+def _is_failure(line: str) -> bool:
     """Whether the daemon logged why it is not ready, and continues; the last line before an exit does not count."""
     is_error = re.match(r"E\d{4} ", line) is not None
     return is_error and (" daemon.py:" not in line or "; trying again in " in line)

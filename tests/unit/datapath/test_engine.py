@@ -106,7 +106,9 @@ def test_neighbours_for_one_next_hop_form_a_run(packets: list[bytes], runs: list
         ),
     ],
 )
-def test_the_sender_behind_our_device_is_told_why(packet: bytes, reason: DropReason, kind: tuple[int, int]) -> None:
+def test_the_sender_behind_our_device_gets_an_icmp_error(
+    packet: bytes, reason: DropReason, kind: tuple[int, int]
+) -> None:
     assert same(outbound(engine(), [packet]), [], [error(kind, packet)], {reason: 1})
 
 
@@ -172,7 +174,7 @@ def test_errors_are_limited_for_each_sender_on_its_own() -> None:
     "destination", ["11.0.255.255", "11.0.0.0", "11.0.59.255", "11.0.101.255", "11.0.55.255", "255.255.255.255"]
 )
 @pytest.mark.parametrize("ttl", [63, 1])
-def test_nobody_is_answered_about_a_broadcast(source: str, destination: str, ttl: int) -> None:
+def test_no_icmp_error_answers_a_broadcast(source: str, destination: str, ttl: int) -> None:
     for packet in (ipv4_packet(source, destination, ttl=ttl), ipv4_packet(destination, ON_A, ttl=1)):
         assert not outbound(engine(), [packet]).packets
     assert not inbound(engine(), [ipv4_packet(destination, CONTAINER, ttl=1)]).runs
@@ -201,7 +203,7 @@ def test_errors_are_limited_in_total_however_sources_rotate() -> None:
 @pytest.mark.parametrize("address", [str(BOUND), OWN])
 @pytest.mark.parametrize("destination", [ON_A, NOWHERE])
 @pytest.mark.parametrize("ttl", [64, 1])
-def test_our_own_datagram_that_comes_back_is_dropped_and_nobody_is_told(
+def test_our_own_datagram_that_comes_back_is_dropped_without_an_icmp_error(
     address: str, destination: str, ttl: int
 ) -> None:
     """A route of the underlay leads into the overlay: sent once more it would come back once more."""
@@ -247,16 +249,14 @@ def test_a_datagram_that_is_no_packet_is_only_counted(datagram: bytes, reason: D
 
 @pytest.mark.parametrize("ttl", [0, 1])
 @pytest.mark.parametrize(("source", "next_hop"), [(ON_A, A), (ON_B, B)])
-def test_a_remote_sender_is_told_over_the_wire_that_its_hops_are_used_up(
-    ttl: int, source: str, next_hop: NextHop
-) -> None:
+def test_a_remote_sender_gets_time_exceeded_over_the_wire(ttl: int, source: str, next_hop: NextHop) -> None:
     packet = arriving(ttl=ttl, source=source)
     reply = error(icmp.TIME_EXCEEDED, packet)
     assert same(inbound(engine(), [packet]), [Run(next_hop, len(reply), reply)], [], {DropReason.TTL_EXPIRED: 1})
 
 
 @pytest.mark.parametrize("source", [NOWHERE, "8.8.8.8", "0.0.0.0"])
-def test_a_sender_that_nobody_leases_is_told_nothing(source: str) -> None:
+def test_a_sender_outside_all_leases_gets_no_icmp_error(source: str) -> None:
     plan = inbound(engine(), [arriving(ttl=1, source=source)])
     assert same(plan, [], [], {DropReason.TTL_EXPIRED: 1})
 
@@ -277,7 +277,7 @@ def test_a_packet_loses_two_hops_on_its_way_through_two_hosts() -> None:
 
 @pytest.mark.parametrize("source_check", SourceCheck)
 @pytest.mark.parametrize(("address", "known"), [(A.public_ip, True), (STRANGER.public_ip, False), ("0.0.0.0", False)])
-def test_only_hosts_with_a_lease_may_send_unless_nobody_asks(
+def test_only_hosts_with_a_lease_may_send_unless_the_check_is_off(
     source_check: SourceCheck, address: str, known: bool
 ) -> None:
     taken = known or source_check is SourceCheck.OFF
@@ -287,7 +287,7 @@ def test_only_hosts_with_a_lease_may_send_unless_nobody_asks(
 
 @pytest.mark.parametrize("source_check", SourceCheck)
 @pytest.mark.parametrize("port", [PORT - 1, PORT + 1, 1, 1024, 40000, 65535])
-def test_a_known_address_may_send_from_the_backends_port_only_unless_nobody_asks(
+def test_a_known_address_may_send_from_the_backends_port_only_unless_the_check_is_off(
     source_check: SourceCheck, port: int
 ) -> None:
     """From another port it is a container behind a masquerade, or another network's host."""
@@ -385,7 +385,7 @@ def test_if_strict_each_train_of_a_batch_is_checked_by_its_own_sender() -> None:
     "destination",
     ["11.0.59.255", "11.0.58.255", "11.0.60.0", ON_A, NOWHERE, "8.8.8.8", "224.0.0.251", "255.255.255.255", "0.0.0.0"],
 )
-def test_what_is_for_no_host_here_is_dropped_and_nobody_is_told(
+def test_what_is_for_no_host_here_is_dropped_without_an_icmp_error(
     source_check: SourceCheck, destination: str, ttl: int
 ) -> None:
     """The original hands it to the kernel, which would forward it to wherever its routes lead."""
@@ -394,7 +394,7 @@ def test_what_is_for_no_host_here_is_dropped_and_nobody_is_told(
 
 
 @pytest.mark.parametrize("ttl", [62, 1])
-def test_nobody_is_told_about_a_source_that_is_ours(ttl: int) -> None:
+def test_a_source_that_is_ours_gets_no_icmp_error(ttl: int) -> None:
     packet = arriving(source="11.0.59.9", ttl=ttl)
     assert same(inbound(engine(), [packet]), [], [], {DropReason.SPOOFED_SOURCE: 1})
 
@@ -407,7 +407,7 @@ def test_every_address_of_our_subnet_but_the_last_is_a_host_here(destination: st
 
 @pytest.mark.parametrize("covered", ["11.0.0.0/16", "11.0.59.0/24", "11.0.59.0/28", "11.0.59.2/32"])
 @pytest.mark.parametrize("ttl", [63, 1])
-def test_what_is_for_our_own_subnet_never_goes_to_the_wire_whoever_leases_it_too(covered: str, ttl: int) -> None:
+def test_what_is_for_our_own_subnet_never_goes_to_the_wire_even_if_a_peer_leases_it_too(covered: str, ttl: int) -> None:
     """SubnetLen may have been another when they leased theirs."""
     routes = Routes()
     routes.set(IPv4Network(covered), A)
@@ -519,7 +519,9 @@ def test_a_vnet_header_that_makes_no_sense_costs_its_packet_and_no_other(header:
         (tcp(3000, NOWHERE, ttl=1), DropReason.NO_ROUTE, icmp.NET_UNREACHABLE),
     ],
 )
-def test_the_sender_of_a_super_packet_is_told_once(packet: bytes, reason: DropReason, kind: tuple[int, int]) -> None:
+def test_the_sender_of_a_super_packet_gets_one_icmp_error(
+    packet: bytes, reason: DropReason, kind: tuple[int, int]
+) -> None:
     plan = outbound(engine(), [packet], headers=[TCP_SUPER])
     assert same(plan, [], [error(kind, packet)], {reason: 1})
 

@@ -480,7 +480,7 @@ def test_each_obstacle_comes_with_what_to_do() -> None:
     ("blocked", "is_host_forwarding", "text"),
     [
         ([], True, ""),
-        ([], False, ""),  # somebody has set it for these devices alone, which is enough
+        ([], False, ""),  # an operator has set it for these devices alone, which is enough
         (["docker0"], False, "net.ipv4.ip_forward is 0.*: sysctl -w net.ipv4.ip_forward=1"),
         (["docker0"], True, "Forwarding is 0 for docker0, .*: sysctl -w net.ipv4.conf.docker0.forwarding=1"),
         (["flannel.1"], True, "Forwarding is 0 for flannel.1, .*: sysctl -w net.ipv4.conf.flannel/1.forwarding=1"),

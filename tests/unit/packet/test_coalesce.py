@@ -325,7 +325,7 @@ def test_a_packet_with_a_wrong_checksum_is_given_on_as_it_came(first: Packet, wh
         assert found.packets[index][1] == expected
 
 
-def test_after_a_wrong_checksum_merging_goes_on() -> None:
+def test_after_a_wrong_checksum_merging_continues() -> None:
     packets = flow(FIRST, [100] * 5)
     packets[2] = changed(packets[2], 60)
     found = coalesced_singly(packets)

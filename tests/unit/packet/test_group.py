@@ -98,7 +98,7 @@ def test_the_mask_says_what_a_subnet_is(mask: int, expected: int) -> None:
 
 
 @pytest.mark.parametrize("mask", [0, 0xFFFF0000, BY_24, 0xFFFFFFFF])
-def test_whatever_the_mask_is_our_own_subnet_is_none_of_them(mask: int) -> None:
+def test_with_any_mask_our_own_subnet_is_left_out(mask: int) -> None:
     packets = [to("11.0.58.255"), to("11.0.59.0"), to("11.0.59.255"), to("11.0.60.0")]
     found = grouped([(PLAIN, packet) for packet in packets], mask)
     assert found.refused == [(DropReason.NO_ROUTE, 100, 200), (DropReason.NO_ROUTE, 200, 300)]
@@ -271,7 +271,7 @@ def test_a_super_packet_whose_header_makes_no_sense_is_refused(header: VnetHeade
 
 
 @pytest.mark.parametrize("header", [PLAIN, TCP_SUPER, NEEDS._replace(csum_start=20, csum_offset=16)])
-def test_a_packet_without_a_hop_left_is_refused_whatever_it_is(header: VnetHeader) -> None:
+def test_a_packet_of_any_kind_without_a_hop_left_is_refused(header: VnetHeader) -> None:
     packet = ipv4_packet(CONTAINER, A, tcp_segment(bytes(4000)), protocol=TCP, ttl=1)
     assert grouped([(header, packet)], BY_24).refused == [(DropReason.TTL_EXPIRED, 0, len(packet))]
 

@@ -141,7 +141,7 @@ def test_identifications_count_on_and_wrap(first: int, expected: list[int]) -> N
     ("first", "expected"),
     [(0, [0, 100, 200]), (0xFFFF, [0xFFFF, 0x10063, 0x100C7]), (2**32 - 100, [2**32 - 100, 0, 100])],
 )
-def test_sequence_numbers_go_on_by_the_payload_and_wrap(first: int, expected: list[int]) -> None:
+def test_sequence_numbers_advance_by_the_payload_and_wrap(first: int, expected: list[int]) -> None:
     assert words(cut(tcp(300, sequence=first), 100), 24, 4) == expected
 
 
@@ -188,7 +188,7 @@ def test_a_udp_checksum_of_0_is_sent_as_ffff() -> None:
     assert words(cut(packet, 100), 26) == [0xFFFF, 0xFFFF]
 
 
-def test_whatever_the_kernel_left_in_the_checksum_does_not_matter() -> None:
+def test_what_the_kernel_left_in_the_checksum_does_not_matter() -> None:
     packet = tcp(300)
     assert cut(packet[:36] + b"\xde\xad" + packet[38:], 100) == cut(packet, 100)
 

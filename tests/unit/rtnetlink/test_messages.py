@@ -89,7 +89,7 @@ def test_an_fdb_entry_is_what_pyroute2_reads() -> None:
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=str)
-def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
+def test_an_entry_reads_back_equal(entry: Entry) -> None:
     message = entries.add_request(entry)
     if isinstance(entry, GatewayRoute):
         found = [entries.identity_of(routes.parse(message))]

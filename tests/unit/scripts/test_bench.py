@@ -132,7 +132,7 @@ def test_the_json_has_every_round_and_every_trial(tmp_path: Path) -> None:
     }
 
 
-def test_it_is_told_where_the_sender_was_the_limit() -> None:
+def test_the_report_names_where_the_sender_was_the_limit() -> None:
     assert "its rate stands. That was so for veth 64 B (1×).\n" in report(results()).text()
 
 

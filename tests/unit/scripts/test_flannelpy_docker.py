@@ -115,7 +115,7 @@ def test_options_are_known_in_each_form(
 
 @FORMS
 @MASQUERADING
-def test_masquerading_counts_where_docker_was_told_of_it(
+def test_masquerading_counts_where_docker_has_its_option(
     world: World, form: tuple[str, ...], masq: tuple[str, ...]
 ) -> None:
     world.start_docker((*form, *masq))

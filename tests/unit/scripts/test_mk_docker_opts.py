@@ -164,7 +164,7 @@ def test_bad_masquerade_value_leaves_the_output_alone(shell: list[str], tmp_path
     ],
 )
 def test_a_subnet_file_is_no_script(shell: list[str], tmp_path: Path, line: str) -> None:
-    """Whoever takes the daemon over must not become root when Docker starts."""
+    """An attacker who controls the daemon must not become root when Docker starts."""
     (tmp_path / "subnet.env").write_text(f"# ours\n\n{SUBNET}{line}\nanother line\n")
     done = run(shell, tmp_path, ["-f", "subnet.env", "-d", "docker.env"], {})
     assert done.returncode == 1
