@@ -266,7 +266,7 @@ class Machine(Netlink):
         return [Link(2, "eth1", 1500), Link(3, "flannel0", 1472, alias=self.alias)]
 
     async def link(self, name: str) -> Link | None:
-        return next(link for link in await self.links() if link.name == name)
+        return next((link for link in await self.links() if link.name == name), None)
 
     async def has_connected_route(self, network: IPv4Network, link_index: int) -> bool:
         return True
