@@ -4,7 +4,7 @@ usage: mutate.py [--count=300] [--seed=N] [--only=REGEX] [--jobs=2]
 
 The mutants are drawn by a seed, which is printed.  Each is tested in a copy of the tree; those that pass are listed.
 The tests run changed code with your rights: as root, use namespaces of their own (``unshare --mount --net``).
-``--only`` selects the mutants whose description matches, such as ``daemon.py:1[0-9]+`` or "forwarding.py.*_busy".
+``--only`` selects the mutants whose description matches, such as ``daemon.py:1[0-9]+`` or "kernel_entries.py.*lock".
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SECONDS = 120
 #: The tests of each part, besides those that name the mutated module.
 TESTS = {
     "flannelpy/subnet/": ("lease_table", "lease_policy", "config", "lease"),
-    "flannelpy/leasing/": ("manager", "lease_policy", "subnet_file"),
+    "flannelpy/leasing/": ("acquire", "claim", "react", "renew", "watch", "lease_policy", "subnet_file"),
     "flannelpy/datapath/": ("engine", "routes", "proxy", "udp_backend"),
     "flannelpy/backend/udp/": ("udp_backend", "proxy", "sender_queues"),
     "flannelpy/backend/": (

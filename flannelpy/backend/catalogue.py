@@ -1,4 +1,4 @@
-"""Which backends there are, by the names that Backend.Type may have, and which options each of them reads.
+"""The backends by their names in Backend.Type, and what each of them is built from.
 
 Counterpart: backend/manager.go.
 """

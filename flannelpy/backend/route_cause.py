@@ -1,4 +1,8 @@
-"""Names the route or rule that diverts packets from flannelpy's routes."""
+"""Names the route or policy rule that diverts packets from flannelpy's routes.
+
+Of a policy rule, addresses and the input interface are evaluated; a rule with another selector (fwmark, tos, ports)
+counts as if it had none of it.
+"""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ FLAGS = (
     Flag(
         "subnet-lease-ttl",
         "Lease",
-        values.duration,
+        values.lease_ttl,
         "How long a lease lasts unless it is renewed.",
         value="DURATION",
         default="24h",
@@ -291,7 +291,7 @@ FLAGS = (
     Flag(
         "iptables-resync",
         "Packets",
-        values.seconds,
+        values.resync_seconds,
         "How often iptables rules and accept_local are checked and restored.",
         value="SECONDS",
         default="5",

@@ -63,8 +63,8 @@ def host_id(text: str) -> str | None:
     return text or None
 
 
-def duration(text: str) -> int:
-    """Return the seconds of a duration such as 1h30m.
+def lease_ttl(text: str) -> int:
+    """Return the seconds of a lease's TTL, a duration such as 1h30m.
 
     Source: time.ParseDuration of Go, without fractions of a second: a TTL in etcd is a whole number of seconds.
     """
@@ -83,8 +83,8 @@ def minutes(text: str) -> int:
     return int(text) * 60
 
 
-def seconds(text: str) -> int:
-    """Return a whole number of seconds, at most an hour: a removed rule stays missing for up to that time."""
+def resync_seconds(text: str) -> int:
+    """Return the seconds between two checks, at most an hour: a removed rule stays missing for up to that time."""
     if not re.fullmatch(r"0*[1-9]\d{0,3}", text, re.ASCII) or int(text) > _MAX_SECONDS:
         raise ValueError(f"must be a whole number of seconds, from 1 to {_MAX_SECONDS}")
     return int(text)

@@ -1,1 +1,1 @@
-"""What is leased, to whom, for how long."""
+"""Decisions about config and leases: which are valid, which wins, what happens to our own.  Pure."""

@@ -242,4 +242,6 @@ class UdpBackend:
         address, port = sender
         if reason is DropReason.UNKNOWN_SENDER:
             return f" (last from {address})"
-        return f" (last from {address}:{port}, not port {self._port}; -source-check=off if a NAT changes ports)"
+        if reason is DropReason.WRONG_SENDER_PORT:
+            return f" (last from {address}:{port}, not port {self._port}; -source-check=off if a NAT changes ports)"
+        return f" (last from {address}:{port})"
