@@ -60,7 +60,7 @@ from flannelpy.marks import device_alias
 from flannelpy.netfilter.network_rules import NetworkRules
 from flannelpy.options import Options
 from flannelpy.registry.connect import connect, etcd_hosts
-from flannelpy.report import NetworkReport, NetworkState
+from flannelpy.report import TRANSITIONS, NetworkReport, NetworkState
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity
 from flannelpy.subnet.lease_filter import LeaseFilter
@@ -69,17 +69,6 @@ from flannelpy.subnet.lease_table import LeaseEvent
 from flannelpy.tasks import run_together
 
 log = logging.getLogger(__name__)
-
-#: The states that can follow each state while ``run`` lasts; its end leads from any state to FAILED or STARTING.
-TRANSITIONS = {
-    NetworkState.STARTING: {NetworkState.WAITING_FOR_CONFIG},
-    NetworkState.WAITING_FOR_CONFIG: {NetworkState.WAITING_FOR_LEASE},
-    NetworkState.WAITING_FOR_LEASE: {NetworkState.WAITING_FOR_PEERS},
-    NetworkState.WAITING_FOR_PEERS: {NetworkState.READY, NetworkState.DEGRADED},
-    NetworkState.READY: {NetworkState.DEGRADED},
-    NetworkState.DEGRADED: {NetworkState.READY},
-    NetworkState.FAILED: {NetworkState.WAITING_FOR_CONFIG},
-}
 
 
 class _Chosen(NamedTuple):
@@ -136,16 +125,10 @@ class Network:
         """Return whether no task hangs; if one does, a restart of the process may help."""
         return self._service is None or self._service.is_live()
 
-    async def check_underlay(self, netlink: Netlink) -> None:
-        """Follow what the monitor found, and check whether datagrams to peers leave the host.  Raises HostError."""
-        service, token = self._service, logs.network.set(self.name)
-        try:
-            if service:
-                await service.check_peer_routes(netlink)
-            if service and service is self._service:  # it may have ended meanwhile
-                service.report_changes()
-        finally:
-            logs.network.reset(token)
+    def underlay_changed(self) -> None:
+        """Have a running network follow what the monitor found, and check its ways to peers, in a task of its own."""
+        if self._service:
+            self._service.underlay_changed.set()
 
     async def _run(self, cleanup: AsyncExitStack) -> None:
         self._lock = lock = InstanceLock(self._subnet_file)
@@ -308,10 +291,11 @@ class _Service:
         self._enter = enter
         self._is_up = False
         self._has_leases = asyncio.Event()
+        self.underlay_changed = asyncio.Event()
         self._repair_loop = RepairLoop(self._check, self._network, self._update_state)
         self._peer_routes = PeerRoutes(host.external)
         self._reported: object = None  # on which the last report of a check depended
-        self._containers = ContainerTraffic(host.firewall, name, self._network, self.report_changes)
+        self._containers = ContainerTraffic(host.firewall, name, self._network, self._report_changes)
 
     async def run(self, choose: Callable[[NetworkConfig], Awaitable[object]]) -> None:
         """Carry packets, renew the lease, follow the peers, and restore what other programs change."""
@@ -324,6 +308,7 @@ class _Service:
                 self._announce(),
                 self._backend.run(),
                 self._repair_loop.run(),
+                self._follow_underlay(),
                 self._manager.keep_lease(),
                 self._manager.watch(self._gate.apply),
                 self._manager.watch_config(choose),
@@ -334,11 +319,10 @@ class _Service:
         await self._has_leases.wait()
         await self._backend.settled()
         async with Netlink() as netlink:
-            with suppress(HostError):  # the daemon asks again
-                await self.check_peer_routes(netlink)
+            await self._check_peer_routes(netlink)
         self._is_up = True
         self._reported = None  # from now on what the checks found counts
-        self.report_changes()
+        self._report_changes()
 
     def complete(self, report: NetworkReport) -> NetworkReport:
         """Return ``report`` with the parts of the components added."""
@@ -363,22 +347,31 @@ class _Service:
         self._has_leases.set()
         self._update_state()
 
-    async def check_peer_routes(self, netlink: Netlink) -> None:
-        """Check whether datagrams to peers leave the host, if the backend sends any.  Raises HostError."""
+    async def _follow_underlay(self) -> Never:
+        async with Netlink() as netlink:
+            while True:
+                await self.underlay_changed.wait()
+                self.underlay_changed.clear()
+                await self._check_peer_routes(netlink)
+                self._report_changes()
+
+    async def _check_peer_routes(self, netlink: Netlink) -> None:
+        """Check whether datagrams to peers leave the host, if the backend sends any."""
         if self._backend.datagrams and not self._external.report().problem:  # which explains what routes are missing
-            await self._peer_routes.check(netlink)
+            with suppress(HostError):  # the kernel could not be asked: it is asked again within ten seconds
+                await self._peer_routes.check(netlink)
 
     async def _check(self, netlink: Netlink) -> list[str]:
         await self._containers.check(netlink, self._manager.own.subnet, self._backend.forwarding)
-        self.report_changes()
+        self._report_changes()
         await self._gate.check()
         rules = [f"Restored {rule}: it was missing" for rule in await self._host.isolation.restore(netlink)]
         try:
             return [*rules, *await self._backend.repair(netlink)]
         finally:
-            self.report_changes()
+            self._report_changes()
 
-    def report_changes(self) -> None:
+    def _report_changes(self) -> None:
         """Update the state if a check has found a change of the interface, of an obstacle or of the reachable peers."""
         backend = self._backend.report()
         underlay = self._external.report(), self._peer_routes.problem

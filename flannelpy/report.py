@@ -29,6 +29,18 @@ class NetworkState(StrEnum):
         return self in (NetworkState.READY, NetworkState.DEGRADED)
 
 
+#: The states that can follow each state while ``run`` lasts; its end leads from any state to FAILED or STARTING.
+TRANSITIONS = {
+    NetworkState.STARTING: {NetworkState.WAITING_FOR_CONFIG},
+    NetworkState.WAITING_FOR_CONFIG: {NetworkState.WAITING_FOR_LEASE},
+    NetworkState.WAITING_FOR_LEASE: {NetworkState.WAITING_FOR_PEERS},
+    NetworkState.WAITING_FOR_PEERS: {NetworkState.READY, NetworkState.DEGRADED},
+    NetworkState.READY: {NetworkState.DEGRADED},
+    NetworkState.DEGRADED: {NetworkState.READY},
+    NetworkState.FAILED: {NetworkState.WAITING_FOR_CONFIG},
+}
+
+
 @dataclass(frozen=True, slots=True)
 class LeaseReport:
     """The lease of this host.  ``seconds_left``: until the lease expires if unrenewed; None for a reservation."""

@@ -105,14 +105,15 @@ async def _serve(options: Options) -> None:
     networks: list[Network] = []
     notifier = SystemdNotifier(partial(_report, networks), text.status, _set_start_up_aside)
     monitor = external_endpoint.watch(options, external)
+    underlay = _underlay_loop(monitor, networks)
     networks += [Network(name, options, host, monitor, notifier.update) for name in names]
     await run_together(
         *(_keep_up(network, notifier.update) if options.networks else network.run() for network in networks),
-        _watch_underlay(monitor, networks),
+        underlay.run(),
         host.firewall.run(),
         _report_status(notifier),
         _collect_young(),
-        keep_alive(partial(_is_live, networks)),
+        keep_alive(lambda: underlay.is_live() and _is_live(networks)),
     )
 
 
@@ -142,20 +143,21 @@ async def _keep_up(network: Network, on_failure: Callable[[], None]) -> Never:
             await asyncio.sleep(_RESTART_SECONDS)
 
 
-async def _watch_underlay(monitor: ExternalInterfaceMonitor, networks: Sequence[Network]) -> Never:
-    """Check the external interface at every change, then have each network follow, also while others start or fail.
+def _underlay_loop(monitor: ExternalInterfaceMonitor, networks: Sequence[Network]) -> RepairLoop:
+    """Return the loop that checks the external interface at every change, and has each network follow.
 
-    Raises ExternalAddressChanged.
+    Its ``run`` raises ExternalAddressChanged.
     """
 
     async def check(netlink: Netlink) -> list[str]:
-        await monitor.check(netlink)
-        for network in networks:
-            await network.check_underlay(netlink)
+        try:
+            await monitor.check(netlink)
+        finally:
+            for network in networks:
+                network.underlay_changed()
         return []
 
-    await RepairLoop(check, ALL_ROUTES, lambda: None, monitor.due).run()
-    raise AssertionError("the loop runs until an error ends it")
+    return RepairLoop(check, ALL_ROUTES, lambda: None, monitor.due)
 
 
 def _set_start_up_aside() -> None:

@@ -33,6 +33,7 @@ from flannelpy.linux.netlink.client import Netlink
 from flannelpy.marks import device_alias
 from flannelpy.network import Network
 from flannelpy.report import (
+    TRANSITIONS,
     BackendReport,
     FirewallReport,
     InterfaceReport,
@@ -667,8 +668,8 @@ def test_what_the_monitor_finds_turns_readiness_off(world: World, monkeypatch: p
         await world.until(world.ready.exists)
         for problem in ("eth1 is down", "", "eth1 is a port of br0", ""):
             monkeypatch.setattr(world.monitor, "_problem", problem)
-            await world.network.check_underlay(FakeNetlink())
-            assert world.ready.exists() == (not problem)
+            world.network.underlay_changed()
+            await world.until(lambda is_ready=not problem: world.ready.exists() == is_ready)  # type: ignore[misc]
             assert ("not ready" in world.status) == bool(problem)
             assert problem in world.status
 
@@ -689,8 +690,22 @@ def test_a_host_without_a_route_to_any_peer_is_not_ready(
         problem = "not ready: no peer can be reached: for 172.17.8.102, for one, the kernel has no route"
         assert (problem in world.status, world.ready.exists()) == (sends_datagrams, not sends_datagrams)
         monkeypatch.setattr(FakeNetlink, "answer", RouteAnswer(0, 2))
-        await world.network.check_underlay(FakeNetlink())
-        assert world.ready.exists()
+        world.network.underlay_changed()
+        await world.until(world.ready.exists)
+
+    play(world, scenario)
+
+
+def test_a_fault_in_the_check_of_peer_routes_ends_the_network(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the daemon: the check runs in a task of the network."""
+    world.datagrams = Datagrams("flannel0", 8285, 8285, accepts_local=True)
+
+    async def scenario(task: asyncio.Task[Any]) -> None:
+        await world.until(world.ready.exists)
+        monkeypatch.setattr(FakeNetlink, "lookups", None)
+        world.network.underlay_changed()
+        with pytest.raises(TypeError):
+            await task
 
     play(world, scenario)
 
@@ -766,7 +781,7 @@ def test_the_states_on_the_way_to_ready(world: World) -> None:
 def test_only_the_transitions_of_the_table_are_made(world: World, state: NetworkState) -> None:
     for following in NetworkState:
         world.network._state = state
-        if following in {state} | network.TRANSITIONS[state]:
+        if following in {state} | TRANSITIONS[state]:
             world.network._enter(following)
             assert world.state is following
         else:

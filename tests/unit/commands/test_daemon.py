@@ -57,7 +57,7 @@ class FakeNetwork(Network):
     def is_live(self) -> bool:
         return self.live
 
-    async def check_underlay(self, netlink: Netlink) -> None:
+    def underlay_changed(self) -> None:
         self.underlay_checks += 1
 
     async def run(self) -> Any:
@@ -234,7 +234,9 @@ def test_any_other_error_is_one_line_and_exit_1(
 
 
 class FakeMonitor(ExternalInterfaceMonitor):
-    """A monitor whose next check raises ``failure``."""
+    """A monitor whose next check raises ``failure``, or never returns if it ``hangs``."""
+
+    hangs = False
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.failure = failure
@@ -242,6 +244,8 @@ class FakeMonitor(ExternalInterfaceMonitor):
 
     async def check(self, netlink: Netlink) -> None:
         self.checks += 1
+        if self.hangs:
+            await asyncio.Event().wait()
         if self.failure:
             raise self.failure
 
@@ -315,6 +319,26 @@ def test_one_of_several_is_started_again_while_the_others_run_on(
         assert line.startswith("Unexpected error in daemon.py:")
         assert type(fault).__name__ in line
         assert line.endswith("; trying again in 0 s")
+
+
+def test_a_monitor_that_hangs_stops_the_watchdogs_keep_alives(monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging, green = FakeMonitor(), FakeNetwork("green", up=True)
+    hanging.hangs = True
+    monkeypatch.setattr(repair_loop, "_STUCK_SECONDS", 0.1)
+    asked: list[Callable[[], bool]] = []
+
+    async def keep_alive(is_live: Callable[[], bool]) -> None:
+        asked.append(is_live)
+
+    monkeypatch.setattr(daemon, "keep_alive", keep_alive)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(serve(monkeypatch, {"": green}, watched=hanging))
+        await until(lambda: bool(asked) and asked[0]())
+        await until(lambda: not asked[0]())
+        task.cancel()
+
+    within(5, scenario)
 
 
 @pytest.mark.parametrize("failures", [(), (HostError("busy"),), (LeaseLost("taken"), OSError(98, "in use"))])
