@@ -55,7 +55,7 @@ def busy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             f"route add 10.{number >> 14}.{number >> 6 & 255}.{(number & 63) * 4}/30 via 172.17.8.1 proto bird\n"
             for number in range(FOREIGN)
         )
-        host.run("ip", "-batch", "-", input=foreign)
+        host.run("ip", "-batch", "-", input=f"{foreign}route add 172.18.0.0/16 via 172.17.8.1\n")  # to the peers
         host.run("nft", "-f", "-", input=large_nftables())
         lab.etcd.put_all(leases(request.param), ttl=3000)
         daemon = host.start_daemon("-iface=eth1", python=str(python))
