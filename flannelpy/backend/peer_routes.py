@@ -3,7 +3,7 @@
 An address that stays on its interface does not decide that: the route to the peers' network goes with the prefix of an
 address, with a link that was down, with a default route, or because of a policy rule.  The kernel is asked as the
 backend sends: from the external address, by no interface in particular.  That holds for VXLAN, too: its forwarding
-entries name no interface, so the routes decide, and the lower device does not decide.
+entries name no interface, so the routes decide; the lower device does not.
 Counterpart: none; the original sends, and logs what the kernel refuses.
 """
 
@@ -28,7 +28,7 @@ _AT_A_TIME = 100
 
 
 class PeerRoutes:
-    """``problem`` is why no datagram reaches a peer; it is empty while a peer can be reached, or there is none."""
+    """``problem``: why no datagram reaches a peer; empty while a peer is reachable, or there is none."""
 
     def __init__(self, external: ExternalInterface) -> None:
         """Datagrams come from the address of ``external``."""

@@ -14,6 +14,10 @@ from flannelpy.linux.netlink import connection
 from flannelpy.linux.netlink.client import Netlink
 
 
+def open_files() -> list[Path]:
+    return sorted(Path("/proc/self/fd").iterdir())
+
+
 def test_a_connection_that_cannot_be_opened_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -21,11 +25,11 @@ def test_a_connection_that_cannot_be_opened_leaves_no_socket(monkeypatch: pytest
     async def scenario() -> None:
         async with Netlink():  # imports what stays open
             pass
-        before = sorted(Path("/proc/self/fd").iterdir())
+        before = open_files()
         monkeypatch.setattr(connection, "RtnetlinkSocket", refuse)
         with pytest.raises(HostError) as caught:
             await Netlink().__aenter__()
         assert str(caught.value) == "cannot open a netlink socket: Too many open files"
-        assert sorted(Path("/proc/self/fd").iterdir()) == before
+        assert open_files() == before
 
     asyncio.run(scenario())
