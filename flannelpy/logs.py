@@ -10,7 +10,7 @@ import time
 from contextvars import ContextVar
 
 from flannelpy.causes import Causes
-from flannelpy.errors import FlannelError
+from flannelpy.errors import FlannelError, one_line
 from flannelpy.foreign import shown
 
 #: Characters of a record's text, and of each line of its traceback.
@@ -21,6 +21,18 @@ _LETTERS = {logging.DEBUG: "I", logging.INFO: "I", logging.WARNING: "W", logging
 
 #: The network that a task works for, which its log lines name; empty if there is only one.
 network: ContextVar[str] = ContextVar("network", default="")
+
+
+def log_error(log: logging.Logger, error: Exception, consequence: str = "") -> int:
+    """Log an error in one line that ends in ``consequence``; return the exit code of a process that the error ends.
+
+    With -v=1, also log the traceback of an error that is not a FlannelError.
+    """
+    log.error("%s%s", one_line(error), consequence, stacklevel=2)
+    if isinstance(error, FlannelError):
+        return error.exit_code
+    log.debug("Traceback of the error:", exc_info=error, stacklevel=2)
+    return FlannelError.exit_code
 
 
 class LogLimit:

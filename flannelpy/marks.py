@@ -32,12 +32,13 @@ def is_device_alias(alias: str) -> bool:
     return alias.startswith(_DEVICE_PREFIX)
 
 
-def device_alias(subnet_file: Path) -> str:
-    """Return the alias (IFLA_IFALIAS) of a device, which names the subnet file of the daemon that owns the device.
+def device_alias(resolved: Path) -> str:
+    """Return the alias (IFLA_IFALIAS) of a device of the daemon that owns the subnet file ``resolved``.
 
+    ``resolved`` is an absolute path whose directory has no symbolic link in it, so that a file has one alias.
     The kernel limits an alias to 255 bytes.  For a longer path, the alias has a digest of the path and its end.
     """
-    path = str(subnet_file.parent.resolve() / subnet_file.name).encode(errors="surrogateescape")
+    path = str(resolved).encode(errors="surrogateescape")
     available = _MAX_ALIAS_BYTES - len(_DEVICE_PREFIX)
     if len(path) > available or not path.decode(errors="surrogateescape").isprintable():
         digest = sha256(path).hexdigest()[:16].encode()

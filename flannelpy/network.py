@@ -44,19 +44,18 @@ from flannelpy.backend.peer_routes import PeerRoutes
 from flannelpy.backend.repair_loop import RepairLoop
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import HostError, LeaseLost, one_line
-from flannelpy.host import ownership
+from flannelpy.host import ownership, subnet_file
 from flannelpy.host.container_traffic import ContainerTraffic
 from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
 from flannelpy.host.ready_file import ReadyFile
 from flannelpy.host.shared import Host
-from flannelpy.leasing import subnet_file
 from flannelpy.leasing.manager import SubnetManager
 from flannelpy.linux import identity
 from flannelpy.linux.clock import BootClock
 from flannelpy.linux.instance_lock import InstanceLock, Run
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.linux.own_devices import own_alias
 from flannelpy.logs import FailureLog
-from flannelpy.marks import device_alias
 from flannelpy.netfilter.network_rules import NetworkRules
 from flannelpy.options import Options
 from flannelpy.registry.connect import connect, etcd_hosts
@@ -112,8 +111,6 @@ class Network:
         except Exception as error:
             self._set_state(NetworkState.FAILED, one_line(error))
             raise
-        finally:
-            self._service = None
         raise AssertionError("a network runs until an error ends it")
 
     def report(self) -> NetworkReport:
@@ -149,9 +146,14 @@ class Network:
             self._service = _Service(
                 self.name, manager, chosen, self._underlay, self._host, self._external, ready_file, self._enter
             )
-            self._enter(NetworkState.WAITING_FOR_PEERS)
             try:
+                self._enter(NetworkState.WAITING_FOR_PEERS)
                 await self._service.run(self._choose)
+            except Exception as error:
+                ready_file.close()
+                self._set_state(NetworkState.FAILED, one_line(error))
+                self._on_change()
+                raise
             finally:
                 self._service = None  # before the clean-up, after which nothing is left to check
         except LeaseLost:
@@ -182,7 +184,7 @@ class Network:
         leased = {ownership.tunnel_address(network, subnet)} if subnet and network else set()
         try:
             async with Netlink() as netlink:
-                for route in await self._underlay.unblock(netlink, device_alias(self._subnet_file), leased):
+                for route in await self._underlay.unblock(netlink, own_alias(self._subnet_file), leased):
                     log.warning("Removed own route %s: no etcd endpoint answers, and the route leads to one", route)
         except HostError as error:
             self._unblock_failures.failed(error)

@@ -15,12 +15,12 @@ class CarrierHistory:
     """The number of carrier changes of some interfaces, as of the last check."""
 
     def __init__(self) -> None:
-        self._counts: dict[int, int] = {}
+        self._carrier_changes: dict[int, int] = {}
 
     async def update(self, netlink: Netlink, link_indices: Iterable[int]) -> set[int]:
         """Return those of the interfaces whose carrier has changed since the last call.  Raises HostError."""
-        before, self._counts = self._counts, {}
+        before, self._carrier_changes = self._carrier_changes, {}
         for index in link_indices:
             if link := await netlink.link(netlink.name_of(index)):
-                self._counts[index] = link.carrier_changes
-        return {index for index, count in self._counts.items() if before.get(index, count) != count}
+                self._carrier_changes[index] = link.carrier_changes
+        return {index for index, count in self._carrier_changes.items() if before.get(index, count) != count}

@@ -9,7 +9,7 @@ from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.base import Backend
 from flannelpy.errors import ConfigError
 from flannelpy.foreign import shown
-from flannelpy.marks import device_alias
+from flannelpy.linux.own_devices import own_alias
 from flannelpy.options import Options
 from flannelpy.subnet.config import NetworkConfig
 
@@ -31,12 +31,12 @@ def create(config: NetworkConfig, external: ExternalInterface, options: Options)
         case "udp":
             from flannelpy.backend.udp.backend import UdpBackend
 
-            alias = device_alias(options.subnet_file)
+            alias = own_alias(options.subnet_file)
             return UdpBackend(config, external, alias, options.offload, options.source_check)
         case "vxlan":
             from flannelpy.backend.vxlan.backend import VxlanBackend
 
-            return VxlanBackend(config, external, device_alias(options.subnet_file))
+            return VxlanBackend(config, external, own_alias(options.subnet_file))
         case unknown:
             known = "alloc, host-gw, udp, vxlan"
             raise ConfigError(f"unknown backend type: {shown(repr(unknown))}; Backend.Type may be {known}")

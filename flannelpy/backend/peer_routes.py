@@ -3,7 +3,7 @@
 An address that stays on its interface does not decide that: the route to the peers' network goes with the prefix of an
 address, with a link that was down, with a default route, or because of a policy rule.  The kernel is asked as the
 backend sends: from the external address, by no interface in particular.  That holds for VXLAN, too: its forwarding
-entries name no interface, so the routes decide, and the lower device has no say.
+entries name no interface, so the routes decide; the lower device does not.
 Counterpart: none; the original sends, and logs what the kernel refuses.
 """
 
@@ -28,7 +28,7 @@ _AT_A_TIME = 100
 
 
 class PeerRoutes:
-    """``problem`` says why no datagram reaches a peer; it is empty while a peer can be reached, or there is none."""
+    """``problem``: why no datagram reaches a peer; empty while a peer is reachable, or there is none."""
 
     def __init__(self, external: ExternalInterface) -> None:
         """Datagrams come from the address of ``external``."""
@@ -41,7 +41,7 @@ class PeerRoutes:
         self.problem = ""
 
     def follow(self, events: Iterable[LeaseEvent]) -> None:
-        """Note which usable leases of peers came, changed or went; the next check asks about those that are left."""
+        """Note which usable leases of peers were added, changed or removed, for the next check."""
         self._events += events
 
     async def check(self, netlink: Netlink) -> None:
@@ -87,11 +87,12 @@ class PeerRoutes:
             return
         self._cause = cause
         if cause:
-            self.problem = f"no peer can be reached: for {peers[0]}, for one, {cause}"
+            self.problem = f"no peer is reachable, such as {peers[0]}: {cause}"
             log.error("%s", self.problem[0].upper() + self.problem[1:])
         else:
             self.problem = ""
-            log.info("The kernel sends to peers again")
+            if peers:  # without peers, nothing is known of the routes
+                log.info("The kernel sends to peers again")
 
 
 async def _faults_of_links(netlink: Netlink, answers: Iterable[RouteAnswer]) -> dict[int, str]:

@@ -34,8 +34,8 @@ _KINDS = {
 }
 
 
-class Causes:
-    """Finds the causes of one check; lists rules and routes at most once."""
+class DivertingRoutes:
+    """Finds the route or rule behind each answer of one check; lists rules and routes at most once."""
 
     def __init__(self, netlink: Netlink) -> None:
         self._netlink = netlink

@@ -18,7 +18,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from flannelpy.backend.foreign_routes import find_leftovers, log_leftovers
-from flannelpy.backend.route_cause import Causes
+from flannelpy.backend.route_cause import DivertingRoutes
 from flannelpy.chunks import in_chunks
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
@@ -148,7 +148,7 @@ class RouteCheck:
         left = [(subnet, queries[number]) for number in range(max(map(len, wrong.values()), default=0))
                 for subnet, queries in wrong.items() if number < len(queries)][:_NAMING]  # fmt: skip
         answers = await netlink.lookups([query for _, query in left], matched=True)
-        causes, named = Causes(netlink), dict[IPv4Network, set[str]]()
+        causes, named = DivertingRoutes(netlink), dict[IPv4Network, set[str]]()
         for (subnet, query), answer in zip(left, answers, strict=True):
             if not way(subnet, query.destination).is_taken(query, answer):
                 whose = "containers'" if query.input_index else "the host's"

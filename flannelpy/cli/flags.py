@@ -110,8 +110,8 @@ class Flag(click.Option):
         assert isinstance(flag, Flag)
         if isinstance(text, str):
             return flag.parsed(context, text)
-        values = [flag.parsed(context, one) for one in text]
-        return tuple(value for value in values if value is not None)
+        found = [flag.parsed(context, one) for one in text]
+        return tuple(value for value in found if value is not None)
 
     def parsed(self, context: click.Context, text: str) -> object:
         """Return the value of one text.  Raises UsageError."""

@@ -101,7 +101,7 @@ def refuse_extra(word: str | None, before: str) -> None:
 
 
 def refuse_unsupported_variables() -> None:
-    """Raise UsageError if the variable of an unsupported flag is set: flanneld would obey it."""
+    """Raise UsageError if the variable of an unsupported flag is set: flanneld would use it."""
     for name, instead in UNSUPPORTED.items():
         if os.environ.get(variable(name)):
             raise UsageError(f"{variable(name)} is not supported: {instead}")

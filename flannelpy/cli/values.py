@@ -1,6 +1,6 @@
 """The text of a flag or variable -> its value: one reader for each kind of value.
 
-Each reader raises ValueError, whose text says what would be right; ``endpoints`` and ``offload`` raise UsageError.
+Each reader raises ValueError, whose text names a valid value; ``endpoints`` and ``offload`` raise UsageError.
 """
 
 from __future__ import annotations

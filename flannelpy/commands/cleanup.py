@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import IPv4Network
 from pathlib import Path
 
 from flannelpy import logs
 from flannelpy.backend.leftovers import marked, unmarked_leftovers, withdraw
-from flannelpy.errors import FlannelError, HostError
-from flannelpy.host import external_endpoint, firewall_tables, ownership
-from flannelpy.leasing import subnet_file
+from flannelpy.errors import CompareFailed, HostError, KeyNotFound
+from flannelpy.host import external_endpoint, firewall_tables, ownership, subnet_file
 from flannelpy.linux import identity
 from flannelpy.linux.instance_lock import InstanceLock, Run
 from flannelpy.linux.netlink.client import Netlink
@@ -33,9 +33,8 @@ def run(options: Options) -> int:
     logs.configure(options.verbosity)
     try:
         asyncio.run(_clean_up(options))
-    except FlannelError as error:
-        log.error("%s", error)
-        return error.exit_code
+    except Exception as error:
+        return logs.log_error(log, error)
     return 0
 
 
@@ -49,14 +48,19 @@ async def _clean_up(options: Options) -> None:
         failures: list[HostError] = []
         for name, lock in zip(names, locks, strict=True):
             failures += await _remove_owned(options.subnet_file_of(name), options.ready_file_of(name), lock)
-    if options.release:
-        _, public_ip = await external_endpoint.choose(options)
-        host_identity = HostIdentity(public_ip, options.host_id or identity.host_id())
-        for name in names:
-            logs.network.set(name)
-            await _release(connect(options, name), host_identity)
+        if options.release:
+            await _release_all(options, names)
     if failures:
         raise failures[0]
+
+
+async def _release_all(options: Options, names: Sequence[str]) -> None:
+    """Give back the leases of this host in all networks; the caller holds their instance locks."""
+    _, public_ip = await external_endpoint.choose(options)
+    host_identity = HostIdentity(public_ip, options.host_id or identity.host_id())
+    for name in names:
+        logs.network.set(name)
+        await _release(connect(options, name), host_identity)
 
 
 async def _remove_owned(file: Path, ready: Path, lock: InstanceLock) -> list[HostError]:
@@ -107,5 +111,9 @@ async def _release_one(registry: Registry, lease: Lease, host_identity: HostIden
     elif lease.attrs.host_id not in ("", host_identity.host_id):
         log.warning("Kept the lease of %s: it belongs to another host (%s)", lease.subnet, lease.attrs.host_id)
     else:
-        await registry.compare_and_delete(format_key(lease.subnet), lease.version)
-        log.info("Released the lease of %s", lease.subnet)
+        try:
+            await registry.compare_and_delete(format_key(lease.subnet), lease.version)
+        except (KeyNotFound, CompareFailed):
+            log.info("Released nothing: the lease of %s expired or changed meanwhile", lease.subnet)
+        else:
+            log.info("Released the lease of %s", lease.subnet)

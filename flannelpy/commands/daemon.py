@@ -19,7 +19,7 @@ from typing import Any, Never
 
 from flannelpy import logs
 from flannelpy.backend.repair_loop import RepairLoop
-from flannelpy.errors import AlreadyRunning, ExternalAddressChanged, FlannelError, UsageError, one_line
+from flannelpy.errors import AlreadyRunning, ExternalAddressChanged, UsageError
 from flannelpy.host import external_endpoint
 from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
 from flannelpy.host.readiness import SystemdNotifier, keep_alive
@@ -56,16 +56,8 @@ def run(options: Options) -> int:
     try:
         packet_loop.run(_until_signalled(_serve(options)))
     except Exception as error:
-        _log_failure(one_line(error), error)
-        return error.exit_code if isinstance(error, FlannelError) else FlannelError.exit_code
+        return logs.log_error(log, error)
     return 0
-
-
-def _log_failure(text: str, error: Exception) -> None:
-    """Log one line, and with -v=1 the traceback of an error that is not a FlannelError."""
-    log.error("%s", text)
-    if not isinstance(error, FlannelError):
-        log.debug("Traceback of the error:", exc_info=error)
 
 
 async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
@@ -138,7 +130,7 @@ async def _keep_up(network: Network, on_failure: Callable[[], None]) -> Never:
             raise
         except Exception as error:
             logs.network.set(network.name)
-            _log_failure(f"{one_line(error)}; trying again in {_RESTART_SECONDS:.0f} s", error)
+            logs.log_error(log, error, f"; trying again in {_RESTART_SECONDS:.0f} s")
             on_failure()
             await asyncio.sleep(_RESTART_SECONDS)
 

@@ -42,8 +42,7 @@ async def choose(options: Options) -> tuple[ExternalInterface, IPv4Address]:
     log.info("Using %s as external endpoint", public_ip)
     if public_ip != external.address:
         log.info(
-            "No interface of this machine has the public IP %s: a NAT has to pass what other hosts send to it on to %s "
-            "on %s",
+            "No interface of this machine has the public IP %s: a NAT must forward the peers' datagrams to %s on %s",
             public_ip,
             external.address,
             external.holder,

@@ -16,8 +16,6 @@ from flannelpy.linux.own_devices import addresses_by_index, is_marked, is_of_ear
 from flannelpy.rtnetlink.links import Link
 from flannelpy.rtnetlink.routes import RouteQuery
 
-__all__ = ["ExternalInterface", "Leased", "Wanted", "find", "observe"]
-
 log = logging.getLogger(__name__)
 
 # VirtualBox gives this network to every machine behind its NAT.  Source: VirtualBox manual, section 9.8.

@@ -6,9 +6,9 @@ from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 
 from flannelpy.backend.leftovers import Scope
-from flannelpy.leasing import subnet_file
+from flannelpy.host import subnet_file
 from flannelpy.linux.instance_lock import Run
-from flannelpy.marks import device_alias
+from flannelpy.linux.own_devices import own_alias
 
 # The prefix length of the largest network that a config may have.
 _MIN_NETWORK_LEN = 8
@@ -21,7 +21,7 @@ def scope(file: Path, last: Run | None, *held: tuple[IPv4Network, IPv4Network]) 
     """
     pairs = [*held, *previous(file)]
     networks = {network for network, _ in pairs}.union(filter(_is_possible, last.networks if last else ()))
-    return Scope(device_alias(file), frozenset(networks), frozenset(tunnel_address(*pair) for pair in pairs))
+    return Scope(own_alias(file), frozenset(networks), frozenset(tunnel_address(*pair) for pair in pairs))
 
 
 def tunnel_address(network: IPv4Network, subnet: IPv4Network) -> IPv4Interface:

@@ -34,11 +34,11 @@ class SystemdNotifier:
         """Send the daemon's present state; the caller calls it after each change."""
         report = self._report()
         are_up = [network.state.is_up for network in report.networks]
-        if self._is_ready or not any(are_up):
-            systemd.notify(self._status(report))
-        elif all(are_up):
+        if not self._is_ready and are_up and all(are_up):
             self._send_ready(report)
-        elif self._patience is None:
+            return
+        systemd.notify(self._status(report))
+        if not self._is_ready and any(are_up) and self._patience is None:
             self._patience = asyncio.get_running_loop().call_later(_READY_PATIENCE, self._end_patience)
 
     def _end_patience(self) -> None:

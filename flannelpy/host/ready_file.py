@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from pathlib import Path
+
+from flannelpy.logs import FailureLog
 
 log = logging.getLogger(__name__)
 
@@ -14,22 +15,28 @@ class ReadyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._ready = False
-        with suppress(OSError):  # ``set`` logs why the file cannot be written
-            path.unlink()
+        self._ready: bool | None = None  # whether the file exists; None until that is known
+        self._failures = FailureLog(log, "Cannot change the ready file")
+        self.set(False)
 
     def set(self, ready: bool) -> None:
-        """Create or remove the file; log a failure, because forwarding must not stop for it."""
+        """Create or remove the file; log a failure, because forwarding must not stop for it.
+
+        After a failure, the next call tries again.
+        """
         if ready == self._ready:
             return
-        self._ready = ready
         try:
             if ready:
                 self._path.touch()
             else:
                 self._path.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("Cannot %s %s: %s", "write" if ready else "remove", self._path, error.strerror)
+            line = f"Cannot {'write' if ready else 'remove'} {self._path}: {error.strerror}"
+            self._failures.failed(line, line, logging.WARNING)
+        else:
+            self._ready = ready
+            self._failures.recovered()
 
     def close(self) -> None:
         """Remove the file."""

@@ -27,6 +27,10 @@ class _Claim(NamedTuple):
         """Return the first thing of this claim that another network would take; empty if there is none."""
         if network.overlaps(self.network):
             return str(self.network)
+        return self.common_resource(exclusive_resources)
+
+    def common_resource(self, exclusive_resources: Sequence[str]) -> str:
+        """Return the first resource of this claim that is among these; empty if there is none."""
         return next((resource for resource in exclusive_resources if resource in self.exclusive_resources), "")
 
 
@@ -48,7 +52,7 @@ class Resources:
                 continue
             if network.overlaps(claim.network):
                 raise ConfigError(f"Network {network} overlaps {claim.network}, the network {other}")
-            if resource := claim.conflict(network, exclusive_resources):
+            if resource := claim.common_resource(exclusive_resources):
                 raise ConfigError(f"{resource} belongs to the network {other}: choose another one in Backend")
 
     def take(

@@ -11,13 +11,19 @@ import asyncio
 import re
 from collections.abc import Container
 from ipaddress import IPv4Interface
+from pathlib import Path
 
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.marks import is_device_alias
+from flannelpy.marks import device_alias, is_device_alias
 from flannelpy.rtnetlink.links import Link
 
 _VXLAN_NAME = re.compile(r"flannel\.(\d+)")
 _TUN_NAME = re.compile(r"flannel\d+")
+
+
+def own_alias(subnet_file: Path) -> str:
+    """Return the alias of the devices of a subnet file, whichever way its path is spelled."""
+    return device_alias(subnet_file.parent.resolve() / subnet_file.name)
 
 
 async def own_devices(netlink: Netlink, alias: str, leased: Container[IPv4Interface]) -> list[Link]:

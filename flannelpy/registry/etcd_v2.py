@@ -38,7 +38,7 @@ from flannelpy.registry.endpoints import (
     check_tls_files,
     parse_endpoint,
 )
-from flannelpy.registry.etcd_v2_client import OpenedWatch, V2Client, index_of
+from flannelpy.registry.etcd_v2_client import OpenedWatch, V2Client, event_of, index_of
 from flannelpy.registry.event_stream import EventStream
 
 if TYPE_CHECKING:
@@ -297,9 +297,7 @@ class EtcdV2Registry:
         return Changes(changes, stream.cursor, stream.start - events[-1].at)
 
     def _event(self, document: Any) -> _Event:
-        from etcd import EtcdResult
-
-        event = EtcdResult(**document)
+        event = event_of(document)
         index = int(event.modifiedIndex)
         removed = event.action in REMOVALS
         if removed and self._subnets.startswith(f"{event.key.rstrip('/')}/"):

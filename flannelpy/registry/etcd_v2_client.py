@@ -165,6 +165,13 @@ def index_of(refusal: RegistryError) -> int:
     return int(error.payload["index"])
 
 
+def event_of(document: dict[str, Any]) -> EtcdResult:
+    """Return an event of a watch as python-etcd has it."""
+    from etcd import EtcdResult
+
+    return EtcdResult(**document)
+
+
 def _refusal(key: str, payload: dict[str, Any]) -> RegistryError | None:
     """Return etcd's refusal as an error of flannelpy, or None if ``payload`` is no refusal."""
     words = shown(payload.get("message")), shown(payload.get("cause"), LONGEST_CAUSE)

@@ -24,10 +24,10 @@ def status(report: DaemonReport) -> str:
 def network_status(report: NetworkReport) -> str:
     """Return the subnet and its time left, the problem if there is one, and the peers that can be reached.
 
-    Without a subnet, return what the network waits for, or why it failed.
+    Without a subnet, return what the network waits for, why it failed, or that it ends.
     """
     if report.lease is None or report.backend is None:
-        return _STEPS.get(report.state) or f"not ready: {report.problem}"
+        return _STEPS.get(report.state) or (f"not ready: {report.problem}" if report.problem else "Stopping")
     parts = [f"subnet {report.lease.subnet} ({_time_left(report.lease)})"]
     if report.state is NetworkState.WAITING_FOR_PEERS:
         parts.append("waiting for the leases of other hosts")

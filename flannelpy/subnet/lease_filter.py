@@ -9,7 +9,7 @@ to the lease's public IP.  A change makes ``LeaseFilter`` decide again only on t
 with that public IP, and those whose subnet contains the address.  Dictionaries find both, so a change costs the same
 at 10,000 leases.
 
-Counterpart: none; flanneld v0.5.5 obeys every lease.
+Counterpart: none; flanneld v0.5.5 uses every lease.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from lab import UNDERLAY, Host, Lab, wait_connected, wait_for
 
 from benchmark.traffic import resident_megabytes
-from flannelpy.leasing import subnet_file
+from flannelpy.host import subnet_file
 
 if TYPE_CHECKING:
     from contextlib import ExitStack

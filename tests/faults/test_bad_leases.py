@@ -1,4 +1,4 @@
-"""Leases that no host should obey, while hosts keep exchanging packets: each kind, with each backend that has routes.
+"""Leases that no host should use, while hosts keep exchanging packets: each kind, with each backend that has routes.
 
 The network contains the hosts' own link, as with hosts in 10.1.0.0/24 and the network 10.0.0.0/8.
 """

@@ -34,8 +34,7 @@ from flannelpy.backend.udp import device
 from flannelpy.commands import daemon
 from flannelpy.datapath.engine import BATCH_PACKETS, Engine, Plan
 from flannelpy.datapath.routes import NextHop, Routes
-from flannelpy.host import external_endpoint
-from flannelpy.leasing import subnet_file
+from flannelpy.host import external_endpoint, subnet_file
 from flannelpy.linux import systemd
 from flannelpy.linux.netlink import monitor
 from flannelpy.linux.netlink.client import Netlink

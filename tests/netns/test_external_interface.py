@@ -183,7 +183,7 @@ class Loss(NamedTuple):
 SLASH_32 = ("address add {ip}/32 dev eth1", "address delete {ip}/24 dev eth1")
 SLASH_24 = ("address add {ip}/24 dev eth1",)
 LINK_ROUTE = "route add 172.17.8.0/24 dev eth1"
-NO_ROUTE = r"No peer can be reached: for \S+, for one, the kernel has no route: "
+NO_ROUTE = r"No peer is reachable, such as \S+: the kernel has no route: "
 UNREACHABLE = NO_ROUTE + "Network is unreachable"
 IS_DOWN = "Link eth1 is down: no packets to and from other hosts"
 ON_ETH2 = (*ETH2, "address add 10.66.0.{number}/24 dev eth2")
@@ -223,7 +223,7 @@ LOSSES = (
         ("-public-ip=10.255.0.{number}",),
         ON_LO,
         ("switch: link set {host} down",),
-        r"No peer can be reached: for \S+, for one, the way out is eth1, which has no carrier",
+        r"No peer is reachable, such as \S+: the way out is eth1, which has no carrier",
         ("switch: link set {host} up",),
     ),
     Loss("udp", NAMED_BUT_ETH2, ON_ETH2, ("link set eth1 down",), IS_DOWN, ("link set eth1 up",)),
@@ -384,7 +384,7 @@ def test_a_public_ip_that_no_interface_has_is_a_nats(public: Lab) -> None:
     host = public.hosts[-1]
     daemon = host.start_daemon(*NAMED, "-public-ip=192.0.2.9", "-subnet-file=/run/flannel/nat.env")
     daemon.wait_for_log(
-        rf"^I.*\] No interface of this machine has the public IP 192\.0\.2\.9: .* on to {host.public_ip} on eth1$"
+        rf"^I.*\] No interface of this machine has the public IP 192\.0\.2\.9: .* to {host.public_ip} on eth1$"
     )
     daemon.kill()
     assert daemon.log().count("No interface of this machine") == 1

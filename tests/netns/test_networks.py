@@ -15,7 +15,7 @@ from lab import ETCD_PREFIX, Daemon, Host, Lab, wait_for
 from support.hosts import asleep
 from support.tenants import NETWORKS, Tenant, subnet_file
 
-from flannelpy.leasing.subnet_file import previous_subnet, render
+from flannelpy.host.subnet_file import previous_subnet, render
 
 pytestmark = pytest.mark.usefixtures("root")
 

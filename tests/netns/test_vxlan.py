@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from lab import ETCD_PREFIX, Container, Daemon, Host, Lab, wait_connected, wait_for
 
-from flannelpy.leasing import subnet_file
+from flannelpy.host import subnet_file
 
 GOLDEN = Path(__file__).parents[1] / "golden/flanneld-v0.5.5-vxlan"
 CONFIG = '{"Network":"11.0.0.0/16","Backend":{"Type":"vxlan"}}'

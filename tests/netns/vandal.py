@@ -2,10 +2,10 @@
 
 vandal.py SEED HOST:PORT DIRECTORY BACKEND UNDERLAY SUBNET...    then print how many requests etcd has answered
 
-BACKEND is the type of the network 11.0.0.0/16; the public IPs of leases that hosts obey are taken from UNDERLAY.
+BACKEND is the type of the network 11.0.0.0/16; the public IPs of leases that hosts use are taken from UNDERLAY.
 The SUBNETs are those of real hosts.  The script does not write what would lead their packets elsewhere, or make their
 leases unusable: their leases, leases of parts of their subnets, and public IPs in them.  It writes everything else:
-keys and values of any bytes, length and nesting, and leases that hosts must obey.
+keys and values of any bytes, length and nesting, and leases that hosts must use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from urllib.parse import quote, urlencode
 
 #: Distinct keys that are written again and again.
 KEYS = 200
-#: Keys of leases that hosts obey.  Hosts remember all present ones, and those of the last minute.
+#: Keys of leases that hosts use.  Hosts remember all present ones, and those of the last minute.
 LEASE_KEYS = 100
 #: The number of other keys at a time: each is new, and the oldest one is deleted.
 MOST_NEW_KEYS = 5000
@@ -105,7 +105,7 @@ class Vandal:
         return "".join(self._rng.choices(letters, k=self._rng.randint(1, longest)))
 
     def lease(self) -> bytes:
-        """Return a lease that hosts obey, or one that differs from that in one respect."""
+        """Return a lease that hosts use, or one that differs from that in one respect."""
         own = {} if self._backend == "udp" else {"BackendType": self._backend}
         mac = self._rng.choice((f"02:{self._rng.randbytes(5).hex(':')}", "02:00:00:00:00:07", "ff:ff:ff:ff:ff:ff", "x"))
         public_ip = self._underlay[self._rng.randrange(1, self._underlay.num_addresses - 1)]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from lab import Daemon, Host, Lab, wait_for
 
-from flannelpy.leasing import subnet_file
+from flannelpy.host import subnet_file
 from flannelpy.marks import ROUTE_PROTOCOL
 
 # Of a device, as ip names them; a VXLAN device alone has all.

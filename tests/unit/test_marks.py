@@ -14,18 +14,6 @@ def test_the_alias_of_a_device_names_the_subnet_file() -> None:
     assert device_alias(Path("/run/flannel/subnet.env")) == "flannelpy /run/flannel/subnet.env"
 
 
-def test_a_directory_has_one_alias_in_any_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does it matter whether the subnet file is a symbolic link, which the first write replaces."""
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to("real")
-    expected = device_alias(tmp_path / "real/subnet.env")
-    monkeypatch.chdir(tmp_path)
-    for spelling in ("real/subnet.env", "link/subnet.env", "link/../real/subnet.env"):
-        assert device_alias(Path(spelling)) == expected
-    (tmp_path / "real/subnet.env").symlink_to("elsewhere")
-    assert device_alias(tmp_path / "real/subnet.env") == expected
-
-
 @pytest.mark.parametrize(
     ("one", "another"),
     [

@@ -23,14 +23,13 @@ from flannelpy.backend.leftovers import Keep, Scope
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.datapath.traffic import Datagrams
 from flannelpy.errors import AlreadyRunning, ConfigError, HostError, LeaseLost, RegistryUnavailable
-from flannelpy.host import external_endpoint
+from flannelpy.host import external_endpoint, subnet_file
 from flannelpy.host.shared import Host
-from flannelpy.leasing import subnet_file
 from flannelpy.leasing.manager import SubnetManager
 from flannelpy.linux.instance_lock import InstanceLock, Run, lock_path
 from flannelpy.linux.netlink import monitor
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.marks import device_alias
+from flannelpy.linux.own_devices import own_alias
 from flannelpy.network import Network
 from flannelpy.report import (
     TRANSITIONS,
@@ -328,7 +327,7 @@ def test_what_is_taken_over_is_that_of_this_subnet_file(world: World) -> None:
 
     play(world, scenario)
     [(scope, keep)] = world.withdrawn
-    assert scope.alias == device_alias(world.file)
+    assert scope.alias == own_alias(world.file)
     assert scope.networks == {NETWORK, IPv4Network("10.1.0.0/16")}
     assert scope.addresses >= {IPv4Interface("10.1.7.0/16"), IPv4Interface("11.0.59.0/16")}
     assert keep == Keep(NETWORK, "flannel9", routes=False)
@@ -427,7 +426,7 @@ def test_while_etcd_is_silent_our_routes_to_it_are_looked_for(
         assert not world.is_up
 
     play(world, scenario)
-    assert FakeUnderlay.unblocked[0] == (device_alias(world.file), leased)
+    assert FakeUnderlay.unblocked[0] == (own_alias(world.file), leased)
     removed = "to 11.0.0.0/16 by flannel0: no etcd endpoint answers, and the route leads to one"
     assert f"Removed own route {removed}" in caplog.messages
 
@@ -552,6 +551,28 @@ def test_a_lost_lease_withdraws_everything(world: World) -> None:
     assert (NETWORK in scope.networks, keep) == (True, None)
     assert not world.file.exists()
     assert not world.ready.exists()
+
+
+def test_while_routes_are_removed_after_a_lost_lease_the_network_has_failed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[NetworkState, str, bool]] = []
+
+    async def withdraw(*_: object) -> list[str]:
+        seen.append((world.state, world.status, world.ready.exists()))
+        return []
+
+    async def scenario(task: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up and world.ready.exists())
+        monkeypatch.setattr(network, "withdraw", withdraw)
+        [entry] = (await world.store.snapshot()).entries
+        world.store.put_raw(entry.name, lease("172.17.8.200"), 100)
+        with pytest.raises(LeaseLost) as lost:
+            await task
+        assert seen == [(NetworkState.FAILED, f"not ready: {lost.value}", False)]
+        assert str(lost.value) in world.statuses[-1]
+
+    play(world, scenario)
 
 
 def test_a_withdrawal_that_fails_still_removes_the_file(
@@ -687,7 +708,7 @@ def test_a_host_without_a_route_to_any_peer_is_not_ready(
 
     async def scenario(_: asyncio.Task[Any]) -> None:
         await world.until(lambda: world.is_up)
-        problem = "not ready: no peer can be reached: for 172.17.8.102, for one, the kernel has no route"
+        problem = "not ready: no peer is reachable, such as 172.17.8.102: the kernel has no route"
         assert (problem in world.status, world.ready.exists()) == (sends_datagrams, not sends_datagrams)
         monkeypatch.setattr(FakeNetlink, "answer", RouteAnswer(0, 2))
         world.network.underlay_changed()

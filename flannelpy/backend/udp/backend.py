@@ -10,23 +10,24 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from ipaddress import IPv4Network
 
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.device_config import DeviceConfig
 from flannelpy.backend.lease_log import LeaseLog
 from flannelpy.backend.route_check import RouteCheck, Way
-from flannelpy.backend.udp.device import Device
+from flannelpy.backend.udp.device import Device, QueueDrops
 from flannelpy.backend.udp.proxy import Proxy
 from flannelpy.backend.udp.sender_queues import SenderQueues
 from flannelpy.backend.underlay import Routed
+from flannelpy.datapath import udp_settings
 from flannelpy.datapath.engine import Engine
 from flannelpy.datapath.offloads import Offload, choose, probe
 from flannelpy.datapath.routes import NextHop, Routes
-from flannelpy.datapath.settings import inner_mtu, number
 from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.datapath.traffic import Datagrams, Forwarding
+from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import check_access
 from flannelpy.linux.udp_socket import UdpSocket
@@ -39,9 +40,6 @@ from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 
 log = logging.getLogger(__name__)
 
-_DEFAULT_PORT = 8285
-# 20 bytes of outer IPv4 header, 8 of UDP.
-_ENCAP_OVERHEAD = 28
 # Packets that wait in the TUN: a burst of datagrams must fit; a packet that waited long is better dropped.
 _TUN_QUEUE = 1000
 _DROP_REPORT_SECONDS = 60
@@ -70,8 +68,7 @@ class UdpBackend:
         self._source_check = source_check
         self._sender_queues: SenderQueues | None = None
         self._network = config.network
-        self._port = number(config.backend.options, "Port", 1, 65535, default=_DEFAULT_PORT)
-        self._mtu = inner_mtu(config.backend.options, _ENCAP_OVERHEAD, external.mtu)
+        self._port, self._mtu = udp_settings.parse(config.backend.options, external.mtu)
         self._external = external
         self._lease_log = LeaseLog(log)
         self._routes = Routes()
@@ -80,6 +77,7 @@ class UdpBackend:
         self._resources = ExitStack()
         self._alias = alias
         self.device = ""
+        self._queue_drops = QueueDrops()
         self._logged_drops: Counter[DropReason] = Counter()
 
     @property
@@ -191,6 +189,7 @@ class UdpBackend:
         if link is None or self._proxy.paused:
             flaws = flaws or ["could no longer be used"]
             self._proxy.pause()
+            self._queue_drops.recreate()
             await self._device.recreate(netlink)
             self.device = self._device.tun.name
             self._proxy.resume(self._device.tun)
@@ -216,11 +215,13 @@ class UdpBackend:
         self._resources.close()
 
     async def _drops(self) -> Counter[DropReason]:
-        """Return our own counters and the kernel's, since the start."""
+        """Return our own counters and the kernel's, since the start; a counter that cannot be read keeps its value."""
         drops = self._proxy.drops.copy()
         drops[DropReason.SOCKET_FILTERED_OR_FULL] = self._udp.kernel_drops()
-        async with Netlink() as netlink:
-            drops[DropReason.TUN_QUEUE_FULL] = await netlink.transmit_drops(self._device.tun.name)
+        with suppress(HostError, OSError):
+            async with Netlink() as netlink:
+                await self._queue_drops.read(netlink, self._device.tun.name)
+        drops[DropReason.TUN_QUEUE_FULL] = self._queue_drops.total
         return drops
 
     async def _log_drops(self) -> None:

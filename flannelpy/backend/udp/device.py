@@ -64,3 +64,24 @@ class Device:
     def close(self) -> None:
         """Close the device; the kernel removes it with its address and route."""
         self.tun.close()
+
+
+class QueueDrops:
+    """Counts the packets that did not fit into the queue of the TUN device, also of devices that were recreated."""
+
+    def __init__(self) -> None:
+        self._former = 0  # of the devices before the present one
+        self._present = 0
+
+    @property
+    def total(self) -> int:
+        """Return the count as last read."""
+        return self._former + self._present
+
+    async def read(self, netlink: Netlink, name: str) -> None:
+        """Read the kernel's counter of the present device; one that cannot be read keeps its value."""
+        self._present = max(self._present, await netlink.transmit_drops(name))
+
+    def recreate(self) -> None:
+        """Expect the counter to begin with 0 again: another device takes the place of the present one."""
+        self._former, self._present = self.total, 0

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import Never
@@ -72,21 +73,28 @@ class PortProbe:
                 del self._subnets[peer]
 
     async def run(self) -> Never:
-        """Probe new peers at once, and all peers every minute."""
+        """Probe new peers at once, and all peers every minute, also if leases change more often."""
+        loop = asyncio.get_running_loop()
+        again_at = loop.time() + _AGAIN_SECONDS
         while True:
-            try:
-                async with asyncio.timeout(_AGAIN_SECONDS):
-                    await self._wake_up.wait()
-            except TimeoutError:
+            if not self._due:
+                self._wake_up.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(again_at):
+                        await self._wake_up.wait()
+            if loop.time() >= again_at:
+                again_at = loop.time() + _AGAIN_SECONDS
                 self._due |= dict.fromkeys(self._subnets)
-                self._reported = {peer for peer in self._reported if peer in self._subnets}
-            self._wake_up.clear()
-            while self._due:
-                some = list(islice(self._due, _AT_A_TIME))
-                for peer in some:
-                    del self._due[peer]
-                await asyncio.gather(*map(self._check, some))
-                await asyncio.sleep(_PAUSE_SECONDS)
+                self._reported &= self._subnets.keys()
+            await self._check_some()
+
+    async def _check_some(self) -> None:
+        """Probe the first of the peers that are due."""
+        some = list(islice(self._due, _AT_A_TIME))
+        for peer in some:
+            del self._due[peer]
+        await asyncio.gather(*map(self._check, some))
+        await asyncio.sleep(_PAUSE_SECONDS if some else 0)
 
     async def _check(self, peer: IPv4Address) -> None:
         ours, other = await asyncio.gather(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -31,13 +31,18 @@ class Taken(HostError):
 
 
 class Connection:
-    """The kernel of this network namespace, inside ``async with``.  Source: rtnetlink(7)."""
+    """The kernel of this network namespace, inside ``async with``, which raises HostError.  Source: rtnetlink(7)."""
 
     async def __aenter__(self) -> Self:
         from pyroute2 import AsyncIPRoute
 
-        self._route: AsyncIPRoute = await AsyncIPRoute().__aenter__()
-        self._socket = RtnetlinkSocket()
+        try:
+            async with AsyncExitStack() as opened:
+                self._route: AsyncIPRoute = await opened.enter_async_context(AsyncIPRoute())
+                self._socket = RtnetlinkSocket()
+                opened.pop_all()
+        except OSError as error:
+            raise HostError(f"cannot open a netlink socket: {error.strerror}") from error
         return self
 
     async def __aexit__(

@@ -75,7 +75,7 @@ def test_when_the_kernel_refuses_every_peer_one_line_names_one_and_the_cause(
     world.routes.follow([added(1, "172.17.8.102"), added(2, "172.17.8.103")])
     assert world.check() == ""
     world.refuse(NEAR, error)
-    problem = f"no peer can be reached: for 172.17.8.102, for one, the kernel has no route: {cause}"
+    problem = f"no peer is reachable, such as 172.17.8.102: the kernel has no route: {cause}"
     assert [world.check() for _ in range(3)] == [problem] * 3
     del world.machine.diverted[NEAR, False]
     assert world.check() == ""
@@ -93,6 +93,20 @@ def test_a_peer_that_can_be_reached_is_enough() -> None:
     assert world.check() == ""
 
 
+def test_the_end_of_the_last_unreachable_peer_proves_nothing_about_routes(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    world = World()
+    world.refuse(NEAR)
+    world.routes.follow([added(1, "172.17.8.102")])
+    assert world.check() != ""
+    world.routes.follow([LeaseRemoved(subnet(1))])
+    assert world.check() == ""
+    assert [message.startswith("No peer is reachable") for message in caplog.messages] == [True]
+    world.routes.follow([added(1, "172.17.8.102")])
+    assert world.check() != ""
+    assert len(caplog.messages) == 2
+
+
 def test_the_kernel_is_asked_as_the_backend_sends() -> None:
     world = World()
     world.routes.follow([added(1, "172.17.8.102")])
@@ -107,7 +121,7 @@ def test_a_way_out_without_a_carrier_reaches_no_peer() -> None:
     world.machine.change("eth2", has_carrier=False)
     assert world.check() == ""  # eth1 leads to the other one
     world.routes.follow([LeaseRemoved(subnet(2))])
-    assert world.check() == "no peer can be reached: for 172.30.0.1, for one, the way out is eth2, which has no carrier"
+    assert world.check() == "no peer is reachable, such as 172.30.0.1: the way out is eth2, which has no carrier"
     world.machine.connected = ETH1
     assert world.check() == ""
 

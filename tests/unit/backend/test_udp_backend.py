@@ -405,6 +405,60 @@ def test_drops_are_logged_once_a_minute_and_at_the_end(
     live(monkeypatch, scenario)
 
 
+@pytest.mark.parametrize(
+    "error", [HostError("cannot open a netlink socket: Too many open files"), OSError(24, "Too many open files")]
+)
+def test_a_counter_that_cannot_be_read_keeps_its_value_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(udp_backend, "_DROP_REPORT_SECONDS", 0.01)
+    answers: list[int | Exception] = [7, error]
+
+    async def transmit_drops(_: str) -> int:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def scenario(life: Life) -> None:
+        await life.backend.start(OWN)
+        monkeypatch.setattr(life.netlink, "transmit_drops", transmit_drops)
+        task = asyncio.create_task(life.backend.run())
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        assert life.backend.report().drops == {"tun_queue_full": 7}
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    live(monkeypatch, scenario)
+
+
+def test_drops_are_counted_on_when_the_device_is_recreated(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="flannelpy")
+    counters = {"flannel0": 7, "flannel1": 2}
+
+    async def transmit_drops(name: str) -> int:
+        return counters[name]
+
+    async def scenario(life: Life) -> None:
+        await life.backend.start(OWN)
+        monkeypatch.setattr(life.netlink, "transmit_drops", transmit_drops)
+        await life.backend._log_drops()
+        life.device.is_there = False
+        await life.repair()
+        await life.backend._log_drops()
+        assert life.backend.report().drops == {"tun_queue_full": 9}
+        assert [line for line in caplog.messages if "Dropped" in line] == [
+            "Dropped packets: tun_queue_full 7",
+            "Dropped packets: tun_queue_full 2",
+        ]
+
+    live(monkeypatch, scenario)
+
+
 def test_an_error_of_the_packet_path_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(life: Life) -> None:
         await life.backend.start(OWN)

@@ -124,6 +124,36 @@ def test_a_host_that_is_upgraded_and_set_back_is_logged_again(
     assert len(caplog.messages) == 2
 
 
+def test_all_hosts_are_probed_again_although_leases_change_all_the_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        world.probe.follow(lease(2))
+        await world.has_asked(2)
+        world.ports = {("172.17.8.2", 7890): CLOSED}
+        async with asyncio.timeout(2):
+            while not caplog.messages:
+                world.probe.follow(lease(3))
+                await asyncio.sleep(0)
+
+    play(World(Port=7890), scenario, monkeypatch)
+    assert caplog.messages[0].startswith("Peer 172.17.8.2 (11.0.2.0/24) is unreachable")
+
+
+def test_what_was_logged_of_removed_hosts_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        world.ports = {("172.17.8.2", 7890): CLOSED}
+        world.probe.follow(lease(2))
+        await world.has_asked(2)
+        assert world.probe._reported
+        world.probe.forget(lease(2).subnet)
+        async with asyncio.timeout(2):
+            while world.probe._reported:  # noqa: ASYNC110 - what is waited for has no event
+                await asyncio.sleep(0.001)
+
+    play(World(Port=7890), scenario, monkeypatch)
+
+
 def test_with_swapped_bytes_every_host_that_has_the_plain_port_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

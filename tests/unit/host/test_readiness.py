@@ -77,7 +77,8 @@ def test_a_degraded_network_is_up_and_a_failed_one_is_not(state: NetworkState, i
 def test_all_of_several_networks_are_ready_at_once(world: World) -> None:
     async def scenario() -> None:
         world.update(blue=True, green=False)
-        assert world.sent == []  # the daemon waits a while for the others
+        assert world.sent == [("STATUS=blue ready, green starting",)]  # the daemon waits a while for the others
+        world.sent.clear()
         world.update(green=True)
 
     play(scenario)
@@ -93,6 +94,8 @@ def test_some_of_several_networks_are_ready_after_a_while_unless_they_went_down(
     async def scenario() -> None:
         world.update(blue=True, green=False)
         world.update()  # the time runs from the first network that was up
+        assert [lines[0].partition("=")[0] for lines in world.sent] == ["STATUS", "STATUS"]
+        world.sent.clear()
         world.is_up["blue"] = stays_up
         while world.notifier._patience is not None:  # noqa: ASYNC110 - the end of patience has no event
             await asyncio.sleep(0.001)
@@ -109,6 +112,7 @@ def test_patience_that_ends_after_all_are_ready_changes_nothing(world: World, mo
 
     async def scenario() -> None:
         world.update(blue=True, green=False)
+        world.sent.clear()
         world.update(green=True)
         while world.notifier._patience is not None:  # noqa: ASYNC110 - the end of patience has no event
             await asyncio.sleep(0.001)

@@ -53,6 +53,7 @@ HEALTHY = BackendReport("udp", 2, 0)
             "subnet 11.0.59.0/24 (reserved), not ready: eth1 is down, repairs: 3, next hops: 1, unreachable: 3",
         ),
         (NetworkReport("", NetworkState.FAILED, "port 8285 is taken"), "not ready: port 8285 is taken"),
+        (NetworkReport("", NetworkState.READY), "Stopping"),
     ],
 )
 def test_the_status_of_a_network(report: NetworkReport, text: str) -> None:

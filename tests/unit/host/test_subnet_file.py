@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flannelpy.errors import HostError
-from flannelpy.leasing import subnet_file
+from flannelpy.host import subnet_file
 
 NETWORK, SUBNET = IPv4Network("11.0.0.0/16"), IPv4Network("11.0.59.0/24")
 TEXT = "FLANNEL_NETWORK=11.0.0.0/16\nFLANNEL_SUBNET=11.0.59.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n"
