@@ -7,7 +7,7 @@ Source: iptables-save(8), iptables(8), iptables-extensions(8).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 
@@ -48,15 +48,11 @@ _APPEND = b"-A "
 
 
 class Table:
-    """``name``; ``policies``: of the built-in chains.
-
-    ``own``: the chains of flannelpy.  Their rules are not kept: the guard knows them, and they may be thousands.
-    """
+    """``name``; ``policies``: of the built-in chains."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.policies: dict[str, str] = {}
-        self.own: set[str] = set()
         self._lines: dict[str, list[str]] = {}
 
     def __eq__(self, other: object) -> bool:
@@ -74,19 +70,36 @@ class Table:
             self._lines.setdefault(name, [])
             if policy != "-":
                 self.policies[name] = policy
-            elif OWN_CHAIN.fullmatch(name.encode()):
-                self.own.add(name)
         elif line.startswith("-A "):
             self._lines.setdefault(line.split(" ", 2)[1], []).append(line)
 
-    def rules(self, own: Mapping[str, Verdict], native: NativeRules | None = None) -> Mapping[str, Rules]:
+    def rules(self, native: NativeRules, known: Mapping[str, Sequence[Rule]]) -> Mapping[str, Iterable[Rule]]:
         """Return the rules of each chain.
 
-        ``own``: chains of flannelpy, and what a jump there does.  ``native``: the same rules as nft lists them.
+        ``native``: the same rules as nft lists them.  ``known``: the rules of chains whose lines were not kept.
         """
-        chains = {**dict.fromkeys(self._lines, Verdict.JUMP), **own}
-        listed = native or {}
-        return {name: Rules(lines, chains, listed.get(name, ())) for name, lines in self._lines.items()}
+        return _Chains(self._lines, native, known)
+
+
+class _Chains(Mapping[str, Iterable[Rule]]):
+    """The chains of a table, of which there may be thousands; only those are read to which a packet comes."""
+
+    def __init__(
+        self, lines: Mapping[str, list[str]], native: NativeRules, known: Mapping[str, Sequence[Rule]]
+    ) -> None:
+        self._lines = lines
+        self._native = native
+        self._known = known
+
+    def __getitem__(self, name: str) -> Iterable[Rule]:
+        lines = self._lines[name]
+        return self._known.get(name) or Rules(lines, self._lines.keys(), self._native.get(name, ()))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
 
 
 class Rules:
@@ -95,7 +108,7 @@ class Rules:
     iptables-save prints a rule with a set of nftables without its set, so such a rule is taken from ``native``.
     """
 
-    def __init__(self, lines: list[str], chains: Mapping[str, Verdict], native: Sequence[bytes] = ()) -> None:
+    def __init__(self, lines: list[str], chains: Collection[str], native: Sequence[bytes] = ()) -> None:
         self._lines = lines
         self._chains = chains
         self._native = native
@@ -117,7 +130,8 @@ class Rules:
 class Tables:
     """All tables of one ``iptables-save`` in which the kernel accepts a DROP.
 
-    ``program``: the command.  ``is_guarded``: whether the guard of our rules uses the same kind of iptables.
+    ``program``: the command.  ``is_guarded``: whether the guard of our rules uses the same flavour of iptables.  Then
+    the rules of flannelpy's chains are not kept: they are known, and may be thousands.
     ``is_nft``: whether they are tables of nftables; ``incompatible``: those that the command does not list in full.
     """
 
@@ -188,7 +202,7 @@ def _is_of_own_chain(line: bytes) -> bool:
     return found is not None and line.startswith(b" ", found.end())
 
 
-def _rule(line: str, chains: Mapping[str, Verdict]) -> Rule:
+def _rule(line: str, chains: Collection[str]) -> Rule:
     words = _words(line)[2:]
     conditions: list[Predicate] = []
     at = 0
@@ -201,7 +215,7 @@ def _rule(line: str, chains: Mapping[str, Verdict]) -> Rule:
         at = max(end, at + 1)
     jump, target = [*words[at : at + 2], "", ""][:2]
     if target in chains:
-        verdict = Verdict.GOTO if jump == "-g" and chains[target] is Verdict.JUMP else chains[target]
+        verdict = Verdict.GOTO if jump == "-g" else Verdict.JUMP
     else:
         verdict = _VERDICTS.get(target, Verdict.CONTINUE)
     return Rule(line, tuple(conditions), verdict, target)

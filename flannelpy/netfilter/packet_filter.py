@@ -179,8 +179,8 @@ _FLAGS = {
 
 
 def tcp_flags(mask: Iterable[str], wanted: Iterable[str]) -> Predicate:
-    """Return the condition that a TCP segment has the wanted flags, and no others of the mask."""
-    masked, expected = frozenset(mask), frozenset(wanted)
+    """Return the condition that a TCP segment has the wanted flags, and no others of the mask; "none" is no flag."""
+    masked, expected = frozenset(mask), frozenset(wanted) - {"none"}
     return tcp_flags_that(lambda flags: flags & masked == expected)
 
 

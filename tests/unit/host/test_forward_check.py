@@ -15,7 +15,7 @@ from flannelpy.linux import nftables
 from flannelpy.netfilter.nft_listing import Entries, Table
 from flannelpy.netfilter.obstacles import Traffic
 
-TRAFFIC = Traffic(IPv4Network("11.0.0.0/16"), IPv4Network("11.0.13.0/24"), ("flannel0",), "", ("docker0",), "FLANNEL-A")
+TRAFFIC = Traffic(IPv4Network("11.0.0.0/16"), IPv4Network("11.0.13.0/24"), ("flannel0",), "", ("docker0",))
 NETWORKS = {"": TRAFFIC}
 
 
