@@ -50,16 +50,17 @@ class SysctlCheck:
 
 
 class ForwardCheck:
-    """Networks are known by their names.
+    """The search for rules that drop packets of networks, which are known by their names.
 
-    Where flannelpy cannot look at a table, what it saw there before counts.
+    If a table cannot be listed, its last listing counts.
     """
 
     def __init__(self) -> None:
         self._found: dict[str, list[Obstacle]] = {}
-        self._networks: dict[str, Traffic] = {}
+        self._networks: dict[str, Traffic] = {}  # as of the last search, without peers
         self._iptables: dict[str, Tables] = {}
         self._nftables: dict[str, Table] = {}
+        self._searched: object = None  # the tables and networks of the last search; None until one has ended
         self._next_at = 0.0
         self._failures: dict[str, str] = {}
 
@@ -75,23 +76,37 @@ class ForwardCheck:
     def forget(self, name: str) -> None:
         """Forget a network that has ended."""
         self._found.pop(name, None)
-        self._networks.pop(name, None)
 
     async def check(self, networks: Mapping[str, Traffic]) -> None:
-        """Look again, unless the last look took long and was not long ago."""
+        """Search the tables again, unless the last search took long and was not long ago.
+
+        ``networks``: those of the caller, who may remove some during the search.
+        """
+        self._found = {name: found for name, found in self._found.items() if name in networks}
         if not networks:
             return
         start = asyncio.get_running_loop().time()
-        if start < self._next_at and networks == self._networks:
+        watched = {name: traffic._replace(peers=None) for name, traffic in networks.items()}
+        if start < self._next_at and watched == self._networks:
             return
-        listings, tables = await self._list_iptables(), await self._list_nftables()
-        if (listings, tables, networks) != (self._iptables, self._nftables, self._networks):
-            self._iptables, self._nftables, self._networks = listings, tables, dict(networks)
-            for name, traffic in networks.items():
-                found = await self._search(traffic)
-                if name in self._networks:  # unless it has ended meanwhile
-                    self._report(name, found)
-        self._next_at = start + _PAUSE_FACTOR * (asyncio.get_running_loop().time() - start)
+        self._networks = watched
+        try:
+            await self._search_all(networks)
+        finally:
+            self._next_at = start + _PAUSE_FACTOR * (asyncio.get_running_loop().time() - start)
+
+    async def _search_all(self, networks: Mapping[str, Traffic]) -> None:
+        self._iptables, self._nftables = await self._list_iptables(), await self._list_nftables()
+        traffics = dict(networks)
+        subject = self._iptables, self._nftables, traffics
+        if subject == self._searched:
+            return
+        self._searched = None  # so that a search that fails is repeated
+        for name, traffic in traffics.items():
+            found = await self._search(traffic)
+            if name in networks:  # unless it has ended meanwhile
+                self._report(name, found)
+        self._searched = subject
 
     async def _search(self, traffic: Traffic) -> list[Obstacle]:
         searches = obstacles.searches(self._iptables.values(), self._nftables.values(), traffic)

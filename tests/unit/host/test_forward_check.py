@@ -12,11 +12,11 @@ from support.fakes_iptables import FakeTables
 from flannelpy.errors import HostError
 from flannelpy.host.forward_check import ForwardCheck
 from flannelpy.linux import nftables
+from flannelpy.netfilter.address_ranges import AddressRanges
 from flannelpy.netfilter.nft_listing import Entries, Table
 from flannelpy.netfilter.obstacles import Traffic
 
 TRAFFIC = Traffic(IPv4Network("11.0.0.0/16"), IPv4Network("11.0.13.0/24"), ("flannel0",), "", ("docker0",))
-NETWORKS = {"": TRAFFIC}
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def check(monkeypatch: pytest.MonkeyPatch) -> ForwardCheck:
 
 def look(check: ForwardCheck) -> str:
     """What is certain."""
-    asyncio.run(check.check(NETWORKS))
+    asyncio.run(check.check({"": TRAFFIC}))
     return check.certain("")
 
 
@@ -119,3 +119,51 @@ def test_what_has_not_changed_is_not_searched_again(
     monkeypatch.setattr("flannelpy.netfilter.obstacles.searches", pytest.fail)
     tables.nft_tables = {"inet one": dropping("one")}
     assert look(check)
+
+
+def test_a_search_that_fails_is_repeated(
+    check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables.nft_tables = {"inet one": dropping("one")}
+    with monkeypatch.context() as broken:
+        broken.setattr("flannelpy.netfilter.obstacles.searches", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            look(check)
+    assert "chain inet one base drops" in look(check)
+
+
+def test_a_network_that_ends_during_a_search_leaves_no_obstacle(
+    check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = {"": TRAFFIC}
+
+    async def end() -> dict[str, Table | HostError]:
+        del networks[""]
+        check.forget("")
+        return {"inet one": dropping("one")}
+
+    monkeypatch.setattr(nftables, "tables", end)
+    asyncio.run(check.check(networks))
+    assert not check.is_blocked
+
+
+def test_a_network_that_is_no_longer_watched_has_no_obstacle(check: ForwardCheck, tables: FakeTables) -> None:
+    tables.nft_tables = {"inet one": dropping("one")}
+    assert look(check)
+    asyncio.run(check.check({}))
+    assert not check.is_blocked
+
+
+def test_a_new_peer_alone_causes_no_early_search(tables: FakeTables, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flannelpy.host.forward_check._PAUSE_FACTOR", 1e9)
+    check = ForwardCheck()
+    assert look(check) == ""
+    tables.nft_tables = {"inet one": dropping("one")}
+
+    async def listed(traffic: Traffic) -> bool:
+        check._next_at = asyncio.get_running_loop().time() + 100
+        await check.check({"": traffic})
+        return check.is_blocked
+
+    assert not asyncio.run(listed(TRAFFIC._replace(peers=AddressRanges([(7, 7)]))))
+    assert asyncio.run(listed(TRAFFIC._replace(bridges=("docker0", "br0"))))
