@@ -73,10 +73,11 @@ class Table:
         elif line.startswith("-A "):
             self._lines.setdefault(line.split(" ", 2)[1], []).append(line)
 
-    def rules(self, native: NativeRules, known: Mapping[str, Sequence[Rule]]) -> Mapping[str, Iterable[Rule]]:
+    def rules(self, native: NativeRules | None, known: Mapping[str, Sequence[Rule]]) -> Mapping[str, Iterable[Rule]]:
         """Return the rules of each chain.
 
-        ``native``: the same rules as nft lists them.  ``known``: the rules of chains whose lines were not kept.
+        ``native``: the same rules as nft lists them, empty if they are not known; None for iptables-legacy.
+        ``known``: the rules of chains whose lines were not kept.
         """
         return _Chains(self._lines, native, known)
 
@@ -85,15 +86,17 @@ class _Chains(Mapping[str, Iterable[Rule]]):
     """The chains of a table, of which there may be thousands; only those are read to which a packet comes."""
 
     def __init__(
-        self, lines: Mapping[str, list[str]], native: NativeRules, known: Mapping[str, Sequence[Rule]]
+        self, lines: Mapping[str, list[str]], native: NativeRules | None, known: Mapping[str, Sequence[Rule]]
     ) -> None:
         self._lines = lines
         self._native = native
         self._known = known
 
     def __getitem__(self, name: str) -> Iterable[Rule]:
-        lines = self._lines[name]
-        return self._known.get(name) or Rules(lines, self._lines.keys(), self._native.get(name, ()))
+        if name in self._known:
+            return self._known[name]
+        native = None if self._native is None else self._native.get(name, ())
+        return Rules(self._lines[name], self._lines.keys(), native)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._lines)
@@ -105,22 +108,27 @@ class _Chains(Mapping[str, Iterable[Rule]]):
 class Rules:
     """The rules of one chain, read when they are asked for.
 
-    iptables-save prints a rule with a set of nftables without its set, so such a rule is taken from ``native``.
+    iptables-save prints a rule with a set of nftables without its set, so such a rule is taken from ``native``, which
+    is None for iptables-legacy.
     """
 
-    def __init__(self, lines: list[str], chains: Collection[str], native: Sequence[bytes] = ()) -> None:
+    def __init__(self, lines: list[str], chains: Collection[str], native: Sequence[bytes] | None) -> None:
         self._lines = lines
         self._chains = chains
         self._native = native
 
     def __iter__(self) -> Iterator[Rule]:
         """In their order."""
-        if len(self._native) != len(self._lines):  # it has been changed between the two listings
+        if self._native is None:
             return (_rule(line, self._chains) for line in self._lines)
-        return self._merged()
+        if not self._native or not self._lines:
+            return (_doubtful(_rule(line, self._chains)) for line in self._lines)
+        if len(self._native) != len(self._lines):  # another program has changed the chain between the two listings
+            return (rule for native in self._native for rule in nft_listing.read_rule(native))
+        return self._merged(self._native)
 
-    def _merged(self) -> Iterator[Rule]:
-        for line, native in zip(self._lines, self._native, strict=True):
+    def _merged(self, rules: Sequence[bytes]) -> Iterator[Rule]:
+        for line, native in zip(self._lines, rules, strict=True):
             if nft_listing.has_lookup(native):
                 yield from nft_listing.read_rule(native)
             else:
@@ -219,6 +227,12 @@ def _rule(line: str, chains: Collection[str]) -> Rule:
     else:
         verdict = _VERDICTS.get(target, Verdict.CONTINUE)
     return Rule(line, tuple(conditions), verdict, target)
+
+
+def _doubtful(rule: Rule) -> Rule:
+    """Return a rule that may have a set: a DROP without conditions then matches perhaps any packet."""
+    is_bare = rule.verdict is Verdict.DROP and not rule.conditions
+    return rule._replace(conditions=(packet_filter.unknown,)) if is_bare else rule
 
 
 def _words(line: str) -> list[str]:

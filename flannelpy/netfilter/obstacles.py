@@ -106,7 +106,7 @@ def searches(
     native = {(table.family, table.name): table.rules for table in nft_tables}
     for tables in listings:
         for table in tables.found:
-            yield of_table(table, tables, traffic, native.get(("ip", table.name)) if tables.is_nft else None)
+            yield of_table(table, tables, traffic, native.get(("ip", table.name), {}) if tables.is_nft else None)
     listed = {("ip", table.name) for tables in listings if tables.is_nft for table in tables.found}
     for nft_table in nft_tables:
         for chain in nft_table.base_chains():
@@ -118,9 +118,9 @@ def searches(
 def of_table(table: Table, tables: Tables, traffic: Traffic, native: NativeRules | None = None) -> Search:
     """Find what drops packets in one table of iptables, with a pause after each rule.
 
-    ``native``: the rules of the table as nft lists them.
+    ``native``: the rules of the table as nft lists them, empty if they are not known; None for iptables-legacy.
     """
-    chains = table.rules(native or {}, _accepting(table.name, traffic) if tables.is_guarded else {})
+    chains = table.rules(native, _accepting(table.name, traffic) if tables.is_guarded else {})
     found: list[Obstacle] = []
     for hook in _HOOKS:
         if hook not in chains:

@@ -532,7 +532,21 @@ def test_a_rule_with_a_set_that_iptables_does_not_print_is_taken_from_nft() -> N
     assert of_mixed(["-A FORWARD -j DROP"], [OTHERS]) == []
     [found] = of_mixed(["-A FORWARD -j DROP", "-A FORWARD -i flannel0 -j DROP"], [OTHERS, [{"xt": None}, DROP]])
     assert found.text.startswith("The iptables rule '-A FORWARD -i flannel0 -j DROP' drops")
-    [found] = of_mixed(["-A FORWARD -j DROP"], [])  # changed between the listings
+
+
+def test_a_chain_that_has_changed_between_the_two_listings_is_taken_from_nft() -> None:
+    assert of_mixed(["-A FORWARD -j DROP", "-A FORWARD -j LOG"], [OTHERS]) == []
+    [found] = of_mixed(["-A FORWARD -j DROP"], [OTHERS, [DROP]])
+    assert found.is_certain
+
+
+@pytest.mark.parametrize("rule", ["-j DROP", "-m comment --comment x -j DROP", "-j REJECT"])
+def test_without_the_listing_of_nft_a_rule_may_have_a_set(rule: str) -> None:
+    [found] = of_mixed([f"-A FORWARD {rule}"], [])
+    assert not found.is_certain
+    [found] = of_mixed(["-A FORWARD -i flannel0 -j DROP"], [])
+    assert found.is_certain
+    [found] = searched([listing(f"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD {rule}\nCOMMIT\n".encode())], [], UDP)
     assert found.is_certain
 
 
