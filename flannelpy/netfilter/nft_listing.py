@@ -246,8 +246,19 @@ def _rules(chain: str, statements: Sequence[dict[str, Any]], maps: Maps) -> Iter
         elif word in ("limit", "ct count"):
             is_above = isinstance(value, dict) and value.get("inv")
             conditions.append(packet_filter.never if is_above else packet_filter.unknown)
+        elif word == "xt" and statement is statements[-1]:
+            yield from _of_target(chain, tuple(conditions), value)
         elif word not in _HARMLESS:
             conditions.append(packet_filter.unknown)
+
+
+def _of_target(chain: str, conditions: tuple[Predicate, ...], value: Any) -> Iterator[Rule]:
+    """Yield the rule of a target of iptables; a version of nft that prints null does not name it."""
+    name = value["name"] if value else ""
+    if name == "REJECT":
+        yield _decide(chain, conditions, "reject", None)
+    elif name in ("NFQUEUE", ""):
+        yield _decide(chain, conditions, "queue", None)
 
 
 def _decide(chain: str, conditions: tuple[Predicate, ...], word: str, value: Any) -> Rule:
@@ -257,19 +268,25 @@ def _decide(chain: str, conditions: tuple[Predicate, ...], word: str, value: Any
 
 
 def _mapped(chain: str, conditions: tuple[Predicate, ...], value: dict[str, Any], maps: Maps) -> Iterator[Rule]:
+    if nft_conditions.is_of_other_protocol(value["key"]):
+        return
     elements = _elements(value["data"], maps)
     if elements is None:
         yield Rule(f"vmap in chain {chain}", (*conditions, packet_filter.unknown), Verdict.UNKNOWN)
         return
-    for_the_rest: list[Rule] = []
+    others: list[tuple[str, Any]] = []
+    named: list[Predicate] = []
     for key, decision in elements:
         [(word, target)] = decision.items()
-        rule = _decide(chain, (*conditions, nft_conditions.compare(value["key"], key_of(key))), word, target)
         if key_of(key) == "*":
-            for_the_rest.append(rule)
+            others.append((word, target))
         else:
-            yield rule
-    yield from for_the_rest
+            named.append(nft_conditions.compare(value["key"], key_of(key)))
+            yield _decide(chain, (*conditions, named[-1]), word, target)
+    # The kernel looks once: a packet that returns from the chain of its element does not meet that of the others.
+    not_named = packet_filter.negated(packet_filter.any_of(named))
+    for word, target in others:
+        yield _decide(chain, (*conditions, not_named), word, target)
 
 
 def _elements(data: Any, maps: Maps) -> Iterable[Any] | None:

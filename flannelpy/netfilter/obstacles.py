@@ -107,10 +107,11 @@ def searches(
     for tables in listings:
         for table in tables.found:
             yield of_table(table, tables, traffic, native.get(("ip", table.name), {}) if tables.is_nft else None)
-    listed = {("ip", table.name) for tables in listings if tables.is_nft for table in tables.found}
+    tables_of_nft = (table for tables in listings if tables.is_nft for table in tables.found)
+    listed = {("ip", table.name, chain) for table in tables_of_nft for chain in table.policies}
     for nft_table in nft_tables:
         for chain in nft_table.base_chains():
-            is_listed = (chain.family, chain.table) in listed and chain.name in _HOOKS
+            is_listed = (chain.family, chain.table, chain.name) in listed
             if chain.hook.upper() in _HOOKS and not is_listed:
                 yield of_base_chain(chain, traffic)
 

@@ -110,6 +110,11 @@ def negated(condition: Predicate) -> Predicate:
     return lambda packets: opposite.get(condition(packets), Match.SOME)
 
 
+def any_of(conditions: Sequence[Predicate]) -> Predicate:
+    """Return the condition that one of several is met, of which a packet meets one at most."""
+    return lambda packets: max((condition(packets) for condition in conditions), default=Match.NONE)
+
+
 def source(ranges: AddressRanges) -> Predicate:
     """Return the condition that the source address is one of these."""
     return lambda packets: _match_addresses(packets.source, ranges)
