@@ -167,3 +167,46 @@ def test_a_new_peer_alone_causes_no_early_search(tables: FakeTables, monkeypatch
 
     assert not asyncio.run(listed(TRAFFIC._replace(peers=AddressRanges([(7, 7)]))))
     assert asyncio.run(listed(TRAFFIC._replace(bridges=("docker0", "br0"))))
+
+
+def test_what_a_table_dropped_is_not_certain_after_five_minutes_of_failures(
+    check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables.nft_tables = {"inet one": dropping("one"), "inet two": dropping("two")}
+    assert "chain inet one base drops" in look(check)
+    tables.nft_tables = {"inet one": HostError("too long"), "inet two": dropping("two")}
+    assert "chain inet one base drops" in look(check)
+    monkeypatch.setattr("flannelpy.host.forward_check._OUTDATED_SECONDS", 0.0)
+    caplog.clear()
+    assert "chain inet two base drops" in look(check)
+    assert caplog.messages == []
+    tables.nft_tables = {"inet one": dropping("one")}
+    assert "chain inet one base drops" in look(check)
+
+
+def test_a_failure_of_a_table_that_has_been_removed_is_logged_again_when_it_comes_back(
+    check: ForwardCheck, tables: FakeTables, caplog: pytest.LogCaptureFixture
+) -> None:
+    for nft_tables in ({"inet one": HostError("too long")}, {}, {"inet one": HostError("too long")}):
+        tables.nft_tables = dict(nft_tables)
+        look(check)
+    assert len(caplog.messages) == 2
+
+
+def test_a_failure_of_iptables_names_the_command_that_lists_the_rules(
+    check: ForwardCheck, tables: FakeTables, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables.failure = "it is locked"
+    look(check)
+    [line] = caplog.messages
+    assert line.startswith("Cannot look whether a rule listed by iptables-save drops packets of containers: ")
+
+
+def test_a_warning_is_not_repeated_for_other_peers(
+    check: ForwardCheck, tables: FakeTables, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables.nft_tables = {"inet firewalld": dropping("firewalld")}
+    for number in (7, 9):
+        traffic = TRAFFIC._replace(devices=("eth1",), masquerading="eth1", peers=AddressRanges([(number, number)]))
+        asyncio.run(check.check({"": traffic}))
+    assert len(caplog.messages) == 1
