@@ -47,6 +47,7 @@ _HEAD_BYTES = 1024
 _TAIL_BYTES = _MOST_BYTES_OF_MAP
 _CHAIN_OF_RULE = re.compile(rb'\{"rule": \{.*?"chain": ("(?:[^"\\]|\\.)*")')
 _MAP = re.compile(rb'\{"map": \{.*?"name": ("(?:[^"\\]|\\.)*")')
+_OF_VERDICTS = b'"map": "verdict"'
 _ELEMENTS = '"elem": ['
 _LOOKUP = re.compile(rb'"set": \[|"vmap"|"right": "@')
 _XTABLES = b'{"xt": '
@@ -165,8 +166,7 @@ class Table:
         elif entry.startswith(b'{"chain"'):
             self._heads.append(json.loads(entry)["chain"])
         elif entry.startswith(b'{"map"'):
-            found = json.loads(entry)["map"]
-            self.map_names += [str(found["name"])] if found.get("map") == "verdict" else []
+            self.map_names += _names_of_verdict_map(entry)
         elif entry.startswith(b'{"table"'):
             flags = json.loads(entry)["table"].get("flags", [])
             self._is_active = set([flags] if isinstance(flags, str) else flags) <= _ACTIVE_FLAGS
@@ -202,6 +202,13 @@ class Table:
 def has_lookup(rule: bytes) -> bool:
     """Whether a rule of a table of iptables looks into a set or map, which iptables-save does not print."""
     return _LOOKUP.search(rule) is not None and _XTABLES not in rule
+
+
+def _names_of_verdict_map(entry: bytes) -> list[str]:
+    """Return the name of a map if it decides; a version of nft that ignores --terse prints all its elements."""
+    if not (found := _MAP.match(entry)):
+        raise ValueError("a map without a name")
+    return [str(json.loads(found[1]))] if _OF_VERDICTS in entry[:_HEAD_BYTES] else []
 
 
 def _chain_of(rule: bytes) -> str:

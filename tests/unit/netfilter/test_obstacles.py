@@ -505,6 +505,13 @@ def test_the_elements_of_a_long_map_are_read_one_by_one(length: int, is_certain:
     assert [one.is_certain for one in of_nftables(rule, elements=elements, size=1 << 15)] == [is_certain]
 
 
+def test_a_map_that_nft_prints_in_full_with_its_table_leaves_the_table_readable() -> None:
+    head = {"family": "inet", "name": "map", "table": "fw", "type": "ifname", "map": "verdict"}
+    found = Table("inet", "fw")
+    feed(found.take, [{"map": {**head, "elem": [[f"bridge-{number}", DROP] for number in range(30_000)]}}], 1 << 15)
+    assert found.map_names == ["map"]
+
+
 @pytest.mark.parametrize(
     ("flags", "is_certain"),
     [(None, True), ("owner", True), (["owner", "persist"], True), ("dormant", False), ("fw", False)],
