@@ -17,7 +17,7 @@ from flannelpy.errors import HostError
 from flannelpy.linux import ip_forward, iptables, nftables
 from flannelpy.netfilter import obstacles
 from flannelpy.netfilter.iptables_listing import Tables
-from flannelpy.netfilter.nft_listing import Table
+from flannelpy.netfilter.nft_listing import NftTable
 from flannelpy.netfilter.obstacles import Obstacle, Search, Traffic
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class ForwardCheck:
         self._found: dict[str, list[Obstacle]] = {}
         self._networks: dict[str, Traffic] = {}  # as of the last search, without peers
         self._iptables: dict[str, Tables] = {}
-        self._nftables: dict[str, Table] = {}
+        self._nftables: dict[str, NftTable] = {}
         self._searched: object = None  # the tables and networks of the last search; None until one has ended
         self._next_at = 0.0
         self._failures: dict[_Source, _Failure] = {}
@@ -148,7 +148,7 @@ class ForwardCheck:
     async def _list_iptables(self) -> dict[str, Tables]:
         return self._or_last_result(_IPTABLES, await iptables.tables(), self._iptables)
 
-    async def _list_nftables(self) -> dict[str, Table]:
+    async def _list_nftables(self) -> dict[str, NftTable]:
         try:
             found = await nftables.tables()
         except HostError as error:
@@ -195,7 +195,7 @@ class ForwardCheck:
         logs.network.reset(token)
 
 
-async def _run(listings: Collection[Tables], nft_tables: Collection[Table], traffic: Traffic) -> list[Obstacle]:
+async def _run(listings: Collection[Tables], nft_tables: Collection[NftTable], traffic: Traffic) -> list[Obstacle]:
     searches = obstacles.searches(listings, nft_tables, traffic)
     return [obstacle for search in searches for obstacle in await _in_turns(search)]
 

@@ -63,7 +63,7 @@ class Table:
         return isinstance(other, Table) and vars(self) == vars(other)
 
     def __hash__(self) -> int:
-        """By its name."""
+        """Return a hash of the name, which does not change."""
         return hash(self.name)
 
     def take(self, line: str) -> None:
@@ -99,7 +99,7 @@ class _Chains(Mapping[str, Iterable[Rule]]):
         if name in self._known:
             return self._known[name]
         native = None if self._native is None else self._native.get(name, ())
-        return Rules(self._lines[name], self._lines.keys(), native)
+        return _Rules(self._lines[name], self._lines.keys(), native)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._lines)
@@ -108,7 +108,7 @@ class _Chains(Mapping[str, Iterable[Rule]]):
         return len(self._lines)
 
 
-class Rules:
+class _Rules:
     """The rules of one chain, read when they are asked for.
 
     iptables-save prints a rule with a set of nftables without its set, so such a rule is taken from ``native``, which
@@ -167,7 +167,7 @@ class Tables:
         )
 
     def __hash__(self) -> int:
-        """By its program."""
+        """Return a hash of the command, which does not change."""
         return hash(self.program)
 
     def feed(self, chunk: bytes) -> None:

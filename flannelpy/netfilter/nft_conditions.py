@@ -14,7 +14,8 @@ from flannelpy.netfilter import packet_filter
 from flannelpy.netfilter.address_ranges import AddressRanges
 from flannelpy.netfilter.packet_filter import Predicate
 
-# Fragments but for the first one.  Source: IP_OFFSET and IP_MF in net/ip.h of the kernel.
+# What only fragments have, which are rare: an offset, more fragments behind them, or one of both.
+# Source: IP_OFFSET and IP_MF in net/ip.h of the kernel.
 _FRAGMENT_BITS = {0x1FFF, 0x3FFF, 0x2000}
 _OTHER_PROTOCOLS = ("ip6", "icmpv6", "arp")
 
@@ -51,7 +52,7 @@ def is_of_other_protocol(left: Any) -> bool:
 
 
 def _with_unknown(condition: Predicate) -> Predicate:
-    """For TCP only."""
+    """Return a condition on TCP segments for packets of which some may be of other protocols."""
     return lambda packets: min(condition(packets), packet_filter.unknown(packets))
 
 

@@ -72,13 +72,13 @@ class BaseChain(NamedTuple):
     policy: str
     is_nat: bool
     is_active: bool
-    chains: Mapping[str, Rules]
+    chains: Mapping[str, NftRules]
 
     def __str__(self) -> str:
         return f"{self.family} {self.table} {self.name}"
 
 
-class Rules:
+class NftRules:
     """The rules of a chain, each read once, when a packet comes to it."""
 
     def __init__(self, rules: Sequence[bytes], maps: Maps) -> None:
@@ -135,7 +135,7 @@ class Entries:
         self._is_begun = True
 
 
-class Table:
+class NftTable:
     """One table; ``map_names``: of its maps that decide.  ``rules``: of each chain, as nft prints them."""
 
     def __init__(self, family: str, name: str) -> None:
@@ -146,14 +146,14 @@ class Table:
         self._heads: list[dict[str, Any]] = []
         self._maps: dict[str, bytes] = {}
         self._is_active = True
-        self._chains: dict[str, Rules] = {}
+        self._chains: dict[str, NftRules] = {}
 
     def __eq__(self, other: object) -> bool:
         """Whether both hold the same rules."""
-        return isinstance(other, Table) and self._content() == other._content()
+        return isinstance(other, NftTable) and self._content() == other._content()
 
     def __hash__(self) -> int:
-        """By its name."""
+        """Return a hash of the family and name, which do not change."""
         return hash((self.family, self.name))
 
     def _content(self) -> tuple[object, ...]:
@@ -181,7 +181,7 @@ class Table:
         """Return the chains at a hook.  Raises KeyError, TypeError, ValueError for what nft does not print."""
         if not self._chains:
             names = [str(head["name"]) for head in self._heads]
-            self._chains = {name: Rules(self.rules.get(name, ()), self._maps) for name in names}
+            self._chains = {name: NftRules(self.rules.get(name, ()), self._maps) for name in names}
         return [
             BaseChain(
                 self.family,

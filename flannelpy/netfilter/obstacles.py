@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from ipaddress import IPv4Address, IPv4Network, summarize_address_range
 from typing import NamedTuple
 
-from flannelpy.netfilter import address_ranges, network_rules, nft_listing
+from flannelpy.netfilter import address_ranges, network_rules
 from flannelpy.netfilter.address_ranges import ANYWHERE, AddressRanges
 from flannelpy.netfilter.iptables_listing import Table, Tables
 from flannelpy.netfilter.network_rules import KINDS
-from flannelpy.netfilter.nft_listing import BaseChain, NativeRules
+from flannelpy.netfilter.nft_listing import BaseChain, NativeRules, NftTable
 from flannelpy.netfilter.packet_filter import (
     ESTABLISHED,
     NEW,
@@ -99,9 +99,7 @@ class Traffic(NamedTuple):
 Search = Generator[None, None, list[Obstacle]]
 
 
-def searches(
-    listings: Collection[Tables], nft_tables: Collection[nft_listing.Table], traffic: Traffic
-) -> Iterator[Search]:
+def searches(listings: Collection[Tables], nft_tables: Collection[NftTable], traffic: Traffic) -> Iterator[Search]:
     """Yield a search for what drops packets for each table; a table of iptables-nft is searched once."""
     native = {(table.family, table.name): table.rules for table in nft_tables}
     for tables in listings:

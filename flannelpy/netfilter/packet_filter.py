@@ -78,7 +78,10 @@ Chains = Mapping[str, Iterable[Rule]]
 
 
 class Drop(NamedTuple):
-    """``by``: a rule, or the policy of a chain.  ``is_certain``: no packet passes, but for few."""
+    """What drops packets on their way through a base chain.
+
+    ``by``: a rule, or the policy of a chain.  ``is_certain``: at most few of the packets pass the chain.
+    """
 
     by: str
     is_certain: bool

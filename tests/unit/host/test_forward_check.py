@@ -13,7 +13,7 @@ from flannelpy.errors import HostError
 from flannelpy.host.forward_check import ForwardCheck
 from flannelpy.linux import nftables
 from flannelpy.netfilter.address_ranges import AddressRanges
-from flannelpy.netfilter.nft_listing import Entries, Table
+from flannelpy.netfilter.nft_listing import Entries, NftTable
 from flannelpy.netfilter.obstacles import Traffic
 
 TRAFFIC = Traffic(IPv4Network("11.0.0.0/16"), IPv4Network("11.0.13.0/24"), ("flannel0",), "", ("docker0",))
@@ -39,8 +39,8 @@ def look(check: ForwardCheck) -> str:
     return check.certain("")
 
 
-def dropping(name: str) -> Table:
-    found = Table("inet", name)
+def dropping(name: str) -> NftTable:
+    found = NftTable("inet", name)
     head = {"family": "inet", "table": name, "name": "base", "hook": "forward", "type": "filter", "policy": "drop"}
     entries = Entries(found.take)
     entries.feed(json.dumps({"nftables": [{"metainfo": {}}, {"chain": head}]}).encode())
@@ -73,7 +73,7 @@ def test_a_table_that_cannot_be_read_hides_no_other(check: ForwardCheck, tables:
 def test_without_a_list_of_tables_all_keep_their_result(
     check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail() -> dict[str, Table | HostError]:
+    async def fail() -> dict[str, NftTable | HostError]:
         raise HostError("the command nft is missing: install nftables")
 
     tables.nft_tables = {"inet one": dropping("one")}
@@ -137,7 +137,7 @@ def test_a_network_that_ends_during_a_search_leaves_no_obstacle(
 ) -> None:
     networks = {"": TRAFFIC}
 
-    async def end() -> dict[str, Table | HostError]:
+    async def end() -> dict[str, NftTable | HostError]:
         del networks[""]
         check.forget("")
         return {"inet one": dropping("one")}

@@ -13,7 +13,7 @@ import pytest
 from flannelpy.errors import HostError
 from flannelpy.linux import iptables, kernel_modules, nftables
 from flannelpy.netfilter.iptables_listing import Tables
-from flannelpy.netfilter.nft_listing import Table
+from flannelpy.netfilter.nft_listing import NftTable
 
 Command = Callable[[str, str], None]
 CHAIN = {"family": "inet", "table": "fw", "name": "f", "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}
@@ -37,7 +37,7 @@ def printed(*entries: object) -> str:
     return f"cat <<'END'\n{text}\nEND"
 
 
-def listed() -> dict[str, Table | HostError]:
+def listed() -> dict[str, NftTable | HostError]:
     return asyncio.run(nftables.tables())
 
 
@@ -51,7 +51,7 @@ def test_tables_with_chains_that_forwarded_packets_pass_are_read(command: Comman
     command("nft", nft(printed({"chain": CHAIN}, *others), printed({"chain": CHAIN})))
     [(name, table)] = listed().items()
     assert name == "inet fw"
-    assert isinstance(table, Table)
+    assert isinstance(table, NftTable)
     assert [str(chain) for chain in table.base_chains()] == ["inet fw f"]
 
 
@@ -66,7 +66,7 @@ def test_a_map_that_is_gone_leaves_its_table(command: Command) -> None:
     verdicts = {"map": {"family": "inet", "table": "fw", "name": "m", "type": "ifname", "map": "verdict"}}
     more = "*) echo 'Error: No such file or directory' >&2; exit 1\n;;\n"
     command("nft", nft(printed({"chain": CHAIN}), printed(verdicts, {"chain": CHAIN}), more))
-    assert isinstance(listed()["inet fw"], Table)
+    assert isinstance(listed()["inet fw"], NftTable)
 
 
 def test_a_failure_is_of_one_table_and_names_the_cause(command: Command) -> None:
@@ -75,7 +75,7 @@ def test_a_failure_is_of_one_table_and_names_the_cause(command: Command) -> None
     failing = "printf 'Error: Operation not permitted\\nlist table\\n     ^^\\n' >&2; exit 1"
     command("nft", nft(printed({"chain": CHAIN}, {"chain": other}), failing, more))
     found = listed()
-    assert isinstance(found["inet other"], Table)
+    assert isinstance(found["inet other"], NftTable)
     assert str(found["inet fw"]).endswith("list table inet fw failed: exit code 1: Error: Operation not permitted")
 
 

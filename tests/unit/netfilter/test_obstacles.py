@@ -17,7 +17,7 @@ from flannelpy.netfilter import obstacles
 from flannelpy.netfilter.address_ranges import AddressRanges
 from flannelpy.netfilter.iptables_listing import Tables
 from flannelpy.netfilter.network_rules import NetworkRules
-from flannelpy.netfilter.nft_listing import Entries, Table
+from flannelpy.netfilter.nft_listing import Entries, NftTable
 from flannelpy.netfilter.obstacles import Obstacle, Search, Traffic
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded
@@ -60,7 +60,7 @@ def listing(text: bytes, program: str = "iptables-save", *, is_guarded: bool = T
     return tables
 
 
-def searched(listings: list[Tables], nft_tables: list[Table], traffic: Traffic) -> list[Obstacle]:
+def searched(listings: list[Tables], nft_tables: list[NftTable], traffic: Traffic) -> list[Obstacle]:
     return [found for search in obstacles.searches(listings, nft_tables, traffic) for found in result(search)]
 
 
@@ -396,7 +396,7 @@ def of_nftables(
         {"rule": {**where, "chain": "sub", "expr": [DROP]}},
         *({"rule": {**where, "chain": "base", "expr": rule}} for rule in rules),
     ]
-    found = Table("inet", table)
+    found = NftTable("inet", table)
     feed(found.take, entries)
     if elements is not None:
         assert found.map_names == ["map"]
@@ -507,7 +507,7 @@ def test_the_elements_of_a_long_map_are_read_one_by_one(length: int, is_certain:
 
 def test_a_map_that_nft_prints_in_full_with_its_table_leaves_the_table_readable() -> None:
     head = {"family": "inet", "name": "map", "table": "fw", "type": "ifname", "map": "verdict"}
-    found = Table("inet", "fw")
+    found = NftTable("inet", "fw")
     feed(found.take, [{"map": {**head, "elem": [[f"bridge-{number}", DROP] for number in range(30_000)]}}], 1 << 15)
     assert found.map_names == ["map"]
 
@@ -533,7 +533,7 @@ def test_a_rule_with_a_long_set_may_match(decision: dict[str, Any], found: list[
     ["", "[]", "{}", '{"nftables": [', '{"nftables": [{"metainfo": {}}, {"chain": {"family": 5}}]}', "x" * 1_000_000],
 )
 def test_what_nft_does_not_print_is_an_error(text: str) -> None:
-    found = Table("inet", "fw")
+    found = NftTable("inet", "fw")
     entries = Entries(found.take)
     with pytest.raises((ValueError, KeyError)):  # noqa: PT012 - any of the steps
         entries.feed(text.encode())
@@ -549,7 +549,7 @@ def of_mixed(
     text += [":FORWARD ACCEPT [0:0]", *lines, "COMMIT", ""]
     where = {"family": "ip", "table": "filter"}
     base = {"type": "filter", "hook": "forward", "prio": 0, "policy": "accept"}
-    table = Table("ip", "filter")
+    table = NftTable("ip", "filter")
     rules = [{"rule": {**where, "chain": "FORWARD", "expr": rule}} for rule in native]
     chains = [{"chain": {**where, "name": "FORWARD", **base}}]
     if extra:
