@@ -51,7 +51,7 @@ _APPEND = b"-A "
 
 
 class Table:
-    """``name``; ``policies``: of the built-in chains."""
+    """One table of iptables; ``policies``: of its built-in chains."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -141,7 +141,7 @@ class _Rules:
 class Tables:
     """All tables of one ``iptables-save`` in which the kernel accepts a DROP.
 
-    ``program``: the command.  ``is_guarded``: whether the guard of our rules uses the same flavour of iptables.  Then
+    ``program``: the command.  ``is_guarded``: whether flannelpy restores its rules in this flavour of iptables.  Then
     the rules of flannelpy's chains are not kept: they are known, and may be thousands.
     ``is_nft``: whether they are tables of nftables; ``incompatible``: those that the command does not list in full.
     """

@@ -136,7 +136,7 @@ class Entries:
 
 
 class NftTable:
-    """One table; ``map_names``: of its maps that decide.  ``rules``: of each chain, as nft prints them."""
+    """One table of nftables; ``map_names``: of its maps that decide.  ``rules``: of each chain, as nft prints them."""
 
     def __init__(self, family: str, name: str) -> None:
         self.family = family
