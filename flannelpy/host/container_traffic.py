@@ -12,7 +12,6 @@ from flannelpy.datapath.traffic import Forwarding
 from flannelpy.host.firewall import Firewall
 from flannelpy.host.forward_check import SysctlCheck
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.netfilter import network_rules
 from flannelpy.netfilter.obstacles import Traffic
 from flannelpy.netfilter.peer_addresses import PeerAddresses
 from flannelpy.rtnetlink.links import Address
@@ -59,11 +58,10 @@ class ContainerTraffic:
     def _traffic(self, subnet: IPv4Network, forwarding: Forwarding | None) -> Traffic | None:
         if not forwarding:
             return None
-        accepting = network_rules.chain_name(network_rules.ACCEPT, self._network)
         devices = tuple(device for device in forwarding.devices if device not in forwarding.unused)
         masquerading = forwarding.masquerading
         peers = self._peers.addresses() if masquerading else None
-        return Traffic(self._network, subnet, devices, masquerading, tuple(self._bridges), accepting, peers)
+        return Traffic(self._network, subnet, devices, masquerading, tuple(self._bridges), peers)
 
 
 def _bridges(subnet: IPv4Network, addresses: Iterable[Address]) -> set[int]:

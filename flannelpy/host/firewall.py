@@ -160,7 +160,7 @@ class Firewall:
             if (chains or table in self._unchecked) and (error := await self._guard(table, chains)):
                 failed[table] = error
         self._report_failures(failed)
-        await self._forward_check.check(dict(self._traffic))
+        await self._forward_check.check(self._traffic)
         for on_check in list(self._on_check.values()):
             on_check()
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
-from typing import TypeVar, cast
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple, TypeVar, cast
 
 from flannelpy import logs
 from flannelpy.chunks import in_chunks
@@ -17,7 +17,7 @@ from flannelpy.errors import HostError
 from flannelpy.linux import ip_forward, iptables, nftables
 from flannelpy.netfilter import obstacles
 from flannelpy.netfilter.iptables_listing import Tables
-from flannelpy.netfilter.nft_listing import Table
+from flannelpy.netfilter.nft_listing import NftTable
 from flannelpy.netfilter.obstacles import Obstacle, Search, Traffic
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 # A look takes a twentieth of the time at most: iptables takes seconds to list 30,000 rules.
 _PAUSE_FACTOR = 20
+# A failure may last, and an operator may remove the rule meanwhile.
+_OUTDATED_SECONDS = 300.0
 # To follow a rule takes 20 microseconds, and to read a long one a millisecond.
 _TURN_SECONDS = 0.001
 
@@ -49,19 +51,38 @@ class SysctlCheck:
         self.obstacle = found
 
 
-class ForwardCheck:
-    """Networks are known by their names.
+class _Source(NamedTuple):
+    """Where rules come from: a kind for log lines, and the name of a command or table, empty for all of the kind."""
 
-    Where flannelpy cannot look at a table, what it saw there before counts.
+    kind: str
+    name: str
+
+
+class _Failure(NamedTuple):
+    """Why a listing fails, and the time by the event loop's clock of its first failure in a row."""
+
+    cause: str
+    since: float
+
+
+_IPTABLES, _TABLE = "a rule listed by ", "the nftables table "
+_NFTABLES = _Source("nftables", "")
+
+
+class ForwardCheck:
+    """The search for rules that drop packets of networks, which are known by their names.
+
+    If a table cannot be listed, its last listing counts; what that shows is no longer certain after 5 minutes.
     """
 
     def __init__(self) -> None:
         self._found: dict[str, list[Obstacle]] = {}
-        self._networks: dict[str, Traffic] = {}
+        self._networks: dict[str, Traffic] = {}  # as of the last search, without peers
         self._iptables: dict[str, Tables] = {}
-        self._nftables: dict[str, Table] = {}
+        self._nftables: dict[str, NftTable] = {}
+        self._searched: object = None  # the tables and networks of the last search; None until one has ended
         self._next_at = 0.0
-        self._failures: dict[str, str] = {}
+        self._failures: dict[_Source, _Failure] = {}
 
     def certain(self, name: str) -> str:
         """Return what certainly stops the packets of a network; empty if nothing does."""
@@ -75,70 +96,108 @@ class ForwardCheck:
     def forget(self, name: str) -> None:
         """Forget a network that has ended."""
         self._found.pop(name, None)
-        self._networks.pop(name, None)
 
     async def check(self, networks: Mapping[str, Traffic]) -> None:
-        """Look again, unless the last look took long and was not long ago."""
+        """Search the tables again, unless the last search took long and was not long ago.
+
+        ``networks``: those of the caller, who may remove some during the search.
+        """
+        self._found = {name: found for name, found in self._found.items() if name in networks}
         if not networks:
             return
         start = asyncio.get_running_loop().time()
-        if start < self._next_at and networks == self._networks:
+        watched = {name: traffic._replace(peers=None) for name, traffic in networks.items()}
+        if start < self._next_at and watched == self._networks:
             return
-        listings, tables = await self._list_iptables(), await self._list_nftables()
-        if (listings, tables, networks) != (self._iptables, self._nftables, self._networks):
-            self._iptables, self._nftables, self._networks = listings, tables, dict(networks)
-            for name, traffic in networks.items():
-                found = await self._search(traffic)
-                if name in self._networks:  # unless it has ended meanwhile
-                    self._report(name, found)
-        self._next_at = start + _PAUSE_FACTOR * (asyncio.get_running_loop().time() - start)
+        self._networks = watched
+        try:
+            await self._search_all(networks)
+        finally:
+            self._next_at = start + _PAUSE_FACTOR * (asyncio.get_running_loop().time() - start)
 
-    async def _search(self, traffic: Traffic) -> list[Obstacle]:
-        searches = obstacles.searches(self._iptables.values(), self._nftables.values(), traffic)
-        return [obstacle for search in searches for obstacle in await _in_turns(search)]
+    async def _search_all(self, networks: Mapping[str, Traffic]) -> None:
+        self._iptables, self._nftables = await self._list_iptables(), await self._list_nftables()
+        traffics = dict(networks)
+        outdated = self._outdated()
+        subject = self._iptables, self._nftables, traffics, outdated
+        if subject == self._searched:
+            return
+        self._searched = None  # so that a search that fails is repeated
+        for name, traffic in traffics.items():
+            found = await self._search(traffic, outdated)
+            if name in networks:  # unless it has ended meanwhile
+                self._report(name, found)
+        self._searched = subject
+
+    def _outdated(self) -> set[_Source]:
+        """Return the sources whose listings have failed for so long that the last one is not certain any more."""
+        since = asyncio.get_running_loop().time() - _OUTDATED_SECONDS
+        return {source for source, failure in self._failures.items() if failure.since <= since}
+
+    async def _search(self, traffic: Traffic, outdated: set[_Source]) -> list[Obstacle]:
+        found = await _run(self._iptables.values(), self._nftables.values(), traffic)
+        if not outdated:
+            return found
+        current = await _run(
+            [each for name, each in self._iptables.items() if _Source(_IPTABLES, name) not in outdated],
+            [each for name, each in self._nftables.items() if not {_NFTABLES, _Source(_TABLE, name)} & outdated],
+            traffic,
+        )
+        return [each if each in current else each._replace(is_certain=False) for each in found]
 
     async def _list_iptables(self) -> dict[str, Tables]:
-        return self._seen("", await iptables.tables(), self._iptables)
+        return self._or_last_result(_IPTABLES, await iptables.tables(), self._iptables)
 
-    async def _list_nftables(self) -> dict[str, Table]:
+    async def _list_nftables(self) -> dict[str, NftTable]:
         try:
             found = await nftables.tables()
         except HostError as error:
-            self._failed("nftables", error)
+            self._failed(_NFTABLES, error)
             return self._nftables
-        self._failures.pop("nftables", None)
-        return self._seen("the nftables table ", found, self._nftables)
+        self._failures.pop(_NFTABLES, None)
+        return self._or_last_result(_TABLE, found, self._nftables)
 
-    def _seen(self, kind: str, found: Mapping[str, T | HostError], before: Mapping[str, T]) -> dict[str, T]:
+    def _or_last_result(self, kind: str, found: Mapping[str, T | HostError], before: Mapping[str, T]) -> dict[str, T]:
         """Return what was found, or the last result where that failed; what has not changed is kept as read."""
+        for source in [each for each in self._failures if each.kind == kind and each.name not in found]:
+            del self._failures[source]
         seen: dict[str, T] = {}
         for name, each in found.items():
             if not isinstance(each, HostError):
-                self._failures.pop(kind + name, None)
+                self._failures.pop(_Source(kind, name), None)
                 seen[name] = before[name] if before.get(name) == each else each
                 continue
-            self._failed(kind + name, each)
+            self._failed(_Source(kind, name), each)
             if name in before:
                 seen[name] = before[name]
         return seen
 
-    def _failed(self, what: str, error: HostError) -> None:
+    def _failed(self, source: _Source, error: HostError) -> None:
         """Log a failure once for each cause."""
-        if str(error) != self._failures.get(what):
-            log.warning("Cannot look whether %s drops packets of containers: %s", what, error)
-        self._failures[what] = str(error)
+        before = self._failures.get(source)
+        if before is None or before.cause != str(error):
+            log.warning("Cannot look whether %s%s drops packets of containers: %s", *source, error)
+        since = before.since if before else asyncio.get_running_loop().time()
+        self._failures[source] = _Failure(str(error), since)
 
     def _report(self, name: str, found: list[Obstacle]) -> None:
         """Log what was not there at the last check, and what is gone."""
         before, self._found[name] = self._found.get(name, []), found
         token = logs.network.set(name)
+        # A text may name peers, which change; and what was certain is known, also when it is not certain any more.
+        known = {(obstacle.name, is_certain) for obstacle in before for is_certain in (False, obstacle.is_certain)}
         for obstacle in found:
-            if obstacle not in before:
+            if (obstacle.name, obstacle.is_certain) not in known:
                 log.warning("%s", obstacle.text)
         left = {obstacle.name for obstacle in found}
         for gone in dict.fromkeys(obstacle.name for obstacle in before if obstacle.name not in left):
             log.info("Gone: %s stops no packets between containers of different hosts any more", gone)
         logs.network.reset(token)
+
+
+async def _run(listings: Collection[Tables], nft_tables: Collection[NftTable], traffic: Traffic) -> list[Obstacle]:
+    searches = obstacles.searches(listings, nft_tables, traffic)
+    return [obstacle for search in searches for obstacle in await _in_turns(search)]
 
 
 async def _in_turns(search: Search) -> list[Obstacle]:

@@ -22,7 +22,11 @@ _ERROR_BYTES = 4096
 _LINE_CHARACTERS = 200
 
 
-async def run(*command: str, package: str, stdin: bytes = b"", sink: Callable[[bytes], object] = bytes) -> str:
+def _discard(_: bytes) -> None:
+    pass
+
+
+async def run(*command: str, package: str, stdin: bytes = b"", sink: Callable[[bytes], object] = _discard) -> str:
     """Run a command to its end and feed its output to ``sink``; return why it failed, or "".
 
     ``package``: the name of the package that provides the command.  Raises HostError, and ValueError for more than

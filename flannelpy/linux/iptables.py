@@ -27,8 +27,7 @@ _TABLES = ("filter", "mangle", "raw")
 
 def other_flavour() -> str:
     """Return which of "nft" and "legacy" ``iptables`` is not, if the commands of that flavour exist; otherwise ""."""
-    path = shutil.which("iptables-save")
-    other = _OTHER_FLAVOUR.get(Path(path).resolve().name, "") if path else ""
+    other = _OTHER_FLAVOUR.get(_program("iptables-save"), "")
     exists = other and all(shutil.which(_command(verb, other)) for verb in ("save", "restore"))
     return other if exists else ""
 
@@ -70,10 +69,10 @@ async def restore(text: bytes, flavour: str = "") -> None:
 
 async def tables() -> dict[str, Tables | HostError]:
     """Return all tables that exist, by the command that lists them, or why it does not."""
-    guarded = _kind("iptables-save")
+    guarded = _program("iptables-save")
     found: dict[str, Tables | HostError] = {}
     for words in _list_commands():
-        tables = Tables(words[0], is_guarded=guarded in (_kind(words[0]), ""))
+        tables = Tables(words[0], is_guarded=bool(guarded) and guarded == _program(words[0]))
         found[" ".join(words)] = await _list(tables, words)
     return found
 
@@ -87,19 +86,22 @@ async def _list(tables: Tables, words: Sequence[str]) -> Tables | HostError:
         return HostError(f"{' '.join(words)} printed {error} instead of rules")
     if failures and "Table does not exist" not in failures:
         return HostError(f"{' '.join(words)} failed: {failures}")
+    if not failures and not tables.is_complete:
+        return HostError(f"{' '.join(words)} printed a table without an end")
     return tables
 
 
-def _kind(command: str) -> str:
-    """Return the name of the program behind a command, which differs between the kinds; empty if it is missing."""
+def _program(command: str) -> str:
+    """Return the name of the program behind a command, which differs between the flavours; empty if it is missing."""
     path = shutil.which(command)
     return Path(path).resolve().name if path else ""
 
 
 def _list_commands() -> list[list[str]]:
     """Return the commands that list all tables of both flavours, which may both be in use."""
-    commands = [[word] for word in ("iptables-nft-save", "iptables-save") if shutil.which(word)][:1]
-    return commands + (_legacy_commands() if shutil.which("iptables-legacy-save") else [])
+    legacy = _program("iptables-legacy-save")
+    found = [word for word in ("iptables-nft-save", "iptables-save") if _program(word)][:1]
+    return [[word] for word in found if _program(word) != legacy] + (_legacy_commands() if legacy else [])
 
 
 def _legacy_commands() -> list[list[str]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from flannelpy.errors import HostError
 from flannelpy.linux import command, kernel_modules
-from flannelpy.netfilter.nft_listing import Entries, Table
+from flannelpy.netfilter.nft_listing import Entries, NftTable
 
 _FAMILIES = ("ip", "inet")
 _HOOKS = ("prerouting", "forward", "postrouting")
@@ -26,7 +26,7 @@ _GONE = "No such file or directory"
 _MODULE = "nf_tables"
 
 
-async def tables() -> dict[str, Table | HostError]:
+async def tables() -> dict[str, NftTable | HostError]:
     """Return those of IPv4 by family and name, or why a table cannot be read; none if the kernel has no nftables.
 
     Raises HostError if there is no list of tables.
@@ -53,9 +53,9 @@ def _is_passed(chain: dict[str, Any]) -> bool:
     return chain.get("hook") in _HOOKS and family in _FAMILIES and not is_of_iptables
 
 
-async def _read(family: str, name: str) -> Table | HostError | None:
+async def _read(family: str, name: str) -> NftTable | HostError | None:
     """Return a table, or why it cannot be read; None if it has been removed meanwhile."""
-    table = Table(family, name)
+    table = NftTable(family, name)
     try:
         await _list(table.take, "table", family, name)
         for each in table.map_names:

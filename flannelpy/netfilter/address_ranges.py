@@ -31,7 +31,7 @@ class AddressRanges:
         )
 
     def __hash__(self) -> int:
-        """By their number."""
+        """Return a hash of the number of ranges, which is fast to compute."""
         return hash(len(self))
 
     def __len__(self) -> int:

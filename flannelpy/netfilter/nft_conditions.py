@@ -14,8 +14,10 @@ from flannelpy.netfilter import packet_filter
 from flannelpy.netfilter.address_ranges import AddressRanges
 from flannelpy.netfilter.packet_filter import Predicate
 
-# Fragments but for the first one.  Source: IP_OFFSET and IP_MF in net/ip.h of the kernel.
+# What only fragments have, which are rare: an offset, more fragments behind them, or one of both.
+# Source: IP_OFFSET and IP_MF in net/ip.h of the kernel.
 _FRAGMENT_BITS = {0x1FFF, 0x3FFF, 0x2000}
+_OTHER_PROTOCOLS = ("ip6", "icmpv6", "arp")
 
 
 def key_of(key: Any) -> Any:
@@ -27,6 +29,8 @@ def match(value: dict[str, Any]) -> Predicate:
     """Return the condition of a match statement.  Raises KeyError, TypeError, ValueError, AttributeError."""
     operator = value.get("op", "==")
     left, right = value["left"], value["right"]
+    if is_of_other_protocol(left):
+        return packet_filter.never
     if _is_flags(left):
         return _with_unknown(_match_flags(operator, left, right))
     if operator not in ("==", "!=", "in"):
@@ -35,8 +39,20 @@ def match(value: dict[str, Any]) -> Predicate:
     return packet_filter.negated(condition) if operator == "!=" else condition
 
 
+def is_of_other_protocol(left: Any) -> bool:
+    """Return whether only packets of other protocols than IPv4 have a field; nft lists no condition for that."""
+    if not isinstance(left, dict):
+        return False
+    if "concat" in left:
+        return any(map(is_of_other_protocol, left["concat"]))
+    field = left["&"][0] if "&" in left else left
+    return isinstance(field, dict) and (
+        "exthdr" in field or field.get("payload", {}).get("protocol") in _OTHER_PROTOCOLS
+    )
+
+
 def _with_unknown(condition: Predicate) -> Predicate:
-    """For TCP only."""
+    """Return a condition on TCP segments for packets of which some may be of other protocols."""
     return lambda packets: min(condition(packets), packet_filter.unknown(packets))
 
 
@@ -109,11 +125,6 @@ def _compare_fragment(operands: Sequence[Any], values: Sequence[Any]) -> Predica
     return packet_filter.always if is_fragment else packet_filter.unknown
 
 
-def _compare_extension_header(_: Any, __: Sequence[Any]) -> Predicate:
-    """Only IPv6 has them."""
-    return packet_filter.never
-
-
 def _compare_route(fib: dict[str, Any], values: Sequence[Any]) -> Predicate:
     flags = fib.get("flags", [])
     if fib.get("result") == "type" and "daddr" in flags:
@@ -151,8 +162,6 @@ def _compare_connection(connection: dict[str, Any], values: Sequence[Any]) -> Pr
 
 def _compare_payload(payload: dict[str, Any], values: Sequence[Any]) -> Predicate:
     protocol, field = payload.get("protocol"), payload.get("field")
-    if protocol in ("ip6", "icmpv6", "arp"):
-        return packet_filter.never
     if (protocol, field) == ("ether", "type"):
         return _for_protocol(values)
     if protocol == "ip" and field in ("saddr", "daddr"):
@@ -194,7 +203,6 @@ def _range(value: Any) -> tuple[int, int]:
 _COMPARISONS: dict[str, Callable[[Any, Sequence[Any]], Predicate]] = {
     "&": _compare_fragment,
     "ct": _compare_connection,
-    "exthdr": _compare_extension_header,
     "fib": _compare_route,
     "meta": _compare_meta,
     "payload": _compare_payload,

@@ -47,6 +47,7 @@ _HEAD_BYTES = 1024
 _TAIL_BYTES = _MOST_BYTES_OF_MAP
 _CHAIN_OF_RULE = re.compile(rb'\{"rule": \{.*?"chain": ("(?:[^"\\]|\\.)*")')
 _MAP = re.compile(rb'\{"map": \{.*?"name": ("(?:[^"\\]|\\.)*")')
+_OF_VERDICTS = b'"map": "verdict"'
 _ELEMENTS = '"elem": ['
 _LOOKUP = re.compile(rb'"set": \[|"vmap"|"right": "@')
 _XTABLES = b'{"xt": '
@@ -71,13 +72,13 @@ class BaseChain(NamedTuple):
     policy: str
     is_nat: bool
     is_active: bool
-    chains: Mapping[str, Rules]
+    chains: Mapping[str, NftRules]
 
     def __str__(self) -> str:
         return f"{self.family} {self.table} {self.name}"
 
 
-class Rules:
+class NftRules:
     """The rules of a chain, each read once, when a packet comes to it."""
 
     def __init__(self, rules: Sequence[bytes], maps: Maps) -> None:
@@ -134,8 +135,8 @@ class Entries:
         self._is_begun = True
 
 
-class Table:
-    """One table; ``map_names``: of its maps that decide.  ``rules``: of each chain, as nft prints them."""
+class NftTable:
+    """One table of nftables; ``map_names``: of its maps that decide.  ``rules``: of each chain, as nft prints them."""
 
     def __init__(self, family: str, name: str) -> None:
         self.family = family
@@ -145,14 +146,14 @@ class Table:
         self._heads: list[dict[str, Any]] = []
         self._maps: dict[str, bytes] = {}
         self._is_active = True
-        self._chains: dict[str, Rules] = {}
+        self._chains: dict[str, NftRules] = {}
 
     def __eq__(self, other: object) -> bool:
         """Whether both hold the same rules."""
-        return isinstance(other, Table) and self._content() == other._content()
+        return isinstance(other, NftTable) and self._content() == other._content()
 
     def __hash__(self) -> int:
-        """By its name."""
+        """Return a hash of the family and name, which do not change."""
         return hash((self.family, self.name))
 
     def _content(self) -> tuple[object, ...]:
@@ -165,8 +166,7 @@ class Table:
         elif entry.startswith(b'{"chain"'):
             self._heads.append(json.loads(entry)["chain"])
         elif entry.startswith(b'{"map"'):
-            found = json.loads(entry)["map"]
-            self.map_names += [str(found["name"])] if found.get("map") == "verdict" else []
+            self.map_names += _names_of_verdict_map(entry)
         elif entry.startswith(b'{"table"'):
             flags = json.loads(entry)["table"].get("flags", [])
             self._is_active = set([flags] if isinstance(flags, str) else flags) <= _ACTIVE_FLAGS
@@ -181,7 +181,7 @@ class Table:
         """Return the chains at a hook.  Raises KeyError, TypeError, ValueError for what nft does not print."""
         if not self._chains:
             names = [str(head["name"]) for head in self._heads]
-            self._chains = {name: Rules(self.rules.get(name, ()), self._maps) for name in names}
+            self._chains = {name: NftRules(self.rules.get(name, ()), self._maps) for name in names}
         return [
             BaseChain(
                 self.family,
@@ -202,6 +202,13 @@ class Table:
 def has_lookup(rule: bytes) -> bool:
     """Whether a rule of a table of iptables looks into a set or map, which iptables-save does not print."""
     return _LOOKUP.search(rule) is not None and _XTABLES not in rule
+
+
+def _names_of_verdict_map(entry: bytes) -> list[str]:
+    """Return the name of a map if it decides; a version of nft that ignores --terse prints all its elements."""
+    if not (found := _MAP.match(entry)):
+        raise ValueError("a map without a name")
+    return [str(json.loads(found[1]))] if _OF_VERDICTS in entry[:_HEAD_BYTES] else []
 
 
 def _chain_of(rule: bytes) -> str:
@@ -246,8 +253,19 @@ def _rules(chain: str, statements: Sequence[dict[str, Any]], maps: Maps) -> Iter
         elif word in ("limit", "ct count"):
             is_above = isinstance(value, dict) and value.get("inv")
             conditions.append(packet_filter.never if is_above else packet_filter.unknown)
+        elif word == "xt" and statement is statements[-1]:
+            yield from _of_target(chain, tuple(conditions), value)
         elif word not in _HARMLESS:
             conditions.append(packet_filter.unknown)
+
+
+def _of_target(chain: str, conditions: tuple[Predicate, ...], value: Any) -> Iterator[Rule]:
+    """Yield the rule of a target of iptables; a version of nft that prints null does not name it."""
+    name = value["name"] if value else ""
+    if name == "REJECT":
+        yield _decide(chain, conditions, "reject", None)
+    elif name in ("NFQUEUE", ""):
+        yield _decide(chain, conditions, "queue", None)
 
 
 def _decide(chain: str, conditions: tuple[Predicate, ...], word: str, value: Any) -> Rule:
@@ -257,19 +275,25 @@ def _decide(chain: str, conditions: tuple[Predicate, ...], word: str, value: Any
 
 
 def _mapped(chain: str, conditions: tuple[Predicate, ...], value: dict[str, Any], maps: Maps) -> Iterator[Rule]:
+    if nft_conditions.is_of_other_protocol(value["key"]):
+        return
     elements = _elements(value["data"], maps)
     if elements is None:
         yield Rule(f"vmap in chain {chain}", (*conditions, packet_filter.unknown), Verdict.UNKNOWN)
         return
-    for_the_rest: list[Rule] = []
+    others: list[tuple[str, Any]] = []
+    named: list[Predicate] = []
     for key, decision in elements:
         [(word, target)] = decision.items()
-        rule = _decide(chain, (*conditions, nft_conditions.compare(value["key"], key_of(key))), word, target)
         if key_of(key) == "*":
-            for_the_rest.append(rule)
+            others.append((word, target))
         else:
-            yield rule
-    yield from for_the_rest
+            named.append(nft_conditions.compare(value["key"], key_of(key)))
+            yield _decide(chain, (*conditions, named[-1]), word, target)
+    # The kernel looks once: a packet that returns from the chain of its element does not meet that of the others.
+    not_named = packet_filter.negated(packet_filter.any_of(named))
+    for word, target in others:
+        yield _decide(chain, (*conditions, not_named), word, target)
 
 
 def _elements(data: Any, maps: Maps) -> Iterable[Any] | None:

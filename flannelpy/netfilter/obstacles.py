@@ -9,11 +9,27 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from ipaddress import IPv4Address, IPv4Network, summarize_address_range
 from typing import NamedTuple
 
-from flannelpy.netfilter import address_ranges, nft_listing
+from flannelpy.netfilter import address_ranges, network_rules
 from flannelpy.netfilter.address_ranges import ANYWHERE, AddressRanges
 from flannelpy.netfilter.iptables_listing import Table, Tables
-from flannelpy.netfilter.nft_listing import BaseChain, NativeRules
-from flannelpy.netfilter.packet_filter import ESTABLISHED, NEW, UNNAMED, Drop, Packets, Verdict, Walk
+from flannelpy.netfilter.network_rules import KINDS
+from flannelpy.netfilter.nft_listing import BaseChain, NativeRules, NftTable
+from flannelpy.netfilter.packet_filter import (
+    ESTABLISHED,
+    NEW,
+    UNNAMED,
+    Drop,
+    Packets,
+    Predicate,
+    Rule,
+    Verdict,
+    Walk,
+    destination,
+    incoming,
+    outgoing,
+    source,
+    states,
+)
 
 # Docker's nftables backend, since version 29.
 _DOCKER_TABLE = "docker-bridges"
@@ -21,8 +37,6 @@ _FIREWALLD_TABLE = "firewalld"
 # CNI plugins may give each container a device of its own.
 _NAMED_DEVICES = 3
 _NAMED_PEERS = 16
-# The tables whose rules accept what Docker and a firewall drop.
-_ACCEPTING_TABLES = ("filter", "raw")
 _HOOKS = ("PREROUTING", "FORWARD", "POSTROUTING")
 
 
@@ -51,8 +65,8 @@ class Traffic(NamedTuple):
     """The packets of a network that a host forwards.
 
     ``devices`` lead to other hosts, ``bridges`` to containers, if there are any yet.  ``masquerading``: the device by
-    which packets come with the public IP of their host, if there is one.  ``accepting``: our chain that accepts them.
-    ``peers``: the public IPs of the other hosts, if they are known.
+    which packets come with the public IP of their host, if there is one.  ``peers``: the public IPs of the other hosts,
+    if they are known.
     """
 
     network: IPv4Network
@@ -60,7 +74,6 @@ class Traffic(NamedTuple):
     devices: tuple[str, ...]
     masquerading: str
     bridges: tuple[str, ...]
-    accepting: str
     peers: AddressRanges | None = None
 
     def ways(self, hook: str, state: str, *, is_tracked: bool) -> Iterator[Way]:
@@ -78,23 +91,25 @@ class Traffic(NamedTuple):
         hosts = ANYWHERE if self.peers is None else self.peers
         if self.masquerading and hosts:
             yield Way([Packets(hosts, own, (self.masquerading,), to_bridge, is_tracked, state)], is_taken=False)
+            to_host = (self.masquerading,) if is_routed else None
+            replies = [Packets(leaving, hosts, bridges, to_host, is_tracked, state)]
+            yield from [Way(replies, is_taken=False)] if state == ESTABLISHED else []
 
 
 Search = Generator[None, None, list[Obstacle]]
 
 
-def searches(
-    listings: Collection[Tables], nft_tables: Collection[nft_listing.Table], traffic: Traffic
-) -> Iterator[Search]:
+def searches(listings: Collection[Tables], nft_tables: Collection[NftTable], traffic: Traffic) -> Iterator[Search]:
     """Yield a search for what drops packets for each table; a table of iptables-nft is searched once."""
     native = {(table.family, table.name): table.rules for table in nft_tables}
     for tables in listings:
         for table in tables.found:
-            yield of_table(table, tables, traffic, native.get(("ip", table.name)) if tables.is_nft else None)
-    listed = {("ip", table.name) for tables in listings if tables.is_nft for table in tables.found}
+            yield of_table(table, tables, traffic, native.get(("ip", table.name), {}) if tables.is_nft else None)
+    tables_of_nft = (table for tables in listings if tables.is_nft for table in tables.found)
+    listed = {("ip", table.name, chain) for table in tables_of_nft for chain in table.policies}
     for nft_table in nft_tables:
         for chain in nft_table.base_chains():
-            is_listed = (chain.family, chain.table) in listed and chain.name in _HOOKS
+            is_listed = (chain.family, chain.table, chain.name) in listed
             if chain.hook.upper() in _HOOKS and not is_listed:
                 yield of_base_chain(chain, traffic)
 
@@ -102,13 +117,9 @@ def searches(
 def of_table(table: Table, tables: Tables, traffic: Traffic, native: NativeRules | None = None) -> Search:
     """Find what drops packets in one table of iptables, with a pause after each rule.
 
-    ``native``: the rules of the table as nft lists them.
+    ``native``: the rules of the table as nft lists them, empty if they are not known; None for iptables-legacy.
     """
-    own = {
-        name: Verdict.ACCEPT if name == traffic.accepting and table.name in _ACCEPTING_TABLES else Verdict.CONTINUE
-        for name in (table.own if tables.is_guarded else ())
-    }
-    chains = table.rules(own, native)
+    chains = table.rules(native, _accepting(table.name, traffic) if tables.is_guarded else {})
     found: list[Obstacle] = []
     for hook in _HOOKS:
         if hook not in chains:
@@ -121,6 +132,24 @@ def of_table(table: Table, tables: Tables, traffic: Traffic, native: NativeRules
         if drop:
             found.append(_of_rule(drop, table.name, tables.program))
     return found
+
+
+def _accepting(table: str, traffic: Traffic) -> dict[str, list[Rule]]:
+    """Return the rules of flannelpy's chains in a table that accept packets of this traffic, by chain."""
+    network, subnet = map(address_ranges.of_networks, (traffic.network, traffic.subnet))
+    comes = [_accept(source(network), destination(subnet), incoming([device])) for device in traffic.devices]
+    goes = [_accept(source(subnet), destination(network), outgoing([device])) for device in traffic.devices]
+    if traffic.masquerading:
+        comes.append(_accept(destination(subnet), incoming([traffic.masquerading])))
+        goes.append(_accept(source(subnet), outgoing([traffic.masquerading]), states([ESTABLISHED])))
+    rules = {network_rules.ACCEPT: comes, network_rules.OUTWARD: goes}
+    return {
+        network_rules.chain_name(kind, traffic.network): rules[kind] for kind in KINDS.get(table, ()) if kind in rules
+    }
+
+
+def _accept(*conditions: Predicate) -> Rule:
+    return Rule("", conditions, Verdict.ACCEPT)
 
 
 def of_base_chain(chain: BaseChain, traffic: Traffic) -> Search:

@@ -78,7 +78,10 @@ Chains = Mapping[str, Iterable[Rule]]
 
 
 class Drop(NamedTuple):
-    """``by``: a rule, or the policy of a chain.  ``is_certain``: no packet passes, but for few."""
+    """What drops packets on their way through a base chain.
+
+    ``by``: a rule, or the policy of a chain.  ``is_certain``: at most few of the packets pass the chain.
+    """
 
     by: str
     is_certain: bool
@@ -108,6 +111,11 @@ def negated(condition: Predicate) -> Predicate:
     """Return the opposite of a condition; that of FEW is unknown."""
     opposite = {Match.NONE: Match.ALL, Match.ALL: Match.NONE}
     return lambda packets: opposite.get(condition(packets), Match.SOME)
+
+
+def any_of(conditions: Sequence[Predicate]) -> Predicate:
+    """Return the condition that one of several is met, of which a packet meets one at most."""
+    return lambda packets: max((condition(packets) for condition in conditions), default=Match.NONE)
 
 
 def source(ranges: AddressRanges) -> Predicate:
@@ -179,8 +187,8 @@ _FLAGS = {
 
 
 def tcp_flags(mask: Iterable[str], wanted: Iterable[str]) -> Predicate:
-    """Return the condition that a TCP segment has the wanted flags, and no others of the mask."""
-    masked, expected = frozenset(mask), frozenset(wanted)
+    """Return the condition that a TCP segment has the wanted flags, and no others of the mask; "none" is no flag."""
+    masked, expected = frozenset(mask), frozenset(wanted) - {"none"}
     return tcp_flags_that(lambda flags: flags & masked == expected)
 
 

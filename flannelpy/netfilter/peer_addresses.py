@@ -13,7 +13,7 @@ _MOST_ADDRESSES = 2000
 
 
 class PeerAddresses:
-    """Follows the leases."""
+    """The public IPs of the peers, by the subnets of their leases."""
 
     def __init__(self) -> None:
         self._of_subnets: dict[IPv4Network, int] = {}
@@ -21,7 +21,7 @@ class PeerAddresses:
         self._is_changed = True
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
-        """Take in what has changed."""
+        """Follow the leases of the peers."""
         for event in events:
             if isinstance(event, LeaseAdded):
                 self._of_subnets[event.lease.subnet] = int(event.lease.attrs.public_ip)

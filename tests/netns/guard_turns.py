@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.host.firewall import Firewall
-from flannelpy.netfilter.network_rules import ACCEPT, NetworkRules, chain_name
+from flannelpy.netfilter.network_rules import NetworkRules
 from flannelpy.netfilter.obstacles import Traffic
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded
@@ -21,7 +21,7 @@ from flannelpy.subnet.lease_table import LeaseAdded
 NETWORK = IPv4Network("11.0.0.0/8")
 SUBNET = IPv4Network("11.255.0.0/24")
 MASQUERADE = f"FLANNEL-M-{NETWORK}"
-TRAFFIC = Traffic(NETWORK, SUBNET, ("flannel0", "eth1"), "eth1", ("docker0",), chain_name(ACCEPT, NETWORK))
+TRAFFIC = Traffic(NETWORK, SUBNET, ("flannel0", "eth1"), "eth1", ("docker0",))
 UDP = Datagrams("flannel0", 8285, 8285, accepts_local=True)
 
 

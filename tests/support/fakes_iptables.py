@@ -10,7 +10,7 @@ from flannelpy.netfilter.iptables_listing import Tables
 if TYPE_CHECKING:
     import pytest
 
-    from flannelpy.netfilter.nft_listing import Table
+    from flannelpy.netfilter.nft_listing import NftTable
     from flannelpy.netfilter.ruleset import Listing
 
 BUILT_IN = {
@@ -31,7 +31,7 @@ class FakeTables:
         self.failure = ""
         self.is_deaf = False  # iptables-restore reports success and does nothing
         self.other: FakeTables | None = None  # the tables of iptables-legacy
-        self.nft_tables: dict[str, Table | HostError] = {}
+        self.nft_tables: dict[str, NftTable | HostError] = {}
         self.saved: list[str] = []  # tables, as often as they were listed
         self.restored: list[str] = []
 
@@ -52,7 +52,7 @@ class FakeTables:
             found.feed(self.text(table).encode())
         return {"iptables-save": found}
 
-    async def all_nft_tables(self) -> dict[str, Table | HostError]:
+    async def all_nft_tables(self) -> dict[str, NftTable | HostError]:
         return self.nft_tables
 
     async def save(self, table: str, listing: Listing, flavour: str = "") -> None:

@@ -586,7 +586,7 @@ def test_a_flavour_that_fails_does_not_keep_the_guard_from_its_rules(
 def test_what_stops_packets_is_looked_for_without_forward_rules_too_and_reported_at_once(live: Life) -> None:
     async def story(world: World) -> None:
         world.add("", BLUE)
-        traffic = Traffic(BLUE, next(BLUE.subnets(new_prefix=24)), ("flannel0",), "", (), f"FLANNEL-A-{BLUE}")
+        traffic = Traffic(BLUE, next(BLUE.subnets(new_prefix=24)), ("flannel0",), "", ())
         reports: list[str] = []
         world.firewall.watch("", traffic, lambda: reports.append(world.firewall.obstacle("")))
         await asyncio.sleep(10)

@@ -12,11 +12,11 @@ from support.fakes_iptables import FakeTables
 from flannelpy.errors import HostError
 from flannelpy.host.forward_check import ForwardCheck
 from flannelpy.linux import nftables
-from flannelpy.netfilter.nft_listing import Entries, Table
+from flannelpy.netfilter.address_ranges import AddressRanges
+from flannelpy.netfilter.nft_listing import Entries, NftTable
 from flannelpy.netfilter.obstacles import Traffic
 
-TRAFFIC = Traffic(IPv4Network("11.0.0.0/16"), IPv4Network("11.0.13.0/24"), ("flannel0",), "", ("docker0",), "FLANNEL-A")
-NETWORKS = {"": TRAFFIC}
+TRAFFIC = Traffic(IPv4Network("11.0.0.0/16"), IPv4Network("11.0.13.0/24"), ("flannel0",), "", ("docker0",))
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def check(monkeypatch: pytest.MonkeyPatch) -> ForwardCheck:
 
 def look(check: ForwardCheck) -> str:
     """What is certain."""
-    asyncio.run(check.check(NETWORKS))
+    asyncio.run(check.check({"": TRAFFIC}))
     return check.certain("")
 
 
-def dropping(name: str) -> Table:
-    found = Table("inet", name)
+def dropping(name: str) -> NftTable:
+    found = NftTable("inet", name)
     head = {"family": "inet", "table": name, "name": "base", "hook": "forward", "type": "filter", "policy": "drop"}
     entries = Entries(found.take)
     entries.feed(json.dumps({"nftables": [{"metainfo": {}}, {"chain": head}]}).encode())
@@ -73,7 +73,7 @@ def test_a_table_that_cannot_be_read_hides_no_other(check: ForwardCheck, tables:
 def test_without_a_list_of_tables_all_keep_their_result(
     check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail() -> dict[str, Table | HostError]:
+    async def fail() -> dict[str, NftTable | HostError]:
         raise HostError("the command nft is missing: install nftables")
 
     tables.nft_tables = {"inet one": dropping("one")}
@@ -119,3 +119,94 @@ def test_what_has_not_changed_is_not_searched_again(
     monkeypatch.setattr("flannelpy.netfilter.obstacles.searches", pytest.fail)
     tables.nft_tables = {"inet one": dropping("one")}
     assert look(check)
+
+
+def test_a_search_that_fails_is_repeated(
+    check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables.nft_tables = {"inet one": dropping("one")}
+    with monkeypatch.context() as broken:
+        broken.setattr("flannelpy.netfilter.obstacles.searches", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            look(check)
+    assert "chain inet one base drops" in look(check)
+
+
+def test_a_network_that_ends_during_a_search_leaves_no_obstacle(
+    check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = {"": TRAFFIC}
+
+    async def end() -> dict[str, NftTable | HostError]:
+        del networks[""]
+        check.forget("")
+        return {"inet one": dropping("one")}
+
+    monkeypatch.setattr(nftables, "tables", end)
+    asyncio.run(check.check(networks))
+    assert not check.is_blocked
+
+
+def test_a_network_that_is_no_longer_watched_has_no_obstacle(check: ForwardCheck, tables: FakeTables) -> None:
+    tables.nft_tables = {"inet one": dropping("one")}
+    assert look(check)
+    asyncio.run(check.check({}))
+    assert not check.is_blocked
+
+
+def test_a_new_peer_alone_causes_no_early_search(tables: FakeTables, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flannelpy.host.forward_check._PAUSE_FACTOR", 1e9)
+    check = ForwardCheck()
+    assert look(check) == ""
+    tables.nft_tables = {"inet one": dropping("one")}
+
+    async def listed(traffic: Traffic) -> bool:
+        check._next_at = asyncio.get_running_loop().time() + 100
+        await check.check({"": traffic})
+        return check.is_blocked
+
+    assert not asyncio.run(listed(TRAFFIC._replace(peers=AddressRanges([(7, 7)]))))
+    assert asyncio.run(listed(TRAFFIC._replace(bridges=("docker0", "br0"))))
+
+
+def test_what_a_table_dropped_is_not_certain_after_five_minutes_of_failures(
+    check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables.nft_tables = {"inet one": dropping("one"), "inet two": dropping("two")}
+    assert "chain inet one base drops" in look(check)
+    tables.nft_tables = {"inet one": HostError("too long"), "inet two": dropping("two")}
+    assert "chain inet one base drops" in look(check)
+    monkeypatch.setattr("flannelpy.host.forward_check._OUTDATED_SECONDS", 0.0)
+    caplog.clear()
+    assert "chain inet two base drops" in look(check)
+    assert caplog.messages == []
+    tables.nft_tables = {"inet one": dropping("one")}
+    assert "chain inet one base drops" in look(check)
+
+
+def test_a_failure_of_a_table_that_has_been_removed_is_logged_again_when_it_comes_back(
+    check: ForwardCheck, tables: FakeTables, caplog: pytest.LogCaptureFixture
+) -> None:
+    for nft_tables in ({"inet one": HostError("too long")}, {}, {"inet one": HostError("too long")}):
+        tables.nft_tables = dict(nft_tables)
+        look(check)
+    assert len(caplog.messages) == 2
+
+
+def test_a_failure_of_iptables_names_the_command_that_lists_the_rules(
+    check: ForwardCheck, tables: FakeTables, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables.failure = "it is locked"
+    look(check)
+    [line] = caplog.messages
+    assert line.startswith("Cannot look whether a rule listed by iptables-save drops packets of containers: ")
+
+
+def test_a_warning_is_not_repeated_for_other_peers(
+    check: ForwardCheck, tables: FakeTables, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables.nft_tables = {"inet firewalld": dropping("firewalld")}
+    for number in (7, 9):
+        traffic = TRAFFIC._replace(devices=("eth1",), masquerading="eth1", peers=AddressRanges([(number, number)]))
+        asyncio.run(check.check({"": traffic}))
+    assert len(caplog.messages) == 1

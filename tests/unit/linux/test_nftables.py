@@ -13,7 +13,7 @@ import pytest
 from flannelpy.errors import HostError
 from flannelpy.linux import iptables, kernel_modules, nftables
 from flannelpy.netfilter.iptables_listing import Tables
-from flannelpy.netfilter.nft_listing import Table
+from flannelpy.netfilter.nft_listing import NftTable
 
 Command = Callable[[str, str], None]
 CHAIN = {"family": "inet", "table": "fw", "name": "f", "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}
@@ -37,7 +37,7 @@ def printed(*entries: object) -> str:
     return f"cat <<'END'\n{text}\nEND"
 
 
-def listed() -> dict[str, Table | HostError]:
+def listed() -> dict[str, NftTable | HostError]:
     return asyncio.run(nftables.tables())
 
 
@@ -51,7 +51,7 @@ def test_tables_with_chains_that_forwarded_packets_pass_are_read(command: Comman
     command("nft", nft(printed({"chain": CHAIN}, *others), printed({"chain": CHAIN})))
     [(name, table)] = listed().items()
     assert name == "inet fw"
-    assert isinstance(table, Table)
+    assert isinstance(table, NftTable)
     assert [str(chain) for chain in table.base_chains()] == ["inet fw f"]
 
 
@@ -66,7 +66,7 @@ def test_a_map_that_is_gone_leaves_its_table(command: Command) -> None:
     verdicts = {"map": {"family": "inet", "table": "fw", "name": "m", "type": "ifname", "map": "verdict"}}
     more = "*) echo 'Error: No such file or directory' >&2; exit 1\n;;\n"
     command("nft", nft(printed({"chain": CHAIN}), printed(verdicts, {"chain": CHAIN}), more))
-    assert isinstance(listed()["inet fw"], Table)
+    assert isinstance(listed()["inet fw"], NftTable)
 
 
 def test_a_failure_is_of_one_table_and_names_the_cause(command: Command) -> None:
@@ -75,7 +75,7 @@ def test_a_failure_is_of_one_table_and_names_the_cause(command: Command) -> None
     failing = "printf 'Error: Operation not permitted\\nlist table\\n     ^^\\n' >&2; exit 1"
     command("nft", nft(printed({"chain": CHAIN}, {"chain": other}), failing, more))
     found = listed()
-    assert isinstance(found["inet other"], Table)
+    assert isinstance(found["inet other"], NftTable)
     assert str(found["inet fw"]).endswith("list table inet fw failed: exit code 1: Error: Operation not permitted")
 
 
@@ -148,7 +148,10 @@ def test_a_user_who_may_not_list_the_legacy_tables_asks_for_each_that_may_exist(
     monkeypatch.setattr(iptables, "_LEGACY_TABLES", Unreadable())
     monkeypatch.setattr(kernel_modules, "_MODULES", tmp_path / "modules")
     command("iptables-nft-save", "true")
-    command("iptables-legacy-save", "test $2 = raw && { echo 'Table does not exist' >&2; exit 1; }; echo \"*$2\"")
+    command(
+        "iptables-legacy-save",
+        "test $2 = raw && { echo 'Table does not exist' >&2; exit 1; }; echo \"*$2\"; echo COMMIT",
+    )
     (tmp_path / "modules").write_text("x_tables 1 2\niptable_filter 1 0\n")
     assert list(all_iptables()) == ["iptables-nft-save", "iptables-legacy-save -t filter"]
     (tmp_path / "modules").write_text("")
@@ -158,13 +161,54 @@ def test_a_user_who_may_not_list_the_legacy_tables_asks_for_each_that_may_exist(
 
 
 @pytest.mark.usefixtures("names")
-def test_the_guarded_kind_is_that_of_the_command_iptables_save(command: Command, tmp_path: Path) -> None:
+def test_the_guarded_flavour_is_that_of_the_command_iptables_save(command: Command, tmp_path: Path) -> None:
     command("xtables-nft-multi", "true")
     command("xtables-legacy-multi", "true")
-    for name, kind in (("iptables-nft-save", "nft"), ("iptables-legacy-save", "legacy"), ("iptables-save", "legacy")):
-        (tmp_path / name).symlink_to(tmp_path / f"xtables-{kind}-multi")
+    flavours = {"iptables-nft-save": "nft", "iptables-legacy-save": "legacy", "iptables-save": "legacy"}
+    for name, flavour in flavours.items():
+        (tmp_path / name).symlink_to(tmp_path / f"xtables-{flavour}-multi")
     found = all_iptables()
     assert {name: isinstance(each, Tables) and each.is_guarded for name, each in found.items()} == {
         "iptables-nft-save": False,
         "iptables-legacy-save": True,
     }
+
+
+@pytest.mark.usefixtures("names")
+def test_with_one_flavour_each_table_is_listed_once(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("xtables-legacy-multi", "true")
+    for name in ("iptables-save", "iptables-legacy-save"):
+        (tmp_path / name).symlink_to(tmp_path / "xtables-legacy-multi")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert list(all_iptables()) == ["iptables-legacy-save"]
+
+
+@pytest.mark.usefixtures("names")
+def test_without_iptables_save_no_rules_are_guarded(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("iptables-nft-save", "true")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    [found] = all_iptables().values()
+    assert isinstance(found, Tables)
+    assert not found.is_guarded
+
+
+@pytest.mark.usefixtures("names")
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        ("echo '*filter'; yes -- '-A FORWARD -j LOG'", "printed more than 1 MB instead of rules"),
+        ("echo '*filter'; head -c 3000000 /dev/zero", "printed a line without an end instead of rules"),
+        ("echo '*filter'", "printed a table without an end"),
+        ("printf '*filter\\n:FORWARD ACCEPT [0:0]\\nCOMMIT\\n*raw\\n'", "printed a table without an end"),
+    ],
+)
+def test_a_listing_that_is_too_long_or_has_no_end_is_an_error(
+    command: Command, monkeypatch: pytest.MonkeyPatch, script: str, error: str
+) -> None:
+    monkeypatch.setattr("flannelpy.netfilter.iptables_listing._MOST_BYTES", 1 << 20)
+    command("iptables-nft-save", script)
+    assert str(all_iptables()["iptables-nft-save"]) == f"iptables-nft-save {error}"

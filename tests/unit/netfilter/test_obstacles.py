@@ -6,20 +6,27 @@ import json
 import re
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.netfilter import obstacles
 from flannelpy.netfilter.address_ranges import AddressRanges
 from flannelpy.netfilter.iptables_listing import Tables
-from flannelpy.netfilter.nft_listing import Entries, Table
+from flannelpy.netfilter.network_rules import NetworkRules
+from flannelpy.netfilter.nft_listing import Entries, NftTable
 from flannelpy.netfilter.obstacles import Obstacle, Search, Traffic
+from flannelpy.subnet.lease import Lease, LeaseAttrs
+from flannelpy.subnet.lease_table import LeaseAdded
 
-ACCEPTING = "FLANNEL-A-11.0.0.0/16"
-UDP = Traffic(
-    IPv4Network("11.0.0.0/16"), IPv4Network("11.0.13.0/24"), ("flannel0",), "", ("docker0",), accepting=ACCEPTING
-)
+ACCEPTING, OUTWARD = "FLANNEL-A-11.0.0.0/16", "FLANNEL-O-11.0.0.0/16"
+JUMPS = f"FORWARD -j {ACCEPTING}", f"FORWARD -j {OUTWARD}"
+UDP = Traffic(IPv4Network("11.0.0.0/16"), IPv4Network("11.0.13.0/24"), ("flannel0",), "", ("docker0",))
+PEERS = AddressRanges([(int(IPv4Address("192.0.2.7")),) * 2])
+CONDITIONS = ("", "-i docker0", "-o docker0", "-i eth1", "-s 11.0.0.0/16", "! -i docker0", "-d 192.0.2.0/24")
 LOGDROP = 'LOGDROP -m comment --comment "x y" -j DROP'
 HOST_GW = UDP._replace(devices=("eth1",), masquerading="eth1")
 DIRECT = UDP._replace(devices=("flannel.1", "eth1"), masquerading="eth1")
@@ -38,8 +45,8 @@ def of_iptables(
     *rules: str, table: str = "filter", chains: str = "", policy: str = "ACCEPT", traffic: Traffic = UDP
 ) -> dict[str, bool]:
     """The rules that drop packets, each in its table, and whether that is certain."""
-    heads = [f":FORWARD {policy} [1:2]", ":PREROUTING ACCEPT [1:2]", ":DOCKER-USER - [0:0]", f":{ACCEPTING} - [0:0]"]
-    heads += [f":{name} - [0:0]" for name in chains.split()]
+    heads = [f":FORWARD {policy} [1:2]", ":PREROUTING ACCEPT [1:2]", ":DOCKER-USER - [0:0]"]
+    heads += [f":{name} - [0:0]" for name in (ACCEPTING, OUTWARD, *chains.split())]
     text = "\n".join(["# by", f"*{table}", *heads, *(f"-A {rule}" for rule in rules), "COMMIT", ""]).encode()
     listed = searched([listing(text)], [], traffic)
     return {re.findall("'(?:-A )?(.*)'", one.text, re.DOTALL)[0]: one.is_certain for one in listed}
@@ -53,7 +60,7 @@ def listing(text: bytes, program: str = "iptables-save", *, is_guarded: bool = T
     return tables
 
 
-def searched(listings: list[Tables], nft_tables: list[Table], traffic: Traffic) -> list[Obstacle]:
+def searched(listings: list[Tables], nft_tables: list[NftTable], traffic: Traffic) -> list[Obstacle]:
     return [found for search in obstacles.searches(listings, nft_tables, traffic) for found in result(search)]
 
 
@@ -86,7 +93,7 @@ def searched(listings: list[Tables], nft_tables: list[Table], traffic: Traffic) 
     ],
 )
 def test_a_rule_that_drops_is_found(rule: str, is_certain: bool) -> None:
-    found = of_iptables(rule, f"FORWARD -j {ACCEPTING}")
+    found = of_iptables(rule, *JUMPS)
     assert list(found.values()) == [is_certain]
 
 
@@ -106,7 +113,7 @@ def test_a_rule_that_drops_is_found(rule: str, is_certain: bool) -> None:
     ],
 )
 def test_what_drops_none_of_our_packets_is_none(rule: str) -> None:
-    assert of_iptables(rule, f"FORWARD -j {ACCEPTING}", chains="DROPLIST REJECT_BAD INPUT", policy="DROP") == {}
+    assert of_iptables(rule, *JUMPS, chains="DROPLIST REJECT_BAD INPUT", policy="DROP") == {}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +122,7 @@ def test_what_drops_none_of_our_packets_is_none(rule: str) -> None:
         (["FORWARD -j LOGDROP", "LOGDROP -j LOG", "LOGDROP -j DROP"], {"LOGDROP -j DROP": True}),
         (["FORWARD -g LOGDROP", 'LOGDROP -m comment --comment "x y" -j DROP'], {LOGDROP: True}),
         (["FORWARD -g LOGDROP", "FORWARD -j DROP"], {}),
-        (["FORWARD -j DOCKER-USER", f"FORWARD -j {ACCEPTING}", "DOCKER-USER -j DROP"], {"DOCKER-USER -j DROP": True}),
+        (["FORWARD -j DOCKER-USER", *JUMPS, "DOCKER-USER -j DROP"], {"DOCKER-USER -j DROP": True}),
         (["FORWARD -s 11.0.0.0/16 -d 11.0.0.0/16 -j ACCEPT", "FORWARD -j DOCKER-USER", "DOCKER-USER -j DROP"], {}),
         (["FORWARD -j FLANNEL-FWD", "FORWARD -j DROP", "FLANNEL-FWD -s 11.0.0.0/16 -j ACCEPT"], {}),
         (["FORWARD -j LOG-ACCEPT", "FORWARD -j DROP", "LOG-ACCEPT -j ACCEPT"], {}),
@@ -133,7 +140,7 @@ def test_what_drops_none_of_our_packets_is_none(rule: str) -> None:
         (
             [
                 "FORWARD -m comment --comment flannelpy -j DOCKER-USER",
-                "FORWARD -j DROP",
+                "FORWARD -i flannel0 -j DROP",
                 f"DOCKER-USER -j {ACCEPTING}",
             ],
             {},
@@ -153,6 +160,7 @@ HARDENING = [
     "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate NEW -j DROP",
     "-p tcp -m tcp --tcp-flags FIN,SYN,RST,PSH,ACK,URG NONE -j DROP",
     "-p tcp -m tcp --tcp-flags SYN,RST SYN,RST -j DROP",
+    "-p tcp -m tcp --tcp-flags SYN,ACK NONE -j DROP",
     "-f -j DROP",
     "-m rpfilter --invert -j DROP",
     "-m hashlimit --hashlimit-above 10/sec --hashlimit-burst 5 --hashlimit-name x -j DROP",
@@ -165,7 +173,7 @@ HARDENING = [
 
 @pytest.mark.parametrize("rule", HARDENING)
 def test_a_rule_that_only_rare_packets_match_is_not_named(rule: str) -> None:
-    assert of_iptables(f"FORWARD {rule}", f"FORWARD -j {ACCEPTING}") == {}
+    assert of_iptables(f"FORWARD {rule}", *JUMPS) == {}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +181,7 @@ def test_a_rule_that_only_rare_packets_match_is_not_named(rule: str) -> None:
     [
         ("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j DROP", False),
         ("-p tcp -m tcp --tcp-flags ACK ACK -j DROP", False),
+        ("-p tcp -m tcp --tcp-flags ACK NONE -j DROP", False),
         ("! -f -j DROP", True),
         ("-m iprange --dst-range 11.0.13.0-11.0.14.9 -j DROP", True),
         ("-m iprange ! --src-range 12.0.0.0-12.0.0.9 -j DROP", True),
@@ -181,7 +190,7 @@ def test_a_rule_that_only_rare_packets_match_is_not_named(rule: str) -> None:
     ],
 )
 def test_a_rule_that_ordinary_packets_match_is_named(rule: str, is_certain: bool) -> None:
-    assert list(of_iptables(f"FORWARD {rule}", f"FORWARD -j {ACCEPTING}").values()) == [is_certain]
+    assert list(of_iptables(f"FORWARD {rule}", *JUMPS).values()) == [is_certain]
 
 
 BEFORE_BRIDGES = UDP._replace(bridges=())
@@ -206,35 +215,108 @@ def test_before_there_is_a_bridge_only_rules_that_name_none_count(rules: list[st
 
 def test_a_comment_of_several_lines_is_no_rule() -> None:
     comment = 'FORWARD -m comment --comment "a\n-A FORWARD -j DROP\n*raw\nb \\" c" -j LOG'
-    assert of_iptables(comment, f"FORWARD -j {ACCEPTING}", policy="DROP") == {}
+    assert of_iptables(comment, *JUMPS, policy="DROP") == {}
     real = comment.replace("LOG", "DROP")
-    assert of_iptables(real, f"FORWARD -j {ACCEPTING}") == {real: True}
+    assert of_iptables(real, *JUMPS) == {real: True}
 
 
 def of_both(*rules: str, is_guarded: bool) -> list[bool]:
-    text = "\n".join(["*filter", ":FORWARD DROP [0:0]", f":{ACCEPTING} - [0:0]", *rules, "COMMIT", ""]).encode()
+    heads = ["*filter", ":FORWARD DROP [0:0]", *(f":{name} - [0:0]" for name in (ACCEPTING, OUTWARD))]
+    text = "\n".join([*heads, *rules, "COMMIT", ""]).encode()
     found = searched([listing(text, "iptables-legacy-save", is_guarded=is_guarded)], [], UDP)
     return [each.is_certain for each in found]
 
 
 def test_a_chain_of_flannelpy_counts_as_accepting_only_in_the_iptables_that_is_guarded() -> None:
-    """An earlier run may have used the other kind, and left an empty chain there."""
-    jump = f"-A FORWARD -j {ACCEPTING}"
-    assert of_both(jump, is_guarded=True) == []
-    assert of_both(jump, is_guarded=False) == [True]
-    assert of_both(jump, f"-A {ACCEPTING} -s 11.0.0.0/16 -d 11.0.0.0/16 -j ACCEPT", is_guarded=False) == []
+    """An earlier run may have used the other flavour, and left an empty chain there."""
+    jumps = [f"-A {jump}" for jump in JUMPS]
+    assert of_both(*jumps, is_guarded=True) == []
+    assert of_both(*jumps, is_guarded=False) == [True]
+    assert of_both(*jumps, f"-A {ACCEPTING} -s 11.0.0.0/16 -d 11.0.0.0/16 -j ACCEPT", is_guarded=False) == []
+
+
+@pytest.mark.parametrize(
+    ("rules", "policy", "found"),
+    [
+        ([], "DROP", {"-P FORWARD DROP": True}),
+        (JUMPS[:1], "DROP", {"-P FORWARD DROP": True}),
+        (JUMPS[1:], "DROP", {"-P FORWARD DROP": True}),
+        (JUMPS, "DROP", {}),
+        (
+            ["FORWARD -j DOCKER-USER", f"DOCKER-USER -j {ACCEPTING}", "FORWARD -i docker0 -j DROP", JUMPS[1]],
+            "ACCEPT",
+            {"FORWARD -i docker0 -j DROP": True},
+        ),
+        (
+            ["FORWARD -j DOCKER-USER", f"DOCKER-USER -j {ACCEPTING}", "FORWARD ! -i docker0 -o docker0 -j DROP"],
+            "ACCEPT",
+            {},
+        ),
+    ],
+)
+def test_each_chain_of_flannelpy_accepts_one_way(rules: list[str], policy: str, found: dict[str, bool]) -> None:
+    assert of_iptables(*rules, policy=policy) == found
+
+
+@pytest.mark.parametrize("traffic", [UDP, HOST_GW, DIRECT, UDP._replace(bridges=())])
+@pytest.mark.parametrize("peers", [None, PEERS])
+def test_both_chains_of_flannelpy_accept_all_packets(traffic: Traffic, peers: AddressRanges | None) -> None:
+    assert of_iptables(*JUMPS, policy="DROP", traffic=traffic._replace(peers=peers)) == {}
+
+
+def test_in_raw_the_packets_of_containers_here_are_not_accepted() -> None:
+    rules = [f"PREROUTING -j {ACCEPTING}", "PREROUTING -i docker0 -j DROP"]
+    assert of_iptables(*rules, table="raw") == {rules[1]: True}
+
+
+class Carrier(NamedTuple):
+    """As much of a backend as the rules depend on."""
+
+    datagrams: Datagrams | None
+    forwarding: Forwarding | None
+
+
+def written(traffic: Traffic) -> NetworkRules:
+    forwarding = Forwarding(traffic.devices, "eth1", masquerading=traffic.masquerading)
+    host = IPv4Address("192.0.2.1")
+    rules = NetworkRules(
+        traffic.network, traffic.subnet, host, Carrier(None, forwarding), (), is_masqueraded=False, is_forwarded=True
+    )
+    rules.apply([LeaseAdded(Lease(IPv4Network("11.0.7.0/24"), LeaseAttrs(IPv4Address("192.0.2.7")), None, 1, 1))])
+    return rules
+
+
+@given(
+    st.sampled_from([UDP, HOST_GW, DIRECT]),
+    st.sampled_from(["filter", "raw"]),
+    st.lists(st.sampled_from(["jumps", *CONDITIONS]), max_size=4),
+    st.sampled_from(["ACCEPT", "DROP"]),
+)
+def test_the_rules_that_are_known_are_those_that_are_written(
+    traffic: Traffic, table: str, rules: list[str], policy: str
+) -> None:
+    traffic = traffic._replace(peers=PEERS)
+    hook = "FORWARD" if table == "filter" else "PREROUTING"
+    chains = written(traffic).chains(table, [traffic.network], is_tracking=False)
+    jumps = [line for chain in chains for line in chain.jump_lines() if line.startswith(f"-A {hook} ".encode())]
+    lines = [f":{name} - [0:0]\n".encode() for name in (ACCEPTING, OUTWARD)]
+    for rule in rules:
+        lines += jumps if rule == "jumps" else [f"-A {hook} {rule} -j DROP\n".encode()]
+    text = b"".join([f"*{table}\n:{hook} {policy} [0:0]\n".encode(), *lines, *(chain.rules for chain in chains)])
+    known, read = (searched([listing(text, is_guarded=is_guarded)], [], traffic) for is_guarded in (True, False))
+    assert known == read
 
 
 def test_a_policy_counts_where_no_rule_accepts() -> None:
     assert of_iptables(policy="DROP") == {"-P FORWARD DROP": True}
     assert of_iptables("FORWARD -p udp -j ACCEPT", policy="DROP") == {"-P FORWARD DROP": False}
-    assert of_iptables(f"FORWARD -j {ACCEPTING}", policy="DROP") == {}
+    assert of_iptables(*JUMPS, policy="DROP") == {}
 
 
 @pytest.mark.parametrize("table", ["mangle", "security"])
 def test_each_table_counts(table: str) -> None:
     assert of_iptables("FORWARD -j DROP", table=table) == {"FORWARD -j DROP": True}
-    assert of_iptables(f"FORWARD -j {ACCEPTING}", "FORWARD -j DROP", table=table) == {"FORWARD -j DROP": True}
+    assert of_iptables(*JUMPS, "FORWARD -j DROP", table=table) == {"FORWARD -j DROP": True}
 
 
 def test_what_docker_drops_in_raw_comes_behind_our_rule() -> None:
@@ -246,20 +328,27 @@ def test_what_docker_drops_in_raw_comes_behind_our_rule() -> None:
 
 def test_with_host_gw_packets_may_have_the_public_ip_of_a_host() -> None:
     allowed = "FORWARD -i eth1 ! -s 192.0.2.2/32 -j DROP"
-    assert of_iptables(allowed, f"FORWARD -j {ACCEPTING}", traffic=HOST_GW) == {allowed: True}
+    assert of_iptables(allowed, *JUMPS, traffic=HOST_GW) == {allowed: True}
     only_ours = "FORWARD -i eth1 ! -s 11.0.0.0/16 -j DROP"
-    assert of_iptables(only_ours, f"FORWARD -j {ACCEPTING}", traffic=HOST_GW) == {only_ours: False}
+    assert of_iptables(only_ours, *JUMPS, traffic=HOST_GW) == {only_ours: False}
 
 
 def test_addresses_of_others_stop_no_masqueraded_packet() -> None:
     peers = AddressRanges((int(IPv4Address(f"192.0.2.{number}")),) * 2 for number in (7, 9))
     traffic = HOST_GW._replace(peers=peers)
-    accepting = f"FORWARD -j {ACCEPTING}"
     for rule in ("FORWARD -s 203.0.113.7/32 -j REJECT", "FORWARD -i eth1 -s 10.0.0.0/8 -j DROP"):
-        assert of_iptables(rule, accepting, traffic=traffic) == {}
+        assert of_iptables(rule, *JUMPS, traffic=traffic) == {}
     banned = "FORWARD -s 192.0.2.9/32 -j REJECT"
-    assert of_iptables(banned, accepting, traffic=traffic) == {banned: False}
-    assert of_iptables(banned, accepting, traffic=HOST_GW._replace(peers=AddressRanges([]))) == {}
+    assert of_iptables(banned, *JUMPS, traffic=traffic) == {banned: False}
+    assert of_iptables(banned, *JUMPS, traffic=HOST_GW._replace(peers=AddressRanges([]))) == {}
+
+
+def test_replies_to_masqueraded_packets_go_to_the_public_ip_of_a_host() -> None:
+    banned = "FORWARD -d 192.0.2.0/24 -j DROP"
+    assert of_iptables(banned, *JUMPS, traffic=HOST_GW._replace(peers=PEERS)) == {banned: False}
+    assert of_iptables(banned, *JUMPS) == {}
+    new = "FORWARD -d 192.0.2.0/24 -m conntrack --ctstate NEW -j DROP"
+    assert of_iptables(new, *JUMPS, traffic=HOST_GW._replace(peers=PEERS)) == {}
 
 
 # nftables
@@ -273,10 +362,16 @@ def ip(field: str) -> dict[str, Any]:
     return {"payload": {"protocol": "ip", "field": field}}
 
 
+def ip6(field: str) -> dict[str, Any]:
+    return {"payload": {"protocol": "ip6", "field": field}}
+
+
 STATE: dict[str, Any] = {"ct": {"key": "state"}}
 IN, OUT = {"meta": {"key": "iifname"}}, {"meta": {"key": "oifname"}}
 TCP_FLAGS: dict[str, Any] = {"payload": {"protocol": "tcp", "field": "flags"}}
-DROP, ACCEPT = {"drop": None}, {"accept": None}
+DROP, ACCEPT, RETURN = {"drop": None}, {"accept": None}, {"return": None}
+TO_EMPTY = {"jump": {"target": "empty"}}
+BOTH_RETURN = [["docker0", TO_EMPTY], ["flannel0", TO_EMPTY]]
 NETWORK = {"prefix": {"addr": "11.0.0.0", "len": 16}}
 
 
@@ -297,10 +392,11 @@ def of_nftables(
         {"map": {"family": "inet", "name": "map", "table": table, "type": "ifname", "map": "verdict"}},
         {"chain": {**where, "name": "base", "type": "filter", "hook": hook, "prio": 0, "policy": policy}},
         {"chain": {**where, "name": "sub"}},
+        {"chain": {**where, "name": "empty"}},
         {"rule": {**where, "chain": "sub", "expr": [DROP]}},
         *({"rule": {**where, "chain": "base", "expr": rule}} for rule in rules),
     ]
-    found = Table("inet", table)
+    found = NftTable("inet", table)
     feed(found.take, entries)
     if elements is not None:
         assert found.map_names == ["map"]
@@ -370,6 +466,20 @@ ESTABLISHED = [match(STATE, ["established", "related"], "in"), ACCEPT]
             "accept",
             [True],
         ),
+        ([[match(ip6("saddr"), {"prefix": {"addr": "fd00::", "len": 8}}, "!="), DROP]], "accept", []),
+        ([[match({"payload": {"protocol": "icmpv6", "field": "type"}}, "echo-request", "!="), DROP]], "accept", []),
+        ([[match({"exthdr": {"name": "hbh"}}, False, "!="), DROP]], "accept", []),
+        ([[match({"concat": [ip6("saddr"), IN]}, {"set": []}, "!="), DROP]], "accept", []),
+        ([[{"vmap": {"key": ip6("daddr"), "data": {"set": [["fd00::1", ACCEPT], ["*", DROP]]}}}]], "accept", []),
+        ([[{"vmap": {"key": OUT, "data": {"set": [*BOTH_RETURN, ["*", DROP]]}}}]], "accept", []),
+        ([[{"vmap": {"key": OUT, "data": {"set": [["docker0", TO_EMPTY], ["*", DROP]]}}}]], "accept", [True]),
+        ([[{"vmap": {"key": OUT, "data": {"set": [*BOTH_RETURN, ["*", ACCEPT]]}}}], [DROP]], "accept", [True]),
+        ([[{"vmap": {"key": OUT, "data": {"set": [["docker0", TO_EMPTY], ["*", ACCEPT]]}}}], [DROP]], "accept", [True]),
+        ([[{"counter": None}, {"xt": {"type": "target", "name": "REJECT"}}]], "accept", [True]),
+        ([[{"xt": {"type": "match", "name": "x"}}, {"xt": {"type": "target", "name": "REJECT"}}]], "accept", [False]),
+        ([[{"xt": {"type": "target", "name": "NFQUEUE"}}]], "accept", [False]),
+        ([[{"xt": {"type": "target", "name": "LOG"}}]], "accept", []),
+        ([[{"xt": None}]], "accept", [False]),
         ([["nonsense"], [5]], "accept", []),
         ([[{"match": 7}, DROP]], "accept", [False]),
         ([[{"queue": {"num": 3}}]], "accept", [False]),
@@ -395,6 +505,13 @@ def test_the_elements_of_a_long_map_are_read_one_by_one(length: int, is_certain:
     assert [one.is_certain for one in of_nftables(rule, elements=elements, size=1 << 15)] == [is_certain]
 
 
+def test_a_map_that_nft_prints_in_full_with_its_table_leaves_the_table_readable() -> None:
+    head = {"family": "inet", "name": "map", "table": "fw", "type": "ifname", "map": "verdict"}
+    found = NftTable("inet", "fw")
+    feed(found.take, [{"map": {**head, "elem": [[f"bridge-{number}", DROP] for number in range(30_000)]}}], 1 << 15)
+    assert found.map_names == ["map"]
+
+
 @pytest.mark.parametrize(
     ("flags", "is_certain"),
     [(None, True), ("owner", True), (["owner", "persist"], True), ("dormant", False), ("fw", False)],
@@ -416,7 +533,7 @@ def test_a_rule_with_a_long_set_may_match(decision: dict[str, Any], found: list[
     ["", "[]", "{}", '{"nftables": [', '{"nftables": [{"metainfo": {}}, {"chain": {"family": 5}}]}', "x" * 1_000_000],
 )
 def test_what_nft_does_not_print_is_an_error(text: str) -> None:
-    found = Table("inet", "fw")
+    found = NftTable("inet", "fw")
     entries = Entries(found.take)
     with pytest.raises((ValueError, KeyError)):  # noqa: PT012 - any of the steps
         entries.feed(text.encode())
@@ -424,15 +541,21 @@ def test_what_nft_does_not_print_is_an_error(text: str) -> None:
         found.base_chains()
 
 
-def of_mixed(lines: list[str], native: list[list[object]], *, head: str = "") -> list[Obstacle]:
-    """The same table as iptables-nft-save and nft list it."""
+def of_mixed(
+    lines: list[str], native: list[list[object]], *, head: str = "", extra: list[object] | None = None
+) -> list[Obstacle]:
+    """The same table as iptables-nft-save and nft list it; ``extra``: a rule in a base chain that only nft lists."""
     text = ["# Generated by iptables-nft-save v1.8.9 (nf_tables)", *([head] if head else []), "*filter"]
     text += [":FORWARD ACCEPT [0:0]", *lines, "COMMIT", ""]
     where = {"family": "ip", "table": "filter"}
     base = {"type": "filter", "hook": "forward", "prio": 0, "policy": "accept"}
-    table = Table("ip", "filter")
+    table = NftTable("ip", "filter")
     rules = [{"rule": {**where, "chain": "FORWARD", "expr": rule}} for rule in native]
-    feed(table.take, [{"chain": {**where, "name": "FORWARD", **base}}, *rules])
+    chains = [{"chain": {**where, "name": "FORWARD", **base}}]
+    if extra:
+        chains.append({"chain": {**where, "name": "PREROUTING", **base, "hook": "prerouting"}})
+        rules.append({"rule": {**where, "chain": "PREROUTING", "expr": extra}})
+    feed(table.take, [*chains, *rules])
     return searched([listing("\n".join(text).encode(), "iptables-nft-save")], [table], UDP)
 
 
@@ -443,15 +566,38 @@ def test_a_rule_with_a_set_that_iptables_does_not_print_is_taken_from_nft() -> N
     assert of_mixed(["-A FORWARD -j DROP"], [OTHERS]) == []
     [found] = of_mixed(["-A FORWARD -j DROP", "-A FORWARD -i flannel0 -j DROP"], [OTHERS, [{"xt": None}, DROP]])
     assert found.text.startswith("The iptables rule '-A FORWARD -i flannel0 -j DROP' drops")
-    [found] = of_mixed(["-A FORWARD -j DROP"], [])  # changed between the listings
+
+
+def test_a_chain_that_has_changed_between_the_two_listings_is_taken_from_nft() -> None:
+    assert of_mixed(["-A FORWARD -j DROP", "-A FORWARD -j LOG"], [OTHERS]) == []
+    [found] = of_mixed(["-A FORWARD -j DROP"], [OTHERS, [DROP]])
+    assert found.is_certain
+
+
+@pytest.mark.parametrize("rule", ["-j DROP", "-m comment --comment x -j DROP", "-j REJECT"])
+def test_without_the_listing_of_nft_a_rule_may_have_a_set(rule: str) -> None:
+    [found] = of_mixed([f"-A FORWARD {rule}"], [])
+    assert not found.is_certain
+    [found] = of_mixed(["-A FORWARD -i flannel0 -j DROP"], [])
+    assert found.is_certain
+    [found] = searched([listing(f"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD {rule}\nCOMMIT\n".encode())], [], UDP)
     assert found.is_certain
 
 
 def test_a_table_that_iptables_cannot_list_is_taken_from_nft() -> None:
-    for what in ("is incompatible, use 'nft' tool.", "contains incompatible base-chains, use 'nft' tool to list them."):
-        [found] = of_mixed([], [[match(STATE, "established"), DROP]], head=f"# Table `filter' {what}")
-        assert found.text.startswith("The nftables chain ip filter FORWARD drops")
-        assert found.is_certain
+    head = "# Table `filter' is incompatible, use 'nft' tool."
+    [found] = of_mixed([], [[match(STATE, "established"), DROP]], head=head)
+    assert found.text.startswith("The nftables chain ip filter FORWARD drops")
+    assert found.is_certain
+
+
+def test_a_table_with_base_chains_that_iptables_does_not_list_is_taken_from_both() -> None:
+    head = "# Table `filter' contains incompatible base-chains, use 'nft' tool to list them."
+    target: list[object] = [{"xt": {"type": "target", "name": "REJECT"}}]
+    [found] = of_mixed(["-A FORWARD -j REJECT"], [target], head=head)
+    assert found.text.startswith("The iptables rule '-A FORWARD -j REJECT' drops")
+    [found] = of_mixed(["-A FORWARD -j LOG"], [[{"log": None}]], head=head, extra=[DROP])
+    assert found.text.startswith("The nftables chain ip filter PREROUTING drops")
 
 
 @pytest.mark.parametrize("hook", ["prerouting", "forward", "postrouting"])

@@ -81,7 +81,7 @@ def followed(chains: dict[str, list[tuple[str, str]]], policy: str, state: str) 
     lines += [f"-A {name} {condition} {decision}" for name, rules in chains.items() for condition, decision in rules]
     tables = Tables("iptables-save")
     tables.feed("".join(f"{line}\n" for line in lines).encode())
-    return result(Walk(tables.found[0].rules({}), PACKETS._replace(state=state)).run("FORWARD", policy))
+    return result(Walk(tables.found[0].rules(None, {}), PACKETS._replace(state=state)).run("FORWARD", policy))
 
 
 def result(walk: Generator[None, None, Drop | None]) -> Drop | None:
@@ -161,6 +161,6 @@ def test_chains_may_be_nested_by_the_hundred() -> None:
     lines += [f"-A {one} -j {other}" for one, other in itertools.pairwise(names)] + ["-A X499 -j DROP", ""]
     tables = Tables("iptables-legacy-save")
     tables.feed("\n".join(lines).encode())
-    assert result(Walk(tables.found[0].rules({}), PACKETS).run("FORWARD", "")) == Drop(
+    assert result(Walk(tables.found[0].rules(None, {}), PACKETS).run("FORWARD", "")) == Drop(
         "-A X499 -j DROP", is_certain=True
     )
