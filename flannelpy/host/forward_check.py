@@ -19,6 +19,7 @@ from flannelpy.netfilter import obstacles
 from flannelpy.netfilter.iptables_listing import Tables
 from flannelpy.netfilter.nft_listing import Table
 from flannelpy.netfilter.obstacles import Obstacle, Search, Traffic
+from flannelpy.report import TrafficReport
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,15 @@ _TURN_SECONDS = 0.001
 
 
 class SysctlCheck:
-    """``obstacle``: the setting of the kernel that keeps packets of containers from being forwarded, or empty."""
+    """Checks the settings of the kernel that keep packets of containers from being forwarded."""
 
     def __init__(self) -> None:
-        self.obstacle = ""
+        self._failures = logs.FailureLog(log, "The kernel does not forward packets of containers")
+        self._obstacle = ""
+
+    def report(self) -> TrafficReport:
+        """Return the setting that stops packets of containers."""
+        return TrafficReport(self._obstacle)
 
     async def check(self, devices: Iterable[str]) -> None:
         """Look again at the devices by which packets of containers come in, and log a change."""
@@ -42,11 +48,11 @@ class SysctlCheck:
         async for chunk in in_chunks(devices):
             blocked += [device for device in chunk if not ip_forward.is_enabled(device)]
         found = obstacles.of_sysctls(blocked, is_host_forwarding=ip_forward.is_enabled(ip_forward.HOST))
-        if found and found != self.obstacle:
-            log.error("%s", found)
-        elif self.obstacle and not found:
-            log.info("The kernel forwards packets of containers again")
-        self.obstacle = found
+        if found:
+            self._failures.failed(found, found)
+        else:
+            self._failures.recovered("The kernel forwards packets of containers again")
+        self._obstacle = found
 
 
 class ForwardCheck:
@@ -61,7 +67,7 @@ class ForwardCheck:
         self._iptables: dict[str, Tables] = {}
         self._nftables: dict[str, Table] = {}
         self._next_at = 0.0
-        self._failures: dict[str, str] = {}
+        self._failures = logs.FailureLog(log, "Failed to look for what drops packets of containers")
 
     def certain(self, name: str) -> str:
         """Return what certainly stops the packets of a network; empty if nothing does."""
@@ -106,7 +112,7 @@ class ForwardCheck:
         except HostError as error:
             self._failed("nftables", error)
             return self._nftables
-        self._failures.pop("nftables", None)
+        self._failures.recovered(subject="nftables")
         return self._seen("the nftables table ", found, self._nftables)
 
     def _seen(self, kind: str, found: Mapping[str, T | HostError], before: Mapping[str, T]) -> dict[str, T]:
@@ -114,7 +120,7 @@ class ForwardCheck:
         seen: dict[str, T] = {}
         for name, each in found.items():
             if not isinstance(each, HostError):
-                self._failures.pop(kind + name, None)
+                self._failures.recovered(subject=kind + name)
                 seen[name] = before[name] if before.get(name) == each else each
                 continue
             self._failed(kind + name, each)
@@ -124,9 +130,8 @@ class ForwardCheck:
 
     def _failed(self, what: str, error: HostError) -> None:
         """Log a failure once for each cause."""
-        if str(error) != self._failures.get(what):
-            log.warning("Cannot look whether %s drops packets of containers: %s", what, error)
-        self._failures[what] = str(error)
+        line = f"Cannot look whether {what} drops packets of containers: {error}"
+        self._failures.failed(error, line, logging.WARNING, subject=what)
 
     def _report(self, name: str, found: list[Obstacle]) -> None:
         """Log what was not there at the last check, and what is gone."""
