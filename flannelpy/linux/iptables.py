@@ -70,10 +70,10 @@ async def restore(text: bytes, flavour: str = "") -> None:
 
 async def tables() -> dict[str, Tables | HostError]:
     """Return all tables that exist, by the command that lists them, or why it does not."""
-    guarded = _kind("iptables-save")
+    own_kind = _kind("iptables-save")
     found: dict[str, Tables | HostError] = {}
     for words in _list_commands():
-        tables = Tables(words[0], is_guarded=guarded in (_kind(words[0]), ""))
+        tables = Tables(words[0], has_own_rules=own_kind in (_kind(words[0]), ""))
         found[" ".join(words)] = await _list(tables, words)
     return found
 

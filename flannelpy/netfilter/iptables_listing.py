@@ -50,7 +50,7 @@ _APPEND = b"-A "
 class Table:
     """``name``; ``policies``: of the built-in chains.
 
-    ``own``: the chains of flannelpy.  Their rules are not kept: the guard knows them, and they may be thousands.
+    ``own``: the chains of flannelpy.  Their rules are not kept: the firewall knows them, and they may be thousands.
     """
 
     def __init__(self, name: str) -> None:
@@ -117,13 +117,13 @@ class Rules:
 class Tables:
     """All tables of one ``iptables-save`` in which the kernel accepts a DROP.
 
-    ``program``: the command.  ``is_guarded``: whether the guard of our rules uses the same kind of iptables.
+    ``program``: the command.  ``has_own_rules``: whether the firewall writes our rules by the same kind of iptables.
     ``is_nft``: whether they are tables of nftables; ``incompatible``: those that the command does not list in full.
     """
 
-    def __init__(self, program: str, *, is_guarded: bool = True) -> None:
+    def __init__(self, program: str, *, has_own_rules: bool = True) -> None:
         self.program = program
-        self.is_guarded = is_guarded
+        self.has_own_rules = has_own_rules
         self.is_nft = False
         self.found: list[Table] = []
         self.incompatible: set[str] = set()
@@ -132,8 +132,8 @@ class Tables:
 
     def __eq__(self, other: object) -> bool:
         """Whether both hold the same rules."""
-        return isinstance(other, Tables) and (self.is_guarded, self.is_nft, self.incompatible, self.found) == (
-            other.is_guarded,
+        return isinstance(other, Tables) and (self.has_own_rules, self.is_nft, self.incompatible, self.found) == (
+            other.has_own_rules,
             other.is_nft,
             other.incompatible,
             other.found,
@@ -157,7 +157,7 @@ class Tables:
         self._rest = opened + self._rest
 
     def _take(self, line: bytes) -> None:
-        if self.is_guarded and _is_of_own_chain(line):
+        if self.has_own_rules and _is_of_own_chain(line):
             return
         if line.startswith(b"# "):
             self._note(line)

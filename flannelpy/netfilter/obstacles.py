@@ -106,7 +106,7 @@ def of_table(table: Table, tables: Tables, traffic: Traffic, native: NativeRules
     """
     own = {
         name: Verdict.ACCEPT if name == traffic.accepting and table.name in _ACCEPTING_TABLES else Verdict.CONTINUE
-        for name in (table.own if tables.is_guarded else ())
+        for name in (table.own if tables.has_own_rules else ())
     }
     chains = table.rules(own, native)
     found: list[Obstacle] = []

@@ -45,9 +45,9 @@ def of_iptables(
     return {re.findall("'(?:-A )?(.*)'", one.text, re.DOTALL)[0]: one.is_certain for one in listed}
 
 
-def listing(text: bytes, program: str = "iptables-save", *, is_guarded: bool = True) -> Tables:
+def listing(text: bytes, program: str = "iptables-save", *, has_own_rules: bool = True) -> Tables:
     """As it comes from the command, in parts."""
-    tables = Tables(program, is_guarded=is_guarded)
+    tables = Tables(program, has_own_rules=has_own_rules)
     for start in range(0, len(text), 50):
         tables.feed(text[start : start + 50])
     return tables
@@ -211,18 +211,18 @@ def test_a_comment_of_several_lines_is_no_rule() -> None:
     assert of_iptables(real, f"FORWARD -j {ACCEPTING}") == {real: True}
 
 
-def of_both(*rules: str, is_guarded: bool) -> list[bool]:
+def of_both(*rules: str, has_own_rules: bool) -> list[bool]:
     text = "\n".join(["*filter", ":FORWARD DROP [0:0]", f":{ACCEPTING} - [0:0]", *rules, "COMMIT", ""]).encode()
-    found = searched([listing(text, "iptables-legacy-save", is_guarded=is_guarded)], [], UDP)
+    found = searched([listing(text, "iptables-legacy-save", has_own_rules=has_own_rules)], [], UDP)
     return [each.is_certain for each in found]
 
 
-def test_a_chain_of_flannelpy_counts_as_accepting_only_in_the_iptables_that_is_guarded() -> None:
+def test_a_chain_of_flannelpy_counts_as_accepting_only_in_the_iptables_that_has_our_rules() -> None:
     """An earlier run may have used the other kind, and left an empty chain there."""
     jump = f"-A FORWARD -j {ACCEPTING}"
-    assert of_both(jump, is_guarded=True) == []
-    assert of_both(jump, is_guarded=False) == [True]
-    assert of_both(jump, f"-A {ACCEPTING} -s 11.0.0.0/16 -d 11.0.0.0/16 -j ACCEPT", is_guarded=False) == []
+    assert of_both(jump, has_own_rules=True) == []
+    assert of_both(jump, has_own_rules=False) == [True]
+    assert of_both(jump, f"-A {ACCEPTING} -s 11.0.0.0/16 -d 11.0.0.0/16 -j ACCEPT", has_own_rules=False) == []
 
 
 def test_a_policy_counts_where_no_rule_accepts() -> None:
