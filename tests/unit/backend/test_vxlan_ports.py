@@ -145,10 +145,10 @@ def test_what_was_logged_of_removed_hosts_is_forgotten(monkeypatch: pytest.Monke
         world.ports = {("172.17.8.2", 7890): CLOSED}
         world.probe.follow(lease(2))
         await world.has_asked(2)
-        assert world.probe._reported
+        assert world.probe._unreachable
         world.probe.forget(lease(2).subnet)
         async with asyncio.timeout(2):
-            while world.probe._reported:  # noqa: ASYNC110 - what is waited for has no event
+            while world.probe._unreachable:  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0.001)
 
     play(World(Port=7890), scenario, monkeypatch)
