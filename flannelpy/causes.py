@@ -5,12 +5,16 @@ A cause includes its values: the same mistake with another value is another caus
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from typing import TypeVar
+
+SubjectT = TypeVar("SubjectT")
+CauseT = TypeVar("CauseT", bound=Hashable)
 
 #: Subjects whose causes are remembered: foreign programs can write any number of keys to the store.
 MOST_SUBJECTS = 1000
 #: Subjects that one line names.
-_MOST_NAMED = 3
+MOST_NAMED = 3
 
 
 class Causes:
@@ -19,16 +23,18 @@ class Causes:
     Subjects and causes are kept as hashes, because foreign text can be of any length.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_subjects: float = MOST_SUBJECTS) -> None:
+        """``most_subjects``: how many are remembered; infinite if the caller limits them."""
+        self._most_subjects = most_subjects
         self._causes: dict[int, int] = {}
 
     def is_new(self, cause: Hashable, subject: Hashable = "") -> bool:
         """Make ``cause`` the subject's present cause, and return whether it was another one before.
 
-        Of more than ``MOST_SUBJECTS`` subjects, the later ones are never new.
+        Of more than ``most_subjects`` subjects, the later ones are never new.
         """
         key, content = hash(subject), hash(cause)
-        if self._causes.get(key) == content or (key not in self._causes and len(self._causes) >= MOST_SUBJECTS):
+        if self._causes.get(key) == content or (key not in self._causes and len(self._causes) >= self._most_subjects):
             return False
         self._causes[key] = content
         return True
@@ -46,12 +52,19 @@ class Causes:
 
 def by_cause(subjects: Iterable[tuple[object, object]]) -> list[str]:
     """Merge (subject, cause) pairs into one text for each cause, such as ``a, b, c and 17 more: no PublicIP``."""
-    groups: dict[str, list[str]] = {}
+    groups = grouped((subject, str(cause)) for subject, cause in subjects)
+    return [f"{listed(names)}: {cause}" for cause, names in groups.items()]
+
+
+def grouped(subjects: Iterable[tuple[SubjectT, CauseT]]) -> dict[CauseT, list[SubjectT]]:
+    """Return the subjects of each cause, from (subject, cause) pairs."""
+    groups: dict[CauseT, list[SubjectT]] = {}
     for subject, cause in subjects:
-        groups.setdefault(str(cause), []).append(str(subject))
-    return [f"{_listed(names)}: {cause}" for cause, names in groups.items()]
+        groups.setdefault(cause, []).append(subject)
+    return groups
 
 
-def _listed(names: list[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+def listed(subjects: Sequence[object]) -> str:
+    """Return the first three subjects and the number of the others, such as ``a, b, c and 17 more``."""
+    more = len(subjects) - MOST_NAMED
+    return ", ".join(map(str, subjects[:MOST_NAMED])) + (f" and {more} more" if more > 0 else "")

@@ -335,6 +335,8 @@ class _Service:
             interface=self._external.report(),
             kernel_state=self._repair_loop.report(),
             firewall=self._host.firewall.report(self._name),
+            peer_routes=self._peer_routes.report(),
+            traffic=self._containers.report(),
         )
 
     def is_live(self) -> bool:
@@ -376,8 +378,8 @@ class _Service:
     def _report_changes(self) -> None:
         """Update the state if a check has found a change of the interface, of an obstacle or of the reachable peers."""
         backend = self._backend.report()
-        underlay = self._external.report(), self._peer_routes.problem
-        found = underlay, self._containers.obstacle(), backend.next_hops, backend.unreachable
+        underlay = self._external.report(), self._peer_routes.report()
+        found = underlay, self._containers.report(), backend.next_hops, backend.unreachable
         if found != self._reported:
             self._reported = found
             self._update_state()
@@ -387,7 +389,6 @@ class _Service:
         if not self._is_up:
             self._enter(NetworkState.WAITING_FOR_PEERS, "")
             return
-        underlay = self._external.report().problem or self._peer_routes.problem
-        problem = underlay or self._repair_loop.report().problem or self._containers.obstacle()
+        problem = self.complete(NetworkReport(self._name, NetworkState.READY)).present_problem
         self._ready_file.set(not problem)
         self._enter(NetworkState.DEGRADED if problem else NetworkState.READY, problem)

@@ -94,6 +94,20 @@ class FirewallReport:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerRoutesReport:
+    """The kernel's routes to the peers.  ``problem``: why no datagram leaves for any peer, or empty."""
+
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficReport:
+    """The packets between containers of different hosts.  ``problem``: what certainly stops them here, or empty."""
+
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkReport:
     """One network; the only network of a host has the name "".
 
@@ -109,6 +123,14 @@ class NetworkReport:
     interface: InterfaceReport | None = None
     kernel_state: RepairReport | None = None  # devices, routes and rules
     firewall: FirewallReport | None = None
+    peer_routes: PeerRoutesReport | None = None
+    traffic: TrafficReport | None = None
+
+    @property
+    def present_problem(self) -> str:
+        """Return the first problem by which the components stop packets, the most basic one first; empty without."""
+        parts = self.interface, self.peer_routes, self.kernel_state, self.traffic
+        return next((part.problem for part in parts if part and part.problem), "")
 
     @property
     def repairs(self) -> int:

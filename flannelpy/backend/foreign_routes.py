@@ -6,18 +6,18 @@ Counterpart: none; flanneld replaces them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from ipaddress import IPv4Network
 
+from flannelpy.causes import listed
+from flannelpy.chunks import in_chunks
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.logs import FailureLog
 from flannelpy.marks import ROUTE_PROTOCOL
 from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.routes import PROTOCOL_BOOT, KernelRoute, RouteFilter
 
 log = logging.getLogger(__name__)
-
-# More routes are counted in one more line.
-_LOGGED_SINGLY = 10
 
 
 class ForeignRoutes:
@@ -30,7 +30,7 @@ class ForeignRoutes:
     def __init__(self) -> None:
         self.blocking: dict[IPv4Network, KernelRoute] = {}
         self.equivalent: dict[IPv4Network, KernelRoute] = {}
-        self._reported: dict[IPv4Network, KernelRoute] = {}
+        self._failures = FailureLog(log, "Subnets are unreachable because of other programs' routes")
 
     async def judge(self, netlink: Netlink, wanted: Sequence[GatewayRoute]) -> list[tuple[GatewayRoute, KernelRoute]]:
         """List the routes to the destinations of ``wanted``; return those to adopt.  Raises HostError.
@@ -60,23 +60,29 @@ class ForeignRoutes:
             for subnet in [subnet for subnet in found if subnet not in subnets]:
                 del found[subnet]
 
-    def report(self, netlink: Netlink) -> None:
-        """Log each blocking route once, with the command that removes it."""
-        fresh = {subnet: route for subnet, route in self.blocking.items() if self._reported.get(subnet) != route}
-        self._reported = dict(self.blocking)
-        if not fresh:
-            return
-        for subnet, route in list(fresh.items())[:_LOGGED_SINGLY]:
-            text = route.text(netlink.name_of)
-            log.error(
-                "Subnet %s is unreachable: flannelpy leaves the route %s alone, which another program added; "
-                "to remove it: ip route del %s",
-                subnet,
-                text,
-                text,
-            )
-        if len(fresh) > _LOGGED_SINGLY:
-            log.error("%d more subnets are unreachable for the same reason", len(fresh) - _LOGGED_SINGLY)
+    async def report(self, netlink: Netlink) -> None:
+        """Log each blocking route once, in one line for all that differ by their destination only."""
+        texts, ways = dict[IPv4Network, str](), dict[IPv4Network, str]()
+        async for chunk in in_chunks(self.blocking.items()):
+            for subnet, route in chunk:
+                texts[subnet] = route.text(netlink.name_of)
+                ways[subnet] = texts[subnet].replace(str(subnet), "", 1)
+        self._failures.note_all(ways, lambda subnets, _: _about_blocked(sorted(subnets), texts))
+
+
+def _about_blocked(subnets: Sequence[IPv4Network], routes_of: Mapping[IPv4Network, str]) -> str:
+    """Return the log line about subnets whose routes differ by the destination only."""
+    route = routes_of[subnets[0]]
+    routes = f"the route {route} alone, which" if len(subnets) == 1 else f"routes such as {route} alone, which"
+    return (
+        f"{subnets_are(subnets)} unreachable: flannelpy leaves {routes} another program added; "
+        f"to remove it: ip route del {route}"
+    )
+
+
+def subnets_are(subnets: Sequence[IPv4Network]) -> str:
+    """Return the subject and verb of a sentence about subnets, such as ``Subnets a, b, c and 17 more are``."""
+    return f"Subnet {subnets[0]} is" if len(subnets) == 1 else f"Subnets {listed(subnets)} are"
 
 
 def leads_as(wanted: GatewayRoute, found: KernelRoute) -> bool:
@@ -127,15 +133,15 @@ async def find_leftovers(
 
 
 def log_leftovers(found: Sequence[KernelRoute], name_of: Callable[[int], str]) -> None:
-    """Log each leftover route with the command that removes it."""
-    for route in found[:_LOGGED_SINGLY]:
-        log.warning(
-            "Route %s may be left from flanneld: no lease asks for it; flannelpy leaves it alone; "
-            "to remove it: ip route del %s",
-            *(route.text(name_of),) * 2,
-        )
-    if len(found) > _LOGGED_SINGLY:
-        log.warning("%d more routes may be left from flanneld; -cleanup lists them", len(found) - _LOGGED_SINGLY)
+    """Log the leftover routes in one line, with the command that removes the only one or lists them."""
+    if not found:
+        return
+    texts = [route.text(name_of) for route in found]
+    log.warning(
+        "Route %s may be left from flanneld: no lease asks for it; flannelpy leaves it alone; %s",
+        listed(texts),
+        f"to remove it: ip route del {texts[0]}" if len(texts) == 1 else "-cleanup lists the commands that remove them",
+    )
 
 
 def _first(routes: Sequence[KernelRoute]) -> KernelRoute | None:

@@ -20,7 +20,8 @@ from ipaddress import IPv4Network
 from typing import NamedTuple
 
 from flannelpy.backend.carrier_history import CarrierHistory
-from flannelpy.backend.foreign_routes import ForeignRoutes
+from flannelpy.backend.foreign_routes import ForeignRoutes, subnets_are
+from flannelpy.causes import MOST_NAMED, listed
 from flannelpy.chunks import in_chunks, set_aside
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
@@ -31,8 +32,6 @@ from flannelpy.rtnetlink.entries import Entry, GatewayRoute, Identity, PeerEntri
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
-# More entries of a kind are logged in one line.
-_LOGGED_SINGLY = 10
 
 #: The entries to add, and the subnet that asks for each.
 Missing = dict[Identity, tuple[Entry, IPv4Network]]
@@ -74,6 +73,8 @@ class EntryReconciler:
         self._link_indices: set[int] = set()  # of all entries wanted
         self._carriers = CarrierHistory()
         self._foreign = ForeignRoutes()
+        self._failures = FailureLog(log, "Failed to update the routes to peers")
+        self._rejections = FailureLog(log, "The kernel rejected entries of leases")
         self._present: Collection[Identity] | None = None  # None: unknown
         self._is_known = False  # whether ``changed`` was called, so the leases are known
         self._changed = asyncio.Event()
@@ -116,7 +117,6 @@ class EntryReconciler:
 
     async def run(self) -> None:
         """Add and remove entries as the leases change, until cancelled."""
-        failures = FailureLog(log, "Failed to update the routes to peers")
         async with Netlink() as netlink:
             while True:
                 await self._changed.wait()
@@ -124,9 +124,9 @@ class EntryReconciler:
                 try:
                     for line in await self._reconcile(netlink, has_to_list=False):
                         log.info("%s", line)
-                    failures.recovered()
+                    self._failures.recovered()
                 except HostError as error:
-                    failures.failed(error)
+                    self._failures.failed(error)
                     self._has_tried.set()
                     await asyncio.sleep(_RETRY_SECONDS)
                     self._changed.set()
@@ -134,6 +134,7 @@ class EntryReconciler:
 
     async def repair(self, netlink: Netlink) -> list[str]:
         """List the kernel's entries and compare; return a line for each one restored or removed.  Raises HostError."""
+        self._failures.report()
         if not self.is_settled:
             return []
         return await self._reconcile(netlink, has_to_list=True)
@@ -154,7 +155,7 @@ class EntryReconciler:
             await self._add(netlink, missing, stale)
             unwanted = _not_replaced(stale, missing)
             await netlink.remove(sorted([*unwanted, *self._of_failed(present, missing)], key=_is_no_route))
-            self._foreign.report(netlink)
+            await self._foreign.report(netlink)
             if not self.unreachable and not self._foreign.equivalent:
                 self._present = self._index.keys()
             if not before:  # the first entries, all at once
@@ -287,7 +288,7 @@ class EntryReconciler:
             self._rejected = {subnet: one for subnet, one in before.items() if self._concerns_one_lease(one[1])}
             await netlink.remove(undone)
             raise HostError(str(why))
-        self._report_rejected([subnet for subnet in self._rejected if subnet not in before])
+        self._report_rejected()
 
     def _concerns_one_lease(self, why: RejectedEntry) -> bool:
         """Return whether a lease is the cause: it is invalid, or to its gateway alone no route has scope link."""
@@ -295,14 +296,20 @@ class EntryReconciler:
             why.errno == errno.ENETUNREACH and len(self._rejected) < len(self._peer_entries)
         )
 
-    def _report_rejected(self, fresh: Sequence[IPv4Network]) -> None:
-        """Log each newly rejected subnet once."""
-        for subnet in fresh[:_LOGGED_SINGLY]:
-            why = self._rejected[subnet][1]
-            what = "Ignoring invalid lease %s: %s" if why.errno == errno.EINVAL else "Subnet %s is unreachable: %s"
-            log.error(what, subnet, why)
-        if len(fresh) > _LOGGED_SINGLY:
-            log.error("The kernel rejected routes to %d more subnets", len(fresh) - _LOGGED_SINGLY)
+    def _report_rejected(self) -> None:
+        """Log each rejected subnet once while its entries stay the same, in one line for each errno."""
+        self._rejections.note_all(
+            {(subnet, wanted): why.errno for subnet, (wanted, why) in self._rejected.items()},
+            lambda rejected, _: self._about_rejected(sorted(subnet for subnet, _ in rejected)),
+        )
+
+    def _about_rejected(self, subnets: Sequence[IPv4Network]) -> str:
+        """Return the log line about subnets whose entries the kernel rejected with one errno."""
+        why = self._rejected[subnets[0]][1]
+        example = "" if len(subnets) == 1 else "for example, "
+        if why.errno == errno.EINVAL:
+            return f"Ignoring invalid lease {listed(subnets)}: {example}{why}"
+        return f"{subnets_are(subnets)} unreachable: {example}{why}"
 
     def _of_failed(self, *holders: Container[Identity]) -> list[Identity]:
         """Return the entries of unreachable subnets that a holder has, except those that reachable subnets share."""
@@ -352,6 +359,6 @@ def _is_no_route(key: Identity) -> bool:
 
 
 def _summary(found: Sequence[object], what: str) -> list[str]:
-    if len(found) > _LOGGED_SINGLY:
+    if len(found) > MOST_NAMED:
         return [f"{len(found)} entries, such as the {found[0]}: each {what}"]
     return [f"The {one} {what}" for one in found]

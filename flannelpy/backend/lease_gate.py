@@ -62,7 +62,8 @@ class LeaseGate:
 
     async def check(self) -> None:
         """Check whether this host's changed addresses or routes make other leases usable.  Raises HostError."""
-        self._ignored.report(_now())
+        self._ignored.report()
+        self._failures.report()
         async with self._busy:
             if self._is_fed:
                 self._leases.observe(await self._underlay.observe(self._netlink))
@@ -75,7 +76,7 @@ class LeaseGate:
             events, ignored = self._leases.decide(_AT_A_TIME)
             self._events += events
             for line in by_cause(ignored):
-                self._ignored.message(logging.WARNING, f"Ignoring subnet {line}", _now())
+                self._ignored.message(logging.WARNING, f"Ignoring subnet {line}")
             await asyncio.sleep(0)
         if self._events or not self._is_complete:
             self._is_complete = True
@@ -84,7 +85,3 @@ class LeaseGate:
 
     async def _ask(self, addresses: Sequence[IPv4Address]) -> dict[IPv4Address, str]:
         return await self._underlay.overlay_ways(self._netlink, addresses) if addresses else {}
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -7,7 +7,6 @@ Counterpart: the log lines of handleSubnetEvents in backend/udp/udp.go, vxlan/vx
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable
 from ipaddress import IPv4Network
 
@@ -27,18 +26,18 @@ class LeaseLog:
 
     def added(self, subnet: IPv4Network, how: str = "") -> None:
         """Log that the backend follows a lease; ``how`` is appended to the line."""
-        self._changes.message(logging.INFO, f"Subnet added: {subnet}{how}", time.monotonic())
+        self._changes.message(logging.INFO, f"Subnet added: {subnet}{how}")
 
     def removed(self, subnet: IPv4Network) -> None:
         """Log that a lease is removed."""
-        self._changes.message(logging.INFO, f"Subnet removed: {subnet}", time.monotonic())
+        self._changes.message(logging.INFO, f"Subnet removed: {subnet}")
 
     def ignored(self, subnets: Iterable[tuple[object, str]]) -> None:
         """Log which leases are ignored, each with its cause, in one line for each cause."""
         for line in by_cause(subnets):
-            self._ignored.message(logging.ERROR, f"Ignoring subnet {line}", time.monotonic())
+            self._ignored.message(logging.ERROR, f"Ignoring subnet {line}")
 
     def report(self) -> None:
         """Log how many lines the limit has suppressed, at most every two minutes."""
-        self._changes.report(time.monotonic())
-        self._ignored.report(time.monotonic())
+        self._changes.report()
+        self._ignored.report()

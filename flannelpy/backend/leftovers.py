@@ -12,6 +12,7 @@ from ipaddress import IPv4Interface, IPv4Network
 from typing import NamedTuple
 
 from flannelpy.backend.foreign_routes import leftovers
+from flannelpy.causes import listed
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.own_devices import is_marked, own_devices
@@ -20,9 +21,6 @@ from flannelpy.rtnetlink.links import Link
 from flannelpy.rtnetlink.routes import PROTOCOL_BOOT, KernelRoute, RouteFilter
 
 log = logging.getLogger(__name__)
-
-# More routes are only counted in the line.
-_LOGGED_SINGLY = 10
 
 
 class Scope(NamedTuple):
@@ -120,13 +118,7 @@ async def log_routes_removed_with(netlink: Netlink, link: Link, networks: Collec
         if route.link_index == link.index and not _is_part(route.destination, networks)
     ]
     if others:
-        more = f" and {len(others) - _LOGGED_SINGLY} more" if len(others) > _LOGGED_SINGLY else ""
-        log.warning(
-            "The removal of device %s removes routes of other programs: %s%s",
-            link.name,
-            ", ".join(others[:_LOGGED_SINGLY]),
-            more,
-        )
+        log.warning("The removal of device %s removes routes of other programs: %s", link.name, listed(others))
 
 
 async def _keep(netlink: Netlink, link: Link, scope: Scope, keep: Keep | None) -> None:

@@ -18,6 +18,8 @@ from ipaddress import IPv4Address, IPv4Network
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.chunks import in_chunks
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.logs import FailureLog
+from flannelpy.report import PeerRoutesReport
 from flannelpy.rtnetlink.routes import RouteAnswer, RouteQuery
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 
@@ -28,7 +30,7 @@ _AT_A_TIME = 100
 
 
 class PeerRoutes:
-    """``problem``: why no datagram reaches a peer; empty while a peer is reachable, or there is none."""
+    """Checks whether a datagram can leave for any peer."""
 
     def __init__(self, external: ExternalInterface) -> None:
         """Datagrams come from the address of ``external``."""
@@ -36,9 +38,13 @@ class PeerRoutes:
         self._events: list[LeaseEvent] = []  # that no check has taken in yet
         self._peers: dict[IPv4Network, IPv4Address] = {}
         self._turn = 0
-        self._cause = ""
+        self._failures = FailureLog(log, "No peer is reachable")
         self._busy = asyncio.Lock()
-        self.problem = ""
+        self._problem = ""
+
+    def report(self) -> PeerRoutesReport:
+        """Return why no datagram reaches a peer."""
+        return PeerRoutesReport(self._problem)
 
     def follow(self, events: Iterable[LeaseEvent]) -> None:
         """Note which usable leases of peers were added, changed or removed, for the next check."""
@@ -83,16 +89,14 @@ class PeerRoutes:
         return list(self._peers.values())[self._turn :: step]
 
     def _note(self, cause: str, peers: Sequence[IPv4Address]) -> None:
-        if cause == self._cause:
+        if not cause:
+            self._problem = ""
+            # Without peers, nothing is known of the routes.
+            self._failures.recovered("The kernel sends to peers again" if peers else "")
             return
-        self._cause = cause
-        if cause:
-            self.problem = f"no peer is reachable, such as {peers[0]}: {cause}"
-            log.error("%s", self.problem[0].upper() + self.problem[1:])
-        else:
-            self.problem = ""
-            if peers:  # without peers, nothing is known of the routes
-                log.info("The kernel sends to peers again")
+        example = f"such as {peers[0]}: {cause}"
+        if self._failures.failed(cause, f"No peer is reachable, {example}"):
+            self._problem = f"no peer is reachable, {example}"
 
 
 async def _faults_of_links(netlink: Netlink, answers: Iterable[RouteAnswer]) -> dict[int, str]:

@@ -17,7 +17,7 @@ from typing import Never
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.netlink.monitor import set_on_change
-from flannelpy.logs import LogLimit
+from flannelpy.logs import FailureLog
 from flannelpy.report import RepairReport
 from flannelpy.tasks import run_together
 
@@ -55,7 +55,7 @@ class RepairLoop:
         self._problem = ""
         self._repairs = 0
         self._checked_at: float | None = None  # when the last check ended
-        self._errors = LogLimit(log, "Failed to restore what was changed")
+        self._failures = FailureLog(log, "Failed to restore what was changed")
 
     def report(self) -> RepairReport:
         """Return what was restored and what could not be."""
@@ -94,9 +94,9 @@ class RepairLoop:
                 log.warning("%s", repaired)
                 self._repairs += 1
             self._problem = ""
+            self._failures.recovered()
         except HostError as error:
-            if str(error) != self._problem:
-                self._errors.message(logging.ERROR, str(error), _now())
+            self._failures.failed(error, str(error))
             self._problem = str(error)
         if (self._problem, self._repairs) != before:
             self._on_change()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
@@ -19,10 +18,11 @@ from typing import NamedTuple
 
 from flannelpy.backend.foreign_routes import find_leftovers, log_leftovers
 from flannelpy.backend.route_cause import DivertingRoutes
+from flannelpy.causes import grouped, listed
 from flannelpy.chunks import in_chunks
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.logs import LogLimit
+from flannelpy.logs import FailureLog
 from flannelpy.rtnetlink.routes import RouteAnswer, RouteQuery
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,7 @@ class RouteCheck:
         self._own = own_subnet
         self._turn = 0
         self._causes: dict[IPv4Network, set[str]] = {}
-        self._reported: set[str] = set()
-        self._errors = LogLimit(log, "Packets do not take flannelpy's routes", burst=10)
+        self._failures = FailureLog(log, "Packets do not take flannelpy's routes", burst=10)
         self._are_leftovers_logged = False
         self.unreachable: set[IPv4Network] = set()
 
@@ -103,7 +102,8 @@ class RouteCheck:
     def _refusal(self, destination: str) -> str:
         """Return a text with all causes, which are then not logged one by one."""
         causes = set[str]().union(*self._causes.values())
-        self._reported |= causes
+        for cause in causes:
+            self._failures.note_logged(cause, subject=cause)
         what = "; ".join(sorted(causes)) or "routes of other programs are in the way"
         return f"Packets to {destination} do not take flannelpy's routes: {what}"
 
@@ -157,16 +157,11 @@ class RouteCheck:
 
     def _report(self) -> None:
         """Log each cause once, with the subnets that it affects."""
-        affected: dict[str, list[IPv4Network]] = {}
-        for subnet, causes in self._causes.items():
-            for cause in causes:
-                affected.setdefault(cause, []).append(subnet)
-        for cause, subnets in affected.items():
-            if cause not in self._reported:
-                more = f" and {len(subnets) - 1} more subnets" if len(subnets) > 1 else ""
-                text = f"Packets to {subnets[0]}{more} do not take flannelpy's routes: {cause}"
-                self._errors.message(logging.ERROR, text, time.monotonic())
-        self._reported = set(affected)
+        affected = grouped((subnet, cause) for subnet, causes in self._causes.items() for cause in causes)
+        self._failures.note_all(
+            {cause: cause for cause in affected},
+            lambda _, cause: f"Packets to {listed(affected[cause])} do not take flannelpy's routes: {cause}",
+        )
 
     async def _bridge(self, netlink: Netlink, own_link: int) -> _Bridge | None:
         """Return the containers' bridge; None without one, and while the host forwards none of its packets."""

@@ -14,6 +14,7 @@ from flannelpy.host.forward_check import SysctlCheck
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.netfilter.obstacles import Traffic
 from flannelpy.netfilter.peer_addresses import PeerAddresses
+from flannelpy.report import TrafficReport
 from flannelpy.rtnetlink.links import Address
 from flannelpy.subnet.lease_table import LeaseEvent
 
@@ -46,14 +47,14 @@ class ContainerTraffic:
         await self._sysctls.check(devices)
         self._firewall.watch(self._name, self._traffic(subnet, forwarding), self._on_change)
 
-    def obstacle(self) -> str:
-        """Return what stops the packets; empty if nothing is known, and before there is a network of containers.
+    def report(self) -> TrafficReport:
+        """Return what stops the packets: nothing before there is a network of containers.
 
         Until then Docker may remove the obstacle when it starts, and Docker waits for flannelpy.
         """
         if not self._bridges:
-            return ""
-        return self._sysctls.obstacle or self._firewall.obstacle(self._name)
+            return TrafficReport()
+        return TrafficReport(self._sysctls.report().problem or self._firewall.report(self._name).obstacle)
 
     def _traffic(self, subnet: IPv4Network, forwarding: Forwarding | None) -> Traffic | None:
         if not forwarding:

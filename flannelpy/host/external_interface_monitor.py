@@ -16,6 +16,7 @@ from flannelpy.addressing.interface_choice import ExternalInterface, Wanted, pla
 from flannelpy.errors import ExternalAddressChanged
 from flannelpy.host.external_interface import Leased, observe
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.logs import FailureLog
 from flannelpy.report import InterfaceReport
 from flannelpy.rtnetlink.links import Address, Link
 
@@ -25,12 +26,13 @@ log = logging.getLogger(__name__)
 ADDRESS_PATIENCE = 15.0
 
 
-class _LinkFault(NamedTuple):
-    """What is wrong with an interface that has its address, and what is logged when it no longer is."""
+class _Fault(NamedTuple):
+    """What is wrong, and what is logged when it no longer is."""
 
     text: str
     recovery: str
     is_port: bool = False
+    is_loss: bool = False  # of the interface or its address
 
 
 class ExternalInterfaceMonitor:
@@ -52,13 +54,12 @@ class ExternalInterfaceMonitor:
         self._now = now
         self._leased = leased
         self._mtu = external.mtu
-        self._lost_address = f"address {external.address} is gone from {external.holder}"
         self._indices: dict[str, int] = {}  # link indices by the names of the interface and of the address's holder
         self._has_public_ip = False
-        self._lost = ""
-        self._link_fault: _LinkFault | None = None
-        self._place = ""  # where another address is
-        self._placed_at = math.inf
+        self._fault: _Fault | None = None
+        self._failures = FailureLog(log, "The external interface fails")
+        self._replacements = FailureLog(log, "The external interface is replaced")
+        self._placed_at = math.inf  # since when another address is in the place of ours
         self._problem = ""
 
     async def check(self, netlink: Netlink) -> None:
@@ -76,6 +77,8 @@ class ExternalInterfaceMonitor:
         elif link and holder:
             self._indices = {link.name: link.index, holder.name: holder.index}
             await self._found(netlink, link, holder)
+        self._failures.report()
+        self._replacements.report()
 
     def report(self) -> InterfaceReport:
         """Return the interface, and what is wrong with it: its address is gone, or its link is down."""
@@ -85,44 +88,51 @@ class ExternalInterfaceMonitor:
         """Return in how many seconds ``check`` may raise; infinite if the address is not replaced."""
         return max(0.0, self._placed_at + ADDRESS_PATIENCE - self._now())
 
-    def _what_is_lost(self, link: Link | None, holder: Link | None, addresses: Iterable[Address]) -> str:
-        """Return what is lost, or "".  A link with that alternative name does not count, because rules use the name."""
+    def _what_is_lost(self, link: Link | None, holder: Link | None, addresses: Iterable[Address]) -> _Fault | None:
+        """Return what is lost, if anything.
+
+        A link that has the interface's name as an alternative name does not count, because rules use the name.
+        """
         external = self._external
         index = holder.index if holder and holder.name == external.holder else 0
         if not any(one.link_index == index and one.address == external.address for one in addresses):
-            return self._lost_address
-        return "" if link and link.name == external.name else f"interface {external.name} is gone"
+            text = f"address {external.address} is gone from {external.holder}"
+            return _Fault(text, f"Address {external.address} is back on {external.holder}", is_loss=True)
+        if link and link.name == external.name:
+            return None
+        return _Fault(f"interface {external.name} is gone", f"Interface {external.name} is back", is_loss=True)
 
     async def _found(self, netlink: Netlink, link: Link, holder: Link) -> None:
-        if self._lost:
-            is_address = self._lost == self._lost_address
-            back = f"Address {self._external.address} is back on {holder.name}"
-            log.info("%s", back if is_address else f"Interface {self._external.name} is back")
-            self._lost = ""
-        before, fault = self._link_fault, await self._fault_of_links(netlink, link, holder)
-        self._link_fault = fault
-        if fault and fault != before:
-            log.error("Link %s: no packets to and from other hosts", fault.text)
-        elif before and not fault:
-            log.info("Link %s", before.recovery)
+        if self._fault and self._fault.is_loss:
+            self._recover(self._fault)
+        before, fault = self._fault, await self._fault_of_links(netlink, link, holder)
+        self._fault = fault
+        if fault:
+            self._failures.failed(fault.text, f"Link {fault.text}: no packets to and from other hosts")
+        elif before:
+            self._recover(before)
         self._problem = fault.text if fault else ""
         if fault and (fault.is_port or not (self._wanted.ifaces or self._wanted.regexes)):
             await self._look_for_place(netlink, fault.text)
         else:
             self._note_place("")
 
-    async def _fault_of_links(self, netlink: Netlink, link: Link, holder: Link) -> _LinkFault | None:
+    def _recover(self, fault: _Fault) -> None:
+        self._fault = None
+        self._failures.recovered(fault.recovery)
+
+    async def _fault_of_links(self, netlink: Netlink, link: Link, holder: Link) -> _Fault | None:
         used = (holder, link) if self._is_way_out_named() else (holder,)
         for one in used:
             if not one.is_up:
-                return _LinkFault(f"{one.name} is down", f"{one.name} is up again")
+                return _Fault(f"{one.name} is down", f"Link {one.name} is up again")
         for one in (holder, link):
             master = await netlink.link(netlink.name_of(one.master)) if one.master else None
             if master and master.takes_frames:
                 text = f"{one.name} is a port of {master.name}, so its address must be on {master.name}"
-                return _LinkFault(text, f"{one.name} is no longer a port", is_port=True)
+                return _Fault(text, f"Link {one.name} is no longer a port", is_port=True)
         if link in used and not link.has_carrier:
-            return _LinkFault(f"{link.name} has no carrier", f"{link.name} is up again")
+            return _Fault(f"{link.name} has no carrier", f"Link {link.name} is up again")
         return None
 
     def _is_way_out_named(self) -> bool:
@@ -133,11 +143,11 @@ class ExternalInterfaceMonitor:
         wanted = self._wanted
         return wanted.names_interface and wanted.public_ip == self._external.address
 
-    async def _missing(self, netlink: Netlink, lost: str) -> None:
-        if lost != self._lost:
-            log.error("%s: no packets to and from other hosts", lost[0].upper() + lost[1:])
-        self._lost, self._link_fault = lost, None
-        await self._look_for_place(netlink, lost)
+    async def _missing(self, netlink: Netlink, lost: _Fault) -> None:
+        text = lost.text
+        self._failures.failed(text, f"{text[0].upper()}{text[1:]}: no packets to and from other hosts")
+        self._fault = lost
+        await self._look_for_place(netlink, text)
 
     async def _look_for_place(self, netlink: Netlink, fault: str) -> None:
         machine = await observe(netlink, self._wanted, self._leased())
@@ -148,11 +158,11 @@ class ExternalInterfaceMonitor:
     def _note_place(self, place: str) -> None:
         """Measure how long the address has been replaced."""
         if not place:
-            self._place, self._placed_at = "", math.inf
+            self._placed_at = math.inf
+            self._replacements.recovered()
             return
-        if place != self._place:
-            log.warning("%s; flannelpy exits unless it is undone within %d s", place, ADDRESS_PATIENCE)
-        self._place = place
+        line = f"{place}; flannelpy exits unless it is undone within {ADDRESS_PATIENCE:.0f} s"
+        self._replacements.failed(place, line, logging.WARNING)
         self._placed_at = min(self._placed_at, self._now())
         if not self.due():
             raise ExternalAddressChanged(f"{place}: restart flannelpy to use it")

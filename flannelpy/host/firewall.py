@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -35,8 +34,8 @@ log = logging.getLogger(__name__)
 _PAUSE_SECONDS = 1.0
 # If iptables-restore reported success without effect, flannelpy repeats the same commands after this time.
 _FUTILE_SECONDS = 60.0
-_ALL_RULES = "The firewall"
-_TABLES = "Each iptables table"
+_ALL_RULES = "iptables rules"
+_TABLES = "iptables tables"
 # The time between two checks while packets are dropped, since an operator may remove the cause at any moment.
 _BLOCKED_SECONDS = 5.0
 
@@ -57,6 +56,7 @@ class Firewall:
         self._written: dict[tuple[str, str], Chain] = {}  # by table and name
         self._unchecked: set[str] = set()  # tables that may hold chains of earlier runs
         self._problems: dict[str, str] = {}
+        self._failures = logs.FailureLog(log, "Failed to check the firewall")
         self._other_flavour = ""  # of iptables
         self._futile: dict[str, tuple[bytes, float]] = {}
         self._moves = logs.LogLimit(log, "Restored iptables chains that had moved", burst=5)
@@ -68,14 +68,14 @@ class Firewall:
         self._busy = asyncio.Lock()
 
     def add(self, name: str, rules: NetworkRules, on_repair: Callable[[], None]) -> None:
-        """Guard these rules of a network from now on, and no longer its earlier ones."""
+        """Check these rules of a network from now on, and no longer its earlier ones."""
         self._networks[name] = rules
         self._on_repair[name] = on_repair
         self._unchecked.update(KINDS)
         self._check_accept_local(name, rules)
 
     def release(self, name: str) -> None:
-        """Stop guarding the rules of a network; the rules stay in the kernel for the next start of the network."""
+        """Stop checking the rules of a network; the rules stay in the kernel for the next start of the network."""
         rules = self._networks.pop(name, None)
         self._on_repair.pop(name, None)
         self._traffic.pop(name, None)
@@ -87,7 +87,9 @@ class Firewall:
             for chain in network_rules.names(table, rules.network):
                 self._written.pop((table, chain), None)
         if rules.datagrams:
-            self._problems.pop(_accept_local_of(rules.datagrams.device), None)
+            what = _accept_local_of(rules.datagrams.device)
+            self._problems.pop(what, None)
+            self._failures.recovered(subject=what)
 
     def report(self, name: str) -> FirewallReport:
         """Return how many rules of a network were restored, and what stops its packets or the checks."""
@@ -96,7 +98,7 @@ class Firewall:
         if rules and rules.datagrams:
             subjects.append(_accept_local_of(rules.datagrams.device))
         problem = "; ".join(self._problems[subject] for subject in subjects if subject in self._problems)
-        return FirewallReport(self.repairs[name], problem, self.obstacle(name))
+        return FirewallReport(self.repairs[name], problem, self._forward_check.certain(name))
 
     @property
     def is_clean(self) -> bool:
@@ -146,7 +148,7 @@ class Firewall:
             self._recovered(_ALL_RULES)
         except Exception as error:
             log.debug("Traceback of the error:", exc_info=error)
-            self._failed(_ALL_RULES, f"Cannot guard iptables rules: {one_line(error)}")
+            self._failed(_ALL_RULES, f"Failed to check iptables rules: {one_line(error)}")
 
     async def _check(self) -> None:
         for name, rules in self._networks.items():
@@ -157,9 +159,10 @@ class Firewall:
             await asyncio.sleep(0)  # with thousands of peers, each of these steps takes milliseconds
             chains = self._chains(table)
             await asyncio.sleep(0)
-            if (chains or table in self._unchecked) and (error := await self._guard(table, chains)):
+            if (chains or table in self._unchecked) and (error := await self._restore(table, chains)):
                 failed[table] = error
         self._report_failures(failed)
+        self._moves.report()
         await self._forward_check.check(self._traffic)
         for on_check in list(self._on_check.values()):
             on_check()
@@ -181,12 +184,12 @@ class Firewall:
         docker = "; Docker's rules may drop packets of containers" if "filter" in failed else ""
         error = next(iter(failed.values()))
         cause = re.sub(r" -t \w+", "", str(error))  # the same for each table
-        self._failed(_TABLES, f"Cannot guard the iptables {tables}: {error}; {missing} may be missing{docker}", cause)
+        self._failed(_TABLES, f"Failed to check iptables {tables}: {error}; {missing} may be missing{docker}", cause)
 
     def watch(self, name: str, traffic: Traffic | None, on_check: Callable[[], None]) -> None:
         """Search for rules that drop these packets of a network, at once if ``traffic`` has changed.
 
-        ``on_check`` is called when ``obstacle`` may have changed.
+        ``on_check`` is called when the report's ``obstacle`` may have changed.
         """
         self._on_check[name] = on_check
         if traffic != self._traffic.get(name):
@@ -195,10 +198,6 @@ class Firewall:
             self._traffic[name] = traffic
         else:
             self._traffic.pop(name, None)
-
-    def obstacle(self, name: str) -> str:
-        """Return what certainly drops packets between containers of different hosts; empty if nothing does."""
-        return self._forward_check.certain(name)
 
     def _check_accept_local(self, name: str, rules: NetworkRules) -> None:
         datagrams = rules.datagrams
@@ -213,7 +212,7 @@ class Firewall:
             self._recovered(what)
         except HostError as error:
             effect = "packets travel, but this host drops ICMP errors unless net.ipv4.conf.all.accept_local is 1"
-            self._failed(what, f"Cannot guard {what}: {error}; {effect}")
+            self._failed(what, f"Failed to check {what}: {error}; {effect}")
         finally:
             logs.network.reset(token)
 
@@ -227,7 +226,7 @@ class Firewall:
         }
         return {name: chains for name, chains in wanted.items() if chains}
 
-    async def _guard(self, table: str, wanted: Mapping[str, Sequence[Chain]]) -> HostError | None:
+    async def _restore(self, table: str, wanted: Mapping[str, Sequence[Chain]]) -> HostError | None:
         """Restore the chains of all networks in one table, and remove those of earlier runs; return a failure."""
         networks = dict(self._networks)
         try:
@@ -303,20 +302,21 @@ class Firewall:
         if is_urgent:
             log.warning("%s", message)
         else:  # another program may keep its own rules last, so that each check moves the jumps again
-            self._moves.message(logging.INFO, message, time.monotonic())
+            self._moves.message(logging.INFO, message)
         logs.network.reset(token)
         self.repairs[name] += repairs
         self._on_repair[name]()
 
     def _failed(self, what: str, message: str, cause: str = "") -> None:
         """Log a failure unless its cause is that of the last failure; an empty ``cause`` stands for the message."""
-        if self._problems.get(what) != (cause or message):
-            log.warning("%s; trying again every %g s", message, self._resync)
         self._problems[what] = cause or message
+        line = f"{message}; trying again every {self._resync:g} s"
+        self._failures.failed(cause or message, line, logging.WARNING, subject=what)
 
     def _recovered(self, what: str) -> None:
-        if self._problems.pop(what, None):
-            log.info("%s is guarded again", what)
+        self._problems.pop(what, None)
+        is_or_are = "are" if what in (_ALL_RULES, _TABLES) else "is"
+        self._failures.recovered(f"{what} {is_or_are} checked again", subject=what)
 
 
 def _describe(table: str, faults: Sequence[Fault]) -> str:

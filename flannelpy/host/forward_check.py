@@ -19,6 +19,7 @@ from flannelpy.netfilter import obstacles
 from flannelpy.netfilter.iptables_listing import Tables
 from flannelpy.netfilter.nft_listing import NftTable
 from flannelpy.netfilter.obstacles import Obstacle, Search, Traffic
+from flannelpy.report import TrafficReport
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,15 @@ _TURN_SECONDS = 0.001
 
 
 class SysctlCheck:
-    """``obstacle``: the setting of the kernel that keeps packets of containers from being forwarded, or empty."""
+    """Checks the settings of the kernel that keep packets of containers from being forwarded."""
 
     def __init__(self) -> None:
-        self.obstacle = ""
+        self._failures = logs.FailureLog(log, "The kernel does not forward packets of containers")
+        self._obstacle = ""
+
+    def report(self) -> TrafficReport:
+        """Return the setting that stops packets of containers."""
+        return TrafficReport(self._obstacle)
 
     async def check(self, devices: Iterable[str]) -> None:
         """Look again at the devices by which packets of containers come in, and log a change."""
@@ -44,11 +50,11 @@ class SysctlCheck:
         async for chunk in in_chunks(devices):
             blocked += [device for device in chunk if not ip_forward.is_enabled(device)]
         found = obstacles.of_sysctls(blocked, is_host_forwarding=ip_forward.is_enabled(ip_forward.HOST))
-        if found and found != self.obstacle:
-            log.error("%s", found)
-        elif self.obstacle and not found:
-            log.info("The kernel forwards packets of containers again")
-        self.obstacle = found
+        if found:
+            self._failures.failed(found, found)
+        else:
+            self._failures.recovered("The kernel forwards packets of containers again")
+        self._obstacle = found
 
 
 class _Source(NamedTuple):

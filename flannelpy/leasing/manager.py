@@ -91,8 +91,8 @@ class SubnetManager:
         self._progress_at = clock.now()
         self._pause = 0.0
         self._may_list_at = clock.now()
-        self._ignored = LogLimit(log, "Ignoring leases")
-        self._relists = LogLimit(log, "Watch of subnet leases failed", burst=5)
+        self._ignored = LogLimit(log, "Ignoring leases", now=clock.now)
+        self._relists = LogLimit(log, "Watch of subnet leases failed", burst=5, now=clock.now)
 
     @property
     def own(self) -> Lease:
@@ -194,7 +194,7 @@ class SubnetManager:
         match action(self.own, classify_failure(error)):
             case Action.RELIST:
                 text = "Watch of subnet leases failed because etcd index outside history window"
-                self._relists.message(logging.WARNING, text, self._clock.now())
+                self._relists.message(logging.WARNING, text)
             case Action.KEEP_FORWARDING:
                 self._watch_failures.failed(error)
                 await self._clock.sleep(self._backoff.pause())
@@ -243,11 +243,10 @@ class SubnetManager:
         """Return the changes within one poll, ``seconds`` at most.  Raises RegistryError."""
         to_forget = max(table.seconds_to_forget(self._clock.now()), 0)
         changes = await self._registry.watch(cursor, min(self._jittered(_POLL_SECONDS), seconds, to_forget))
-        now = self._clock.now()
         self._watch_failures.recovered()
         self._backoff.reset()
-        self._ignored.report(now)
-        self._relists.report(now)
+        self._ignored.report()
+        self._relists.report()
         return changes
 
     def _jittered(self, seconds: float) -> float:
@@ -255,10 +254,10 @@ class SubnetManager:
 
     async def _apply(self, update: Update, apply: Apply) -> None:
         for line in by_cause(update.ignored):
-            self._ignored.message(logging.ERROR, f"Ignoring lease {line}", self._clock.now())
+            self._ignored.message(logging.ERROR, f"Ignoring lease {line}")
         outside = f"it is no part of the network {self._own.network}"
         for line in by_cause((subnet, outside) for subnet in update.outside):
-            self._ignored.message(logging.WARNING, f"Ignoring subnet {line}", self._clock.now())
+            self._ignored.message(logging.WARNING, f"Ignoring subnet {line}")
         if update.events:
             await apply(update.events)
         for event in update.own:

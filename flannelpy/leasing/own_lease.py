@@ -46,7 +46,7 @@ class OwnLease:
         self._lead = self._renew_at = self._ends_at = 0.0
         self._failures = 0
         self._renewal_failures = FailureLog(log, "Error renewing lease")
-        self._losses = LogLimit(log, "Own lease was deleted")
+        self._losses = LogLimit(log, "Own lease was deleted", now=clock.now)
         #: Time of the last try to restore or recreate the lease.
         self.last_attempt_at = 0.0
 
@@ -86,6 +86,8 @@ class OwnLease:
     async def keep(self) -> None:
         """Renew the lease whenever its renewal is due, for ever.  Raises LeaseLost."""
         while True:
+            self._losses.report()
+            self._renewal_failures.report()
             wait = self._renew_at - self._clock.now()
             if wait <= 0 and action(self.lease, Condition.RENEWAL_DUE) is Action.RENEW:
                 await self._renew()
@@ -132,7 +134,7 @@ class OwnLease:
                 await self._until_done(partial(self._restore, version), "Failed to write own lease")
             case Action.RECREATE, _:
                 text = f"Own lease {self.lease.subnet} was deleted or has expired; recreating the lease"
-                self._losses.message(logging.WARNING, text, self._clock.now())
+                self._losses.message(logging.WARNING, text)
                 await self._until_done(self._recreate, "Failed to recreate own lease")
             case Action.SURRENDER, LeaseAdded(lease):
                 raise LeaseLost(self._why_lost(condition, lease))

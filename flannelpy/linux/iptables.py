@@ -69,10 +69,10 @@ async def restore(text: bytes, flavour: str = "") -> None:
 
 async def tables() -> dict[str, Tables | HostError]:
     """Return all tables that exist, by the command that lists them, or why it does not."""
-    guarded = _program("iptables-save")
+    own_program = _program("iptables-save")
     found: dict[str, Tables | HostError] = {}
     for words in _list_commands():
-        tables = Tables(words[0], is_guarded=bool(guarded) and guarded == _program(words[0]))
+        tables = Tables(words[0], has_own_rules=bool(own_program) and own_program == _program(words[0]))
         found[" ".join(words)] = await _list(tables, words)
     return found
 

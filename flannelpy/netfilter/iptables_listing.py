@@ -141,14 +141,14 @@ class _Rules:
 class Tables:
     """All tables of one ``iptables-save`` in which the kernel accepts a DROP.
 
-    ``program``: the command.  ``is_guarded``: whether flannelpy restores its rules in this flavour of iptables.  Then
-    the rules of flannelpy's chains are not kept: they are known, and may be thousands.
+    ``program``: the command.  ``has_own_rules``: whether flannelpy restores its rules in this flavour of iptables.
+    Then the rules of flannelpy's chains are not kept: they are known, and may be thousands.
     ``is_nft``: whether they are tables of nftables; ``incompatible``: those that the command does not list in full.
     """
 
-    def __init__(self, program: str, *, is_guarded: bool = True) -> None:
+    def __init__(self, program: str, *, has_own_rules: bool = True) -> None:
         self.program = program
-        self.is_guarded = is_guarded
+        self.has_own_rules = has_own_rules
         self.is_nft = False
         self.found: list[Table] = []
         self.incompatible: set[str] = set()
@@ -159,8 +159,8 @@ class Tables:
 
     def __eq__(self, other: object) -> bool:
         """Whether both hold the same rules."""
-        return isinstance(other, Tables) and (self.is_guarded, self.is_nft, self.incompatible, self.found) == (
-            other.is_guarded,
+        return isinstance(other, Tables) and (self.has_own_rules, self.is_nft, self.incompatible, self.found) == (
+            other.has_own_rules,
             other.is_nft,
             other.incompatible,
             other.found,
@@ -193,7 +193,7 @@ class Tables:
         return self._is_committed and not self._rest
 
     def _take(self, line: bytes) -> None:
-        if self.is_guarded and _is_of_own_chain(line):
+        if self.has_own_rules and _is_of_own_chain(line):
             return
         if line.startswith(b"# "):
             self._note(line)

@@ -119,7 +119,7 @@ def of_table(table: Table, tables: Tables, traffic: Traffic, native: NativeRules
 
     ``native``: the rules of the table as nft lists them, empty if they are not known; None for iptables-legacy.
     """
-    chains = table.rules(native, _accepting(table.name, traffic) if tables.is_guarded else {})
+    chains = table.rules(native, _accepting(table.name, traffic) if tables.has_own_rules else {})
     found: list[Obstacle] = []
     for hook in _HOOKS:
         if hook not in chains:

@@ -294,7 +294,7 @@ OF_NEXTHOP_OBJECTS = (
 
 
 @over(VXLAN)
-@pytest.mark.parametrize("who", ["the guard", "cleanup"])
+@pytest.mark.parametrize("who", ["repair", "cleanup"])
 def test_our_routes_with_nexthop_objects_are_removed_like_others(host: Host, backend: Backend, who: str) -> None:
     daemon = started(host)
     if who == "cleanup":
@@ -313,7 +313,7 @@ def test_our_routes_with_nexthop_objects_are_removed_like_others(host: Host, bac
         lambda: [found] if "11.0.21" not in (found := host.run("ip", "route").stdout) else [], 3, "the routes to go"
     )
     assert outside.split()[0] in left[0]
-    if who == "the guard":
+    if who == "repair":
         host.configure("route add 11.0.214.0/24 via 172.17.8.9 proto 85")
         daemon.wait_for_log("route to 11.0.214.0/24 via 172.17.8.9 leads to no peer; removed")
         assert "Invalid argument" not in daemon.log()

@@ -353,14 +353,14 @@ def test_the_mtu_of_a_public_ip_on_lo_is_that_of_the_interface_by_which_packets_
     assert on_lo.subnet_env()["FLANNEL_MTU"] == plain.subnet_env()["FLANNEL_MTU"]
 
 
-def test_the_firewall_guards_the_public_ip(public: Lab) -> None:
+def test_the_firewall_protects_the_public_ip(public: Lab) -> None:
     """A container must not send datagrams with the host's public IP, which is the source of the host's datagrams."""
 
-    def is_guarded(host: Host) -> bool:
+    def is_protected(host: Host) -> bool:
         [public_ip] = re.findall(r"Using (\S+) as external endpoint", host.log())
         return f"! -d {public_ip}/32 -p udp" in host.run("iptables-save").stdout
 
-    wait_for(lambda: all(map(is_guarded, public.hosts)), 10, "the rules about each public IP")
+    wait_for(lambda: all(map(is_protected, public.hosts)), 10, "the rules about each public IP")
 
 
 def test_a_link_that_is_down_or_unplugged_is_not_ready_until_it_is_back(public: Lab) -> None:

@@ -21,7 +21,7 @@ NETWORK = "11.0.0.0/16"
 MASQUERADE, DROP, ZONE, ACCEPT, OUTWARD = (f"FLANNEL-{kind}-{NETWORK}" for kind in "MDZAO")
 OUTSIDE = "172.17.8.1"  # has no route to the containers
 DATAGRAMS = str(Path(__file__).parent / "datagrams.py")
-GUARD_TURNS = str(Path(__file__).parent / "guard_turns.py")
+FIREWALL_TURNS = str(Path(__file__).parent / "firewall_turns.py")
 #: A duration of sleep that no other process on this machine uses.
 _HANGS = f"sleep {100_000 + os.getpid()}"
 #: One check a second, one more for a change during it, and a margin for a busy machine.
@@ -31,7 +31,7 @@ UDP = '{"Network":"11.0.0.0/16"}'
 VXLAN = '{"Network":"11.0.0.0/16","Backend":{"Type":"vxlan"}}'
 
 
-class Guarded:
+class Checked:
     """A host with a daemon whose rules are in place, and a container."""
 
     def __init__(self, flavour: Flavour, *flags: str) -> None:
@@ -51,10 +51,10 @@ class Guarded:
 
 
 @pytest.fixture(scope="module", params=FLAVOURS)
-def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
+def checked(request: pytest.FixtureRequest) -> Iterator[Checked]:
     with Lab(hosts=1) as lab:
         lab.put_config()
-        yield Guarded(Flavour(lab.hosts[0], request.param), "-iptables-resync=1")
+        yield Checked(Flavour(lab.hosts[0], request.param), "-iptables-resync=1")
 
 
 def flush(table: str) -> Callable[[Flavour], None]:
@@ -100,11 +100,11 @@ SABOTAGE = {
 CASES = [(flavour, kind) for flavour in FLAVOURS for kind in SABOTAGE if flavour == "nft" or kind in BOTH]
 
 
-@pytest.mark.parametrize(("guarded", "kind"), CASES, indirect=["guarded"])
-def test_lost_rules_are_restored(guarded: Guarded, kind: str) -> None:
+@pytest.mark.parametrize(("checked", "kind"), CASES, indirect=["checked"])
+def test_lost_rules_are_restored(checked: Checked, kind: str) -> None:
     """Rules of other programs, before and behind flannelpy's, stay unchanged."""
-    flavour, sabotage = guarded.flavour, SABOTAGE[kind]
-    before, repairs, logged = guarded.rules, guarded.repairs(), guarded.daemon.log().count("Restored iptables")
+    flavour, sabotage = checked.flavour, SABOTAGE[kind]
+    before, repairs, logged = checked.rules, checked.repairs(), checked.daemon.log().count("Restored iptables")
     foreign = [("nat", "POSTROUTING"), ("mangle", "FORWARD"), ("raw", "PREROUTING")]
     sabotage(flavour)
     for table, hook in foreign:
@@ -114,9 +114,9 @@ def test_lost_rules_are_restored(guarded: Guarded, kind: str) -> None:
         return [line for lines in rules.values() for line in lines if "FLANNEL" in line]
 
     wait_for(lambda: ours(flavour.all_rules()) == ours(before), DEADLINE, "the rules")
-    assert guarded.has_a_way_out()
-    wait_for(lambda: guarded.repairs() > repairs, 2, "a repair in the status")
-    assert guarded.daemon.log().count("Restored iptables") > logged
+    assert checked.has_a_way_out()
+    wait_for(lambda: checked.repairs() > repairs, 2, "a repair in the status")
+    assert checked.daemon.log().count("Restored iptables") > logged
     for table, hook in foreign:
         flavour.run("-t", table, "-D", hook, *FOREIGN)
     for table, accepting in (("nat", "POSTROUTING -p udp --dport 9 -j ACCEPT"), ("mangle", "FORWARD -j ACCEPT")):
@@ -124,31 +124,31 @@ def test_lost_rules_are_restored(guarded: Guarded, kind: str) -> None:
     assert flavour.all_rules() == before
 
 
-def test_accept_local_is_restored(guarded: Guarded) -> None:
+def test_accept_local_is_restored(checked: Checked) -> None:
     path = "/proc/sys/net/ipv4/conf/flannel0/accept_local"
-    guarded.host.run("sh", "-c", f"echo 0 >{path}")
-    wait_for(lambda: guarded.host.run("cat", path).stdout == "1\n", DEADLINE, "accept_local")
-    guarded.daemon.wait_for_log("Restored accept_local of flannel0: another program set it to 0")
+    checked.host.run("sh", "-c", f"echo 0 >{path}")
+    wait_for(lambda: checked.host.run("cat", path).stdout == "1\n", DEADLINE, "accept_local")
+    checked.daemon.wait_for_log("Restored accept_local of flannel0: another program set it to 0")
 
 
-def test_after_a_restart_nothing_is_repaired_or_written_twice(guarded: Guarded) -> None:
-    guarded.daemon.stop()
-    guarded.daemon = guarded.flavour.start_daemon("-ip-masq", "-iptables-resync=1")
-    guarded.daemon.wait_for_log("Watching for new subnet leases")
+def test_after_a_restart_nothing_is_repaired_or_written_twice(checked: Checked) -> None:
+    checked.daemon.stop()
+    checked.daemon = checked.flavour.start_daemon("-ip-masq", "-iptables-resync=1")
+    checked.daemon.wait_for_log("Watching for new subnet leases")
     time.sleep(2.5)  # two checks
-    assert guarded.flavour.all_rules() == guarded.rules
-    assert "Restored" not in guarded.daemon.log()
+    assert checked.flavour.all_rules() == checked.rules
+    assert "Restored" not in checked.daemon.log()
 
 
 def test_by_default_rules_that_nft_flushes_are_restored_within_seven_seconds() -> None:
     with Lab(hosts=1) as lab:
         lab.put_config()
-        guarded = Guarded(Flavour(lab.hosts[0], "nft"))
-        guarded.host.run("nft", "flush", "ruleset")
-        assert not guarded.has_a_way_out()
-        wait_for(lambda: guarded.flavour.chains("filter"), 7, "the rules")
-        assert guarded.has_a_way_out()
-        assert {table: guarded.flavour.chains(table) for table in ("nat", "mangle", "raw", "filter")} == {
+        checked = Checked(Flavour(lab.hosts[0], "nft"))
+        checked.host.run("nft", "flush", "ruleset")
+        assert not checked.has_a_way_out()
+        wait_for(lambda: checked.flavour.chains("filter"), 7, "the rules")
+        assert checked.has_a_way_out()
+        assert {table: checked.flavour.chains(table) for table in ("nat", "mangle", "raw", "filter")} == {
             "nat": {MASQUERADE},
             "mangle": {DROP},
             "raw": {ZONE, ACCEPT},
@@ -173,7 +173,7 @@ def test_no_turn_of_the_loop_is_long_with_30000_foreign_rules_and_10000_peers() 
         flavour = Flavour(lab.hosts[0], "legacy")
         lab.hosts[0].run("nft", "-f", "-", input=large_nftables())
         flavour.restore(f"*nat\n:KUBE - [0:0]\n{rules}-A POSTROUTING -s 10.0.0.0/8 -j KUBE\nCOMMIT\n")
-        argv = ["env", f"PATH={flavour.env['PATH']}", sys.executable, GUARD_TURNS, "10000"]
+        argv = ["env", f"PATH={flavour.env['PATH']}", sys.executable, FIREWALL_TURNS, "10000"]
         for _ in range(3):
             longest, repairs = flavour.host.run(*argv, timeout=180).stdout.split()
             assert repairs == "3"
@@ -266,9 +266,9 @@ def test_failures_of_the_default_rules_never_stop_a_daemon(host: Host, tmp_path:
     daemon = host.start_daemon("-iface=eth1", "-iptables-resync=1", env=broken(tmp_path, script))
     daemon.wait_ready(5)
     if script not in (_HANGS, "exit 0"):
-        daemon.wait_for_log("Cannot guard the iptables tables? ")
+        daemon.wait_for_log("Failed to check iptables tables? ")
         time.sleep(2.5)  # two more checks
-        assert daemon.log().count("Cannot guard the iptables table") == 1
+        assert daemon.log().count("Failed to check iptables table") == 1
     host.run("sh", "-c", "ip link del flannel.1")  # the repair loop is not delayed
     daemon.wait_for_log("flannel.1 was removed", 15)
     wait_for(lambda: "flannel.1" in host.run("ip", "link").stdout, 15, "the device")
@@ -292,9 +292,9 @@ def test_a_command_that_appears_later_is_used(host: Host, tmp_path: Path) -> Non
     flavour = Flavour(host, "nft")
     environment = broken(tmp_path, "exit 4")
     daemon = host.start_daemon("-iface=eth1", "-iptables-resync=1", env=environment)
-    daemon.wait_for_log("Cannot guard the iptables tables? .*exit code 4")
+    daemon.wait_for_log("Failed to check iptables tables? .*exit code 4")
     broken(tmp_path, None)
-    daemon.wait_for_log("Each iptables table is guarded again")
+    daemon.wait_for_log("iptables tables are checked again")
     rule = f"-A {DROP} -d 172.17.8.177/32 -j DROP"
     wait_for(lambda: rule in flavour.rules("mangle"), DEADLINE, "the peer's rule")
     daemon.stop()

@@ -76,9 +76,9 @@ class Scene:
         for name in NETWORKS:
             self.ping(name)
         for host in self.hosts:
-            wait_for(partial(self.is_guarded, host), 10, "the rules for the other host")
+            wait_for(partial(self.has_rules, host), 10, "the rules for the other host")
 
-    def is_guarded(self, host: Host) -> bool:
+    def has_rules(self, host: Host) -> bool:
         """Return whether both networks have the rule about the other host, which is added within a second."""
         [other] = [other for other in self.hosts if other is not host]
         rules = host.run("iptables-save", "-t", "mangle").stdout

@@ -47,7 +47,7 @@ def test_a_daemon_removes_what_a_run_with_the_other_flavour_left(host: Host, bef
     assert old.all_rules() == foreign
     log = daemon.log()
     assert f"Removed iptables-{before} chain FLANNEL-A-11.0.0.0/16 of an earlier run in table filter" in log
-    assert "Cannot guard" not in log
+    assert "Failed to check" not in log
     assert "Restored" not in log
 
 

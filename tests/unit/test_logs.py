@@ -128,18 +128,22 @@ def test_a_line_has_an_end() -> None:
     assert len(formatted(record(logging.ERROR, "%s", "\n" * 100_000))) < 5000
 
 
-def test_messages_without_end_are_logged_up_to_a_limit_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_without_end_are_logged_up_to_a_limit_and_counted(
+    caplog: pytest.LogCaptureFixture, clock: list[float]
+) -> None:
     limit = logs.LogLimit(logging.getLogger("flannelpy.x"), "Ignoring leases")
     for number in range(10_000):
-        limit.message(logging.ERROR, f"message {number}", 100.0 + number / 1000)
-        limit.report(100.0 + number / 1000)
+        clock[0] = 100.0 + number / 1000
+        limit.message(logging.ERROR, f"message {number}")
+        limit.report()
     assert caplog.messages == [f"message {number}" for number in range(limit.BURST)]
-    limit.report(219.0)
+    clock[0] = 219.0
+    limit.report()
     assert len(caplog.messages) == limit.BURST
-    limit.report(221.0)
-    limit.report(400.0)
+    for clock[0] in (221.0, 400.0):
+        limit.report()
     assert caplog.messages[limit.BURST :] == [f"Ignoring leases: {10_000 - limit.BURST} more in the last two minutes"]
-    limit.message(logging.WARNING, "later", 400.0)
+    limit.message(logging.WARNING, "later")
     assert caplog.messages[-1] == "later"
 
 
@@ -175,6 +179,59 @@ def test_a_failure_is_logged_once_for_each_cause_in_a_row(caplog: pytest.LogCapt
     assert caplog.records[-1].levelno == logging.WARNING
 
 
+def note(failures: FailureLog, causes: dict[str, str]) -> None:
+    failures.note_all(causes, lambda subjects, cause: f"{'+'.join(subjects)} {cause}")
+
+
+def test_subjects_that_fail_for_one_cause_are_one_line_while_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    failures = FailureLog(logging.getLogger("flannelpy"), "Add routes")
+    for _ in range(3):
+        note(failures, {"a": "refused", "b": "invalid", "c": "refused"})
+    note(failures, {"a": "refused", "c": "invalid", "d": "refused"})
+    note(failures, {"b": "invalid"})
+    failures.note_logged("refused", "a")
+    note(failures, {"a": "refused", "b": "invalid"})
+    assert caplog.messages == ["a+c refused", "b invalid", "c invalid", "d refused", "b invalid"]
+    assert {record.filename for record in caplog.records} == {"test_logs.py"}
+
+
+def test_any_number_of_subjects_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    failures = FailureLog(logging.getLogger("flannelpy"), "Add routes")
+    failures.note_all(dict.fromkeys(range(5000), "refused"), lambda subjects, _: str(len(subjects)))
+    assert caplog.messages == ["5000"]
+
+
+def test_each_subject_of_an_operation_has_its_own_cause(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    failures = FailureLog(logging.getLogger("flannelpy"), "Check")
+    for subject in ("one", "other", "one"):
+        failures.failed("refused", f"{subject}: refused", subject=subject)
+    assert failures.recovered("one works again", subject="one")
+    assert not failures.recovered("one works again", subject="one")
+    assert caplog.messages == ["one: refused", "other: refused", "one works again"]
+
+
+def test_what_was_omitted_is_reported_without_another_failure(
+    caplog: pytest.LogCaptureFixture, clock: list[float]
+) -> None:
+    failures = FailureLog(logging.getLogger("flannelpy"), "Check", burst=5)
+    for number in range(9):
+        failures.failed(str(number))
+    clock[0] = 121.0
+    failures.report()
+    assert caplog.messages[5:] == ["Check: 4 more in the last two minutes"]
+
+
+def test_a_limit_uses_the_clock_that_it_is_given(caplog: pytest.LogCaptureFixture) -> None:
+    now = [1000.0]
+    limit = logs.LogLimit(logging.getLogger("flannelpy"), "Ignoring leases", 1, lambda: now[0])
+    for text in ("one", "two"):
+        limit.message(logging.ERROR, text)
+    now[0] += limit.PAUSE + 1
+    limit.report()
+    assert caplog.messages == ["one", "Ignoring leases: 1 more in the last two minutes"]
+
+
 def test_leases_that_come_and_go_without_end_fill_no_log(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
     lease_log = LeaseLog(logging.getLogger("flannelpy.x"))
     caplog.set_level(logging.INFO)
@@ -199,11 +256,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_an_hour_of_it_is_a_hundred_lines(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_hour_of_it_is_a_hundred_lines(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
     limit = logs.LogLimit(logging.getLogger("flannelpy.x"), "Ignoring leases")
     for number in range(36_000):
-        limit.message(logging.ERROR, "message", number / 10)
-        limit.report(number / 10)
+        clock[0] = number / 10
+        limit.message(logging.ERROR, "message")
+        limit.report()
     assert len(caplog.messages) < 150
 
 

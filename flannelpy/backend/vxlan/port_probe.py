@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import Never
 
+from flannelpy.causes import listed
 from flannelpy.datapath.vxlan_settings import Settings
 from flannelpy.linux.udp_probe import PortState, probe
-from flannelpy.logs import LogLimit
+from flannelpy.logs import FailureLog
 from flannelpy.subnet import go_json
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease
@@ -36,7 +36,7 @@ Probe = Callable[[IPv4Address, IPv4Address, int], Awaitable[PortState]]
 
 
 class PortProbe:
-    """Probes the peers in the background, and logs once each peer that listens only on the other port.
+    """Probes the peers in the background, and logs once which peers listen only on the other port.
 
     A flannelpy peer with our config has our port.  So without PortSwapped, only peers that run the original are probed:
     their leases have no HostID.
@@ -52,8 +52,8 @@ class PortProbe:
         self._subnets: dict[IPv4Address, dict[IPv4Network, None]] = {}
         self._due: dict[IPv4Address, None] = {}
         self._wake_up = asyncio.Event()
-        self._reported: set[IPv4Address] = set()
-        self._lines = LogLimit(log, "Peers that listen on another UDP port", burst=10)
+        self._unreachable: dict[IPv4Address, None] = {}
+        self._failures = FailureLog(log, "Peers that listen on another UDP port", burst=10)
 
     def follow(self, lease: Lease) -> None:
         """Probe the host of an added or changed lease, if it may listen on the other port."""
@@ -85,7 +85,6 @@ class PortProbe:
             if loop.time() >= again_at:
                 again_at = loop.time() + _AGAIN_SECONDS
                 self._due |= dict.fromkeys(self._subnets)
-                self._reported &= self._subnets.keys()
             await self._check_some()
 
     async def _check_some(self) -> None:
@@ -94,6 +93,7 @@ class PortProbe:
         for peer in some:
             del self._due[peer]
         await asyncio.gather(*map(self._check, some))
+        self._log_unreachable()
         await asyncio.sleep(_PAUSE_SECONDS if some else 0)
 
     async def _check(self, peer: IPv4Address) -> None:
@@ -101,30 +101,30 @@ class PortProbe:
             *(self._ask(self._source, peer, port) for port in (self._settings.port, self._settings.other_port))
         )
         if ours is PortState.SILENT:
-            self._reported.discard(peer)
-        elif ours is PortState.CLOSED and other is PortState.SILENT and peer not in self._reported:
-            self._report(peer)
+            self._unreachable.pop(peer, None)
+        elif ours is PortState.CLOSED and other is PortState.SILENT:
+            self._unreachable[peer] = None
 
-    def _report(self, peer: IPv4Address) -> None:
-        """Log a peer that packets do not reach, unless its lease was removed meanwhile."""
-        subnets = ", ".join(map(str, self._subnets.get(peer, ())))
-        if subnets:
-            self._reported.add(peer)
-            what = (
-                f"Peer {peer} ({subnets}) is unreachable: its UDP port {self._settings.port} is closed, "
-                f"and {self._settings.other_port} is not"
-            )
-            self._lines.message(logging.ERROR, f"{what}. {self._remedy()}", time.monotonic())
+    def _log_unreachable(self) -> None:
+        """Log once the peers that packets do not reach, unless their leases were removed meanwhile."""
+        self._unreachable = {peer: None for peer in self._unreachable if peer in self._subnets}
+        cause = f"UDP port {self._settings.port} is closed, and {self._settings.other_port} is not"
+        self._failures.note_all(dict.fromkeys(self._unreachable, cause), self._line)
+
+    def _line(self, peers: Sequence[IPv4Address], cause: str) -> str:
+        texts = [f"{peer} ({listed(list(self._subnets[peer]))})" for peer in sorted(peers)]
+        subject = f"Peer {texts[0]} is" if len(texts) == 1 else f"Peers {listed(texts)} are"
+        return f"{subject} unreachable: {cause}. {self._remedy()}"
 
     def _remedy(self) -> str:
         config = config_with(self._config, is_swapped=not self._is_swapped)
         put = f"put this config into etcd and restart flannelpy on all hosts: {config}"
         if self._is_swapped:
             return (
-                "It runs flanneld v0.5.6 or later, or was not restarted since PortSwapped is set. If no host runs "
-                f"flanneld up to v0.5.5 any more, {put}"
+                "Such a peer runs flanneld v0.5.6 or later, or was not restarted since PortSwapped is set. If no host "
+                f"runs flanneld up to v0.5.5 any more, {put}"
             )
-        return f"flanneld up to v0.5.5 swaps the bytes of Backend.Port. To reach it, {put}"
+        return f"flanneld up to v0.5.5 swaps the bytes of Backend.Port. To reach such a peer, {put}"
 
 
 def config_with(config: NetworkConfig, *, is_swapped: bool) -> str:

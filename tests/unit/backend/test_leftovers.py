@@ -156,8 +156,8 @@ def test_foreign_routes_on_our_device_are_logged_before_its_removal(
     assert len(caplog.messages) == bool(count)
     for message in caplog.messages:
         assert message.startswith("The removal of device flannel0 removes routes of other programs: 10.0.0.0/16 via")
-        assert message.count("via") == 10
-        assert message.endswith(" and 1 more") is (count == 11)
+        assert message.count("via") == 3
+        assert message.endswith(f" and {count - 3} more")
         assert "11.1.8.0" not in message
         assert "10.99.0.0" not in message
 

@@ -44,7 +44,7 @@ class World:
 
     def check(self) -> str:
         asyncio.run(self.routes.check(self.machine))
-        return self.routes.problem
+        return self.routes.report().problem
 
     def refuse(self, network: IPv4Network, error: int = errno.ENETUNREACH) -> None:
         self.machine.diverted[network, False] = RouteAnswer(errno=error)
@@ -174,7 +174,7 @@ def test_checks_at_the_same_time_take_leases_in_in_their_order() -> None:
         await asyncio.gather(first, world.routes.check(world.machine))
 
     asyncio.run(scenario())
-    assert world.routes.problem == ""
+    assert world.routes.report().problem == ""
 
 
 def test_a_link_that_goes_between_two_questions_is_no_fault() -> None:
@@ -194,6 +194,6 @@ def test_what_cannot_be_asked_is_raised_and_nothing_is_concluded() -> None:
     netlink: Netlink = Deaf()
     with pytest.raises(OSError, match="No buffer space"):
         asyncio.run(world.routes.check(netlink))
-    assert world.routes.problem == ""
+    assert world.routes.report().problem == ""
     world.machine.diverted[FAR, False] = NO_ROUTE
     assert world.check() != ""

@@ -630,7 +630,7 @@ def test_a_fault_of_the_packet_path_ends_its_own_network_and_not_the_loop(
             async with asyncio.timeout(DEADLINE):
                 await bench.proxy.failure
         assert bench.proxy.paused
-        bench.proxy.resume(bench.tun)  # as the guard may do at this very moment
+        bench.proxy.resume(bench.tun)  # as the repair loop may do at this very moment
         bench.give(outgoing(2))
         await some_turns()
 

@@ -190,7 +190,7 @@ def test_many_subnets_of_one_cause_are_one_line(caplog: pytest.LogCaptureFixture
 
     play(scenario)
     assert caplog.messages == [
-        "Packets to 11.0.1.0/24 and 2 more subnets do not take flannelpy's routes: "
+        "Packets to 11.0.1.0/24, 11.0.2.0/24, 11.0.3.0/24 do not take flannelpy's routes: "
         "route 11.0.0.0/17 via 172.17.8.1 dev eth1 proto static takes the host's packets"
     ]
 

@@ -81,9 +81,9 @@ def test_a_host_of_the_original_with_the_other_port_is_logged_once(
     play(World(Port=7890), scenario, monkeypatch)
     [line] = caplog.messages
     assert line == (
-        "Peer 172.17.8.2 (11.0.2.0/24, 11.0.3.0/24) is unreachable: its UDP port 7890 is closed, and 53790 is not. "
-        "flanneld up to v0.5.5 swaps the bytes of Backend.Port. To reach it, put this config into etcd and restart "
-        'flannelpy on all hosts: {"Network":"11.0.0.0/16","SubnetLen":24,"SubnetMin":"11.0.1.0",'
+        "Peer 172.17.8.2 (11.0.2.0/24, 11.0.3.0/24) is unreachable: UDP port 7890 is closed, and 53790 is not. "
+        "flanneld up to v0.5.5 swaps the bytes of Backend.Port. To reach such a peer, put this config into etcd and "
+        'restart flannelpy on all hosts: {"Network":"11.0.0.0/16","SubnetLen":24,"SubnetMin":"11.0.1.0",'
         '"SubnetMax":"11.0.255.0","Backend":{"Type":"vxlan","Port":7890,"PortSwapped":true}}'
     )
 
@@ -145,10 +145,10 @@ def test_what_was_logged_of_removed_hosts_is_forgotten(monkeypatch: pytest.Monke
         world.ports = {("172.17.8.2", 7890): CLOSED}
         world.probe.follow(lease(2))
         await world.has_asked(2)
-        assert world.probe._reported
+        assert world.probe._unreachable
         world.probe.forget(lease(2).subnet)
         async with asyncio.timeout(2):
-            while world.probe._reported:  # noqa: ASYNC110 - what is waited for has no event
+            while world.probe._unreachable:  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0.001)
 
     play(World(Port=7890), scenario, monkeypatch)
@@ -164,10 +164,10 @@ def test_with_swapped_bytes_every_host_that_has_the_plain_port_is_logged(
         await world.has_asked(4)
 
     play(World(Port=7890, PortSwapped=True), scenario, monkeypatch)
-    assert len(caplog.messages) == 2
-    for line in caplog.messages:
-        assert "UDP port 53790 is closed, and 7890 is not. It runs flanneld v0.5.6 or later" in line
-        assert line.endswith('"Backend":{"Type":"vxlan","Port":7890}}')
+    [line] = caplog.messages
+    assert line.startswith("Peers 172.17.8.2 (11.0.2.0/24), 172.17.8.3 (11.0.3.0/24) are unreachable: UDP port 53790 ")
+    assert "is closed, and 7890 is not. Such a peer runs flanneld v0.5.6 or later" in line
+    assert line.endswith('"Backend":{"Type":"vxlan","Port":7890}}')
 
 
 @pytest.mark.parametrize("backend", [{}, {"Port": 0}, {"Port": 257}, {"Port": None}])

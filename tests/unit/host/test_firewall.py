@@ -1,4 +1,4 @@
-"""The guard of iptables rules: what it restores, counts and logs, and that its failures stop nothing else."""
+"""The firewall: what it restores, counts and logs, and that its failures stop nothing else."""
 
 from __future__ import annotations
 
@@ -88,15 +88,15 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> FakeTables:
 
 @pytest.fixture
 def live(tables: FakeTables, caplog: pytest.LogCaptureFixture) -> Life:
-    """Runs a story beside the guard."""
+    """Runs a story beside the checks."""
     caplog.set_level("INFO", logger="flannelpy")
 
     def live(story: Callable[[World], Awaitable[None]]) -> None:
         async def life() -> None:
             world = World(tables)
-            guard = asyncio.create_task(world.firewall.run())
+            checks = asyncio.create_task(world.firewall.run())
             await story(world)
-            guard.cancel()
+            checks.cancel()
 
         run(life())
 
@@ -161,7 +161,7 @@ def test_a_failure_of_masquerading_is_an_error_that_names_the_flag(live: Life) -
 
 
 @pytest.mark.parametrize("seconds", [0.0, 3.8, 4.3, 4.8, 5.3])
-def test_masquerading_and_the_guard_do_not_put_the_same_rules_twice(
+def test_masquerading_and_the_checks_do_not_put_the_same_rules_twice(
     live: Life, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     """A network starts at any moment, and a table may take long to be listed."""
@@ -414,12 +414,12 @@ def test_a_failure_is_one_warning_and_tried_again(live: Life, caplog: pytest.Log
         await asyncio.sleep(60)
         [message] = caplog.messages
         assert message.startswith(
-            "Cannot guard the iptables table mangle: iptables-save -t mangle failed: no permission;"
+            "Failed to check iptables table mangle: iptables-save -t mangle failed: no permission;"
         )
         world.tables.failure = ""
         await asyncio.sleep(5.1)
         assert "FLANNEL-D-11.1.0.0/16" in world.tables.tables["mangle"]
-        assert caplog.messages[1:] == ["Each iptables table is guarded again"]
+        assert caplog.messages[1:] == ["iptables tables are checked again"]
         assert world.firewall.repairs[""] == 0
 
     live(story)
@@ -434,8 +434,8 @@ def test_a_command_that_fails_for_each_table_is_one_warning(live: Life, caplog: 
         await asyncio.sleep(40)
 
     live(story)
-    [message] = [message for message in caplog.messages if "Cannot" in message]
-    assert message.startswith("Cannot guard the iptables tables raw, filter: the command iptables-save is missing")
+    [message] = [message for message in caplog.messages if "Failed" in message]
+    assert message.startswith("Failed to check iptables tables raw, filter: the command iptables-save is missing")
     assert "Docker's rules may drop packets of containers" in message
 
 
@@ -567,7 +567,7 @@ def test_a_change_of_flavour_while_the_daemon_runs_is_noticed(live: Life, tables
     live(story)
 
 
-def test_a_flavour_that_fails_does_not_keep_the_guard_from_its_rules(
+def test_a_flavour_that_fails_does_not_keep_the_rules_from_their_check(
     live: Life, tables: FakeTables, caplog: pytest.LogCaptureFixture
 ) -> None:
     tables.other = FakeTables()
@@ -588,17 +588,17 @@ def test_what_stops_packets_is_looked_for_without_forward_rules_too_and_reported
         world.add("", BLUE)
         traffic = Traffic(BLUE, next(BLUE.subnets(new_prefix=24)), ("flannel0",), "", ())
         reports: list[str] = []
-        world.firewall.watch("", traffic, lambda: reports.append(world.firewall.obstacle("")))
+        world.firewall.watch("", traffic, lambda: reports.append(world.firewall.report("").obstacle))
         await asyncio.sleep(10)
-        assert world.firewall.obstacle("") == ""
+        assert world.firewall.report("").obstacle == ""
         world.tables.tables["filter"]["FORWARD"].append("-o docker0 -j DROP")
         world.firewall.watch("", traffic._replace(bridges=("docker0",)), lambda: reports.append("now"))
         await asyncio.sleep(1.5)
-        assert "'-A FORWARD -o docker0 -j DROP' drops" in world.firewall.obstacle("")
+        assert "'-A FORWARD -o docker0 -j DROP' drops" in world.firewall.report("").obstacle
         assert reports[-1] == "now"
         world.tables.tables["filter"]["FORWARD"].clear()
         await asyncio.sleep(5.5)
-        assert world.firewall.obstacle("") == ""
+        assert world.firewall.report("").obstacle == ""
 
     live(story)
 
@@ -687,10 +687,10 @@ def test_accept_local_is_restored(
         await asyncio.sleep(20)
 
     live(story)
-    restored, broken, guarded = (message for message in caplog.messages if "accept_local" in message)
+    restored, broken, recovered = (message for message in caplog.messages if "accept_local" in message)
     assert restored.startswith("Restored accept_local of flannel0: another program set it to 0")
-    assert broken.startswith(f"Cannot guard accept_local of flannel0: cannot read {sysctls.own}: Is a directory")
-    assert guarded == "accept_local of flannel0 is guarded again"
+    assert broken.startswith(f"Failed to check accept_local of flannel0: cannot read {sysctls.own}: Is a directory")
+    assert recovered == "accept_local of flannel0 is checked again"
 
 
 @pytest.mark.parametrize(
@@ -744,7 +744,7 @@ def test_settings_that_are_hidden_are_one_warning(
 # A network that ends
 
 
-def test_the_rules_of_a_network_that_has_ended_stay_and_are_guarded_no_longer(
+def test_the_rules_of_a_network_that_has_ended_stay_and_are_checked_no_longer(
     live: Life, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story(world: World) -> None:
@@ -791,7 +791,7 @@ def test_a_network_may_end_while_its_rules_are_checked(
     live(story)
 
 
-def test_a_fault_of_the_guard_ends_nothing_and_is_logged_once(
+def test_a_fault_of_the_check_ends_nothing_and_is_logged_once(
     live: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story(world: World) -> None:
@@ -803,7 +803,7 @@ def test_a_fault_of_the_guard_ends_nothing_and_is_logged_once(
         assert "FLANNEL-Z-11.1.0.0/16" not in world.rules("raw")
 
     live(story)
-    fault, again = [message for message in caplog.messages if "irewall" in message or "Cannot guard" in message]
-    assert fault.startswith("Cannot guard iptables rules: Unexpected error in firewall.py:")
+    fault, again = [message for message in caplog.messages if "iptables rules" in message]
+    assert fault.startswith("Failed to check iptables rules: Unexpected error in firewall.py:")
     assert "ZeroDivisionError" in fault
-    assert again == "The firewall is guarded again"
+    assert again == "iptables rules are checked again"

@@ -50,9 +50,9 @@ def test_a_networks_rules_are_removed_and_those_of_others_stay(tables: FakeTable
             firewall.add(name, rules, lambda: None)
             await firewall.masquerade(name)
             firewall.apply(name, [])
-        guard = asyncio.create_task(firewall.run())
+        checks = asyncio.create_task(firewall.run())
         await asyncio.sleep(3)
-        guard.cancel()
+        checks.cancel()
         assert await firewall_tables.remove(BLUE) == Removal(
             [
                 "iptables rule: POSTROUTING -j FLANNEL-M-11.1.0.0/16",

@@ -161,14 +161,14 @@ def test_a_user_who_may_not_list_the_legacy_tables_asks_for_each_that_may_exist(
 
 
 @pytest.mark.usefixtures("names")
-def test_the_guarded_flavour_is_that_of_the_command_iptables_save(command: Command, tmp_path: Path) -> None:
+def test_the_flavour_that_has_our_rules_is_that_of_the_command_iptables_save(command: Command, tmp_path: Path) -> None:
     command("xtables-nft-multi", "true")
     command("xtables-legacy-multi", "true")
     flavours = {"iptables-nft-save": "nft", "iptables-legacy-save": "legacy", "iptables-save": "legacy"}
     for name, flavour in flavours.items():
         (tmp_path / name).symlink_to(tmp_path / f"xtables-{flavour}-multi")
     found = all_iptables()
-    assert {name: isinstance(each, Tables) and each.is_guarded for name, each in found.items()} == {
+    assert {name: isinstance(each, Tables) and each.has_own_rules for name, each in found.items()} == {
         "iptables-nft-save": False,
         "iptables-legacy-save": True,
     }
@@ -193,7 +193,7 @@ def test_without_iptables_save_no_rules_are_guarded(
     monkeypatch.setenv("PATH", str(tmp_path))
     [found] = all_iptables().values()
     assert isinstance(found, Tables)
-    assert not found.is_guarded
+    assert not found.has_own_rules
 
 
 @pytest.mark.usefixtures("names")

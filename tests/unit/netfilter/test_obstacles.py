@@ -52,9 +52,9 @@ def of_iptables(
     return {re.findall("'(?:-A )?(.*)'", one.text, re.DOTALL)[0]: one.is_certain for one in listed}
 
 
-def listing(text: bytes, program: str = "iptables-save", *, is_guarded: bool = True) -> Tables:
+def listing(text: bytes, program: str = "iptables-save", *, has_own_rules: bool = True) -> Tables:
     """As it comes from the command, in parts."""
-    tables = Tables(program, is_guarded=is_guarded)
+    tables = Tables(program, has_own_rules=has_own_rules)
     for start in range(0, len(text), 50):
         tables.feed(text[start : start + 50])
     return tables
@@ -220,19 +220,19 @@ def test_a_comment_of_several_lines_is_no_rule() -> None:
     assert of_iptables(real, *JUMPS) == {real: True}
 
 
-def of_both(*rules: str, is_guarded: bool) -> list[bool]:
+def of_both(*rules: str, has_own_rules: bool) -> list[bool]:
     heads = ["*filter", ":FORWARD DROP [0:0]", *(f":{name} - [0:0]" for name in (ACCEPTING, OUTWARD))]
     text = "\n".join([*heads, *rules, "COMMIT", ""]).encode()
-    found = searched([listing(text, "iptables-legacy-save", is_guarded=is_guarded)], [], UDP)
+    found = searched([listing(text, "iptables-legacy-save", has_own_rules=has_own_rules)], [], UDP)
     return [each.is_certain for each in found]
 
 
-def test_a_chain_of_flannelpy_counts_as_accepting_only_in_the_iptables_that_is_guarded() -> None:
+def test_a_chain_of_flannelpy_counts_as_accepting_only_in_the_iptables_that_has_own_rules() -> None:
     """An earlier run may have used the other flavour, and left an empty chain there."""
     jumps = [f"-A {jump}" for jump in JUMPS]
-    assert of_both(*jumps, is_guarded=True) == []
-    assert of_both(*jumps, is_guarded=False) == [True]
-    assert of_both(*jumps, f"-A {ACCEPTING} -s 11.0.0.0/16 -d 11.0.0.0/16 -j ACCEPT", is_guarded=False) == []
+    assert of_both(*jumps, has_own_rules=True) == []
+    assert of_both(*jumps, has_own_rules=False) == [True]
+    assert of_both(*jumps, f"-A {ACCEPTING} -s 11.0.0.0/16 -d 11.0.0.0/16 -j ACCEPT", has_own_rules=False) == []
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,9 @@ def test_the_rules_that_are_known_are_those_that_are_written(
     for rule in rules:
         lines += jumps if rule == "jumps" else [f"-A {hook} {rule} -j DROP\n".encode()]
     text = b"".join([f"*{table}\n:{hook} {policy} [0:0]\n".encode(), *lines, *(chain.rules for chain in chains)])
-    known, read = (searched([listing(text, is_guarded=is_guarded)], [], traffic) for is_guarded in (True, False))
+    known, read = (
+        searched([listing(text, has_own_rules=has_own_rules)], [], traffic) for has_own_rules in (True, False)
+    )
     assert known == read
 
 

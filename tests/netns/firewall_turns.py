@@ -59,14 +59,14 @@ async def check(firewall: Firewall, peers: int) -> None:
     gc.disable()  # as the daemon does, which collects young objects between its checks
     await measure_from_now()
     await firewall.masquerade("")
-    guard = asyncio.create_task(firewall.run())
+    checks = asyncio.create_task(firewall.run())
     for table, chain in (("nat", MASQUERADE), ("nat", MASQUERADE), ("mangle", "FORWARD")):
         flush = await asyncio.create_subprocess_exec("iptables", "-t", table, "-F", chain)
         await flush.wait()
         firewall.apply("", leases[-1:])
         await repaired.wait()
         repaired.clear()
-    guard.cancel()
+    checks.cancel()
 
 
 async def measure_from_now() -> None:
