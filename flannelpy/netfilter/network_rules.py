@@ -160,29 +160,29 @@ def accept_forwarded(network: IPv4Network, subnet: IPv4Network, forwarding: Forw
 
 
 def accept_outward(
-    network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, others: Iterable[str] = ()
+    network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, others: Collection[IPv4Network] | None = None
 ) -> Chain:
     """Return the chain that accepts packets of containers here to other hosts, where the policy of FORWARD drops.
 
     Only FORWARD has a jump, which comes last: Docker accepts what leaves by its own bridge.  In DOCKER-USER, a
     container that Docker isolates could send into the network with a forged source.  Packets from the external
-    interface are not accepted, because another machine on the link could forge a source as well.
-    ``others``: further rules, those of ``outside``.
+    interface and from the overlay are not accepted, because another machine on the link could forge a source as well,
+    also inside a datagram of the backend.
+    ``others``: with -ip-masq, the other networks of this daemon, whose containers are not outside; None without it.
     """
-    name, external = chain_name(OUTWARD, network), forwarding.external
-    rules = [f"-s {subnet} -d {network} ! -i {external} -o {device} -j ACCEPT" for device in forwarding.devices]
+    name = chain_name(OUTWARD, network)
+    answers = [f"-d {subnet} {_REPLY} -j ACCEPT"] if others is not None else []
+    forged = [f"-i {device} -j RETURN" for device in dict.fromkeys((*forwarding.devices, forwarding.external))]
+    inside = [f"-s {subnet} -d {network} -o {device} -j ACCEPT" for device in forwarding.devices]
     if forwarding.masquerading:
-        rules.append(f"-s {subnet} ! -i {external} -o {forwarding.masquerading} {_REPLY} -j ACCEPT")
-    return Chain(name, _rules(name, [*rules, *others]), (Jump("FORWARD", "", Place.LAST),))
+        inside.append(f"-s {subnet} -o {forwarding.masquerading} {_REPLY} -j ACCEPT")
+    outside = _outside(network, subnet, others) if others is not None else []
+    rules = [*answers, *forged, *inside, *outside]
+    return Chain(name, _rules(name, rules), (Jump("FORWARD", "", Place.LAST),))
 
 
-def outside(network: IPv4Network, subnet: IPv4Network, external: str, others: Iterable[IPv4Network]) -> list[str]:
-    """Return the rules for -ip-masq: packets of containers here to destinations outside of the network, and replies.
-
-    ``others``: the other networks of this daemon, which are not outside.
-    """
-    inside = [f"-s {subnet} -d {other} -j RETURN" for other in others]
-    return [*inside, f"-s {subnet} ! -d {network} ! -i {external} -j ACCEPT", f"-d {subnet} {_REPLY} -j ACCEPT"]
+def _outside(network: IPv4Network, subnet: IPv4Network, others: Iterable[IPv4Network]) -> list[str]:
+    return [*(f"-s {subnet} -d {other} -j RETURN" for other in others), f"-s {subnet} ! -d {network} -j ACCEPT"]
 
 
 def _rules(name: str, rules: Iterable[str]) -> bytes:
@@ -340,10 +340,9 @@ class NetworkRules:
             return []
         about_peers = self._about_peers.accept_forwarded.text()
         others = [network for network in networks if network != self.network]
-        to_outside = outside(self.network, self._subnet, forwarding.external, others) if self.is_masqueraded else ()
         return [
             accept_forwarded(self.network, self._subnet, forwarding, about_peers),
-            accept_outward(self.network, self._subnet, forwarding, to_outside),
+            accept_outward(self.network, self._subnet, forwarding, others if self.is_masqueraded else None),
         ]
 
     def _forwarding(self) -> Forwarding | None:
