@@ -155,14 +155,14 @@ class Firewall:
             self._check_accept_local(name, rules)
         self._check_flavour()
         failed: dict[str, HostError] = {}
+        left: dict[str, HostError] = {}  # tables that flannelpy needs only to remove chains
         for table in KINDS:
             await asyncio.sleep(0)  # with thousands of peers, each of these steps takes milliseconds
             chains = self._chains(table)
             await asyncio.sleep(0)
-            if (chains or table in self._unchecked) and (error := await self._restore(table, chains)):
-                failed[table] = error
-        self._report_failures(failed)
-        self._moves.report()
+            if (chains or table in self._unchecked) and (error := await self._guard(table, chains)):
+                (failed if chains else left)[table] = error
+        self._report_failures(failed, left)
         await self._forward_check.check(self._traffic)
         for on_check in list(self._on_check.values()):
             on_check()
@@ -174,17 +174,21 @@ class Firewall:
             self._unchecked.update(KINDS)
         self._other_flavour = flavour
 
-    def _report_failures(self, failed: Mapping[str, HostError]) -> None:
+    def _report_failures(self, failed: Mapping[str, HostError], left: Mapping[str, HostError]) -> None:
         """Log one line for all tables, since the same command fails for each."""
-        if not failed:
+        if not failed and not left:
             self._recovered(_TABLES)
             return
-        tables = f"table{'s' if len(failed) > 1 else ''} {', '.join(failed)}"
+        errors = failed or left
+        tables = f"table{'s' if len(errors) > 1 else ''} {', '.join(errors)}"
+        error = next(iter(errors.values()))
+        cause = re.sub(r" -t \w+", "", str(error))  # the same for each table
+        if not failed:
+            self._failed(_TABLES, f"Failed to remove chains of earlier runs from iptables {tables}: {error}", cause)
+            return
         missing = "; ".join(map(network_rules.purposes, failed))
         docker = "; Docker's rules may drop packets of containers" if "filter" in failed else ""
-        error = next(iter(failed.values()))
-        cause = re.sub(r" -t \w+", "", str(error))  # the same for each table
-        self._failed(_TABLES, f"Failed to check iptables {tables}: {error}; {missing} may be missing{docker}", cause)
+        self._failed(_TABLES, f"Cannot guard the iptables {tables}: {error}; {missing} may be missing{docker}", cause)
 
     def watch(self, name: str, traffic: Traffic | None, on_check: Callable[[], None]) -> None:
         """Search for rules that drop these packets of a network, at once if ``traffic`` has changed.
@@ -232,7 +236,7 @@ class Firewall:
         try:
             repair = await self._repair(table, [chain for chains in wanted.values() for chain in chains])
         except HostError as error:
-            if wanted:
+            if wanted or iptables.is_installed():
                 return error
             self._set_checked(table, networks)
             return None

@@ -7,7 +7,6 @@ Counterpart: network/ipmasq.go, which removes nothing.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network
 from typing import NamedTuple
@@ -61,7 +60,7 @@ async def chains() -> list[str]:
 
 def _tables() -> list[tuple[str, str]]:
     """Return all tables that may hold chains of flannelpy, each with the flavour of its commands."""
-    if not shutil.which("iptables-save"):
+    if not iptables.is_installed():
         return []
     other = iptables.other_flavour()
     others = [(table, other) for table in KINDS if other and iptables.may_exist(table, other)]

@@ -25,6 +25,11 @@ _OTHER_FLAVOUR = {"xtables-nft-multi": "legacy", "xtables-legacy-multi": "nft"}
 _TABLES = ("filter", "mangle", "raw")
 
 
+def is_installed() -> bool:
+    """Return whether the commands of ``iptables`` exist."""
+    return bool(shutil.which("iptables-save"))
+
+
 def other_flavour() -> str:
     """Return which of "nft" and "legacy" ``iptables`` is not, if the commands of that flavour exist; otherwise ""."""
     other = _OTHER_FLAVOUR.get(_program("iptables-save"), "")

@@ -406,6 +406,33 @@ def test_where_iptables_is_missing_and_not_needed_nothing_is_left_to_remove(
     assert caplog.messages == []
 
 
+def test_chains_of_earlier_runs_in_a_table_that_fails_are_not_forgotten(
+    live: Life, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No network needs the table, as after a start without -ip-masq: the chain would masquerade ever after."""
+
+    async def story(world: World) -> None:
+        world.tables.tables["nat"][f"FLANNEL-M-{BLUE}"] = MASQUERADE
+        world.tables.tables["nat"]["POSTROUTING"] = [f"-j FLANNEL-M-{BLUE}"]
+        world.tables.failure = "iptables-save -t nat failed: exit code 4: Another app is holding the xtables lock"
+        world.add("", BLUE, None)
+        world.firewall.apply("", [])
+        await asyncio.sleep(20)
+        assert world.firewall.is_clean is False
+        [message] = caplog.messages
+        assert message.startswith(
+            "Failed to remove chains of earlier runs from iptables tables nat, mangle, raw, filter: "
+            "iptables-save -t nat failed: exit code 4"
+        )
+        world.tables.failure = ""
+        await asyncio.sleep(6)
+        assert world.firewall.is_clean is True
+        assert world.rules("nat") == {}
+
+    live(story)
+    assert "Removed iptables chain FLANNEL-M-11.1.0.0/16 of an earlier run in table nat" in caplog.messages
+
+
 def test_a_failure_is_one_warning_and_tried_again(live: Life, caplog: pytest.LogCaptureFixture) -> None:
     async def story(world: World) -> None:
         world.tables.failure = "iptables-save -t mangle failed: no permission"
