@@ -12,8 +12,9 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from ipaddress import IPv4Network
 from typing import Never
 
 from flannelpy import logs
@@ -55,6 +56,7 @@ class Firewall:
         self._on_repair: dict[str, Callable[[], None]] = {}
         self._written: dict[tuple[str, str], Chain] = {}  # by table and name
         self._unchecked: set[str] = set()  # tables that may hold chains of earlier runs
+        self._unchecked_of_other: set[str] = set()  # those of the other flavour of iptables
         self._problems: dict[str, str] = {}
         self._failures = logs.FailureLog(log, "Failed to check the firewall")
         self._other_flavour = ""  # of iptables
@@ -71,7 +73,7 @@ class Firewall:
         """Check these rules of a network from now on, and no longer its earlier ones."""
         self._networks[name] = rules
         self._on_repair[name] = on_repair
-        self._unchecked.update(KINDS)
+        self._expect_earlier_chains()
         self._check_accept_local(name, rules)
 
     def release(self, name: str) -> None:
@@ -103,7 +105,11 @@ class Firewall:
     @property
     def is_clean(self) -> bool:
         """Whether the chains of earlier runs are gone."""
-        return not self._unchecked
+        return not self._unchecked and not self._unchecked_of_other
+
+    def _expect_earlier_chains(self) -> None:
+        self._unchecked.update(KINDS)
+        self._unchecked_of_other.update(KINDS)
 
     async def masquerade(self, name: str) -> None:
         """Add the masquerading rules of a network now.  Raises HostError."""
@@ -162,6 +168,8 @@ class Firewall:
             await asyncio.sleep(0)
             if (chains or table in self._unchecked) and (error := await self._guard(table, chains)):
                 (failed if chains else left)[table] = error
+            elif table in self._unchecked_of_other and (error := await self._remove_from_other_flavour(table, chains)):
+                left[table] = error
         self._report_failures(failed, left)
         await self._forward_check.check(self._traffic)
         for on_check in list(self._on_check.values()):
@@ -171,7 +179,7 @@ class Firewall:
         """Look for chains of this run in the other flavour of iptables, if the operator has changed the flavour."""
         flavour = iptables.other_flavour()
         if flavour != self._other_flavour:
-            self._unchecked.update(KINDS)
+            self._expect_earlier_chains()
         self._other_flavour = flavour
 
     def _report_failures(self, failed: Mapping[str, HostError], left: Mapping[str, HostError]) -> None:
@@ -238,45 +246,53 @@ class Firewall:
         except HostError as error:
             if wanted or iptables.is_installed():
                 return error
-            self._set_checked(table, networks)
+            self._set_checked(self._unchecked, table, networks)
             return None
         for name, chains in wanted.items():
             if name in self._networks:
                 self._report(name, table, chains, repair.faults)
         _log_removed(repair, table, "")
-        if table in self._unchecked:
-            await self._remove_from_other_flavour(table)
-        self._set_checked(table, networks)
+        self._set_checked(self._unchecked, table, networks)
         return None
 
-    def _set_checked(self, table: str, networks: Mapping[str, NetworkRules]) -> None:
+    def _set_checked(self, unchecked: set[str], table: str, networks: Mapping[str, NetworkRules]) -> None:
         if networks == self._networks:  # a network that was added meanwhile may have had other chains
-            self._unchecked.discard(table)
+            unchecked.discard(table)
 
-    async def _remove_from_other_flavour(self, table: str) -> None:
-        """Remove the chains of earlier runs in the other flavour of iptables, which act beside the new chains."""
-        flavour = self._other_flavour
-        if not flavour or not iptables.may_exist(table, flavour):
-            return
-        names = {name for each in self._networks.values() for name in each.leftovers(table)}
-        try:
-            _log_removed(await firewall_tables.remove_chains(table, names, (), flavour), table, flavour)
-        except HostError as error:
-            log.debug("Cannot look for chains of earlier runs: %s", error)
+    async def _remove_from_other_flavour(self, table: str, wanted: Mapping[str, Sequence[Chain]]) -> HostError | None:
+        """Remove the chains of earlier runs, and flanneld's, in the other flavour of iptables; return a failure.
+
+        They act beside the new chains.
+        """
+        networks, flavour = dict(self._networks), self._other_flavour
+        if flavour and iptables.may_exist(table, flavour):
+            names = {name for each in networks.values() for name in each.leftovers(table)}
+            try:
+                repair = await firewall_tables.remove_chains(table, names, self._replaced(wanted), flavour)
+            except HostError as error:
+                return error
+            _log_removed(repair, table, flavour)
+        self._set_checked(self._unchecked_of_other, table, networks)
+        return None
 
     async def _repair(self, table: str, chains: Sequence[Chain]) -> Repair:
         """Restore the chains in one table, verify the effect, and return what was restored.  Raises HostError."""
-        networks = {network for rules in self._networks.values() for network in rules.networks}
+        networks = self._replaced(chains)
         obsolete = self._obsolete(table) - {chain.name for chain in chains}
-        repair = await firewall_tables.compare(table, chains, obsolete, networks if chains else ())
+        repair = await firewall_tables.compare(table, chains, obsolete, networks)
         if text := repair.text(table):
             self._refuse_futile(table, text)
             await iptables.restore(text)
-            if (await firewall_tables.compare(table, chains, obsolete, networks if chains else ())).text(table) == text:
+            if (await firewall_tables.compare(table, chains, obsolete, networks)).text(table) == text:
                 self._futile[table] = text, asyncio.get_running_loop().time() + _FUTILE_SECONDS
                 self._refuse_futile(table, text)
         self._futile.pop(table, None)
         return repair
+
+    def _replaced(self, chains: Collection[object]) -> set[IPv4Network]:
+        """Return the networks whose rules of flanneld are removed: none while flannelpy has no rules in their place."""
+        rules = self._networks.values() if chains else ()
+        return {network for each in rules for network in each.networks}
 
     def _obsolete(self, table: str) -> set[str]:
         """Return the chains that earlier runs may have left; none once the table has been checked."""

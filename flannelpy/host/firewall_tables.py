@@ -6,7 +6,6 @@ Counterpart: network/ipmasq.go, which removes nothing.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network
 from typing import NamedTuple
@@ -16,8 +15,6 @@ from flannelpy.linux import iptables
 from flannelpy.netfilter import docker_chains, flanneld_rules, network_rules
 from flannelpy.netfilter.network_rules import KINDS
 from flannelpy.netfilter.ruleset import Chain, Repair
-
-log = logging.getLogger(__name__)
 
 
 class Removal(NamedTuple):
@@ -34,10 +31,7 @@ async def remove(network: IPv4Network) -> Removal:
         try:
             repair = await remove_chains(table, network_rules.names(table, network), [network], flavour)
         except HostError as error:
-            if flavour:  # the kernel may not support it
-                log.debug("Skipped table %s of %s: %s", table, program(flavour), error)
-            else:
-                removal.failures.append(error)
+            removal.failures.append(error)
             continue
         removal.removed.extend(f"{program(flavour)} rule: {rule}" for rule in repair.removed_rules())
         removal.removed.extend(f"{program(flavour)} chain {name} in table {table}" for name in repair.removed)

@@ -598,16 +598,59 @@ def test_a_flavour_that_fails_does_not_keep_the_rules_from_their_check(
     live: Life, tables: FakeTables, caplog: pytest.LogCaptureFixture
 ) -> None:
     tables.other = FakeTables()
-    tables.other.failure = "the kernel has no such tables"
+    tables.other.failure = "iptables-legacy-save failed: exit code 4"
 
     async def story(world: World) -> None:
         world.add("", BLUE, forwarding=Forwarding(["flannel0"], "eth1"))
         await asyncio.sleep(6)
-        assert world.firewall.is_clean
         assert f"FLANNEL-A-{BLUE}" in world.tables.tables["filter"]
+        await asyncio.sleep(60)
 
     live(story)
-    assert caplog.messages == []
+    [message] = caplog.messages
+    assert message.startswith(
+        "Failed to remove chains of earlier runs from iptables tables nat, mangle, raw, filter: "
+        "iptables-legacy-save failed"
+    )
+
+
+@pytest.mark.parametrize("is_masqueraded", [True, False])
+def test_flanneld_s_masquerading_in_the_other_flavour_goes_where_ours_is_in_its_place(
+    live: Life, tables: FakeTables, is_masqueraded: bool
+) -> None:
+    """As after an upgrade of a host whose iptables was iptables-legacy."""
+    other = tables.other = FakeTables()
+    other.tables["nat"]["POSTROUTING"] = ["-s 11.1.0.0/16 -j FLANNEL", "! -s 11.1.0.0/16 -d 11.1.0.0/16 -j MASQUERADE"]
+    other.tables["nat"]["FLANNEL"] = ["-d 11.1.0.0/16 -j ACCEPT", "! -d 224.0.0.0/4 -j MASQUERADE"]
+    before = {chain: list(rules) for chain, rules in other.tables["nat"].items()}
+
+    async def story(world: World) -> None:
+        world.add("", BLUE, is_masqueraded=is_masqueraded)
+        world.firewall.apply("", [])
+        await asyncio.sleep(6)
+        assert world.firewall.is_clean
+
+    live(story)
+    assert other.tables["nat"] == (FakeTables().tables["nat"] if is_masqueraded else before)
+
+
+def test_chains_in_a_flavour_that_fails_are_removed_once_it_works(live: Life, tables: FakeTables) -> None:
+    other = tables.other = FakeTables()
+    other.failure = "iptables-legacy-save -t filter failed: exit code 4"
+    other.apply(f"*filter\n:FLANNEL-A-{OLD} - [0:0]\n-A FORWARD -j FLANNEL-A-{OLD}\nCOMMIT\n")
+
+    async def story(world: World) -> None:
+        world.add("", BLUE, previous=OLD, forwarding=Forwarding(["flannel0"], "eth1"))
+        await asyncio.sleep(6)
+        assert world.firewall.is_clean is False
+        world.tables.tables["filter"][f"FLANNEL-A-{OLD}"] = []  # now another daemon has that network
+        other.failure = ""
+        await asyncio.sleep(6)
+        assert world.firewall.is_clean is True
+        assert f"FLANNEL-A-{OLD}" in world.tables.tables["filter"]
+
+    live(story)
+    assert other.tables == FakeTables().tables
 
 
 def test_what_stops_packets_is_looked_for_without_forward_rules_too_and_reported_at_once(live: Life) -> None:
