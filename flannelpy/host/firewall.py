@@ -139,8 +139,7 @@ class Firewall:
                     await self._changed.wait()
             self._changed.clear()
             start = asyncio.get_running_loop().time()
-            async with self._busy:
-                await self._check_or_report()
+            await self._check_or_report()
             # iptables-nft takes seconds to list 30,000 rules: the pause keeps it from running all the time.
             await asyncio.sleep(max(_PAUSE_SECONDS, asyncio.get_running_loop().time() - start))
 
@@ -150,7 +149,10 @@ class Firewall:
     async def _check_or_report(self) -> None:
         """Log an error of any type: packets travel without these checks, so the daemon must not end."""
         try:
-            await self._check()
+            async with self._busy:
+                await self._check()
+            # A search may take several commands of 15 seconds each: a network that starts need not wait for it.
+            await self._search()
             self._recovered(_ALL_RULES)
         except Exception as error:
             log.debug("Traceback of the error:", exc_info=error)
@@ -171,6 +173,9 @@ class Firewall:
             elif table in self._unchecked_of_other and (error := await self._remove_from_other_flavour(table, chains)):
                 left[table] = error
         self._report_failures(failed, left)
+
+    async def _search(self) -> None:
+        """Search for rules that drop packets of containers, and call the networks' ``on_check``."""
         await self._forward_check.check(self._traffic)
         for on_check in list(self._on_check.values()):
             on_check()

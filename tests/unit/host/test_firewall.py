@@ -22,6 +22,7 @@ from flannelpy.errors import HostError
 from flannelpy.host import firewall
 from flannelpy.host.firewall import Firewall
 from flannelpy.linux import accept_local, conntrack
+from flannelpy.netfilter.iptables_listing import Tables
 from flannelpy.netfilter.network_rules import NetworkRules
 from flannelpy.netfilter.obstacles import Traffic
 from flannelpy.netfilter.ruleset import Listing
@@ -101,6 +102,10 @@ def live(tables: FakeTables, caplog: pytest.LogCaptureFixture) -> Life:
         run(life())
 
     return live
+
+
+def traffic(network: IPv4Network) -> Traffic:
+    return Traffic(network, next(network.subnets(new_prefix=24)), ("flannel0",), "", (), f"FLANNEL-A-{network}")
 
 
 def lease(subnet: str, public_ip: str) -> LeaseAdded:
@@ -669,6 +674,23 @@ def test_what_stops_packets_is_looked_for_without_forward_rules_too_and_reported
         world.tables.tables["filter"]["FORWARD"].clear()
         await asyncio.sleep(5.5)
         assert world.firewall.report("").obstacle == ""
+
+    live(story)
+
+
+def test_masquerading_does_not_wait_for_the_search(live: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(world: World) -> None:
+        async def slow() -> dict[str, Tables | HostError]:
+            await asyncio.sleep(45)
+            return await world.tables.all_tables()
+
+        monkeypatch.setattr("flannelpy.linux.iptables.tables", slow)
+        world.add("blue", BLUE)
+        world.firewall.watch("blue", traffic(BLUE), lambda: None)
+        await asyncio.sleep(3)
+        world.add("green", GREEN, is_masqueraded=True)
+        async with asyncio.timeout(1):
+            await world.firewall.masquerade("green")
 
     live(story)
 
