@@ -204,12 +204,12 @@ class Firewall:
         self._failed(_TABLES, f"Cannot guard the iptables {tables}: {error}; {missing} may be missing{docker}", cause)
 
     def watch(self, name: str, traffic: Traffic | None, on_check: Callable[[], None]) -> None:
-        """Search for rules that drop these packets of a network, at once if ``traffic`` has changed.
+        """Search for rules that drop these packets of a network, at once if more than its peers has changed.
 
         ``on_check`` is called when the report's ``obstacle`` may have changed.
         """
         self._on_check[name] = on_check
-        if traffic != self._traffic.get(name):
+        if _without_peers(traffic) != _without_peers(self._traffic.get(name)):
             self._changed.set()
         if traffic:
             self._traffic[name] = traffic
@@ -342,6 +342,10 @@ class Firewall:
         self._problems.pop(what, None)
         is_or_are = "are" if what in (_ALL_RULES, _TABLES) else "is"
         self._failures.recovered(f"{what} {is_or_are} checked again", subject=what)
+
+
+def _without_peers(traffic: Traffic | None) -> Traffic | None:
+    return traffic and traffic._replace(peers=None)
 
 
 def _describe(table: str, faults: Sequence[Fault]) -> str:

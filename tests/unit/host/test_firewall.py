@@ -22,6 +22,7 @@ from flannelpy.errors import HostError
 from flannelpy.host import firewall
 from flannelpy.host.firewall import Firewall
 from flannelpy.linux import accept_local, conntrack
+from flannelpy.netfilter.address_ranges import AddressRanges
 from flannelpy.netfilter.iptables_listing import Tables
 from flannelpy.netfilter.network_rules import NetworkRules
 from flannelpy.netfilter.obstacles import Traffic
@@ -674,6 +675,33 @@ def test_what_stops_packets_is_looked_for_without_forward_rules_too_and_reported
         world.tables.tables["filter"]["FORWARD"].clear()
         await asyncio.sleep(5.5)
         assert world.firewall.report("").obstacle == ""
+
+    live(story)
+
+
+def test_a_new_peer_alone_starts_no_search(live: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    """host-gw has the public IPs of all peers in its traffic; a search lists all tables."""
+    searches: list[float] = []
+
+    async def story(world: World) -> None:
+        async def listed() -> dict[str, Tables | HostError]:
+            searches.append(asyncio.get_running_loop().time())
+            return await world.tables.all_tables()
+
+        monkeypatch.setattr("flannelpy.linux.iptables.tables", listed)
+        world.add("", BLUE)
+        world.firewall.watch("", traffic(BLUE), lambda: None)
+        await asyncio.sleep(20.5)
+        before = len(searches)
+        for number in range(1, 4):
+            peers = AddressRanges([(number, number)])
+            world.firewall.watch("", traffic(BLUE)._replace(peers=peers), lambda: None)
+            await asyncio.sleep(1.1)
+        assert len(searches) - before <= 1
+        before = len(searches)
+        world.firewall.watch("", traffic(BLUE)._replace(devices=("flannel1",)), lambda: None)
+        await asyncio.sleep(1.1)
+        assert len(searches) == before + 1
 
     live(story)
 
