@@ -6,7 +6,7 @@ Counterpart: network/ipmasq.go, which removes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import IPv4Network
 from typing import NamedTuple
 
@@ -66,7 +66,7 @@ def program(flavour: str) -> str:
     return f"iptables-{flavour}" if flavour else "iptables"
 
 
-async def remove_chains(table: str, names: Iterable[str], networks: Iterable[IPv4Network], flavour: str) -> Repair:
+async def remove_chains(table: str, names: Collection[str], networks: Collection[IPv4Network], flavour: str) -> Repair:
     """Remove chains, and the rules of flanneld for ``networks``; return what was removed.  Raises HostError."""
     repair = await compare(table, [], names, networks, flavour)
     if text := repair.text(table):
@@ -77,8 +77,8 @@ async def remove_chains(table: str, names: Iterable[str], networks: Iterable[IPv
 async def compare(
     table: str,
     chains: Sequence[Chain],
-    obsolete: Iterable[str],
-    networks: Iterable[IPv4Network],
+    obsolete: Collection[str],
+    networks: Collection[IPv4Network],
     flavour: str = "",
 ) -> Repair:
     """Return the commands that add or restore ``chains`` in a table, and remove ``obsolete``.  Raises HostError.

@@ -33,7 +33,7 @@ _TABLES = ("filter", "mangle", "raw")
 
 def is_installed() -> bool:
     """Return whether the commands of ``iptables`` exist."""
-    return bool(shutil.which("iptables-save"))
+    return bool(_program("iptables-save"))
 
 
 def other_flavour() -> str:

@@ -58,8 +58,8 @@ def names(table: str, network: IPv4Network) -> list[str]:
 
 def listing(
     table: str,
-    names: Iterable[str],
-    networks: Iterable[IPv4Network],
+    names: Collection[str],
+    networks: Collection[IPv4Network],
 ) -> Listing:
     """Return an empty listing that collects these chains, and the rules of flanneld for ``networks``."""
     foreign = docker_chains.NAMES if table == "filter" else ()
