@@ -238,8 +238,10 @@ class Firewall:
         networks = self._networks.values()
         self._is_tracking |= conntrack.is_in_use() or any(rules.is_masqueraded for rules in networks)
         sources = [rules.network for rules in networks]
+        devices = [device for rules in networks for device in rules.devices]
         wanted = {
-            name: rules.chains(table, sources, is_tracking=self._is_tracking) for name, rules in self._networks.items()
+            name: rules.chains(table, sources, is_tracking=self._is_tracking, devices=devices)
+            for name, rules in self._networks.items()
         }
         return {name: chains for name, chains in wanted.items() if chains}
 

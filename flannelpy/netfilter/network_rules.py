@@ -160,7 +160,11 @@ def accept_forwarded(network: IPv4Network, subnet: IPv4Network, forwarding: Forw
 
 
 def accept_outward(
-    network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, others: Collection[IPv4Network] | None = None
+    network: IPv4Network,
+    subnet: IPv4Network,
+    forwarding: Forwarding,
+    others: Collection[IPv4Network] | None = None,
+    devices: Iterable[str] = (),
 ) -> Chain:
     """Return the chain that accepts packets of containers here to other hosts, where the policy of FORWARD drops.
 
@@ -169,10 +173,12 @@ def accept_outward(
     interface and from the overlay are not accepted, because another machine on the link could forge a source as well,
     also inside a datagram of the backend.
     ``others``: with -ip-masq, the other networks of this daemon, whose containers are not outside; None without it.
+    ``devices``: those by which packets come from peers in any network of this daemon.
     """
     name = chain_name(OUTWARD, network)
     answers = [f"-d {subnet} {_REPLY} -j ACCEPT"] if others is not None else []
-    forged = [f"-i {device} -j RETURN" for device in dict.fromkeys((*forwarding.devices, forwarding.external))]
+    by_peers = dict.fromkeys((*forwarding.devices, *devices, forwarding.external))
+    forged = [f"-i {device} -j RETURN" for device in by_peers]
     inside = [f"-s {subnet} -d {network} -o {device} -j ACCEPT" for device in forwarding.devices]
     if forwarding.masquerading:
         inside.append(f"-s {subnet} -o {forwarding.masquerading} {_REPLY} -j ACCEPT")
@@ -303,10 +309,18 @@ class NetworkRules:
             accept_forwarded_line(self.network, self._subnet, peer, device) if device else b"",
         )
 
-    def chains(self, table: str, networks: Sequence[IPv4Network], *, is_tracking: bool) -> list[Chain]:
+    @property
+    def devices(self) -> Sequence[str]:
+        """The devices by which packets come from peers."""
+        forwarding = self._forwarding()
+        return forwarding.devices if forwarding else ()
+
+    def chains(
+        self, table: str, networks: Sequence[IPv4Network], *, is_tracking: bool, devices: Sequence[str] = ()
+    ) -> list[Chain]:
         """Return the chains that the network needs in one table.
 
-        ``networks``: all of this daemon.  ``is_tracking``: whether the kernel tracks connections.
+        ``networks``, ``devices``: all of this daemon.  ``is_tracking``: whether the kernel tracks connections.
         """
         if table == "nat":
             return [masquerade(self.network)] if self.is_masqueraded else []
@@ -314,7 +328,7 @@ class NetworkRules:
             return self._drop(networks)
         if table == "raw":
             return [*self._zone(is_tracking=is_tracking), *self._accept_first()]
-        return self._accept_forwarded(networks)
+        return self._accept_forwarded(networks, devices)
 
     def _drop(self, networks: Sequence[IPv4Network]) -> list[Chain]:
         datagrams = self.datagrams
@@ -334,7 +348,7 @@ class NetworkRules:
         about_peers = self._about_peers.accept_first.text()
         return [accept_first(self.network, self._subnet, forwarding, about_peers)]
 
-    def _accept_forwarded(self, networks: Sequence[IPv4Network]) -> list[Chain]:
+    def _accept_forwarded(self, networks: Sequence[IPv4Network], devices: Sequence[str]) -> list[Chain]:
         forwarding = self._forwarding()
         if forwarding is None:
             return []
@@ -342,7 +356,7 @@ class NetworkRules:
         others = [network for network in networks if network != self.network]
         return [
             accept_forwarded(self.network, self._subnet, forwarding, about_peers),
-            accept_outward(self.network, self._subnet, forwarding, others if self.is_masqueraded else None),
+            accept_outward(self.network, self._subnet, forwarding, others if self.is_masqueraded else None, devices),
         ]
 
     def _forwarding(self) -> Forwarding | None:

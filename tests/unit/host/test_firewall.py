@@ -349,6 +349,21 @@ def test_several_networks_keep_their_containers_from_each_others_ports(live: Lif
     live(story)
 
 
+def test_a_forged_source_does_not_leave_by_way_of_another_network_s_device(live: Life) -> None:
+    """Else a machine on the link sends a packet with a source of blue inside a datagram for green."""
+
+    async def story(world: World) -> None:
+        world.add("blue", BLUE, forwarding=Forwarding(["flannel0"], "eth1"))
+        world.add("green", GREEN, forwarding=Forwarding(["flannel1"], "eth1"))
+        await asyncio.sleep(6)
+        for network in (BLUE, GREEN):
+            rules = world.rules("filter")[f"FLANNEL-O-{network}"]
+            returned = [f"-i {device} -j RETURN" for device in ("flannel0", "flannel1", "eth1")]
+            assert sorted(rules[:3]) == sorted(returned)
+
+    live(story)
+
+
 def test_our_datagrams_get_their_zone_once_the_kernel_tracks_connections(
     live: Life, monkeypatch: pytest.MonkeyPatch
 ) -> None:
