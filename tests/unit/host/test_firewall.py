@@ -106,7 +106,7 @@ def live(tables: FakeTables, caplog: pytest.LogCaptureFixture) -> Life:
 
 
 def traffic(network: IPv4Network) -> Traffic:
-    return Traffic(network, next(network.subnets(new_prefix=24)), ("flannel0",), "", (), f"FLANNEL-A-{network}")
+    return Traffic(network, next(network.subnets(new_prefix=24)), ("flannel0",), "", ())
 
 
 def lease(subnet: str, public_ip: str) -> LeaseAdded:
