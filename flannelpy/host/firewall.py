@@ -12,8 +12,9 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from ipaddress import IPv4Network
 from typing import Never
 
 from flannelpy import logs
@@ -55,6 +56,7 @@ class Firewall:
         self._on_repair: dict[str, Callable[[], None]] = {}
         self._written: dict[tuple[str, str], Chain] = {}  # by table and name
         self._unchecked: set[str] = set()  # tables that may hold chains of earlier runs
+        self._unchecked_of_other: set[str] = set()  # those of the other flavour of iptables
         self._problems: dict[str, str] = {}
         self._failures = logs.FailureLog(log, "Failed to check the firewall")
         self._other_flavour = ""  # of iptables
@@ -71,7 +73,7 @@ class Firewall:
         """Check these rules of a network from now on, and no longer its earlier ones."""
         self._networks[name] = rules
         self._on_repair[name] = on_repair
-        self._unchecked.update(KINDS)
+        self._expect_earlier_chains()
         self._check_accept_local(name, rules)
 
     def release(self, name: str) -> None:
@@ -103,7 +105,11 @@ class Firewall:
     @property
     def is_clean(self) -> bool:
         """Whether the chains of earlier runs are gone."""
-        return not self._unchecked
+        return not self._unchecked and not self._unchecked_of_other
+
+    def _expect_earlier_chains(self) -> None:
+        self._unchecked.update(KINDS)
+        self._unchecked_of_other.update(KINDS)
 
     async def masquerade(self, name: str) -> None:
         """Add the masquerading rules of a network now.  Raises HostError."""
@@ -133,8 +139,7 @@ class Firewall:
                     await self._changed.wait()
             self._changed.clear()
             start = asyncio.get_running_loop().time()
-            async with self._busy:
-                await self._check_or_report()
+            await self._check_or_report()
             # iptables-nft takes seconds to list 30,000 rules: the pause keeps it from running all the time.
             await asyncio.sleep(max(_PAUSE_SECONDS, asyncio.get_running_loop().time() - start))
 
@@ -144,7 +149,10 @@ class Firewall:
     async def _check_or_report(self) -> None:
         """Log an error of any type: packets travel without these checks, so the daemon must not end."""
         try:
-            await self._check()
+            async with self._busy:
+                await self._check()
+            # A search may take several commands of 15 seconds each: a network that starts need not wait for it.
+            await self._search()
             self._recovered(_ALL_RULES)
         except Exception as error:
             log.debug("Traceback of the error:", exc_info=error)
@@ -155,14 +163,19 @@ class Firewall:
             self._check_accept_local(name, rules)
         self._check_flavour()
         failed: dict[str, HostError] = {}
+        left: dict[str, HostError] = {}  # tables that flannelpy needs only to remove chains
         for table in KINDS:
             await asyncio.sleep(0)  # with thousands of peers, each of these steps takes milliseconds
             chains = self._chains(table)
             await asyncio.sleep(0)
-            if (chains or table in self._unchecked) and (error := await self._restore(table, chains)):
-                failed[table] = error
-        self._report_failures(failed)
-        self._moves.report()
+            if (chains or table in self._unchecked) and (error := await self._guard(table, chains)):
+                (failed if chains else left)[table] = error
+            elif table in self._unchecked_of_other and (error := await self._remove_from_other_flavour(table, chains)):
+                left[table] = error
+        self._report_failures(failed, left)
+
+    async def _search(self) -> None:
+        """Search for rules that drop packets of containers, and call the networks' ``on_check``."""
         await self._forward_check.check(self._traffic)
         for on_check in list(self._on_check.values()):
             on_check()
@@ -171,28 +184,32 @@ class Firewall:
         """Look for chains of this run in the other flavour of iptables, if the operator has changed the flavour."""
         flavour = iptables.other_flavour()
         if flavour != self._other_flavour:
-            self._unchecked.update(KINDS)
+            self._expect_earlier_chains()
         self._other_flavour = flavour
 
-    def _report_failures(self, failed: Mapping[str, HostError]) -> None:
+    def _report_failures(self, failed: Mapping[str, HostError], left: Mapping[str, HostError]) -> None:
         """Log one line for all tables, since the same command fails for each."""
-        if not failed:
+        if not failed and not left:
             self._recovered(_TABLES)
             return
-        tables = f"table{'s' if len(failed) > 1 else ''} {', '.join(failed)}"
+        errors = failed or left
+        tables = f"table{'s' if len(errors) > 1 else ''} {', '.join(errors)}"
+        error = next(iter(errors.values()))
+        cause = re.sub(r" -t \w+", "", str(error))  # the same for each table
+        if not failed:
+            self._failed(_TABLES, f"Failed to remove chains of earlier runs from iptables {tables}: {error}", cause)
+            return
         missing = "; ".join(map(network_rules.purposes, failed))
         docker = "; Docker's rules may drop packets of containers" if "filter" in failed else ""
-        error = next(iter(failed.values()))
-        cause = re.sub(r" -t \w+", "", str(error))  # the same for each table
-        self._failed(_TABLES, f"Failed to check iptables {tables}: {error}; {missing} may be missing{docker}", cause)
+        self._failed(_TABLES, f"Cannot guard the iptables {tables}: {error}; {missing} may be missing{docker}", cause)
 
     def watch(self, name: str, traffic: Traffic | None, on_check: Callable[[], None]) -> None:
-        """Search for rules that drop these packets of a network, at once if ``traffic`` has changed.
+        """Search for rules that drop these packets of a network, at once if more than its peers has changed.
 
         ``on_check`` is called when the report's ``obstacle`` may have changed.
         """
         self._on_check[name] = on_check
-        if traffic != self._traffic.get(name):
+        if _without_peers(traffic) != _without_peers(self._traffic.get(name)):
             self._changed.set()
         if traffic:
             self._traffic[name] = traffic
@@ -221,8 +238,10 @@ class Firewall:
         networks = self._networks.values()
         self._is_tracking |= conntrack.is_in_use() or any(rules.is_masqueraded for rules in networks)
         sources = [rules.network for rules in networks]
+        devices = [device for rules in networks for device in rules.devices]
         wanted = {
-            name: rules.chains(table, sources, is_tracking=self._is_tracking) for name, rules in self._networks.items()
+            name: rules.chains(table, sources, is_tracking=self._is_tracking, devices=devices)
+            for name, rules in self._networks.items()
         }
         return {name: chains for name, chains in wanted.items() if chains}
 
@@ -232,47 +251,55 @@ class Firewall:
         try:
             repair = await self._repair(table, [chain for chains in wanted.values() for chain in chains])
         except HostError as error:
-            if wanted:
+            if wanted or iptables.is_installed():
                 return error
-            self._set_checked(table, networks)
+            self._set_checked(self._unchecked, table, networks)
             return None
         for name, chains in wanted.items():
             if name in self._networks:
                 self._report(name, table, chains, repair.faults)
         _log_removed(repair, table, "")
-        if table in self._unchecked:
-            await self._remove_from_other_flavour(table)
-        self._set_checked(table, networks)
+        self._set_checked(self._unchecked, table, networks)
         return None
 
-    def _set_checked(self, table: str, networks: Mapping[str, NetworkRules]) -> None:
+    def _set_checked(self, unchecked: set[str], table: str, networks: Mapping[str, NetworkRules]) -> None:
         if networks == self._networks:  # a network that was added meanwhile may have had other chains
-            self._unchecked.discard(table)
+            unchecked.discard(table)
 
-    async def _remove_from_other_flavour(self, table: str) -> None:
-        """Remove the chains of earlier runs in the other flavour of iptables, which act beside the new chains."""
-        flavour = self._other_flavour
-        if not flavour or not iptables.may_exist(table, flavour):
-            return
-        names = {name for each in self._networks.values() for name in each.leftovers(table)}
-        try:
-            _log_removed(await firewall_tables.remove_chains(table, names, (), flavour), table, flavour)
-        except HostError as error:
-            log.debug("Cannot look for chains of earlier runs: %s", error)
+    async def _remove_from_other_flavour(self, table: str, wanted: Mapping[str, Sequence[Chain]]) -> HostError | None:
+        """Remove the chains of earlier runs, and flanneld's, in the other flavour of iptables; return a failure.
+
+        They act beside the new chains.
+        """
+        networks, flavour = dict(self._networks), self._other_flavour
+        if flavour and iptables.may_exist(table, flavour):
+            names = {name for each in networks.values() for name in each.leftovers(table)}
+            try:
+                repair = await firewall_tables.remove_chains(table, names, self._replaced(wanted), flavour)
+            except HostError as error:
+                return error
+            _log_removed(repair, table, flavour)
+        self._set_checked(self._unchecked_of_other, table, networks)
+        return None
 
     async def _repair(self, table: str, chains: Sequence[Chain]) -> Repair:
         """Restore the chains in one table, verify the effect, and return what was restored.  Raises HostError."""
-        networks = {network for rules in self._networks.values() for network in rules.networks}
+        networks = self._replaced(chains)
         obsolete = self._obsolete(table) - {chain.name for chain in chains}
-        repair = await firewall_tables.compare(table, chains, obsolete, networks if chains else ())
+        repair = await firewall_tables.compare(table, chains, obsolete, networks)
         if text := repair.text(table):
             self._refuse_futile(table, text)
             await iptables.restore(text)
-            if (await firewall_tables.compare(table, chains, obsolete, networks if chains else ())).text(table) == text:
+            if (await firewall_tables.compare(table, chains, obsolete, networks)).text(table) == text:
                 self._futile[table] = text, asyncio.get_running_loop().time() + _FUTILE_SECONDS
                 self._refuse_futile(table, text)
         self._futile.pop(table, None)
         return repair
+
+    def _replaced(self, chains: Collection[object]) -> set[IPv4Network]:
+        """Return the networks whose rules of flanneld are removed: none while flannelpy has no rules in their place."""
+        rules = self._networks.values() if chains else ()
+        return {network for each in rules for network in each.networks}
 
     def _obsolete(self, table: str) -> set[str]:
         """Return the chains that earlier runs may have left; none once the table has been checked."""
@@ -317,6 +344,10 @@ class Firewall:
         self._problems.pop(what, None)
         is_or_are = "are" if what in (_ALL_RULES, _TABLES) else "is"
         self._failures.recovered(f"{what} {is_or_are} checked again", subject=what)
+
+
+def _without_peers(traffic: Traffic | None) -> Traffic | None:
+    return traffic and traffic._replace(peers=None)
 
 
 def _describe(table: str, faults: Sequence[Fault]) -> str:

@@ -6,9 +6,7 @@ Counterpart: network/ipmasq.go, which removes nothing.
 
 from __future__ import annotations
 
-import logging
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import IPv4Network
 from typing import NamedTuple
 
@@ -17,8 +15,6 @@ from flannelpy.linux import iptables
 from flannelpy.netfilter import docker_chains, flanneld_rules, network_rules
 from flannelpy.netfilter.network_rules import KINDS
 from flannelpy.netfilter.ruleset import Chain, Repair
-
-log = logging.getLogger(__name__)
 
 
 class Removal(NamedTuple):
@@ -35,10 +31,7 @@ async def remove(network: IPv4Network) -> Removal:
         try:
             repair = await remove_chains(table, network_rules.names(table, network), [network], flavour)
         except HostError as error:
-            if flavour:  # the kernel may not support it
-                log.debug("Skipped table %s of %s: %s", table, program(flavour), error)
-            else:
-                removal.failures.append(error)
+            removal.failures.append(error)
             continue
         removal.removed.extend(f"{program(flavour)} rule: {rule}" for rule in repair.removed_rules())
         removal.removed.extend(f"{program(flavour)} chain {name} in table {table}" for name in repair.removed)
@@ -61,7 +54,7 @@ async def chains() -> list[str]:
 
 def _tables() -> list[tuple[str, str]]:
     """Return all tables that may hold chains of flannelpy, each with the flavour of its commands."""
-    if not shutil.which("iptables-save"):
+    if not iptables.is_installed():
         return []
     other = iptables.other_flavour()
     others = [(table, other) for table in KINDS if other and iptables.may_exist(table, other)]
@@ -73,7 +66,7 @@ def program(flavour: str) -> str:
     return f"iptables-{flavour}" if flavour else "iptables"
 
 
-async def remove_chains(table: str, names: Iterable[str], networks: Iterable[IPv4Network], flavour: str) -> Repair:
+async def remove_chains(table: str, names: Collection[str], networks: Collection[IPv4Network], flavour: str) -> Repair:
     """Remove chains, and the rules of flanneld for ``networks``; return what was removed.  Raises HostError."""
     repair = await compare(table, [], names, networks, flavour)
     if text := repair.text(table):
@@ -84,8 +77,8 @@ async def remove_chains(table: str, names: Iterable[str], networks: Iterable[IPv
 async def compare(
     table: str,
     chains: Sequence[Chain],
-    obsolete: Iterable[str],
-    networks: Iterable[IPv4Network],
+    obsolete: Collection[str],
+    networks: Collection[IPv4Network],
     flavour: str = "",
 ) -> Repair:
     """Return the commands that add or restore ``chains`` in a table, and remove ``obsolete``.  Raises HostError.

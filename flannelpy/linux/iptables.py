@@ -6,6 +6,7 @@ Source: iptables-save(8), iptables-restore(8).
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +22,18 @@ _WAIT = "--wait=5"
 _LEGACY_TABLES = Path("/proc/net/ip_tables_names")
 # By the program that the commands are links to.
 _OTHER_FLAVOUR = {"xtables-nft-multi": "legacy", "xtables-legacy-multi": "nft"}
+# What iptables-legacy prints for a table that the kernel does not have, and iptables-nft if it has no nf_tables.
+# Source: nft_init of iptables, and EINVAL of nfnetlink_rcv_msg in net/netfilter/nfnetlink.c of the kernel.
+_NO_TABLE = re.compile(
+    "Table does not exist|Failed to initialize nft: Protocol not supported|rule set generation id: Invalid argument"
+)
 # Those in which the kernel accepts a DROP, and operators add one.
 _TABLES = ("filter", "mangle", "raw")
+
+
+def is_installed() -> bool:
+    """Return whether the commands of ``iptables`` exist."""
+    return bool(_program("iptables-save"))
 
 
 def other_flavour() -> str:
@@ -35,10 +46,10 @@ def other_flavour() -> str:
 def may_exist(table: str, flavour: str) -> bool:
     """Return whether a flavour may have a table.
 
-    To list a table of iptables-legacy creates it, and loads a kernel module.
+    To list a table of iptables-legacy creates it, and loads a kernel module; iptables-nft loads nf_tables.
     """
-    if flavour != "legacy":
-        return True
+    if flavour == "nft":
+        return kernel_modules.may_be_loaded("nf_tables")
     existing = _legacy_tables()
     return kernel_modules.may_be_loaded(f"iptable_{table}") if existing is None else table in existing
 
@@ -54,7 +65,7 @@ async def save(table: str, listing: Listing, flavour: str = "") -> None:
         failures = await command.run(*words, package="iptables", sink=listing.feed)
     except ValueError as error:
         raise HostError(f"{' '.join(words)} printed {error} instead of rules") from error
-    if failures and "Table does not exist" not in failures:
+    if failures and not _NO_TABLE.search(failures):
         raise HostError(f"{' '.join(words)} failed: {failures}")
     if not failures and not listing.is_complete:
         raise HostError(f"{' '.join(words)} printed no table {table}{command.readable(listing.last_line)}")

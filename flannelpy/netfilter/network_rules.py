@@ -58,8 +58,8 @@ def names(table: str, network: IPv4Network) -> list[str]:
 
 def listing(
     table: str,
-    names: Iterable[str],
-    networks: Iterable[IPv4Network],
+    names: Collection[str],
+    networks: Collection[IPv4Network],
 ) -> Listing:
     """Return an empty listing that collects these chains, and the rules of flanneld for ``networks``."""
     foreign = docker_chains.NAMES if table == "filter" else ()
@@ -160,29 +160,35 @@ def accept_forwarded(network: IPv4Network, subnet: IPv4Network, forwarding: Forw
 
 
 def accept_outward(
-    network: IPv4Network, subnet: IPv4Network, forwarding: Forwarding, others: Iterable[str] = ()
+    network: IPv4Network,
+    subnet: IPv4Network,
+    forwarding: Forwarding,
+    others: Collection[IPv4Network] | None = None,
+    devices: Iterable[str] = (),
 ) -> Chain:
     """Return the chain that accepts packets of containers here to other hosts, where the policy of FORWARD drops.
 
     Only FORWARD has a jump, which comes last: Docker accepts what leaves by its own bridge.  In DOCKER-USER, a
     container that Docker isolates could send into the network with a forged source.  Packets from the external
-    interface are not accepted, because another machine on the link could forge a source as well.
-    ``others``: further rules, those of ``outside``.
+    interface and from the overlay are not accepted, because another machine on the link could forge a source as well,
+    also inside a datagram of the backend.
+    ``others``: with -ip-masq, the other networks of this daemon, whose containers are not outside; None without it.
+    ``devices``: those by which packets come from peers in any network of this daemon.
     """
-    name, external = chain_name(OUTWARD, network), forwarding.external
-    rules = [f"-s {subnet} -d {network} ! -i {external} -o {device} -j ACCEPT" for device in forwarding.devices]
+    name = chain_name(OUTWARD, network)
+    answers = [f"-d {subnet} {_REPLY} -j ACCEPT"] if others is not None else []
+    by_peers = dict.fromkeys((*forwarding.devices, *devices, forwarding.external))
+    forged = [f"-i {device} -j RETURN" for device in by_peers]
+    inside = [f"-s {subnet} -d {network} -o {device} -j ACCEPT" for device in forwarding.devices]
     if forwarding.masquerading:
-        rules.append(f"-s {subnet} ! -i {external} -o {forwarding.masquerading} {_REPLY} -j ACCEPT")
-    return Chain(name, _rules(name, [*rules, *others]), (Jump("FORWARD", "", Place.LAST),))
+        inside.append(f"-s {subnet} -o {forwarding.masquerading} {_REPLY} -j ACCEPT")
+    outside = _outside(network, subnet, others) if others is not None else []
+    rules = [*answers, *forged, *inside, *outside]
+    return Chain(name, _rules(name, rules), (Jump("FORWARD", "", Place.LAST),))
 
 
-def outside(network: IPv4Network, subnet: IPv4Network, external: str, others: Iterable[IPv4Network]) -> list[str]:
-    """Return the rules for -ip-masq: packets of containers here to destinations outside of the network, and replies.
-
-    ``others``: the other networks of this daemon, which are not outside.
-    """
-    inside = [f"-s {subnet} -d {other} -j RETURN" for other in others]
-    return [*inside, f"-s {subnet} ! -d {network} ! -i {external} -j ACCEPT", f"-d {subnet} {_REPLY} -j ACCEPT"]
+def _outside(network: IPv4Network, subnet: IPv4Network, others: Iterable[IPv4Network]) -> list[str]:
+    return [*(f"-s {subnet} -d {other} -j RETURN" for other in others), f"-s {subnet} ! -d {network} -j ACCEPT"]
 
 
 def _rules(name: str, rules: Iterable[str]) -> bytes:
@@ -303,10 +309,18 @@ class NetworkRules:
             accept_forwarded_line(self.network, self._subnet, peer, device) if device else b"",
         )
 
-    def chains(self, table: str, networks: Sequence[IPv4Network], *, is_tracking: bool) -> list[Chain]:
+    @property
+    def devices(self) -> Sequence[str]:
+        """The devices by which packets come from peers."""
+        forwarding = self._forwarding()
+        return forwarding.devices if forwarding else ()
+
+    def chains(
+        self, table: str, networks: Sequence[IPv4Network], *, is_tracking: bool, devices: Sequence[str] = ()
+    ) -> list[Chain]:
         """Return the chains that the network needs in one table.
 
-        ``networks``: all of this daemon.  ``is_tracking``: whether the kernel tracks connections.
+        ``networks``, ``devices``: all of this daemon.  ``is_tracking``: whether the kernel tracks connections.
         """
         if table == "nat":
             return [masquerade(self.network)] if self.is_masqueraded else []
@@ -314,7 +328,7 @@ class NetworkRules:
             return self._drop(networks)
         if table == "raw":
             return [*self._zone(is_tracking=is_tracking), *self._accept_first()]
-        return self._accept_forwarded(networks)
+        return self._accept_forwarded(networks, devices)
 
     def _drop(self, networks: Sequence[IPv4Network]) -> list[Chain]:
         datagrams = self.datagrams
@@ -334,16 +348,15 @@ class NetworkRules:
         about_peers = self._about_peers.accept_first.text()
         return [accept_first(self.network, self._subnet, forwarding, about_peers)]
 
-    def _accept_forwarded(self, networks: Sequence[IPv4Network]) -> list[Chain]:
+    def _accept_forwarded(self, networks: Sequence[IPv4Network], devices: Sequence[str]) -> list[Chain]:
         forwarding = self._forwarding()
         if forwarding is None:
             return []
         about_peers = self._about_peers.accept_forwarded.text()
         others = [network for network in networks if network != self.network]
-        to_outside = outside(self.network, self._subnet, forwarding.external, others) if self.is_masqueraded else ()
         return [
             accept_forwarded(self.network, self._subnet, forwarding, about_peers),
-            accept_outward(self.network, self._subnet, forwarding, to_outside),
+            accept_outward(self.network, self._subnet, forwarding, others if self.is_masqueraded else None, devices),
         ]
 
     def _forwarding(self) -> Forwarding | None:

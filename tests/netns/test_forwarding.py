@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 from faults.backends import HOST_GW, UDP, VXLAN
 from lab import Container, Host, Lab, Node, wait_connected, wait_for
+from support.attacks import in_vxlan, labelled
 from support.firewalls import is_forwarding_accepted, reaches
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -109,6 +110,41 @@ def test_masq_rules_do_not_precede_the_isolation_of_networks(start: Start, confi
         forged = str(other.host.subnet()[77])
         switch.configure(f"address add {forged}/32 dev lo")
         assert not is_sent(host, switch, str(one.address), "-s", forged, source=forged)
+
+
+#: Send a datagram, whose payload is in hex, to an address and a port.
+SEND = """
+import socket, sys
+to, port, payload = sys.argv[1:]
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(bytes.fromhex(payload), (to, int(port)))
+"""
+
+
+def test_a_forged_source_inside_vxlan_does_not_pass(start: Start) -> None:
+    """Any machine on the link can send VXLAN: the kernel accepts datagrams from every sender."""
+    one, other = start(VXLAN.config(), "-ip-masq", "-iptables-resync=1")
+    host, forged = one.host, str(one.host.subnet()[77])
+    host.configure("link add inner type bridge", "address add 172.19.0.1/16 dev inner", "link set inner up")
+    host.run("ip", "neighbour", "add", "172.19.0.2", "lladdr", "02:00:00:00:00:02", "dev", "inner")
+    host.run("sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.flannel/1.rp_filter=0")
+    wait_for(lambda: is_last(host) and reaches(one, other.address, 1), 10, "the rules")
+
+    def is_passed(address: str) -> bool:
+        payload = in_vxlan(labelled(forged, address, "forged"), host).hex()
+        match = ("POSTROUTING", "-s", forged, "-d", address, "-p", "udp")
+        host.run("iptables", "-t", "mangle", "-I", *match)
+        for _ in range(3):
+            host.lab.switch.run(sys.executable, "-c", SEND, str(host.public_ip), "8472", payload)
+        time.sleep(0.3)
+        found = host.run("iptables", "-t", "mangle", "-vxnL", "POSTROUTING").stdout.splitlines()[2].split()[0]
+        host.run("iptables", "-t", "mangle", "-D", *match)
+        return found != "0"
+
+    for address in ("172.19.0.2", OUTSIDE, str(other.address)):
+        assert not is_passed(address), address
+        host.run("iptables", "-I", "FORWARD", "-s", forged, "-j", "ACCEPT")
+        assert is_passed(address), address
+        host.run("iptables", "-D", "FORWARD", "-s", forged, "-j", "ACCEPT")
 
 
 def is_last(host: Host) -> bool:

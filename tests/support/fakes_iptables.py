@@ -40,6 +40,7 @@ class FakeTables:
         monkeypatch.setattr("flannelpy.linux.iptables.save", self.save)
         monkeypatch.setattr("flannelpy.linux.iptables.restore", self.restore)
         monkeypatch.setattr("flannelpy.linux.iptables.tables", self.all_tables)
+        monkeypatch.setattr("flannelpy.linux.iptables.is_installed", lambda: "is missing" not in self.failure)
         monkeypatch.setattr("flannelpy.linux.iptables.other_flavour", lambda: "legacy" if self.other else "")
         monkeypatch.setattr("flannelpy.linux.iptables.may_exist", lambda table, _: table in (self.other or self).tables)
         monkeypatch.setattr("flannelpy.linux.nftables.tables", self.all_nft_tables)

@@ -357,6 +357,7 @@ def test_earlier_networks_stay_in_the_record_until_nothing_is_left_of_them(world
         assert now == {"networks": networks, "backend": "udp", "device": "flannel10"}
         if is_clean:
             world.host.firewall._unchecked.clear()
+            world.host.firewall._unchecked_of_other.clear()
 
     play(world, scenario)
     left = json.loads(lock_path(world.file).read_text())

@@ -22,6 +22,8 @@ from flannelpy.errors import HostError
 from flannelpy.host import firewall
 from flannelpy.host.firewall import Firewall
 from flannelpy.linux import accept_local, conntrack
+from flannelpy.netfilter.address_ranges import AddressRanges
+from flannelpy.netfilter.iptables_listing import Tables
 from flannelpy.netfilter.network_rules import NetworkRules
 from flannelpy.netfilter.obstacles import Traffic
 from flannelpy.netfilter.ruleset import Listing
@@ -101,6 +103,10 @@ def live(tables: FakeTables, caplog: pytest.LogCaptureFixture) -> Life:
         run(life())
 
     return live
+
+
+def traffic(network: IPv4Network) -> Traffic:
+    return Traffic(network, next(network.subnets(new_prefix=24)), ("flannel0",), "", ())
 
 
 def lease(subnet: str, public_ip: str) -> LeaseAdded:
@@ -343,6 +349,21 @@ def test_several_networks_keep_their_containers_from_each_others_ports(live: Lif
     live(story)
 
 
+def test_a_forged_source_does_not_leave_by_way_of_another_network_s_device(live: Life) -> None:
+    """Else a machine on the link sends a packet with a source of blue inside a datagram for green."""
+
+    async def story(world: World) -> None:
+        world.add("blue", BLUE, forwarding=Forwarding(["flannel0"], "eth1"))
+        world.add("green", GREEN, forwarding=Forwarding(["flannel1"], "eth1"))
+        await asyncio.sleep(6)
+        for network in (BLUE, GREEN):
+            rules = world.rules("filter")[f"FLANNEL-O-{network}"]
+            returned = [f"-i {device} -j RETURN" for device in ("flannel0", "flannel1", "eth1")]
+            assert sorted(rules[:3]) == sorted(returned)
+
+    live(story)
+
+
 def test_our_datagrams_get_their_zone_once_the_kernel_tracks_connections(
     live: Life, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,6 +425,33 @@ def test_where_iptables_is_missing_and_not_needed_nothing_is_left_to_remove(
 
     live(story)
     assert caplog.messages == []
+
+
+def test_chains_of_earlier_runs_in_a_table_that_fails_are_not_forgotten(
+    live: Life, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No network needs the table, as after a start without -ip-masq: the chain would masquerade ever after."""
+
+    async def story(world: World) -> None:
+        world.tables.tables["nat"][f"FLANNEL-M-{BLUE}"] = MASQUERADE
+        world.tables.tables["nat"]["POSTROUTING"] = [f"-j FLANNEL-M-{BLUE}"]
+        world.tables.failure = "iptables-save -t nat failed: exit code 4: Another app is holding the xtables lock"
+        world.add("", BLUE, None)
+        world.firewall.apply("", [])
+        await asyncio.sleep(20)
+        assert world.firewall.is_clean is False
+        [message] = caplog.messages
+        assert message.startswith(
+            "Failed to remove chains of earlier runs from iptables tables nat, mangle, raw, filter: "
+            "iptables-save -t nat failed: exit code 4"
+        )
+        world.tables.failure = ""
+        await asyncio.sleep(6)
+        assert world.firewall.is_clean is True
+        assert world.rules("nat") == {}
+
+    live(story)
+    assert "Removed iptables chain FLANNEL-M-11.1.0.0/16 of an earlier run in table nat" in caplog.messages
 
 
 def test_a_failure_is_one_warning_and_tried_again(live: Life, caplog: pytest.LogCaptureFixture) -> None:
@@ -571,16 +619,59 @@ def test_a_flavour_that_fails_does_not_keep_the_rules_from_their_check(
     live: Life, tables: FakeTables, caplog: pytest.LogCaptureFixture
 ) -> None:
     tables.other = FakeTables()
-    tables.other.failure = "the kernel has no such tables"
+    tables.other.failure = "iptables-legacy-save failed: exit code 4"
 
     async def story(world: World) -> None:
         world.add("", BLUE, forwarding=Forwarding(["flannel0"], "eth1"))
         await asyncio.sleep(6)
-        assert world.firewall.is_clean
         assert f"FLANNEL-A-{BLUE}" in world.tables.tables["filter"]
+        await asyncio.sleep(60)
 
     live(story)
-    assert caplog.messages == []
+    [message] = caplog.messages
+    assert message.startswith(
+        "Failed to remove chains of earlier runs from iptables tables nat, mangle, raw, filter: "
+        "iptables-legacy-save failed"
+    )
+
+
+@pytest.mark.parametrize("is_masqueraded", [True, False])
+def test_flanneld_s_masquerading_in_the_other_flavour_goes_where_ours_is_in_its_place(
+    live: Life, tables: FakeTables, is_masqueraded: bool
+) -> None:
+    """As after an upgrade of a host whose iptables was iptables-legacy."""
+    other = tables.other = FakeTables()
+    other.tables["nat"]["POSTROUTING"] = ["-s 11.1.0.0/16 -j FLANNEL", "! -s 11.1.0.0/16 -d 11.1.0.0/16 -j MASQUERADE"]
+    other.tables["nat"]["FLANNEL"] = ["-d 11.1.0.0/16 -j ACCEPT", "! -d 224.0.0.0/4 -j MASQUERADE"]
+    before = {chain: list(rules) for chain, rules in other.tables["nat"].items()}
+
+    async def story(world: World) -> None:
+        world.add("", BLUE, is_masqueraded=is_masqueraded)
+        world.firewall.apply("", [])
+        await asyncio.sleep(6)
+        assert world.firewall.is_clean
+
+    live(story)
+    assert other.tables["nat"] == (FakeTables().tables["nat"] if is_masqueraded else before)
+
+
+def test_chains_in_a_flavour_that_fails_are_removed_once_it_works(live: Life, tables: FakeTables) -> None:
+    other = tables.other = FakeTables()
+    other.failure = "iptables-legacy-save -t filter failed: exit code 4"
+    other.apply(f"*filter\n:FLANNEL-A-{OLD} - [0:0]\n-A FORWARD -j FLANNEL-A-{OLD}\nCOMMIT\n")
+
+    async def story(world: World) -> None:
+        world.add("", BLUE, previous=OLD, forwarding=Forwarding(["flannel0"], "eth1"))
+        await asyncio.sleep(6)
+        assert world.firewall.is_clean is False
+        world.tables.tables["filter"][f"FLANNEL-A-{OLD}"] = []  # now another daemon has that network
+        other.failure = ""
+        await asyncio.sleep(6)
+        assert world.firewall.is_clean is True
+        assert f"FLANNEL-A-{OLD}" in world.tables.tables["filter"]
+
+    live(story)
+    assert other.tables == FakeTables().tables
 
 
 def test_what_stops_packets_is_looked_for_without_forward_rules_too_and_reported_at_once(live: Life) -> None:
@@ -599,6 +690,50 @@ def test_what_stops_packets_is_looked_for_without_forward_rules_too_and_reported
         world.tables.tables["filter"]["FORWARD"].clear()
         await asyncio.sleep(5.5)
         assert world.firewall.report("").obstacle == ""
+
+    live(story)
+
+
+def test_a_new_peer_alone_starts_no_search(live: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    """host-gw has the public IPs of all peers in its traffic; a search lists all tables."""
+    searches: list[float] = []
+
+    async def story(world: World) -> None:
+        async def listed() -> dict[str, Tables | HostError]:
+            searches.append(asyncio.get_running_loop().time())
+            return await world.tables.all_tables()
+
+        monkeypatch.setattr("flannelpy.linux.iptables.tables", listed)
+        world.add("", BLUE)
+        world.firewall.watch("", traffic(BLUE), lambda: None)
+        await asyncio.sleep(20.5)
+        before = len(searches)
+        for number in range(1, 4):
+            peers = AddressRanges([(number, number)])
+            world.firewall.watch("", traffic(BLUE)._replace(peers=peers), lambda: None)
+            await asyncio.sleep(1.1)
+        assert len(searches) - before <= 1
+        before = len(searches)
+        world.firewall.watch("", traffic(BLUE)._replace(devices=("flannel1",)), lambda: None)
+        await asyncio.sleep(1.1)
+        assert len(searches) == before + 1
+
+    live(story)
+
+
+def test_masquerading_does_not_wait_for_the_search(live: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(world: World) -> None:
+        async def slow() -> dict[str, Tables | HostError]:
+            await asyncio.sleep(45)
+            return await world.tables.all_tables()
+
+        monkeypatch.setattr("flannelpy.linux.iptables.tables", slow)
+        world.add("blue", BLUE)
+        world.firewall.watch("blue", traffic(BLUE), lambda: None)
+        await asyncio.sleep(3)
+        world.add("green", GREEN, is_masqueraded=True)
+        async with asyncio.timeout(1):
+            await world.firewall.masquerade("green")
 
     live(story)
 

@@ -55,7 +55,15 @@ def test_one_table_is_listed(command: Command, tmp_path: Path) -> None:
     assert (tmp_path / "given").read_text() == "-t nat\n"
 
 
-@pytest.mark.parametrize("script", ["true", "echo 'x: Table does not exist (do you need to insmod?)' >&2; exit 1"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "true",
+        "echo 'x: Table does not exist (do you need to insmod?)' >&2; exit 1",
+        "echo 'x: Could not fetch rule set generation id: Invalid argument' >&2; exit 1",
+        "echo 'x: Failed to initialize nft: Protocol not supported' >&2; exit 1",
+    ],
+)
 def test_a_table_that_the_kernel_does_not_have_is_empty(command: Command, script: str) -> None:
     command("iptables-save", script)
     assert saved().rules == {}
@@ -243,4 +251,16 @@ def test_a_legacy_table_that_the_kernel_does_not_have_is_not_listed(
     assert [table for table in kinds if iptables.may_exist(table, "legacy")] == [
         each for each in kinds if each in tables
     ]
-    assert all(iptables.may_exist(table, "nft") for table in kinds)
+
+
+@pytest.mark.parametrize(
+    ("modules", "may_exist"),
+    [
+        ("nf_tables 16384 0 - Live 0x0\n", True),
+        ("x_tables 16384 0 - Live 0x0\n", False),
+        ("", True),  # the kernel may have it built in
+    ],
+)
+def test_tables_of_nft_need_its_module(monkeypatch: pytest.MonkeyPatch, modules: str, may_exist: bool) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda _: modules)
+    assert iptables.may_exist("nat", "nft") is may_exist
