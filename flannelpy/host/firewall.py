@@ -168,11 +168,12 @@ class Firewall:
             await asyncio.sleep(0)  # with thousands of peers, each of these steps takes milliseconds
             chains = self._chains(table)
             await asyncio.sleep(0)
-            if (chains or table in self._unchecked) and (error := await self._guard(table, chains)):
+            if (chains or table in self._unchecked) and (error := await self._restore(table, chains)):
                 (failed if chains else left)[table] = error
             elif table in self._unchecked_of_other and (error := await self._remove_from_other_flavour(table, chains)):
                 left[table] = error
         self._report_failures(failed, left)
+        self._moves.report()
 
     async def _search(self) -> None:
         """Search for rules that drop packets of containers, and call the networks' ``on_check``."""
@@ -201,7 +202,7 @@ class Firewall:
             return
         missing = "; ".join(map(network_rules.purposes, failed))
         docker = "; Docker's rules may drop packets of containers" if "filter" in failed else ""
-        self._failed(_TABLES, f"Cannot guard the iptables {tables}: {error}; {missing} may be missing{docker}", cause)
+        self._failed(_TABLES, f"Failed to check iptables {tables}: {error}; {missing} may be missing{docker}", cause)
 
     def watch(self, name: str, traffic: Traffic | None, on_check: Callable[[], None]) -> None:
         """Search for rules that drop these packets of a network, at once if more than its peers has changed.
