@@ -137,7 +137,7 @@ sanitize: $(VENV)/stamp ## fuzz the compiled packet code under AddressSanitizer 
 
 waiting: $(VENV)/stamp # a part of make test
 	@echo "With failing etcd clusters:"
-	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q --numprocesses=3 --dist=loadfile $(WAITING_TESTS))
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q --numprocesses=3 --dist=loadfile --no-loadscope-reorder $(WAITING_TESTS))
 
 compiled: $(VENV)/stamp # a part of make test
 	@echo "With compiled packet code:"
@@ -155,10 +155,11 @@ test-docker: $(VENV)/stamp $(UNPACKED_DOCKER) ## real Docker in many settings: h
 	@$(call unskipped,$(AS_ROOT) env FLANNELPY_DOCKER=$(DOCKER) $(VENV)/bin/pytest -q \
 		$(if $(ONLY),tests/docker/matrix/test_$(ONLY).py,tests/docker))
 
-# All tests of a file run in one worker, because they share a lab.
+# All tests of a file run in one worker, because they share a lab.  The files keep their order: by default the files with
+# few tests come last, and those have the long tests.
 namespaces: $(VENV)/stamp build/docker/debian12 # a part of make test
 	@echo "In network namespaces, by $(WORKERS) workers:"
-	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m "not timed" --numprocesses=$(WORKERS) --dist=loadfile \
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m "not timed" --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder \
 		$(NAMESPACE_TESTS))
 
 timed: $(VENV)/stamp # a part of make test

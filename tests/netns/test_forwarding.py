@@ -69,9 +69,9 @@ def start(make_lab: Callable[..., Lab]) -> Start:
 def test_containers_of_different_hosts_reach_each_other(start: Start, config: str, is_masquerading: bool) -> None:
     """If Docker masquerades, packets may arrive with the public IP of their host."""
     one, other = start(CONFIGS[config], masquerade=is_masquerading)
-    wait_for(lambda: reaches(one, other.address, 1), 10, "the rules")
-    assert reaches(one, other.address)
-    assert reaches(other, one.address)
+    for sender, receiver in ((one, other), (other, one)):
+        wait_for(partial(reaches, sender, receiver.address, 1), 10, "the rules about the sender's host")
+        assert reaches(sender, receiver.address)
     # Packets of the host itself have its public IP, which the rules of host-gw and DirectRouting name one by one.
     ping = ("ping", "-n", "-c1", "-W1", str(other.address))
     wait_for(lambda: not one.host.run(*ping, check=False).returncode, 10, "the rule about the host's public IP")
