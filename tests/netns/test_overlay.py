@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import permutations
 
 import pytest
-from lab import Container, Lab, Node, wait_connected
+from lab import Container, Lab, Node, wait_connected, wait_for
 from support.overlay import Capture, all_but, listening, traffic, transfer
 
 from flannelpy.datapath.offloads import Offload
@@ -99,10 +99,15 @@ def test_traceroute_shows_the_hops(overlay: Lab, containers: list[Container], pr
     here, there = (host.subnet().network_address for host in overlay.hosts[:2])
     target = str(containers[1].address)
     # One probe a hop and at a time: the limit on ICMP errors has its own test.
-    output = containers[0].run("traceroute", probe, "-n", "-q1", "-N1", "-w2", target).stdout
-    hops = re.findall(r"^ *\d+ +(\S+)", output, re.MULTILINE)
     # docker0, our daemon, their daemon, their kernel, the container.
-    assert hops == [str(here + 1), str(here), str(there), str(there), target]
+    expected = [str(here + 1), str(here), str(there), str(there), target]
+
+    def hops() -> list[str]:
+        output = containers[0].run("traceroute", probe, "-n", "-q1", "-N1", "-w1", "-m8", target).stdout
+        return re.findall(r"^ *\d+ +(\S+)", output, re.MULTILINE)
+
+    # A busy machine has shown runs in which the container answers no ICMP probe; their cause is not known.
+    wait_for(lambda: hops() == expected, 20, "all hops to answer")
 
 
 @pytest.mark.parametrize("place", ["host", "container"])
