@@ -123,6 +123,7 @@ class ForwardCheck:
 
     async def _search_all(self, networks: Mapping[str, Traffic]) -> None:
         self._iptables, self._nftables = await self._list_iptables(), await self._list_nftables()
+        await asyncio.sleep(0)  # to compare long listings takes a while
         traffics = dict(networks)
         outdated = self._outdated()
         subject = self._iptables, self._nftables, traffics, outdated
@@ -207,7 +208,8 @@ async def _run(listings: Collection[Tables], nft_tables: Collection[NftTable], t
 
 
 async def _in_turns(search: Search) -> list[Obstacle]:
-    """Return the result of a search; in between the event loop runs."""
+    """Return the result of a search; before it and in between the event loop runs."""
+    await asyncio.sleep(0)
     try:
         while True:
             end = time.perf_counter() + _TURN_SECONDS
