@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
-from collections.abc import AsyncIterator, Container, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -123,3 +124,14 @@ class FakeMachine(FakeNetlink):
     async def remove_rules(self, rules: Sequence[ProhibitRule], protocol: int = ROUTE_PROTOCOL) -> None:
         for rule in rules:
             (self.between if protocol else self.unmarked).remove(rule)
+
+
+def play(scenario: Callable[[FakeMachine], Awaitable[None]]) -> FakeMachine:
+    """Run a scenario on a new machine, and return the machine."""
+    machine = FakeMachine()
+
+    async def whole() -> None:
+        await scenario(machine)
+
+    asyncio.run(whole())
+    return machine

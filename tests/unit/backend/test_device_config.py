@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
-from support.fakes_machine import FakeMachine, direct
+from support.fakes_machine import FakeMachine, direct, play
 from support.fakes_netlink import ETH1, EXTERNAL
 
 from flannelpy.backend.device_config import DeviceConfig
@@ -34,16 +33,6 @@ OWN_ADDRESS = Address(INDEX, CONFIG.address, 16)
 
 def address(text: str, prefix_len: int = 16, peer: str = "") -> Address:
     return Address(INDEX, IPv4Address(text), prefix_len, IPv4Address(peer) if peer else None)
-
-
-def play(scenario: Callable[[FakeMachine], Awaitable[None]]) -> FakeMachine:
-    machine = FakeMachine()
-
-    async def whole() -> None:
-        await scenario(machine)
-
-    asyncio.run(whole())
-    return machine
 
 
 class FakeTun:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
-from support.fakes_machine import FakeMachine, direct
+from support.fakes_machine import FakeMachine, direct, play
 from support.fakes_netlink import ETH1
 
 from flannelpy.backend.leftovers import Keep, Scope, marked, unmarked_leftovers, withdraw
@@ -32,16 +30,6 @@ def route(destination: str, protocol: int = ROUTE_PROTOCOL, link_index: int = ET
 def address(link: Link, text: str) -> Address:
     one = IPv4Interface(text)
     return Address(link.index, one.ip, one.network.prefixlen)
-
-
-def play(scenario: Callable[[FakeMachine], Awaitable[None]]) -> FakeMachine:
-    machine = FakeMachine()
-
-    async def whole() -> None:
-        await scenario(machine)
-
-    asyncio.run(whole())
-    return machine
 
 
 def everything(machine: FakeMachine) -> None:

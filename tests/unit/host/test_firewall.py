@@ -80,15 +80,6 @@ class World:
 
 
 @pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> FakeTables:
-    tables = FakeTables()
-    tables.install(monkeypatch)
-    monkeypatch.setattr(conntrack, "is_in_use", lambda: False)
-    monkeypatch.setattr(accept_local, "is_enabled", lambda device: True)
-    return tables
-
-
-@pytest.fixture
 def live(tables: FakeTables, caplog: pytest.LogCaptureFixture) -> Life:
     """Runs a story beside the checks."""
     caplog.set_level("INFO", logger="flannelpy")

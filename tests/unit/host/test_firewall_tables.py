@@ -16,7 +16,6 @@ from flannelpy.errors import HostError
 from flannelpy.host import firewall_tables
 from flannelpy.host.firewall import Firewall
 from flannelpy.host.firewall_tables import Removal
-from flannelpy.linux import accept_local, conntrack
 from flannelpy.netfilter.network_rules import KINDS, NetworkRules
 from flannelpy.netfilter.ruleset import Listing
 
@@ -30,15 +29,6 @@ class Carrier(NamedTuple):
 
     datagrams: Datagrams | None = Datagrams("flannel0", 8285, 8285, accepts_local=True)
     forwarding: Forwarding | None = None
-
-
-@pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> FakeTables:
-    tables = FakeTables()
-    tables.install(monkeypatch)
-    monkeypatch.setattr(conntrack, "is_in_use", lambda: False)
-    monkeypatch.setattr(accept_local, "is_enabled", lambda device: True)
-    return tables
 
 
 def test_a_networks_rules_are_removed_and_those_of_others_stay(tables: FakeTables) -> None:

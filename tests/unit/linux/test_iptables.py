@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.commands import Command
 
 from flannelpy.errors import HostError
 from flannelpy.linux import command as command_module
@@ -18,19 +17,6 @@ from flannelpy.netfilter import network_rules
 from flannelpy.netfilter.ruleset import Listing
 
 TABLE = "*nat\n:POSTROUTING ACCEPT [0:0]\n:FLANNEL - [0:0]\n-A FLANNEL -j RETURN\nCOMMIT\n# Completed\n"
-Command = Callable[[str, str], None]
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Puts a shell script in the place of a command."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-    def put(name: str, script: str) -> None:
-        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / name).chmod(0o755)
-
-    return put
 
 
 def listing() -> Listing:

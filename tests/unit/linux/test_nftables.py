@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.commands import Command
 
 from flannelpy.errors import HostError
 from flannelpy.linux import iptables, kernel_modules, nftables
 from flannelpy.netfilter.iptables_listing import Tables
 from flannelpy.netfilter.nft_listing import NftTable
 
-Command = Callable[[str, str], None]
 CHAIN = {"family": "inet", "table": "fw", "name": "f", "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Puts a shell script in the place of a command."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-    def put(name: str, script: str) -> None:
-        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / name).chmod(0o755)
-
-    return put
 
 
 def printed(*entries: object) -> str:

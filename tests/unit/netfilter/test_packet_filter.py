@@ -76,6 +76,15 @@ def passes(chains: dict[str, list[tuple[str, str]]], packet: Packet, chain: str)
     return None
 
 
+def without_loops(rules: tuple[list[tuple[str, str]], ...]) -> dict[str, list[tuple[str, str]]]:
+    """Return the rules of each chain, without those that lead to the same or an earlier chain."""
+    order = {"FORWARD": ("ONE", "TWO"), "ONE": ("TWO",), "TWO": ()}
+    return {
+        name: [rule for rule in each if rule[1].split()[1] not in set(CHAINS) - set(order[name])]
+        for name, each in zip(CHAINS, rules, strict=True)
+    }
+
+
 def followed(chains: dict[str, list[tuple[str, str]]], policy: str, state: str) -> Drop | None:
     lines = ["*filter", *(f":{name} {'ACCEPT [0:0]' if name == 'FORWARD' else '-'}" for name in chains)]
     lines += [f"-A {name} {condition} {decision}" for name, rules in chains.items() for condition, decision in rules]
@@ -111,11 +120,7 @@ def result(walk: Generator[None, None, Drop | None]) -> Drop | None:
 def test_a_certain_drop_lets_no_packet_pass_and_no_drop_lets_all_pass(
     rules: tuple[list[tuple[str, str]], ...], policy: str, state: str
 ) -> None:
-    order = {"FORWARD": ("ONE", "TWO"), "ONE": ("TWO",), "TWO": ()}
-    chains = {
-        name: [rule for rule in each if rule[1].split()[1] not in set(CHAINS) - set(order[name])]
-        for name, each in zip(CHAINS, rules, strict=True)
-    }
+    chains = without_loops(rules)
 
     def is_passed(packet: Packet) -> bool:
         result = passes(chains, packet._replace(state=state), "FORWARD")
@@ -144,11 +149,7 @@ def test_without_unknown_conditions_a_drop_of_all_packets_is_certain(
     rules: tuple[list[tuple[str, str]], ...], policy: str, state: str
 ) -> None:
     """Rules for single ports make no drop uncertain, whether they accept or send back."""
-    order = {"FORWARD": ("ONE", "TWO"), "ONE": ("TWO",), "TWO": ()}
-    chains = {
-        name: [rule for rule in each if rule[1].split()[1] not in set(CHAINS) - set(order[name])]
-        for name, each in zip(CHAINS, rules, strict=True)
-    }
+    chains = without_loops(rules)
     results = [passes(chains, packet._replace(state=state), "FORWARD") for packet in ORDINARY]
     passed = [not policy if result is None else result for result in results]
     found = followed(chains, policy, state)
