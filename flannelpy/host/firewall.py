@@ -210,7 +210,8 @@ class Firewall:
         ``on_check`` is called when the report's ``obstacle`` may have changed.
         """
         self._on_check[name] = on_check
-        if _without_peers(traffic) != _without_peers(self._traffic.get(name)):
+        before = self._traffic.get(name)
+        if (traffic and traffic.without_peers()) != (before and before.without_peers()):
             self._changed.set()
         if traffic:
             self._traffic[name] = traffic
@@ -345,10 +346,6 @@ class Firewall:
         self._problems.pop(what, None)
         is_or_are = "are" if what in (_ALL_RULES, _TABLES) else "is"
         self._failures.recovered(f"{what} {is_or_are} checked again", subject=what)
-
-
-def _without_peers(traffic: Traffic | None) -> Traffic | None:
-    return traffic and traffic._replace(peers=None)
 
 
 def _describe(table: str, faults: Sequence[Fault]) -> str:

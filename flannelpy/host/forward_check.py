@@ -112,7 +112,7 @@ class ForwardCheck:
         if not networks:
             return
         start = asyncio.get_running_loop().time()
-        watched = {name: traffic._replace(peers=None) for name, traffic in networks.items()}
+        watched = {name: traffic.without_peers() for name, traffic in networks.items()}
         if start < self._next_at and watched == self._networks:
             return
         self._networks = watched

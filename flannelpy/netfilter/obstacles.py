@@ -76,6 +76,10 @@ class Traffic(NamedTuple):
     bridges: tuple[str, ...]
     peers: AddressRanges | None = None
 
+    def without_peers(self) -> Traffic:
+        """Return what rarely changes: a peer that comes or goes alone is no reason to search at once."""
+        return self._replace(peers=None)
+
     def ways(self, hook: str, state: str, *, is_tracked: bool) -> Iterator[Way]:
         """Yield the ways of packets through a hook.  As long as there is no bridge, packets go by an unnamed one."""
         others, own = address_ranges.between(self.network, self.subnet), address_ranges.of_networks(self.subnet)

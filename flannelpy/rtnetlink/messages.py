@@ -12,7 +12,7 @@ from typing import NamedTuple
 RTM_GETLINK, RTM_GETADDR = 18, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
-RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+RTM_NEWRULE, RTM_GETRULE = 32, 34
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 #: In the number of an attribute that consists of attributes; older attributes lack it.
