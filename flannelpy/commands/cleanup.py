@@ -106,7 +106,7 @@ async def _release(registry: Registry, host_identity: HostIdentity) -> None:
 
 
 async def _release_one(registry: Registry, lease: Lease, host_identity: HostIdentity) -> None:
-    if lease.lease_ttl is None:
+    if lease.is_reservation:
         log.warning("Kept the reservation of %s: it belongs to the operator", lease.subnet)
     elif lease.attrs.host_id not in ("", host_identity.host_id):
         log.warning("Kept the lease of %s: it belongs to another host (%s)", lease.subnet, lease.attrs.host_id)

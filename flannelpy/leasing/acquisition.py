@@ -109,7 +109,7 @@ class Acquisition:
         does not, because DHCP may have given us the former address of that host.  If another subnet than the previous
         one has our host ID, that lease belongs to a clone.
         """
-        if any(lease.lease_ttl is None or not self._claims.is_required(lease) for lease in found):
+        if any(lease.is_reservation or not self._claims.is_required(lease) for lease in found):
             return None
         for lease in leases:
             if (
@@ -131,7 +131,7 @@ class Acquisition:
             elif kept is None:
                 log.info("Found lease (%s) for current IP (%s), reusing", lease.subnet, self._identity.public_ip)
                 kept = await self._store.swap(lease, lease.version, attrs)
-            elif was_anothers and lease.lease_ttl is not None:  # a host needs one lease only
+            elif was_anothers and not lease.is_reservation:  # a host needs one lease only
                 await self._store.delete(lease)
         return kept
 
@@ -150,7 +150,7 @@ class Acquisition:
 
     async def _give_up(self, lease: Lease, why: str) -> None:
         message = "Found lease (%s) for current IP (%s) but %s"
-        if lease.lease_ttl is None:
+        if lease.is_reservation:
             log.warning(f"{message}, leaving the reservation alone", lease.subnet, self._identity.public_ip, why)
         else:
             log.info(f"{message}, deleting", lease.subnet, self._identity.public_ip, why)

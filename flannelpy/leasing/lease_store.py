@@ -30,14 +30,22 @@ class LeaseStore:
 
     async def create(self, subnet: IPv4Network, attrs: LeaseAttrs) -> Lease:
         """Create the lease of ``subnet``.  Raises KeyExists."""
-        return Lease.from_entry(await self._registry.create(format_key(subnet), attrs.encode(), self._lease_ttl))
+        return Lease.from_entry(await self._registry.create(format_key(subnet), self._encode(attrs), self._lease_ttl))
 
     async def swap(self, lease: Lease, version: int, attrs: LeaseAttrs) -> Lease:
         """Give ``lease`` other attributes if it still is at ``version``.  Raises CompareFailed, KeyNotFound."""
-        lease_ttl = None if lease.lease_ttl is None else self._lease_ttl
+        lease_ttl = None if lease.is_reservation else self._lease_ttl
         key = format_key(lease.subnet)
-        return Lease.from_entry(await self._registry.compare_and_swap(key, attrs.encode(), lease_ttl, version))
+        return Lease.from_entry(await self._registry.compare_and_swap(key, self._encode(attrs), lease_ttl, version))
+
+    async def renew(self, lease: Lease, attrs: LeaseAttrs) -> Lease:
+        """Extend the lifetime of ``lease``, which has ``attrs``, if unchanged.  Raises CompareFailed, KeyNotFound."""
+        key, value = format_key(lease.subnet), self._encode(attrs)
+        return Lease.from_entry(await self._registry.renew(key, value, self._lease_ttl, lease.version))
 
     async def delete(self, lease: Lease) -> None:
         """Delete ``lease`` if it is unchanged.  Raises CompareFailed, KeyNotFound."""
         await self._registry.compare_and_delete(format_key(lease.subnet), lease.version)
+
+    def _encode(self, attrs: LeaseAttrs) -> str:
+        return attrs.encode(self._registry.schema)

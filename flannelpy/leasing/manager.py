@@ -36,13 +36,11 @@ T = TypeVar("T")
 #: Follows the leases of peers.
 Apply = Callable[[Sequence[LeaseEvent]], Awaitable[None]]
 
-# A watch without events for this long relists: the history it waits for may be gone, or never come.
-QUIET_SECONDS = 300.0
 # Minimum distance between lists that find nothing new, while other writes to the store overrun its history.
 OVERRUN_SECONDS = 60.0
 # A live host notices within this time, or within the time of its lease, that its lease is gone.
 MAX_GRACE_SECONDS = 60.0
-# Interval of the reads of the network config.
+# Interval of the reads of the network config, if the watch does not report its changes.
 CONFIG_SECONDS = 30.0
 _POLL_SECONDS = 12.0
 # Part of these times that is cut off at random: an event reaches all hosts at the same moment, and their next requests
@@ -131,7 +129,7 @@ class SubnetManager:
         """Log each change of the config, for ever.  A change takes effect at the next start, never in part."""
         changes = FailureLog(log, "Network config in etcd", _CONFIG_CAUSES)
         while True:
-            await self._clock.sleep(self._jittered(CONFIG_SECONDS))
+            await self._registry.wait_for_config_change(self._jittered(CONFIG_SECONDS))
             try:
                 verdict = await self._judge_config(accept)
             except RegistryError:
@@ -220,7 +218,7 @@ class SubnetManager:
         If other writes overrun the store's history, the watch continues from the store's current position until the
         next list is allowed.
         """
-        quiet_seconds = self._jittered(QUIET_SECONDS)
+        quiet_seconds = self._jittered(self._registry.relist_seconds)
         overdue_at = inf
         list_at = self._clock.now() + quiet_seconds
         while (left := min(list_at, overdue_at) - self._clock.now()) > 0:

@@ -64,7 +64,7 @@ class OwnLease:
 
     def seconds_left(self) -> float | None:
         """Return the seconds until the lease expires if no renewal succeeds; None for a reservation."""
-        if self.lease.lease_ttl is None:
+        if self.lease.is_reservation:
             return None
         return max(self._ends_at - self._clock.now(), 0)
 
@@ -106,7 +106,7 @@ class OwnLease:
 
     async def _renew_or_read_back(self) -> None:
         try:
-            renewed = await self._write(self.lease.version)
+            renewed = await self._store.renew(self.lease, self._attrs)
         except (CompareFailed, KeyNotFound):
             self._put_off()
             await self.react(await self._store.find(self.lease.subnet))
@@ -168,7 +168,7 @@ class OwnLease:
         If the lease stayed, another host with our public IP would have to claim it.  The host that we surrender to
         would have to surrender in turn after its own lease was recreated.
         """
-        if self.lease.lease_ttl is None:
+        if self.lease.is_reservation:
             return
         with suppress(RegistryError):
             await self._store.delete(self.lease)
@@ -205,8 +205,13 @@ class OwnLease:
         self._lease = lease
         self._failures = 0
         self._renewal_failures.recovered()
-        if lease.lease_ttl is not None:
-            self._lead = renewal_lead(lease.lease_ttl, self._terms, self._rng.random())
-            self._ends_at = self._clock.now() + lease.lease_ttl
-            self._renew_at = self._ends_at - self._lead
+        if lease.lifetime.expires:
+            self._plan_renewal(lease.lifetime.seconds)
         return lease
+
+    def _plan_renewal(self, seconds: int | None) -> None:
+        """Plan the renewal of a lease with ``seconds`` left; None: unknown, so the renewal is due, which tells them."""
+        now = self._clock.now()
+        self._lead = renewal_lead(seconds or self._terms.lease_ttl, self._terms, self._rng.random())
+        self._renew_at = now if seconds is None else now + seconds - self._lead
+        self._ends_at = self._renew_at + self._lead

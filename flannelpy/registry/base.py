@@ -10,12 +10,44 @@ that happened after the snapshot, ``watch(changes.cursor)`` nothing after the ch
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 
+class Schema(enum.Enum):
+    """Which originals share a store with flannelpy: the JSON of a lease and the rules of the config differ.
+
+    ``V2``: flanneld up to v0.17, whose leases are in etcd v2.  ``V3``: flanneld from v0.18 on, in etcd v3.
+    """
+
+    V2 = "2"
+    V3 = "3"
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """Whether an entry expires unless it is renewed, and in how many seconds, if the store tells (None: it does not).
+
+    etcd v3 tells the seconds only of an entry that this host has just written or renewed.
+    """
+
+    expires: bool
+    seconds: int | None = None
+
+
+PERMANENT = Lifetime(expires=False)
+EXPIRES = Lifetime(expires=True)
+
+
+def expires_in(seconds: int) -> Lifetime:
+    """Return the lifetime of an entry that expires in ``seconds``."""
+    return Lifetime(True, seconds)
+
+
 class KeyValue(NamedTuple):
-    """One key below ``subnets``: its relative name, value, remaining seconds (None: no end), version and creation.
+    """One key below ``subnets``: its relative name, value, lifetime, version and creation.
 
     ``version`` grows with every write.  ``created`` is the version of the write that created the key: a smaller number
     means an earlier creation.  ``compare_and_swap`` keeps it; a key that is deleted and created again gets a new one.
@@ -23,7 +55,7 @@ class KeyValue(NamedTuple):
 
     name: str
     value: str
-    lease_ttl: int | None
+    lifetime: Lifetime
     version: int
     created: int
 
@@ -70,8 +102,23 @@ class Registry(Protocol):
     Raises, from every call: RegistryUnavailable if no endpoint gave a usable answer.
     """
 
+    @property
+    def schema(self) -> Schema:
+        """The schema of config and leases.  Known once ``read_config`` has returned."""
+
+    @property
+    def relist_seconds(self) -> float:
+        """A watch without events for this long is replaced by a new snapshot, because the store may hide a loss."""
+
     async def read_config(self) -> str:
         """Return the network config as stored.  Raises KeyNotFound."""
+
+    async def wait_for_config_change(self, seconds: float) -> None:
+        """Return when the config may differ from the one that ``read_config`` returned last.
+
+        A store whose watch reports changes of the config returns after such a change.  Any other store returns after
+        ``seconds``.  Raises nothing.
+        """
 
     async def snapshot(self, is_wanted: Callable[[str], bool] = all_names) -> Snapshot:
         """Return all entries whose names are wanted, and the cursor from which a watch continues.
@@ -88,6 +135,13 @@ class Registry(Protocol):
 
     async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> KeyValue:
         """Replace value and lifetime (None: no end) if still at ``version``.  Raises CompareFailed, KeyNotFound."""
+
+    async def renew(self, name: str, value: str, lease_ttl: int, version: int) -> KeyValue:
+        """Extend the lifetime of ``name``, which holds ``value``, to ``lease_ttl`` seconds if it is at ``version``.
+
+        Whether the version changes and a watch reports the renewal depends on the store.  A permanent entry stays
+        permanent.  Raises CompareFailed, KeyNotFound.
+        """
 
     async def compare_and_delete(self, name: str, version: int) -> None:
         """Delete ``name`` if still at ``version``.  Raises CompareFailed, KeyNotFound."""

@@ -19,6 +19,7 @@ Counterpart: subnet/registry.go of flanneld v0.5.5.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import posixpath
@@ -29,7 +30,7 @@ from urllib.parse import quote
 from flannelpy.errors import CompareFailed, ConfigError, HistoryGone, KeyExists, KeyNotFound, RegistryUnavailable
 from flannelpy.foreign import shown
 from flannelpy.registry import endpoints
-from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Snapshot, all_names
+from flannelpy.registry.base import PERMANENT, Changes, Deleted, KeyValue, Put, Schema, Snapshot, all_names, expires_in
 from flannelpy.registry.endpoints import (
     LONGEST_CAUSE,
     CallThreads,
@@ -79,6 +80,9 @@ class EtcdV2Registry:
     Raises UsageError and HostError from the constructor, for options that can never work.
     """
 
+    schema = Schema.V2
+    relist_seconds = 300.0
+
     def __init__(
         self,
         urls: Sequence[str],
@@ -109,6 +113,10 @@ class EtcdV2Registry:
         """Read the network config, as Registry demands."""
         return await self._ask(self._read_config)
 
+    async def wait_for_config_change(self, seconds: float) -> None:
+        """Wait for ``seconds``, as Registry demands: the watch reports changes of leases only."""
+        await asyncio.sleep(seconds)
+
     async def snapshot(self, is_wanted: Callable[[str], bool] = all_names) -> Snapshot:
         """List the entries, as Registry demands."""
         return await self._ask(functools.partial(self._snapshot, is_wanted))
@@ -120,6 +128,13 @@ class EtcdV2Registry:
     async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> KeyValue:
         """Replace an entry, as Registry demands."""
         return await self._write(name, value, ttl=lease_ttl, prevIndex=version)
+
+    async def renew(self, name: str, value: str, lease_ttl: int, version: int) -> KeyValue:
+        """Write the entry again, as Registry demands.
+
+        flanneld reads the expiration of a lease from this event; etcd's ``refresh`` would send none.
+        """
+        return await self.compare_and_swap(name, value, lease_ttl, version)
 
     async def compare_and_delete(self, name: str, version: int) -> None:
         """Delete an entry, as Registry demands."""
@@ -191,9 +206,9 @@ class EtcdV2Registry:
 
     def _entry(self, node: EtcdResult) -> KeyValue:
         # Between its expiration and its removal by etcd, a key has no "ttl" but still an "expiration".
-        lease_ttl = None if node.expiration is None else max(node.ttl or 0, 0)
+        lifetime = PERMANENT if node.expiration is None else expires_in(max(node.ttl or 0, 0))
         name = node.key.removeprefix(self._subnets)
-        return KeyValue(name, node.value or "", lease_ttl, node.modifiedIndex, node.createdIndex)
+        return KeyValue(name, node.value or "", lifetime, node.modifiedIndex, node.createdIndex)
 
     def _read_config(self, client: V2Client) -> str:
         node = client.read(self._config, quorum=True)

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 from flannelpy.foreign import shown
-from flannelpy.registry.base import KeyValue
+from flannelpy.registry.base import KeyValue, Lifetime, Schema
 from flannelpy.subnet import go_json
 
 _KEY = re.compile(r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})-(0|[1-9]\d?)", re.ASCII)
@@ -58,9 +58,11 @@ class LeaseAttrs:
     host_id: str = field(default="", compare=False)
     claim: bool = field(default=False, compare=False)
 
-    def encode(self) -> str:
+    def encode(self, schema: Schema = Schema.V2) -> str:
         """Return the JSON that the original would write, byte for byte, followed by the keys of flannelpy."""
         document: dict[str, object] = {"PublicIP": str(self.public_ip)}
+        if schema is Schema.V3:
+            document["PublicIPv6"] = None
         if self.backend_type:
             document["BackendType"] = self.backend_type
         if self.backend_data is not None:
@@ -95,21 +97,26 @@ class LeaseAttrs:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A subnet, its holder's attributes, the seconds left (None: a reservation), and the store's version and creation.
+    """A subnet, its holder's attributes, its lifetime, and the store's version and creation.
 
     The lease with the smaller ``created`` was created earlier (registry/base.py, ``KeyValue``).
     """
 
     subnet: IPv4Network
     attrs: LeaseAttrs
-    lease_ttl: int | None
+    lifetime: Lifetime
     version: int
     created: int
+
+    @property
+    def is_reservation(self) -> bool:
+        """Whether an operator reserved the subnet for the holder: the lease does not expire."""
+        return not self.lifetime.expires
 
     @classmethod
     def from_entry(cls, entry: KeyValue) -> Lease:
         """Parse an entry of the store.  Raises ValueError if key or value is malformed."""
-        return cls(parse_key(entry.name), LeaseAttrs.decode(entry.value), entry.lease_ttl, entry.version, entry.created)
+        return cls(parse_key(entry.name), LeaseAttrs.decode(entry.value), entry.lifetime, entry.version, entry.created)
 
 
 def _public_ip(text: str) -> IPv4Address:

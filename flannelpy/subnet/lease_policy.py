@@ -129,7 +129,7 @@ _RESERVED = _LEASED | {Condition.RENEWAL_DUE: Action.NOTHING}
 
 def action(own: Lease, condition: Condition) -> Action:
     """Look up the action for a condition in the table above."""
-    return (_RESERVED if own.lease_ttl is None else _LEASED)[condition]
+    return (_RESERVED if own.is_reservation else _LEASED)[condition]
 
 
 def classify(event: OwnEvent, host_identity: HostIdentity, created: int) -> Condition:

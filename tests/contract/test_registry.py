@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from flannelpy.errors import CompareFailed, HistoryGone, HistoryOverrun, KeyExists, KeyNotFound, RegistryUnavailable
-from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Registry, Snapshot
+from flannelpy.registry.base import PERMANENT, Changes, Deleted, KeyValue, Put, Registry, Snapshot, expires_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -82,17 +82,18 @@ class TestSnapshot:
         created, snapshot = run(store, test)
         entries = {entry.name: entry for entry in snapshot.entries}
         assert set(entries) == {A, B, C}
-        assert (entries[A].value, entries[A].lease_ttl) == ("a", None)
+        assert (entries[A].value, entries[A].lifetime) == ("a", PERMANENT)
         assert entries[B].value == ""
-        assert DAY - DEADLINE <= (entries[B].lease_ttl or 0) <= DAY
-        assert entries[C]._replace(lease_ttl=created.lease_ttl) == created
+        assert entries[B].lifetime.expires
+        assert DAY - DEADLINE <= (entries[B].lifetime.seconds or DAY) <= DAY
+        assert entries[C]._replace(lifetime=created.lifetime) == created
         assert entries[A].version < entries[B].version < entries[C].version < snapshot.cursor
 
 
 class TestCreate:
     def test_returns_what_is_stored(self, store: Store) -> None:
         entry = run(store, lambda registry: registry.create(A, "a & b = ü", DAY))
-        assert entry[:3] == (A, "a & b = ü", DAY)
+        assert entry[:3] == (A, "a & b = ü", expires_in(DAY))
 
     def test_is_the_creation_and_the_next_one_is_a_later_one(self, store: Store) -> None:
         async def test(registry: Registry) -> tuple[KeyValue, KeyValue, KeyValue]:
@@ -126,7 +127,7 @@ class TestCreate:
             return await registry.snapshot()
 
         (entry,) = run(store, test).entries
-        assert (entry.value, entry.lease_ttl) == ("a", None)
+        assert (entry.value, entry.lifetime) == ("a", PERMANENT)
 
     def test_taken_with_the_same_value(self, store: Store) -> None:
         store.put(A, "a", DAY)
@@ -140,7 +141,7 @@ class TestCreate:
 
         outcomes, snapshot = run(store, test)
         winners = [outcome for outcome in outcomes if isinstance(outcome, KeyValue)]
-        assert [entry._replace(lease_ttl=DAY) for entry in snapshot.entries] == winners
+        assert [entry._replace(lifetime=expires_in(DAY)) for entry in snapshot.entries] == winners
         assert sum(isinstance(outcome, KeyExists) for outcome in outcomes) == 15
 
     @pytest.mark.parametrize("lease_ttl", [0, -1])
@@ -156,9 +157,9 @@ class TestCompareAndSwap:
             return old, await registry.compare_and_swap(A, "new", DAY, old.version), await registry.snapshot()
 
         old, new, snapshot = run(store, test)
-        assert new[:3] == (A, "new", DAY)
+        assert new[:3] == (A, "new", expires_in(DAY))
         assert new.version > old.version
-        assert [entry._replace(lease_ttl=DAY) for entry in snapshot.entries] == [new]
+        assert [entry._replace(lifetime=expires_in(DAY)) for entry in snapshot.entries] == [new]
 
     def test_keeps_the_creation(self, store: Store) -> None:
         async def test(registry: Registry) -> list[KeyValue]:
@@ -182,7 +183,7 @@ class TestCompareAndSwap:
             return new, await registry.snapshot()
 
         new, snapshot = run(store, test)
-        assert new.lease_ttl is None
+        assert new.lifetime == PERMANENT
         assert snapshot.entries == (new,)
 
     def test_at_another_version(self, store: Store) -> None:
@@ -257,7 +258,7 @@ class TestWatch:
             by_hand = followed.pop(3)
             assert followed == [Put(a), Put(b), Put(swapped), Deleted(B), Deleted(A)]
             assert isinstance(by_hand, Put)
-            assert by_hand.entry[:3] == (A, "4", None)
+            assert by_hand.entry[:3] == (A, "4", PERMANENT)
 
         run(store, test)
 
@@ -411,7 +412,7 @@ class TestUnavailable:
             finally:
                 store.come_up()
             (after,) = (await registry.snapshot()).entries
-            assert after._replace(lease_ttl=before.lease_ttl) == before
+            assert after._replace(lifetime=before.lifetime) == before
 
         run(store, test)
 

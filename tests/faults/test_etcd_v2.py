@@ -37,7 +37,7 @@ from flannelpy.errors import (
     UsageError,
 )
 from flannelpy.registry import endpoints, event_stream
-from flannelpy.registry.base import Changes, Deleted, Put
+from flannelpy.registry.base import Changes, Deleted, Put, expires_in
 from flannelpy.registry.endpoints import parse_endpoint
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
 
@@ -165,7 +165,7 @@ class TestLostWrite:
     ) -> None:
         proxy.lose("reply", "PUT")
         entry = use(registry, lambda registry: registry.create(A, "mine", DAY))
-        assert entry[:3] == (A, "mine", DAY)
+        assert entry[:3] == (A, "mine", expires_in(DAY))
         (stored,) = server.list("/network/subnets")
         assert stored.value == "mine"
 
@@ -181,7 +181,7 @@ class TestLostWrite:
 
     def test_create_that_did_not_happen_is_sent_again(self, proxy: LossyProxy, registry: EtcdV2Registry) -> None:
         proxy.lose("request", "PUT")
-        assert use(registry, lambda registry: registry.create(A, "mine", DAY))[:3] == (A, "mine", DAY)
+        assert use(registry, lambda registry: registry.create(A, "mine", DAY))[:3] == (A, "mine", expires_in(DAY))
 
     def test_create_while_another_client_is_faster(
         self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
@@ -196,9 +196,9 @@ class TestLostWrite:
             old = await registry.create(A, "mine", 100)
             proxy.lose("reply", "PUT")
             new = await registry.compare_and_swap(A, "mine", DAY, old.version)
-            assert new[:3] == (A, "mine", DAY)
+            assert new[:3] == (A, "mine", expires_in(DAY))
             assert new.version > old.version
-            assert [entry._replace(lease_ttl=DAY) for entry in (await registry.snapshot()).entries] == [new]
+            assert [entry._replace(lifetime=expires_in(DAY)) for entry in (await registry.snapshot()).entries] == [new]
 
         use(registry, test)
 
@@ -713,7 +713,7 @@ class TestEvents:
         async def test(registry: EtcdV2Registry) -> None:
             await registry.create(A, "a", 1)
             while entries := (await registry.snapshot()).entries:
-                assert entries[0].lease_ttl in (0, 1)
+                assert entries[0].lifetime.seconds in (0, 1)
 
         use(EtcdV2Registry([server.url], "/network"), test)
 

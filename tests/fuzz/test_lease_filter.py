@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flannelpy.addressing.surroundings import Surroundings, surroundings
+from flannelpy.registry.base import PERMANENT
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_filter import LeaseFilter
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved
@@ -26,7 +27,7 @@ SUBNETS = st.builds(
     st.sampled_from([0, 7, 8, 9, 12, 15, 16, 23, 24, 24, 24, 25, 30, 31, 32]),
 )
 LEASES = st.builds(
-    lambda subnet, address, backend_type: Lease(subnet, LeaseAttrs(address, backend_type), None, 1, 1),
+    lambda subnet, address, backend_type: Lease(subnet, LeaseAttrs(address, backend_type), PERMANENT, 1, 1),
     SUBNETS,
     ADDRESSES,
     st.sampled_from(["", "", "", "vxlan"]),
@@ -83,7 +84,7 @@ class World:
     """What is stored, what the kernel would answer, and what backends were given."""
 
     def __init__(self, around: Surroundings) -> None:
-        self.leases = LeaseFilter(NETWORK, Lease(OWN, LeaseAttrs(OUR_IP), None, 1, 1), around)
+        self.leases = LeaseFilter(NETWORK, Lease(OWN, LeaseAttrs(OUR_IP), PERMANENT, 1, 1), around)
         self.around = around
         self.stored: dict[IPv4Network, Lease] = {}
         self.captured: set[IPv4Address] = set()

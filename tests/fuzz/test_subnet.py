@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flannelpy.addressing.addresses import special_use_in
 from flannelpy.errors import ConfigError, OutOfSubnets
-from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Snapshot
+from flannelpy.registry.base import PERMANENT, Changes, Deleted, KeyValue, Put, Snapshot
 from flannelpy.subnet.allocator import free_subnets, pick_subnet
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
@@ -244,7 +244,7 @@ class Model:
 
     def put(self, name: str, value: str) -> None:
         self.stored[name] = value
-        self.changes.append(Put(KeyValue(name, value, None, 1, 1)))
+        self.changes.append(Put(KeyValue(name, value, PERMANENT, 1, 1)))
 
     def remove(self, name: str) -> None:
         if self.stored.pop(name, None) is not None:
@@ -278,7 +278,7 @@ class Model:
         for name, value in self.stored.items():
             self.learn(name, value)
         self.changes.clear()
-        return Snapshot(tuple(KeyValue(name, value, None, 1, 1) for name, value in self.stored.items()), 1)
+        return Snapshot(tuple(KeyValue(name, value, PERMANENT, 1, 1) for name, value in self.stored.items()), 1)
 
 
 def replay(view: dict[IPv4Network, LeaseAttrs], events: list[LeaseEvent]) -> None:

@@ -42,7 +42,7 @@ from flannelpy.linux.tun import Tun
 from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.packet import ipv4, vnet_hdr
 from flannelpy.packet.drops import DropReason
-from flannelpy.registry.base import KeyValue
+from flannelpy.registry.base import KeyValue, expires_in
 from flannelpy.rtnetlink.entries import Identity, Route
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
@@ -72,7 +72,7 @@ def recorded_store() -> tuple[str, list[KeyValue]]:
         KeyValue(
             node["key"].removeprefix(f"{PREFIX}/subnets/"),
             node["value"],
-            node["ttl"],
+            expires_in(node["ttl"]),
             node["modifiedIndex"],
             node["createdIndex"],
         )
@@ -328,7 +328,7 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
     store = Store(time.monotonic)
     store.set_config(CONFIG)
     for entry in LEASES[1:]:
-        store.put_raw(entry.name, entry.value, entry.lease_ttl)
+        store.put_raw(entry.name, entry.value, entry.lifetime.seconds)
     subnet_file = tmp_path / "subnet.env"
     subnet_file.write_text("FLANNEL_SUBNET=11.0.59.1/24\n")
     notified: list[str] = []
@@ -412,13 +412,13 @@ def test_the_lease_is_the_same(life: Life) -> None:
     recorded = LEASES[0]
     ours = life.store[recorded.name]
     assert (ours.name, ours.value) == (recorded.name, f'{recorded.value[:-1]},"HostID":"host-1"}}')
-    assert ours.lease_ttl is not None
-    assert recorded.lease_ttl is not None
+    assert ours.lifetime.seconds is not None
+    assert recorded.lifetime.seconds is not None
     # Both were recorded some seconds after they had been created.
     assert (
         Terms().lease_ttl - 20
-        < min(ours.lease_ttl, recorded.lease_ttl)
-        <= max(ours.lease_ttl, recorded.lease_ttl)
+        < min(ours.lifetime.seconds, recorded.lifetime.seconds)
+        <= max(ours.lifetime.seconds, recorded.lifetime.seconds)
         <= Terms().lease_ttl
     )
 

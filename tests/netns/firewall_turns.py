@@ -15,6 +15,7 @@ from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.host.firewall import Firewall
 from flannelpy.netfilter.network_rules import NetworkRules
 from flannelpy.netfilter.obstacles import Traffic
+from flannelpy.registry.base import PERMANENT
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded
 
@@ -50,7 +51,7 @@ async def check(firewall: Firewall, peers: int) -> None:
     )
     subnets = NETWORK.subnets(new_prefix=24)
     first = IPv4Address("172.20.0.1")
-    leases = [LeaseAdded(Lease(next(subnets), LeaseAttrs(first + number), None, 1, 1)) for number in range(peers)]
+    leases = [LeaseAdded(Lease(next(subnets), LeaseAttrs(first + number), PERMANENT, 1, 1)) for number in range(peers)]
     repaired = asyncio.Event()
     firewall.add("", rules, repaired.set)
     firewall.apply("", leases[:-1])

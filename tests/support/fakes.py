@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from flannelpy.errors import CompareFailed, HistoryGone, HistoryOverrun, KeyExists, KeyNotFound, RegistryUnavailable
-from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Snapshot, all_names
+from flannelpy.registry.base import PERMANENT, Changes, Deleted, KeyValue, Put, Schema, Snapshot, all_names, expires_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,9 @@ class FakeRegistry:
     entries expire and waiting watches time out.
     """
 
+    schema = Schema.V2
+    relist_seconds = 300.0
+
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._config: str | None = None
@@ -54,6 +57,9 @@ class FakeRegistry:
         if self._config is None:
             raise KeyNotFound("config: key not found")
         return self._config
+
+    async def wait_for_config_change(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
     async def snapshot(self, is_wanted: Callable[[str], bool] = all_names) -> Snapshot:
         self._begin()
@@ -73,6 +79,10 @@ class FakeRegistry:
         entry = self._put(name, value, lease_ttl, self._stored[name].created)
         self._reply()
         return entry
+
+    async def renew(self, name: str, value: str, lease_ttl: int, version: int) -> KeyValue:
+        permanent = name in self._stored and self._stored[name].expires is None
+        return await self.compare_and_swap(name, value, None if permanent else lease_ttl, version)
 
     async def compare_and_delete(self, name: str, version: int) -> None:
         self._begin()
@@ -167,8 +177,8 @@ class FakeRegistry:
 
     def _entry(self, name: str) -> KeyValue:
         value, expires, version, created = self._stored[name]
-        left = None if expires is None else math.ceil(expires - self._clock())
-        return KeyValue(name, value, left, version, created)
+        lifetime = PERMANENT if expires is None else expires_in(math.ceil(expires - self._clock()))
+        return KeyValue(name, value, lifetime, version, created)
 
     def _put(self, name: str, value: str, lease_ttl: int | None, created: int | None = None) -> KeyValue:
         """``created`` is kept by a compare-and-swap only: etcd's plain set creates the key again."""

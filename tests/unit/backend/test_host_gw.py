@@ -13,6 +13,7 @@ from support.fakes_netlink import ETH1, EXTERNAL, FakeNetlink, no_changes
 from flannelpy.backend import kernel_entries, on_link
 from flannelpy.backend.host_gw import HostGwBackend
 from flannelpy.linux.netlink import monitor
+from flannelpy.registry.base import expires_in
 from flannelpy.report import BackendReport
 from flannelpy.rtnetlink import entries, routes
 from flannelpy.rtnetlink.entries import GatewayRoute
@@ -24,12 +25,12 @@ from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved
 
 CONFIG = parse('{"Network":"11.0.0.0/16","Backend":{"Type":"host-gw"}}')
 OTHER = IPv4Network("11.0.2.0/24")
-OWN = Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(EXTERNAL.address, "host-gw"), 86400, 1, 1)
+OWN = Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(EXTERNAL.address, "host-gw"), expires_in(86400), 1, 1)
 
 
 def added(number: int, public_ip: str, backend_type: str = "host-gw") -> LeaseAdded:
     attrs = LeaseAttrs(IPv4Address(public_ip), backend_type)
-    return LeaseAdded(Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, 86400, 1, 1))
+    return LeaseAdded(Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, expires_in(86400), 1, 1))
 
 
 def route(number: int, public_ip: str) -> GatewayRoute:

@@ -16,12 +16,14 @@ from flannelpy.backend.lease_gate import LeaseGate
 from flannelpy.backend.underlay import Underlay
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.registry.base import expires_in
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_filter import LeaseFilter
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent, LeaseRemoved
 
 NETWORK, OUR_IP = IPv4Network("11.0.0.0/8"), IPv4Address("172.17.8.101")
-OWN = Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(OUR_IP), 86400, 1, 1)
+DAY = expires_in(86400)
+OWN = Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(OUR_IP), DAY, 1, 1)
 
 
 class FakeUnderlay(Underlay):
@@ -63,7 +65,7 @@ def play(scenario: Callable[[World], Awaitable[None]]) -> World:
 def added(number: int, public_ip: str | None = None) -> LeaseAdded:
     subnet = IPv4Network((f"11.{1 + number // 256}.{number % 256}.0", 24))
     address = IPv4Address(public_ip) if public_ip else IPv4Address("172.18.0.0") + number
-    return LeaseAdded(Lease(subnet, LeaseAttrs(address), 86400, 1, 1))
+    return LeaseAdded(Lease(subnet, LeaseAttrs(address), DAY, 1, 1))
 
 
 @pytest.mark.parametrize("events", [[], [added(1, "127.0.0.1")]])
@@ -181,8 +183,8 @@ def test_thousands_of_ignored_leases_are_no_thousands_of_lines(caplog: pytest.Lo
 
 def test_leases_are_forwarded_in_the_order_in_which_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if the kernel takes its time over the first ones, and a check comes in between."""
-    first = LeaseAdded(Lease(IPv4Network("11.0.1.0/24"), LeaseAttrs(IPv4Address("172.17.8.102")), 86400, 2, 2))
-    second = LeaseAdded(Lease(IPv4Network("11.0.2.0/24"), LeaseAttrs(IPv4Address("172.17.8.103")), 86400, 3, 3))
+    first = LeaseAdded(Lease(IPv4Network("11.0.1.0/24"), LeaseAttrs(IPv4Address("172.17.8.102")), DAY, 2, 2))
+    second = LeaseAdded(Lease(IPv4Network("11.0.2.0/24"), LeaseAttrs(IPv4Address("172.17.8.103")), DAY, 3, 3))
 
     async def scenario(world: World) -> None:
         answer, pauses = world.underlay.overlay_ways, iter((0.01, 0.005))

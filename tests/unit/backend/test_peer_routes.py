@@ -15,6 +15,7 @@ from support.fakes_netlink import ETH1, EXTERNAL, NO_ROUTE
 
 from flannelpy.backend.peer_routes import PeerRoutes
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.registry.base import expires_in
 from flannelpy.rtnetlink.links import Link
 from flannelpy.rtnetlink.routes import RouteAnswer, RouteQuery
 from flannelpy.subnet.lease import Lease, LeaseAttrs
@@ -30,7 +31,7 @@ def subnet(number: int) -> IPv4Network:
 
 def added(number: int, public_ip: str = "") -> LeaseAdded:
     address = IPv4Address(public_ip) if public_ip else IPv4Address("172.30.0.0") + number
-    return LeaseAdded(Lease(subnet(number), LeaseAttrs(address), 86400, 1, 1))
+    return LeaseAdded(Lease(subnet(number), LeaseAttrs(address), expires_in(86400), 1, 1))
 
 
 class World:

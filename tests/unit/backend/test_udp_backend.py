@@ -32,6 +32,7 @@ from flannelpy.linux import packet_loop
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import Tun
 from flannelpy.packet.drops import DropReason
+from flannelpy.registry.base import expires_in
 from flannelpy.report import BackendReport
 from flannelpy.rtnetlink.links import Link
 from flannelpy.subnet.config import NetworkConfig, parse
@@ -40,6 +41,7 @@ from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved
 
 EXTERNAL = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 1500)
 SUBNET = IPv4Network("11.0.101.0/24")
+DAY = expires_in(86400)
 ALIAS = "flannelpy /run/flannel/subnet.env"
 
 
@@ -48,7 +50,7 @@ def config(**backend: object) -> NetworkConfig:
 
 
 def added(public_ip: str) -> LeaseAdded:
-    return LeaseAdded(Lease(SUBNET, LeaseAttrs(IPv4Address(public_ip)), 86400, 1, 1))
+    return LeaseAdded(Lease(SUBNET, LeaseAttrs(IPv4Address(public_ip)), DAY, 1, 1))
 
 
 @pytest.mark.parametrize("text", ['{"Network":"11.0.0.0/16"}', '{"Network":"11.0.0.0/16","Backend":{"Type":"UDP"}}'])
@@ -127,7 +129,7 @@ def test_a_backend_that_never_started_can_be_closed() -> None:
 # Its life
 
 LOOPBACK = ExternalInterface("eth1", IPv4Address("127.0.0.1"), 1500)
-OWN = Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(LOOPBACK.address), 86400, 1, 1)
+OWN = Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(LOOPBACK.address), DAY, 1, 1)
 
 
 class FakeTun(Tun):
@@ -351,7 +353,7 @@ def test_a_changed_device_is_restored_and_a_removed_one_recreated(monkeypatch: p
 def test_a_peer_whose_packets_go_elsewhere_counts_as_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(life: Life) -> None:
         await life.backend.start(OWN)
-        other = LeaseAdded(Lease(IPv4Network("11.0.102.0/24"), LeaseAttrs(IPv4Address("172.17.8.103")), 86400, 1, 1))
+        other = LeaseAdded(Lease(IPv4Network("11.0.102.0/24"), LeaseAttrs(IPv4Address("172.17.8.103")), DAY, 1, 1))
         life.backend.apply([added("172.17.8.102"), other])
         life.netlink.diverted = {(SUBNET, False): NO_ROUTE}
         await life.repair()

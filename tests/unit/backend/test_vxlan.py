@@ -21,6 +21,7 @@ from flannelpy.datapath.vxlan_settings import Settings
 from flannelpy.errors import ConfigError, HostError
 from flannelpy.linux.netlink import monitor
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.registry.base import expires_in
 from flannelpy.report import BackendReport
 from flannelpy.rtnetlink.entries import Entry, FdbEntry, GatewayRoute, Neighbour
 from flannelpy.rtnetlink.links import Address
@@ -160,7 +161,7 @@ def test_the_mac_of_others(data: object, mac: str | None) -> None:
 
 def added(number: int, host: int, mac: str = "", backend_type: str = "vxlan") -> LeaseAdded:
     attrs = LeaseAttrs(IPv4Address(f"172.17.8.{host}"), backend_type, {"VtepMAC": mac or f"02:00:00:00:00:{host:02x}"})
-    return LeaseAdded(Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, 86400, 1, 1))
+    return LeaseAdded(Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, expires_in(86400), 1, 1))
 
 
 def by_vxlan(number: int, host: int) -> tuple[Entry, ...]:
@@ -193,7 +194,7 @@ def play(
 
     async def whole() -> None:
         backend = VxlanBackend(config.parse(text), EXTERNAL, ALIAS)
-        own = Lease(IPv4Network("11.0.48.0/24"), backend.lease_attrs(US, None), 86400, 1, 1)
+        own = Lease(IPv4Network("11.0.48.0/24"), backend.lease_attrs(US, None), expires_in(86400), 1, 1)
         assert await backend.start(own) == 1450
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(backend.run())

@@ -20,6 +20,7 @@ from flannelpy.datapath import vxlan_settings
 from flannelpy.linux import port_owner, udp_probe
 from flannelpy.linux.netlink.connection import Taken
 from flannelpy.linux.udp_probe import PortState, probe
+from flannelpy.registry.base import expires_in
 from flannelpy.rtnetlink.links import Link, Vxlan
 from flannelpy.subnet import config
 from flannelpy.subnet.lease import Lease, LeaseAttrs
@@ -30,7 +31,7 @@ CLOSED, SILENT, UNKNOWN = PortState.CLOSED, PortState.SILENT, PortState.UNKNOWN
 
 def lease(number: int, host_id: str = "", public_ip: int | None = None) -> Lease:
     attrs = LeaseAttrs(IPv4Address(f"172.17.8.{public_ip or number}"), "vxlan", None, host_id)
-    return Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, 86400, 1, 1)
+    return Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, expires_in(86400), 1, 1)
 
 
 class World:

@@ -27,6 +27,7 @@ from flannelpy.netfilter.iptables_listing import Tables
 from flannelpy.netfilter.network_rules import NetworkRules
 from flannelpy.netfilter.obstacles import Traffic
 from flannelpy.netfilter.ruleset import Listing
+from flannelpy.registry.base import PERMANENT
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded
 
@@ -101,7 +102,7 @@ def traffic(network: IPv4Network) -> Traffic:
 
 
 def lease(subnet: str, public_ip: str) -> LeaseAdded:
-    return LeaseAdded(Lease(IPv4Network(subnet), LeaseAttrs(IPv4Address(public_ip)), None, 1, 1))
+    return LeaseAdded(Lease(IPv4Network(subnet), LeaseAttrs(IPv4Address(public_ip)), PERMANENT, 1, 1))
 
 
 MASQUERADE = [

@@ -28,7 +28,7 @@ from support.lease_world import (
 from flannelpy.addressing.surroundings import Surroundings, surroundings
 from flannelpy.errors import HostError, KeyExists
 from flannelpy.leasing.retry import LONGEST_PAUSE
-from flannelpy.registry.base import KeyValue
+from flannelpy.registry.base import PERMANENT, KeyValue, expires_in
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import Lease
 
@@ -41,7 +41,7 @@ def test_a_new_host_takes_a_free_subnet_for_a_day(caplog: pytest.LogCaptureFixtu
         assert own.subnet != IPv4Network("11.0.1.0/24")
         assert own.attrs == ATTRS
         name = f"{own.subnet.network_address}-24"
-        assert (await world.entries())[name] == KeyValue(name, OURS, LEASE_TTL, own.version, own.created)
+        assert (await world.entries())[name] == KeyValue(name, OURS, expires_in(LEASE_TTL), own.version, own.created)
         assert world.manager.own == own
         assert caplog.messages == [
             "Picking subnet in range 11.0.1.0 ... 11.0.255.0",
@@ -56,7 +56,7 @@ def test_a_lease_with_our_public_ip_is_ours_again_for_a_full_day(caplog: pytest.
         world.registry.put_raw("11.0.1.0-24", B, 86400)
         old = world.registry.put_raw("11.0.77.0-24", OURS, 100)
         own = await world.acquire(previous=OWN)
-        assert own == Lease(IPv4Network("11.0.77.0/24"), ATTRS, LEASE_TTL, old.version + 1, old.created)
+        assert own == Lease(IPv4Network("11.0.77.0/24"), ATTRS, expires_in(LEASE_TTL), old.version + 1, old.created)
         assert set(await world.entries()) == {"11.0.1.0-24", "11.0.77.0-24"}
 
     play(scenario)
@@ -84,7 +84,7 @@ def test_a_malformed_own_lease_is_restored() -> None:
             await asyncio.sleep(2)
             entry = (await world.entries())[OWN_NAME]
             assert (entry.value, entry.version) == (OURS, damaged.version + 1)
-            assert entry.lease_ttl is not None
+            assert entry.lifetime.seconds is not None
             assert world.manager.own.version == entry.version
 
     play(scenario)
@@ -108,7 +108,7 @@ def test_a_reservation_is_used_and_stays_one() -> None:
             assert world.manager.report().seconds_left is None
             version, created = world.manager.own.version, world.manager.own.created
             await asyncio.sleep(10 * LEASE_TTL)
-            assert await world.entries() == {OWN_NAME: KeyValue(OWN_NAME, OURS, None, version, created)}
+            assert await world.entries() == {OWN_NAME: KeyValue(OWN_NAME, OURS, PERMANENT, version, created)}
 
     play(scenario)
 

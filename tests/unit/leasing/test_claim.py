@@ -96,7 +96,7 @@ def test_a_reinstalled_host_gets_its_subnet_after_a_short_wait(caplog: pytest.Lo
         assert (await after.acquire()).subnet == OWN
         assert after.now() - start == pytest.approx(CLAIM_SECONDS, abs=0.1)
         [entry] = (await after.entries()).values()
-        assert (entry.value, entry.lease_ttl) == (signed(SECOND), LEASE_TTL)
+        assert (entry.value, entry.lifetime.seconds) == (signed(SECOND), LEASE_TTL)
 
     play_duplicates(scenario)
     assert (

@@ -82,7 +82,7 @@ def test_the_subnet_and_its_backend_data_are_kept(ttl: int | None, caplog: pytes
         lease = await machine.acquire()
         assert now() == pytest.approx(CLAIM_SECONDS, abs=0.1)
         [entry] = (await entries(registry)).values()
-        assert (entry.name, entry.value, entry.lease_ttl) == (NAME, value(NEW), ttl)
+        assert (entry.name, entry.value, entry.lifetime.seconds) == (NAME, value(NEW), ttl)
         assert (entry.created, entry.version) == (before.created, lease.version)
 
     play(scenario)

@@ -19,7 +19,7 @@ from support.lease_world import (
 )
 
 from flannelpy.errors import LeaseLost
-from flannelpy.registry.base import KeyValue
+from flannelpy.registry.base import PERMANENT, KeyValue, expires_in
 
 
 def test_a_deleted_lease_is_recreated_at_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -45,7 +45,7 @@ def test_a_deleted_reservation_is_recreated_as_a_lease() -> None:
         async with world.running():
             world.registry.delete_raw(OWN_NAME)
             await asyncio.sleep(1)
-            assert (await world.entries())[OWN_NAME].lease_ttl is not None
+            assert (await world.entries())[OWN_NAME].lifetime.seconds is not None
             assert world.manager.report().seconds_left == pytest.approx(LEASE_TTL, abs=1)
 
     play(scenario)
@@ -73,9 +73,8 @@ def test_a_host_surrenders_a_lease_that_a_peer_holds(holder_ttl: int | None) -> 
             with pytest.raises(LeaseLost) as caught:
                 await watch
             assert str(caught.value) == "subnet 11.0.59.0/24 is held by 172.17.8.102 now, not by us (172.17.8.101)"
-            assert await world.entries() == {
-                OWN_NAME: KeyValue(OWN_NAME, B, holder_ttl and holder_ttl - 1, theirs.version, theirs.created)
-            }
+            lifetime = expires_in(holder_ttl - 1) if holder_ttl else PERMANENT
+            assert await world.entries() == {OWN_NAME: KeyValue(OWN_NAME, B, lifetime, theirs.version, theirs.created)}
 
     play(scenario)
 

@@ -89,13 +89,13 @@ def test_the_terms_are_the_operators() -> None:
     async def scenario(world: World) -> None:
         manager = SubnetManager(world.registry, LoopClock(), random.Random(1), HostIdentity(OUR_IP), Terms(60, 20))
         await manager.acquire(CONFIG, lambda _: ATTRS, OWN)
-        assert (await world.entries())[OWN_NAME].lease_ttl == 60
+        assert (await world.entries())[OWN_NAME].lifetime.seconds == 60
         renewal = asyncio.create_task(manager.keep_lease())
         await asyncio.sleep(60 - 1.1 * 20 - 1)
         assert manager.own.version == 1
         await asyncio.sleep(0.1 * 20 + 1)
         assert manager.own.version == 2
-        assert (await world.entries())[OWN_NAME].lease_ttl in (58, 59, 60)
+        assert (await world.entries())[OWN_NAME].lifetime.seconds in (58, 59, 60)
         renewal.cancel()
 
     play(scenario)
@@ -129,7 +129,7 @@ def test_a_lease_whose_store_gave_it_less_time_is_renewed_accordingly() -> None:
             assert world.manager.report().seconds_left == pytest.approx(332, abs=1)
             await asyncio.sleep(33)
             assert world.manager.own.version == version + 1
-            assert (await world.entries())[OWN_NAME].lease_ttl in range(LEASE_TTL - 33, LEASE_TTL + 1)
+            assert (await world.entries())[OWN_NAME].lifetime.seconds in range(LEASE_TTL - 33, LEASE_TTL + 1)
 
     play(scenario)
 
@@ -192,7 +192,7 @@ def test_a_short_lease_is_renewed_again_in_time_for_it_to_live(caplog: pytest.Lo
         await asyncio.sleep(3)
         world.registry.come_up()
         await asyncio.sleep(2)
-        assert (await world.entries())[OWN_NAME].lease_ttl in (8, 9, 10)
+        assert (await world.entries())[OWN_NAME].lifetime.seconds in (8, 9, 10)
         renewal.cancel()
 
     play(scenario)

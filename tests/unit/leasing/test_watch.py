@@ -28,11 +28,13 @@ from support.lease_world import (
 )
 
 from flannelpy.errors import RegistryUnavailable
-from flannelpy.leasing.manager import MAX_GRACE_SECONDS, QUIET_SECONDS, SubnetManager
+from flannelpy.leasing.manager import MAX_GRACE_SECONDS, SubnetManager
 from flannelpy.leasing.retry import FIRST_PAUSE, LONGEST_PAUSE
 from flannelpy.registry.base import Changes, Snapshot, all_names
 from flannelpy.subnet.lease import HostIdentity
 from flannelpy.subnet.lease_policy import Terms
+
+QUIET_SECONDS = FakeRegistry.relist_seconds
 
 
 def test_new_changed_and_removed_peers_are_events(caplog: pytest.LogCaptureFixture) -> None:

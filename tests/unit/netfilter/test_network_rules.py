@@ -12,6 +12,7 @@ from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.netfilter import network_rules
 from flannelpy.netfilter.network_rules import NetworkRules
 from flannelpy.netfilter.ruleset import Chain, Place
+from flannelpy.registry.base import PERMANENT
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved
 
@@ -107,7 +108,7 @@ def rules(
 
 
 def lease(subnet: str, public_ip: str) -> LeaseAdded:
-    return LeaseAdded(Lease(IPv4Network(subnet), LeaseAttrs(IPv4Address(public_ip)), None, 1, 1))
+    return LeaseAdded(Lease(IPv4Network(subnet), LeaseAttrs(IPv4Address(public_ip)), PERMANENT, 1, 1))
 
 
 def peers(network: NetworkRules) -> list[str]:

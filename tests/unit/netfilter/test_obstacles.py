@@ -19,6 +19,7 @@ from flannelpy.netfilter.iptables_listing import Tables
 from flannelpy.netfilter.network_rules import NetworkRules
 from flannelpy.netfilter.nft_listing import Entries, NftTable
 from flannelpy.netfilter.obstacles import Obstacle, Search, Traffic
+from flannelpy.registry.base import PERMANENT
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded
 
@@ -282,7 +283,7 @@ def written(traffic: Traffic) -> NetworkRules:
     rules = NetworkRules(
         traffic.network, traffic.subnet, host, Carrier(None, forwarding), (), is_masqueraded=False, is_forwarded=True
     )
-    rules.apply([LeaseAdded(Lease(IPv4Network("11.0.7.0/24"), LeaseAttrs(IPv4Address("192.0.2.7")), None, 1, 1))])
+    rules.apply([LeaseAdded(Lease(IPv4Network("11.0.7.0/24"), LeaseAttrs(IPv4Address("192.0.2.7")), PERMANENT, 1, 1))])
     return rules
 
 

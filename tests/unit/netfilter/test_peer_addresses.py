@@ -9,6 +9,7 @@ import pytest
 from flannelpy.netfilter import peer_addresses
 from flannelpy.netfilter.address_ranges import ANYWHERE, AddressRanges, between, of_networks
 from flannelpy.netfilter.peer_addresses import PeerAddresses
+from flannelpy.registry.base import PERMANENT
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved
 
@@ -16,7 +17,7 @@ SUBNETS = list(IPv4Network("11.0.0.0/16").subnets(new_prefix=24))
 
 
 def added(number: int, ip: str) -> LeaseAdded:
-    return LeaseAdded(Lease(SUBNETS[number], LeaseAttrs(IPv4Address(ip)), None, 1, 1))
+    return LeaseAdded(Lease(SUBNETS[number], LeaseAttrs(IPv4Address(ip)), PERMANENT, 1, 1))
 
 
 def of(*addresses: str) -> AddressRanges:

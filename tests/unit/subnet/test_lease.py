@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from flannelpy.registry.base import KeyValue
+from flannelpy.registry.base import EXPIRES, PERMANENT, KeyValue, Lifetime, expires_in
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
 
 PUBLIC_IP = IPv4Address("172.17.8.101")
@@ -157,7 +157,7 @@ def test_a_malformed_key_is_refused(key: str) -> None:
         parse_key(key)
 
 
-@pytest.mark.parametrize("lease_ttl", [86394, None])
-def test_an_entry_of_the_store_is_read_as_a_lease(lease_ttl: int | None) -> None:
-    entry = KeyValue("11.0.59.0-24", '{"PublicIP":"172.17.8.101"}', lease_ttl, 5, 3)
-    assert Lease.from_entry(entry) == Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(PUBLIC_IP), lease_ttl, 5, 3)
+@pytest.mark.parametrize("lifetime", [expires_in(86394), EXPIRES, PERMANENT])
+def test_an_entry_of_the_store_is_read_as_a_lease(lifetime: Lifetime) -> None:
+    entry = KeyValue("11.0.59.0-24", '{"PublicIP":"172.17.8.101"}', lifetime, 5, 3)
+    assert Lease.from_entry(entry) == Lease(IPv4Network("11.0.59.0/24"), LeaseAttrs(PUBLIC_IP), lifetime, 5, 3)

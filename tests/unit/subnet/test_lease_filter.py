@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from flannelpy.addressing.surroundings import Surroundings, surroundings
+from flannelpy.registry.base import expires_in
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_filter import Cause, Decisions, LeaseFilter
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseRemoved
@@ -28,11 +29,11 @@ PEER = "10.1.0.12"
 
 def lease(subnet: str, public_ip: str = PEER, backend_type: str = "vxlan", version: int = 1) -> Lease:
     attrs = LeaseAttrs(IPv4Address(public_ip), backend_type)
-    return Lease(IPv4Network(subnet), attrs, 86400, version, 1)
+    return Lease(IPv4Network(subnet), attrs, expires_in(86400), version, 1)
 
 
 def new_filter(network: IPv4Network = NETWORK, around: Surroundings = AROUND) -> LeaseFilter:
-    return LeaseFilter(network, Lease(OWN, LeaseAttrs(OUR_IP, "vxlan"), 86400, 1, 1), around)
+    return LeaseFilter(network, Lease(OWN, LeaseAttrs(OUR_IP, "vxlan"), expires_in(86400), 1, 1), around)
 
 
 def decide(leases: LeaseFilter, captured: dict[str, str] | None = None) -> Decisions:

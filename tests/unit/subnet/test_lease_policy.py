@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flannelpy.errors import HistoryGone, RegistryError, RegistryUnavailable
+from flannelpy.registry.base import EXPIRES, PERMANENT, Lifetime, expires_in
 from flannelpy.subnet import lease_policy
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import (
@@ -46,16 +47,16 @@ ROWS = [
 
 
 def lease(
-    public_ip: IPv4Address, lease_ttl: int | None, host_id: str = "", claim: bool = False, created: int = CREATED
+    public_ip: IPv4Address, lifetime: Lifetime, host_id: str = "", claim: bool = False, created: int = CREATED
 ) -> Lease:
-    return Lease(SUBNET, LeaseAttrs(public_ip, host_id=host_id, claim=claim), lease_ttl, 5, created)
+    return Lease(SUBNET, LeaseAttrs(public_ip, host_id=host_id, claim=claim), lifetime, 5, created)
 
 
 @pytest.mark.parametrize(("condition", "leased", "reserved"), ROWS)
 def test_each_row(condition: Condition, leased: Action, reserved: Action) -> None:
-    assert action(lease(OURS, 86400), condition) is leased
-    assert action(lease(OURS, 1), condition) is leased
-    assert action(lease(OURS, None), condition) is reserved
+    assert action(lease(OURS, expires_in(86400)), condition) is leased
+    assert action(lease(OURS, expires_in(1)), condition) is leased
+    assert action(lease(OURS, PERMANENT), condition) is reserved
 
 
 def test_the_rows_are_complete_and_the_documented_ones() -> None:
@@ -68,25 +69,26 @@ def test_the_rows_are_complete_and_the_documented_ones() -> None:
     assert [line for line in architecture.splitlines() if line in table] == table
 
 
+LIFETIMES = (EXPIRES, PERMANENT)
 EVENTS: list[tuple[OwnEvent, Condition]] = [
     (LeaseRemoved(SUBNET), Condition.GONE),
     (Malformed(SUBNET, 6), Condition.MALFORMED),
-    *((LeaseAdded(lease(OURS, ttl, "m")), Condition.CHANGED) for ttl in (86400, None)),
-    *((LeaseAdded(lease(THEIRS, ttl)), Condition.TAKEN) for ttl in (86400, None)),
-    (LeaseAdded(lease(THEIRS, 60, "m")), Condition.TAKEN),
-    (LeaseAdded(lease(OURS, 60, "m", claim=True)), Condition.CHANGED),
-    (LeaseAdded(lease(OURS, 60)), Condition.NO_HOST_ID),
-    (LeaseAdded(lease(OURS, 60, "a", claim=True)), Condition.CLAIMED),
-    (LeaseAdded(lease(OURS, 60, "z", claim=True)), Condition.CLAIMED),
-    (LeaseAdded(lease(OURS, 60, "z")), Condition.HELD_BY_HIGHER_ID),
-    (LeaseAdded(lease(OURS, 60, "a")), Condition.HELD_BY_LOWER_ID),
-    (SameIPElsewhere(lease(OURS, 60, "a")), Condition.ELSEWHERE_LOWER_ID),
-    (SameIPElsewhere(lease(OURS, 60, "a", claim=True)), Condition.ELSEWHERE),
-    (SameIPElsewhere(lease(OURS, 60, "z")), Condition.ELSEWHERE),
-    (SameIPElsewhere(lease(OURS, 60, "m")), Condition.ELSEWHERE),
-    (SameIPElsewhere(lease(OURS, 60)), Condition.ELSEWHERE),
-    *((Overlapping(lease(THEIRS, ttl, created=CREATED - 1)), Condition.OVERLAPS_EARLIER) for ttl in (1, None)),
-    *((Overlapping(lease(THEIRS, ttl, created=CREATED + 1)), Condition.OVERLAPS_LATER) for ttl in (1, None)),
+    *((LeaseAdded(lease(OURS, each, "m")), Condition.CHANGED) for each in LIFETIMES),
+    *((LeaseAdded(lease(THEIRS, each)), Condition.TAKEN) for each in LIFETIMES),
+    (LeaseAdded(lease(THEIRS, EXPIRES, "m")), Condition.TAKEN),
+    (LeaseAdded(lease(OURS, EXPIRES, "m", claim=True)), Condition.CHANGED),
+    (LeaseAdded(lease(OURS, EXPIRES)), Condition.NO_HOST_ID),
+    (LeaseAdded(lease(OURS, EXPIRES, "a", claim=True)), Condition.CLAIMED),
+    (LeaseAdded(lease(OURS, EXPIRES, "z", claim=True)), Condition.CLAIMED),
+    (LeaseAdded(lease(OURS, EXPIRES, "z")), Condition.HELD_BY_HIGHER_ID),
+    (LeaseAdded(lease(OURS, EXPIRES, "a")), Condition.HELD_BY_LOWER_ID),
+    (SameIPElsewhere(lease(OURS, EXPIRES, "a")), Condition.ELSEWHERE_LOWER_ID),
+    (SameIPElsewhere(lease(OURS, EXPIRES, "a", claim=True)), Condition.ELSEWHERE),
+    (SameIPElsewhere(lease(OURS, EXPIRES, "z")), Condition.ELSEWHERE),
+    (SameIPElsewhere(lease(OURS, EXPIRES, "m")), Condition.ELSEWHERE),
+    (SameIPElsewhere(lease(OURS, EXPIRES)), Condition.ELSEWHERE),
+    *((Overlapping(lease(THEIRS, each, created=CREATED - 1)), Condition.OVERLAPS_EARLIER) for each in LIFETIMES),
+    *((Overlapping(lease(THEIRS, each, created=CREATED + 1)), Condition.OVERLAPS_LATER) for each in LIFETIMES),
 ]
 
 
@@ -98,10 +100,10 @@ def test_an_event_about_the_own_subnet_is_one_of_the_rows(event: OwnEvent, expec
 @pytest.mark.parametrize("host_id", ["", "a"])
 def test_without_a_host_id_every_holder_of_our_public_ip_is_us(host_id: str) -> None:
     assert (
-        classify(LeaseAdded(lease(OURS, 60, host_id, claim=bool(host_id))), HostIdentity(OURS), CREATED)
+        classify(LeaseAdded(lease(OURS, EXPIRES, host_id, claim=bool(host_id))), HostIdentity(OURS), CREATED)
         is Condition.CHANGED
     )
-    assert classify(SameIPElsewhere(lease(OURS, 60, host_id)), HostIdentity(OURS), CREATED) is Condition.ELSEWHERE
+    assert classify(SameIPElsewhere(lease(OURS, EXPIRES, host_id)), HostIdentity(OURS), CREATED) is Condition.ELSEWHERE
 
 
 FAILURES = [(HistoryGone(""), Condition.HISTORY_GONE), (RegistryUnavailable(""), Condition.STORE_SILENT)]

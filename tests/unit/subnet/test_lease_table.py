@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Snapshot
+from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Snapshot, expires_in
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import (
     Ignored,
@@ -21,17 +21,18 @@ from flannelpy.subnet.lease_table import (
 )
 
 OWN, B, C = (IPv4Network(f"11.0.{n}.0/24") for n in (59, 101, 55))
+DAY = expires_in(86400)
 NOT_JSON = "not JSON: Expecting value at line 1 column 1"
 
 
 def put(name: str, public_ip: int | str, version: int = 1) -> KeyValue:
     """``public_ip`` is the last byte of a host's address, or a whole value."""
     value = public_ip if isinstance(public_ip, str) else f'{{"PublicIP":"172.17.8.{public_ip}"}}'
-    return KeyValue(name, value, 86400, version, version)
+    return KeyValue(name, value, DAY, version, version)
 
 
 def added(subnet: IPv4Network, public_ip: int, version: int = 1) -> LeaseAdded:
-    return LeaseAdded(Lease(subnet, LeaseAttrs(IPv4Address(f"172.17.8.{public_ip}")), 86400, version, version))
+    return LeaseAdded(Lease(subnet, LeaseAttrs(IPv4Address(f"172.17.8.{public_ip}")), DAY, version, version))
 
 
 def table(*entries: KeyValue) -> LeaseTable:
@@ -156,7 +157,7 @@ def test_two_spellings_of_one_subnet_do_not_flap() -> None:
 def test_a_malformed_own_lease_is_an_event_each_time_and_reported_once() -> None:
     """Without the event, the key stayed malformed, and hosts that started later could not reach this host."""
     leases = table()
-    damaged = Put(KeyValue("11.0.59.0-24", "", 86400, 7, 1))
+    damaged = Put(KeyValue("11.0.59.0-24", "", DAY, 7, 1))
     assert leases.apply(Changes((damaged,), 11)) == Update(
         own=[Malformed(OWN, 7)], ignored=[Ignored("11.0.59.0-24", NOT_JSON)]
     )
@@ -224,7 +225,7 @@ def test_what_overlaps_us_not_or_is_no_lease_of_the_network_is_no_such_event(nam
 
 @pytest.mark.parametrize("public_ip", ["0.0.0.0", "127.0.0.1", "224.0.0.9", "255.255.255.255"])
 def test_a_lease_that_no_host_can_have_does_not_take_our_subnet_away(public_ip: str) -> None:
-    other = KeyValue("11.0.0.0-18", f'{{"PublicIP":"{public_ip}"}}', 60, 3, 3)
+    other = KeyValue("11.0.0.0-18", f'{{"PublicIP":"{public_ip}"}}', expires_in(60), 3, 3)
     _, update = overlapping_table(other, put("11.0.59.0-24", 101, 7))
     assert update.own == [added(OWN, 101, 7)]
 
