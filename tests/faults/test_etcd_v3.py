@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -695,7 +696,7 @@ class TestOptions:
         with EtcdServer(tmp_path, api=Api.V3, arguments=["--enable-grpc-gateway=false"]) as server:
             for call in ("read_config", "snapshot", "create", "watch"):
                 with pytest.raises(RegistryUnavailable, match="gateway"):
-                    use(connect(server.url), lambda registry, call=call: make(registry, call))
+                    use(connect(server.url), partial(make, call=call))
 
 
 USER, PASSWORD = "flannel", "pass: wörd €"

@@ -29,8 +29,6 @@ from support.etcd_v3 import (
     C,
     changes_after,
     connect,
-    dead_url,
-    proxy,
     server,
     shared_server,
     short_timeout,
@@ -42,7 +40,7 @@ from flannelpy.errors import HistoryGone, HistoryOverrun, RegistryUnavailable
 from flannelpy.registry import event_stream
 from flannelpy.registry.base import EXPIRES, Changes, Deleted, Put
 
-__all__ = ["dead_url", "proxy", "server", "shared_server", "short_timeout"]
+__all__ = ["server", "shared_server", "short_timeout"]
 
 Result = TypeVar("Result")
 
@@ -292,7 +290,7 @@ class TestExactResume:
         async def test(registry: EtcdV3Registry) -> None:
             cursor = (await registry.snapshot()).cursor
             entry = await registry.create(A, "a", DAY)
-            proxy.lose("reply", "/v3/watch")
+            lossy.lose("reply", "/v3/watch")
             server.put("/elsewhere", "x")
             try:
                 changes, cursor = await changes_after(registry, cursor)
@@ -301,9 +299,9 @@ class TestExactResume:
             assert changes == [Put(entry._replace(lifetime=EXPIRES))]
             assert cursor == entry.version + 1
 
-        proxy = LossyProxy(server)
-        with proxy.running():
-            use(connect(proxy.url), test)
+        lossy = LossyProxy(server)
+        with lossy.running():
+            use(connect(lossy.url), test)
 
     def test_on_another_endpoint(self, server: EtcdServer) -> None:
         async def test(registry: EtcdV3Registry) -> None:
