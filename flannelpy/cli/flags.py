@@ -220,6 +220,15 @@ FLAGS = (
         default="/coreos.com/network",
     ),
     Flag(
+        "etcd-api",
+        "etcd",
+        values.etcd_api,
+        "The version of etcd's API by which config and leases are kept. auto: 2 as\n"
+        "      long as a config is there, otherwise 3.",
+        value="auto|2|3",
+        default="auto",
+    ),
+    Flag(
         "networks",
         "etcd",
         values.networks,

@@ -17,6 +17,7 @@ from flannelpy.cli import flags
 from flannelpy.cli.go_flags import UNSUPPORTED
 from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.errors import HostError, LeaseLost, UsageError
+from flannelpy.options import EtcdApi
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,7 @@ DEFAULTS = {
     "host_id": None,
     "etcd_endpoints": ("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
     "etcd_prefix": "/coreos.com/network",
+    "etcd_api": EtcdApi.AUTO,
     "etcd_keyfile": None,
     "etcd_certfile": None,
     "etcd_cafile": None,
@@ -58,6 +60,7 @@ GOOD = {
     "host-id": ("rack-3:node.7_b", "host_id", "rack-3:node.7_b"),
     "etcd-endpoints": ("http://a:1,https://b:2", "etcd_endpoints", ("http://a:1", "https://b:2")),
     "etcd-prefix": ("/other", "etcd_prefix", "/other"),
+    "etcd-api": ("3", "etcd_api", EtcdApi.V3),
     "etcd-cafile": ("ca.pem", "etcd_cafile", "ca.pem"),
     "subnet-lease-ttl": ("1h30m", "subnet_lease_ttl", 5400),
     "subnet-lease-renew-margin": ("30", "subnet_lease_renew_margin", 1800),
@@ -156,6 +159,7 @@ def test_variable_names() -> None:
         "host-id": "FLANNELD_HOST_ID",
         "etcd-endpoints": "FLANNELD_ETCD_ENDPOINTS",
         "etcd-prefix": "FLANNELD_ETCD_PREFIX",
+        "etcd-api": "FLANNELD_ETCD_API",
         "networks": "FLANNELD_NETWORKS",
         "etcd-cafile": "FLANNELD_ETCD_CAFILE",
         "etcd-certfile": "FLANNELD_ETCD_CERTFILE",
@@ -345,6 +349,10 @@ def test_as_go_reads_it(argv: list[str], expected: dict[str, object]) -> None:
             for text in ("router.example", "::1", "10.0.0.0/8")
         ),
         (["-source-check=on"], "bad value 'on' for -source-check: must be peer, strict, off"),
+        *(
+            ([f"-etcd-api={text}"], f"bad value {text!r} for -etcd-api: must be auto, 2, 3")
+            for text in ("", "v3", "4", "AUTO")
+        ),
         *(
             ([f"-host-id={text}"], f"bad value {text!r} for -host-id: must be at most 64 letters, digits and ._:- only")
             for text in ("a b", 'a"', "ä", "a" * 65)
