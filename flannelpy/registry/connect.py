@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from flannelpy.errors import UsageError
 from flannelpy.options import EtcdApi, Options
 from flannelpy.registry.base import Registry
+from flannelpy.registry.either import EitherRegistry
 from flannelpy.registry.endpoints import parse_endpoint
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
+from flannelpy.registry.etcd_v3 import EtcdV3Registry
 
-Opened = TypeVar("Opened", bound=EtcdV2Registry)
+Opened = TypeVar("Opened", EtcdV2Registry, EtcdV3Registry)
 
 
 def connect(options: Options, network: str = "") -> Registry:
     """Open the store of a network's leases by the API of -etcd-api.  Raises UsageError, HostError."""
-    if options.etcd_api is EtcdApi.V3:
-        raise UsageError("-etcd-api=3 is not implemented yet")
-    return open_as(EtcdV2Registry, options, network)
+    match options.etcd_api:
+        case EtcdApi.V2:
+            return open_as(EtcdV2Registry, options, network)
+        case EtcdApi.V3:
+            return open_as(EtcdV3Registry, options, network)
+        case EtcdApi.AUTO:
+            v2 = open_as(EtcdV2Registry, options, network)
+            return EitherRegistry(v2, open_as(EtcdV3Registry, options, network))
 
 
 def open_as(kind: type[Opened], options: Options, network: str) -> Opened:

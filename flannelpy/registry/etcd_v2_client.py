@@ -22,7 +22,7 @@ from flannelpy.errors import CompareFailed, HistoryGone, HistoryOverrun, KeyExis
 from flannelpy.foreign import shown
 from flannelpy.registry import endpoints
 from flannelpy.registry.endpoints import LONGEST_CAUSE, Endpoint, NoAnswer, NoSuchApi, no_answer
-from flannelpy.registry.etcd_v2_list import children
+from flannelpy.registry.json_list import elements
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -186,6 +186,12 @@ class V2Client:
         pools = urllib3.PoolManager(maxsize=_MOST_CONNECTIONS, timeout=patience, retries=urllib3.Retry(0), **self._tls)
         bound(pools)
         return pools
+
+
+def children(pieces: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """Yield the child nodes of the directory in an answer; raises as ``elements`` does."""
+    answer = yield from elements(pieces, '"nodes":[')
+    yield from answer["node"].get("nodes", ())
 
 
 def index_of(refusal: RegistryError) -> int:
