@@ -20,7 +20,7 @@ SANITIZED_TESTS := $(addprefix tests/,fuzz/test_packet.py fuzz/test_offload.py f
 # The tests that run packet code: only that code differs between the compiled and the interpreted form.
 PACKET_TESTS := $(addprefix tests/,unit/packet unit/datapath unit/backend unit/cli fuzz golden)
 # These tests wait most of the time: for leases to expire and for etcd to return.
-WAITING_TESTS := $(patsubst %,tests/faults/test_%.py,etcd_outages etcd_v2 chaos public_ip new_address busy_store \
+WAITING_TESTS := $(patsubst %,tests/faults/test_%.py,etcd_outages etcd_v2 etcd_v3 etcd_v3_watch chaos public_ip new_address busy_store \
 	bad_config lease secrets)
 COMPILED_TESTS := $(addprefix tests/,unit fuzz golden contract)
 APART_TESTS := tests/soak tests/systemd tests/docker/matrix
@@ -39,8 +39,6 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 # python-etcd is distributed with a setup.py, which old versions of pip build in a deprecated way, with warnings.
 export PIP_USE_PEP517 := 1
-# The tests start the daemon more than a thousand times.  Without bytecode files, each start compiles all modules.
-unexport PYTHONDONTWRITEBYTECODE
 # On Debian the PATH of an ordinary user lacks sbin, the directory of ip and iptables.
 export PATH := $(PATH):/usr/sbin:/sbin
 
@@ -139,7 +137,8 @@ sanitize: $(VENV)/stamp ## fuzz the compiled packet code under AddressSanitizer 
 
 waiting: $(VENV)/stamp # a part of make test
 	@echo "With failing etcd clusters:"
-	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q --numprocesses=3 --dist=loadfile --no-loadscope-reorder $(WAITING_TESTS))
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q --numprocesses=3 --dist=loadfile --no-loadscope-reorder \
+		-m "not soak" $(WAITING_TESTS))
 
 compiled: $(VENV)/stamp # a part of make test
 	@echo "With compiled packet code:"
@@ -150,7 +149,7 @@ interpreted: $(INTERPRETED)/stamp # a part of make test
 	@$(call unskipped,$(INTERPRETED)/bin/python -P -m pytest -q -m "not timed" $(PACKET_TESTS))
 
 test-faults: $(VENV)/stamp ## failures of etcd, hosts and daemons, under traffic (a part of make test)
-	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q tests/faults)
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m "not soak" tests/faults)
 
 # ONLY=ways: only tests/docker/matrix/test_ways.py.
 test-docker: $(VENV)/stamp $(UNPACKED_DOCKER) ## real Docker in many settings: half an hour (DOCKER=newest; ONLY=ways)
@@ -161,7 +160,7 @@ test-docker: $(VENV)/stamp $(UNPACKED_DOCKER) ## real Docker in many settings: h
 # few tests come last, and those have the long tests.
 namespaces: $(VENV)/stamp build/docker/debian12 # a part of make test
 	@echo "In network namespaces, by $(WORKERS) workers:"
-	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m "not timed" --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder \
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m "not timed and not soak" --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder \
 		$(NAMESPACE_TESTS))
 
 timed: $(VENV)/stamp # a part of make test
@@ -192,10 +191,10 @@ test: $(INTERPRETED)/stamp ## all tests and lint: 18 minutes
 	@$(MAKE) --no-print-directory namespaces
 	@$(MAKE) --no-print-directory timed
 
-SOAKS = $(if $(ONLY),tests/soak/test_$(ONLY).py,tests/soak)
+SOAKS = $(if $(ONLY),tests/soak/test_$(ONLY).py,tests/soak $(WAITING_TESTS) tests/faults/test_hostile_store.py)
 soak: $(VENV)/stamp ## random failures for an hour (ONLY=chaos: one test; SECONDS=60: the length of each)
 	@$(call unskipped,$(AS_ROOT) env $(if $(SECONDS),FLANNELPY_SOAK_SECONDS=$(SECONDS)) \
-		$(if $(SEED),FLANNELPY_SEED=$(SEED)) $(VENV)/bin/pytest -q -s --timeout=0 $(SOAKS))
+		$(if $(SEED),FLANNELPY_SEED=$(SEED)) $(VENV)/bin/pytest -q -s --timeout=0 -m "not timed" $(SOAKS))
 
 bench: $(INTERPRETED)/stamp ## compare with socat and VXLAN, into docs/benchmarks.md (ARGS="--only tcp": a part)
 	@$(AS_ROOT) $(SCRIPT) benchmark $(ARGS)

@@ -1,19 +1,19 @@
-"""etcd with the v2 API, alone or as a member of a cluster, for the tests, the lab and the demo."""
+"""etcd, alone or as a member of a cluster, for the tests, the lab and the demo."""
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
-from urllib.parse import quote, urlencode
+
+from lab.etcd_http import EtcdHttp
+from lab.etcd_stores import Api, Key, Store, V2Store, V3Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 READY_LINE = b"ready to serve client requests"
 START_DEADLINE = 20.0  # seconds
 STOP_DEADLINE = 10.0
-REPLY_DEADLINE = 10.0
-FORM = "application/x-www-form-urlencoded"
 
 
 class ServerTls(NamedTuple):
@@ -34,20 +32,15 @@ class ServerTls(NamedTuple):
     client_ca: Path | None = None
 
 
-class Key(NamedTuple):
-    """What etcd stores at one path; ``ttl`` in seconds, None: for ever."""
-
-    key: str
-    value: str
-    ttl: int | None
-
-
 class EtcdServer:
     """A member of a cluster that keeps its data and its log in ``directory``.
 
     It listens on ``host`` inside the network namespace ``netns`` (None: ours), on a free port if none is given.  Ports
     and data outlive ``stop`` and ``kill``, so ``start`` brings the same member back.  ``peers`` are the URLs by which
     all members, this one included, reach each other; without it the cluster has one member.
+
+    ``api`` is the API whose store ``put``, ``put_all``, ``delete`` and ``list`` use; the v3 API is always served, the
+    v2 API if ``v2`` (None: if ``api`` is V2).  ``v2`` and ``v3`` are the two stores.
     """
 
     def __init__(
@@ -57,7 +50,8 @@ class EtcdServer:
         host: str = "127.0.0.1",
         port: int | None = None,
         netns: str | None = None,
-        v2: bool = True,
+        api: Api = Api.V2,
+        v2: bool | None = None,
         tls: ServerTls | None = None,
         name: str = "default",
         peers: Mapping[str, str] | None = None,
@@ -70,11 +64,16 @@ class EtcdServer:
         peers = peers or {name: f"http://127.0.0.1:{peer_port}"}
         self._peer_url = peers[name]
         self._address = (host, port or client_port)
-        self._netns = netns
+        http = EtcdHttp(self._address, netns)
+        self._http = http
+        self.v2, self.v3 = V2Store(http), V3Store(http)
+        self._store: Store = self.v2 if api is Api.V2 else self.v3
         self.url = f"{'https' if tls else 'http'}://{host}:{port or client_port}"
         self._command = [
             *(["ip", "netns", "exec", netns] if netns else []),
-            *["etcd", f"--name={name}", f"--data-dir={self._data}", f"--enable-v2={str(v2).lower()}"],
+            *["etcd", f"--name={name}", f"--data-dir={self._data}"],
+            "--bcrypt-cost=4",  # the least: only tests have passwords, and etcd hashes them again and again
+            *(["--enable-v2=true"] if (api is Api.V2 if v2 is None else v2) else []),
             *_addresses(self.url, self._peer_url, peers),
             *_tls_arguments(tls),
             *arguments,
@@ -166,63 +165,49 @@ class EtcdServer:
 
     def rejoin(self, cluster: EtcdServer) -> None:
         """Start without data, as the new member that ``cluster``, another member, takes for the old one."""
-        members = cluster.request("GET", "/v2/members")["members"]
-        [old] = [member["id"] for member in members if member["peerURLs"] == [self._peer_url]]
-        cluster.request("DELETE", f"/v2/members/{old}")
-        cluster.request("POST", "/v2/members", body=json.dumps({"peerURLs": [self._peer_url]}))
+        members = cluster.v3.call("cluster/member/list")["members"]
+        [old] = [member["ID"] for member in members if member["peerURLs"] == [self._peer_url]]
+        cluster.v3.call("cluster/member/remove", ID=old)
+        cluster.v3.call("cluster/member/add", peerURLs=[self._peer_url])
         self.wipe()
         self.launch("--initial-cluster-state=existing")
         self.wait_until_ready()
 
     def is_leader(self) -> bool:
         """Whether it leads its cluster."""
-        state = self.request("GET", "/v2/stats/self") or {}  # empty while it starts
-        return bool(state.get("state") == "StateLeader")
+        status = self.v3.call("maintenance/status")
+        return bool(status["header"]["member_id"] == status.get("leader"))
 
     def put(self, key: str, value: str, ttl: int | None = None) -> None:
-        """Store ``value``, over any earlier one, as ``etcdctl set`` does."""
-        self.request("PUT", f"/v2/keys{quote(key)}", {"value": value} | ({} if ttl is None else {"ttl": str(ttl)}))
+        """Store ``value``, over any earlier one, as ``etcdctl set`` or ``etcdctl put`` does."""
+        self._store.put(key, value, ttl)
 
     def put_all(self, values: Mapping[str, str], ttl: int) -> None:
         """Store many values, several at a time."""
-
-        def put(key: str) -> None:
-            form = {"value": values[key], "ttl": str(ttl)}
-            self._request("PUT", f"/v2/keys{quote(key)}", urlencode(form), {"Content-Type": FORM})
-
-        with ThreadPoolExecutor(8, initializer=self._enter_netns) as threads:
-            list(threads.map(put, values))
+        self._store.put_all(values, ttl)
 
     def delete(self, key: str) -> None:
         """Remove a key, or a directory with everything in it."""
-        self.request("DELETE", f"/v2/keys{quote(key)}?recursive=true")
+        self._store.delete(key)
 
     def list(self, directory: str) -> tuple[Key, ...]:
         """Return the keys in ``directory``, by name."""
-        node = self.request("GET", f"/v2/keys{quote(directory)}?sorted=true&quorum=true")["node"]
-        return tuple(Key(each["key"], each.get("value", ""), each.get("ttl")) for each in node.get("nodes", ()))
+        return self._store.list(directory)
 
-    def request(self, method: str, path: str, form: dict[str, str] | None = None, body: str = "") -> Any:
-        """One HTTP request without TLS, sent from inside ``netns``.  Raises RuntimeError unless it succeeds."""
-        headers = {"Content-Type": FORM if form else "application/json"}
-        # In a thread of its own, which ends with the request: only the thread that enters a network namespace is in it.
-        with ThreadPoolExecutor(1, initializer=self._enter_netns) as thread:
-            return thread.submit(self._request, method, path, urlencode(form) if form else body, headers).result()
+    def request(self, method: str, path: str, form: Mapping[str, str] | None = None, body: str = "") -> Any:
+        """One HTTP request without TLS, sent from inside ``netns``.  Raises RefusedError unless it succeeds."""
+        return self._http.request(method, path, form, body)
 
-    def _enter_netns(self) -> None:
-        if self._netns:
-            from pyroute2 import netns  # not needed, and slow to import, without a namespace
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics by name and labels, as ``etcd_server_is_leader`` or ``rest_client{code="200"}``."""
+        lines = (line for line in self._http.text("/metrics").splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
-            netns.setns(self._netns)
-
-    def _request(self, method: str, path: str, body: str, headers: dict[str, str]) -> Any:
-        with closing(http.client.HTTPConnection(*self._address, timeout=REPLY_DEADLINE)) as connection:
-            connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            content = response.read()
-        if response.status not in (200, 201, 204):
-            raise RuntimeError(f"etcd refused {method} {path}: {response.status} {content.decode(errors='replace')}")
-        return json.loads(content) if content else None
+    def calls(self) -> dict[str, int]:
+        """Return how often each method of the v3 API was called, such as ``Range``, ``Txn`` and ``Watch``."""
+        pattern = re.compile(r'grpc_server_started_total\{grpc_method="(\w+)",')
+        found = ((pattern.match(name), value) for name, value in self.metrics().items())
+        return {match[1]: int(value) for match, value in found if match}
 
     def _running(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "not started"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlencode
 
 from lab.etcd_server import EtcdServer
+from lab.etcd_stores import Api
 from lab.machines import ETCD_PORT, UNDERLAY, EtcdMember, Host, Machine
 from lab.namespaces import NAMESPACES, Node, identity, ip_batch, kill_group, kill_inside, undisturbed, wait_for
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lab.daemon import Daemon
+    from lab.etcd_stores import Key
 
 FIRST_ETCD = IPv4Address("172.17.8.11")
 ETCD_PREFIX = "/coreos.com/network"
@@ -39,12 +41,21 @@ class LabExistsError(Exception):
 class Lab:
     """A switch with etcd, and hosts.  A context manager: after it nothing of the lab is left, even after an exception.
 
-    ``etcd`` runs on the switch, or is the first of ``etcd_members`` if there are to be any.
+    ``etcd`` runs on the switch, or is the first of ``etcd_members`` if there are to be any.  ``api`` is the API whose
+    store has the config and the leases; etcd serves the v2 API only if it is that one.
 
     From the first lab on, SIGTERM and SIGHUP end this process the way Ctrl-C does, so that they clean up too.
     """
 
-    def __init__(self, hosts: int = 3, *, mtu: int = 1500, prefix: str | None = None, etcd_members: int = 0) -> None:
+    def __init__(
+        self,
+        hosts: int = 3,
+        *,
+        mtu: int = 1500,
+        prefix: str | None = None,
+        etcd_members: int = 0,
+        api: Api = Api.V2,
+    ) -> None:
         self.prefix = prefix or f"flannelpy-{os.getpid()}-{next(_serial)}"
         self.dir = _directory(self.prefix)
         self.mtu = mtu
@@ -53,9 +64,9 @@ class Lab:
         self.hosts = [Host(self, number) for number in range(1, hosts + 1)]
         machines = [Machine(self, f"etcd{number + 1}", FIRST_ETCD + number) for number in range(etcd_members)]
         peers = {machine.name: f"http://{machine.public_ip}:2380" for machine in machines}
-        self.etcd_members = [EtcdMember(machine, peers) for machine in machines]
+        self.etcd_members = [EtcdMember(machine, peers, api) for machine in machines]
         self._etcds: Sequence[EtcdServer] = self.etcd_members or [
-            EtcdServer(self.dir / "etcd", host=str(UNDERLAY.ip), port=ETCD_PORT, netns=self.switch.netns)
+            EtcdServer(self.dir / "etcd", host=str(UNDERLAY.ip), port=ETCD_PORT, netns=self.switch.netns, api=api)
         ]
         self.etcd = self._etcds[0]
         self._kept = False
@@ -116,13 +127,11 @@ class Lab:
 
     def put_config(self, config: str = CONFIG) -> None:
         """Store the network config in etcd."""
-        self.etcd_request("PUT", f"{ETCD_PREFIX}/config", value=config)
+        self.etcd.put(f"{ETCD_PREFIX}/config", config)
 
     def leases(self) -> list[dict[str, Any]]:
-        """Return the leases as etcd shows them: ``key``, ``value``, ``ttl``, …  Reservations have no ``ttl``."""
-        answer = self.etcd_request("GET", f"{ETCD_PREFIX}/subnets")
-        leases: list[dict[str, Any]] = answer.get("node", {}).get("nodes", [])
-        return sorted(leases, key=lambda lease: str(lease["key"]))
+        """Return the leases as dictionaries with the keys of etcd's v2 API; reservations have no ``ttl``."""
+        return [_as_in_v2(lease) for lease in self.etcd.list(f"{ETCD_PREFIX}/subnets")]
 
     def keep(self) -> None:
         """Leave the lab standing when the context ends; ``remove_lab`` takes it down."""
@@ -169,6 +178,11 @@ def remove_lab(prefix: str) -> None:
         wait_for(lambda: not kill_inside(inside), 10, f"the processes of {prefix} to end")
         ip_batch([f"netns delete {name}" for name in names])
         shutil.rmtree(_directory(prefix), ignore_errors=True)
+
+
+def _as_in_v2(lease: Key) -> dict[str, Any]:
+    fields = {"key": lease.key, "value": lease.value, "createdIndex": lease.created, "modifiedIndex": lease.version}
+    return fields if lease.ttl is None else fields | {"ttl": lease.ttl}
 
 
 def _directory(prefix: str) -> Path:

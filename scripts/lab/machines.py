@@ -13,6 +13,7 @@ from lab.namespaces import Node
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lab.etcd_stores import Api
     from lab.lab import Lab
 
 UNDERLAY = IPv4Interface("172.17.8.1/24")
@@ -79,12 +80,13 @@ class Machine(Node):
 class EtcdMember(EtcdServer):
     """An etcd on a machine of its own, which can be cut off."""
 
-    def __init__(self, machine: Machine, peers: Mapping[str, str]) -> None:
+    def __init__(self, machine: Machine, peers: Mapping[str, str], api: Api) -> None:
         super().__init__(
             machine.dir,
             host=str(machine.public_ip),
             port=ETCD_PORT,
             netns=machine.netns,
+            api=api,
             name=machine.name,
             peers=peers,
             arguments=MEMBER_ARGUMENTS,

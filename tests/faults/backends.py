@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from lab import ETCD_PREFIX, Host
+from lab.etcd_stores import Api
 from support.hosts import belongings, subnet_in_file, ways
 
 from flannelpy.marks import ROUTE_PROTOCOL
@@ -150,6 +151,20 @@ UDP, VXLAN, HOST_GW, ALLOC = _Udp(), _Vxlan(), _HostGw(), Backend()
 def over(*backends: Backend) -> pytest.MarkDecorator:
     """Parametrize a test with each of these as ``backend``."""
     return pytest.mark.parametrize("backend", backends, ids=str)
+
+
+def over_stores(*backends: Backend, v2: Sequence[Backend] = ()) -> pytest.MarkDecorator:
+    """Parametrize a test with each of these as ``backend``, with the leases in both stores of etcd (``api``).
+
+    Over v2, make test runs it with the backends ``v2`` only, and make soak with the others.
+    """
+    params = [
+        pytest.param(backend, api, id=f"{backend}-v{api.value}", marks=() if in_test else pytest.mark.soak)
+        for api in (Api.V3, Api.V2)
+        for backend in backends
+        for in_test in [api is Api.V3 or backend in v2]
+    ]
+    return pytest.mark.parametrize(("backend", "api"), params)
 
 
 def lease_key(subnet: IPv4Network) -> str:

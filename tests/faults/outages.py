@@ -47,10 +47,12 @@ def wait_until_known(daemons: Sequence[Daemon], etcd: EtcdServer, backend: Backe
 
 
 @contextmanager
-def undisturbed(lab: Lab, backend: Backend, lease_ttl: int = LEASE_TTL) -> Iterator[tuple[list[Daemon], Witness]]:
+def undisturbed(
+    lab: Lab, backend: Backend, lease_ttl: int = LEASE_TTL, *flags: str
+) -> Iterator[tuple[list[Daemon], Witness]]:
     """Run daemons with traffic; assert that nothing changes, no packet is lost, and all leases exist in the end."""
     lab.put_config(backend.config(NETWORK))
-    daemons = lab.start_daemons("-iface=eth1", f"-subnet-lease-ttl={lease_ttl}s")
+    daemons = lab.start_daemons("-iface=eth1", f"-subnet-lease-ttl={lease_ttl}s", *flags)
     source, sink, *_ = [host.add_container() for host in lab.hosts]
     witness = Witness(daemons)
     with ExitStack() as traffic:
@@ -162,4 +164,49 @@ SCENARIOS: dict[str, Scenario] = {
     "a frozen member": frozen_member,
     "members die one after the other": members_die_one_after_the_other,
     "thousands of changes at once": thousands_of_changes_at_once,
+}
+
+
+def compacted_meanwhile(make_lab: Callable[..., Lab], backend: Backend) -> None:
+    """The events of an outage are compacted before the daemons can ask for them."""
+    lab = make_lab(hosts=3, etcd_members=1)
+    [member] = lab.etcd_members
+    with undisturbed(lab, backend, DEADLINE) as (daemons, witness):
+        wait_until_known(daemons, member, backend, 1)
+        member.cut()
+        member.put(*backend.foreign_lease(foreign_subnet(2), 2))
+        member.delete(backend.foreign_lease(foreign_subnet(1))[0])
+        member.v3.compact()
+        # As long as an outage has to last before a daemon gives up its connection.
+        for flag in ("FIN", "RST"):
+            say_nothing = ("-p", "tcp", "--tcp-flags", flag, flag, "-j", "DROP")
+            member.machine.run("iptables", "-A", "OUTPUT", *say_nothing)
+        member.kill()
+        witness.look_for(LEASE_TTL)
+        member.start()
+        member.mend()
+        wait_until_added(daemons, 2)
+        known = len(lab.hosts) - 1 + 1
+        wait_for(lambda: {next_hops(daemon) for daemon in daemons} == {known}, DEADLINE, f"{known} next hops")
+
+
+def password_demanded_meanwhile(make_lab: Callable[..., Lab], backend: Backend) -> None:
+    """Users are introduced under running hosts, of which one has no password yet."""
+    lab = make_lab(hosts=3)
+    with undisturbed(lab, backend, DEADLINE, "-etcd-username=root", "-etcd-password=root") as (daemons, witness):
+        without = lab.hosts[0]
+        assert daemons[0].stop() == 0
+        daemons[0] = without.start_daemon("-iface=eth1", f"-subnet-lease-ttl={DEADLINE}s")
+        daemons[0].wait_ready()
+        lab.etcd.v3.enable_auth()
+        lab.etcd.put(*backend.foreign_lease(foreign_subnet(1), 1))
+        wait_until_added(daemons[1:], 1)
+        witness.look_for(LEASE_TTL)
+        lab.etcd.v3.disable_auth()
+        wait_until_known(daemons, lab.etcd, backend, 2)
+
+
+V3_SCENARIOS: dict[str, Scenario] = {
+    "a compaction meanwhile": compacted_meanwhile,
+    "a password demanded meanwhile": password_demanded_meanwhile,
 }

@@ -13,11 +13,11 @@ from ipaddress import IPv4Network
 import pytest
 from faults.backends import UDP
 from lab import Lab
+from lab.etcd_stores import Api
 
-pytestmark = pytest.mark.usefixtures("root")
+pytestmark = [pytest.mark.usefixtures("root"), pytest.mark.parametrize("api", [Api.V3, Api.V2])]
 
 RATE = 150  # writes a second
-READ = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode())"
 QUIET_SECONDS = 11  # more than a poll, in which more is written than etcd remembers
 
 
@@ -41,14 +41,12 @@ def written_elsewhere(lab: Lab) -> Iterator[None]:
 
 def lists(lab: Lab) -> int:
     """Return how often the leases, or the config, were read."""
-    text = lab.switch.run(sys.executable, "-c", READ, f"{lab.etcd.url}/metrics").stdout
-    found = re.search(r'^etcd_http_received_total{method="QGET"} (\S+)$', text, re.MULTILINE)
-    return int(float(found[1])) if found else 0
+    return int(lab.etcd.metrics().get('etcd_http_received_total{method="QGET"}', 0)) + lab.etcd.calls()["Range"]
 
 
-@pytest.fixture(scope="module")
-def lab(shared_lab: Callable[[str, int], Lab]) -> Lab:
-    return shared_lab(UDP.config(), 2)
+@pytest.fixture
+def lab(shared_lab: Callable[[str, int, Api], Lab], api: Api) -> Lab:
+    return shared_lab(UDP.config(), 2, api)
 
 
 DRIP = """

@@ -7,22 +7,20 @@ import contextlib
 import gc
 import json
 import re
-import select
 import signal
 import socket
-import socketserver
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import pytest
 from lab.etcd_server import EtcdServer, ServerTls, free_ports
+from support.etcd_faults import DrippingProxy, LossyProxy, answering, issue_certificates
 
 import flannelpy
 from flannelpy.errors import (
@@ -90,67 +88,11 @@ def short_timeout(monkeypatch: pytest.MonkeyPatch) -> float:
     return 0.5
 
 
-class LossyProxy(socketserver.ThreadingTCPServer):
-    """A proxy of etcd that loses the ``loss`` ("request" or "reply") of the next ``method``.
-
-    After a loss it calls ``then``, and closes the connection.
-    """
-
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, server: EtcdServer) -> None:
-        super().__init__(("127.0.0.1", 0), _Relay)
-        self.upstream = parse_endpoint(server.url)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self._losses: list[tuple[str, bytes, Callable[[], None]]] = []
-
-    def lose(self, loss: str, method: str, then: Callable[[], None] = lambda: None) -> None:
-        self._losses.append((loss, method.encode(), then))
-
-    def loses(self, what: str, method: bytes) -> bool:
-        if not self._losses or self._losses[0][:2] != (what, method):
-            return False
-        self._losses.pop(0)[2]()
-        return True
-
-    def note(self, client: socket.socket, request: bytes) -> None:
-        """Note a request of ``client``."""
-
-    def passed(self, client: socket.socket, reply: bytes) -> bytes:
-        """Return the bytes that ``client`` gets for this part of a reply."""
-        return reply
-
-
-class _Relay(socketserver.BaseRequestHandler):
-    server: LossyProxy
-
-    def handle(self) -> None:
-        client: socket.socket = self.request
-        method = b""
-        with contextlib.suppress(OSError), socket.create_connection(self.server.upstream[1:]) as etcd:
-            while True:
-                source = select.select([client, etcd], [], [])[0][0]
-                data = source.recv(65536)
-                if source is client and data.startswith((b"GET ", b"PUT ", b"DELETE ")):
-                    method = data.split(b" ", 1)[0]
-                    self.server.note(client, data)
-                if not data or self.server.loses("request" if source is client else "reply", method):
-                    return
-                if source is client:
-                    etcd.sendall(data)
-                else:
-                    client.sendall(self.server.passed(client, data))
-
-
 @pytest.fixture
 def proxy(server: EtcdServer) -> Iterator[LossyProxy]:
-    with LossyProxy(server) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    proxy = LossyProxy(server)
+    with proxy.running():
         yield proxy
-        proxy.shutdown()
-        thread.join()
 
 
 @pytest.fixture(params=["one endpoint", "two endpoints"])
@@ -163,7 +105,7 @@ class TestLostWrite:
     def test_create_that_happened_is_ours(
         self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
     ) -> None:
-        proxy.lose("reply", "PUT")
+        proxy.lose("reply", "PUT ")
         entry = use(registry, lambda registry: registry.create(A, "mine", DAY))
         assert entry[:3] == (A, "mine", expires_in(DAY))
         (stored,) = server.list("/network/subnets")
@@ -172,7 +114,7 @@ class TestLostWrite:
     def test_create_that_happened_is_not_repeated(self, proxy: LossyProxy, registry: EtcdV2Registry) -> None:
         async def test(registry: EtcdV2Registry) -> None:
             cursor = (await registry.snapshot()).cursor
-            proxy.lose("reply", "PUT")
+            proxy.lose("reply", "PUT ")
             entry = await registry.create(A, "mine", DAY)
             assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
             assert entry.version == (await registry.snapshot()).cursor - 1
@@ -180,13 +122,13 @@ class TestLostWrite:
         use(registry, test)
 
     def test_create_that_did_not_happen_is_sent_again(self, proxy: LossyProxy, registry: EtcdV2Registry) -> None:
-        proxy.lose("request", "PUT")
+        proxy.lose("request", "PUT ")
         assert use(registry, lambda registry: registry.create(A, "mine", DAY))[:3] == (A, "mine", expires_in(DAY))
 
     def test_create_while_another_client_is_faster(
         self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
     ) -> None:
-        proxy.lose("request", "PUT", lambda: server.put(KEY, "theirs"))
+        proxy.lose("request", "PUT ", lambda: server.put(KEY, "theirs"))
         with pytest.raises(KeyExists):
             use(registry, lambda registry: registry.create(A, "mine", DAY))
         assert server.list("/network/subnets")[0].value == "theirs"
@@ -194,7 +136,7 @@ class TestLostWrite:
     def test_swap_that_happened_is_ours(self, proxy: LossyProxy, registry: EtcdV2Registry) -> None:
         async def test(registry: EtcdV2Registry) -> None:
             old = await registry.create(A, "mine", 100)
-            proxy.lose("reply", "PUT")
+            proxy.lose("reply", "PUT ")
             new = await registry.compare_and_swap(A, "mine", DAY, old.version)
             assert new[:3] == (A, "mine", expires_in(DAY))
             assert new.version > old.version
@@ -207,7 +149,7 @@ class TestLostWrite:
     ) -> None:
         async def test(registry: EtcdV2Registry) -> None:
             old = await registry.create(A, "mine", DAY)
-            proxy.lose("request", "PUT", lambda: server.put(KEY, "theirs"))
+            proxy.lose("request", "PUT ", lambda: server.put(KEY, "theirs"))
             with pytest.raises(CompareFailed):
                 await registry.compare_and_swap(A, "mine", DAY, old.version)
 
@@ -218,7 +160,7 @@ class TestLostWrite:
     ) -> None:
         async def test(registry: EtcdV2Registry) -> None:
             old = await registry.create(A, "mine", DAY)
-            proxy.lose("reply", "PUT", lambda: server.delete(KEY))
+            proxy.lose("reply", "PUT ", lambda: server.delete(KEY))
             with pytest.raises(KeyNotFound):
                 await registry.compare_and_swap(A, "mine", DAY, old.version)
 
@@ -227,7 +169,7 @@ class TestLostWrite:
     def test_delete_that_happened(self, proxy: LossyProxy, registry: EtcdV2Registry) -> None:
         async def test(registry: EtcdV2Registry) -> None:
             entry = await registry.create(A, "mine", DAY)
-            proxy.lose("reply", "DELETE")
+            proxy.lose("reply", "DELETE ")
             await registry.compare_and_delete(A, entry.version)
             assert (await registry.snapshot()).entries == ()
 
@@ -236,7 +178,7 @@ class TestLostWrite:
     def test_delete_that_did_not_happen_is_sent_again(self, proxy: LossyProxy, registry: EtcdV2Registry) -> None:
         async def test(registry: EtcdV2Registry) -> None:
             entry = await registry.create(A, "mine", DAY)
-            proxy.lose("request", "DELETE")
+            proxy.lose("request", "DELETE ")
             await registry.compare_and_delete(A, entry.version)
             assert (await registry.snapshot()).entries == ()
 
@@ -247,7 +189,7 @@ class TestLostWrite:
     ) -> None:
         async def test(registry: EtcdV2Registry) -> None:
             entry = await registry.create(A, "mine", DAY)
-            proxy.lose("request", "DELETE", lambda: server.put(KEY, "theirs"))
+            proxy.lose("request", "DELETE ", lambda: server.put(KEY, "theirs"))
             with pytest.raises(CompareFailed):
                 await registry.compare_and_delete(A, entry.version)
             assert server.list("/network/subnets")[0].value == "theirs"
@@ -255,39 +197,16 @@ class TestLostWrite:
         use(registry, test)
 
     def test_create_whose_every_reply_is_lost_ends(self, proxy: LossyProxy) -> None:
-        proxy.lose("reply", "PUT")
-        proxy.lose("reply", "PUT")
+        proxy.lose("reply", "PUT ")
+        proxy.lose("reply", "PUT ")
         with pytest.raises(RegistryUnavailable):
             use(EtcdV2Registry([proxy.url], "/network"), lambda registry: registry.create(A, "mine", DAY))
 
     def test_create_whose_reading_back_is_lost_too_ends(self, proxy: LossyProxy) -> None:
-        proxy.lose("reply", "PUT")
-        proxy.lose("reply", "GET")
+        proxy.lose("reply", "PUT ")
+        proxy.lose("reply", "GET ")
         with pytest.raises(RegistryUnavailable):
             use(EtcdV2Registry([proxy.url], "/network"), lambda registry: registry.create(A, "mine", DAY))
-
-
-class DrippingProxy(LossyProxy):
-    """A proxy that forwards the answers to the first writes a byte at a time, each byte in time."""
-
-    def __init__(self, server: EtcdServer, writes: int) -> None:
-        super().__init__(server)
-        self._left = writes
-        self._dripping: set[socket.socket] = set()
-
-    def note(self, client: socket.socket, request: bytes) -> None:
-        if not request.startswith(b"GET ") and self._left:
-            self._left -= 1
-            self._dripping.add(client)
-
-    def passed(self, client: socket.socket, reply: bytes) -> bytes:
-        if client not in self._dripping:
-            return reply
-        with contextlib.suppress(OSError):
-            for byte in reply:
-                client.sendall(bytes([byte]))
-                time.sleep(0.05)
-        return b""
 
 
 class TestDrippingWrite:
@@ -302,24 +221,17 @@ class TestDrippingWrite:
             await registry.compare_and_delete(A, swapped.version)
             assert (await registry.snapshot()).entries == ()
 
-        with DrippingProxy(server, 1) as dripping:
-            threading.Thread(target=dripping.serve_forever, kwargs={"poll_interval": 0.01}).start()
-            try:
-                began = time.monotonic()
-                urls = [dripping.url, server.url][: 1 if is_alone else 2]
-                use(EtcdV2Registry(urls, "/network"), test)
-                assert short_timeout <= time.monotonic() - began < 6 * short_timeout
-            finally:
-                dripping.shutdown()
+        dripping = DrippingProxy(server, "PUT ", 1)
+        with dripping.running():
+            began = time.monotonic()
+            urls = [dripping.url, server.url][: 1 if is_alone else 2]
+            use(EtcdV2Registry(urls, "/network"), test)
+            assert short_timeout <= time.monotonic() - began < 6 * short_timeout
 
     def test_whose_every_answer_drips_ends(self, server: EtcdServer, short_timeout: float) -> None:
-        with DrippingProxy(server, 9) as dripping:
-            threading.Thread(target=dripping.serve_forever, kwargs={"poll_interval": 0.01}).start()
-            try:
-                with pytest.raises(RegistryUnavailable, match="no answer in time"):
-                    use(EtcdV2Registry([dripping.url], "/network"), lambda registry: registry.create(A, "mine", DAY))
-            finally:
-                dripping.shutdown()
+        dripping = DrippingProxy(server, "PUT ", 9)
+        with dripping.running(), pytest.raises(RegistryUnavailable, match="no answer in time"):
+            use(EtcdV2Registry([dripping.url], "/network"), lambda registry: registry.create(A, "mine", DAY))
 
 
 class TestEndpoints:
@@ -525,17 +437,15 @@ class TestStream:
         async def test(registry: EtcdV2Registry) -> None:
             cursor = (await registry.snapshot()).cursor
             assert await registry.watch(cursor, 0.1) == Changes((), cursor)
-            cut_off.lose("request", "PUT")
+            cut_off.lose("request", "PUT ")
             entry = await registry.create(A, "a", DAY)
             assert await registry.watch(cursor, 0.1) == Changes((), cursor)
             assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
 
-        with EtcdServer(tmp_path / "1") as member, EtcdServer(tmp_path / "2") as healthy, LossyProxy(member) as cut_off:
-            threading.Thread(target=cut_off.serve_forever, kwargs={"poll_interval": 0.01}).start()
-            try:
+        with EtcdServer(tmp_path / "1") as member, EtcdServer(tmp_path / "2") as healthy:
+            cut_off = LossyProxy(member)
+            with cut_off.running():
                 use(EtcdV2Registry([cut_off.url, healthy.url], "/network"), test)
-            finally:
-                cut_off.shutdown()
 
     @pytest.mark.parametrize("held_back", [OPEN_REPLIES, FORGOTTEN])
     def test_that_is_deaf_is_detected(self, server: EtcdServer, held_back: str) -> None:
@@ -549,12 +459,9 @@ class TestStream:
             assert await registry.watch(cursor, 0.1) == Changes((), cursor)
             assert (await registry.watch(cursor, 2)).changes == (Put(entry),)
 
-        with DeafProxy(server) as deaf:
-            threading.Thread(target=deaf.serve_forever, kwargs={"poll_interval": 0.01}).start()
-            try:
-                use(EtcdV2Registry([deaf.url], "/network"), test)
-            finally:
-                deaf.shutdown()
+        deaf = DeafProxy(server)
+        with deaf.running():
+            use(EtcdV2Registry([deaf.url], "/network"), test)
 
     def test_through_a_proxy_that_passes_on_whole_replies_only(self, server: EtcdServer, short_timeout: float) -> None:
         async def test(registry: EtcdV2Registry) -> None:
@@ -569,13 +476,10 @@ class TestStream:
                     assert (await watching).changes == (Put(entry),)
                 cursor = entry.version + 1
 
-        with DeafProxy(server) as deaf:
-            deaf.is_deaf = WHOLE_REPLIES
-            threading.Thread(target=deaf.serve_forever, kwargs={"poll_interval": 0.01}).start()
-            try:
-                use(EtcdV2Registry([deaf.url], "/network"), test)
-            finally:
-                deaf.shutdown()
+        deaf = DeafProxy(server)
+        deaf.is_deaf = WHOLE_REPLIES
+        with deaf.running():
+            use(EtcdV2Registry([deaf.url], "/network"), test)
 
     def test_that_ends_again_and_again_is_no_loop(self) -> None:
         with answering(200, "") as url:
@@ -816,21 +720,9 @@ class TestAuth:
 
 @pytest.fixture(scope="module")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with .crt and .key of ca, server (for 127.0.0.1 only), client and stranger (of no CA)."""
+    """Return a directory with the certificates of ``issue_certificates``."""
     directory = tmp_path_factory.mktemp("pki")
-
-    def issue(name: str, *arguments: str) -> None:
-        new = f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN={name}"
-        files = f"-keyout {name}.key -out {name}.crt"
-        command = ["openssl", *new.split(), *files.split(), *arguments]
-        subprocess.run(command, cwd=directory, check=True, capture_output=True)
-
-    by_ca = ["-CA", "ca.crt", "-CAkey", "ca.key"]
-    # Python 3.13 rejects a CA without key usage.
-    issue("ca", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
-    issue("server", *by_ca, "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE")
-    issue("client", *by_ca, "-addext", "extendedKeyUsage=clientAuth", "-addext", "basicConstraints=CA:FALSE")
-    issue("stranger")
+    issue_certificates(directory)
     return directory
 
 
@@ -978,28 +870,6 @@ class TestProcess:
         root = Path(flannelpy.__file__).parents[1]
         result = subprocess.run([sys.executable, "-c", program], cwd=root, check=True, capture_output=True, text=True)
         assert result.stdout == "set()\n"
-
-
-@contextlib.contextmanager
-def answering(status: int, body: str) -> Iterator[str]:
-    """Return the URL of a service that answers every request with this."""
-
-    class Stranger(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode("latin-1"))
-
-        do_GET = do_PUT = do_DELETE = answer  # noqa: N815 - the names that http.server calls
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as stranger:
-        threading.Thread(target=stranger.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{stranger.server_address[1]}"
-        stranger.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from faults.backends import HOST_GW, UDP, VXLAN, Backend, over
+from faults.backends import HOST_GW, UDP, VXLAN, Backend, over_stores
 from lab import Lab
+from lab.etcd_stores import Api
 from support.chaos import seed
 from support.hostile_store import endure
 
@@ -13,8 +14,9 @@ SECONDS = 20.0
 OTHERS_SECONDS = 9.0
 
 
-@over(UDP, VXLAN, HOST_GW)
-def test_no_host_notices_random_keys_and_values(make_lab: Callable[..., Lab], backend: Backend) -> None:
+@over_stores(UDP, VXLAN, HOST_GW, v2=[UDP])
+def test_no_host_notices_random_keys_and_values(make_lab: Callable[..., Lab], backend: Backend, api: Api) -> None:
     number = seed()
     print(f"FLANNELPY_SEED={number}")
-    endure(make_lab(hosts=3), SECONDS if backend is UDP else OTHERS_SECONDS, number, backend)
+    seconds = SECONDS if backend is UDP and api is Api.V3 else OTHERS_SECONDS
+    endure(make_lab(hosts=3), seconds, number, backend, api)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from faults.backends import HOST_GW, UDP, VXLAN, Backend
 from lab import Daemon, Host, Lab, wait_for
+from lab.etcd_stores import Api
 from support.earlier import FIRST_WITH_CLAIMS, unpack
 from support.hosts import own_leases
 from support.overlay import unbroken_stream
@@ -38,6 +39,7 @@ def identified(lab: Lab) -> dict[str, tuple[str, int, object]]:
     return {key: (value["HostID"], created, value.get("BackendData")) for key, (value, created) in leases.items()}
 
 
+@pytest.mark.parametrize("api", [Api.V3, pytest.param(Api.V2, marks=pytest.mark.soak)])
 def test_the_subnets_and_all_connections_are_kept(make_lab: Callable[..., Lab]) -> None:
     """One of two hosts gets a new address, and the other host the first one's former address; with each backend."""
     overlays = [Overlay(make_lab(hosts=2), backend) for backend in (UDP, VXLAN, HOST_GW)]
@@ -89,12 +91,14 @@ class Overlay:
             assert not any(f"Subnet removed: {host.subnet()}" in each.log() for each in self.hosts)
 
 
-def test_a_running_clone_of_any_version_keeps_the_lease(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
+@pytest.mark.parametrize("api", [Api.V3, Api.V2])
+def test_a_running_clone_of_any_version_keeps_the_lease(make_lab: Callable[..., Lab], tmp_path: Path, api: Api) -> None:
     """The clone has machine ID and former address of the other host; two pairs of hosts run at the same time."""
     lab = make_lab(hosts=4)
     lab.put_config(UDP.config())
     newcomers, clones = lab.hosts[:2], lab.hosts[2:]
-    versions: list[dict[str, str]] = [{}, unpack(FIRST_WITH_CLAIMS, tmp_path / "earlier")]
+    # Earlier versions know the v2 API only.
+    versions: list[dict[str, str]] = [{}, unpack(FIRST_WITH_CLAIMS, tmp_path / "earlier") if api is Api.V2 else {}]
     for host in newcomers:
         host.start_daemon("-iface=eth1")
     for host in newcomers:

@@ -6,12 +6,15 @@ import base64
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from lab import ETCD_PREFIX, Daemon, Host, Lab
 from lab.etcd_server import EtcdServer
+from lab.etcd_stores import Api
 
 from flannelpy.cli.flags import usage
 
@@ -22,15 +25,26 @@ NO_ETCD = "http://172.17.8.1:9"
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """Return a host, and an etcd that has a config and accepts only USER."""
-    with Lab(hosts=1) as lab:
-        lab.put_config()
-        _let_only_user_in(lab.etcd)
-        yield lab
+def labs() -> Iterator[Callable[[Api], Lab]]:
+    """Return a function that returns a host, and an etcd that has a config and accepts only USER."""
+    with ExitStack() as open_labs:
+
+        @cache
+        def start(api: Api) -> Lab:
+            lab = open_labs.enter_context(Lab(hosts=1, api=api))
+            lab.put_config()
+            _ONLY_USER[api](lab.etcd)
+            return lab
+
+        yield start
 
 
-def _let_only_user_in(etcd: EtcdServer) -> None:
+@pytest.fixture
+def lab(labs: Callable[[Api], Lab], api: Api) -> Lab:
+    return labs(api)
+
+
+def _let_only_user_in_v2(etcd: EtcdServer) -> None:
     def put(path: str, **content: object) -> None:
         etcd.request("PUT", f"/v2/auth/{path}", body=json.dumps(content))
 
@@ -40,6 +54,17 @@ def _let_only_user_in(etcd: EtcdServer) -> None:
     put("roles/network", role="network", permissions={"kv": {"read": keys, "write": keys}})
     put(f"users/{USER}", user=USER, password=PASSWORD, roles=["network"])
     put("enable")
+
+
+def _let_only_user_in_v3(etcd: EtcdServer) -> None:
+    etcd.v3.add_role("network", ETCD_PREFIX)
+    etcd.v3.add_user(USER, PASSWORD, ["network"])
+    etcd.v3.enable_auth()
+
+
+_ONLY_USER = {Api.V2: _let_only_user_in_v2, Api.V3: _let_only_user_in_v3}
+over_both = pytest.mark.parametrize("api", [Api.V3, Api.V2])
+over_v3_first = pytest.mark.parametrize("api", [Api.V3, pytest.param(Api.V2, marks=pytest.mark.soak)])
 
 
 @pytest.fixture
@@ -66,7 +91,8 @@ def spellings(password: str) -> set[str]:
     """Return the password as text, as HTTP sends it, and as Python or a URL shows it."""
     basic = base64.b64encode(f"{USER}:{password}".encode()).decode()
     alone = base64.b64encode(password.encode()).decode()
-    return {password, ascii(password)[1:-1], quote(password), quote(password, safe=""), basic, alone}
+    escaped = ascii(password)[1:-1], json.dumps(password)[1:-1], quote(password), quote(password, safe="")
+    return {password, *escaped, basic, alone}
 
 
 def assert_kept(daemon: Daemon, secrets: set[str]) -> None:
@@ -93,6 +119,7 @@ def given(request: pytest.FixtureRequest) -> Given:
     return way
 
 
+@over_both
 def test_the_right_password(host: Host, given: Given) -> None:
     flags, env = given(PASSWORD)
     daemon = host.start_daemon("-iface=eth1", "-v=2", *flags, env=env)
@@ -103,14 +130,16 @@ def test_the_right_password(host: Host, given: Given) -> None:
     assert_kept(daemon, spellings(PASSWORD))
 
 
+@over_both
 def test_a_wrong_password(host: Host, given: Given) -> None:
     flags, env = given(WRONG)
     daemon = host.start_daemon("-iface=eth1", "-v=2", *flags, env=env)
-    daemon.wait_for_log("permission denied, see -etcd-username and -etcd-password$")
+    daemon.wait_for_log("-etcd-username and -etcd-password$")
     assert daemon.stop() == 0
     assert_kept(daemon, spellings(WRONG))
 
 
+@over_v3_first
 @pytest.mark.parametrize(
     ("endpoints", "failures"),
     [
@@ -128,6 +157,7 @@ def test_an_endpoint_that_does_not_answer(host: Host, given: Given, endpoints: s
     assert_kept(daemon, spellings(PASSWORD))
 
 
+@over_v3_first
 @pytest.mark.parametrize("place", ["flag", "variable"])
 def test_a_password_where_none_belongs(host: Host, place: str) -> None:
     url = f"http://{USER}:{quote(PASSWORD, safe='')}@172.17.8.1:2379"
@@ -138,12 +168,14 @@ def test_a_password_where_none_belongs(host: Host, place: str) -> None:
     assert_kept(daemon, spellings(PASSWORD))
 
 
+@over_v3_first
 def test_a_password_without_its_user(host: Host) -> None:
     daemon = host.start_daemon("-iface=eth1", f"-etcd-password={PASSWORD}")
     assert daemon.process.wait(10) == 2
     assert_kept(daemon, spellings(PASSWORD))
 
 
+@over_v3_first
 @pytest.mark.parametrize("endpoints", [None, "https://172.17.8.1:2379"], ids=["not needed", "no TLS there"])
 def test_the_key_of_a_certificate(host: Host, pki: Path, endpoints: str | None) -> None:
     pair = [f"-etcd-certfile={pki / 'client.crt'}", f"-etcd-keyfile={pki / 'client.key'}"]
@@ -157,6 +189,7 @@ def test_the_key_of_a_certificate(host: Host, pki: Path, endpoints: str | None) 
     assert_kept(daemon, spellings(PASSWORD) | _lines(pki / "client.key"))
 
 
+@over_v3_first
 @pytest.mark.parametrize(
     ("certificate", "key"), [("client.crt", "broken.key"), ("client.crt", "client.crt"), ("client.key", "client.key")]
 )
@@ -167,6 +200,7 @@ def test_a_key_file_without_a_key(host: Host, pki: Path, certificate: str, key: 
     assert_kept(daemon, _lines(pki / "client.key") | _lines(pki / "client.crt"))
 
 
+@over_v3_first
 def test_only_the_flag_is_visible_to_other_users(host: Host, given: Given) -> None:
     """ps shows the command line of other users' processes, not the environment; -help mentions that."""
     flags, env = given(PASSWORD)

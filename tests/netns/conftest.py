@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 from lab import Host, Lab
-from support.lab_fixtures import lab, make_lab, pytest_runtest_makereport, root, shared_lab
+from support.lab_fixtures import api, lab, make_lab, pytest_runtest_makereport, root, shared_lab
 
-__all__ = ["lab", "make_lab", "pytest_runtest_makereport", "root", "shared_lab"]
+__all__ = ["api", "lab", "make_lab", "pytest_runtest_makereport", "root", "shared_lab"]
 
 
 @pytest.fixture(scope="session", autouse=True)

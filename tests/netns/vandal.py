@@ -1,11 +1,11 @@
 """Write random keys and values below a directory of etcd, as fast as possible, until stdin is readable.
 
-vandal.py SEED HOST:PORT DIRECTORY BACKEND UNDERLAY SUBNET...    then print how many requests etcd has answered
+vandal.py SEED API HOST:PORT DIRECTORY BACKEND UNDERLAY SUBNET...    then print how many requests etcd has answered
 
-BACKEND is the type of the network 11.0.0.0/16; the public IPs of leases that hosts use are taken from UNDERLAY.
-The SUBNETs are those of real hosts.  The script does not write what would lead their packets elsewhere, or make their
-leases unusable: their leases, leases of parts of their subnets, and public IPs in them.  It writes everything else:
-keys and values of any bytes, length and nesting, and leases that hosts must use.
+API is 2 or 3, for etcd's v2 or v3 API.  BACKEND is the type of the network 11.0.0.0/16; the public IPs of leases that
+hosts use are taken from UNDERLAY.  The SUBNETs are those of real hosts.  The script does not write what would lead
+their packets elsewhere, or make their leases unusable: their leases, leases of parts of their subnets, and public IPs
+in them.  It writes everything else: keys and values of any bytes, length and nesting, and leases that hosts must use.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import select
 import string
 import sys
 import threading
+from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network
@@ -166,11 +167,11 @@ VALUES: Sequence[Callable[[Vandal], bytes]] = (
 
 
 class Writer:
-    """One connection to etcd."""
+    """One connection to etcd's v2 API."""
 
     def __init__(self, address: str, directory: str, vandal: Vandal, rng: random.Random) -> None:
         self._connection = http.client.HTTPConnection(address, timeout=10)
-        self._root = f"/v2/keys{directory}/"
+        self._root = f"{directory}/"
         self._vandal = vandal
         self._rng = rng
         self._new: deque[str] = deque()
@@ -189,7 +190,7 @@ class Writer:
             self._send("PUT", key, {"value": value} | self._rng.choices(fields, [12, 12, 12, 1])[0])
 
     def _send(self, method: str, key: str, form: dict[str, object] | None = None) -> None:
-        path = self._root + quote(key, errors="surrogatepass")
+        path = "/v2/keys" + self._root + quote(key, errors="surrogatepass")
         if form is None:
             self._connection.request(method, f"{path}?recursive=true")
         else:
@@ -198,15 +199,44 @@ class Writer:
         self._connection.getresponse().read()
 
 
+class V3Writer(Writer):
+    """One connection to etcd's v3 API, where keys are bytes, and a TTL is a lease."""
+
+    def _send(self, method: str, key: str, form: dict[str, object] | None = None) -> None:
+        path = (self._root + key).encode(errors="surrogatepass")
+        if form is None:
+            self._call("kv/deleterange", key=_base64(path))
+            self._call("kv/deleterange", key=_base64(path + b"/"), range_end=_base64(path + b"0"))
+            return
+        if self._rng.random() < 0.02:
+            path += self._rng.randbytes(4)
+        value = form["value"]
+        assert isinstance(value, bytes)
+        lease = self._call("lease/grant", TTL=form["ttl"])["ID"] if "ttl" in form else 0
+        self._call("kv/put", key=_base64(path), value=_base64(value), lease=lease)
+
+    def _call(self, path: str, **message: object) -> dict[str, object]:
+        self._connection.request("POST", f"/v3/{path}", json.dumps(message))
+        answer: dict[str, object] = json.loads(self._connection.getresponse().read())
+        return answer
+
+
+def _base64(content: bytes) -> str:
+    return b64encode(content).decode()
+
+
+WRITERS_OF = {"2": Writer, "3": V3Writer}
+
+
 def main() -> None:
-    seed, address, directory, backend, underlay, *real = sys.argv[1:]
+    seed, api, address, directory, backend, underlay, *real = sys.argv[1:]
     ended = threading.Event()
     counts = [0] * WRITERS
 
     def write(number: int) -> None:
         rng = random.Random(int(seed) + number)
         vandal = Vandal(rng, backend, IPv4Network(underlay), [IPv4Network(subnet) for subnet in real])
-        writer = Writer(address, directory, vandal, rng)
+        writer = WRITERS_OF[api](address, directory, vandal, rng)
         for count in itertools.count():
             counts[number] = count
             if ended.is_set():

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from support.lab_fixtures import make_lab, pytest_runtest_makereport, root
+from support.lab_fixtures import api, make_lab, pytest_runtest_makereport, root
 
-__all__ = ["make_lab", "pytest_runtest_makereport", "root"]
+__all__ = ["api", "make_lab", "pytest_runtest_makereport", "root"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from faults.backends import NETWORK, Backend
 from lab import ETCD_PREFIX, UNDERLAY, Daemon, Lab
+from lab.etcd_stores import Api
 from support.chaos import Witness
 from support.mesh import unbroken_mesh
 
@@ -19,7 +20,7 @@ _MOST_LINES = 200
 _MOST_GROWTH = 5 << 20
 
 
-def endure(lab: Lab, seconds: float, seed: int, backend: Backend) -> None:
+def endure(lab: Lab, seconds: float, seed: int, backend: Backend, api: Api) -> None:
     """Write random keys and values for so long, and assert that no host loses a ping or its lease, or grows."""
     lab.put_config(backend.config(NETWORK))
     daemons = lab.start_daemons("-iface=eth1")
@@ -33,6 +34,7 @@ def endure(lab: Lab, seconds: float, seed: int, backend: Backend) -> None:
         "-S",
         _VANDAL,
         str(seed),
+        api.value,
         lab.etcd.url.removeprefix("http://"),
         f"{ETCD_PREFIX}/subnets",
         backend.name,
@@ -49,7 +51,8 @@ def endure(lab: Lab, seconds: float, seed: int, backend: Backend) -> None:
         assert vandal.returncode == 0, errors
     growth = [(last - first) >> 10 for first, last in zip(before, after, strict=True)]
     counts = [_lines(daemon) - begun for daemon, begun in zip(daemons, lines, strict=True)]
-    print(f"{backend}: {int(written)} requests in {seconds:.0f} s; {counts} lines; {growth} KB more than {before}")
+    requests = f"{int(written)} requests in {seconds:.0f} s"
+    print(f"{backend} over v{api.value}: {requests}; {counts} lines; {growth} KB more than {before}")
     for daemon, first, last, begun in zip(daemons, before, after, lines, strict=True):
         assert "Traceback" not in daemon.log()
         assert _lines(daemon) - begun < _MOST_LINES

@@ -12,6 +12,7 @@ from functools import cache
 
 import pytest
 from lab import Lab
+from lab.etcd_stores import Api
 
 LOG_TAIL = 50
 
@@ -32,20 +33,26 @@ def lab(root: None) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def make_lab(root: None) -> Iterator[Callable[..., Lab]]:
+def api() -> Api:
+    """Return the API of etcd whose store has the leases: v2, unless ``over_stores`` parametrizes the test."""
+    return Api.V2
+
+
+@pytest.fixture
+def make_lab(root: None, api: Api) -> Iterator[Callable[..., Lab]]:
     """Starts labs of its own for one test: ``make_lab(hosts=20, mtu=9000)``."""
     with ExitStack() as labs:
-        yield lambda **how: labs.enter_context(Lab(**how))
+        yield lambda **how: labs.enter_context(Lab(**{"api": api, **how}))
 
 
 @pytest.fixture(scope="module")
-def shared_lab(root: None) -> Iterator[Callable[[str, int], Lab]]:
-    """Starts labs for all tests of a module: ``shared_lab(config, hosts)``; who asks for the same gets the same."""
+def shared_lab(root: None) -> Iterator[Callable[..., Lab]]:
+    """Starts labs for all tests of a module: ``shared_lab(config, hosts, api)``; the same request, the same lab."""
     with ExitStack() as labs:
 
         @cache
-        def start(config: str, hosts: int) -> Lab:
-            lab = labs.enter_context(Lab(hosts=hosts))
+        def start(config: str, hosts: int, api: Api = Api.V2) -> Lab:
+            lab = labs.enter_context(Lab(hosts=hosts, api=api))
             lab.put_config(config)
             return lab
 
