@@ -73,6 +73,10 @@ class RegistryUnavailable(RegistryError):
     """No endpoint gave a usable answer: the caller tries again later."""
 
 
+class ApiSwitchedOff(RegistryUnavailable):
+    """The endpoints that answer do not have this version of etcd's API: the caller may ask another version."""
+
+
 class KeyNotFound(RegistryError):
     """The key does not exist."""
 

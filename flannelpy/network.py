@@ -49,6 +49,7 @@ from flannelpy.host.container_traffic import ContainerTraffic
 from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
 from flannelpy.host.ready_file import ReadyFile
 from flannelpy.host.shared import Host
+from flannelpy.leasing.host_registry import connect_host
 from flannelpy.leasing.manager import SubnetManager
 from flannelpy.linux import identity
 from flannelpy.linux.clock import BootClock
@@ -58,7 +59,7 @@ from flannelpy.linux.own_devices import own_alias
 from flannelpy.logs import FailureLog
 from flannelpy.netfilter.network_rules import NetworkRules
 from flannelpy.options import Options
-from flannelpy.registry.connect import connect, etcd_hosts
+from flannelpy.registry.connect import etcd_hosts
 from flannelpy.report import TRANSITIONS, NetworkReport, NetworkState
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity
@@ -132,10 +133,10 @@ class Network:
         cleanup.callback(lock.close)
         ready_file = ReadyFile(self._options.ready_file_of(self.name))
         cleanup.callback(ready_file.close)
-        registry = connect(self._options, self.name)
+        host_identity = HostIdentity(self._host.public_ip, self._options.host_id or identity.host_id())
+        registry = connect_host(self._options, self.name, host_identity)
         cleanup.push_async_callback(registry.close)
         terms = Terms(self._options.subnet_lease_ttl, self._options.subnet_lease_renew_margin)
-        host_identity = HostIdentity(self._host.public_ip, self._options.host_id or identity.host_id())
         manager = SubnetManager(registry, BootClock(), random.Random(), host_identity, terms)  # noqa: S311 - nothing secret
         self._enter(NetworkState.WAITING_FOR_CONFIG)
         cleanup.callback(self._host.release, self.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,6 +12,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flannelpy.datapath.source_check import SourceCheck
+
+
+class EtcdApi(enum.StrEnum):
+    """The version of etcd's API by which config and leases are kept; ``AUTO``: that of the config."""
+
+    AUTO = "auto"
+    V2 = "2"
+    V3 = "3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +34,7 @@ class Options:
     networks: tuple[str, ...]  # empty: one network, whose config is directly below the prefix
     etcd_endpoints: tuple[str, ...]
     etcd_prefix: str
+    etcd_api: EtcdApi
     etcd_keyfile: str | None
     etcd_certfile: str | None
     etcd_cafile: str | None

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import ast
+import compileall
 import copy
 import itertools
 import os
+import py_compile
 import random
 import re
 import shutil
@@ -167,18 +169,39 @@ def survives(mutant: Mutant, tree: Path) -> bool:
     """Whether all tests pass with it, in this copy of the tree."""
     original = (tree / mutant.path).read_text()
     (tree / mutant.path).write_text(mutant.source())
-    argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests_of(mutant.path)]
-    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "CI": "1"}
-    quiet = subprocess.DEVNULL
     try:
-        with subprocess.Popen(argv, cwd=tree, env=env, stdout=quiet, stderr=quiet, start_new_session=True) as process:
-            try:
-                return process.wait(SECONDS) == 0
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
-                return False
+        return passes(tests_of(mutant.path), tree, PYTHONDONTWRITEBYTECODE="1")
     finally:
         (tree / mutant.path).write_text(original)
+
+
+def passes(tests: Sequence[str], tree: Path, seconds: float = SECONDS, **variables: str) -> bool:
+    """Whether the tests pass in this copy of the tree in time."""
+    argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not timed", *tests]
+    env = {**os.environ, "CI": "1", **variables}
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(argv, cwd=tree, env=env, stdout=quiet, stderr=quiet, start_new_session=True) as process:
+        try:
+            return process.wait(seconds) == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            return False
+
+
+def copy_tree(tree: Path, tests: Sequence[str]) -> None:
+    """Copy what the tests need, with bytecode files, and check that they pass without a mutant.
+
+    Python compares the bytecode of a module with the hash of its source, since a mutant may have the size and the
+    second of the original.  Raises SystemExit if a test fails: it would count every mutant as noticed.
+    """
+    for name in ("flannelpy", "tests", "scripts", "docs"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile"):
+        shutil.copy(ROOT / name, tree)
+    compileall.compile_dir(tree / "flannelpy", quiet=1, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    if not passes(tests, tree, 10 * SECONDS):
+        sys.exit(f"without a mutant, a test fails in a copy of the tree: pytest -x {' '.join(tests)}")
 
 
 def draw(options: argparse.Namespace) -> list[Mutant]:
@@ -204,10 +227,7 @@ def run(chosen: Sequence[Mutant], jobs: int) -> list[Mutant]:
         trees: SimpleQueue[Path] = SimpleQueue()
         for number in range(jobs):
             tree = Path(temporary) / str(number)
-            for name in ("flannelpy", "tests", "scripts", "docs"):
-                shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-            for name in ("pyproject.toml", "README.md"):
-                shutil.copy(ROOT / name, tree)
+            copy_tree(tree, sorted({test for mutant in chosen for test in tests_of(mutant.path)}))
             trees.put(tree)
 
         def test(mutant: Mutant) -> bool:

@@ -59,8 +59,11 @@ def check_combinations(context: click.Context) -> None:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Parse the command line, run the command, and exit with its code."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        options = parse(sys.argv[1:] if argv is None else argv)
+        if words and words[0] == "copy-to-v3":
+            sys.exit(_copy_to_v3(words[1:]))
+        options = parse(words)
         # Imported here, so that -help and usage errors need not wait for the etcd and netlink modules.
         if options.cleanup:
             from flannelpy.commands.cleanup import run
@@ -72,3 +75,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _copy_to_v3(argv: Sequence[str]) -> int:
+    from flannelpy.cli import copy_to_v3
+    from flannelpy.commands.copy_to_v3 import run
+
+    return run(*copy_to_v3.parse(argv))

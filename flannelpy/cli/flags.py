@@ -25,6 +25,7 @@ PROGRAM = "flannelpy"
 
 ABOUT = """\
 Usage: flannelpy [flags]
+       flannelpy copy-to-v3 [flags]
 
 Leases a subnet to this host, from the network that is configured in etcd, and
 connects its containers to those of other hosts by UDP, VXLAN or plain routes.
@@ -218,6 +219,15 @@ FLAGS = (
         "The key above the config and the leases.",
         value="KEY",
         default="/coreos.com/network",
+    ),
+    Flag(
+        "etcd-api",
+        "etcd",
+        values.etcd_api,
+        "The version of etcd's API by which config and leases are kept. auto: 2 as\n"
+        "      long as a config is there, otherwise 3.",
+        value="auto|2|3",
+        default="auto",
     ),
     Flag(
         "networks",

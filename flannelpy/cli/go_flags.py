@@ -13,7 +13,7 @@ from flannelpy.cli.flags import BY_NAME, Flag, variable
 from flannelpy.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 _NO_HEALTH_PORT = "there is no health port; the file ready beside the subnet file exists while the network is ready"
 _KEPT_IN_ETCD = "config and leases are kept in etcd; give every host -etcd-endpoints"
@@ -45,26 +45,26 @@ UNSUPPORTED = {
 }
 
 
-def go_spelling(argv: Sequence[str]) -> Iterator[str]:
-    """Yield every flag of ``argv`` as ``--name=value``.  Raises UsageError."""
+def go_spelling(argv: Sequence[str], flags: Mapping[str, Flag] = BY_NAME) -> Iterator[str]:
+    """Yield every flag of ``argv``, of which ``flags`` has the names, as ``--name=value``.  Raises UsageError."""
     words = iter(argv)
     before = ""
     for word in words:
         if word == "--":
-            refuse_extra(next(words, None), before)
+            refuse_extra(next(words, None), before, flags)
         elif word == "-" or not word.startswith("-"):
-            refuse_extra(word, before)
+            refuse_extra(word, before, flags)
         else:
-            yield normalized(word, words)
+            yield normalized(word, words, flags)
         before = word
 
 
-def normalized(word: str, following: Iterator[str]) -> str:
+def normalized(word: str, following: Iterator[str], flags: Mapping[str, Flag]) -> str:
     """Return the flag of ``word`` as ``--name=value``; the value may be in the following word.  Raises UsageError."""
     name, equals, text = word.removeprefix("-").removeprefix("-").partition("=")
     if not name or name.startswith("-"):
         raise UsageError(f"bad flag {word!r}: write -name=value or --name=value")
-    flag = BY_NAME.get(name) or refuse_unknown(name)
+    flag = flags.get(name) or refuse_unknown(name, flags)
     if not equals:
         text = value_of(flag, following)
     return f"--{flag.flag}={text}"
@@ -80,21 +80,21 @@ def value_of(flag: Flag, following: Iterator[str]) -> str:
     return text
 
 
-def refuse_unknown(name: str) -> NoReturn:
+def refuse_unknown(name: str, flags: Mapping[str, Flag]) -> NoReturn:
     """Raise UsageError, whose text names what to write in place of a flag that does not exist."""
     if name in UNSUPPORTED:
         raise UsageError(f"-{name} is not supported: {UNSUPPORTED[name]}")
     from difflib import get_close_matches
 
-    close = get_close_matches(name, BY_NAME, n=1)
+    close = get_close_matches(name, flags, n=1)
     raise UsageError(f"unknown flag -{name}: " + (f"did you mean -{close[0]}?" if close else "-help lists all flags"))
 
 
-def refuse_extra(word: str | None, before: str) -> None:
+def refuse_extra(word: str | None, before: str, flags: Mapping[str, Flag]) -> None:
     """Raise UsageError if there is a word that is neither a flag nor a value; ``before``: the word in front of it."""
     if word is None:
         return
-    flag = BY_NAME.get(before.lstrip("-"))
+    flag = flags.get(before.lstrip("-"))
     if flag and not flag.takes_value:
         raise UsageError(f"extra argument {word!r}: the value of a boolean follows '=', as in -{flag.flag}=true")
     raise UsageError(f"extra argument {word!r}: only flags are expected, -help lists them")

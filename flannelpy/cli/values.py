@@ -11,6 +11,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from flannelpy.datapath.source_check import SourceCheck
+from flannelpy.options import EtcdApi
 from flannelpy.subnet.lease import is_host_id
 
 _MAX_SECONDS = 3600
@@ -119,6 +120,14 @@ def endpoints(text: str) -> tuple[str, ...]:
     for url in urls:
         parse_endpoint(url)
     return urls
+
+
+def etcd_api(text: str) -> EtcdApi:
+    """Return the version of etcd's API."""
+    try:
+        return EtcdApi(text)
+    except ValueError:
+        raise ValueError(f"must be {', '.join(EtcdApi)}") from None
 
 
 def networks(text: str) -> tuple[str, ...]:

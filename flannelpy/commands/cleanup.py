@@ -17,12 +17,12 @@ from flannelpy import logs
 from flannelpy.backend.leftovers import marked, unmarked_leftovers, withdraw
 from flannelpy.errors import CompareFailed, HostError, KeyNotFound
 from flannelpy.host import external_endpoint, firewall_tables, ownership, subnet_file
+from flannelpy.leasing.host_registry import connect_host
 from flannelpy.linux import identity
 from flannelpy.linux.instance_lock import InstanceLock, Run
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.options import Options
 from flannelpy.registry.base import Registry
-from flannelpy.registry.connect import connect
 from flannelpy.subnet.lease import HostIdentity, Lease, format_key, well_formed
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ async def _release_all(options: Options, names: Sequence[str]) -> None:
     host_identity = HostIdentity(public_ip, options.host_id or identity.host_id())
     for name in names:
         logs.network.set(name)
-        await _release(connect(options, name), host_identity)
+        await _release(connect_host(options, name, host_identity), host_identity)
 
 
 async def _remove_owned(file: Path, ready: Path, lock: InstanceLock) -> list[HostError]:

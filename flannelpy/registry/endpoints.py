@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from flannelpy.errors import FlannelError, HostError, RegistryUnavailable, UsageError
+from flannelpy.errors import ApiSwitchedOff, FlannelError, HostError, RegistryUnavailable, UsageError
 from flannelpy.foreign import shown
 
 if TYPE_CHECKING:
@@ -103,6 +103,13 @@ class NoAnswer(Exception):
         self.sent = sent
 
 
+class NoSuchApi(NoAnswer):
+    """An endpoint answered that it does not have this version of etcd's API; it did nothing."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause, sent=False)
+
+
 class EndpointClient(Protocol):
     """A client of one endpoint.  Its methods raise etcd's refusals as RegistryError, and NoAnswer."""
 
@@ -129,9 +136,11 @@ class Rotation(Generic[Client]):
         """Return the first usable answer; each endpoint is asked once.
 
         If an endpoint may have executed ``request`` but its reply was lost, ``settle`` replaces ``request``.  Raises
-        etcd's refusals as RegistryError, and RegistryUnavailable.
+        etcd's refusals as RegistryError, RegistryUnavailable, and ApiSwitchedOff if any endpoint is without this API
+        and no other endpoint gave a usable answer.
         """
         causes = []
+        unavailable: type[RegistryUnavailable] = RegistryUnavailable
         start, count = self._first, len(self.clients)
         for turn in range(start, start + count):
             client = self.clients[turn % count]
@@ -142,7 +151,8 @@ class Rotation(Generic[Client]):
                 if settle and failure.sent:
                     return self.ask(settle)
                 causes.append(f"{client.url}: {failure}")
-        raise RegistryUnavailable("; ".join(causes))
+                unavailable = ApiSwitchedOff if isinstance(failure, NoSuchApi) else unavailable
+        raise unavailable("; ".join(causes))
 
     def ask_at(self, client: Client, request: Callable[[Client], Answer]) -> Answer:
         """Return the answer of one endpoint.  Raises etcd's refusals as RegistryError, and RegistryUnavailable."""

@@ -94,13 +94,10 @@ class EtcdV2Registry:
         password: str | None = None,
     ) -> None:
         check_tls_files(keyfile, certfile, cafile)
-        options = {
-            "cert": (certfile, keyfile) if certfile else None,
-            "ca_cert": cafile,
-            "username": username and as_latin1(username),
-            "password": password and as_latin1(password),
-        }
-        self._cluster = Rotation([V2Client(parse_endpoint(text), options) for text in urls])
+        files = {"cert_file": certfile, "key_file": keyfile, "ca_certs": cafile}
+        tls: dict[str, Any] = {option: path for option, path in files.items() if path}
+        user = (as_latin1(username), as_latin1(password)) if username and password else None
+        self._cluster = Rotation([V2Client(parse_endpoint(text), tls, user) for text in urls])
         self._threads = CallThreads()
         root = posixpath.normpath("/" + prefix.strip("/")).rstrip("/")
         self._config = quote(f"{root}/config")
@@ -210,10 +207,10 @@ class EtcdV2Registry:
         return KeyValue(name, node.value or "", lifetime, node.modifiedIndex, node.createdIndex)
 
     def _read_config(self, client: V2Client) -> str:
-        node = client.read(self._config, quorum=True)
-        if node.dir:
-            raise ConfigError(f"{node.key} is a directory instead of the network config")
-        return node.value or ""
+        node = client.node(self._config)
+        if node.get("dir"):
+            raise ConfigError(f"{node['key']} is a directory instead of the network config")
+        return str(node.get("value", ""))
 
     def _snapshot(self, is_wanted: Callable[[str], bool], client: V2Client) -> Snapshot:
         try:

@@ -2,6 +2,9 @@
 
 python-etcd is synchronous and cannot read a watch that stays open, nor a long listing piece by piece.  Both use its
 urllib3 pool directly.  python-etcd's fail-over and urllib3's retries are off, as endpoints.py demands.
+
+The first call but ``node`` imports python-etcd, which takes 30 ms and 3 MB.  A host whose config is in etcd v3 asks v2
+for nothing else.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import codecs
 import contextlib
 import functools
+import http
+import json
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
@@ -16,12 +21,13 @@ from urllib.parse import unquote
 from flannelpy.errors import CompareFailed, HistoryGone, HistoryOverrun, KeyExists, KeyNotFound, RegistryError
 from flannelpy.foreign import shown
 from flannelpy.registry import endpoints
-from flannelpy.registry.endpoints import LONGEST_CAUSE, Endpoint, NoAnswer, no_answer
+from flannelpy.registry.endpoints import LONGEST_CAUSE, Endpoint, NoAnswer, NoSuchApi, no_answer
 from flannelpy.registry.json_list import elements
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import urllib3
     from etcd import Client, EtcdResult
     from urllib3 import BaseHTTPResponse
 
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
 _REFUSALS: dict[int, type[RegistryError]] = {100: KeyNotFound, 101: CompareFailed, 105: KeyExists}
 _HISTORY_CLEARED = 401
 
+_MOST_CONNECTIONS = 10  # that are kept open
 _PIECE = 65536  # bytes of an answer that are read at a time
 
 
@@ -42,15 +49,31 @@ class OpenedWatch(NamedTuple):
 
 
 class V2Client:
-    """A client of one endpoint.  ``options`` are python-etcd's.
+    """A client of one endpoint.  ``tls`` are options of urllib3; ``user``: name and password for basic authentication.
 
     Raises, from every call: etcd's refusals as RegistryError, and NoAnswer.
     """
 
-    def __init__(self, url: Endpoint, options: dict[str, Any]) -> None:
+    def __init__(self, url: Endpoint, tls: dict[str, Any], user: tuple[str, str] | None) -> None:
         self.url = url
-        self._options = options
+        self._tls = tls
+        self._user = user
         self._is_replaced = False
+
+    def node(self, key: str) -> dict[str, Any]:
+        """Return the node of ``key`` as etcd's JSON has it."""
+        import urllib3
+
+        headers = urllib3.make_headers(basic_auth=":".join(self._user)) if self._user else {}
+        url = f"{self.url}/v2/keys{key}"
+        try:
+            reply = self._pools.request("GET", url, fields={"quorum": "true"}, headers=headers, redirect=False)
+        except urllib3.exceptions.HTTPError as error:
+            raise no_answer(error) from error
+        if reply.status != http.HTTPStatus.OK:
+            raise _failure(key, reply)
+        node: dict[str, Any] = json.loads(reply.data)["node"]
+        return node
 
     def read(self, key: str, **options: bool) -> EtcdResult:
         """Read a key."""
@@ -144,19 +167,25 @@ class V2Client:
         import etcd
         import urllib3
 
+        logging.getLogger("etcd").setLevel(logging.CRITICAL)  # it logs at ERROR, with a traceback, what flannelpy logs
+        scheme, host, port = self.url
+        username, password = self._user or (None, None)
+        client = etcd.Client(host, port, protocol=scheme, allow_redirect=False, username=username, password=password)
+        client.http = self._pools
+        client._read_timeout = urllib3.Timeout(total=endpoints.REPLY_TIMEOUT)  # its constructor takes numbers only
+        return client
+
+    @functools.cached_property
+    def _pools(self) -> urllib3.PoolManager:
+        import urllib3
+
         from flannelpy.registry.bounded_http import bound
 
-        # Both libraries log failures that flannelpy logs itself, python-etcd at ERROR and with a traceback.
-        for library in ("etcd", "urllib3"):
-            logging.getLogger(library).setLevel(logging.CRITICAL)
-        scheme, host, port = self.url
-        client = etcd.Client(
-            host, port, protocol=scheme, read_timeout=endpoints.REPLY_TIMEOUT, allow_redirect=False, **self._options
-        )
-        client.http.connection_pool_kw["retries"] = urllib3.Retry(0)
-        client._read_timeout = urllib3.Timeout(total=endpoints.REPLY_TIMEOUT)  # its constructor takes numbers only
-        bound(client.http)
-        return client
+        logging.getLogger("urllib3").setLevel(logging.CRITICAL)
+        patience = urllib3.Timeout(total=endpoints.REPLY_TIMEOUT)
+        pools = urllib3.PoolManager(maxsize=_MOST_CONNECTIONS, timeout=patience, retries=urllib3.Retry(0), **self._tls)
+        bound(pools)
+        return pools
 
 
 def children(pieces: Iterator[str]) -> Iterator[dict[str, Any]]:
@@ -192,7 +221,29 @@ def _no_answer(error: Exception) -> NoAnswer:
     import etcd
 
     if isinstance(error, etcd.EtcdInsufficientPermissions):
-        return NoAnswer("permission denied, see -etcd-username and -etcd-password", sent=False)
-    if "404 page not found" in str(error):
-        return NoAnswer("the v2 API is switched off, start etcd with --enable-v2=true", sent=False)
-    return no_answer(error)
+        return _permission_denied()
+    return _known_text(str(error)) or no_answer(error)
+
+
+def _failure(key: str, reply: BaseHTTPResponse) -> RegistryError | NoAnswer:
+    """Return what a reply without a node means, as ``_errors_translated`` does for python-etcd's errors."""
+    text = reply.data.decode("utf-8", "replace")
+    try:
+        payload = dict(json.loads(text))
+    except (TypeError, ValueError):
+        payload = {"message": "Bad response", "cause": text}
+    if refusal := _refusal(key, payload):
+        return refusal
+    if reply.status == http.HTTPStatus.UNAUTHORIZED:
+        return _permission_denied()
+    words = f"{payload.get('message')} : {payload.get('cause')}"
+    return _known_text(words) or NoAnswer(words, sent=True)
+
+
+def _known_text(text: str) -> NoAnswer | None:
+    off = NoSuchApi("the v2 API is switched off, start etcd with --enable-v2=true")
+    return off if "404 page not found" in text else None
+
+
+def _permission_denied() -> NoAnswer:
+    return NoAnswer("permission denied, see -etcd-username and -etcd-password", sent=False)

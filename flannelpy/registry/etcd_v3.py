@@ -104,6 +104,15 @@ class EtcdV3Registry:
         """Return what happens from ``cursor`` on, as Registry demands."""
         return await self._watch.changes(cursor, timeout)
 
+    async def find_config(self) -> tuple[str, int]:
+        """Return the network config and its version; an empty text and 0 if there is none."""
+        node = await self._threads.run(functools.partial(self._writes.find, self._keys.config))
+        return (node.value, node.version) if node else ("", 0)
+
+    async def write_config(self, value: str, version: int) -> None:
+        """Write the network config if it is at ``version``, 0 for none.  Raises CompareFailed."""
+        await self._threads.run(functools.partial(self._writes.write_config, value, version))
+
     async def close(self) -> None:
         """Close the registry, as Registry demands; connections in use end by their own time-outs."""
         self._watch.close()

@@ -13,7 +13,7 @@ import json
 from typing import Any, NamedTuple
 
 from flannelpy.registry.base import EXPIRES, PERMANENT, KeyValue
-from flannelpy.registry.endpoints import NoAnswer
+from flannelpy.registry.endpoints import NoAnswer, NoSuchApi
 
 # Codes of gRPC that an endpoint may answer although it, or another one, executes the request: unknown, deadline
 # exceeded, unavailable.
@@ -163,7 +163,7 @@ def refusal_of(status: int, body: bytes) -> NoAnswer:
         return refusal
     text = body.decode(errors="replace")
     if status == 404:
-        return NoAnswer(_NO_GATEWAY, sent=False)
+        return NoSuchApi(_NO_GATEWAY)
     if _NAME_REFUSED in text:
         return NoAnswer(_NAME_IN_CERTIFICATE, sent=False)
     return NoAnswer(f"HTTP status {status} {text}", sent=status >= 500)

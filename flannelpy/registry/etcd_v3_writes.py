@@ -81,7 +81,7 @@ class Writes:
 
         def send(client: V3Client) -> None:
             delete = {"request_delete_range": {"key": encoded(self._keys.of(name))}}
-            outcome = self._transact(client, name, _at(version), delete)
+            outcome = self._transact(client, self._keys.of(name), _at(version), delete)
             if not outcome.is_written:
                 raise self._changed(version, name, outcome.found)
 
@@ -91,6 +91,18 @@ class Writes:
 
         self._cluster.ask(send, settle)
         self._replace_own_lease(name, 0)
+
+    def write_config(self, value: str, version: int) -> None:
+        """Write the config if it is at ``version``, 0 for none.  Raises CompareFailed."""
+        key = self._keys.config
+        put = {"request_put": {"key": encoded(key), "value": encoded(value)}}
+
+        def send(client: V3Client) -> None:
+            is_written, found = self._transact(client, key, _at(version), put)
+            if not is_written and (found is None or found.value != value):
+                raise CompareFailed(f"{key}: changed meanwhile")
+
+        self._cluster.ask(send, send)
 
     def find(self, key: str) -> Node | None:
         """Return a key as stored."""
@@ -143,11 +155,11 @@ class Writes:
 
     def _put(self, client: V3Client, name: str, value: str, condition: dict[str, str], lease: int) -> _Outcome:
         put = {"key": encoded(self._keys.of(name)), "value": encoded(value), "lease": str(lease)}
-        return self._transact(client, name, condition, {"request_put": put})
+        return self._transact(client, self._keys.of(name), condition, {"request_put": put})
 
-    def _transact(self, client: V3Client, name: str, condition: dict[str, str], write: dict[str, Any]) -> _Outcome:
+    def _transact(self, client: V3Client, path: str, condition: dict[str, str], write: dict[str, Any]) -> _Outcome:
         """Execute ``write`` if the key is in the state of ``condition``, and read the key."""
-        key = encoded(self._keys.of(name))
+        key = encoded(path)
         read = {"request_range": {"key": key}}
         compare = {"key": key, "result": "EQUAL", **condition}
         answer = client.call("kv/txn", {"compare": [compare], "success": [write, read], "failure": [read]})

@@ -6,14 +6,17 @@ import base64
 import itertools
 import json
 import time
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 from lab.etcd_server import EtcdServer
 from support.fakes import FakeRegistry
 
+from flannelpy.leasing.both_stores import BothStores
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
 from flannelpy.registry.etcd_v3 import EtcdV3Registry
+from flannelpy.subnet.lease import HostIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +69,15 @@ class FakeStore:
 
     def forget_history(self) -> None:
         _overrun(self)
+
+
+class BothFakeStores(FakeStore):
+    """A fake store whose entries are in a second one as well, which has a network config."""
+
+    def connect(self) -> Registry:
+        second = FakeRegistry(time.monotonic)
+        second.set_config("{}")
+        return BothStores(self._registry, second, HostIdentity(IPv4Address("10.0.0.1"), "host1"))
 
 
 class EtcdV2Store:
@@ -164,9 +176,11 @@ def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer
 _networks = itertools.count()
 
 
-@pytest.fixture(params=["fake", "etcd v2", "etcd v3"])
+@pytest.fixture(params=["fake", "both stores", "etcd v2", "etcd v3"])
 def store(request: pytest.FixtureRequest) -> Store:
     if request.param == "fake":
         return FakeStore()
+    if request.param == "both stores":
+        return BothFakeStores()
     server, prefix = request.getfixturevalue("etcd_server"), f"/network{next(_networks)}"
     return EtcdV2Store(server, prefix) if request.param == "etcd v2" else EtcdV3Store(server, prefix)

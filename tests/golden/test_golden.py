@@ -346,7 +346,7 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
 
     Machine.brought_up.clear()
     Machine.alias = ""
-    monkeypatch.setattr(network, "connect", lambda *_: store)
+    monkeypatch.setattr(network, "connect_host", lambda *_: store)
     monkeypatch.setattr(external_endpoint, "Netlink", Machine)
     monkeypatch.setattr(network, "Netlink", Machine)
     monkeypatch.setattr(udp_backend, "Netlink", Machine)

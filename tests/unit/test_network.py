@@ -228,7 +228,7 @@ class World:
         monkeypatch.setattr(repair_loop, "Netlink", FakeNetlink)
         monkeypatch.setattr(monitor, "notifications", notifications)
         monkeypatch.setattr(repair_loop, "_PAUSE_SECONDS", 0.001)
-        monkeypatch.setattr(network, "connect", lambda *_: self.store)
+        monkeypatch.setattr(network, "connect_host", lambda *_: self.store)
         options = cli.parse([f"-subnet-file={self.file}", "-host-id=host-1", *flags])
         self.datagrams: Datagrams | None = None
         self.monitor = external_endpoint.watch(options, EXTERNAL)

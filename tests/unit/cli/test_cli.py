@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flannelpy import __version__, cli, packet
-from flannelpy.cli import flags
+from flannelpy.cli import copy_to_v3, flags
 from flannelpy.cli.go_flags import UNSUPPORTED
 from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.errors import HostError, LeaseLost, UsageError
+from flannelpy.options import EtcdApi
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,7 @@ DEFAULTS = {
     "host_id": None,
     "etcd_endpoints": ("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
     "etcd_prefix": "/coreos.com/network",
+    "etcd_api": EtcdApi.AUTO,
     "etcd_keyfile": None,
     "etcd_certfile": None,
     "etcd_cafile": None,
@@ -58,6 +60,7 @@ GOOD = {
     "host-id": ("rack-3:node.7_b", "host_id", "rack-3:node.7_b"),
     "etcd-endpoints": ("http://a:1,https://b:2", "etcd_endpoints", ("http://a:1", "https://b:2")),
     "etcd-prefix": ("/other", "etcd_prefix", "/other"),
+    "etcd-api": ("3", "etcd_api", EtcdApi.V3),
     "etcd-cafile": ("ca.pem", "etcd_cafile", "ca.pem"),
     "subnet-lease-ttl": ("1h30m", "subnet_lease_ttl", 5400),
     "subnet-lease-renew-margin": ("30", "subnet_lease_renew_margin", 1800),
@@ -156,6 +159,7 @@ def test_variable_names() -> None:
         "host-id": "FLANNELD_HOST_ID",
         "etcd-endpoints": "FLANNELD_ETCD_ENDPOINTS",
         "etcd-prefix": "FLANNELD_ETCD_PREFIX",
+        "etcd-api": "FLANNELD_ETCD_API",
         "networks": "FLANNELD_NETWORKS",
         "etcd-cafile": "FLANNELD_ETCD_CAFILE",
         "etcd-certfile": "FLANNELD_ETCD_CERTFILE",
@@ -345,6 +349,10 @@ def test_as_go_reads_it(argv: list[str], expected: dict[str, object]) -> None:
             for text in ("router.example", "::1", "10.0.0.0/8")
         ),
         (["-source-check=on"], "bad value 'on' for -source-check: must be peer, strict, off"),
+        *(
+            ([f"-etcd-api={text}"], f"bad value {text!r} for -etcd-api: must be auto, 2, 3")
+            for text in ("", "v3", "4", "AUTO")
+        ),
         *(
             ([f"-host-id={text}"], f"bad value {text!r} for -host-id: must be at most 64 letters, digits and ._:- only")
             for text in ("a b", 'a"', "ä", "a" * 65)
@@ -595,3 +603,48 @@ def test_form(file: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(checksum, "__file__", file)
     assert packet.build() == form
+
+
+class TestCopyToV3:
+    """The command line of the second command."""
+
+    @pytest.mark.parametrize("follow", ["-follow", "--follow", "-follow=true"])
+    def test_the_flags_of_the_store_are_the_daemons(self, follow: str) -> None:
+        options, is_following = copy_to_v3.parse([follow, "-etcd-endpoints", "http://a:1", "--networks=blue"])
+        assert is_following
+        assert (options.etcd_endpoints, options.networks) == (("http://a:1",), ("blue",))
+
+    def test_once_is_the_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FLANNELD_ETCD_PREFIX", "/other")
+        options, is_following = copy_to_v3.parse([])
+        assert not is_following
+        assert options.etcd_prefix == "/other"
+
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            (["-iface=eth1"], "unknown flag -iface: -help lists all flags"),
+            (["-folow"], "unknown flag -folow: did you mean -follow?"),
+            (["now"], "extra argument 'now': only flags are expected, -help lists them"),
+            (["-follow", "true"], "extra argument 'true': the value of a boolean follows '=', as in -follow=true"),
+            (["-follow=2"], "bad value '2' for -follow: must be true or false"),
+            (["-etcd-username=u"], "-etcd-username needs -etcd-password"),
+        ],
+    )
+    def test_refusals(self, argv: list[str], message: str) -> None:
+        with pytest.raises(UsageError) as caught:
+            copy_to_v3.parse(argv)
+        assert str(caught.value) == message
+
+    def test_help_lists_its_flags(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["copy-to-v3", "-help"])
+        assert caught.value.code == 0
+        text = capsys.readouterr().err
+        assert text.startswith("Usage: flannelpy copy-to-v3 [flags]\n")
+        assert set(re.findall(r"^  -([a-z0-9-]+)", text, re.MULTILINE)) == {flag.flag for flag in copy_to_v3.FLAGS}
+        assert max(map(len, text.splitlines())) <= 80
+
+    @pytest.mark.parametrize("argv", [["copy-to-v4"], ["-v=1", "copy-to-v3"], ["--", "copy-to-v3"]])
+    def test_any_other_word_or_place_is_rejected_as_ever(self, argv: list[str]) -> None:
+        assert refusal(argv) == f"extra argument {argv[-1]!r}: only flags are expected, -help lists them"

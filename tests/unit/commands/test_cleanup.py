@@ -34,7 +34,7 @@ class World:
         self.failure: Exception | None = None
         self.was_locked: list[bool] = []
         monkeypatch.setattr(cleanup, "_remove_owned", self._remove_owned)
-        monkeypatch.setattr(cleanup, "connect", self._connect)
+        monkeypatch.setattr(cleanup, "connect_host", self._connect)
         monkeypatch.setattr(external_endpoint, "choose", self._choose)
 
     def run(self) -> int:

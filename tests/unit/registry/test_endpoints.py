@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import urllib3
 
-from flannelpy.errors import KeyExists, RegistryUnavailable, UsageError
-from flannelpy.registry.endpoints import CallThreads, Endpoint, NoAnswer, Rotation, no_answer, parse_endpoint
+from flannelpy.errors import ApiSwitchedOff, KeyExists, RegistryUnavailable, UsageError
+from flannelpy.registry.endpoints import CallThreads, Endpoint, NoAnswer, NoSuchApi, Rotation, no_answer, parse_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +66,20 @@ def test_any_other_exception_is_no_answer_and_may_have_been_executed(error: Exce
     clients = Client(1, error), Client(2, "b")
     assert Rotation(clients).ask(request, settle) == "b"
     assert clients[1].calls == ["settle"]
+
+
+def test_an_api_is_switched_off_if_no_endpoint_has_it_and_any_says_so() -> None:
+    clients = Client(1, NoSuchApi("no v2")), Client(2, NoAnswer("connection refused", sent=False))
+    with pytest.raises(ApiSwitchedOff, match=r"no v2; .*connection refused"):
+        Rotation(clients).ask(request)
+    clients[1].answer = "b"
+    assert Rotation(clients).ask(request) == "b"
+
+
+def test_an_api_is_not_switched_off_because_no_endpoint_answers() -> None:
+    with pytest.raises(RegistryUnavailable) as caught:
+        Rotation([Client(1, NoAnswer("connection refused", sent=False))]).ask(request)
+    assert not isinstance(caught.value, ApiSwitchedOff)
 
 
 def test_without_any_answer_each_endpoint_is_named_with_its_cause() -> None:

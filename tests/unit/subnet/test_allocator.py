@@ -82,12 +82,48 @@ def test_the_subnet_of_the_last_run_is_left_when_it_cannot_be_ours(previous: str
     assert not any(picked.overlaps(net) for net in nets(*taken))
 
 
+@pytest.mark.parametrize("previous", [None, IPv4Network("11.0.0.64/26")])
+def test_a_subnet_contains_no_address_of_a_host(previous: IPv4Network | None) -> None:
+    hosts = [IPv4Address("11.0.0.70"), IPv4Address("11.0.0.192"), IPv4Address("172.17.8.101")]
+    picked = {pick_subnet(SMALL, [], previous, random.Random(seed), hosts) for seed in range(20)}
+    assert picked == {IPv4Network("11.0.0.128/26")}
+
+
+def test_a_new_subnet_overlaps_no_connected_network() -> None:
+    connected = nets("11.0.0.64/27", "11.0.0.255/32", "12.0.0.0/24")
+    picked = {pick_subnet(SMALL, [], None, random.Random(seed), (), connected) for seed in range(20)}
+    assert picked == {IPv4Network("11.0.0.128/26")}
+
+
+@pytest.mark.parametrize("wide", ["11.0.0.0/24", "11.0.0.0/8", "0.0.0.0/0"])
+def test_a_connected_network_around_the_whole_network_does_not_count(wide: str) -> None:
+    picked = {pick_subnet(SMALL, [], None, random.Random(seed), (), nets(wide)) for seed in range(50)}
+    assert picked == set(nets("11.0.0.64/26", "11.0.0.128/26", "11.0.0.192/26"))
+
+
+def test_the_subnet_of_the_last_run_may_overlap_a_connected_network() -> None:
+    previous = IPv4Network("11.0.0.64/26")
+    assert pick_subnet(SMALL, [], previous, random.Random(0), (), nets("11.0.0.64/27")) == previous
+
+
 def test_running_out_is_an_error_with_leases_and_range() -> None:
     with pytest.raises(OutOfSubnets) as caught:
         pick_subnet(SMALL, nets("11.0.0.64/26", "11.0.0.128/25"), None, random.Random(0))
     assert str(caught.value) == (
         "out of subnets: no /26 is free in the range 11.0.0.64 ... 11.0.0.192, there are 2 leases"
     )
+
+
+def test_running_out_names_the_connected_networks_in_the_way() -> None:
+    with pytest.raises(OutOfSubnets, match=r"there are 2 leases, and this host is connected to 11\.0\.0\.64/27$"):
+        pick_subnet(
+            SMALL,
+            nets("11.0.0.128/26", "11.0.0.192/26"),
+            None,
+            random.Random(0),
+            (),
+            nets("11.0.0.64/27", "12.0.0.0/8"),
+        )
 
 
 def test_ten_thousand_leases_are_stepped_over() -> None:

@@ -1,0 +1,130 @@
+"""-etcd-api=3 during a change-over: the lease of this host is in etcd v3 and, while v2 has a network config, in v2 too.
+
+v3 is the store: config, snapshots and the watch come from it.  v2 has this host's lease as well, so that hosts that
+still use v2 reach this host, and hosts of both kinds never lease one subnet twice:
+
+* A lease is created in v2 first, where the create is atomic among all hosts, then in v3.
+* It is renewed and released in both.
+* If either store names another holder, it is given up in both.
+
+A lease that ``flannelpy copy-to-v3`` has copied to v3 has its mark there.  A marked copy that names this host is this
+host's lease, and is written over.  second_lease.py keeps the lease in v2.
+
+Without a config in v2, v2 gets no request but the one that finds that out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flannelpy.errors import CompareFailed, KeyExists, KeyNotFound, RegistryError
+from flannelpy.leasing.second_lease import SecondLease, find
+from flannelpy.registry.base import Changes, KeyValue, Put, Registry, Snapshot, all_names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flannelpy.registry.base import Schema
+    from flannelpy.subnet.lease import HostIdentity
+
+
+class BothStores:
+    """The registry ``v3``, whose lease of the host ``host_identity`` is also in ``v2`` while v2 has a config."""
+
+    def __init__(self, v3: Registry, v2: Registry, host_identity: HostIdentity) -> None:
+        self._v3 = v3
+        self._v2 = v2
+        self._second = SecondLease(v2, v3, host_identity)
+
+    @property
+    def schema(self) -> Schema:
+        """The schema of v3, as Registry demands."""
+        return self._v3.schema
+
+    @property
+    def relist_seconds(self) -> float:
+        """The longest quiet watch of v3, as Registry demands."""
+        return self._v3.relist_seconds
+
+    async def read_config(self) -> str:
+        """Read the network config, as Registry demands."""
+        return await self._v3.read_config()
+
+    async def wait_for_config_change(self, seconds: float) -> None:
+        """Wait for a change, as Registry demands."""
+        await self._v3.wait_for_config_change(seconds)
+
+    async def snapshot(self, is_wanted: Callable[[str], bool] = all_names) -> Snapshot:
+        """List the entries, as Registry demands."""
+        snapshot = await self._v3.snapshot(is_wanted)
+        for entry in snapshot.entries:
+            await self._second.note(entry)
+        return snapshot
+
+    async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
+        """Create the lease in v2, then in v3, as Registry demands."""
+        if not await self._second.is_wanted():
+            return await self._v3.create(name, value, lease_ttl)
+        second = await self._second.create(name, value, lease_ttl)
+        try:
+            entry = await self._create_first(name, value, lease_ttl)
+        except RegistryError:
+            await self._second.remove(second)
+            raise
+        self._second.hold(value, lease_ttl, second)
+        return entry
+
+    async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> KeyValue:
+        """Replace the lease in v2, then in v3, as Registry demands."""
+        if not await self._second.is_wanted():
+            return await self._v3.compare_and_swap(name, value, lease_ttl, version)
+        second = await self._second.write(await self._first_at(name, version), value, lease_ttl)
+        entry = await self._v3.compare_and_swap(name, value, lease_ttl, version)
+        self._second.hold(value, lease_ttl, second)
+        return entry
+
+    async def renew(self, name: str, value: str, lease_ttl: int, version: int) -> KeyValue:
+        """Renew the lease in v3, as Registry demands; v2 follows as soon as it answers."""
+        entry = await self._v3.renew(name, value, lease_ttl, version)
+        self._second.renew(name, lease_ttl)
+        return entry
+
+    async def compare_and_delete(self, name: str, version: int) -> None:
+        """Delete the lease from v2, then from v3, as Registry demands."""
+        if await self._second.is_wanted():
+            await self._second.delete(await self._first_at(name, version))
+        await self._v3.compare_and_delete(name, version)
+
+    async def watch(self, cursor: int, timeout: float) -> Changes:
+        """Return what happens in v3 from ``cursor`` on, as Registry demands."""
+        self._second.check()
+        changes = await self._v3.watch(cursor, timeout)
+        for change in changes.changes:
+            if isinstance(change, Put):
+                await self._second.note(change.entry)
+        return changes
+
+    async def close(self) -> None:
+        """Close both registries, as Registry demands."""
+        self._second.close()
+        await self._v2.close()
+        await self._v3.close()
+
+    async def _create_first(self, name: str, value: str, lease_ttl: int) -> KeyValue:
+        """Create the lease in v3, or write over one of this host, such as a copy.  Raises KeyExists."""
+        try:
+            return await self._v3.create(name, value, lease_ttl)
+        except KeyExists:
+            found = await find(self._v3, name)
+            if found and self._second.is_ours(found.value):
+                return await self._v3.compare_and_swap(name, value, lease_ttl, found.version)
+            raise
+
+    async def _first_at(self, name: str, version: int) -> KeyValue:
+        """Return the entry in v3.  Raises CompareFailed if it is not at ``version``, KeyNotFound."""
+        found = await find(self._v3, name)
+        if found is None:
+            raise KeyNotFound(f"{name}: key not found")
+        if found.version != version:
+            raise CompareFailed(f"{name}: [{version} != {found.version}]")
+        return found

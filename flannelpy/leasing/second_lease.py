@@ -1,0 +1,333 @@
+"""The second lease: that of etcd v2, of a host that keeps its lease in etcd v3, while v2 has a network config.
+
+Hosts that still use v2 read the second lease, and no other host can take its subnet in v2.  A task follows it by a
+watch: it renews the lease, recreates it, and looks every ``CONFIG_SECONDS`` whether v2 still has a config.  If v2 names
+another holder, that entry replaces ours in v3 as well, marked as a copy (subnet/copied.py).  The watch of v3 then
+reports the holder, and the lease policy decides as it always does.
+
+Requests of a quiet host to v2: two for the config and two for the watch in a minute.  A stream reports another holder
+at once; if the stream is dead, the next request finds out within ``WATCH_SECONDS``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from flannelpy.errors import (
+    ApiSwitchedOff,
+    CompareFailed,
+    HistoryGone,
+    KeyExists,
+    KeyNotFound,
+    RegistryError,
+    RegistryUnavailable,
+)
+from flannelpy.leasing.retry import Backoff
+from flannelpy.logs import FailureLog
+from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Registry
+from flannelpy.subnet import copied
+from flannelpy.subnet.lease import HostIdentity, LeaseAttrs
+
+log = logging.getLogger(__name__)
+
+WATCH_SECONDS = 30.0
+CONFIG_SECONDS = 30.0
+
+# The lifetime of a key between its creation, which needs one, and its becoming permanent.
+_RESERVING_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What this host has written last: its value, its lifetime (None: a reservation), and the entry in v2."""
+
+    value: str
+    lease_ttl: int | None
+    entry: KeyValue
+
+
+class _Holder(NamedTuple):
+    """By whom a lease is held."""
+
+    public_ip: object
+    host_id: str
+    is_claim: bool
+
+
+class SecondLease:
+    """The lease in ``v2`` of the host ``host_identity``, whose lease is in ``v3``.
+
+    Raises, from every coroutine: RegistryUnavailable if v2 gave no usable answer.
+    """
+
+    def __init__(self, v2: Registry, v3: Registry, host_identity: HostIdentity) -> None:
+        self._v2 = v2
+        self._v3 = v3
+        self._identity = host_identity
+        self._backoff = Backoff(random.Random())  # noqa: S311 - nothing secret
+        self._has_config: bool | None = None  # None: v2 was not asked yet
+        self._config_read_at = 0.0
+        self._held: _Held | None = None
+        self._is_due = False
+        self._failures = FailureLog(log, "Error keeping the lease in etcd v2")
+        self._woken = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def is_wanted(self) -> bool:
+        """Return whether v2 has a network config; once it has none, it stays without for the rest of the run."""
+        if self._has_config is None:
+            await self._look_for_config()
+            if self._has_config:
+                log.info(
+                    "Found network config in etcd v2, too: the lease is kept in v2 and v3 until it is deleted in v2"
+                )
+        return bool(self._has_config)
+
+    async def create(self, name: str, value: str, lease_ttl: int | None) -> KeyValue:
+        """Create the lease, or take the one that is ours already.  Raises KeyExists."""
+        try:
+            return await self._create(name, value, lease_ttl)
+        except KeyExists:
+            found = await find(self._v2, name)
+            if found is None or not self.is_ours(found.value):
+                raise
+            return await self._swap(found, value, lease_ttl)
+
+    async def write(self, first: KeyValue, value: str, lease_ttl: int | None) -> KeyValue:
+        """Write ``value`` over the lease that is ``first`` in v3, and create the lease if v2 has none.
+
+        Raises CompareFailed if another host holds the lease in v2.  Its entry has then replaced ``first`` in v3.
+        """
+        found = await find(self._v2, first.name)
+        try:
+            if found is None:
+                return await self._create(first.name, value, lease_ttl)
+            if self._corresponds(found, first):
+                return await self._swap(found, value, lease_ttl)
+        except (KeyExists, CompareFailed, KeyNotFound) as error:
+            raise RegistryUnavailable(f"the lease in etcd v2 changed at the same moment: {error}") from error
+        await self._show_in_v3(found, first)
+        raise CompareFailed(f"{first.name}: etcd v2 has another lease of this subnet")
+
+    def hold(self, value: str, lease_ttl: int | None, entry: KeyValue) -> None:
+        """Keep the lease, which is ``entry`` in v2 and has ``value``, from now on."""
+        self._held = _Held(value, lease_ttl, entry)
+        self._is_due = False
+        if self._task is None:
+            self._task = asyncio.create_task(self._follow())
+        self._woken.set()
+
+    def renew(self, name: str, lease_ttl: int) -> None:
+        """Have the task renew the lease, and retry that until it succeeds."""
+        if self._held and self._held.entry.name == name and self._held.entry.lifetime.expires:
+            self._held = replace(self._held, lease_ttl=lease_ttl)
+            self._is_due = True
+            self._woken.set()
+
+    async def delete(self, first: KeyValue) -> None:
+        """Delete the lease that is ``first`` in v3; a reservation stays."""
+        found = await find(self._v2, first.name)
+        if found and found.lifetime.expires and self._corresponds(found, first):
+            await self.remove(found)
+
+    async def remove(self, entry: KeyValue) -> None:
+        """Delete ``entry`` from v2 if it is unchanged."""
+        if self._held and self._held.entry.name == entry.name:
+            self._held = None
+        with suppress(CompareFailed, KeyNotFound):
+            await self._v2.compare_and_delete(entry.name, entry.version)
+
+    async def note(self, first: KeyValue) -> None:
+        """Give the lease up if ``first``, an entry of v3, shows that another host holds its subnet."""
+        if self._held is None or first.name != self._held.entry.name:
+            return
+        holder = _holder(first.value)
+        if holder and holder.public_ip != self._identity.public_ip:
+            with suppress(RegistryError):
+                await self.remove(self._held.entry)
+
+    def check(self) -> None:
+        """Raise the exception that ended the task, if there is one: a fault of flannelpy's."""
+        if self._task and self._task.done():
+            self._task.result()
+
+    def close(self) -> None:
+        """End the task."""
+        if self._task:
+            self._task.cancel()
+
+    def is_ours(self, value: str) -> bool:
+        """Return whether this host holds a lease with ``value``, also if flanneld wrote it, which has no host ID."""
+        holder = _holder(value)
+        return bool(
+            holder
+            and holder.public_ip == self._identity.public_ip
+            and holder.host_id in ("", self._identity.host_id)
+            and not holder.is_claim
+        )
+
+    def _corresponds(self, found: KeyValue, first: KeyValue) -> bool:
+        """Return whether ``found`` in v2 and ``first`` in v3 are the lease of one host."""
+        if self._held and found.version == self._held.entry.version:
+            return True
+        copy = copied.original(first.value)
+        same_text = found.value in (first.value, copy and copy.text)
+        holder = _holder(found.value)
+        return self.is_ours(found.value) or same_text or (holder is not None and holder == _holder(first.value))
+
+    async def _create(self, name: str, value: str, lease_ttl: int | None) -> KeyValue:
+        if lease_ttl is not None:
+            return await self._v2.create(name, value, lease_ttl)
+        entry = await self._v2.create(name, value, _RESERVING_SECONDS)
+        return await self._v2.compare_and_swap(name, value, None, entry.version)
+
+    async def _swap(self, found: KeyValue, value: str, lease_ttl: int | None) -> KeyValue:
+        """Replace ``found``; a reservation stays one."""
+        kept = lease_ttl if found.lifetime.expires else None
+        return await self._v2.compare_and_swap(found.name, value, kept, found.version)
+
+    async def _show_in_v3(self, found: KeyValue, first: KeyValue) -> None:
+        """Replace ``first`` in v3 by a copy of ``found``, which another host has written to v2."""
+        try:
+            value = copied.copy_of(found.value, found.version)
+        except ValueError:  # a malformed value cannot be marked
+            value = found.value
+        lease_ttl = max(found.lifetime.seconds or 1, 1) if found.lifetime.expires else None
+        with suppress(CompareFailed, KeyNotFound):
+            await self._v3.compare_and_swap(first.name, value, lease_ttl, first.version)
+
+    # The task
+
+    async def _follow(self) -> None:
+        while self._has_config:
+            try:
+                await self._follow_from_snapshot()
+            except (HistoryGone, ApiSwitchedOff):  # the next list, or the next reading of the config, explains it
+                await asyncio.sleep(self._backoff.pause())
+            except RegistryError as error:
+                self._failures.failed(error)
+                await asyncio.sleep(self._backoff.pause())
+
+    async def _follow_from_snapshot(self) -> None:
+        """Keep the lease until v2 has no config.  Raises RegistryError."""
+        await self._look_for_config()
+        if not self._has_config:
+            return
+        snapshot = await self._v2.snapshot(self._is_held_name)
+        entries = {entry.name: entry for entry in snapshot.entries}
+        cursor = snapshot.cursor
+        if self._held:
+            await self._settle(entries.get(self._held.entry.name))
+        while self._has_config:
+            await self._renew_if_due()
+            changes = await self._next(cursor)
+            self._failures.recovered()
+            self._backoff.reset()
+            for change in changes.changes:
+                await self._react(change)
+            cursor = changes.cursor
+            if asyncio.get_running_loop().time() - self._config_read_at >= CONFIG_SECONDS:
+                await self._look_for_config()
+
+    async def _look_for_config(self) -> None:
+        """Find out whether v2 has a config.  Raises RegistryUnavailable."""
+        had_config = self._has_config
+        try:
+            await self._v2.read_config()
+            self._has_config = True
+        except (KeyNotFound, ApiSwitchedOff) as missing:
+            self._has_config = False
+            if had_config:
+                log.info("Network config is gone from etcd v2 (%s): the lease is kept in v3 only from now on", missing)
+        self._config_read_at = asyncio.get_running_loop().time()
+
+    def _is_held_name(self, name: str) -> bool:
+        return self._held is not None and name == self._held.entry.name
+
+    async def _next(self, cursor: int) -> Changes:
+        """Return the next changes in v2, or none after ``WATCH_SECONDS`` or if this host has written or renews."""
+        watch = asyncio.ensure_future(self._v2.watch(cursor, WATCH_SECONDS))
+        woken = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait({watch, woken}, return_when=asyncio.FIRST_COMPLETED)
+            self._woken.clear()
+            return watch.result() if watch.done() else Changes((), cursor)
+        finally:
+            watch.cancel()
+            woken.cancel()
+
+    async def _react(self, change: Put | Deleted) -> None:
+        match change:
+            case Put(entry) if self._is_held_name(entry.name):
+                await self._settle(entry)
+            case Deleted(name) if self._is_held_name(name):
+                await self._settle(None)
+
+    async def _renew_if_due(self) -> None:
+        held = self._held
+        if not self._is_due or held is None:
+            return
+        name, version = held.entry.name, held.entry.version
+        try:
+            entry = await self._v2.renew(name, held.value, held.lease_ttl or _RESERVING_SECONDS, version)
+        except (CompareFailed, KeyNotFound):
+            await self._settle(await find(self._v2, name))
+        else:
+            self._replace_entry(held, entry)
+        self._is_due = False
+
+    async def _settle(self, found: KeyValue | None) -> None:
+        """Act on ``found``, the present state of our lease in v2: adopt it, recreate it, or give it up."""
+        held = self._held
+        if held is None or (found and found.version == held.entry.version):
+            return
+        if found is None:
+            await self._recreate(held)
+        elif self._is_written_by_us(found.value):
+            self._replace_entry(held, found)
+        else:
+            self._held = None
+            first = await find(self._v3, found.name)
+            if first and first.value == held.value:
+                log.warning("Lease %s was overwritten in etcd v2 by another host", found.name)
+                await self._show_in_v3(found, first)
+
+    async def _recreate(self, held: _Held) -> None:
+        """Create the lease in v2 again, if v3 still has it."""
+        name = held.entry.name
+        first = await find(self._v3, name)
+        if first is None or first.value != held.value:
+            return
+        with suppress(KeyExists):  # the watch reports the other entry
+            entry = await self._create(name, held.value, held.lease_ttl)
+            log.warning("Own lease %s was deleted in etcd v2 or has expired there; recreated the lease", name)
+            self._replace_entry(held, entry)
+
+    def _replace_entry(self, held: _Held, entry: KeyValue) -> None:
+        """Note the entry in v2, unless this host has written another one meanwhile."""
+        if self._held is held:
+            self._held = replace(held, entry=entry)
+
+    def _is_written_by_us(self, value: str) -> bool:
+        holder = _holder(value)
+        return holder == _Holder(self._identity.public_ip, self._identity.host_id, is_claim=False)
+
+
+async def find(registry: Registry, name: str) -> KeyValue | None:
+    """Return the entry ``name``; None if there is none."""
+    entries = (await registry.snapshot(name.__eq__)).entries
+    return next((entry for entry in entries if entry.name == name), None)
+
+
+def _holder(value: str) -> _Holder | None:
+    """Return the holder of a lease with ``value``; None if that is malformed."""
+    try:
+        attrs = LeaseAttrs.decode(value)
+    except ValueError:
+        return None
+    return _Holder(attrs.public_ip, attrs.host_id, attrs.claim)

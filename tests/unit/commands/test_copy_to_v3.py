@@ -1,0 +1,371 @@
+"""copy-to-v3 between two fake stores."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+
+import pytest
+from support.fakes import FakeRegistry
+from support.fakes_clock import run
+
+from flannelpy.commands.copy_to_v3 import NetworkCopy
+from flannelpy.errors import CompareFailed, KeyNotFound, RegistryUnavailable
+from flannelpy.registry.base import KeyValue, Schema
+from flannelpy.subnet.copied import copy_of, original
+from flannelpy.subnet.copy_plan import Step
+
+CONFIG = '{"Network":"11.0.0.0/16"}'
+A, B, C = "11.0.1.0-24", "11.0.2.0-24", "11.0.3.0-24"
+ONE, TWO, THREE = (f'{{"PublicIP":"172.17.8.10{n}","HostID":"host{n}"}}' for n in (1, 2, 3))
+
+
+class V3(FakeRegistry):
+    """A fake store whose config can be written under a condition."""
+
+    schema = Schema.V3
+    config_version = 0
+
+    def set_config(self, config: str | None) -> None:
+        super().set_config(config)
+        self.config_version = self._index if config else 0
+
+    async def find_config(self) -> tuple[str, int]:
+        self._begin()
+        return self._config or "", self.config_version
+
+    async def write_config(self, value: str, version: int) -> None:
+        self._begin()
+        if version != self.config_version:
+            raise CompareFailed("config: changed meanwhile")
+        self.set_config(value)
+
+
+class World:
+    def __init__(self) -> None:
+        self.now = asyncio.get_running_loop().time
+        self.v2, self.v3 = FakeRegistry(self.now), V3(self.now)
+        self.v2.set_config(CONFIG)
+        self.lines: list[str] = []
+
+    async def make(self) -> dict[Step, int]:
+        """One run of the command; returns how often each step was made."""
+        self.lines.clear()
+        copy = NetworkCopy(self.v2, self.v3, say=self.lines.append)
+        await copy.make()
+        return dict(copy.counts)
+
+    async def entries(self) -> dict[str, KeyValue]:
+        return {entry.name: entry for entry in (await self.v3.snapshot()).entries}
+
+    async def values(self) -> dict[str, str]:
+        return {name: entry.value for name, entry in (await self.entries()).items()}
+
+
+def play(scenario: Callable[[World], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        await scenario(World())
+
+    run(whole())
+
+
+class TestOnce:
+    def test_config_leases_reservations_and_remaining_time_are_copied(self) -> None:
+        async def scenario(world: World) -> None:
+            lease = world.v2.put_raw(A, ONE, 3600)
+            reservation = world.v2.put_raw(B, TWO, None)
+            await asyncio.sleep(600)
+            assert await world.make() == {Step.COPY: 3}
+            assert await world.values() == {A: copy_of(ONE, lease.version), B: copy_of(TWO, reservation.version)}
+            entries = await world.entries()
+            assert (entries[A].lifetime.seconds, entries[B].lifetime.expires) == (3000, False)
+            assert await world.v3.read_config() == copy_of(CONFIG, 0)
+            assert world.lines == [
+                "config: copied",
+                f"{A}: copied, expires in 3000 s",
+                f"{B}: copied, a reservation",
+                "3 copied, 0 updated, 0 removed, 0 unchanged, 0 kept, 0 conflict, 0 ignored",
+            ]
+
+        play(scenario)
+
+    def test_nothing_changes_in_v2(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(A, ONE, 3600)
+            before = await world.v2.snapshot()
+            await world.make()
+            assert await world.v2.snapshot() == before
+
+        play(scenario)
+
+    def test_it_is_idempotent(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(A, ONE, 3600)
+            world.v2.put_raw(B, TWO, None)
+            await world.make()
+            before = await world.v3.snapshot()
+            assert await world.make() == {Step.EQUAL: 3}
+            assert await world.v3.snapshot() == before
+
+        play(scenario)
+
+    def test_what_changed_in_v2_is_updated(self) -> None:
+        async def scenario(world: World) -> None:
+            for name in (A, B, C):
+                world.v2.put_raw(name, ONE, 3600)
+            await world.make()
+            world.v2.put_raw(A, ONE, 7200)  # a renewal
+            version = world.v2.put_raw(B, TWO, 3600).version
+            world.v2.put_raw(C, ONE, None)
+            world.v2.set_config('{"Network":"12.0.0.0/16"}')
+            assert await world.make() == {Step.UPDATE: 4}
+            entries = await world.entries()
+            assert entries[A].lifetime.seconds == 7200
+            assert original(entries[B].value) == (TWO, version)
+            assert not entries[C].lifetime.expires
+
+        play(scenario)
+
+    def test_a_copy_whose_lease_is_gone_in_v2_is_removed(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(A, ONE, 3600)
+            await world.make()
+            world.v2.delete_raw(A)
+            assert await world.make() == {Step.EQUAL: 1, Step.REMOVE: 1}
+            assert f"{A}: removed, the lease in v2 is gone" in world.lines
+            assert await world.values() == {}
+
+        play(scenario)
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            TWO,
+            copy_of(TWO, 1)[:-1] + ',"x":1}',
+            copy_of(ONE, 1).replace("101", "109"),
+            "rubbish",
+            json.dumps({"PublicIP": "172.17.8.101", "HostID": "another"}),
+        ],
+    )
+    def test_a_key_that_is_no_unchanged_copy_is_never_written(self, value: str) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(A, ONE, 3600)
+            entry = world.v3.put_raw(A, value, 100)
+            assert await world.make() == {Step.COPY: 1, Step.CONFLICT: 1}
+            assert (await world.entries())[A] == entry
+            world.v2.delete_raw(A)
+            await world.make()
+            assert (await world.entries())[A] == entry
+
+        play(scenario)
+
+    def test_a_conflict_names_both_holders(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(A, ONE, 3600)
+            world.v3.put_raw(A, '{"PublicIP":"172.17.8.102"}', 100)
+            await world.make()
+            assert world.lines[1] == (
+                f"{A}: conflict, v2 names 172.17.8.101 (host ID host1), v3 names 172.17.8.102 and is no copy"
+            )
+
+        play(scenario)
+
+    @pytest.mark.parametrize("before", [ONE, '{"PublicIP":"172.17.8.101"}'])
+    def test_a_host_that_uses_v3_already_keeps_its_lease(self, before: str) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(A, before, 3600)
+            entry = world.v3.put_raw(A, ONE, 100)
+            assert await world.make() == {Step.COPY: 1, Step.MOVED: 1}
+            assert (await world.entries())[A] == entry
+            assert world.lines[1] == f"{A}: kept, its host uses v3"
+
+        play(scenario)
+
+    @pytest.mark.parametrize(
+        ("config", "step"),
+        [
+            ('{ "Network": "11.0.0.0/16" }', Step.MOVED),
+            ('{"Network":"12.0.0.0/16"}', Step.CONFLICT),
+            ("rubbish", Step.CONFLICT),
+            (copy_of('{"Network":"12.0.0.0/16"}', 0).replace("12.0", "13.0"), Step.CONFLICT),
+        ],
+    )
+    def test_a_config_that_is_no_copy_stays(self, config: str, step: Step) -> None:
+        async def scenario(world: World) -> None:
+            world.v3.set_config(config)
+            assert await world.make() == {step: 1}
+            assert await world.v3.read_config() == config
+
+        play(scenario)
+
+    def test_malformed_keys_are_named_and_skipped(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw("nonsense", ONE, 3600)
+            world.v2.put_raw(A, "rubbish", 3600)
+            assert await world.make() == {Step.COPY: 1, Step.IGNORE: 2}
+            assert await world.values() == {}
+            assert world.lines[2] == "nonsense: ignored, no subnet key such as 10.1.7.0-24"
+
+        play(scenario)
+
+    def test_without_a_config_in_v2_there_is_nothing_to_copy(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.set_config(None)
+            world.v2.put_raw(A, ONE, 3600)
+            with pytest.raises(KeyNotFound):
+                await world.make()
+            assert await world.values() == {}
+
+        play(scenario)
+
+    def test_a_key_that_a_host_writes_at_the_same_moment_stays(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(A, ONE, 3600)
+            create = world.v3.create
+
+            async def late(name: str, value: str, lease_ttl: int) -> KeyValue:
+                world.v3.put_raw(A, ONE, 100)
+                return await create(name, value, lease_ttl)
+
+            world.v3.create = late  # type: ignore[method-assign]
+            assert await world.make() == {Step.COPY: 1, Step.MOVED: 1}
+            assert await world.values() == {A: ONE}
+
+        play(scenario)
+
+    def test_several_networks_are_named(self) -> None:
+        async def scenario(world: World) -> None:
+            await NetworkCopy(world.v2, world.v3, "blue", world.lines.append).make()
+            assert world.lines[0] == "blue: config: copied"
+
+        play(scenario)
+
+
+class TestFollow:
+    """With -follow; the copies have to be equal within a second of each change."""
+
+    def follow(self, scenario: Callable[[World], Awaitable[None]]) -> None:
+        async def whole(world: World) -> None:
+            world.v2.put_raw(A, ONE, 3600)
+            following = asyncio.create_task(NetworkCopy(world.v2, world.v3, say=world.lines.append).follow())
+            await asyncio.sleep(1)
+            await scenario(world)
+            following.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await following
+
+        play(whole)
+
+    def test_new_leases_changes_renewals_and_deletions_are_followed(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(B, TWO, 3600)
+            await asyncio.sleep(1)
+            assert set(await world.values()) == {A, B}
+            await asyncio.sleep(1800)
+            version = world.v2.put_raw(A, ONE, 3600).version
+            await asyncio.sleep(1)
+            assert original((await world.values())[A]) == (ONE, version)
+            assert (await world.entries())[A].lifetime.seconds in (3599, 3600)
+            world.v2.delete_raw(A)
+            await asyncio.sleep(1)
+            assert set(await world.values()) == {B}
+            assert world.lines[-1] == f"{A}: removed, the lease in v2 is gone"
+
+        self.follow(scenario)
+
+    def test_an_expiration_is_followed(self) -> None:
+        async def scenario(world: World) -> None:
+            await asyncio.sleep(3601)
+            assert await world.values() == {}
+
+        self.follow(scenario)
+
+    def test_a_copy_that_goes_away_in_v3_is_made_again(self) -> None:
+        """As for a host that has gone back to v2: its own lease in v3 expires."""
+
+        async def scenario(world: World) -> None:
+            world.v3.put_raw(A, ONE, 10)
+            await asyncio.sleep(1800)
+            assert original((await world.values())[A]) == (ONE, 1 + 1)
+            assert (await world.entries())[A].lifetime.seconds in range(1780, 1830)
+
+        self.follow(scenario)
+
+    def test_a_lease_that_its_host_has_written_over_is_left_alone(self) -> None:
+        async def scenario(world: World) -> None:
+            entry = world.v3.put_raw(A, ONE, 7200)
+            world.v2.put_raw(A, ONE, 3600)
+            await asyncio.sleep(1)
+            world.v2.delete_raw(A)
+            await asyncio.sleep(1)
+            assert (await world.entries())[A].version == entry.version
+
+        self.follow(scenario)
+
+    def test_the_config_is_followed(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.set_config('{"Network":"12.0.0.0/16"}')
+            await asyncio.sleep(31 + 30)
+            assert await world.v3.read_config() == copy_of('{"Network":"12.0.0.0/16"}', 0)
+
+        self.follow(scenario)
+
+    @pytest.mark.parametrize("store", ["v2", "v3"])
+    def test_an_outage_is_survived(self, store: str) -> None:
+        async def scenario(world: World) -> None:
+            failing = getattr(world, store)
+            failing.go_down()
+            await asyncio.sleep(60)
+            failing.come_up()
+            world.v2.put_raw(B, TWO, 3600)
+            world.v2.delete_raw(A)
+            await asyncio.sleep(6)
+            assert set(await world.values()) == {B}
+
+        self.follow(scenario)
+
+    def test_a_lost_history_is_survived(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.remove_subnets()
+            world.v2.put_raw(B, TWO, 3600)
+            await asyncio.sleep(6)
+            assert set(await world.values()) == {B}
+
+        self.follow(scenario)
+
+    def test_a_conflict_is_printed_once(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v3.put_raw(A, TWO, 7200)
+            for _ in range(3):
+                world.v2.put_raw(A, ONE, 3600)
+                await asyncio.sleep(1)
+            assert sum(": conflict, " in line for line in world.lines) == 1
+
+        self.follow(scenario)
+
+    @pytest.mark.parametrize("is_everything_deleted", [False, True])
+    def test_without_a_config_in_v2_it_ends_and_the_copies_stay(self, is_everything_deleted: bool) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(A, ONE, 3600)
+            following = asyncio.create_task(NetworkCopy(world.v2, world.v3, say=world.lines.append).follow())
+            await asyncio.sleep(1)
+            world.v2.set_config(None)
+            if is_everything_deleted:
+                world.v2.delete_raw(A)
+            await asyncio.wait_for(following, 61)
+            world.v2.put_raw(B, TWO, 3600)
+            await asyncio.sleep(1)
+            assert set(await world.values()) == {A}
+            assert await world.v3.read_config() == copy_of(CONFIG, 0)
+
+        play(scenario)
+
+
+def test_no_answer_at_the_first_try_is_an_error() -> None:
+    async def scenario(world: World) -> None:
+        world.v3.go_down()
+        with pytest.raises(RegistryUnavailable):
+            await world.make()
+
+    play(scenario)

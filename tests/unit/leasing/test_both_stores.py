@@ -1,0 +1,549 @@
+"""A host whose lease is in etcd v3 and, while v2 has a config, in v2 as well, on two fake stores."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from support.fakes import FakeRegistry
+from support.fakes_clock import LoopClock, run
+
+from flannelpy.errors import (
+    ApiSwitchedOff,
+    CompareFailed,
+    KeyExists,
+    KeyNotFound,
+    LeaseLost,
+    RegistryUnavailable,
+)
+from flannelpy.leasing.both_stores import BothStores
+from flannelpy.leasing.manager import SubnetManager
+from flannelpy.leasing.second_lease import CONFIG_SECONDS
+from flannelpy.registry.base import KeyValue, Schema
+from flannelpy.subnet.config import parse
+from flannelpy.subnet.copied import MARK, copy_of, original
+from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
+from flannelpy.subnet.lease_policy import Terms
+
+TEXT = '{"Network":"11.0.0.0/16"}'
+CONFIG = parse(TEXT)
+OUR_IP, OTHER_IP = IPv4Address("172.17.8.101"), IPv4Address("172.17.8.102")
+US = HostIdentity(OUR_IP, "host1")
+ATTRS = LeaseAttrs(OUR_IP)
+OWN, NAME = IPv4Network("11.0.59.0/24"), "11.0.59.0-24"
+TERMS = Terms(lease_ttl=600, renew_margin=300)
+OURS = '{"PublicIP":"172.17.8.101","PublicIPv6":null,"HostID":"host1"}'
+OURS_BEFORE = '{"PublicIP":"172.17.8.101","HostID":"host1"}'
+FLANNELDS = '{"PublicIP":"172.17.8.101"}'
+OTHERS = '{"PublicIP":"172.17.8.102","HostID":"host2"}'
+
+
+class V3(FakeRegistry):
+    schema = Schema.V3
+
+
+class V2(FakeRegistry):
+    """Counts its calls; ``is_off``: answers 404 to all of them."""
+
+    is_off = False
+    calls = 0
+
+    def _begin(self) -> None:
+        self.calls += 1
+        if self.is_off:
+            raise ApiSwitchedOff("the v2 API is switched off")
+        super()._begin()
+
+
+class World:
+    """The host 172.17.8.101 on two stores, of which v2 has a config."""
+
+    def __init__(self) -> None:
+        clock = LoopClock()
+        self.v2, self.v3 = V2(clock.now), V3(clock.now)
+        self.v2.set_config(TEXT)
+        self.v3.set_config(TEXT)
+        self.registry = BothStores(self.v3, self.v2, US)
+        self.manager = SubnetManager(self.registry, clock, random.Random(1), US, TERMS)
+
+    async def acquire(self, previous: IPv4Network | None = None) -> Lease:
+        return await self.manager.acquire(CONFIG, lambda _: ATTRS, previous)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
+        """With the own lease 11.0.59.0/24; yields the watch."""
+        await self.acquire(OWN)
+        watch = asyncio.create_task(self.manager.watch(self._apply))
+        renewal = asyncio.create_task(self.manager.keep_lease())
+        await asyncio.sleep(0.1)
+        yield watch
+        for task in (watch, renewal):
+            task.cancel()
+        await asyncio.gather(watch, renewal, return_exceptions=True)
+
+    async def _apply(self, _: object) -> None:
+        pass
+
+
+def play(scenario: Callable[[World], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        world = World()
+        try:
+            await scenario(world)
+        finally:
+            await world.registry.close()
+
+    run(whole())
+
+
+async def entries(store: FakeRegistry) -> dict[str, KeyValue]:
+    return {entry.name: entry for entry in (await store.snapshot()).entries}
+
+
+async def values(store: FakeRegistry) -> dict[str, str]:
+    return {name: entry.value for name, entry in (await entries(store)).items()}
+
+
+class TestAcquiring:
+    def test_a_new_host_has_its_lease_in_both_stores(self) -> None:
+        async def scenario(world: World) -> None:
+            lease = await world.acquire(OWN)
+            assert lease.subnet == OWN
+            assert await values(world.v2) == await values(world.v3) == {NAME: OURS}
+            assert (await entries(world.v2))[NAME].lifetime.seconds == TERMS.lease_ttl
+
+        play(scenario)
+
+    def test_without_a_config_in_v2_nothing_is_written_there(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.set_config(None)
+            async with world.running():
+                await asyncio.sleep(10_000)
+                assert world.v2.calls == 1
+                assert await values(world.v2) == {}
+                assert await values(world.v3) == {NAME: OURS}
+
+        play(scenario)
+
+    def test_without_the_v2_api_nothing_is_asked_of_it_twice(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.is_off = True
+            await world.acquire(OWN)
+            await asyncio.sleep(10_000)
+            assert world.v2.calls == 1
+
+        play(scenario)
+
+    def test_the_create_in_v2_decides_a_race(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(NAME, OTHERS, 600)
+            lease = await world.acquire(OWN)
+            assert lease.subnet != OWN
+            assert (await values(world.v2))[NAME] == OTHERS
+            assert set(await values(world.v3)) == set(await values(world.v2)) - {NAME}
+
+        play(scenario)
+
+    def test_the_lease_in_v2_is_given_back_if_v3_names_another_holder(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v3.put_raw(NAME, OTHERS, 600)
+            with pytest.raises(KeyExists):
+                await world.registry.create(NAME, OURS, 600)
+            assert await values(world.v2) == {}
+
+        play(scenario)
+
+    def test_the_lease_in_v2_is_given_back_if_v3_does_not_answer(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v3.go_down()
+            with pytest.raises(RegistryUnavailable):
+                await world.registry.create(NAME, OURS, 600)
+            assert await values(world.v2) == {}
+
+        play(scenario)
+
+    def test_a_v2_without_an_answer_is_waited_for(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.go_down()
+            acquiring = asyncio.create_task(world.acquire(OWN))
+            await asyncio.sleep(60)
+            assert await values(world.v3) == {}
+            world.v2.come_up()
+            assert (await acquiring).subnet == OWN
+            assert await values(world.v2) == {NAME: OURS}
+
+        play(scenario)
+
+    def test_a_copy_of_the_own_fresh_lease_in_v2_is_written_over(self) -> None:
+        """copy-to-v3 -follow may be faster than the second create."""
+
+        async def scenario(world: World) -> None:
+            world.v3.put_raw(NAME, copy_of(OURS, 1), 600)
+            await world.registry.create(NAME, OURS, 600)
+            assert await values(world.v3) == await values(world.v2) == {NAME: OURS}
+
+        play(scenario)
+
+    def test_the_last_lease_is_taken_by_one_of_a_v2_and_a_v3_host(self) -> None:
+        async def scenario(world: World) -> None:
+            other = SubnetManager(world.v2, LoopClock(), random.Random(2), HostIdentity(OTHER_IP, "host2"), TERMS)
+            describe = LeaseAttrs(OTHER_IP)
+            leases = await asyncio.gather(world.acquire(OWN), other.acquire(CONFIG, lambda _: describe, OWN))
+            assert len({lease.subnet for lease in leases}) == 2
+            assert len(await values(world.v2)) == 2
+
+        play(scenario)
+
+
+class TestMoving:
+    @pytest.mark.parametrize("before", [OURS_BEFORE, FLANNELDS], ids=["flannelpy", "flanneld"])
+    def test_a_moved_host_keeps_its_subnet_and_adopts_both_leases(self, before: str) -> None:
+        async def scenario(world: World) -> None:
+            theirs = world.v2.put_raw(NAME, before, 300)
+            world.v3.put_raw(NAME, copy_of(before, theirs.version), 300)
+            lease = await world.acquire()
+            assert lease.subnet == OWN
+            assert await values(world.v2) == await values(world.v3) == {NAME: OURS}
+            entry = (await entries(world.v2))[NAME]
+            assert (entry.created, entry.lifetime.seconds) == (theirs.created, TERMS.lease_ttl)
+
+        play(scenario)
+
+    def test_a_lease_that_expired_in_v2_meanwhile_is_created_there_again(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v3.put_raw(NAME, copy_of(OURS_BEFORE, 1), 300)
+            assert (await world.acquire()).subnet == OWN
+            assert await values(world.v2) == {NAME: OURS}
+
+        play(scenario)
+
+    def test_a_subnet_that_another_host_has_leased_in_v2_meanwhile_is_not_kept(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(NAME, OTHERS, 300)
+            world.v3.put_raw(NAME, copy_of(OURS_BEFORE, 1), 300)
+            assert (await world.acquire(OWN)).subnet != OWN
+            assert (await values(world.v2))[NAME] == OTHERS
+            assert original((await values(world.v3))[NAME]) is not None
+            assert LeaseAttrs.decode((await values(world.v3))[NAME]).public_ip == OTHER_IP
+
+        play(scenario)
+
+    def test_a_reservation_stays_one_in_both(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(NAME, FLANNELDS, None)
+            world.v3.put_raw(NAME, copy_of(FLANNELDS, 1), None)
+            async with world.running():
+                await asyncio.sleep(10 * TERMS.lease_ttl)
+                for store in (world.v2, world.v3):
+                    entry = (await entries(store))[NAME]
+                    assert (entry.value, entry.lifetime.expires) == (OURS, False)
+
+        play(scenario)
+
+    def test_a_reservation_in_v3_alone_becomes_one_in_v2(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v3.put_raw(NAME, FLANNELDS, None)
+            async with world.running():
+                await asyncio.sleep(10 * TERMS.lease_ttl)
+                assert not (await entries(world.v2))[NAME].lifetime.expires
+
+        play(scenario)
+
+    def test_a_reservation_in_v2_alone_stays_one(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(NAME, FLANNELDS, None)
+            world.v3.put_raw(NAME, FLANNELDS, 300)
+            async with world.running():
+                await asyncio.sleep(10 * TERMS.lease_ttl)
+                assert not (await entries(world.v2))[NAME].lifetime.expires
+                assert (await entries(world.v3))[NAME].lifetime.expires
+
+        play(scenario)
+
+    def test_a_host_goes_back_to_v2_and_keeps_its_subnet(self) -> None:
+        async def scenario(world: World) -> None:
+            await world.acquire(OWN)
+            await world.registry.close()
+            v2 = FakeRegistry(LoopClock().now)
+            v2.put_raw(NAME, (await values_after_close(world.v2))[NAME], 300)
+            manager = SubnetManager(v2, LoopClock(), random.Random(2), US, TERMS)
+            assert (await manager.acquire(CONFIG, lambda _: ATTRS, None)).subnet == OWN
+            assert await values(v2) == {NAME: OURS_BEFORE}
+
+        play(scenario)
+
+
+async def values_after_close(store: FakeRegistry) -> dict[str, str]:
+    return {name: stored.value for name, stored in store._stored.items()}
+
+
+class TestClaiming:
+    """A reinstalled host finds a lease with its public IP and another host ID."""
+
+    HOLDER = '{"PublicIP":"172.17.8.101","HostID":"host0"}'
+
+    def test_without_an_objection_the_lease_is_taken_over_in_both(self) -> None:
+        async def scenario(world: World) -> None:
+            theirs = world.v2.put_raw(NAME, self.HOLDER, 300)
+            world.v3.put_raw(NAME, copy_of(self.HOLDER, theirs.version), 300)
+            assert (await world.acquire()).subnet == OWN
+            assert await values(world.v2) == await values(world.v3) == {NAME: OURS}
+
+        play(scenario)
+
+    def test_a_holder_on_v2_sees_the_claim_and_its_objection_counts(self) -> None:
+        async def scenario(world: World) -> None:
+            holder = SubnetManager(world.v2, LoopClock(), random.Random(2), HostIdentity(OUR_IP, "host0"), TERMS)
+            await holder.acquire(CONFIG, lambda _: ATTRS, OWN)
+            entry = (await entries(world.v2))[NAME]
+            world.v3.put_raw(NAME, copy_of(entry.value, entry.version), 300)
+            watch = asyncio.create_task(holder.watch(world._apply))
+            with pytest.raises(LeaseLost, match="not unique"):
+                await world.acquire()
+            watch.cancel()
+            assert await values(world.v2) == {NAME: self.HOLDER}
+            assert LeaseAttrs.decode((await values(world.v3))[NAME]).host_id == "host0"
+
+        play(scenario)
+
+
+class TestKeeping:
+    def test_the_lease_is_renewed_in_both(self) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running():
+                for _ in range(50):
+                    await asyncio.sleep(TERMS.lease_ttl / 5)
+                    for store in (world.v2, world.v3):
+                        seconds = (await entries(store))[NAME].lifetime.seconds
+                        assert seconds is not None
+                        assert seconds > 100
+
+        play(scenario)
+
+    def test_v3_is_renewed_while_v2_does_not_answer_and_v2_as_soon_as_it_does(self) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running():
+                await asyncio.sleep(1)
+                world.v2.go_down()
+                await asyncio.sleep(400)
+                assert (await entries(world.v3))[NAME].lifetime.seconds in range(450, 601)
+                world.v2.come_up()
+                await asyncio.sleep(6)
+                assert (await entries(world.v2))[NAME].lifetime.seconds in range(590, 601)
+
+        play(scenario)
+
+    def test_a_lease_that_vanished_in_v2_is_recreated_there(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running():
+                world.v2.delete_raw(NAME)
+                await asyncio.sleep(0.1)
+                assert await values(world.v2) == {NAME: OURS}
+
+        play(scenario)
+        assert any("recreated the lease" in message for message in caplog.messages)
+
+    def test_a_lease_that_vanished_in_v2_during_an_outage_is_recreated_there(self) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running():
+                world.v2.go_down()
+                await asyncio.sleep(2 * TERMS.lease_ttl)
+                world.v2.come_up()
+                await asyncio.sleep(6)
+                assert await values(world.v2) == await values(world.v3) == {NAME: OURS}
+
+        play(scenario)
+
+    def test_a_lease_that_vanished_in_v3_is_recreated_there(self) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running() as watch:
+                world.v3.delete_raw(NAME)
+                await asyncio.sleep(0.1)
+                assert await values(world.v2) == await values(world.v3) == {NAME: OURS}
+                assert not watch.done()
+
+        play(scenario)
+
+    def test_both_stores_wiped(self) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running() as watch:
+                for store in (world.v2, world.v3):
+                    store.wipe()
+                    store.set_config(TEXT)
+                await asyncio.sleep(60)
+                assert await values(world.v2) == await values(world.v3) == {NAME: OURS}
+                assert not watch.done()
+
+        play(scenario)
+
+    @pytest.mark.parametrize("text", [FLANNELDS, "rubbish", '{"PublicIP":"172.17.8.101","HostID":"host9"}'])
+    @pytest.mark.parametrize("store", ["v2", "v3"])
+    def test_what_the_policy_restores_is_restored_in_both(self, store: str, text: str) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running() as watch:
+                getattr(world, store).put_raw(NAME, text, 300)
+                await asyncio.sleep(2)
+                assert await values(world.v2) == await values(world.v3) == {NAME: OURS}
+                assert not watch.done()
+                await asyncio.sleep(2 * TERMS.lease_ttl)
+                assert await values(world.v2) == await values(world.v3) == {NAME: OURS}
+
+        play(scenario)
+
+    @pytest.mark.parametrize("store", ["v2", "v3"])
+    def test_another_holder_in_either_store_ends_the_lease_in_both(self, store: str) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running() as watch:
+                getattr(world, store).put_raw(NAME, OTHERS, 300)
+                done, _ = await asyncio.wait([watch], timeout=30)
+                assert done
+                with pytest.raises(LeaseLost, match=r"is held by 172\.17\.8\.102 now"):
+                    watch.result()
+                for each in (world.v2, world.v3):
+                    for value in (await values(each)).values():
+                        assert LeaseAttrs.decode(value).public_ip == OTHER_IP
+
+        play(scenario)
+
+    def test_another_holder_that_came_while_v2_did_not_answer(self) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running() as watch:
+                world.v2.go_down()
+                await asyncio.sleep(60)
+                world.v2.come_up()
+                world.v2.put_raw(NAME, OTHERS, 300)
+                done, _ = await asyncio.wait([watch], timeout=30)
+                assert done
+                with pytest.raises(LeaseLost):
+                    watch.result()
+
+        play(scenario)
+
+    def test_a_fault_of_the_task_ends_the_watch(self) -> None:
+        async def scenario(world: World) -> None:
+            async def broken(cursor: int, timeout: float) -> None:
+                raise ZeroDivisionError
+
+            async with world.running() as watch:
+                world.v2.watch = broken  # type: ignore[method-assign, assignment]
+                done, _ = await asyncio.wait([watch], timeout=120)
+                assert done
+                with pytest.raises(ZeroDivisionError):
+                    watch.result()
+
+        play(scenario)
+
+
+class TestEnd:
+    @pytest.mark.parametrize("is_off", [False, True], ids=["config deleted", "API switched off"])
+    def test_without_a_config_in_v2_the_lease_there_is_left_to_expire(
+        self, is_off: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running() as watch:
+                world.v2.set_config(None)
+                world.v2.is_off = is_off
+                await asyncio.sleep(2 * CONFIG_SECONDS + 10)
+                world.v2.is_off = False
+                assert await values(world.v2) == {NAME: OURS}
+                calls = world.v2.calls
+                await asyncio.sleep(10 * TERMS.lease_ttl)
+                assert world.v2.calls == calls
+                assert await values(world.v2) == {}
+                assert await values(world.v3) == {NAME: OURS}
+                assert not watch.done()
+
+        play(scenario)
+        ends = [message for message in caplog.messages if "gone from etcd v2" in message]
+        assert len(ends) == 1
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+    def test_the_directory_of_v2_is_deleted_as_a_whole(self) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running():
+                world.v2.set_config(None)
+                world.v2.remove_subnets()
+                await asyncio.sleep(100)
+                assert await values(world.v2) == {}
+
+        play(scenario)
+
+    def test_a_v2_without_an_answer_is_no_end(self) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running():
+                world.v2.go_down()
+                await asyncio.sleep(10 * CONFIG_SECONDS)
+                world.v2.come_up()
+                await asyncio.sleep(6)
+                assert NAME in await values(world.v2)
+
+        play(scenario)
+
+    @pytest.mark.parametrize("has_restarted", [False, True])
+    def test_a_lease_is_released_in_both(self, has_restarted: bool) -> None:
+        async def scenario(world: World) -> None:
+            lease = await world.acquire(OWN)
+            registry = BothStores(world.v3, world.v2, US) if has_restarted else world.registry
+            await registry.compare_and_delete(NAME, lease.version)
+            await asyncio.sleep(100)
+            assert await values(world.v2) == await values(world.v3) == {}
+
+        play(scenario)
+
+    def test_a_lease_of_another_host_in_v2_is_not_released(self) -> None:
+        async def scenario(world: World) -> None:
+            entry = world.v3.put_raw(NAME, OURS, 300)
+            world.v2.put_raw(NAME, OTHERS, 300)
+            await world.registry.compare_and_delete(NAME, entry.version)
+            assert await values(world.v2) == {NAME: OTHERS}
+            assert await values(world.v3) == {}
+
+        play(scenario)
+
+    def test_a_reservation_in_v2_is_not_released(self) -> None:
+        async def scenario(world: World) -> None:
+            entry = world.v3.put_raw(NAME, OURS, 300)
+            world.v2.put_raw(NAME, OURS, None)
+            await world.registry.compare_and_delete(NAME, entry.version)
+            assert await values(world.v2) == {NAME: OURS}
+
+        play(scenario)
+
+    @pytest.mark.parametrize("write", ["compare_and_swap", "compare_and_delete"])
+    def test_a_refused_write_changes_nothing_in_v2(self, write: str) -> None:
+        async def scenario(world: World) -> None:
+            registry = world.registry
+            call = (
+                partial(registry.compare_and_swap, NAME, "b", 600)
+                if "swap" in write
+                else partial(registry.compare_and_delete, NAME)
+            )
+            with pytest.raises(KeyNotFound):
+                await call(version=1)
+            world.v2.put_raw(NAME, OURS, 300)
+            entry = world.v3.put_raw(NAME, OURS, 300)
+            with pytest.raises(CompareFailed):
+                await call(version=entry.version + 1)
+            assert await values(world.v2) == {NAME: OURS}
+
+        play(scenario)
+
+
+def test_a_quiet_host_asks_v2_twice_a_minute_for_its_config_and_for_its_changes() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            await asyncio.sleep(60)
+            calls = world.v2.calls
+            await asyncio.sleep(240)
+            assert world.v2.calls - calls <= 4 * (2 + 2 * 2)  # the fake counts a watch at its begin and at its end
+
+    play(scenario)
+
+
+def test_the_mark_is_not_part_of_what_a_host_writes() -> None:
+    assert MARK not in OURS

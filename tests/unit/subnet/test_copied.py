@@ -1,0 +1,56 @@
+"""The mark of copies in etcd v3 of what is in etcd v2."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flannelpy.subnet import config
+from flannelpy.subnet.copied import MARK, Original, copy_of, original
+from flannelpy.subnet.lease import LeaseAttrs
+
+LEASE = '{"PublicIP":"172.17.8.101","BackendType":"vxlan","BackendData":{"VtepMAC":"ce:fb:01:02:03:04"},"HostID":"a"}'
+CONFIG = '{ "Network": "11.0.0.0/16",\n  "Backend": {"Type": "vxlan", "VNI": 1}\n}\n'
+
+
+@pytest.mark.parametrize("text", [LEASE, CONFIG, "{}", "{ }", '{"a":{}}', '{"ä":"\\"}"}', '{"CopiedFromV2":1}'])
+def test_a_copy_is_the_text_with_one_more_key(text: str) -> None:
+    copy = copy_of(text, 1042)
+    assert original(copy) == Original(text.rstrip(), 1042)
+    assert {**json.loads(text), MARK: json.loads(copy)[MARK]} == json.loads(copy)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "x", '{"a":1', '"a"'])
+def test_what_is_no_json_object_cannot_be_marked(text: str) -> None:
+    with pytest.raises(ValueError, match="not"):
+        copy_of(text, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        LEASE,
+        copy_of(LEASE, 7).replace("101", "102"),
+        copy_of(LEASE, 7).replace("vxlan", "udp"),
+        copy_of(LEASE, 7) + " ",
+        copy_of(LEASE, 7)[:-1] + ',"more":1}',
+    ],
+)
+def test_what_is_unmarked_or_was_changed_since_is_no_copy(text: str) -> None:
+    assert original(text) is None
+
+
+def test_another_write_in_v2_makes_another_copy() -> None:
+    assert copy_of(LEASE, 7) != copy_of(LEASE, 8)
+
+
+def test_config_and_leases_mean_the_same_with_the_mark() -> None:
+    assert LeaseAttrs.decode(copy_of(LEASE, 7)) == LeaseAttrs.decode(LEASE)
+    assert LeaseAttrs.decode(copy_of(LEASE, 7)).host_id == "a"
+    assert config.parse(copy_of(CONFIG, 7)) == config.parse(CONFIG)
+
+
+def test_a_host_that_writes_its_lease_removes_the_mark() -> None:
+    assert MARK not in LeaseAttrs.decode(copy_of(LEASE, 7)).encode()
