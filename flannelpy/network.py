@@ -170,8 +170,7 @@ class Network:
 
     async def _choose(self, config: NetworkConfig) -> _Chosen:
         """Return the backend of a config that this host can run.  Raises ConfigError, HostError."""
-        options = replace(self._options, subnet_file=self._subnet_file)
-        backend = catalogue.create(config, self._host.external, options)
+        backend = catalogue.create(config, self._host.external, self._options, own_alias(self._subnet_file))
         self._host.resources.check(self.name, config.network, backend.exclusive_resources)
         async with Netlink() as netlink:
             await self._underlay.check(netlink, config.network, backend.routed)

@@ -198,7 +198,7 @@ class World:
                 self.bell.clear()
                 yield
 
-        def create(config: NetworkConfig, external: ExternalInterface, options: object) -> FakeBackend:
+        def create(config: NetworkConfig, external: ExternalInterface, *_: object) -> FakeBackend:
             assert external is EXTERNAL
             backend = FakeBackend(self)
             backend.datagrams = self.datagrams

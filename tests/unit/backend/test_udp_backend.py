@@ -53,12 +53,12 @@ def added(public_ip: str) -> LeaseAdded:
 
 @pytest.mark.parametrize("text", ['{"Network":"11.0.0.0/16"}', '{"Network":"11.0.0.0/16","Backend":{"Type":"UDP"}}'])
 def test_udp_is_the_default_and_its_name_may_have_any_case(text: str) -> None:
-    assert isinstance(backends.create(parse(text), EXTERNAL, cli.parse([])), UdpBackend)
+    assert isinstance(backends.create(parse(text), EXTERNAL, cli.parse([]), "alias"), UdpBackend)
 
 
 def test_an_unknown_backend_is_rejected_with_the_known_ones() -> None:
     with pytest.raises(ConfigError) as caught:
-        backends.create(config(Type="gre"), EXTERNAL, cli.parse([]))
+        backends.create(config(Type="gre"), EXTERNAL, cli.parse([]), "alias")
     assert str(caught.value) == "unknown backend type: 'gre'; Backend.Type may be alloc, host-gw, udp, vxlan"
 
 
