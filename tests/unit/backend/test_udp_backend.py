@@ -386,7 +386,9 @@ def test_drops_are_logged_once_a_minute_and_at_the_end(
             DropReason.WRONG_SENDER_PORT: ("172.17.8.102", 8286),
         }
         task = asyncio.create_task(life.backend.run())
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            while not caplog.messages:  # noqa: ASYNC110 - what is waited for has no event
+                await asyncio.sleep(0.01)
         port = f"172.17.8.102:8286, not port {life.port}; -source-check=off if a NAT changes ports"
         lines = [
             "Dropped packets: unknown_sender 3 (last from 172.17.8.200), "
