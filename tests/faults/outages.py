@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv4Network
 
 from faults.backends import Backend
-from lab import Daemon, Lab, wait_for
+from lab import Daemon, Host, Lab, wait_connected, wait_for
 from lab.etcd_server import EtcdServer
 from support.chaos import MEMBERS, Witness, wait_until_serving
 from support.hosts import assert_in_order, leased_again, next_hops
@@ -48,11 +48,13 @@ def wait_until_known(daemons: Sequence[Daemon], etcd: EtcdServer, backend: Backe
 
 @contextmanager
 def undisturbed(
-    lab: Lab, backend: Backend, lease_ttl: int = LEASE_TTL, *flags: str
+    lab: Lab, backend: Backend, lease_ttl: int = LEASE_TTL, flags_of: Callable[[Host], Sequence[str]] = lambda _: ()
 ) -> Iterator[tuple[list[Daemon], Witness]]:
     """Run daemons with traffic; assert that nothing changes, no packet is lost, and all leases exist in the end."""
     lab.put_config(backend.config(NETWORK))
-    daemons = lab.start_daemons("-iface=eth1", f"-subnet-lease-ttl={lease_ttl}s", *flags)
+    flags = "-iface=eth1", f"-subnet-lease-ttl={lease_ttl}s"
+    daemons = [host.start_daemon(*flags, *flags_of(host)) for host in lab.hosts]
+    wait_connected(daemons)
     source, sink, *_ = [host.add_container() for host in lab.hosts]
     witness = Witness(daemons)
     with ExitStack() as traffic:
@@ -191,13 +193,13 @@ def compacted_meanwhile(make_lab: Callable[..., Lab], backend: Backend) -> None:
 
 
 def password_demanded_meanwhile(make_lab: Callable[..., Lab], backend: Backend) -> None:
-    """Users are introduced under running hosts, of which one has no password yet."""
+    """Users are introduced under running hosts, of which one has no password."""
     lab = make_lab(hosts=3)
-    with undisturbed(lab, backend, DEADLINE, "-etcd-username=root", "-etcd-password=root") as (daemons, witness):
-        without = lab.hosts[0]
-        assert daemons[0].stop() == 0
-        daemons[0] = without.start_daemon("-iface=eth1", f"-subnet-lease-ttl={DEADLINE}s")
-        daemons[0].wait_ready()
+
+    def flags_of(host: Host) -> Sequence[str]:
+        return () if host is lab.hosts[0] else ("-etcd-username=root", "-etcd-password=root")
+
+    with undisturbed(lab, backend, DEADLINE, flags_of) as (daemons, witness):
         lab.etcd.v3.enable_auth()
         lab.etcd.put(*backend.foreign_lease(foreign_subnet(1), 1))
         wait_until_added(daemons[1:], 1)

@@ -67,7 +67,7 @@ def test_an_endpoint_that_sends_a_byte_a_second_is_skipped(lab: Lab) -> None:
     assert dripping.stdout
     assert dripping.stdout.readline() == "listening\n"
     daemon = lab.hosts[1].start_daemon("-iface=eth1", endpoints=f"http://172.17.8.1:4001,{lab.etcd.url}")
-    daemon.wait_ready(4 + 5)
+    daemon.wait_ready(2 * 4 + 5)  # each store is asked for a config
     lab.etcd.put(*UDP.foreign_lease(IPv4Network("11.0.200.0/24"), 0), ttl=600)
     daemon.wait_for_peer(IPv4Network("11.0.200.0/24"), 2)
     daemon.stop()
