@@ -1,4 +1,4 @@
-"""The change-over from etcd's v2 store to its v3 store and back, host after host, for test_change_over.py and the soak."""
+"""The change-over from etcd's v2 store to its v3 store and back, host after host, for tests/faults and tests/soak."""
 
 from __future__ import annotations
 
@@ -171,11 +171,15 @@ def joining_on_both_sides(
     assert holders(lab.etcd.v3) == before
     if backend is not ALLOC:
         for daemon in change.daemons.values():
-            wait_for(lambda daemon=daemon: next_hops(daemon) == hosts - 1, DEADLINE, "all next hops")
+            wait_for(partial(_knows, daemon, hosts - 1), DEADLINE, "all next hops")
         for host in lab.hosts:
             host.add_container()
         with unbroken_mesh(lab.hosts):
             time.sleep(2)
+
+
+def _knows(daemon: Daemon, count: int) -> bool:
+    return next_hops(daemon) == count
 
 
 def _is_ready(daemon: Daemon) -> bool:
