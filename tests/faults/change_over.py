@@ -114,6 +114,8 @@ def there_and_back(make_lab: Callable[..., Lab], backend: Backend, hosts: int, *
     lab.put_config(backend.config())
     change = ChangeOver(lab, [f"-subnet-lease-ttl={LEASE_TTL}s"])
     change.start(lab.hosts, "-etcd-api=auto")
+    for daemon in change.daemons.values():
+        daemon.wait_ready(DEADLINE)
     wait_connected(list(change.daemons.values()))
     for host in lab.hosts:
         host.add_container()
