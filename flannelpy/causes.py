@@ -64,6 +64,11 @@ def grouped(subjects: Iterable[tuple[SubjectT, CauseT]]) -> dict[CauseT, list[Su
     return groups
 
 
+def sentence(text: str) -> str:
+    """Return a problem of a report as the beginning of a log line, with a capital letter."""
+    return text[:1].upper() + text[1:]
+
+
 def listed(subjects: Sequence[object]) -> str:
     """Return the first three subjects and the number of the others, such as ``a, b, c and 17 more``."""
     more = len(subjects) - MOST_NAMED

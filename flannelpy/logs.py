@@ -8,11 +8,11 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TypeVar
 
-from flannelpy.causes import Causes, grouped
+from flannelpy.causes import Causes, by_cause, grouped
 from flannelpy.errors import FlannelError, one_line
 from flannelpy.foreign import shown
 
@@ -84,6 +84,11 @@ class LogLimit:
             self._reported_at = self._reported_at if self._skipped else self._now()
             self._level = max(self._level, level) if self._skipped else level
             self._skipped += 1
+
+    def message_by_cause(self, level: int, what: str, subjects: Iterable[tuple[object, object]]) -> None:
+        """Log ``what``, the subjects and their cause, in one line for each cause, from (subject, cause) pairs."""
+        for line in by_cause(subjects):
+            self.message(level, f"{what} {line}", stacklevel=2)
 
     def report(self) -> None:
         """Log the number of omitted messages, every two minutes if there are any."""

@@ -144,23 +144,26 @@ class Network:
         cleanup.callback(chosen.backend.close)
         try:
             cleanup.callback(self._forget_previous, await self._start(chosen, manager, host_identity))
-            self._service = _Service(
-                self.name, manager, chosen, self._underlay, self._host, self._external, ready_file, self._enter
-            )
-            try:
-                self._enter(NetworkState.WAITING_FOR_PEERS)
-                await self._service.run(self._choose)
-            except Exception as error:
-                ready_file.close()
-                self._set_state(NetworkState.FAILED, one_line(error))
-                self._on_change()
-                raise
-            finally:
-                self._service = None  # before the clean-up, after which nothing is left to check
+            await self._serve(chosen, manager, ready_file)
         except LeaseLost:
             chosen.backend.close()
             await self._withdraw(chosen.config.network)
             raise
+
+    async def _serve(self, chosen: _Chosen, manager: SubnetManager, ready_file: ReadyFile) -> None:
+        self._service = _Service(
+            self.name, manager, chosen, self._underlay, self._host, self._external, ready_file, self._enter
+        )
+        try:
+            self._enter(NetworkState.WAITING_FOR_PEERS)
+            await self._service.run(self._choose)
+        except Exception as error:
+            ready_file.close()
+            self._set_state(NetworkState.FAILED, one_line(error))
+            self._on_change()
+            raise
+        finally:
+            self._service = None  # before the clean-up, after which nothing is left to check
 
     async def _claim(self, config: NetworkConfig) -> _Chosen:
         """Return the backend of a config, after reserving its exclusive resources.  Raises ConfigError, HostError."""
@@ -171,8 +174,7 @@ class Network:
 
     async def _choose(self, config: NetworkConfig) -> _Chosen:
         """Return the backend of a config that this host can run.  Raises ConfigError, HostError."""
-        options = replace(self._options, subnet_file=self._subnet_file)
-        backend = catalogue.create(config, self._host.external, options)
+        backend = catalogue.create(config, self._host.external, self._options, own_alias(self._subnet_file))
         self._host.resources.check(self.name, config.network, backend.exclusive_resources)
         async with Netlink() as netlink:
             await self._underlay.check(netlink, config.network, backend.routed)

@@ -9,13 +9,12 @@ from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.base import Backend
 from flannelpy.errors import ConfigError
 from flannelpy.foreign import shown
-from flannelpy.linux.own_devices import own_alias
 from flannelpy.options import Options
 from flannelpy.subnet.config import NetworkConfig
 
 
-def create(config: NetworkConfig, external: ExternalInterface, options: Options) -> Backend:
-    """Return the backend that the config asks for.  Raises ConfigError, HostError.
+def create(config: NetworkConfig, external: ExternalInterface, options: Options, alias: str) -> Backend:
+    """Return the backend that the config asks for; it marks its device with ``alias``.  Raises ConfigError, HostError.
 
     A backend is imported when a config asks for it: the packet code and the netlink modules take time to import.
     """
@@ -31,12 +30,11 @@ def create(config: NetworkConfig, external: ExternalInterface, options: Options)
         case "udp":
             from flannelpy.backend.udp.backend import UdpBackend
 
-            alias = own_alias(options.subnet_file)
             return UdpBackend(config, external, alias, options.offload, options.source_check)
         case "vxlan":
             from flannelpy.backend.vxlan.backend import VxlanBackend
 
-            return VxlanBackend(config, external, own_alias(options.subnet_file))
+            return VxlanBackend(config, external, alias)
         case unknown:
             known = "alloc, host-gw, udp, vxlan"
             raise ConfigError(f"unknown backend type: {shown(repr(unknown))}; Backend.Type may be {known}")

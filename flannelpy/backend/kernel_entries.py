@@ -163,16 +163,8 @@ class EntryReconciler:
             if known is not None:
                 return []
             restored = await self._restored(missing, before, {*failed_before, *self.unreachable})
-            replaced = {entry.key for entry, _ in missing.values()} if unwanted else ()
-            removed = [
-                entries.describe(key)
-                for key in unwanted
-                if key not in before_index and entries.key(key) not in replaced
-            ]
-            return [
-                *await self._lines_about(netlink, restored),
-                *_summary(removed, "leads to no peer; removed"),
-            ]
+            foreign = [key for key in unwanted if key not in before_index]
+            return [*await self._lines_about(netlink, restored), *_lines_about_removed(foreign, missing)]
 
     async def _lines_about(self, netlink: Netlink, restored: Sequence[Entry]) -> list[str]:
         """Return one line for each entry restored, which names what removed it.  Raises HostError."""
@@ -356,6 +348,13 @@ def _not_replaced(stale: Sequence[Identity], missing: Missing) -> list[Identity]
 
 def _is_no_route(key: Identity) -> bool:
     return not entries.is_route(key)
+
+
+def _lines_about_removed(foreign: Sequence[Identity], missing: Missing) -> list[str]:
+    """Return one line for each removed entry that another program added and that no entry of ours replaced."""
+    replaced = {entry.key for entry, _ in missing.values()} if foreign else ()
+    removed = [entries.describe(key) for key in foreign if entries.key(key) not in replaced]
+    return _summary(removed, "leads to no peer; removed")
 
 
 def _summary(found: Sequence[object], what: str) -> list[str]:

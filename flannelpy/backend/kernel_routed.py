@@ -14,14 +14,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from itertools import takewhile
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.kernel_entries import EntryReconciler
 from flannelpy.backend.lease_log import LeaseLog
 from flannelpy.backend.on_link import OnLink
 from flannelpy.backend.route_check import RouteCheck, Way
-from flannelpy.causes import Causes
 from flannelpy.chunks import in_chunks
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.report import BackendReport
@@ -41,6 +40,16 @@ class Peer(Protocol):
 
 
 PeerT = TypeVar("PeerT", bound=Peer)
+
+
+class _Ignored(NamedTuple):
+    """A lease that gets no entries; ``public_ip``: of its peer, None if the backend cannot use the attributes."""
+
+    subnet: IPv4Network
+    public_ip: IPv4Address | None
+
+    def __str__(self) -> str:
+        return f"{self.subnet} via {self.public_ip}" if self.public_ip else str(self.subnet)
 
 
 class KernelRoutedBackend(ABC, Generic[PeerT]):
@@ -66,7 +75,7 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
         self._peers: dict[IPv4Network, PeerT] = {}
         self._leases_version = 0
         self._ignored: dict[IPv4Network, PeerT] = {}  # of the peers those that get no entries
-        self._reported = Causes()
+        self._unusable: dict[IPv4Network, str] = {}  # leases without a peer, each with the cause
         self._on_link = OnLink(external.name)
         self._ways: set[bool] = set()  # by which peers have entries: direct routes, or the backend's device
         self._made_from: object = None  # on what the entries of the last comparison depend
@@ -80,7 +89,7 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
 
     @abstractmethod
     def _add(self, lease: Lease) -> None:
-        """Log the lease, and set or remove its peer."""
+        """Log the lease and set its peer; without a usable one, remove the peer and note the cause."""
 
     @abstractmethod
     async def _obstacles(self, peers: Mapping[IPv4Network, PeerT]) -> Mapping[IPv4Network, str]:
@@ -95,9 +104,10 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
         """
 
     def _remove(self, subnet: IPv4Network) -> None:
-        """Log the removal of a subnet that has a peer, and forget the peer."""
-        self._lease_log.removed(subnet)
-        del self._peers[subnet]
+        """Forget a subnet, and log its removal if it has a peer."""
+        self._unusable.pop(subnet, None)
+        if self._peers.pop(subnet, None):
+            self._lease_log.removed(subnet)
 
     async def _own_link(self, netlink: Netlink) -> int:
         """Return the index of the backend's own device, 0 without one.  Raises HostError."""
@@ -130,7 +140,7 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
         for event in events:
             if isinstance(event, LeaseAdded):
                 self._add(event.lease)
-            elif event.subnet in self._peers:  # not of a lease that was ignored
+            else:
                 self._remove(event.subnet)
         self._leases_version += 1
         self._entries.changed()
@@ -193,15 +203,11 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
         self._ways = ways
         return found
 
-    def _note_ignored(self, peers: Mapping[IPv4Network, PeerT], causes: Mapping[IPv4Network, str]) -> None:
-        """Log each ignored peer once for each cause, and in one line for all peers with that cause."""
-        self._ignored = {subnet: peers[subnet] for subnet in causes}
-        self._reported.keep_only(causes)
-        self._lease_log.ignored(
-            (f"{subnet} via {peers[subnet].public_ip}", cause)
-            for subnet, cause in causes.items()
-            if self._reported.is_new((peers[subnet].public_ip, cause), subnet)
-        )
+    def _note_ignored(self, peers: Mapping[IPv4Network, PeerT], obstacles: Mapping[IPv4Network, str]) -> None:
+        self._ignored = {subnet: peers[subnet] for subnet in obstacles}
+        unusable = {_Ignored(subnet, None): cause for subnet, cause in self._unusable.items()}
+        ignored = {_Ignored(subnet, peers[subnet].public_ip): cause for subnet, cause in obstacles.items()}
+        self._lease_log.ignored(unusable | ignored)
 
     async def _check_routes(self, netlink: Netlink) -> None:
         """Ask the kernel whether it uses the routes that the reconciler added.  Raises HostError."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 
 from flannelpy.backend.underlay import Underlay
-from flannelpy.causes import by_cause
 from flannelpy.chunks import in_chunks
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
@@ -75,8 +74,7 @@ class LeaseGate:
             self._leases.answer(await self._ask(self._leases.unasked(_AT_A_TIME)))
             events, ignored = self._leases.decide(_AT_A_TIME)
             self._events += events
-            for line in by_cause(ignored):
-                self._ignored.message(logging.WARNING, f"Ignoring subnet {line}")
+            self._ignored.message_by_cause(logging.WARNING, "Ignoring subnet", ignored)
             await asyncio.sleep(0)
         if self._events or not self._is_complete:
             self._is_complete = True

@@ -7,11 +7,11 @@ Counterpart: the log lines of handleSubnetEvents in backend/udp/udp.go, vxlan/vx
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping
 from ipaddress import IPv4Network
 
-from flannelpy.causes import by_cause
-from flannelpy.logs import LogLimit
+from flannelpy.causes import listed
+from flannelpy.logs import FailureLog, LogLimit, SubjectT
 
 # Lines without a pause: enough for the peers of a small cluster when the daemon starts.
 _LINES = 50
@@ -22,7 +22,7 @@ class LeaseLog:
 
     def __init__(self, log: logging.Logger) -> None:
         self._changes = LogLimit(log, "Subnets added or removed", _LINES)
-        self._ignored = LogLimit(log, "Ignoring subnets")
+        self._ignored = FailureLog(log, "Ignoring subnets")
 
     def added(self, subnet: IPv4Network, how: str = "") -> None:
         """Log that the backend follows a lease; ``how`` is appended to the line."""
@@ -32,10 +32,9 @@ class LeaseLog:
         """Log that a lease is removed."""
         self._changes.message(logging.INFO, f"Subnet removed: {subnet}")
 
-    def ignored(self, subnets: Iterable[tuple[object, str]]) -> None:
-        """Log which leases are ignored, each with its cause, in one line for each cause."""
-        for line in by_cause(subnets):
-            self._ignored.message(logging.ERROR, f"Ignoring subnet {line}")
+    def ignored(self, causes: Mapping[SubjectT, str]) -> None:
+        """Log the ignored leases whose cause is a new one, in one line for each cause; no other lease is ignored."""
+        self._ignored.note_all(causes, lambda subnets, cause: f"Ignoring subnet {listed(subnets)}: {cause}")
 
     def report(self) -> None:
         """Log how many lines the limit has suppressed, at most every two minutes."""

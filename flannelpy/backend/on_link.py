@@ -18,20 +18,16 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address
 from itertools import islice
-from typing import Never
 
 from flannelpy.chunks import in_chunks
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.linux.netlink.monitor import ALL_ROUTES, set_on_change
+from flannelpy.linux.netlink.monitor import ALL_ROUTES, check_whenever_changed
 from flannelpy.rtnetlink.links import Link
 from flannelpy.rtnetlink.routes import UNICAST, RouteAnswer, RouteQuery
-from flannelpy.tasks import run_together
 
 # Peers that are asked about again in one check, since routes change.
 _ASKED_AGAIN = 200
-# Between two checks of ``watch``, for programs that change routes all the time.
-_PAUSE_SECONDS = 0.5
 
 
 class OnLink:
@@ -56,22 +52,18 @@ class OnLink:
 
         Errors are not reported here, because the checks of the repair loop ask the same and report them.
         """
-        changed = asyncio.Event()
-        await run_together(set_on_change(changed, ALL_ROUTES), self._ask_whenever(changed, on_change))
 
-    async def _ask_whenever(self, changed: asyncio.Event, on_change: Callable[[], None]) -> Never:
+        async def ask_again() -> None:
+            before = self.version
+            with suppress(HostError):
+                link = await netlink.link(self._name)
+                if link:
+                    await self.update(netlink, link)
+            if self.version != before:
+                on_change()
+
         async with Netlink() as netlink:
-            while True:
-                await changed.wait()
-                changed.clear()
-                before = self.version
-                with suppress(HostError):
-                    link = await netlink.link(self._name)
-                    if link:
-                        await self.update(netlink, link)
-                if self.version != before:
-                    on_change()
-                await asyncio.sleep(_PAUSE_SECONDS)
+            await check_whenever_changed(ask_again, ALL_ROUTES)
 
     async def follow(self, peers: Iterable[IPv4Address], version: int) -> None:
         """Replace the set of peers; ``peers`` is read only if ``version`` differs from that of the last call."""

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.causes import sentence
 from flannelpy.chunks import in_chunks
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.logs import FailureLog
@@ -94,9 +95,9 @@ class PeerRoutes:
             # Without peers, nothing is known of the routes.
             self._failures.recovered("The kernel sends to peers again" if peers else "")
             return
-        example = f"such as {peers[0]}: {cause}"
-        if self._failures.failed(cause, f"No peer is reachable, {example}"):
-            self._problem = f"no peer is reachable, {example}"
+        problem = f"no peer is reachable, such as {peers[0]}: {cause}"
+        if self._failures.failed(cause, sentence(problem)):
+            self._problem = problem
 
 
 async def _faults_of_links(netlink: Netlink, answers: Iterable[RouteAnswer]) -> dict[int, str]:

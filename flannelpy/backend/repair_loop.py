@@ -10,16 +10,15 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from functools import partial
 from ipaddress import IPv4Network
 from typing import Never
 
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.linux.netlink.monitor import set_on_change
+from flannelpy.linux.netlink.monitor import check_whenever_changed
 from flannelpy.logs import FailureLog
 from flannelpy.report import RepairReport
-from flannelpy.tasks import run_together
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +26,8 @@ log = logging.getLogger(__name__)
 Check = Callable[[Netlink], Awaitable[list[str]]]
 
 _CHECK_SECONDS = 10.0
-# Between two checks, so that a program that undoes each repair costs little processor time.
-_PAUSE_SECONDS = 0.5
+# After a check that failed.
+_RETRY_SECONDS = 0.5
 # A check that takes longer counts as hanging.
 _STUCK_SECONDS = 60.0
 
@@ -67,25 +66,14 @@ class RepairLoop:
 
     async def run(self) -> Never:
         """Check whenever something changed, and every ten seconds."""
-        changed = asyncio.Event()
-        await run_together(set_on_change(changed, self._network), self._check_whenever(changed))
-        raise AssertionError("both run until one of them fails")
-
-    async def _check_whenever(self, changed: asyncio.Event) -> Never:
         async with Netlink() as netlink:
             self._checked_at = _now()
-            while True:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._pause()):
-                        await changed.wait()
-                changed.clear()
-                await self._check_once(netlink)
-                self._checked_at = _now()
-                await asyncio.sleep(_PAUSE_SECONDS)
+            await check_whenever_changed(partial(self._check_once, netlink), self._network, self._longest_wait)
+        raise AssertionError("it checks until a check fails")
 
-    def _pause(self) -> float:
+    def _longest_wait(self) -> float:
         """Return how many seconds the next check may wait for a change."""
-        return min(self._due(), _PAUSE_SECONDS if self._problem else _CHECK_SECONDS)
+        return min(self._due(), _RETRY_SECONDS if self._problem else _CHECK_SECONDS)
 
     async def _check_once(self, netlink: Netlink) -> None:
         before = self._problem, self._repairs
@@ -98,6 +86,7 @@ class RepairLoop:
         except HostError as error:
             self._failures.failed(error, str(error))
             self._problem = str(error)
+        self._checked_at = _now()
         if (self._problem, self._repairs) != before:
             self._on_change()
 

@@ -112,6 +112,10 @@ class Engine:
         self._all_zeros = int(network.network_address)
         #: The last sender, as (address, port), whose datagrams were dropped for UNKNOWN_SENDER or WRONG_SENDER_PORT.
         self.refused_senders: dict[DropReason, tuple[str, int]] = {}
+        self._allocate(own, (int(bound), port), merge_tcp, merge_udp)
+
+    def _allocate(self, own: tuple[int, int], socket: tuple[int, int], merge_tcp: bool, merge_udp: bool) -> None:
+        """Allocate the buffers, and create what works in them; ``own`` and ``socket`` are pairs of numbers."""
         self.tun_buffer = bytearray(_BUFFER)
         self.vnet_hdrs = bytearray(BATCH_PACKETS * vnet_hdr.SIZE)
         self.udp_buffer = bytearray(_BUFFER)
@@ -119,7 +123,7 @@ class Engine:
         self._tun_view = memoryview(self.tun_buffer)
         self._udp_view = memoryview(self.udp_buffer)
         self._segments_view = memoryview(segments)
-        self._grouper = Grouper(self.tun_buffer, self.vnet_hdrs, own, (int(bound), port))
+        self._grouper = Grouper(self.tun_buffer, self.vnet_hdrs, own, socket)
         self._segmenter = Segmenter(self.tun_buffer, segments)
         self._coalescer = Coalescer(self.udp_buffer, bytearray(_BUFFER), own, merge_tcp, merge_udp)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from flannelpy.addressing.interface_choice import ExternalInterface, Wanted, place_now
+from flannelpy.causes import sentence
 from flannelpy.errors import ExternalAddressChanged
 from flannelpy.host.external_interface import Leased, observe
 from flannelpy.linux.netlink.client import Netlink
@@ -145,7 +146,7 @@ class ExternalInterfaceMonitor:
 
     async def _missing(self, netlink: Netlink, lost: _Fault) -> None:
         text = lost.text
-        self._failures.failed(text, f"{text[0].upper()}{text[1:]}: no packets to and from other hosts")
+        self._failures.failed(text, f"{sentence(text)}: no packets to and from other hosts")
         self._fault = lost
         await self._look_for_place(netlink, text)
 

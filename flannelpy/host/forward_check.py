@@ -64,13 +64,6 @@ class _Source(NamedTuple):
     name: str
 
 
-class _Failure(NamedTuple):
-    """Why a listing fails, and the time by the event loop's clock of its first failure in a row."""
-
-    cause: str
-    since: float
-
-
 _IPTABLES, _TABLE = "a rule listed by ", "the nftables table "
 _NFTABLES = _Source("nftables", "")
 
@@ -88,7 +81,8 @@ class ForwardCheck:
         self._nftables: dict[str, NftTable] = {}
         self._searched: object = None  # the tables and networks of the last search; None until one has ended
         self._next_at = 0.0
-        self._failures: dict[_Source, _Failure] = {}
+        self._failures = logs.FailureLog(log, "Cannot look whether rules drop packets of containers")
+        self._failing_since: dict[_Source, float] = {}  # the first failure in a row, by the event loop's clock
 
     def certain(self, name: str) -> str:
         """Return what certainly stops the packets of a network; empty if nothing does."""
@@ -139,7 +133,7 @@ class ForwardCheck:
     def _outdated(self) -> set[_Source]:
         """Return the sources whose listings have failed for so long that the last one is not certain any more."""
         since = asyncio.get_running_loop().time() - _OUTDATED_SECONDS
-        return {source for source, failure in self._failures.items() if failure.since <= since}
+        return {source for source, first in self._failing_since.items() if first <= since}
 
     async def _search(self, traffic: Traffic, outdated: set[_Source]) -> list[Obstacle]:
         found = await _run(self._iptables.values(), self._nftables.values(), traffic)
@@ -161,17 +155,17 @@ class ForwardCheck:
         except HostError as error:
             self._failed(_NFTABLES, error)
             return self._nftables
-        self._failures.pop(_NFTABLES, None)
+        self._recovered(_NFTABLES)
         return self._or_last_result(_TABLE, found, self._nftables)
 
     def _or_last_result(self, kind: str, found: Mapping[str, T | HostError], before: Mapping[str, T]) -> dict[str, T]:
         """Return what was found, or the last result where that failed; what has not changed is kept as read."""
-        for source in [each for each in self._failures if each.kind == kind and each.name not in found]:
-            del self._failures[source]
+        for source in [each for each in self._failing_since if each.kind == kind and each.name not in found]:
+            self._recovered(source)
         seen: dict[str, T] = {}
         for name, each in found.items():
             if not isinstance(each, HostError):
-                self._failures.pop(_Source(kind, name), None)
+                self._recovered(_Source(kind, name))
                 seen[name] = before[name] if before.get(name) == each else each
                 continue
             self._failed(_Source(kind, name), each)
@@ -180,12 +174,13 @@ class ForwardCheck:
         return seen
 
     def _failed(self, source: _Source, error: HostError) -> None:
-        """Log a failure once for each cause."""
-        before = self._failures.get(source)
-        if before is None or before.cause != str(error):
-            log.warning("Cannot look whether %s%s drops packets of containers: %s", *source, error)
-        since = before.since if before else asyncio.get_running_loop().time()
-        self._failures[source] = _Failure(str(error), since)
+        line = f"Cannot look whether {source.kind}{source.name} drops packets of containers: {error}"
+        self._failures.failed(error, line, logging.WARNING, subject=source)
+        self._failing_since.setdefault(source, asyncio.get_running_loop().time())
+
+    def _recovered(self, source: _Source) -> None:
+        self._failures.recovered(subject=source)
+        self._failing_since.pop(source, None)
 
     def _report(self, name: str, found: list[Obstacle]) -> None:
         """Log what was not there at the last check, and what is gone."""

@@ -15,7 +15,6 @@ from math import inf
 from typing import NamedTuple, TypeVar
 
 from flannelpy.addressing.surroundings import NO_SURROUNDINGS, Surroundings
-from flannelpy.causes import by_cause
 from flannelpy.errors import ConfigError, HistoryOverrun, HostError, KeyNotFound, RegistryError, RegistryUnavailable
 from flannelpy.leasing.acquisition import Describe, Request
 from flannelpy.leasing.lease_store import LeaseStore
@@ -251,11 +250,9 @@ class SubnetManager:
         return seconds * self._rng.uniform(1 - _JITTER, 1)
 
     async def _apply(self, update: Update, apply: Apply) -> None:
-        for line in by_cause(update.ignored):
-            self._ignored.message(logging.ERROR, f"Ignoring lease {line}")
+        self._ignored.message_by_cause(logging.ERROR, "Ignoring lease", update.ignored)
         outside = f"it is no part of the network {self._own.network}"
-        for line in by_cause((subnet, outside) for subnet in update.outside):
-            self._ignored.message(logging.WARNING, f"Ignoring subnet {line}")
+        self._ignored.message_by_cause(logging.WARNING, "Ignoring subnet", [(one, outside) for one in update.outside])
         if update.events:
             await apply(update.events)
         for event in update.own:

@@ -47,6 +47,7 @@ class OwnLease:
         self._failures = 0
         self._renewal_failures = FailureLog(log, "Error renewing lease")
         self._losses = LogLimit(log, "Own lease was deleted", now=clock.now)
+        self._conflicts = LogLimit(log, "Own lease was overwritten", now=clock.now)
         #: Time of the last try to restore or recreate the lease.
         self.last_attempt_at = 0.0
 
@@ -87,6 +88,7 @@ class OwnLease:
         """Renew the lease whenever its renewal is due, for ever.  Raises LeaseLost."""
         while True:
             self._losses.report()
+            self._conflicts.report()
             self._renewal_failures.report()
             wait = self._renew_at - self._clock.now()
             if wait <= 0 and action(self.lease, Condition.RENEWAL_DUE) is Action.RENEW:
@@ -180,14 +182,14 @@ class OwnLease:
         """Warn if another host made the write of our lease necessary."""
         match condition, event:
             case Condition.NO_HOST_ID, _:
-                log.warning(
-                    "Lease %s was overwritten without a host ID, as by flanneld; restoring the lease. If another host "
-                    "did so, public IP %s is not unique: give each host its own by -iface or -public-ip",
-                    self.lease.subnet,
-                    self.host_identity.public_ip,
+                text = (
+                    f"Lease {self.lease.subnet} was overwritten without a host ID, as by flanneld; restoring the lease."
+                    f" If another host did so, public IP {self.host_identity.public_ip} is not unique: give each host "
+                    "its own by -iface or -public-ip"
                 )
+                self._conflicts.message(logging.WARNING, text)
             case ((Condition.CLAIMED | Condition.HELD_BY_HIGHER_ID), LeaseAdded(lease)):
-                log.warning("%s", describe_conflict(self.host_identity, lease))
+                self._conflicts.message(logging.WARNING, describe_conflict(self.host_identity, lease))
 
     def _why_lost(self, condition: Condition, lease: Lease) -> str:
         if condition is Condition.OVERLAPS_EARLIER:

@@ -20,10 +20,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
+from math import inf
 from typing import NamedTuple
 
 from flannelpy.addressing.addresses import special_use
 from flannelpy.addressing.surroundings import Surroundings
+from flannelpy.causes import Causes
 from flannelpy.subnet.lease import Lease
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent, LeaseRemoved
 
@@ -57,7 +59,7 @@ class Fault(NamedTuple):
 
 
 class Ignored(NamedTuple):
-    """A lease that became unusable, or whose cause changed."""
+    """A lease that became unusable, or whose cause or the values in it changed."""
 
     subnet: IPv4Network
     fault: Fault
@@ -95,7 +97,7 @@ class LeaseFilter:
         self._unasked: dict[IPv4Address, None] = {}
         self._undecided: dict[IPv4Network, None] = {}
         self._usable: dict[IPv4Network, Lease] = {}
-        self._causes: dict[IPv4Network, Cause] = {}
+        self._reported = Causes(inf)  # of leases that are known anyway
 
     # Input
 
@@ -155,7 +157,7 @@ class LeaseFilter:
             del self._undecided[subnet]
             lease = self._leases.get(subnet)
             if lease is None:
-                self._causes.pop(subnet, None)
+                self._reported.clear(subnet)
                 self._withdraw(subnet, decisions)
             else:
                 self._decide(lease, decisions)
@@ -166,15 +168,14 @@ class LeaseFilter:
         if fault is None and lease.attrs.public_ip not in self._ways:
             return  # ``answer`` makes it undecided again
         if fault is None:
-            self._causes.pop(lease.subnet, None)
+            self._reported.clear(lease.subnet)
             known = self._usable.get(lease.subnet)
             if known is None or known.attrs != lease.attrs:
                 self._usable[lease.subnet] = lease
                 decisions.events.append(LeaseAdded(lease))
         else:
             self._withdraw(lease.subnet, decisions)
-            if self._causes.get(lease.subnet) is not fault.cause:
-                self._causes[lease.subnet] = fault.cause
+            if self._reported.is_new(fault, lease.subnet):
                 decisions.ignored.append(Ignored(lease.subnet, fault))
 
     def _withdraw(self, subnet: IPv4Network, decisions: Decisions) -> None:

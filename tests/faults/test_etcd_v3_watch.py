@@ -9,16 +9,15 @@ import socket
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
-from flannelpy.registry.etcd_v3 import EtcdV3Registry
 from lab.etcd_server import EtcdServer, free_ports
 from lab.etcd_stores import MOST_OPERATIONS, Api
 from lab.machines import MEMBER_ARGUMENTS
-from support.etcd_faults import CuttingProxy, LossyProxy, SilentProxy, answering, gateway
+from support.etcd_faults import INCOMPLETE, CuttingProxy, LossyProxy, SilentProxy, answering, gateway
 from support.etcd_v3 import (
     DAY,
     DEADLINE,
@@ -29,6 +28,7 @@ from support.etcd_v3 import (
     C,
     changes_after,
     connect,
+    persistent,
     server,
     shared_server,
     short_timeout,
@@ -36,13 +36,23 @@ from support.etcd_v3 import (
     values,
 )
 
-from flannelpy.errors import HistoryGone, HistoryOverrun, RegistryUnavailable
-from flannelpy.registry import event_stream
+from flannelpy.errors import HistoryGone, HistoryOverrun, KeyExists, KeyNotFound, RegistryUnavailable
+from flannelpy.registry import etcd_v3_watch, event_stream
 from flannelpy.registry.base import EXPIRES, Changes, Deleted, Put
+from flannelpy.registry.etcd_v3 import EtcdV3Registry
 
 __all__ = ["server", "shared_server", "short_timeout"]
 
-Result = TypeVar("Result")
+# The seconds between two looks whether a silent watch can be trusted are most of a minute.
+LOOKS = (0.4, 0.5)
+
+
+@pytest.fixture
+def frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the watch look after half a second."""
+    monkeypatch.setattr(etcd_v3_watch, "LOOK_SECONDS", LOOKS)
+    monkeypatch.setattr(etcd_v3_watch, "REOPEN_SECONDS", LOOKS)
+
 
 NAMES = [f"11.{number // 250}.{number % 250}.0-24" for number in range(2500)]
 
@@ -98,6 +108,8 @@ class TestStream:
             before = server.calls()["Watch"]
             watching = asyncio.create_task(changes_after(registry, cursor))
             for config in ("{ }", None, "{  }"):
+                with suppress(KeyNotFound):
+                    await registry.read_config()
                 waiting = asyncio.create_task(registry.wait_for_config_change(DEADLINE))
                 await asyncio.sleep(0)
                 if config is None:
@@ -106,6 +118,7 @@ class TestStream:
                     await asyncio.to_thread(server.put, "/network/config", config)
                 async with asyncio.timeout(2):
                     await waiting
+            assert await registry.read_config() == "{  }"
             waiting = asyncio.create_task(registry.wait_for_config_change(DEADLINE))
             entry = await registry.create(A, "a", DAY)
             changes, _ = await watching
@@ -185,26 +198,24 @@ class TestManyEvents:
 
         use(connect(server.url), test)
 
-    def test_of_one_revision_are_never_split(self, server: EtcdServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A cursor names a revision: a client that resumes in the middle of one would lose the rest."""
+    def test_of_one_revision_that_is_received_in_part_come_again(
+        self, server: EtcdServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A cursor names a revision: behind half of its events, a new stream would lose the rest."""
         monkeypatch.setattr(event_stream, "MOST_AT_ONCE", 10)
-        keys = [f"{SUBNETS}/{name}" for name in NAMES[: 3 * MOST_OPERATIONS]]
+        names = NAMES[: 3 * MOST_OPERATIONS]
 
-        async def test() -> list[str]:
-            names: list[str] = []
-            cursor = start
-            while len(names) < len(keys):
-                registry = connect(server.url)
-                found = await registry.watch(cursor, DEADLINE)
-                names += [change.entry.name for change in found.changes if isinstance(change, Put)]
-                cursor = found.cursor
-                await registry.close()  # as if the connection had broken
-            return names
+        def added(changes: list[Put | Deleted]) -> list[str]:
+            return [change.entry.name for change in changes if isinstance(change, Put)]
 
         start = server.v3.revision() + 1
-        server.v3.put_together(dict.fromkeys(keys, "x"), DAY)
-        names = asyncio.run(test())
-        assert sorted(names) == sorted(NAMES[: len(keys)])
+        server.v3.put_together(dict.fromkeys((f"{SUBNETS}/{name}" for name in names), "x"))
+        first, cursor = use(connect(server.url), lambda registry: changes_after(registry, start, 1))
+        count = len(names) if cursor == start else len(names) - len(first)
+        others, cursor = use(connect(server.url), lambda registry: changes_after(registry, cursor, count))
+        assert {*added(first), *added(others)} == set(names)
+        assert len(others) == count
+        assert cursor == start + 3
 
     def test_of_the_history_in_answers_of_more_than_two_megabytes(self, server: EtcdServer) -> None:
         """The gateway receives at most 4 MB in one piece, so that large answers have to come in fragments."""
@@ -410,15 +421,6 @@ class TestRestart:
             use(connect(etcd.url), test)
 
 
-async def persistent(call: Callable[[], Awaitable[Result]]) -> Result:
-    """Make a call until etcd is available."""
-    while True:
-        try:
-            return await call()
-        except RegistryUnavailable:
-            await asyncio.sleep(0.05)
-
-
 async def resumed(registry: EtcdV3Registry, cursor: int) -> tuple[list[Put | Deleted], int]:
     """Return the next changes from ``cursor`` on, once etcd is available."""
     return await persistent(lambda: changes_after(registry, cursor))
@@ -554,10 +556,10 @@ class TestAnswers:
             async def test(registry: EtcdV3Registry) -> None:
                 names: list[str] = []
                 cursor = 50
-                while len(names) < 3:
+                while cursor == 50:
                     changes, cursor = await resumed(registry, cursor)
                     names += [change.entry.name for change in changes if isinstance(change, Put)]
-                assert (sorted(set(names)), cursor) == ([A, B, C], 51)
+                assert (names[-3:], cursor) == ([A, B, C], 51)
 
             use(connect(url), test)
 
@@ -576,7 +578,6 @@ class TestAnswers:
             ('{"result":{"header":{"revision":"51"},"events":[{"kv":{"key":"!","mod_revision":"51"}}]}}', ""),
             ('{"result":{"header":{"revision":"51"},"events":{"kv":1}}}', ""),
             ("[" * 100_000, ""),
-            ("x", ""),
         ],
     )
     def test_an_answer_that_ends_the_watch(self, answer: str, cause: str) -> None:
@@ -589,6 +590,17 @@ class TestAnswers:
             assert str(caught.value).isprintable()
             assert len(str(caught.value)) < 400
             assert time.monotonic() - began < 5
+
+    def test_an_answer_that_stays_incomplete_ends_the_watch(self, short_timeout: float) -> None:
+        answer = line(header=header(50), events=[put_event(A, 50)])
+        with gateway([CREATED, INCOMPLETE], [CREATED, answer]) as url:
+
+            async def test(registry: EtcdV3Registry) -> list[Put | Deleted]:
+                while not (found := await persistent(lambda: registry.watch(50, 2 * short_timeout))).changes:
+                    pass
+                return list(found.changes)
+
+            assert values(use(connect(url), test)) == ["x"]
 
     def test_a_watch_that_is_refused_at_once(self) -> None:
         answer = line(header=header(50), created=True, canceled=True, cancel_reason="permission denied")
@@ -661,7 +673,8 @@ class TestMembers:
             while len(received) < 5:
                 try:
                     if written == len(received):
-                        await registry.create(NAMES[written], str(written), DAY)
+                        with suppress(KeyExists):  # it was written by a call that failed
+                            await registry.create(NAMES[10 + written], str(written), DAY)
                         written += 1
                     changes, cursor = await changes_after(registry, cursor)
                 except RegistryUnavailable:
@@ -673,7 +686,7 @@ class TestMembers:
 
         use(connect(*(member.url for member in members)), test)
 
-    def test_a_frozen_one_is_left(self, members: list[EtcdServer], short_timeout: float) -> None:
+    def test_a_frozen_one_is_left(self, members: list[EtcdServer], short_timeout: float, frequent_looks: None) -> None:
         """The watch that sits on it follows the other calls."""
 
         async def test(registry: EtcdV3Registry) -> None:
@@ -690,8 +703,40 @@ class TestMembers:
 
 
 class TestDeaf:
+    def test_a_forgotten_connection_is_left_after_a_while(
+        self, server: EtcdServer, short_timeout: float, frequent_looks: None
+    ) -> None:
+        """All connections were forgotten; the daemon makes no other call."""
+
+        async def test(registry: EtcdV3Registry) -> None:
+            cursor = await opened(registry, (await registry.snapshot()).cursor)
+            silent.fall_silent()
+            server.put(f"{SUBNETS}/{B}", "b")
+            changes, _ = await resumed(registry, cursor)
+            assert values(changes) == ["b"]
+
+        silent = SilentProxy(server)
+        with silent.running():
+            use(connect(silent.url), test)
+
+    def test_a_proxy_that_holds_back_the_events_is_detected(
+        self, server: EtcdServer, short_timeout: float, frequent_looks: None
+    ) -> None:
+        """Its answers to other calls show that the store has gone on."""
+
+        async def test(registry: EtcdV3Registry) -> None:
+            cursor = await opened(registry, (await registry.snapshot()).cursor)
+            silent.fall_silent(watches_only=True)
+            entry = await registry.create(A, "a", DAY)
+            changes, _ = await resumed(registry, cursor)
+            assert changes == [Put(entry._replace(lifetime=EXPIRES))]
+
+        silent = SilentProxy(server)
+        with silent.running():
+            use(connect(silent.url), test)
+
     def test_a_forgotten_connection_is_left_with_the_next_failure(
-        self, server: EtcdServer, short_timeout: float
+        self, server: EtcdServer, short_timeout: float, frequent_looks: None
     ) -> None:
         """A firewall forgets the connections, and nothing ends them; a renewal or a check shows it."""
 
@@ -700,9 +745,8 @@ class TestDeaf:
             cursor = await opened(registry, entry.version + 1)
             silent.fall_silent()
             server.put(f"{SUBNETS}/{B}", "b")
-            with pytest.raises(RegistryUnavailable):
-                await registry.renew(A, "a", DAY, entry.version)
-            changes, _ = await changes_after(registry, cursor)
+            await persistent(lambda: registry.renew(A, "a", DAY, entry.version))
+            changes, _ = await resumed(registry, cursor)
             assert values(changes) == ["b"]
 
         silent = SilentProxy(server)

@@ -156,14 +156,15 @@ class SilentProxy(LossyProxy):
 
     def __init__(self, server: EtcdServer) -> None:
         super().__init__(server)
-        self._known: set[socket.socket] = set()
+        self._known: dict[socket.socket, bool] = {}  # whether it is a watch
         self._silent: frozenset[socket.socket] = frozenset()
 
-    def fall_silent(self) -> None:
-        self._silent = frozenset(self._known)
+    def fall_silent(self, *, watches_only: bool = False) -> None:
+        known = self._known.items()
+        self._silent = frozenset(client for client, is_watch in known if is_watch or not watches_only)
 
     def note(self, client: socket.socket, request: bytes) -> None:
-        self._known.add(client)
+        self._known[client] = b"/watch " in request
 
     def passed(self, client: socket.socket, reply: bytes) -> bytes:
         return b"" if client in self._silent else reply
@@ -202,11 +203,16 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
         server.block_on_close = False
 
 
+INCOMPLETE = '{"result":'
+_EMPTY_ANSWER = '{"header":{"cluster_id":"1","member_id":"1","revision":"50","raft_term":"2"}}'
+
+
 @contextlib.contextmanager
 def gateway(*streams: Sequence[str], **answers: str) -> Iterator[str]:
     """Return the URL of a v3 gateway whose watches send these lines, one stream after the other.
 
-    The last stream stays open, the others end.  Other requests get the answer of that name, as ``range`` or ``txn``.
+    The last stream stays open, and those that end with INCOMPLETE; the others end.  Other requests get the answer of
+    that name, as ``range`` or ``txn``, or one that has nothing but the revision 50.
     """
     left = list(streams)
     over = threading.Event()
@@ -218,9 +224,10 @@ def gateway(*streams: Sequence[str], **answers: str) -> Iterator[str]:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             name = self.path.rpartition("/")[2]
             if name == "watch":
-                self._stream(left.pop(0) if len(left) > 1 else left[0], is_last=len(left) == 1)
+                is_last = len(left) == 1
+                self._stream(left[0] if is_last else left.pop(0), is_last=is_last)
             else:
-                self._answer(answers.get(name, "{}"))
+                self._answer(answers.get(name, _EMPTY_ANSWER))
 
         def _answer(self, body: str) -> None:
             self.send_response(200)
@@ -236,7 +243,7 @@ def gateway(*streams: Sequence[str], **answers: str) -> Iterator[str]:
             for line in lines:
                 self.wfile.write(b"%x\r\n%s\n\r\n" % (len(line.encode()) + 1, line.encode()))
             self.wfile.flush()
-            if is_last:
+            if is_last or lines[-1] == INCOMPLETE:
                 over.wait()
             self.wfile.write(b"0\r\n\r\n")
 

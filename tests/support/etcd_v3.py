@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import pytest
-from flannelpy.registry.etcd_v3 import EtcdV3Registry
 from lab.etcd_server import EtcdServer, free_ports
 from lab.etcd_stores import Api
 from support.etcd_faults import LossyProxy
 
+from flannelpy.errors import RegistryUnavailable
 from flannelpy.registry import endpoints
 from flannelpy.registry.base import Deleted, Put
+from flannelpy.registry.etcd_v3 import EtcdV3Registry
 
 Result = TypeVar("Result")
 
@@ -53,6 +54,15 @@ async def changes_after(registry: EtcdV3Registry, cursor: int, count: int = 1) -
         changes += found.changes
         cursor = found.cursor
     return changes, cursor
+
+
+async def persistent(call: Callable[[], Awaitable[Result]]) -> Result:
+    """Make a call until etcd is available, as the daemon does."""
+    while True:
+        try:
+            return await call()
+        except RegistryUnavailable:
+            await asyncio.sleep(0.05)
 
 
 def values(changes: list[Put | Deleted]) -> list[str | None]:

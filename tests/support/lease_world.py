@@ -39,7 +39,7 @@ async def accept_any(config: NetworkConfig) -> NetworkConfig:
 
 
 async def accept_by_backend(config: NetworkConfig) -> object:
-    return backends.create(config, EXTERNAL, cli.parse([]))
+    return backends.create(config, EXTERNAL, cli.parse([]), "alias")
 
 
 class World:

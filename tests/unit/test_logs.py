@@ -240,7 +240,7 @@ def test_leases_that_come_and_go_without_end_fill_no_log(caplog: pytest.LogCaptu
         clock[0] = number / 100
         lease_log.added(subnets[number % 1000])
         lease_log.removed(subnets[number % 1000])
-        lease_log.ignored([(subnets[number % 1000], "why")])
+        lease_log.ignored({subnets[number % 1000]: "why"})
         lease_log.report()
     assert len(caplog.messages) < 100
     lines = [message for message in caplog.messages if message.startswith("Subnet ")]

@@ -198,7 +198,7 @@ class World:
                 self.bell.clear()
                 yield
 
-        def create(config: NetworkConfig, external: ExternalInterface, options: object) -> FakeBackend:
+        def create(config: NetworkConfig, external: ExternalInterface, *_: object) -> FakeBackend:
             assert external is EXTERNAL
             backend = FakeBackend(self)
             backend.datagrams = self.datagrams
@@ -227,7 +227,7 @@ class World:
         monkeypatch.setattr(network.catalogue, "create", create)  # type: ignore[attr-defined]
         monkeypatch.setattr(repair_loop, "Netlink", FakeNetlink)
         monkeypatch.setattr(monitor, "notifications", notifications)
-        monkeypatch.setattr(repair_loop, "_PAUSE_SECONDS", 0.001)
+        monkeypatch.setattr(monitor, "_PAUSE_SECONDS", 0.001)
         monkeypatch.setattr(network, "connect_host", lambda *_: self.store)
         options = cli.parse([f"-subnet-file={self.file}", "-host-id=host-1", *flags])
         self.datagrams: Datagrams | None = None

@@ -93,11 +93,12 @@ class VxlanBackend(KernelRoutedBackend[_Vtep]):
     def _add(self, lease: Lease) -> None:
         mac = vtep.read(lease.attrs)
         if mac is None:
-            self._lease_log.ignored([(lease.subnet, "its BackendData has no VtepMAC of a host")])
+            self._unusable[lease.subnet] = "its BackendData has no VtepMAC of a host"
             self._port_probe.forget(lease.subnet)
             self._peers.pop(lease.subnet, None)
         else:
             self._lease_log.added(lease.subnet)
+            self._unusable.pop(lease.subnet, None)
             self._port_probe.follow(lease)
             self._peers[lease.subnet] = _Vtep(lease.attrs.public_ip, mac, lease.created)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from ipaddress import IPv4Network
 from typing import Never
@@ -18,6 +19,7 @@ from typing import Never
 from flannelpy.marks import ROUTE_PROTOCOL
 from flannelpy.rtnetlink import messages
 from flannelpy.rtnetlink.messages import RTM_DELROUTE, RTM_GETNEIGH, RTM_NEWNEIGH, RTM_NEWROUTE, Message
+from flannelpy.tasks import run_together
 
 _RTMGRP_LINK = 0x1
 _RTMGRP_NEIGH = 0x4
@@ -44,15 +46,35 @@ ALL_ROUTES = IPv4Network("0.0.0.0/0")
 
 # A notification takes some microseconds; after so many the event loop runs other tasks.
 _MANY = 30
-# After an overrun, so that a program that changes routes all the time costs little processor time.
+# Between two checks and after an overrun, so that a program that changes routes all the time costs little.
 _PAUSE_SECONDS = 0.5
 
 
-async def set_on_change(changed: asyncio.Event, network: IPv4Network) -> Never:
-    """Set ``changed`` whenever the kernel reports a change that may affect ``network``, until cancelled.
+async def check_whenever_changed(
+    check: Callable[[], Awaitable[None]], network: IPv4Network, longest_wait: Callable[[], float] = lambda: math.inf
+) -> None:
+    """Call ``check`` whenever the kernel reports a change that may affect ``network``, until cancelled.
 
-    It is also set at the start, for changes from before the socket listened, and after an overrun.
+    ``longest_wait`` returns after how many seconds the next check runs even without a change.  A check also runs at the
+    start, for changes from before the socket listened, and after an overrun.
     """
+    changed = asyncio.Event()
+    await run_together(_set_on_change(changed, network), _check_whenever(changed, check, longest_wait))
+
+
+async def _check_whenever(
+    changed: asyncio.Event, check: Callable[[], Awaitable[None]], longest_wait: Callable[[], float]
+) -> Never:
+    while True:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest_wait()):
+                await changed.wait()
+        changed.clear()
+        await check()
+        await asyncio.sleep(_PAUSE_SECONDS)
+
+
+async def _set_on_change(changed: asyncio.Event, network: IPv4Network) -> Never:
     while True:
         changed.set()
         with suppress(OSError):  # overrun: more changes than the socket buffer holds

@@ -142,7 +142,7 @@ def test_a_change_in_the_kernel_triggers_questions(monkeypatch: pytest.MonkeyPat
 
         monkeypatch.setattr(on_link, "Netlink", lambda: netlink)
         monkeypatch.setattr(monitor, "notifications", notifications)
-        monkeypatch.setattr(on_link, "_PAUSE_SECONDS", 0)
+        monkeypatch.setattr(monitor, "_PAUSE_SECONDS", 0)
         async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
             watch = tasks.create_task(links.watch(noticed.set))
             for link in (LINK, replace(LINK, is_up=False), LINK):

@@ -55,12 +55,12 @@ def added(public_ip: str) -> LeaseAdded:
 
 @pytest.mark.parametrize("text", ['{"Network":"11.0.0.0/16"}', '{"Network":"11.0.0.0/16","Backend":{"Type":"UDP"}}'])
 def test_udp_is_the_default_and_its_name_may_have_any_case(text: str) -> None:
-    assert isinstance(backends.create(parse(text), EXTERNAL, cli.parse([])), UdpBackend)
+    assert isinstance(backends.create(parse(text), EXTERNAL, cli.parse([]), "alias"), UdpBackend)
 
 
 def test_an_unknown_backend_is_rejected_with_the_known_ones() -> None:
     with pytest.raises(ConfigError) as caught:
-        backends.create(config(Type="gre"), EXTERNAL, cli.parse([]))
+        backends.create(config(Type="gre"), EXTERNAL, cli.parse([]), "alias")
     assert str(caught.value) == "unknown backend type: 'gre'; Backend.Type may be alloc, host-gw, udp, vxlan"
 
 
@@ -388,7 +388,9 @@ def test_drops_are_logged_once_a_minute_and_at_the_end(
             DropReason.WRONG_SENDER_PORT: ("172.17.8.102", 8286),
         }
         task = asyncio.create_task(life.backend.run())
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            while not caplog.messages:  # noqa: ASYNC110 - what is waited for has no event
+                await asyncio.sleep(0.01)
         port = f"172.17.8.102:8286, not port {life.port}; -source-check=off if a NAT changes ports"
         lines = [
             "Dropped packets: unknown_sender 3 (last from 172.17.8.200), "

@@ -233,6 +233,26 @@ def test_a_peer_without_a_mac_is_logged_and_its_entries_are_removed(
     ]
 
 
+def test_peers_without_a_mac_are_one_log_line_and_one_more_if_a_lease_returns_to_that_state(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
+        without_mac = [added(number, 100 + number, mac="02:00") for number in range(1, 6)]
+        backend.apply([*without_mac, added(6, 106)])
+        await netlink.settled(*by_vxlan(6, 106))
+        backend.apply([added(1, 101)])
+        await netlink.settled(*by_vxlan(1, 101), *by_vxlan(6, 106))
+        backend.apply(without_mac[:1])
+        await netlink.settled(*by_vxlan(6, 106))
+
+    play(scenario, monkeypatch)
+    cause = "its BackendData has no VtepMAC of a host"
+    assert [message for message in caplog.messages if message.startswith("Ignoring")] == [
+        f"Ignoring subnet 11.0.1.0/24, 11.0.2.0/24, 11.0.3.0/24 and 2 more: {cause}",
+        f"Ignoring subnet 11.0.1.0/24: {cause}",
+    ]
+
+
 def test_of_two_peers_with_one_mac_the_earlier_keeps_its_entries(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

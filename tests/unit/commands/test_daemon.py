@@ -286,7 +286,7 @@ def serve(
     monkeypatch.setattr(external_endpoint, "watch", lambda *_: watched)
     monkeypatch.setattr(repair_loop, "Netlink", FakeNetlink)
     monkeypatch.setattr(monitor, "notifications", no_changes)
-    monkeypatch.setattr(repair_loop, "_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(monitor, "_PAUSE_SECONDS", 0.001)
     return daemon._serve(cli.parse(list(flags)))
 
 

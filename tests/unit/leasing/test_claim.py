@@ -26,6 +26,7 @@ from support.lease_world import (
 
 from flannelpy.errors import LeaseLost
 from flannelpy.leasing.manager import SubnetManager
+from flannelpy.logs import LogLimit
 from flannelpy.subnet.config import parse
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import CLAIM_SECONDS
@@ -244,6 +245,21 @@ def test_a_plain_flanneld_with_our_public_ip_is_logged_and_overwritten(caplog: p
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "overwritten without a host ID, as by flanneld" in warning
     assert "172.17.8.101 is not unique" in warning
+
+
+def test_a_lease_that_is_overwritten_without_end_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(holder: Duplicate, _: Duplicate) -> None:
+        async with holder.running() as watch:
+            for _turn in range(100):
+                holder.registry.put_raw(OWN_NAME, OURS, LEASE_TTL)
+                await asyncio.sleep(1)
+            await asyncio.sleep(200)
+            assert not watch.done()
+
+    play_duplicates(scenario)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == LogLimit.BURST + 1
+    assert warnings[-1] == "Own lease was overwritten: 80 more in the last two minutes"
 
 
 def test_a_lease_of_a_flanneld_before_us_is_taken_over_at_once() -> None:

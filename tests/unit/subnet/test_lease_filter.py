@@ -148,6 +148,14 @@ def test_an_unusable_lease_is_ignored_and_logged_once_for_each_cause(bad: Lease,
         assert [str(ignored.fault) for ignored in decisions.ignored] == faults
 
 
+def test_a_cause_with_another_value_in_it_is_logged_again() -> None:
+    leases = new_filter()
+    for address in ("10.9.0.1", "10.9.0.1", "10.9.0.2"):
+        leases.update([LeaseAdded(lease("10.9.0.0/24", address))])
+        ignored = decide(leases).ignored
+    assert [str(one.fault) for one in ignored] == ["its public IP 10.9.0.2 lies inside the subnet itself"]
+
+
 def test_a_lease_around_the_public_ip_of_another_one_is_the_unusable_one_while_the_other_is_there() -> None:
     leases = new_filter()
     around, other = lease("10.20.0.0/16"), lease("10.9.0.0/24", "10.20.7.7")
