@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
-from flannelpy.registry.etcd_v2_list import children
+from flannelpy.registry.etcd_v2_client import children
 from flannelpy.subnet.lease_table import LeaseTable, Update
 
 if TYPE_CHECKING:
