@@ -188,13 +188,12 @@ class Watch:
     def _accept(self, stream: _Stream, header: Header) -> None:
         """Note what the first answer shows.  Raises HistoryGone.
 
-        A member that lags behind its cluster may be behind the cursor too.  The look, which waits until the member has
-        caught up, tells it from a wiped store.
+        A member that lags behind its cluster may be behind the cursor too.  The list that follows waits for it.
         """
-        self._check_cluster(header, None)
+        self._check_position(stream, header, None)
         stream.is_created = True
         stream.revision = header.revision
-        if self._has_lost_stream or header.revision < stream.cursor - 1:
+        if self._has_lost_stream:
             stream.look_at = time.monotonic()
         self._has_lost_stream = False
 
@@ -209,11 +208,7 @@ class Watch:
             stream.close(str(error).removeprefix(f"{stream.client.url}: "))
             self._has_lost_stream = True
             return False
-        self._check_cluster(header, config)
-        if header.revision < stream.cursor - 1:
-            raise self._gone(
-                f"etcd stands at {header.revision}, before {stream.cursor}: it was wiped or restored", config
-            )
+        self._check_position(stream, header, config)
         await self._check_config(stream, header, config)
         self._judge_silence(stream, header)
         return True
@@ -247,9 +242,13 @@ class Watch:
         silence = time.monotonic() + _RANDOM.uniform(*LOOK_SECONDS)
         stream.look_at = max(silence, self._reopened_at + _RANDOM.uniform(*REOPEN_SECONDS))
 
-    def _check_cluster(self, header: Header, config: int | None) -> None:
+    def _check_position(self, stream: _Stream, header: Header, config: int | None) -> None:
+        """Raise HistoryGone if the store is not the one that the cursor belongs to."""
         if self._known.cluster not in (None, header.cluster):
             raise self._gone("etcd was replaced by another cluster", config)
+        if header.revision < stream.cursor - 1:
+            why = f"etcd stands at {header.revision}, before {stream.cursor}: it was wiped or restored"
+            raise self._gone(why, config)
 
     def _gone(self, why: str, config: int | None) -> HistoryGone:
         self.close()
