@@ -87,7 +87,7 @@ class V3Client:
 
     def in_words(self, refusal: Refusal) -> Refusal:
         """Return the refusal of a watch in words.  If a new token may help, the next request gets one before."""
-        self._token_is_old = refusal.code == DENIED or refusal.asks_for_token
+        self._token_is_old |= refusal.code == DENIED or refusal.asks_for_token
         return in_words(refusal, self._access)
 
     def _ask(self, path: str, request: dict[str, Any], headers: dict[str, str] | None = None) -> BaseHTTPResponse:
@@ -98,12 +98,19 @@ class V3Client:
             try:
                 return self._send(path, request, headers)
             except Refusal as refusal:
-                if not (refusal.asks_for_token and self._access.username):
+                if not (self._access.username and self._lacks_token(refusal)):
                     raise
             self._authenticate()
             return self._send(path, request, headers)
         except Refusal as refusal:
             raise in_words(refusal, self._access) from None
+
+    def _lacks_token(self, refusal: Refusal) -> bool:
+        """Return whether a new token may change etcd's answer.
+
+        A request with a client certificate has no user, and is therefore denied instead of asked for one.
+        """
+        return refusal.asks_for_token or (refusal.code == DENIED and self._token is None)
 
     def _authenticate(self) -> None:
         """Get a token; without authentication in etcd, or without a user, there is none."""

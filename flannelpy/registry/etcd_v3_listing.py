@@ -33,7 +33,7 @@ class _RevisionGoneError(RegistryError):
 
 
 class _PageTooLargeError(RegistryError):
-    """The JSON gateway of etcd 3.4 refuses answers of more than 4 MB."""
+    """The JSON gateway refuses answers of more than 4 MB, in some releases of etcd."""
 
 
 class Listing:

@@ -30,12 +30,14 @@ _LEAST, _MOST = -(1 << 63), 1 << 64  # of int64 and uint64
 _NO_GATEWAY = "the v3 API's JSON gateway is not there: etcd 3.4 or later with --enable-grpc-gateway serves it"
 _NO_USER = "etcd asks for a user, see -etcd-username and -etcd-password"
 _NO_CLIENT_AUTH = (
-    "etcd's JSON gateway cannot connect to etcd itself: with --client-cert-auth, etcd's own certificate needs the "
-    "extended key usage clientAuth"
+    "if this lasts, etcd's JSON gateway cannot connect to etcd itself: with --client-cert-auth, etcd's own certificate "
+    "needs the extended key usage clientAuth"
 )
+_CUT_OFF = ("connection closed", "handshake", "certificate")
+_NAME_REFUSED = "CommonName of client"
 _NAME_IN_CERTIFICATE = (
-    "with --client-cert-auth and authentication, etcd's JSON gateway accepts no user while etcd's own certificate has "
-    "a Common Name (CN): give etcd a certificate without one, or -etcd-endpoints without --client-cert-auth"
+    "etcd's JSON gateway takes no client certificate with a Common Name while authentication is on: let -etcd-certfile "
+    "have none, and give the user by -etcd-username and -etcd-password"
 )
 
 
@@ -162,12 +164,14 @@ def refusal_of(status: int, body: bytes) -> NoAnswer:
     text = body.decode(errors="replace")
     if status == 404:
         return NoAnswer(_NO_GATEWAY, sent=False)
+    if _NAME_REFUSED in text:
+        return NoAnswer(_NAME_IN_CERTIFICATE, sent=False)
     return NoAnswer(f"HTTP status {status} {text}", sent=status >= 500)
 
 
 def refusal_of_cancel(reason: str) -> Refusal:
     """Return the refusal that ``cancel_reason`` of a watch describes."""
-    message = reason.removeprefix("etcdserver: ")
+    message = reason.rpartition("desc = ")[2].removeprefix("etcdserver: ")
     return Refusal(DENIED if "permission denied" in message else UNAVAILABLE, message)
 
 
@@ -175,11 +179,11 @@ def in_words(refusal: Refusal, access: Access) -> Refusal:
     """Return ``refusal`` with a text that names the cause and the remedy."""
     message = refusal.message
     if _USER_EMPTY in message:
-        text = _NAME_IN_CERTIFICATE if access.username and access.certfile else _NO_USER
+        text = _NO_USER
     elif refusal.code == DENIED:
         text = f"{message} for keys below {access.root}, see -etcd-username and -etcd-password"
-    elif refusal.code == UNAVAILABLE and ("handshake" in message or "certificate" in message):
-        text = f"{_NO_CLIENT_AUTH} ({message})"
+    elif access.certfile and refusal.code == UNAVAILABLE and any(words in message for words in _CUT_OFF):
+        text = f"{message}; {_NO_CLIENT_AUTH}"
     else:
         text = message
     return Refusal(refusal.code, message, text)
