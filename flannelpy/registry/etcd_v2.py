@@ -41,9 +41,10 @@ from flannelpy.registry.endpoints import (
 )
 from flannelpy.registry.etcd_v2_client import OpenedWatch, V2Client, event_of, index_of
 from flannelpy.registry.event_stream import EventStream
+from flannelpy.registry.unwanted import Reduction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from etcd import EtcdResult
 
@@ -52,8 +53,6 @@ Answer = TypeVar("Answer")
 SHORTEST_POLL = 0.5  # seconds that a watch waits even if it begins late, on the last endpoint in the rotation
 # etcd remembers 1,000 events; at most as many again may happen during one request.
 SAFE_HISTORY = 500
-# Characters of the listing of unwanted keys that are kept; each key counts as a hundred more.
-_MOST_UNWANTED = 200_000
 
 REMOVALS = frozenset({"delete", "compareAndDelete", "expire"})
 
@@ -71,7 +70,7 @@ class _Stream(EventStream[_Event]):
 
     def __init__(self, opened: OpenedWatch, cursor: int, convert: Callable[[Any], _Event]) -> None:
         self.client, self.start, self.cursor = opened.client, opened.start, cursor
-        super().__init__(opened.response, opened.interrupt, convert)
+        super().__init__(opened.response, opened.interrupt, lambda document: (convert(document),))
 
 
 class EtcdV2Registry:
@@ -220,7 +219,7 @@ class EtcdV2Registry:
         try:
             with client.list(self._key("")) as (children, index):
                 entries = (self._entry(node) for node in children if self._is_entry(node))
-                return Snapshot(tuple(_reduced(entries, is_wanted)), index + 1)
+                return Snapshot(tuple(Reduction(is_wanted).of(entries)), index + 1)
         except KeyNotFound as missing:
             return Snapshot((), index_of(missing) + 1)
 
@@ -335,14 +334,3 @@ class EtcdV2Registry:
 
 def _wiped(index: int, cursor: int) -> str:
     return f"etcd stands at {index}, before {cursor}: it was wiped or restored"
-
-
-def _reduced(entries: Iterator[KeyValue], is_wanted: Callable[[str], bool]) -> Iterator[KeyValue]:
-    """Yield the wanted entries, and the first unwanted ones without their values."""
-    left = _MOST_UNWANTED
-    for entry in entries:
-        if is_wanted(entry.name):
-            yield entry
-        elif left > 0:
-            left -= len(entry.name) + 100
-            yield entry._replace(value="")

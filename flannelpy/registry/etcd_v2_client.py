@@ -17,7 +17,7 @@ from flannelpy.errors import CompareFailed, HistoryGone, HistoryOverrun, KeyExis
 from flannelpy.foreign import shown
 from flannelpy.registry import endpoints
 from flannelpy.registry.endpoints import LONGEST_CAUSE, Endpoint, NoAnswer, no_answer
-from flannelpy.registry.etcd_v2_list import children
+from flannelpy.registry.json_list import elements
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -157,6 +157,12 @@ class V2Client:
         client._read_timeout = urllib3.Timeout(total=endpoints.REPLY_TIMEOUT)  # its constructor takes numbers only
         bound(client.http)
         return client
+
+
+def children(pieces: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """Yield the child nodes of the directory in an answer; raises as ``elements`` does."""
+    answer = yield from elements(pieces, '"nodes":[')
+    yield from answer["node"].get("nodes", ())
 
 
 def index_of(refusal: RegistryError) -> int:

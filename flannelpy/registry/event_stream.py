@@ -1,7 +1,7 @@
 """An HTTP response that stays open and delivers events.
 
-A reader thread splits the body into JSON values, converts each and hands it to the event loop.  If more than
-``MOST_WAITING`` characters wait for the loop, the stream ends, and its user asks again from the last position.
+A reader thread splits the body into JSON values, converts each into events and hands these to the event loop.  If more
+than ``MOST_WAITING`` characters wait for the loop, the stream ends, and its user asks again from the last position.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _DECODE = json.JSONDecoder().raw_decode
 
 
 class EventStream(Generic[Event]):
-    """The events that arrive on ``response``; ``convert`` makes each of a JSON value.
+    """The events that arrive on ``response``; ``convert`` makes those of one JSON value.
 
     ``interrupt`` ends a read of the response from any thread.  All public methods belong to the event loop.  The
     constructor raises RegistryUnavailable if no thread can start.
     """
 
     def __init__(
-        self, response: BaseHTTPResponse, interrupt: Callable[[], None], convert: Callable[[Any], Event]
+        self, response: BaseHTTPResponse, interrupt: Callable[[], None], convert: Callable[[Any], Iterable[Event]]
     ) -> None:
         self._response = response
         self._interrupt = interrupt
@@ -67,6 +67,11 @@ class EventStream(Generic[Event]):
     def is_over(self) -> bool:
         """Whether the stream has ended and all its events are taken."""
         return bool(self.end) and not self._waiting
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there are events to take, or the stream has ended."""
+        return self._news.is_set()
 
     @property
     def is_short(self) -> bool:
@@ -105,9 +110,9 @@ class EventStream(Generic[Event]):
         try:
             for value, length in json_values(self._pieces(), self._note_incomplete):
                 self._incomplete = None
-                size = length + _COST
-                self._handed_over += size
-                self._call_in_loop(self._add, (self._convert(value), size))
+                for event in self._convert(value):
+                    self._hand_over(event, length + _COST)
+                    length = 0
                 if self._handed_over - self._taken > MOST_WAITING:
                     why = "more events than can be taken in"
                     break
@@ -117,6 +122,10 @@ class EventStream(Generic[Event]):
             with contextlib.suppress(Exception):
                 self._response.close()
         self._call_in_loop(self._finish, why)
+
+    def _hand_over(self, event: Event, size: int) -> None:
+        self._handed_over += size
+        self._call_in_loop(self._add, (event, size))
 
     def _note_incomplete(self, length: int) -> None:
         since = self._incomplete[0] if self._incomplete else time.monotonic()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
+import json
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 from lab.etcd_server import EtcdServer
 from support.fakes import FakeRegistry
 
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
+from flannelpy.registry.etcd_v3 import EtcdV3Registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,18 +22,36 @@ if TYPE_CHECKING:
 
 
 class Store(Protocol):
-    """A registry, and the changes that an administrator makes."""
+    """A registry, and the changes that an administrator makes.
+
+    The attributes are what differs between stores.  ``has_directories``: whether the removal of a directory is one
+    event.  ``keeps_creation``: whether a write without a condition does.  ``reports_renewals``: whether a renewal is an
+    event.  ``reports_behind``: whether a watch reports how many changes follow.  ``reports_config``: whether the watch
+    reports changes of the config.  ``history_length``: how many changes the store remembers; a few for all.
+    """
+
+    history_length: int
+    has_directories: bool
+    keeps_creation: bool
+    reports_behind: bool
+    reports_renewals: bool
+    reports_config: bool
 
     def connect(self) -> Registry: ...
     def set_config(self, config: str) -> None: ...
     def put(self, name: str, value: str, ttl: int | None) -> object: ...
     def delete(self, name: str) -> None: ...
     def remove_subnets(self) -> None: ...
+    def forget_history(self) -> None: ...
     def go_down(self) -> None: ...
     def come_up(self) -> None: ...
 
 
 class FakeStore:
+    history_length = 1000
+    has_directories = reports_behind = reports_renewals = True
+    keeps_creation = reports_config = False
+
     def __init__(self) -> None:
         self._registry = FakeRegistry(time.monotonic)
         self.set_config = self._registry.set_config
@@ -43,9 +64,16 @@ class FakeStore:
     def connect(self) -> Registry:
         return self._registry
 
+    def forget_history(self) -> None:
+        _overrun(self)
 
-class EtcdStore:
+
+class EtcdV2Store:
     """One network of its own, by its prefix, in an etcd that all tests share."""
+
+    history_length = 1000
+    has_directories = reports_behind = reports_renewals = True
+    keeps_creation = reports_config = False
 
     def __init__(self, server: EtcdServer, prefix: str) -> None:
         self._server = server
@@ -68,6 +96,64 @@ class EtcdStore:
     def remove_subnets(self) -> None:
         self._server.delete(f"{self._prefix}/subnets")
 
+    def forget_history(self) -> None:
+        _overrun(self)
+
+
+def _overrun(store: FakeStore | EtcdV2Store) -> None:
+    """Change an entry as often as the store remembers changes, and once more."""
+    for number in range(store.history_length + 1):
+        store.put("11.0.9.0-24", str(number), None)
+
+
+class EtcdV3Store:
+    """One network of its own, by its prefix, in an etcd that all tests share."""
+
+    history_length = 20
+    has_directories = reports_behind = reports_renewals = False
+    keeps_creation = reports_config = True
+
+    def __init__(self, server: EtcdServer, prefix: str) -> None:
+        self._server = server
+        self._prefix = prefix
+        self.go_down = server.kill
+        self.come_up = server.start
+
+    def connect(self) -> Registry:
+        return EtcdV3Registry([self._server.url], self._prefix)
+
+    def set_config(self, config: str) -> None:
+        self._put("config", config)
+
+    def put(self, name: str, value: str, ttl: int | None) -> None:
+        lease = {} if ttl is None else {"lease": self._request("lease/grant", {"TTL": ttl})["ID"]}
+        self._put(f"subnets/{name}", value, **lease)
+
+    def delete(self, name: str) -> None:
+        self._request("kv/deleterange", {"key": self._key(f"subnets/{name}")})
+
+    def remove_subnets(self) -> None:
+        span = {"key": self._key("subnets/"), "range_end": self._key("subnets0")}
+        self._request("kv/deleterange", span)
+
+    def forget_history(self) -> None:
+        self._put("subnets/11.0.9.0-24", "999")
+        revision = self._put("subnets/11.0.9.0-24", "1000")["header"]["revision"]
+        self._request("kv/compaction", {"revision": revision})
+
+    def _put(self, key: str, value: str, **lease: str) -> Any:
+        return self._request("kv/put", {"key": self._key(key), "value": _base64(value), **lease})
+
+    def _key(self, key: str) -> str:
+        return _base64(f"{self._prefix}/{key}")
+
+    def _request(self, path: str, request: dict[str, Any]) -> Any:
+        return self._server.request("POST", f"/v3/{path}", body=json.dumps(request))
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
 
 @pytest.fixture(scope="session")
 def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
@@ -78,8 +164,9 @@ def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer
 _networks = itertools.count()
 
 
-@pytest.fixture(params=["fake", "etcd v2"])
+@pytest.fixture(params=["fake", "etcd v2", "etcd v3"])
 def store(request: pytest.FixtureRequest) -> Store:
     if request.param == "fake":
         return FakeStore()
-    return EtcdStore(request.getfixturevalue("etcd_server"), f"/network{next(_networks)}")
+    server, prefix = request.getfixturevalue("etcd_server"), f"/network{next(_networks)}"
+    return EtcdV2Store(server, prefix) if request.param == "etcd v2" else EtcdV3Store(server, prefix)

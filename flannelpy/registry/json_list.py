@@ -1,4 +1,4 @@
-"""Parses the listing of a directory by etcd's v2 API node by node, while its text arrives.
+"""Parses the list in an answer of etcd element by element, while its text arrives.
 
 The whole answer can be larger than all other memory of the process, and json.loads of 100,000 keys would stop all
 threads for half a second.
@@ -12,33 +12,38 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
-_CHILDREN = '"nodes":['
 # etcd accepts values of 1.5 MB; JSON may write each byte as six characters.
 _LONGEST_VALUE = 16 << 20
-_IN_A_ROW = 50  # children that are parsed before other threads get their turn
+_IN_A_ROW = 50  # elements that are parsed before other threads get their turn
 _DECODE = json.JSONDecoder().raw_decode
 
 
-def children(pieces: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """Yield the child nodes of the directory in an answer of etcd, which writes no blanks between the tokens.
+def elements(pieces: Iterator[str], opening: str) -> Generator[Any, None, Any]:
+    """Yield the elements of the list that begins with ``opening``; return the answer without them.
 
-    ``_CHILDREN`` cannot match inside a string, because JSON escapes quotes there.  Raises ValueError if the answer is
-    malformed or ends early.
+    ``opening``, such as ``"kvs":[``, cannot match inside a string, because JSON escapes quotes there.  etcd writes no
+    blanks between the tokens.  An answer without ``opening`` is returned as a whole.  Raises ValueError if the answer
+    is malformed or ends early.
     """
     text = _Text(pieces)
-    if not text.skip_past(_CHILDREN):
-        yield from json.loads(text.whole())["node"].get("nodes", ())
-        return
-    if text.skip("]"):
-        return
+    if not text.skip_past(opening):
+        return json.loads(text.rest())
+    before = text.passed
+    if not text.skip("]"):
+        yield from _elements(text)
+    return json.loads(f"{before}]{text.rest()}")
+
+
+def _elements(text: _Text) -> Iterator[Any]:
+    """Yield the elements of a list, from its first element to its closing bracket."""
     for number in itertools.count():
         yield text.value()
         if text.skip("]"):
             return
         if not text.skip(","):
-            raise ValueError("a list of nodes without commas, or without an end")
+            raise ValueError("a list without commas, or without an end")
         if not number % _IN_A_ROW:
             time.sleep(0)  # lets other threads run
 
@@ -53,6 +58,8 @@ class _Text:
         self._pieces = pieces
         self._text = ""
         self._at = 0
+        #: What ``skip_past`` has skipped.
+        self.passed = ""
 
     def skip_past(self, words: str) -> bool:
         """Go behind the first occurrence of ``words`` and return True; without any, keep all of the text."""
@@ -60,6 +67,7 @@ class _Text:
             if not self._read():
                 return False
         self._at = found + len(words)
+        self.passed = self._text[: self._at]
         return True
 
     def skip(self, character: str) -> bool:
@@ -81,9 +89,11 @@ class _Text:
             else:
                 return value
 
-    def whole(self) -> str:
-        """Return all of the text, if ``skip_past`` found nothing."""
-        return self._text
+    def rest(self) -> str:
+        """Return all of the text that has not been parsed."""
+        while self._read():
+            pass
+        return self._text[self._at :]
 
     def _read(self) -> bool:
         """Read more text, twice as much as before if a value is long; return False at the end."""
