@@ -150,7 +150,7 @@ def test_a_host_writes_the_same_lease_into_etcd_v3(recording: Recording) -> None
         if "VtepMAC" in value:
             registry.put_raw(name, value, 100)  # a host keeps the MAC that its lease has
         parsed = config.parse(recording.config, registry.schema)
-        backend = catalogue.create(parsed, ExternalInterface("eth1", HOST1, 1500), cli.parse([]))
+        backend = catalogue.create(parsed, ExternalInterface("eth1", HOST1, 1500), cli.parse([]), "alias")
         identity = HostIdentity(HOST1, "host-1")
         manager = SubnetManager(registry, BootClock(), random.Random(1), identity)
         await manager.acquire(parsed, partial(backend.lease_attrs, identity), parse_key(name))
