@@ -81,9 +81,7 @@ class SecondLease:
         if self._has_config is None:
             await self._look_for_config()
             if self._has_config:
-                log.info(
-                    "Found network config in etcd v2, too: the lease is kept in v2 and in v3 until that config is deleted"
-                )
+                log.info("Found network config in etcd v2, too: the lease is kept in both until that config is deleted")
         return bool(self._has_config)
 
     async def create(self, name: str, value: str, lease_ttl: int | None) -> KeyValue:
