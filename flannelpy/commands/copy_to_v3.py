@@ -36,6 +36,7 @@ from flannelpy.foreign import shown
 from flannelpy.leasing.retry import Backoff
 from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Registry
 from flannelpy.registry.connect import open_as
+from flannelpy.registry.entries import find, put
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
 from flannelpy.registry.etcd_v3 import EtcdV3Registry
 from flannelpy.subnet import copied
@@ -265,7 +266,7 @@ class NetworkCopy:
             try:
                 await self._do(plan.step, name, seen)
             except (CompareFailed, KeyExists, KeyNotFound):
-                self._note_first(name, await self._find_first(name))
+                self._note_first(name, await find(self._v3, name))
                 continue
             self._report(name, self._with_lifetime(plan, seen))
             return
@@ -278,18 +279,7 @@ class NetworkCopy:
             self._note_first(name, None)
         elif step in (Step.COPY, Step.UPDATE) and seen:
             value = copied.copy_of(seen.entry.value, seen.entry.version)
-            self._note_first(name, await self._write(name, value, _seconds_left(seen), first))
-
-    async def _write(self, name: str, value: str, lease_ttl: int | None, first: KeyValue | None) -> KeyValue:
-        if first is None:  # a create needs a TTL
-            first = await self._v3.create(name, value, lease_ttl or 60)
-            if lease_ttl is not None:
-                return first
-        return await self._v3.compare_and_swap(name, value, lease_ttl, first.version)
-
-    async def _find_first(self, name: str) -> KeyValue | None:
-        entries = (await self._v3.snapshot(name.__eq__)).entries
-        return next((entry for entry in entries if entry.name == name), None)
+            self._note_first(name, await put(self._v3, name, value, _seconds_left(seen), first))
 
     # The output
 

@@ -1,6 +1,6 @@
 """The MAC of a host's VXLAN device (its VTEP), which the lease contains for the peers.  Pure.
 
-Counterpart: vxlanLeaseAttrs and hardwareAddr in backend/vxlan/vxlan.go.
+Counterpart: vxlanLeaseAttrs and hardwareAddr in backend/vxlan/vxlan.go; VNI is a key of later versions.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 
+from flannelpy.registry.base import Schema
 from flannelpy.subnet import go_json
 from flannelpy.subnet.lease import HostIdentity, LeaseAttrs
 
@@ -17,12 +18,15 @@ _MAC = re.compile("[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _KEY = "VtepMAC"
 # The two low bits of the first octet.  Source: IEEE 802, "I/G" and "U/L".
 _GROUP, _LOCAL = 0x01, 0x02
+# The original writes the lower 16 bits of the VNI, rejects a lease with a larger number, and uses neither.
+_VNI_VALUES = 1 << 16
 
 
-def attrs(host_identity: HostIdentity, vni: int, found: LeaseAttrs | None) -> LeaseAttrs:
+def attrs(host_identity: HostIdentity, vni: int, schema: Schema, found: LeaseAttrs | None) -> LeaseAttrs:
     """Return the attributes of our lease: with the MAC in ``found``, else with one derived from our identity."""
     mac = (read(found) if found else None) or _derive(host_identity, vni)
-    return LeaseAttrs(host_identity.public_ip, BACKEND_TYPE, {_KEY: mac})
+    data: dict[str, object] = {"VNI": vni % _VNI_VALUES} if schema is Schema.V3 else {}
+    return LeaseAttrs(host_identity.public_ip, BACKEND_TYPE, data | {_KEY: mac})
 
 
 def read(attrs: LeaseAttrs) -> str | None:

@@ -21,7 +21,7 @@ from flannelpy.leasing.retry import Clock
 from flannelpy.registry.base import Snapshot
 from flannelpy.subnet.allocator import pick_subnet
 from flannelpy.subnet.config import NetworkConfig
-from flannelpy.subnet.lease import Lease, LeaseAttrs, is_inside, parse_key, well_formed
+from flannelpy.subnet.lease import Lease, LeaseAttrs, is_inside, occupied_subnet, well_formed
 
 log = logging.getLogger(__name__)
 
@@ -98,9 +98,9 @@ class Acquisition:
         return subnet
 
     def _with_our_ip(self, leases: Iterable[Lease]) -> list[Lease]:
-        """Return the leases with our public IP; those that need no claim come first."""
+        """Return the leases with our public IP: those that need no claim come first, and of them the previous one."""
         ours = (lease for lease in leases if lease.attrs.public_ip == self._identity.public_ip)
-        return sorted(ours, key=self._claims.is_required)
+        return sorted(ours, key=lambda lease: (self._claims.is_required(lease), lease.subnet != self._previous))
 
     def _under_former_ip(self, leases: Sequence[Lease], found: Sequence[Lease]) -> Lease | None:
         """Return the lease of our host ID and our previous subnet under a former public IP, if flannelpy can keep it.
@@ -174,5 +174,5 @@ def _taken(snapshot: Snapshot, network: IPv4Network) -> list[IPv4Network]:
     subnets = []
     for entry in snapshot.entries:
         with suppress(ValueError):
-            subnets.append(parse_key(entry.name))
+            subnets.append(occupied_subnet(entry.name))
     return [subnet for subnet in subnets if is_inside(subnet, network)]

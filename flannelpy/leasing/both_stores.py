@@ -18,8 +18,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flannelpy.errors import CompareFailed, KeyExists, KeyNotFound, RegistryError
-from flannelpy.leasing.second_lease import SecondLease, find
+from flannelpy.leasing.second_lease import SecondLease
 from flannelpy.registry.base import Changes, KeyValue, Put, Registry, Snapshot, all_names
+from flannelpy.registry.entries import find
 
 if TYPE_CHECKING:
     from collections.abc import Callable

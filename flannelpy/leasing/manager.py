@@ -39,7 +39,7 @@ Apply = Callable[[Sequence[LeaseEvent]], Awaitable[None]]
 OVERRUN_SECONDS = 60.0
 # A live host notices within this time, or within the time of its lease, that its lease is gone.
 MAX_GRACE_SECONDS = 60.0
-# Interval of the reads of the network config, if the watch does not report its changes.
+# Interval of the reads of the network config, if the watch does not report its changes, or if a read fails.
 CONFIG_SECONDS = 30.0
 _POLL_SECONDS = 12.0
 # Part of these times that is cut off at random: an event reaches all hosts at the same moment, and their next requests
@@ -119,7 +119,11 @@ class SubnetManager:
                 if on_silence:
                     await on_silence()
                 raise
-            return await accept(network_config.parse(self._config_text))
+            config = network_config.parse(self._config_text, self._registry.schema)
+            accepted = await accept(config)
+            if config.ignored:
+                log.warning("Ignored %s of the network config: flannelpy routes IPv4 only", ", ".join(config.ignored))
+            return accepted
 
         what_fails = "Failed to retrieve network config"
         return await until_done(self._clock, self._rng, read, what_fails, ConfigError, RegistryError)
@@ -144,7 +148,7 @@ class SubnetManager:
             text = await self._registry.read_config()
             if text == self._config_text:
                 return None
-            await accept(network_config.parse(text))
+            await accept(network_config.parse(text, self._registry.schema))
         except KeyNotFound:
             return ConfigVerdict(logging.ERROR, f"Network config in etcd was removed; {_CONTINUING}")
         except (ConfigError, HostError) as error:

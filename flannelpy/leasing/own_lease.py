@@ -107,15 +107,17 @@ class OwnLease:
             self._renewal_failures.failed(error, f"Error renewing lease (trying again in {when}): {error}")
 
     async def _renew_or_read_back(self) -> None:
+        lease = self.lease
         try:
-            renewed = await self._store.renew(self.lease, self._attrs)
+            renewed = await self._store.renew(lease, self._attrs)
         except (CompareFailed, KeyNotFound):
             self._put_off()
-            await self.react(await self._store.find(self.lease.subnet))
-        else:
+            await self.react(await self._store.find(lease.subnet))
+            return
+        if self.lease is lease:  # the watch has not replaced it meanwhile
             self._hold(renewed)
-            expiration = self._clock.wall() + timedelta(seconds=self._terms.lease_ttl)
-            log.info("Lease renewed, new expiration: %s", expiration.strftime("%Y-%m-%d %H:%M:%S.%f +0000 UTC"))
+        expiration = self._clock.wall() + timedelta(seconds=renewed.lifetime.seconds or self._terms.lease_ttl)
+        log.info("Lease renewed, new expiration: %s", expiration.strftime("%Y-%m-%d %H:%M:%S.%f +0000 UTC"))
 
     def _put_off(self) -> float:
         """Postpone the renewal; return by how many seconds."""

@@ -30,6 +30,7 @@ from flannelpy.errors import (
 from flannelpy.leasing.retry import Backoff
 from flannelpy.logs import FailureLog
 from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Registry
+from flannelpy.registry.entries import find, put
 from flannelpy.subnet import copied
 from flannelpy.subnet.lease import HostIdentity, LeaseAttrs
 
@@ -37,9 +38,6 @@ log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 30.0
 CONFIG_SECONDS = 30.0
-
-# The lifetime of a key between its creation, which needs one, and its becoming permanent.
-_RESERVING_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ class SecondLease:
         self._has_config: bool | None = None  # None: v2 was not asked yet
         self._config_read_at = 0.0
         self._held: _Held | None = None
-        self._is_due = False
+        self._due: int | None = None  # the lifetime to which the task has to renew the lease
         self._failures = FailureLog(log, "Error keeping the lease in etcd v2")
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -83,20 +81,23 @@ class SecondLease:
         if self._has_config is None:
             await self._look_for_config()
             if self._has_config:
-                log.info(
-                    "Found network config in etcd v2, too: the lease is kept in v2 and v3 until it is deleted in v2"
-                )
+                log.info("Found network config in etcd v2, too: the lease is kept in both until that config is deleted")
         return bool(self._has_config)
 
     async def create(self, name: str, value: str, lease_ttl: int | None) -> KeyValue:
-        """Create the lease, or take the one that is ours already.  Raises KeyExists."""
+        """Create the lease, or take the one that is ours already.
+
+        Raises KeyExists if another host holds it.  Its entry is then in v3 as well.
+        """
         try:
             return await self._create(name, value, lease_ttl)
         except KeyExists:
             found = await find(self._v2, name)
-            if found is None or not self.is_ours(found.value):
-                raise
-            return await self._swap(found, value, lease_ttl)
+            if found and self.is_ours(found.value):
+                return await self._swap(found, value, lease_ttl)
+            if found:
+                await self._show_in_v3(found, None)
+            raise
 
     async def write(self, first: KeyValue, value: str, lease_ttl: int | None) -> KeyValue:
         """Write ``value`` over the lease that is ``first`` in v3, and create the lease if v2 has none.
@@ -117,7 +118,7 @@ class SecondLease:
     def hold(self, value: str, lease_ttl: int | None, entry: KeyValue) -> None:
         """Keep the lease, which is ``entry`` in v2 and has ``value``, from now on."""
         self._held = _Held(value, lease_ttl, entry)
-        self._is_due = False
+        self._due = None
         if self._task is None:
             self._task = asyncio.create_task(self._follow())
         self._woken.set()
@@ -125,8 +126,7 @@ class SecondLease:
     def renew(self, name: str, lease_ttl: int) -> None:
         """Have the task renew the lease, and retry that until it succeeds."""
         if self._held and self._held.entry.name == name and self._held.entry.lifetime.expires:
-            self._held = replace(self._held, lease_ttl=lease_ttl)
-            self._is_due = True
+            self._due = lease_ttl
             self._woken.set()
 
     async def delete(self, first: KeyValue) -> None:
@@ -181,25 +181,22 @@ class SecondLease:
         return self.is_ours(found.value) or same_text or (holder is not None and holder == _holder(first.value))
 
     async def _create(self, name: str, value: str, lease_ttl: int | None) -> KeyValue:
-        if lease_ttl is not None:
-            return await self._v2.create(name, value, lease_ttl)
-        entry = await self._v2.create(name, value, _RESERVING_SECONDS)
-        return await self._v2.compare_and_swap(name, value, None, entry.version)
+        return await put(self._v2, name, value, lease_ttl, None)
 
     async def _swap(self, found: KeyValue, value: str, lease_ttl: int | None) -> KeyValue:
         """Replace ``found``; a reservation stays one."""
         kept = lease_ttl if found.lifetime.expires else None
         return await self._v2.compare_and_swap(found.name, value, kept, found.version)
 
-    async def _show_in_v3(self, found: KeyValue, first: KeyValue) -> None:
-        """Replace ``first`` in v3 by a copy of ``found``, which another host has written to v2."""
+    async def _show_in_v3(self, found: KeyValue, first: KeyValue | None) -> None:
+        """Replace ``first`` in v3 (None: nothing) by a copy of ``found``, which another host has written to v2."""
         try:
             value = copied.copy_of(found.value, found.version)
         except ValueError:  # a malformed value cannot be marked
             value = found.value
         lease_ttl = max(found.lifetime.seconds or 1, 1) if found.lifetime.expires else None
-        with suppress(CompareFailed, KeyNotFound):
-            await self._v3.compare_and_swap(first.name, value, lease_ttl, first.version)
+        with suppress(KeyExists, CompareFailed, KeyNotFound):
+            await put(self._v3, found.name, value, lease_ttl, first)
 
     # The task
 
@@ -269,17 +266,17 @@ class SecondLease:
                 await self._settle(None)
 
     async def _renew_if_due(self) -> None:
-        held = self._held
-        if not self._is_due or held is None:
+        held, due = self._held, self._due
+        if due is None or held is None:
             return
         name, version = held.entry.name, held.entry.version
         try:
-            entry = await self._v2.renew(name, held.value, held.lease_ttl or _RESERVING_SECONDS, version)
+            entry = await self._v2.renew(name, held.value, due, version)
         except (CompareFailed, KeyNotFound):
             await self._settle(await find(self._v2, name))
         else:
             self._replace_entry(held, entry)
-        self._is_due = False
+        self._due = None
 
     async def _settle(self, found: KeyValue | None) -> None:
         """Act on ``found``, the present state of our lease in v2: adopt it, recreate it, or give it up."""
@@ -316,12 +313,6 @@ class SecondLease:
     def _is_written_by_us(self, value: str) -> bool:
         holder = _holder(value)
         return holder == _Holder(self._identity.public_ip, self._identity.host_id, is_claim=False)
-
-
-async def find(registry: Registry, name: str) -> KeyValue | None:
-    """Return the entry ``name``; None if there is none."""
-    entries = (await registry.snapshot(name.__eq__)).entries
-    return next((entry for entry in entries if entry.name == name), None)
 
 
 def _holder(value: str) -> _Holder | None:

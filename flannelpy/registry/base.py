@@ -116,8 +116,8 @@ class Registry(Protocol):
     async def wait_for_config_change(self, seconds: float) -> None:
         """Return when the config may differ from the one that ``read_config`` returned last.
 
-        A store whose watch reports changes of the config returns after such a change.  Any other store returns after
-        ``seconds``.  Raises nothing.
+        A store whose watch reports changes of the config returns after such a change.  If no ``read_config`` has
+        succeeded since then, and in any other store, it returns after ``seconds``.  Raises nothing.
         """
 
     async def snapshot(self, is_wanted: Callable[[str], bool] = all_names) -> Snapshot:

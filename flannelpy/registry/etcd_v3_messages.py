@@ -109,9 +109,11 @@ def number(message: dict[str, Any], field: str) -> int:
 
 
 def header_of(message: dict[str, Any]) -> Header:
-    """Return the header of an answer."""
-    header = message["header"]
-    return Header(number(header, "cluster_id"), number(header, "revision"))
+    """Return the header of an answer.  Raises ValueError without a revision: another program may have answered."""
+    header = Header(number(message["header"], "cluster_id"), number(message["header"], "revision"))
+    if header.revision < 1:
+        raise ValueError("an answer without a revision")
+    return header
 
 
 def node_of(kv: dict[str, Any]) -> Node:
@@ -125,9 +127,11 @@ def node_of(kv: dict[str, Any]) -> Node:
     )
 
 
-def nodes_of(message: dict[str, Any]) -> list[Node]:
-    """Return the keys of an answer to a range."""
-    return [node_of(kv) for kv in message.get("kvs", ())]
+def only_node_of(message: dict[str, Any]) -> Node | None:
+    """Return the key in an answer about one key; None if the key does not exist."""
+    header_of(message)
+    kvs = message.get("kvs")
+    return node_of(kvs[0]) if kvs else None
 
 
 def refusal_in(document: Any) -> Refusal | None:

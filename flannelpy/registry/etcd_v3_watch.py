@@ -34,8 +34,8 @@ from flannelpy.registry.etcd_v3_messages import (
     encoded,
     header_of,
     node_of,
-    nodes_of,
     number,
+    only_node_of,
     refusal_of_cancel,
 )
 from flannelpy.registry.event_stream import EventStream
@@ -216,8 +216,8 @@ class Watch:
     def _ask(self, client: V3Client) -> tuple[Header, int]:
         """Return the position of the store, and the version of the config."""
         answer = client.call("kv/range", {"key": encoded(self._keys.config), "keys_only": True})
-        nodes = nodes_of(answer)
-        return header_of(answer), nodes[0].version if nodes else 0
+        node = only_node_of(answer)
+        return header_of(answer), node.version if node else 0
 
     async def _check_config(self, stream: _Stream, header: Header, config: int) -> None:
         """Raise HistoryGone if the config has another version, and no event reports it."""

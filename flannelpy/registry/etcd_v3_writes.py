@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flannelpy.errors import CompareFailed, KeyExists, KeyNotFound, RegistryError, RegistryUnavailable
 from flannelpy.registry.base import PERMANENT, expires_in
-from flannelpy.registry.etcd_v3_messages import LEASE_EXISTS, Node, Refusal, encoded, node_of, nodes_of, number
+from flannelpy.registry.etcd_v3_messages import LEASE_EXISTS, Node, Refusal, encoded, number, only_node_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,8 +106,7 @@ class Writes:
 
     def find(self, key: str) -> Node | None:
         """Return a key as stored."""
-        found = nodes_of(self._call("kv/range", {"key": encoded(key)}))
-        return found[0] if found else None
+        return self._cluster.ask(lambda client: only_node_of(client.call("kv/range", {"key": encoded(key)})))
 
     def _write_leased(
         self,
@@ -163,8 +162,8 @@ class Writes:
         read = {"request_range": {"key": key}}
         compare = {"key": key, "result": "EQUAL", **condition}
         answer = client.call("kv/txn", {"compare": [compare], "success": [write, read], "failure": [read]})
-        kvs = answer["responses"][-1]["response_range"].get("kvs")
-        return _Outcome(answer.get("succeeded") is True, node_of(kvs[0]) if kvs else None)
+        found = only_node_of({"header": answer["header"], **answer["responses"][-1]["response_range"]})
+        return _Outcome(answer.get("succeeded") is True, found)
 
     def _grant(self, lease_ttl: int) -> tuple[int, int]:
         """Have etcd grant a lease; return its ID and its seconds, which can be more than ``lease_ttl``."""
@@ -189,7 +188,7 @@ class Writes:
     def _revoke(self, lease: int) -> None:
         """Revoke a lease.  If that fails, the lease expires by itself."""
         with contextlib.suppress(RegistryError):
-            self._call("lease/revoke", {"ID": str(lease)})
+            self._cluster.ask(lambda client: client.call("lease/revoke", {"ID": str(lease)}))
 
     def _replace_own_lease(self, name: str, lease: int) -> None:
         """Note the lease of an entry; revoke the one before, if this process has granted it.  0 stands for none."""
@@ -198,9 +197,6 @@ class Writes:
             self._own_leases[name] = lease
         if before:
             self._revoke(before)
-
-    def _call(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
-        return self._cluster.ask(lambda client: client.call(path, request))
 
     def _exists(self, name: str, _: Node | None) -> KeyExists:
         return KeyExists(f"{self._keys.of(name)}: key already exists")

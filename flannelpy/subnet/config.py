@@ -1,7 +1,8 @@
 """The network config that an operator stores in etcd.  Pure.
 
 Keys and defaults are v0.5.5's.  flannelpy rejects every config that v0.13.0 rejects, a SubnetMin above SubnetMax, and a
-Network that is too large or overlaps a block of special use.
+Network that is too large or overlaps a block of special use.  For ``Schema.V3`` the config is read as v0.20.2 reads it:
+the default SubnetLen always leaves four subnets, and a config can ask for IPv6, which flannelpy does not route.
 Counterpart: subnet/config.go.
 """
 
@@ -15,12 +16,14 @@ from ipaddress import IPv4Address, IPv4Network
 from flannelpy.addressing.addresses import special_use_in
 from flannelpy.errors import ConfigError
 from flannelpy.foreign import shown
+from flannelpy.registry.base import Schema
 from flannelpy.subnet import go_json
 
 _DEFAULT_SUBNET_LEN = 24
 _MIN_NETWORK_LEN = 8
 _MAX_NETWORK_LEN = 28
 _MAX_SUBNET_LEN = 30
+_IPV6_KEYS = ("EnableIPv6", "IPv6Network", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax")
 # Characters.  The parsing of 10 MB of JSON would stop the packets of the udp backend for seconds.
 _LONGEST = 65536
 
@@ -35,36 +38,58 @@ class BackendConfig:
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """A validated config: subnets of ``subnet_len`` from ``subnet_min`` to ``subnet_max`` (first addresses)."""
+    """A validated config: subnets of ``subnet_len`` from ``subnet_min`` to ``subnet_max`` (first addresses).
+
+    ``schema`` names the originals by whose rules it was read, and whose JSON the leases have.  ``ignored`` are the keys
+    of the config that concern IPv6.
+    """
 
     network: IPv4Network
     subnet_len: int
     subnet_min: IPv4Address
     subnet_max: IPv4Address
     backend: BackendConfig
+    schema: Schema = Schema.V2
+    ignored: tuple[str, ...] = ()
 
     def fits(self, subnet: IPv4Network) -> bool:
         """Return whether a host may hold ``subnet`` under this config.  Counterpart: isSubnetConfigCompat."""
         return subnet.prefixlen == self.subnet_len and self.subnet_min <= subnet.network_address <= self.subnet_max
 
 
-def parse(text: str) -> NetworkConfig:
-    """Parse and validate the config in ``text``.  Raises ConfigError with key, value and rule."""
+def parse(text: str, schema: Schema = Schema.V2) -> NetworkConfig:
+    """Parse and validate the config in ``text``, by the rules of ``schema``.
+
+    Raises ConfigError with key, value and rule.
+    """
     if len(text) > _LONGEST:
         raise ConfigError(f"network config has {len(text)} characters, the longest has {_LONGEST}")
     try:
         document = go_json.parse_object(text)
     except ValueError as error:
         raise ConfigError(f"network config is {error}") from error
+    ignored = _ignored(document) if schema is Schema.V3 else ()
     network = _network(go_json.get(document, "Network"))
-    subnet_len = _subnet_len(go_json.get(document, "SubnetLen"), network)
+    subnet_len = _subnet_len(go_json.get(document, "SubnetLen"), network, schema)
     size = 1 << (32 - subnet_len)
     # The first subnet is skipped: its address is the network's own, and old kernels treat it as a broadcast address.
     subnet_min = _boundary(document, "SubnetMin", network, subnet_len, default=network.network_address + size)
     subnet_max = _boundary(document, "SubnetMax", network, subnet_len, default=network.broadcast_address - (size - 1))
     if subnet_min > subnet_max:
         raise ConfigError(f"SubnetMin {subnet_min} is above SubnetMax {subnet_max}")
-    return NetworkConfig(network, subnet_len, subnet_min, subnet_max, _backend(document))
+    return NetworkConfig(network, subnet_len, subnet_min, subnet_max, _backend(document), schema, ignored)
+
+
+def _ignored(document: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the keys that concern IPv6.  Raises ConfigError if the config leaves no IPv4."""
+    enable_ipv4 = go_json.get(document, "EnableIPv4")
+    if enable_ipv4 is False:
+        raise ConfigError(
+            "EnableIPv4 false leaves nothing to route: flannelpy routes IPv4 only; use true, or leave the key out"
+        )
+    if enable_ipv4 is not None and enable_ipv4 is not True:
+        raise ConfigError(f"EnableIPv4 {_show(enable_ipv4)} is neither true nor false")
+    return tuple(key for key in _IPV6_KEYS if go_json.get(document, key) not in (None, False))
 
 
 def _network(value: object) -> IPv4Network:
@@ -86,10 +111,12 @@ def _network(value: object) -> IPv4Network:
     return network
 
 
-def _subnet_len(value: object, network: IPv4Network) -> int:
+def _subnet_len(value: object, network: IPv4Network, schema: Schema) -> int:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
         raise ConfigError(f"SubnetLen {_show(value)} is not a prefix length such as 24")
-    subnet_len = value or max(_DEFAULT_SUBNET_LEN, network.prefixlen + 1)
+    # Four subnets are the least that a Network may have.  v0.5.5's default leaves two, in a Network longer than /22.
+    subnets_len = 1 if schema is Schema.V2 else 2
+    subnet_len = value or max(_DEFAULT_SUBNET_LEN, network.prefixlen + subnets_len)
     if subnet_len > _MAX_SUBNET_LEN:
         raise ConfigError(f"SubnetLen {subnet_len} must be less than /{_MAX_SUBNET_LEN + 1}")
     if subnet_len < network.prefixlen + 2:

@@ -17,6 +17,7 @@ from flannelpy.registry.base import KeyValue, Lifetime, Schema
 from flannelpy.subnet import go_json
 
 _KEY = re.compile(r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})-(0|[1-9]\d?)", re.ASCII)
+_IPV6_SEPARATOR = "&"
 #: Characters of a lease's value; the original's values have a few hundred.
 _LONGEST_VALUE = 65536
 
@@ -151,7 +152,18 @@ def parse_key(name: str) -> IPv4Network:
     A key with host bits is malformed, because the original never routes to it.  So is a length such as 08, because two
     keys of one subnet would replace each other.
     """
-    match = _KEY.fullmatch(name)
+    subnet = occupied_subnet(name)
+    if _IPV6_SEPARATOR in name:
+        raise ValueError("a dual-stack lease, which flannelpy does not route")
+    return subnet
+
+
+def occupied_subnet(name: str) -> IPv4Network:
+    """Return the IPv4 subnet that no other host may lease while there is a key ``name``.  Raises ValueError.
+
+    For a dual-stack lease, ``10.1.5.0-24&fd00::-64``, this is the part in front of the ``&``.
+    """
+    match = _KEY.fullmatch(name.partition(_IPV6_SEPARATOR)[0])
     if match is None:
         raise ValueError("no subnet key such as 10.1.7.0-24")
     return IPv4Network(f"{match[1]}/{match[2]}")

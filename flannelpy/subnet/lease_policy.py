@@ -3,7 +3,7 @@
 ==========================================  =============================  =============================
 condition                                   a lease with a TTL             a reservation (no TTL)
 ==========================================  =============================  =============================
-renewal is due                              renew by compare-and-swap      nothing
+renewal is due                              renew if unchanged             nothing
 own lease changed                           adopt version and TTL          adopt version and TTL
 value malformed                             restore by compare-and-swap    restore by compare-and-swap
 our public IP, no host ID                   restore by compare-and-swap    restore by compare-and-swap
@@ -22,6 +22,19 @@ history gone, store replaced or restored    relist                         relis
 
 Every row runs: own_lease.py and manager.py classify what happens, look the action up, and match on it.
 
+The table is the same for etcd v2 and v3; some conditions arise in different ways:
+
+* Renewal: v2 writes the same value by compare-and-swap.  v3 extends the lifetime, so the version stays and no watch
+  reports it, and compares the version in the same call.
+* The time left: v2 tells it with every lease, v3 only with what this host has written.  So a changed lease that a host
+  adopts from v3 is due for renewal at once, which tells the time.  In v3 all lifetimes begin again when the leader
+  changes, so no action depends on the moment at which a lease ends.
+* Creation: flanneld's renewal sets the key without a condition.  v2 then creates the key again, so that lease counts as
+  the later one from then on.  v3 keeps the creation.
+* A restored store: v2's leases end when they would have ended, v3's get their full time again.  In both, the store's
+  content counts, however old it is.  If it has an older lease of another host for our subnet, that host keeps the
+  subnet.  If it has an older version of our own lease, that is adopted.  If it has no lease of ours, it is recreated.
+
 To surrender is to stop forwarding under that subnet and to end the process, so that Docker follows.  If etcd refuses a
 renewal, flannelpy reads the lease back, and the row of what it finds applies.  A change of the network config is only
 logged; it takes effect at the next start, never in part.
@@ -38,8 +51,8 @@ the holder cannot take for its own write.  If no answer comes within ``CLAIM_SEC
 its new public IP.  If the holder answers, the holder keeps the lease, and the newcomer leases another subnet.
 
 Two leases of different length can overlap, because a create is atomic for one key only.  The host whose lease was
-created later surrenders, and removes its lease unless it is a reservation.  Renewal by compare-and-swap keeps the
-creation.  flanneld's renewal creates the key again, so its lease counts as the later one, and flannelpy stays.
+created later surrenders, and removes its lease unless it is a reservation.  flannelpy's renewal keeps the creation.
+flanneld never surrenders.  Once it has renewed its lease in v2, that is the later one, and flannelpy stays.
 
 A suspended machine or a changed time of day needs no row.  Time counts since boot, so a lease ages while the machine
 sleeps, and its renewal is due or overdue when the machine wakes up.
@@ -98,7 +111,7 @@ class Action(enum.Enum):
     """The reaction of the host, in the words of the table."""
 
     NOTHING = "nothing"
-    RENEW = "renew by compare-and-swap"
+    RENEW = "renew if unchanged"
     ADOPT = "adopt version and TTL"
     RESTORE = "restore by compare-and-swap"
     RECREATE = "recreate by atomic create"

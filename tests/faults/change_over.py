@@ -1,4 +1,4 @@
-"""The change-over from etcd's v2 store to its v3 store and back, host after host, for test_change_over.py and the soak."""
+"""The change-over from etcd's v2 store to its v3 store and back, host after host, for tests/faults and tests/soak."""
 
 from __future__ import annotations
 
@@ -114,6 +114,8 @@ def there_and_back(make_lab: Callable[..., Lab], backend: Backend, hosts: int, *
     lab.put_config(backend.config())
     change = ChangeOver(lab, [f"-subnet-lease-ttl={LEASE_TTL}s"])
     change.start(lab.hosts, "-etcd-api=auto")
+    for daemon in change.daemons.values():
+        daemon.wait_ready(DEADLINE)
     wait_connected(list(change.daemons.values()))
     for host in lab.hosts:
         host.add_container()
@@ -171,11 +173,15 @@ def joining_on_both_sides(
     assert holders(lab.etcd.v3) == before
     if backend is not ALLOC:
         for daemon in change.daemons.values():
-            wait_for(lambda daemon=daemon: next_hops(daemon) == hosts - 1, DEADLINE, "all next hops")
+            wait_for(partial(_knows, daemon, hosts - 1), DEADLINE, "all next hops")
         for host in lab.hosts:
             host.add_container()
         with unbroken_mesh(lab.hosts):
             time.sleep(2)
+
+
+def _knows(daemon: Daemon, count: int) -> bool:
+    return next_hops(daemon) == count
 
 
 def _is_ready(daemon: Daemon) -> bool:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flannelpy.addressing.addresses import special_use_in
 from flannelpy.errors import ConfigError, OutOfSubnets
-from flannelpy.registry.base import PERMANENT, Changes, Deleted, KeyValue, Put, Snapshot
+from flannelpy.registry.base import PERMANENT, Changes, Deleted, KeyValue, Put, Schema, Snapshot
 from flannelpy.subnet.allocator import free_subnets, pick_subnet
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
@@ -133,13 +133,18 @@ ODD = (
     | st.integers(-1, 40)
     | st.sampled_from(["10.0.0.0/8", "0.0.0.0/0", "255.255.255.0/24", "10.0.1.0", "11.0.0.0/33", "1.2.3.4/ 8"])
 )
-CONFIG_KEYS = st.sampled_from(["Network", "SubnetLen", "SubnetMin", "SubnetMax", "Backend", "network", "Other"])
+CONFIG_KEYS = st.sampled_from(
+    ["Network", "SubnetLen", "SubnetMin", "SubnetMax", "Backend", "network", "Other", "EnableIPv4", "IPv6Network"]
+)
 
 
-@given(st.text() | JSON.map(json.dumps) | st.dictionaries(CONFIG_KEYS, ODD, max_size=5).map(json.dumps))
-def test_any_text_is_a_sound_config_or_refused_with_a_config_error(text: str) -> None:
+@given(
+    st.text() | JSON.map(json.dumps) | st.dictionaries(CONFIG_KEYS, ODD, max_size=5).map(json.dumps),
+    st.sampled_from(Schema),
+)
+def test_any_text_is_a_sound_config_or_refused_with_a_config_error(text: str, schema: Schema) -> None:
     try:
-        config = parse(text)
+        config = parse(text, schema)
     except ConfigError:
         return
     assert not special_use_in(config.network)

@@ -1,4 +1,4 @@
-"""flannelpy's external contracts, compared with recordings of the original: see README.md beside this file."""
+"""flannelpy's external contracts, compared with recordings of the originals: see README.md beside this file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import random
 import re
 import signal
 import socket
@@ -15,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
@@ -28,27 +30,30 @@ from support.packets import checksum, hop_taken
 from support.pcap import RAW_IP, read, udp_datagrams
 
 from flannelpy import cli, logs, network
-from flannelpy.backend import repair_loop
+from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.backend import catalogue, repair_loop
 from flannelpy.backend.udp import backend as udp_backend
 from flannelpy.backend.udp import device
 from flannelpy.commands import daemon
 from flannelpy.datapath.engine import BATCH_PACKETS, Engine, Plan
 from flannelpy.datapath.routes import NextHop, Routes
 from flannelpy.host import external_endpoint, subnet_file
+from flannelpy.leasing.manager import SubnetManager
 from flannelpy.linux import systemd
+from flannelpy.linux.clock import BootClock
 from flannelpy.linux.netlink import monitor
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import Tun
 from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.packet import ipv4, vnet_hdr
 from flannelpy.packet.drops import DropReason
-from flannelpy.registry.base import KeyValue, expires_in
+from flannelpy.registry.base import KeyValue, Schema, expires_in
 from flannelpy.rtnetlink.entries import Identity, Route
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
 from flannelpy.rtnetlink.rules import ProhibitRule
 from flannelpy.subnet import config
-from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
+from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs, format_key, parse_key
 from flannelpy.subnet.lease_policy import Terms
 
 RECORDED = Path(__file__).parent / "flanneld-v0.5.5-udp"
@@ -103,6 +108,73 @@ def test_the_subnet_file_is_the_same() -> None:
     text = subnet_file.render(IPv4Network("11.0.0.0/16"), SUBNET1, 1472, True)
     assert text.encode() == (RECORDED / "subnet.env").read_bytes()
     assert subnet_file.previous_subnet(RECORDED / "subnet.env") == SUBNET1
+
+
+# The store in etcd v3
+
+
+class Recording(NamedTuple):
+    """What v0.20.2 left in etcd v3: the config, the leases by key, and the granted TTL of each etcd lease by key."""
+
+    directory: Path
+    config: str
+    leases: dict[str, str]
+    granted: dict[str, int]
+
+
+@pytest.fixture(params=["udp", "vxlan", "host-gw"])
+def recording(request: pytest.FixtureRequest) -> Recording:
+    directory = Path(__file__).parent / f"flanneld-v0.20.2-{request.param}"
+    values = {pair["key"]: pair["value"] for pair in json.loads((directory / "etcd.json").read_text())["kvs"]}
+    granted = re.findall(
+        r"granted with TTL\((\d+)s\), .* attached keys\(\[(\S+)\]\)", (directory / "leases.txt").read_text()
+    )
+    return Recording(directory, values.pop(f"{PREFIX}/config"), values, {key: int(seconds) for seconds, key in granted})
+
+
+def test_keys_and_values_in_etcd_v3_are_read_and_written_to_the_same_bytes(recording: Recording) -> None:
+    assert len(recording.leases) == 2
+    for key, value in recording.leases.items():
+        name = key.removeprefix(f"{PREFIX}/subnets/")
+        assert format_key(parse_key(name)) == name
+        assert LeaseAttrs.decode(value).encode(Schema.V3) == value
+
+
+def test_a_host_writes_the_same_lease_into_etcd_v3(recording: Recording) -> None:
+    """flannelpy's lease has one key more: HostID, which the original ignores."""
+    [(key, value)] = [(key, value) for key, value in recording.leases.items() if f'"{HOST1}"' in value]
+    name = key.removeprefix(f"{PREFIX}/subnets/")
+
+    async def acquire() -> KeyValue:
+        registry = FakeRegistry(time.monotonic, Schema.V3)
+        if "VtepMAC" in value:
+            registry.put_raw(name, value, 100)  # a host keeps the MAC that its lease has
+        parsed = config.parse(recording.config, registry.schema)
+        backend = catalogue.create(parsed, ExternalInterface("eth1", HOST1, 1500), cli.parse([]), "alias")
+        identity = HostIdentity(HOST1, "host-1")
+        manager = SubnetManager(registry, BootClock(), random.Random(1), identity)
+        await manager.acquire(parsed, partial(backend.lease_attrs, identity), parse_key(name))
+        [entry] = registry.stored()
+        return entry
+
+    ours = asyncio.run(acquire())
+    assert (ours.name, ours.value) == (name, f'{value[:-1]},"HostID":"host-1"}}')
+    assert ours.lifetime == expires_in(recording.granted[key])
+
+
+def test_the_config_in_etcd_v3_has_the_same_meaning(recording: Recording) -> None:
+    parsed = config.parse(recording.config, Schema.V3)
+    assert recording.directory.name.endswith(f"-{parsed.backend.type}")
+    assert all(parsed.fits(parse_key(key.rpartition("/")[2])) for key in recording.leases)
+
+
+def test_the_subnet_file_of_v0_20_2_is_the_same(recording: Recording) -> None:
+    text = (recording.directory / "subnet.env").read_text()
+    subnet = subnet_file.previous_subnet(recording.directory / "subnet.env")
+    assert subnet is not None
+    assert f"{PREFIX}/subnets/{format_key(subnet)}" in recording.leases
+    mtu = {"udp": 1472, "vxlan": 1450, "host-gw": 1500}[recording.directory.name.partition(".2-")[2]]
+    assert subnet_file.render(IPv4Network("11.0.0.0/16"), subnet, mtu, False) == text
 
 
 # The wire

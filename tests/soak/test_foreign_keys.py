@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from flannelpy.registry.etcd_v3 import EtcdV3Registry
 from lab.etcd_server import EtcdServer
 from lab.etcd_stores import Api
 
 from flannelpy.registry.base import Registry, Snapshot
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
+from flannelpy.registry.etcd_v3 import EtcdV3Registry
 
 FOREIGN_KEYS = 100_000
 MOST_GROWTH = 64 << 10  # KB

@@ -166,3 +166,12 @@ BAD_CONFIGS = {
         'Backend.DirectRouting "true" is not true or false',
     ),
 }
+
+#: Of a store in etcd v3.
+BAD_CONFIGS_V3 = {name: bad for name, bad in BAD_CONFIGS.items() if name != "a network too small for the default"} | {
+    "no IPv4": BadConfig(
+        _keys('"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/48"'),
+        "EnableIPv4 false leaves nothing to route: flannelpy routes IPv4 only; use true, or leave the key out",
+    ),
+    "IPv4 in quotes": BadConfig(_keys('"EnableIPv4":"true"'), "EnableIPv4 'true' is neither true nor false"),
+}

@@ -9,7 +9,18 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from flannelpy.errors import CompareFailed, HistoryGone, HistoryOverrun, KeyExists, KeyNotFound, RegistryUnavailable
-from flannelpy.registry.base import PERMANENT, Changes, Deleted, KeyValue, Put, Schema, Snapshot, all_names, expires_in
+from flannelpy.registry.base import (
+    EXPIRES,
+    PERMANENT,
+    Changes,
+    Deleted,
+    KeyValue,
+    Put,
+    Schema,
+    Snapshot,
+    all_names,
+    expires_in,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +30,7 @@ HISTORY_LENGTH = 1000  # as in etcd v2
 
 class _Stored(NamedTuple):
     value: str
+    lease_ttl: int | None
     expires: float | None
     version: int
     created: int
@@ -35,16 +47,21 @@ class FakeRegistry:
 
     ``clock`` is the time.  A clock that the test itself moves has to be followed by ``tick``, which lets
     entries expire and waiting watches time out.
+
+    ``schema`` is that of the etcd API which the fake imitates.  v3 differs from v2 in this: it tells the remaining
+    seconds only of what a call has just written, renews without an event, wakes who waits for the config, keeps all of
+    its history, keeps the creation of a key that is set without a condition, and removes all keys by an event for each.
     """
 
-    schema = Schema.V2
-    relist_seconds = 300.0
-
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], schema: Schema = Schema.V2) -> None:
         self._clock = clock
+        self.schema = schema
+        self.relist_seconds = 300.0 if schema is Schema.V2 else 3600.0
         self._config: str | None = None
+        self._config_read: str | None = None
+        self._is_config_reported = False
         self._stored: dict[str, _Stored] = {}
-        self._history: deque[_Event] = deque(maxlen=HISTORY_LENGTH)
+        self._history: deque[_Event] = deque(maxlen=HISTORY_LENGTH if schema is Schema.V2 else None)
         self._index = 0
         self._watches: list[list[_Event]] = []  # what has happened since each of them began, and a little before
         self._woken = asyncio.Event()  # replaced by a new one each time it is set
@@ -54,16 +71,22 @@ class FakeRegistry:
 
     async def read_config(self) -> str:
         self._begin()
+        self._config_read, self._is_config_reported = self._config, False
         if self._config is None:
             raise KeyNotFound("config: key not found")
         return self._config
 
     async def wait_for_config_change(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        if self.schema is Schema.V2 or self._is_config_reported:
+            await asyncio.sleep(seconds)
+            return
+        while self._config == self._config_read:
+            await self._woken.wait()
+        self._is_config_reported = True
 
     async def snapshot(self, is_wanted: Callable[[str], bool] = all_names) -> Snapshot:
         self._begin()
-        return Snapshot(tuple(map(self._entry, self._stored)), self._index + 1)
+        return Snapshot(tuple(map(self._untimed, self.stored())), self._index + 1)
 
     async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         self._begin()
@@ -81,8 +104,16 @@ class FakeRegistry:
         return entry
 
     async def renew(self, name: str, value: str, lease_ttl: int, version: int) -> KeyValue:
-        permanent = name in self._stored and self._stored[name].expires is None
-        return await self.compare_and_swap(name, value, None if permanent else lease_ttl, version)
+        self._begin()
+        self._compare(name, version)
+        stored = self._stored[name]
+        wanted_ttl = None if stored.lease_ttl is None else lease_ttl
+        if self.schema is Schema.V2 or (stored.value, stored.lease_ttl) != (value, wanted_ttl):
+            return await self.compare_and_swap(name, value, wanted_ttl, version)
+        if wanted_ttl is not None:
+            self._extend(name, wanted_ttl)
+        self._reply()
+        return self._entry(name)
 
     async def compare_and_delete(self, name: str, version: int) -> None:
         self._begin()
@@ -109,6 +140,16 @@ class FakeRegistry:
         self._wake()
 
     # What only tests do
+
+    def stored(self) -> tuple[KeyValue, ...]:
+        """All entries, with the remaining seconds."""
+        return tuple(map(self._entry, self._stored))
+
+    def change_leader(self) -> None:
+        """Begin the lifetime of every entry again, as etcd v3 does."""
+        for name, stored in self._stored.items():
+            if stored.lease_ttl is not None:
+                self._extend(name, stored.lease_ttl)
 
     def tick(self) -> None:
         """The clock was moved."""
@@ -143,6 +184,26 @@ class FakeRegistry:
         self._expire()
         self._remove(name)
 
+    def forget_history(self) -> None:
+        """Forget all changes but the last one, as etcd v3 does when it is compacted."""
+        while len(self._history) > 1:
+            self._history.popleft()
+
+    def back_up(self) -> Callable[[], None]:
+        """Return what restores the store as it is now, to be called as often as one likes.
+
+        Waiting calls keep waiting.  In v2 an entry still ends at its former time; in v3 its lifetime begins again.
+        """
+        stored, index = dict(self._stored), self._index
+
+        def restore() -> None:
+            self._stored, self._index = dict(stored), index
+            self._history.clear()
+            if self.schema is Schema.V3:
+                self.change_leader()
+
+        return restore
+
     def wipe(self) -> None:
         """Restart without data, as an etcd that lost its data directory; waiting calls keep waiting."""
         self._stored.clear()
@@ -150,9 +211,12 @@ class FakeRegistry:
         self._index = 0
 
     def remove_subnets(self) -> None:
-        """Remove the directory of all entries at one stroke."""
-        self._stored.clear()
-        self._record(None, ends_history=True)
+        """Remove all entries at one stroke: in v2 their directory, in v3 the range of their keys."""
+        if self.schema is Schema.V2:
+            self._stored.clear()
+            self._record(None, ends_history=True)
+        for name in list(self._stored):
+            self._remove(name)
 
     # How it works
 
@@ -176,19 +240,31 @@ class FakeRegistry:
             raise CompareFailed(f"{name}: [{version} != {found}]")
 
     def _entry(self, name: str) -> KeyValue:
-        value, expires, version, created = self._stored[name]
+        value, _, expires, version, created = self._stored[name]
         lifetime = PERMANENT if expires is None else expires_in(math.ceil(expires - self._clock()))
         return KeyValue(name, value, lifetime, version, created)
 
+    def _untimed(self, entry: KeyValue) -> KeyValue:
+        """``entry`` as a snapshot or an event has it."""
+        is_unknown = self.schema is Schema.V3 and entry.lifetime.expires
+        return entry._replace(lifetime=EXPIRES) if is_unknown else entry
+
     def _put(self, name: str, value: str, lease_ttl: int | None, created: int | None = None) -> KeyValue:
-        """``created`` is kept by a compare-and-swap only: etcd's plain set creates the key again."""
+        """``created`` is kept by a compare-and-swap only: etcd v2's plain set creates the key again."""
         if lease_ttl is not None and lease_ttl <= 0:
             raise ValueError(f"lease_ttl is {lease_ttl}")
-        expires = None if lease_ttl is None else self._clock() + lease_ttl
-        self._stored[name] = _Stored(value, expires, self._index + 1, self._index + 1 if created is None else created)
+        if self.schema is Schema.V3 and name in self._stored:
+            created = self._stored[name].created
+        version = self._index + 1
+        self._stored[name] = _Stored(value, lease_ttl, None, version, version if created is None else created)
+        if lease_ttl is not None:
+            self._extend(name, lease_ttl)
         entry = self._entry(name)
-        self._record(Put(entry))
+        self._record(Put(self._untimed(entry)))
         return entry
+
+    def _extend(self, name: str, lease_ttl: int) -> None:
+        self._stored[name] = self._stored[name]._replace(lease_ttl=lease_ttl, expires=self._clock() + lease_ttl)
 
     def _remove(self, name: str) -> None:
         del self._stored[name]

@@ -7,6 +7,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network
+from typing import ClassVar
 
 from support.fakes import FakeRegistry
 from support.fakes_clock import LoopClock, run
@@ -16,7 +17,7 @@ from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend import catalogue as backends
 from flannelpy.errors import LeaseLost, RegistryUnavailable
 from flannelpy.leasing.manager import SubnetManager
-from flannelpy.registry.base import KeyValue
+from flannelpy.registry.base import KeyValue, Schema
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import Terms
@@ -42,13 +43,23 @@ async def accept_by_backend(config: NetworkConfig) -> object:
     return backends.create(config, EXTERNAL, cli.parse([]), "alias")
 
 
+async def entries(registry: FakeRegistry) -> dict[str, KeyValue]:
+    """Return all entries, with the remaining seconds, and without the key that a lease in etcd v3 always has."""
+    await registry.snapshot()  # lets entries expire
+    return {
+        entry.name: entry._replace(value=entry.value.replace(',"PublicIPv6":null', "")) for entry in registry.stored()
+    }
+
+
 class World:
-    """A registry, and the manager of the host 172.17.8.101."""
+    """A registry with ``schema``, and the manager of the host 172.17.8.101."""
+
+    schema: ClassVar[Schema] = Schema.V2
 
     def __init__(self, registry_class: type[FakeRegistry]) -> None:
         clock = LoopClock()
         self.now = clock.now
-        self.registry = registry_class(clock.now)
+        self.registry = registry_class(clock.now, self.schema)
         self.manager = SubnetManager(self.registry, clock, random.Random(1), HostIdentity(OUR_IP))
         self.events: list[LeaseEvent] = []
 
@@ -59,7 +70,7 @@ class World:
         return await self.manager.acquire(config, lambda _: ATTRS, previous)
 
     async def entries(self) -> dict[str, KeyValue]:
-        return {entry.name: entry for entry in (await self.registry.snapshot()).entries}
+        return await entries(self.registry)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[None]]:

@@ -54,7 +54,7 @@ class World:
     def is_up(self, subnet: IPv4Interface | None = None) -> bool:
         """Return whether both units run, with ``subnet`` unless that is None."""
         states = self.machine.systemctl("is-active", *BOTH.split(), check=False).split()
-        return states == ["active", "active"] and subnet in {None, self.subnet()}
+        return states == ["active", "active"] and (subnet is None or subnet == self.subnet())
 
     def wait_until_up(self, deadline: float = 30) -> None:
         try:

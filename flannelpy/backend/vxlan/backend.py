@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class _Vtep(NamedTuple):
-    """A peer: its public IP, the MAC of its VXLAN device, and the etcd index at which its lease was created."""
+    """A peer: its public IP, the MAC of its VXLAN device, and when its lease was created."""
 
     public_ip: IPv4Address
     mac: str
@@ -46,6 +46,7 @@ class VxlanBackend(KernelRoutedBackend[_Vtep]):
     def __init__(self, config: NetworkConfig, external: ExternalInterface, alias: str) -> None:
         """Mark the device with ``alias``.  Raises ConfigError."""
         self._settings = vxlan_settings.parse(config.backend.options, external.mtu)
+        self._schema = config.schema
         super().__init__(config.network, external, log, has_direct_routes=self._settings.direct_routing)
         self._alias = alias
         self._port_probe = PortProbe(external.address, self._settings, config)
@@ -76,8 +77,8 @@ class VxlanBackend(KernelRoutedBackend[_Vtep]):
         return self._settings.device_name
 
     def lease_attrs(self, host_identity: HostIdentity, found: LeaseAttrs | None) -> LeaseAttrs:
-        """Return the public IP and the MAC of our device."""
-        return vtep.attrs(host_identity, self._settings.vni, found)
+        """Return the public IP and the MAC of our device; in etcd v3 also the VNI."""
+        return vtep.attrs(host_identity, self._settings.vni, self._schema, found)
 
     async def _set_up(self, lease: Lease) -> int:
         mac = vtep.read(lease.attrs)

@@ -21,7 +21,7 @@ from flannelpy.datapath.vxlan_settings import Settings
 from flannelpy.errors import ConfigError, HostError
 from flannelpy.linux.netlink import monitor
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.registry.base import expires_in
+from flannelpy.registry.base import Schema, expires_in
 from flannelpy.report import BackendReport
 from flannelpy.rtnetlink.entries import Entry, FdbEntry, GatewayRoute, Neighbour
 from flannelpy.rtnetlink.links import Address
@@ -103,7 +103,7 @@ def test_invalid_options_are_rejected(options: dict[str, object], message: str) 
 
 def test_the_mac_is_always_the_same_and_of_this_host_alone() -> None:
     macs = {
-        vtep.read(vtep.attrs(host_identity, vni, None))
+        vtep.read(vtep.attrs(host_identity, vni, Schema.V2, None))
         for host_identity in (
             US,
             HostIdentity(EXTERNAL.address, "host2"),
@@ -113,15 +113,30 @@ def test_the_mac_is_always_the_same_and_of_this_host_alone() -> None:
     }
     assert len(macs - {None}) == 6
     assert all(mac and int(mac[:2], 16) & 3 == 2 for mac in macs), "local, and of one host"
-    assert vtep.attrs(US, 1, None) == vtep.attrs(US, 1, None)
+    assert vtep.attrs(US, 1, Schema.V2, None) == vtep.attrs(US, 1, Schema.V2, None)
 
 
 def test_the_mac_in_the_lease_is_kept() -> None:
     found = LeaseAttrs(EXTERNAL.address, "vxlan", {"VNI": 1, "VtepMAC": "8A:34:91:DD:7C:C7"})
-    attrs = vtep.attrs(US, 1, found)
+    attrs = vtep.attrs(US, 1, Schema.V2, found)
     assert attrs.encode() == (
         '{"PublicIP":"172.17.8.101","BackendType":"vxlan","BackendData":{"VtepMAC":"8a:34:91:dd:7c:c7"}}'
     )
+
+
+@pytest.mark.parametrize(("vni", "leased"), [(1, 1), (0, 0), (65535, 65535), (65536, 0), (9_999_999, 38527)])
+def test_a_lease_in_etcd_v3_has_the_lower_16_bits_of_the_vni(vni: int, leased: int) -> None:
+    text = json.dumps({"Network": "11.0.0.0/16", "Backend": {"Type": "vxlan", "VNI": vni}})
+    in_v3, in_v2 = (
+        VxlanBackend(config.parse(text, schema), EXTERNAL, ALIAS).lease_attrs(US, None)
+        for schema in (Schema.V3, Schema.V2)
+    )
+    mac = vtep.read(in_v2)
+    assert in_v3.encode(Schema.V3) == (
+        '{"PublicIP":"172.17.8.101","PublicIPv6":null,"BackendType":"vxlan",'
+        f'"BackendData":{{"VNI":{leased},"VtepMAC":"{mac}"}}}}'
+    )
+    assert in_v2.encode() == f'{{"PublicIP":"172.17.8.101","BackendType":"vxlan","BackendData":{{"VtepMAC":"{mac}"}}}}'
 
 
 @pytest.mark.parametrize(
@@ -134,7 +149,7 @@ def test_the_mac_in_the_lease_is_kept() -> None:
     ],
 )
 def test_a_lease_without_a_mac_gets_the_derived_one(found: LeaseAttrs) -> None:
-    assert vtep.attrs(US, 1, found) == vtep.attrs(US, 1, None)
+    assert vtep.attrs(US, 1, Schema.V2, found) == vtep.attrs(US, 1, Schema.V2, None)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from flannelpy.errors import AlreadyRunning, CompareFailed, HostError, KeyNotFou
 from flannelpy.host import external_endpoint
 from flannelpy.linux.instance_lock import InstanceLock
 from flannelpy.options import Options
+from flannelpy.registry.base import Schema
 
 PUBLIC_IP = IPv4Address("172.17.8.101")
 KEY = "11.0.59.0-24"
@@ -27,9 +28,9 @@ KEY = "11.0.59.0-24"
 class World:
     """A host with a lease in the store and nothing to remove, whose -cleanup ends with ``failure``."""
 
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, schema: Schema) -> None:
         self.file = directory / "subnet.env"
-        self.store = FakeRegistry(time.monotonic)
+        self.store = FakeRegistry(time.monotonic, schema)
         self.store.put_raw(KEY, json.dumps({"PublicIP": str(PUBLIC_IP)}), 100)
         self.failure: Exception | None = None
         self.was_locked: list[bool] = []
@@ -58,16 +59,40 @@ class World:
         return self.store
 
 
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> World:
+@pytest.fixture(params=[Schema.V2, Schema.V3], ids=["v2", "v3"])
+def world(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> World:
     caplog.set_level(logging.DEBUG, logger="flannelpy")
-    return World(tmp_path, monkeypatch)
+    return World(tmp_path, monkeypatch, request.param)
 
 
 def test_a_lease_is_released_while_no_daemon_can_start(world: World, caplog: pytest.LogCaptureFixture) -> None:
     assert world.run() == 0
     assert "Released the lease of 11.0.59.0/24" in caplog.messages
     assert world.was_locked == [True]
+
+
+def test_reservations_and_leases_of_other_hosts_are_kept(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    for name, value, ttl in (
+        ("11.0.60.0-24", {"PublicIP": str(PUBLIC_IP), "HostID": "host-1"}, None),
+        ("11.0.61.0-24", {"PublicIP": str(PUBLIC_IP), "HostID": "host-2"}, 100),
+        ("11.0.62.0-24", {"PublicIP": "172.17.8.102"}, 100),
+        ("11.0.63.0-24&fd00::-64", {"PublicIP": str(PUBLIC_IP)}, 100),
+    ):
+        world.store.put_raw(name, json.dumps(value), ttl)
+    assert world.run() == 0
+    assert caplog.messages == [
+        "Released the lease of 11.0.59.0/24",
+        "Kept the reservation of 11.0.60.0/24: it belongs to the operator",
+        "Kept the lease of 11.0.61.0/24: it belongs to another host (host-2)",
+    ]
+    assert [entry.name for entry in world.store.stored()] == [
+        "11.0.60.0-24",
+        "11.0.61.0-24",
+        "11.0.62.0-24",
+        "11.0.63.0-24&fd00::-64",
+    ]
 
 
 def test_a_bug_is_one_line_with_its_place(world: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -24,7 +24,6 @@ ONE, TWO, THREE = (f'{{"PublicIP":"172.17.8.10{n}","HostID":"host{n}"}}' for n i
 class V3(FakeRegistry):
     """A fake store whose config can be written under a condition."""
 
-    schema = Schema.V3
     config_version = 0
 
     def set_config(self, config: str | None) -> None:
@@ -45,7 +44,7 @@ class V3(FakeRegistry):
 class World:
     def __init__(self) -> None:
         self.now = asyncio.get_running_loop().time
-        self.v2, self.v3 = FakeRegistry(self.now), V3(self.now)
+        self.v2, self.v3 = FakeRegistry(self.now), V3(self.now, Schema.V3)
         self.v2.set_config(CONFIG)
         self.lines: list[str] = []
 
@@ -57,7 +56,7 @@ class World:
         return dict(copy.counts)
 
     async def entries(self) -> dict[str, KeyValue]:
-        return {entry.name: entry for entry in (await self.v3.snapshot()).entries}
+        return {entry.name: entry for entry in self.v3.stored()}
 
     async def values(self) -> dict[str, str]:
         return {name: entry.value for name, entry in (await self.entries()).items()}

@@ -107,7 +107,7 @@ def test_a_reservation_is_used_and_stays_one() -> None:
             assert world.manager.own.subnet == OWN
             assert world.manager.report().seconds_left is None
             version, created = world.manager.own.version, world.manager.own.created
-            await asyncio.sleep(10 * LEASE_TTL)
+            await asyncio.sleep(2 * LEASE_TTL)
             assert await world.entries() == {OWN_NAME: KeyValue(OWN_NAME, OURS, PERMANENT, version, created)}
 
     play(scenario)
@@ -174,6 +174,16 @@ def test_malformed_entries_do_not_prevent_a_lease() -> None:
         for name, value in [("rubbish", "x"), ("11.0.1.0-24", "{}"), ("11.0.2.0-99", OURS), ("11.0.3.5-24", B)]:
             world.registry.put_raw(name, value, 86400)
         assert (await world.acquire(OWN)).subnet == OWN
+
+    play(scenario)
+
+
+def test_the_subnets_of_dual_stack_leases_are_not_free() -> None:
+    async def scenario(world: World) -> None:
+        for name in ("11.0.0.64-26&fd00:0:0:1::-64", "11.0.0.192-26&fd00:0:0:3::-64"):
+            world.registry.put_raw(name, B, 86400)
+        own = await world.acquire(IPv4Network("11.0.0.64/26"), SMALL)
+        assert own.subnet == IPv4Network("11.0.0.128/26")
 
     play(scenario)
 

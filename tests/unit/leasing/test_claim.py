@@ -53,7 +53,7 @@ def play_duplicates(
     scenario: Callable[[Duplicate, Duplicate], Awaitable[None]], first: str = FIRST, second: str = SECOND
 ) -> None:
     async def whole() -> None:
-        registry = FakeRegistry(LoopClock().now)
+        registry = FakeRegistry(LoopClock().now, World.schema)
         await scenario(Duplicate(registry, first), Duplicate(registry, second))
 
     run(whole())

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from support.bad_configs import BAD_CONFIGS
+from support.bad_configs import BAD_CONFIGS, BAD_CONFIGS_V3, BadConfig
+from support.fakes import FakeRegistry
 from support.lease_world import (
-    CONFIG,
     OWN,
     TEXT,
     World,
@@ -17,16 +17,22 @@ from support.lease_world import (
     play,
 )
 
-from flannelpy.errors import ConfigError
+from flannelpy.errors import ConfigError, RegistryUnavailable
 from flannelpy.leasing.manager import CONFIG_SECONDS
 from flannelpy.leasing.retry import LONGEST_PAUSE
-from flannelpy.subnet.config import NetworkConfig
+from flannelpy.registry.base import Schema
+from flannelpy.subnet.config import NetworkConfig, parse
 
 
-def test_a_config_that_is_there_is_read_at_once(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def bad_configs(schema: Schema) -> list[BadConfig]:
+    return list({Schema.V2: BAD_CONFIGS, Schema.V3: BAD_CONFIGS_V3}[schema].values())
+
+
+def test_a_config_that_is_there_is_read_at_once(schema: Schema, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         world.registry.set_config(TEXT)
-        assert await world.manager.read_config(accept_any) == CONFIG
+        assert await world.manager.read_config(accept_any) == parse(TEXT, schema)
         assert world.now() == 0
 
     play(scenario)
@@ -61,17 +67,19 @@ def test_a_config_that_becomes_right_step_by_step_is_waited_for_with_a_line_for_
     ]
 
 
-def test_each_kind_of_invalid_config_is_logged_at_start_and_retried(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_kind_of_invalid_config_is_logged_at_start_and_retried(
+    bad_configs: list[BadConfig], caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario(world: World) -> None:
         reading = asyncio.create_task(world.manager.read_config(accept_by_backend))
-        for bad in BAD_CONFIGS.values():
+        for bad in bad_configs:
             world.registry.set_config(bad.text)
             await asyncio.sleep(LONGEST_PAUSE)
         world.registry.set_config(TEXT)
         await reading
 
     play(scenario)
-    assert caplog.messages == [f"Failed to retrieve network config: {bad.message}" for bad in BAD_CONFIGS.values()]
+    assert caplog.messages == [f"Failed to retrieve network config: {bad.message}" for bad in bad_configs]
 
 
 def test_a_store_that_does_not_answer_at_start_is_waited_for_and_then_used(caplog: pytest.LogCaptureFixture) -> None:
@@ -152,25 +160,93 @@ def test_a_second_change_to_another_valid_config_is_logged_again(caplog: pytest.
     assert caplog.messages[2:] == [line, line]
 
 
-def test_each_kind_of_invalid_config_while_flannelpy_runs_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_kind_of_invalid_config_while_flannelpy_runs_is_only_logged(
+    bad_configs: list[BadConfig], caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario(world: World) -> None:
         world.registry.set_config(TEXT)
         await world.manager.read_config(accept_by_backend)
         await world.acquire(OWN)
         watching = asyncio.create_task(world.manager.watch_config(accept_by_backend))
         await asyncio.sleep(1)
-        for bad in BAD_CONFIGS.values():
+        for bad in bad_configs:
             world.registry.set_config(bad.text)
             await asyncio.sleep(CONFIG_SECONDS)
         assert not watching.done()
         watching.cancel()
 
     play(scenario)
-    assert len(BAD_CONFIGS) >= 20
+    assert len(bad_configs) >= 20
     assert caplog.messages[2:] == [
         f"Network config in etcd became invalid: {bad.message}; continuing with the config read at start"
-        for bad in BAD_CONFIGS.values()
+        for bad in bad_configs
     ]
+
+
+@pytest.mark.parametrize("schema", [Schema.V3], indirect=True)
+def test_keys_of_ipv6_are_logged_once_the_config_is_accepted(caplog: pytest.LogCaptureFixture) -> None:
+    async def accept(config: NetworkConfig) -> None:
+        if config.backend.type != "udp":
+            raise ConfigError(f"unknown backend type: {config.backend.type}")
+
+    async def scenario(world: World) -> None:
+        dual_stack = TEXT[:-1] + ',"EnableIPv6":true,"IPv6Network":"fd00::/48"'
+        world.registry.set_config(dual_stack + ',"Backend":{"Type":"gre"}}')
+        reading = asyncio.create_task(world.manager.read_config(accept))
+        await asyncio.sleep(60)
+        world.registry.set_config(dual_stack + "}")
+        await reading
+
+    play(scenario)
+    assert caplog.messages == [
+        "Failed to retrieve network config: unknown backend type: gre",
+        "Ignored EnableIPv6, IPv6Network of the network config: flannelpy routes IPv4 only",
+    ]
+
+
+@pytest.mark.parametrize("schema", [Schema.V3], indirect=True)
+def test_a_change_that_the_watch_reports_is_logged_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        world.registry.set_config(TEXT)
+        await world.manager.read_config(accept_any)
+        world.registry.set_config('{"Network":"12.0.0.0/16"}')  # before anything waits for it
+        watching = asyncio.create_task(world.manager.watch_config(accept_any))
+        await asyncio.sleep(0.1)
+        world.registry.set_config(TEXT)
+        await asyncio.sleep(0.1)
+        watching.cancel()
+
+    play(scenario)
+    assert caplog.messages == [
+        "Network config in etcd was changed; restart flannelpy, then Docker, to apply the change",
+        "Network config in etcd was changed back to the config read at start",
+    ]
+
+
+def test_a_changed_config_that_cannot_be_read_is_read_again_with_pauses(caplog: pytest.LogCaptureFixture) -> None:
+    class Unreadable(FakeRegistry):
+        reads = 0
+
+        async def read_config(self) -> str:
+            self.reads += 1
+            if self.reads in range(2, 7):
+                raise RegistryUnavailable("no quorum")
+            return await super().read_config()
+
+    async def scenario(world: World) -> None:
+        assert isinstance(world.registry, Unreadable)
+        world.registry.set_config(TEXT)
+        await world.manager.read_config(accept_any)
+        world.registry.set_config("{")
+        watching = asyncio.create_task(world.manager.watch_config(accept_any))
+        await asyncio.sleep(4 * 0.75 * CONFIG_SECONDS)
+        assert world.registry.reads <= 5
+        await asyncio.sleep(20 * CONFIG_SECONDS)
+        watching.cancel()
+
+    play(scenario, Unreadable)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("Network config in etcd became invalid")
 
 
 def test_an_outage_is_no_change_of_the_config(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,12 +10,12 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 from support.fakes import FakeRegistry
 from support.fakes_clock import LoopClock, run
+from support.lease_world import World, entries
 
 from flannelpy.addressing.surroundings import Surroundings
 from flannelpy.errors import HostError, LeaseLost
 from flannelpy.leasing.manager import SubnetManager
 from flannelpy.leasing.retry import LONGEST_PAUSE
-from flannelpy.registry.base import KeyValue
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs, is_host_id
 from flannelpy.subnet.lease_policy import CLAIM_SECONDS
@@ -61,14 +61,10 @@ def value(
 
 def play(scenario: Callable[[FakeRegistry, Machine], Awaitable[None]]) -> None:
     async def whole() -> None:
-        registry = FakeRegistry(LoopClock().now)
+        registry = FakeRegistry(LoopClock().now, World.schema)
         await scenario(registry, Machine(registry))
 
     run(whole())
-
-
-async def entries(registry: FakeRegistry) -> dict[str, KeyValue]:
-    return {entry.name: entry for entry in (await registry.snapshot()).entries}
 
 
 def now() -> float:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from ipaddress import IPv4Network
 
 import pytest
 from support.lease_world import (
     LEASE_TTL,
     OURS,
+    OWN,
     OWN_NAME,
     RENEW_MARGIN,
     B,
@@ -19,7 +19,7 @@ from support.lease_world import (
 )
 
 from flannelpy.errors import LeaseLost
-from flannelpy.registry.base import PERMANENT, KeyValue, expires_in
+from flannelpy.registry.base import PERMANENT, KeyValue, Schema, expires_in
 
 
 def test_a_deleted_lease_is_recreated_at_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -181,22 +181,40 @@ def test_an_overlapping_lease_that_was_created_later_changes_nothing_nor_does_on
             created = world.manager.own.created
             for value in (B, C):
                 world.registry.put_raw(name, value, None)
-                await asyncio.sleep(2 * LEASE_TTL)
+                await asyncio.sleep(LEASE_TTL)
             assert not watch.done()
             assert (await world.entries())[OWN_NAME].created == world.manager.own.created == created
 
     play(scenario)
 
 
-def test_an_overlapping_lease_that_is_written_blindly_as_flanneld_does_is_a_later_one() -> None:
+def test_an_overlapping_lease_that_flanneld_renews_counts_as_later_in_v2_and_as_before_in_v3(schema: Schema) -> None:
+    """flanneld sets the key without a condition: v2 creates it again, v3 keeps its creation."""
+
     async def scenario(world: World) -> None:
+        await world.acquire(OWN)
+        world.registry.delete_raw(OWN_NAME)
         world.registry.put_raw("11.0.59.0-25", B, 86400)
-        async with asyncio.timeout(10):
-            await world.acquire(IPv4Network("11.0.60.0/24"))
-        world.registry.put_raw("11.0.60.0-25", C, 86400)
+        world.registry.put_raw(OWN_NAME, OURS, 86400)
+        world.registry.put_raw("11.0.59.0-25", B, 86400)  # the renewal
         watch = asyncio.create_task(world.manager.watch(world.apply))
         await asyncio.sleep(10)
-        assert not watch.done()
+        assert watch.done() is (schema is Schema.V3)
         watch.cancel()
+        with pytest.raises((LeaseLost, asyncio.CancelledError)):
+            await watch
+
+    play(scenario)
+
+
+def test_an_own_lease_that_flanneld_overwrites_counts_as_later_in_v2_and_as_before_in_v3(schema: Schema) -> None:
+    async def scenario(world: World) -> None:
+        async with world.running() as watch:
+            world.registry.put_raw("11.0.59.0-25", B, 86400)
+            await asyncio.sleep(1)
+            assert not watch.done()
+            world.registry.put_raw(OWN_NAME, OURS, 86400)
+            await asyncio.sleep(1)
+            assert watch.done() is (schema is Schema.V2)
 
     play(scenario)

@@ -30,11 +30,9 @@ from support.lease_world import (
 from flannelpy.errors import RegistryUnavailable
 from flannelpy.leasing.manager import MAX_GRACE_SECONDS, SubnetManager
 from flannelpy.leasing.retry import FIRST_PAUSE, LONGEST_PAUSE
-from flannelpy.registry.base import Changes, Snapshot, all_names
+from flannelpy.registry.base import Changes, Schema, Snapshot, all_names
 from flannelpy.subnet.lease import HostIdentity
 from flannelpy.subnet.lease_policy import Terms
-
-QUIET_SECONDS = FakeRegistry.relist_seconds
 
 
 def test_new_changed_and_removed_peers_are_events(caplog: pytest.LogCaptureFixture) -> None:
@@ -169,7 +167,7 @@ def test_malformed_entries_are_logged_once_and_the_watch_continues(caplog: pytes
         async with world.running():
             world.registry.put_raw("11.0.7.0-24", "{}", None)
             world.registry.put_raw("11.0.101.0-24", B, None)
-            await asyncio.sleep(3 * QUIET_SECONDS)
+            await asyncio.sleep(3 * world.registry.relist_seconds)
             world.registry.put_raw("11.0.7.0-24", "{}", None)
             world.registry.put_raw("11.0.55.0-24", C, None)
             await asyncio.sleep(1)
@@ -179,6 +177,29 @@ def test_malformed_entries_are_logged_once_and_the_watch_continues(caplog: pytes
     assert caplog.messages[2:] == [
         "Ignoring lease rubbish: no subnet key such as 10.1.7.0-24",
         "Ignoring lease 11.0.7.0-24: no PublicIP",
+    ]
+
+
+def test_dual_stack_leases_are_logged_once_and_skipped(caplog: pytest.LogCaptureFixture) -> None:
+    """Also the own subnet's: such a key is another one than ours."""
+
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.7.0-24&fd00:0:0:7::-64", B, 86400)
+        async with world.running():
+            for _ in range(3):
+                world.registry.put_raw("11.0.7.0-24&fd00:0:0:7::-64", B, 86400)
+                await asyncio.sleep(2 * world.registry.relist_seconds)
+            world.registry.put_raw("11.0.59.0-24&fd00::-64", B, 86400)
+            world.registry.delete_raw("11.0.59.0-24&fd00::-64")
+            await asyncio.sleep(1)
+            assert world.events == []
+            assert world.manager.own.version == (await world.entries())[OWN_NAME].version
+
+    play(scenario)
+    cause = "a dual-stack lease, which flannelpy does not route"
+    assert caplog.messages[2:] == [
+        f"Ignoring lease 11.0.7.0-24&fd00:0:0:7::-64: {cause}",
+        f"Ignoring lease 11.0.59.0-24&fd00::-64: {cause}",
     ]
 
 
@@ -194,12 +215,12 @@ def test_a_watch_without_events_relists() -> None:
     async def scenario(world: World) -> None:
         async with world.running():
             world.registry.put_raw("11.0.101.0-24", B, None)
-            await asyncio.sleep(0.75 * QUIET_SECONDS - 1)
+            await asyncio.sleep(0.75 * world.registry.relist_seconds - 1)
             assert world.events == []
-            await asyncio.sleep(0.25 * QUIET_SECONDS + 2)
+            await asyncio.sleep(0.25 * world.registry.relist_seconds + 2)
             assert summary(world.events) == [("11.0.101.0/24", "172.17.8.102")]
             world.registry.delete_raw("11.0.101.0-24")
-            await asyncio.sleep(QUIET_SECONDS + MAX_GRACE_SECONDS + 1)
+            await asyncio.sleep(world.registry.relist_seconds + MAX_GRACE_SECONDS + 1)
             assert summary(world.events[1:]) == [("11.0.101.0/24", None)]
 
     play(scenario, Deaf)
@@ -219,7 +240,7 @@ def test_a_busy_watch_does_not_relist() -> None:
         async with world.running():
             before = world.registry.snapshots
             for _ in range(20):
-                await asyncio.sleep(QUIET_SECONDS / 2)
+                await asyncio.sleep(world.registry.relist_seconds / 2)
                 world.registry.put_raw("11.0.101.0-24", B, None)
             assert world.registry.snapshots == before
 
@@ -236,6 +257,7 @@ class OfPolls(Counting):
         return changes
 
 
+@pytest.mark.parametrize("schema", [Schema.V2], indirect=True)
 def test_changes_elsewhere_cost_a_list_a_minute_and_no_line(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         assert isinstance(world.registry, OfPolls)
@@ -251,6 +273,7 @@ def test_changes_elsewhere_cost_a_list_a_minute_and_no_line(caplog: pytest.LogCa
     assert caplog.messages[2:] == []
 
 
+@pytest.mark.parametrize("schema", [Schema.V2], indirect=True)
 def test_an_overrun_in_which_leases_have_changed_is_listed_at_once() -> None:
     async def scenario(world: World) -> None:
         async with world.running():

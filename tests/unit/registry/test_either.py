@@ -22,13 +22,6 @@ def _whole_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
 
 
-class V3(FakeRegistry):
-    """A fake store that other originals share."""
-
-    schema = Schema.V3
-    relist_seconds = 3600.0
-
-
 class Failing(FakeRegistry):
     """A store whose every read of the config fails by ``error``."""
 
@@ -42,7 +35,7 @@ class Failing(FakeRegistry):
 class Stores:
     def __init__(self, v2_class: type[FakeRegistry] = FakeRegistry) -> None:
         clock = asyncio.get_running_loop().time
-        self.v2, self.v3 = v2_class(clock), V3(clock)
+        self.v2, self.v3 = v2_class(clock), FakeRegistry(clock, Schema.V3)
         self.registry = EitherRegistry(self.v2, self.v3)
 
     async def used(self) -> str:
@@ -190,7 +183,7 @@ def test_commands_without_a_config_of_their_own_decide_on_first_use() -> None:
     async def scenario(stores: Stores) -> None:
         stores.v3.set_config("three")
         entry = await stores.v3.create(NAME, "a", TTL)
-        assert (await stores.registry.snapshot()).entries == (entry,)
+        assert [found.version for found in (await stores.registry.snapshot()).entries] == [entry.version]
         stores.v2.set_config("two")
         await stores.registry.compare_and_delete(NAME, entry.version)
         assert not (await stores.v3.snapshot()).entries
@@ -208,6 +201,7 @@ def test_every_call_goes_to_the_chosen_store() -> None:
         third = await stores.registry.renew(NAME, "b", TTL, second.version)
         await stores.registry.compare_and_delete(NAME, third.version)
         assert len((await stores.registry.watch(cursor, 1)).changes) == len((await stores.v3.watch(cursor, 1)).changes)
+        stores.v3.set_config("another")
         await stores.registry.wait_for_config_change(1)
 
     play(scenario)

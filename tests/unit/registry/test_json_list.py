@@ -16,6 +16,7 @@ import pytest
 
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
 from flannelpy.registry.etcd_v2_client import children
+from flannelpy.registry.json_list import elements
 from flannelpy.subnet.lease_table import LeaseTable, Update
 
 if TYPE_CHECKING:
@@ -62,6 +63,29 @@ def test_without_children_there_are_none(text: str) -> None:
 def test_what_is_no_list_is_refused(text: str) -> None:
     with pytest.raises((KeyError, IndexError, TypeError, ValueError)):
         list(children(pieces(text, 1)))
+
+
+@pytest.mark.parametrize("length", [1, 7, 1000])
+@pytest.mark.parametrize("kvs", [[], [{"key": "YQ=="}], [{"key": str(number), "x": TRICKY} for number in range(120)]])
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_the_rest_of_an_answer_is_returned(
+    kvs: list[dict[str, object]], length: int, separators: tuple[str, str]
+) -> None:
+    whole = {"header": {"revision": "7"}, "kvs": kvs, "more": True, "count": "9"}
+    text = json.dumps(whole, separators=separators)
+
+    def found() -> Iterator[dict[str, object]]:
+        rest = yield from elements(pieces(text, length), '"kvs":[')
+        yield from rest.pop("kvs")
+        yield rest
+
+    assert list(found()) == [*kvs, {"header": {"revision": "7"}, "more": True, "count": "9"}]
+
+
+@pytest.mark.parametrize("end", ["", "}", "]", "],}", '],"more":tru', "]}x"])
+def test_an_answer_that_ends_wrongly_is_refused(end: str) -> None:
+    with pytest.raises((json.JSONDecodeError, ValueError)):
+        list(elements(iter(['{"kvs":[{}', end]), '"kvs":['))
 
 
 @pytest.mark.parametrize("length", [60, 5000])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from flannelpy.errors import ConfigError
+from flannelpy.registry.base import Schema
 from flannelpy.subnet.config import BackendConfig, NetworkConfig, parse
 
 UDP = BackendConfig("udp", {})
@@ -57,6 +59,58 @@ def test_keys_and_defaults(text: str, expected: NetworkConfig) -> None:
 
 
 @pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ("11.0.0.0/16", config("11.0.0.0/16", 24, "11.0.1.0", "11.0.255.0")),
+        ("11.0.0.0/22", config("11.0.0.0/22", 24, "11.0.1.0", "11.0.3.0")),
+        ("11.0.0.0/23", config("11.0.0.0/23", 25, "11.0.0.128", "11.0.1.128")),
+        ("11.0.0.0/24", config("11.0.0.0/24", 26, "11.0.0.64", "11.0.0.192")),
+        ("11.0.0.0/28", config("11.0.0.0/28", 30, "11.0.0.4", "11.0.0.12")),
+    ],
+)
+def test_the_default_of_v3_leaves_four_subnets(network: str, expected: NetworkConfig) -> None:
+    assert parse(json.dumps({"Network": network}), Schema.V3) == replace(expected, schema=Schema.V3)
+
+
+IPV6 = {"IPv6Network": "fd00::/48", "IPv6SubnetLen": 64, "IPv6SubnetMin": "fd00::", "IPv6SubnetMax": "fd00:0:0:9::"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "ignored"),
+    [
+        ({}, ()),
+        ({"EnableIPv4": True}, ()),
+        ({"EnableIPv4": None, "EnableIPv6": False, "IPv6SubnetLen": 0}, ()),
+        ({"EnableIPv6": True, **IPV6}, ("EnableIPv6", *IPV6)),
+        ({"enableipv6": True, "IPv6Network": "rubbish"}, ("EnableIPv6", "IPv6Network")),
+    ],
+)
+def test_keys_of_ipv6_are_ignored_and_in_v3_noted(keys: dict[str, object], ignored: tuple[str, ...]) -> None:
+    text = json.dumps({"Network": "11.0.0.0/16"} | keys)
+    expected = config("11.0.0.0/16", 24, "11.0.1.0", "11.0.255.0")
+    assert parse(text) == expected
+    assert parse(text, Schema.V3) == replace(expected, schema=Schema.V3, ignored=ignored)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (False, "EnableIPv4 false leaves nothing to route: flannelpy routes IPv4 only; use true, or leave the key out"),
+        ("yes", "EnableIPv4 'yes' is neither true nor false"),
+        (1, "EnableIPv4 1 is neither true nor false"),
+        (0, "EnableIPv4 0 is neither true nor false"),
+    ],
+)
+def test_a_config_of_v3_without_ipv4_is_refused(value: object, message: str) -> None:
+    text = json.dumps({"Network": "11.0.0.0/16", "EnableIPv4": value})
+    with pytest.raises(ConfigError) as caught:
+        parse(text, Schema.V3)
+    assert str(caught.value) == message
+    assert parse(text) == config("11.0.0.0/16", 24, "11.0.1.0", "11.0.255.0"), "no key of v2"
+
+
+@pytest.mark.parametrize("schema", Schema)
+@pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"Network": None}, 'Network is missing: the config needs at least {"Network": "10.1.0.0/16"}'),
@@ -103,16 +157,6 @@ def test_keys_and_defaults(text: str, expected: NetworkConfig) -> None:
             "SubnetLen 8 is too short: Network 11.0.0.0/16 must be able to accommodate at least four subnets,"
             " so it needs SubnetLen 18 or more",
         ),
-        (
-            {"Network": "11.0.0.0/24"},
-            "SubnetLen 25 (the default) is too short: Network 11.0.0.0/24 must be able to accommodate at least four"
-            " subnets, so it needs SubnetLen 26 or more",
-        ),
-        (
-            {"Network": "11.0.0.0/23"},
-            "SubnetLen 24 (the default) is too short: Network 11.0.0.0/23 must be able to accommodate at least four"
-            " subnets, so it needs SubnetLen 25 or more",
-        ),
         ({"SubnetMin": 5}, "SubnetMin 5 is not an IPv4 address such as 11.0.1.0"),
         ({"SubnetMin": "11.0.1"}, "SubnetMin '11.0.1' is not an IPv4 address such as 11.0.1.0"),
         ({"SubnetMin": "12.0.1.0"}, "SubnetMin 12.0.1.0 is not in the range of the Network 11.0.0.0/16"),
@@ -132,10 +176,22 @@ def test_keys_and_defaults(text: str, expected: NetworkConfig) -> None:
         ({"Backend": {"Type": 1}}, 'Backend.Type 1 is not a name such as "udp"'),
     ],
 )
-def test_a_wrong_value_is_refused_with_key_value_and_rule(keys: dict[str, object], message: str) -> None:
+def test_a_wrong_value_is_refused_with_key_value_and_rule(
+    keys: dict[str, object], message: str, schema: Schema
+) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(json.dumps({"Network": "11.0.0.0/16"} | keys))
+        parse(json.dumps({"Network": "11.0.0.0/16"} | keys), schema)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("length", "default"), [(23, 24), (24, 25), (28, 29)])
+def test_a_default_of_v2_that_leaves_two_subnets_is_refused(length: int, default: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(json.dumps({"Network": f"11.0.0.0/{length}"}))
+    assert str(caught.value) == (
+        f"SubnetLen {default} (the default) is too short: Network 11.0.0.0/{length} must be able to accommodate at"
+        f" least four subnets, so it needs SubnetLen {length + 2} or more"
+    )
 
 
 @pytest.mark.parametrize(

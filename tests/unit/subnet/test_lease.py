@@ -7,8 +7,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from flannelpy.registry.base import EXPIRES, PERMANENT, KeyValue, Lifetime, expires_in
-from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, parse_key
+from flannelpy.registry.base import EXPIRES, PERMANENT, KeyValue, Lifetime, Schema, expires_in
+from flannelpy.subnet.lease import Lease, LeaseAttrs, format_key, occupied_subnet, parse_key
 
 PUBLIC_IP = IPv4Address("172.17.8.101")
 
@@ -30,6 +30,16 @@ PUBLIC_IP = IPv4Address("172.17.8.101")
 )
 def test_values_of_the_original_are_written_and_read(attrs: LeaseAttrs, text: str) -> None:
     assert attrs.encode() == text
+    assert LeaseAttrs.decode(text) == attrs
+
+
+def test_a_value_in_etcd_v3_also_names_the_ipv6_address_that_there_is_not() -> None:
+    attrs = LeaseAttrs(PUBLIC_IP, "vxlan", {"VNI": 1, "VtepMAC": "82:4b:b6:2f:54:4e"}, host_id="ab12", claim=True)
+    text = attrs.encode(Schema.V3)
+    assert text == (
+        '{"PublicIP":"172.17.8.101","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":'
+        '"82:4b:b6:2f:54:4e"},"HostID":"ab12","Claim":true}'
+    )
     assert LeaseAttrs.decode(text) == attrs
 
 
@@ -60,6 +70,7 @@ def test_other_values_of_our_keys_are_ignored(ours: str) -> None:
         '{"publicip":"172.17.8.101"}',
         '{"PublicIP":"172.17.8.101","BackendType":"","BackendData":null}',
         '{"PublicIP":"172.17.8.101","Future":{"a":[1]}}',
+        '{"PublicIP":"172.17.8.101","PublicIPv6":"fd00::101","BackendV6Data":{"VNI":1,"VtepMAC":"82:4b:b6:2f:54:4e"}}',
     ],
 )
 def test_values_of_other_versions_are_read(text: str) -> None:
@@ -148,6 +159,8 @@ def test_keys_are_written_and_read(subnet: str, key: str) -> None:
         "11.0.101.0-24x",
         "11.0.101.0-24\n",
         "11.0.101.0-24&fd00::-64",
+        "11.0.101.0-33&fd00::-64",
+        "&fd00::-64",
         "\u0661\u0661.0.101.0-24",
         "11.0.101.0-\u0662\u0664",
     ],
@@ -155,6 +168,15 @@ def test_keys_are_written_and_read(subnet: str, key: str) -> None:
 def test_a_malformed_key_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_key(key)
+
+
+def test_a_dual_stack_lease_occupies_its_subnet_and_is_no_lease_that_flannelpy_routes() -> None:
+    key = "11.0.101.0-24&fd00:0:0:7::-64"
+    assert occupied_subnet(key) == occupied_subnet("11.0.101.0-24") == IPv4Network("11.0.101.0/24")
+    with pytest.raises(ValueError, match=r"^a dual-stack lease, which flannelpy does not route$"):
+        parse_key(key)
+    with pytest.raises(ValueError, match=r"^no subnet key such as 10\.1\.7\.0-24$"):
+        occupied_subnet("config&fd00::-64")
 
 
 @pytest.mark.parametrize("lifetime", [expires_in(86394), EXPIRES, PERMANENT])

@@ -1,0 +1,26 @@
+"""What several users of a registry do with single entries."""
+
+from __future__ import annotations
+
+from flannelpy.registry.base import KeyValue, Registry
+
+# The lifetime of an entry between its creation, which needs one, and its becoming permanent.
+_RESERVING_SECONDS = 60
+
+
+async def find(registry: Registry, name: str) -> KeyValue | None:
+    """Return the entry ``name``; None if there is none."""
+    entries = (await registry.snapshot(name.__eq__)).entries
+    return next((entry for entry in entries if entry.name == name), None)
+
+
+async def put(registry: Registry, name: str, value: str, lease_ttl: int | None, before: KeyValue | None) -> KeyValue:
+    """Replace ``before`` (None: nothing) by an entry for ``lease_ttl`` seconds (None: no end), and return the entry.
+
+    Raises KeyExists, CompareFailed, KeyNotFound.
+    """
+    if before is None:
+        before = await registry.create(name, value, lease_ttl or _RESERVING_SECONDS)  # a create needs a lifetime
+        if lease_ttl is not None:
+            return before
+    return await registry.compare_and_swap(name, value, lease_ttl, before.version)
