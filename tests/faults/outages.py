@@ -173,7 +173,7 @@ def compacted_meanwhile(make_lab: Callable[..., Lab], backend: Backend) -> None:
     """The events of an outage are compacted before the daemons can ask for them."""
     lab = make_lab(hosts=3, etcd_members=1)
     [member] = lab.etcd_members
-    with undisturbed(lab, backend, DEADLINE) as (daemons, witness):
+    with undisturbed(lab, backend, 4 * LEASE_TTL) as (daemons, witness):
         wait_until_known(daemons, member, backend, 1)
         member.cut()
         member.put(*backend.foreign_lease(foreign_subnet(2), 2))
