@@ -16,7 +16,7 @@ import logging
 import random
 import signal
 from collections import Counter
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import click
@@ -44,7 +44,7 @@ from flannelpy.subnet.copy_plan import Plan, Step, plan_config, plan_lease
 from flannelpy.tasks import run_together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from flannelpy.options import Options
 
@@ -89,20 +89,16 @@ async def _copy_all(options: Options) -> int:
     """Copy once; return 1 if anything is in conflict, else 0."""
     conflicts = 0
     for name in options.networks or ("",):
-        v2, v3 = open_as(EtcdV2Registry, options, name), open_as(EtcdV3Registry, options, name)
-        try:
-            copy = NetworkCopy(v2, v3, name)
+        async with _opened(options, name) as copy:
             await copy.make()
             conflicts += copy.counts[Step.CONFLICT]
-        finally:
-            await v2.close()
-            await v3.close()
     return min(conflicts, 1)
 
 
 async def _until_signalled(options: Options) -> int:
     """Follow all networks until they end, or until SIGINT, SIGTERM or SIGHUP."""
-    task = asyncio.ensure_future(_follow_all(options))
+    names = options.networks or ("",)
+    task = asyncio.ensure_future(run_together(*(_follow(options, name) for name in names)))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     with suppress(asyncio.CancelledError):
@@ -110,14 +106,18 @@ async def _until_signalled(options: Options) -> int:
     return 0
 
 
-async def _follow_all(options: Options) -> None:
-    await run_together(*(_follow(options, name) for name in options.networks or ("",)))
-
-
 async def _follow(options: Options, name: str) -> None:
+    async with _opened(options, name) as copy:
+        await copy.follow()
+
+
+@asynccontextmanager
+async def _opened(options: Options, name: str) -> AsyncIterator[NetworkCopy]:
+    """Open both stores of a network, which log lines name from now on."""
+    logs.network.set(name)
     v2, v3 = open_as(EtcdV2Registry, options, name), open_as(EtcdV3Registry, options, name)
     try:
-        await NetworkCopy(v2, v3, name).follow()
+        yield NetworkCopy(v2, v3, name)
     finally:
         await v2.close()
         await v3.close()
@@ -149,13 +149,15 @@ class NetworkCopy:
         await self._copy_leases()
 
     async def follow(self) -> None:
-        """Copy, and keep the copies equal until v2 has no config."""
+        """Copy, and keep the copies equal until v2 has no config any more.  Raises KeyNotFound, ApiSwitchedOff."""
         while self._has_config:
             try:
                 await self._follow_from_snapshots()
             except HistoryGone:
                 await asyncio.sleep(self._backoff.pause())
             except (RegistryError, ConfigError) as error:
+                if not self._is_complete and isinstance(error, KeyNotFound | ApiSwitchedOff):
+                    raise
                 self._failures.failed(error)
                 await asyncio.sleep(self._backoff.pause())
         self._print("there is no network config in v2: the copies in v3 stay until they expire")
@@ -212,6 +214,8 @@ class NetworkCopy:
         try:
             config = await self._v2.read_config()
         except (KeyNotFound, ApiSwitchedOff):
+            if not self._is_complete:
+                raise
             self._has_config = False
             return
         self._config_read_at = asyncio.get_running_loop().time()

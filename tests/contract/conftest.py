@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 from lab.etcd_server import EtcdServer
-from support.fakes import FakeRegistry
+from support.fakes import HISTORY_LENGTH, FakeRegistry
 
 from flannelpy.leasing.both_stores import BothStores
+from flannelpy.registry.base import Schema
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
 from flannelpy.registry.etcd_v3 import EtcdV3Registry
 from flannelpy.subnet.lease import HostIdentity
@@ -51,12 +52,12 @@ class Store(Protocol):
 
 
 class FakeStore:
-    history_length = 1000
-    has_directories = reports_behind = reports_renewals = True
-    keeps_creation = reports_config = False
+    history_length = HISTORY_LENGTH
 
-    def __init__(self) -> None:
-        self._registry = FakeRegistry(time.monotonic)
+    def __init__(self, schema: Schema) -> None:
+        self.has_directories = self.reports_behind = self.reports_renewals = schema is Schema.V2
+        self.keeps_creation = self.reports_config = schema is Schema.V3
+        self._registry = FakeRegistry(time.monotonic, schema)
         self.set_config = self._registry.set_config
         self.put = self._registry.put_raw
         self.delete = self._registry.delete_raw
@@ -69,10 +70,11 @@ class FakeStore:
 
     def forget_history(self) -> None:
         _overrun(self)
+        self._registry.forget_history()
 
 
 class BothFakeStores(FakeStore):
-    """A fake store whose entries are in a second one as well, which has a network config."""
+    """A fake store of v3 whose entries are in one of v2 as well, which has a network config."""
 
     def connect(self) -> Registry:
         second = FakeRegistry(time.monotonic)
@@ -176,11 +178,11 @@ def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer
 _networks = itertools.count()
 
 
-@pytest.fixture(params=["fake", "both stores", "etcd v2", "etcd v3"])
+@pytest.fixture(params=["fake v2", "fake v3", "both stores", "etcd v2", "etcd v3"])
 def store(request: pytest.FixtureRequest) -> Store:
-    if request.param == "fake":
-        return FakeStore()
+    if request.param.startswith("fake"):
+        return FakeStore(Schema(request.param[-1]))
     if request.param == "both stores":
-        return BothFakeStores()
+        return BothFakeStores(Schema.V3)
     server, prefix = request.getfixturevalue("etcd_server"), f"/network{next(_networks)}"
     return EtcdV2Store(server, prefix) if request.param == "etcd v2" else EtcdV3Store(server, prefix)

@@ -98,9 +98,9 @@ class ChangeOver:
     def assert_agreed(self, *stores: Store) -> None:
         wait_for(partial(self.agree, *stores), DEADLINE, "every host's lease in the stores", pause=0.2)
 
-    def end_v2(self) -> None:
-        """Delete the config in v2; all hosts notice, and write no more there."""
-        self.lab.etcd.v2.delete(CONFIG_KEY)
+    def end_v2(self, key: str = CONFIG_KEY) -> None:
+        """Delete the config in v2, or all of the directory; all hosts notice, and write no more there."""
+        self.lab.etcd.v2.delete(key)
         for daemon in self.daemons.values():
             daemon.wait_for_log("Network config is gone from etcd v2", DEADLINE)
 
@@ -141,11 +141,16 @@ def there_and_back(make_lab: Callable[..., Lab], backend: Backend, hosts: int, *
 
 
 def joining_on_both_sides(
-    make_lab: Callable[..., Lab], backend: Backend, hosts: int, lease_ttl: int = LEASE_TTL
+    make_lab: Callable[..., Lab],
+    backend: Backend,
+    hosts: int,
+    lease_ttl: int = LEASE_TTL,
+    deleted: str = CONFIG_KEY,
 ) -> None:
     """All hosts join at the same moment, every other one on v3, in a network with few subnets to spare.
 
-    Then the others follow to v3, for longer than twice the time of a lease.
+    Then the others follow to v3, for longer than twice the time of a lease.  ``deleted``: what is deleted in v2 at the
+    end; hosts notice at once that the directory is gone, and within half a minute that the config is.
     """
     lab = make_lab(hosts=hosts)
     few = {"SubnetMin": "11.0.10.0", "SubnetMax": f"11.0.{10 + hosts + hosts // 4}.0"}
@@ -165,7 +170,7 @@ def joining_on_both_sides(
             _until(partial(_is_ready, change.daemons[host]), change)
         _until(lambda: time.monotonic() - began > 2 * lease_ttl + 1, change)
         change.assert_agreed(lab.etcd.v2, lab.etcd.v3)
-        change.end_v2()
+        change.end_v2(deleted)
         assert copy.wait(DEADLINE) == 0
     wait_for(lambda: not holders(lab.etcd.v2), DEADLINE, "the leases in v2 to expire", pause=0.5)
     change.look()

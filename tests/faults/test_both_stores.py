@@ -74,9 +74,9 @@ def values(etcd: EtcdServer) -> list[str]:
 
 
 class TestAuto:
-    def read(self, *urls: str) -> tuple[Schema, str]:
+    def read(self, *urls: str, network: str = "") -> tuple[Schema, str]:
         async def test() -> tuple[Schema, str]:
-            registry = connect(cli.parse([f"-etcd-endpoints={','.join(urls)}"]))
+            registry = connect(cli.parse([f"-etcd-endpoints={','.join(urls)}"]), network)
             try:
                 found = await registry.read_config()
                 await registry.snapshot()
@@ -91,6 +91,12 @@ class TestAuto:
         assert self.read(etcd.url) == (Schema.V3, "three")
         etcd.v2.put(CONFIG_KEY, "two")
         assert self.read(etcd.url) == (Schema.V2, "two")
+
+    def test_each_network_decides_for_itself(self, etcd: EtcdServer) -> None:
+        etcd.v2.put(f"{ETCD_PREFIX}/blue/config", "two")
+        etcd.v3.put(f"{ETCD_PREFIX}/green/config", "three")
+        assert self.read(etcd.url, network="blue") == (Schema.V2, "two")
+        assert self.read(etcd.url, network="green") == (Schema.V3, "three")
 
     def test_an_etcd_without_the_v2_api(self, without_v2: EtcdServer) -> None:
         with pytest.raises(KeyNotFound, match=r"v2: .*the v2 API is switched off.*; v3: .*config: key not found"):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from faults.backends import ALLOC, VXLAN
 from faults.change_over import joining_on_both_sides, there_and_back
-from lab import Lab
+from lab import ETCD_PREFIX, Lab
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -17,4 +17,4 @@ def test_hosts_go_there_and_back_without_a_lost_packet(make_lab: Callable[..., L
 
 
 def test_hosts_join_on_both_sides_at_the_same_time(make_lab: Callable[..., Lab]) -> None:
-    joining_on_both_sides(make_lab, ALLOC, hosts=8, lease_ttl=6)
+    joining_on_both_sides(make_lab, ALLOC, hosts=6, lease_ttl=5, deleted=ETCD_PREFIX)

@@ -238,6 +238,19 @@ def live(
     packet_loop.run(whole())
 
 
+def test_the_backend_is_settled_when_the_receive_queues_follow_the_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(life: Life) -> None:
+        await life.backend.start(OWN)
+        queues = life.backend._sender_queues
+        assert queues is not None
+        life.backend.apply([added("172.17.8.102")])
+        await life.backend.settled()
+        assert queues._due is None
+        assert queues._queues == {"172.17.8.102": 1}
+
+    live(monkeypatch, scenario)
+
+
 @pytest.mark.parametrize("source_check", list(SourceCheck))
 def test_only_an_unchecked_sender_may_have_any_port(monkeypatch: pytest.MonkeyPatch, source_check: SourceCheck) -> None:
     async def scenario(life: Life) -> None:

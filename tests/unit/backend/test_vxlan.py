@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -15,6 +16,7 @@ from flannelpy.backend import kernel_entries, on_link
 from flannelpy.backend.vxlan import backend as vxlan_backend
 from flannelpy.backend.vxlan.backend import VxlanBackend
 from flannelpy.backend.vxlan.device import Device
+from flannelpy.backend.vxlan.port_probe import PortProbe
 from flannelpy.datapath import vtep, vxlan_settings
 from flannelpy.datapath.traffic import Datagrams
 from flannelpy.datapath.vxlan_settings import Settings
@@ -229,6 +231,29 @@ def test_entries_follow_the_leases(monkeypatch: pytest.MonkeyPatch) -> None:
         await netlink.settled(*by_vxlan(1, 104))
 
     play(scenario, monkeypatch)
+
+
+def test_leases_are_logged_and_the_port_probe_follows_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    followed: list[object] = []
+    monkeypatch.setattr(PortProbe, "follow", lambda _, lease: followed.append(lease.subnet))
+    monkeypatch.setattr(PortProbe, "forget", lambda _, subnet: followed.append(("forget", subnet)))
+    first, second = IPv4Network("11.0.1.0/24"), IPv4Network("11.0.2.0/24")
+
+    async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
+        backend.apply([added(1, 102), added(2, 103)])
+        backend.apply([added(1, 102, mac="02:00"), LeaseRemoved(second)])
+        await netlink.settled()
+
+    caplog.set_level(logging.INFO, logger="flannelpy")
+    play(scenario, monkeypatch)
+    assert followed == [first, second, ("forget", first), ("forget", second)]
+    assert [message for message in caplog.messages if message.startswith("Subnet")] == [
+        "Subnet added: 11.0.1.0/24",
+        "Subnet added: 11.0.2.0/24",
+        "Subnet removed: 11.0.2.0/24",
+    ]
 
 
 def test_a_peer_without_a_mac_is_logged_and_its_entries_are_removed(

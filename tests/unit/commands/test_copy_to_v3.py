@@ -361,6 +361,16 @@ class TestFollow:
         play(scenario)
 
 
+def test_without_a_config_in_v2_there_is_nothing_to_follow() -> None:
+    async def scenario(world: World) -> None:
+        world.v2.set_config(None)
+        with pytest.raises(KeyNotFound):
+            await NetworkCopy(world.v2, world.v3, say=world.lines.append).follow()
+        assert world.lines == []
+
+    play(scenario)
+
+
 def test_no_answer_at_the_first_try_is_an_error() -> None:
     async def scenario(world: World) -> None:
         world.v3.go_down()
