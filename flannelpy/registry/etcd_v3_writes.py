@@ -16,7 +16,7 @@ import random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flannelpy.errors import CompareFailed, KeyExists, KeyNotFound, RegistryError
-from flannelpy.registry.base import PERMANENT, expires_in
+from flannelpy.registry.base import expires_in
 from flannelpy.registry.etcd_v3_messages import LEASE_EXISTS, Node, Refusal, encoded, header_of, number, only_node_of
 
 if TYPE_CHECKING:
@@ -130,21 +130,15 @@ class Writes:
         return node.entry(name)._replace(lifetime=expires_in(seconds))
 
     def _write_permanent(self, name: str, value: str, version: int) -> KeyValue:
-        def send(client: V3Client) -> Node:
+        def send(client: V3Client, is_repeated: bool = False) -> Node:
             is_written, found = self._put(client, name, value, _at(version), 0)
-            if found and is_written:
+            if found and (is_written or (is_repeated and (found.value, found.lease) == (value, 0))):
                 return found
             raise self._changed(version, name, found)
 
-        def settle(client: V3Client) -> Node:
-            is_written, found = self._put(client, name, value, _at(version), 0)
-            if found and (is_written or (found.value == value and not found.lease)):
-                return found
-            raise self._changed(version, name, found)
-
-        node = self._cluster.ask(send, settle)
+        node = self._cluster.ask(send, functools.partial(send, is_repeated=True))
         self._replace_own_lease(name, 0)
-        return node.entry(name)._replace(lifetime=PERMANENT)
+        return node.entry(name)
 
     def _put(self, client: V3Client, name: str, value: str, condition: dict[str, str], lease: int) -> _Outcome:
         put = {"key": encoded(self._keys.of(name)), "value": encoded(value), "lease": str(lease)}
