@@ -30,10 +30,10 @@ _LEAST, _MOST = -(1 << 63), 1 << 64  # of int64 and uint64
 _NO_GATEWAY = "the v3 API's JSON gateway is not there: etcd 3.4 or later with --enable-grpc-gateway serves it"
 _NO_USER = "etcd asks for a user, see -etcd-username and -etcd-password"
 _NO_CLIENT_AUTH = (
-    "if this lasts, etcd's JSON gateway cannot connect to etcd itself: with --client-cert-auth, etcd's own certificate "
-    "needs the extended key usage clientAuth"
+    "etcd's JSON gateway has no connection to etcd; if this lasts, and etcd has --client-cert-auth, etcd's certificate "
+    "lacks the extended key usage clientAuth"
 )
-_CUT_OFF = ("connection closed", "handshake", "certificate")
+_CUT_OFF = ("connection", "handshake", "SubConn")  # texts of gRPC about its connection
 _NAME_REFUSED = "CommonName of client"
 _NAME_IN_CERTIFICATE = (
     "etcd's JSON gateway takes no client certificate with a Common Name while authentication is on: let -etcd-certfile "
@@ -187,7 +187,7 @@ def in_words(refusal: Refusal, access: Access) -> Refusal:
     elif refusal.code == DENIED:
         text = f"{message} for keys below {access.root}, see -etcd-username and -etcd-password"
     elif access.certfile and refusal.code == UNAVAILABLE and any(words in message for words in _CUT_OFF):
-        text = f"{message}; {_NO_CLIENT_AUTH}"
+        text = f"{_NO_CLIENT_AUTH} ({message})"
     else:
         text = message
     return Refusal(refusal.code, message, text)

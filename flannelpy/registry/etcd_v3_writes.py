@@ -4,8 +4,8 @@ flannelpy chooses the ID of a lease of etcd itself.  A request whose reply was l
 is attached to the lease of this very write shows that the first try has succeeded.  A write without a lease is
 recognised by its value.
 
-A lease that was granted for a refused write is revoked.  After a write of unknown outcome it is not, because the key
-may be attached to it.
+A lease that was granted for a refused write is revoked.  After a write that etcd may have executed it is not, because
+the key may be attached to it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import functools
 import random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flannelpy.errors import CompareFailed, KeyExists, KeyNotFound, RegistryError, RegistryUnavailable
-from flannelpy.registry.base import PERMANENT, expires_in
-from flannelpy.registry.etcd_v3_messages import LEASE_EXISTS, Node, Refusal, encoded, number, only_node_of
+from flannelpy.errors import CompareFailed, KeyExists, KeyNotFound, RegistryError
+from flannelpy.registry.base import expires_in
+from flannelpy.registry.etcd_v3_messages import LEASE_EXISTS, Node, Refusal, encoded, header_of, number, only_node_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,39 +118,39 @@ class Writes:
     ) -> KeyValue:
         """Write an entry that is attached to a new lease.  Revoke the lease that is not needed after that."""
         lease, seconds = self._grant(lease_ttl)
+        may_be_written = False
 
         def send(client: V3Client) -> Node:
-            is_written, found = self._put(client, name, value, condition, lease)
+            nonlocal may_be_written
+            try:
+                is_written, found = self._put(client, name, value, condition, lease)
+            except Exception as error:
+                may_be_written |= getattr(error, "sent", True)
+                raise
             if found and (is_written or (found.lease, found.value) == (lease, value)):
                 return found
+            may_be_written = False
             raise refusal(name, found)
 
         try:
             node = self._cluster.ask(send, send)
-        except RegistryUnavailable:
-            raise
         except RegistryError:
-            self._revoke(lease)
+            if not may_be_written:
+                self._revoke(lease)
             raise
         self._replace_own_lease(name, lease)
         return node.entry(name)._replace(lifetime=expires_in(seconds))
 
     def _write_permanent(self, name: str, value: str, version: int) -> KeyValue:
-        def send(client: V3Client) -> Node:
+        def send(client: V3Client, is_repeated: bool = False) -> Node:
             is_written, found = self._put(client, name, value, _at(version), 0)
-            if found and is_written:
+            if found and (is_written or (is_repeated and (found.value, found.lease) == (value, 0))):
                 return found
             raise self._changed(version, name, found)
 
-        def settle(client: V3Client) -> Node:
-            is_written, found = self._put(client, name, value, _at(version), 0)
-            if found and (is_written or (found.value == value and not found.lease)):
-                return found
-            raise self._changed(version, name, found)
-
-        node = self._cluster.ask(send, settle)
+        node = self._cluster.ask(send, functools.partial(send, is_repeated=True))
         self._replace_own_lease(name, 0)
-        return node.entry(name)._replace(lifetime=PERMANENT)
+        return node.entry(name)
 
     def _put(self, client: V3Client, name: str, value: str, condition: dict[str, str], lease: int) -> _Outcome:
         put = {"key": encoded(self._keys.of(name)), "value": encoded(value), "lease": str(lease)}
@@ -171,7 +171,7 @@ class Writes:
 
         def send(client: V3Client) -> int:
             try:
-                return number(client.call("lease/grant", {"ID": str(lease), "TTL": str(lease_ttl)}), "TTL")
+                return _seconds_of(lease, client.call("lease/grant", {"ID": str(lease), "TTL": str(lease_ttl)}))
             except Refusal as refusal:
                 if LEASE_EXISTS not in refusal.message:
                     raise
@@ -212,4 +212,12 @@ def _at(version: int) -> dict[str, str]:
 
 
 def _keep_alive(client: V3Client, lease: int) -> int:
-    return number(client.call("lease/keepalive", {"ID": str(lease)}), "TTL")
+    return _seconds_of(lease, client.call("lease/keepalive", {"ID": str(lease)}))
+
+
+def _seconds_of(lease: int, answer: dict[str, Any]) -> int:
+    """Return the seconds of a lease, 0 if it has expired.  Raises ValueError if the answer is about no lease."""
+    header_of(answer)
+    if number(answer, "ID") != lease:
+        raise ValueError("an answer about another lease")
+    return max(number(answer, "TTL"), 0)

@@ -125,7 +125,7 @@ def test_statuses_in_words(status: int, body: bytes, text: str) -> None:
     [
         (3, "user name is empty", NO_ACCESS, "etcd asks for a user, see -etcd-username and -etcd-password"),
         (7, "permission denied", NO_ACCESS, "permission denied for keys below /network, see -etcd-username"),
-        (14, "connection closed", CERTIFICATE, "connection closed; .* extended key usage clientAuth"),
+        (14, "connection closed", CERTIFICATE, r"extended key usage clientAuth \(connection closed\)"),
         (14, "connection closed", NO_ACCESS, "^connection closed$"),
         (14, "no leader", CERTIFICATE, "^no leader$"),
         (8, "mvcc: database space exceeded", NO_ACCESS, "^mvcc: database space exceeded$"),
