@@ -44,7 +44,7 @@ def test_each_kind_is_logged_once_and_the_daemon_waits_for_another_config(lab: L
     some = list(BAD_CONFIGS.values())[1::2]
     assert len(some) >= 20
     assert all(one.message != other.message for one, other in pairwise(some))
-    waiting = Waiting(lab.hosts[0].start_daemon("-iface=eth1"))
+    waiting = Waiting(lab.hosts[0].start_daemon("-iface=eth1", "-etcd-api=2"))
     waiting.complains(f"{KEY}: Key not found (/coreos.com)")
     for bad in some:
         lab.put_config(bad.text)

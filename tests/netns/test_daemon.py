@@ -284,7 +284,7 @@ def test_a_daemon_waits_for_an_unreachable_etcd(lab: Lab, host: Host) -> None:
 @pytest.mark.parametrize(
     ("config", "failures"),
     [
-        (None, "/coreos.com/network/config: Key not found"),
+        (None, "no network config in etcd: v2: /coreos.com/network/config: Key not found"),
         ("{", "network config is not JSON: "),
         (
             '{"Network":"11.0.0.0/16","Backend":{"Type":"foo"}}',
