@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 class EtcdWork(NamedTuple):
     """The work of an etcd since it started.
 
-    ``requests``: those of clients.  A v2 request is one for a key; a v3 request is a message of a client, so a call is
-    one, and each message of a stream is one.  ``grpc_bytes``: of v3 requests and answers, behind the JSON gateway.
+    ``requests``: those of clients.  etcd does not count the watches of v2.  A v3 request is a message of a client, so a
+    call is one, and each message of a stream is one.  ``grpc_bytes``: of v3 requests and answers, behind the gateway.
     ``cpu_seconds`` has a resolution of 0.01.
     """
 

@@ -50,11 +50,10 @@ _NOT_FITTED = {"start-busy", "own-threads", "join-slowest", "leave"}
 _FORETOLD = (10_000, 100_000)
 _NOTES = """\
 Medians of all rounds, in brackets the lowest and the highest. Each case has an etcd of its own, which starts empty.
-etcd itself counts the requests: v2 requests for keys, and messages of v3 clients. The kernel counts the TCP payload,
-both ways. A duration begins with the first request and ends with the last host. All hosts share one process, and that
-process and etcd share one machine. Where the hosts together take about a whole processor, the process is the limit,
-and as many machines would need less time."""
-
+etcd itself counts the requests: of v2 all but watches, of v3 the messages of clients. The kernel counts the payload of
+TCP, both ways. A duration begins with the first request and ends with the last host. All hosts share one process, and
+that process and etcd share one machine. Where the hosts together take about a whole processor, the process is the
+limit, and as many machines would need less time."""
 _FITS = """\
 Fitted by least squares in log-log: the exponent, how well it fits, and what the fit gives for more hosts. *Each further
 host* is the slope between the two largest numbers of hosts. It is the better guide for a figure with a constant part,
