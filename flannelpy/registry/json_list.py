@@ -23,9 +23,9 @@ _DECODE = json.JSONDecoder().raw_decode
 def elements(pieces: Iterator[str], opening: str) -> Generator[Any, None, Any]:
     """Yield the elements of the list that begins with ``opening``; return the answer without them.
 
-    ``opening``, such as ``"kvs":[``, cannot match inside a string, because JSON escapes quotes there.  etcd writes no
-    blanks between the tokens.  An answer without ``opening`` is returned as a whole.  Raises ValueError if the answer
-    is malformed or ends early.
+    ``opening``, such as ``"kvs":[``, cannot match inside a string, because JSON escapes quotes there.  etcd 3.4 writes
+    no blanks between the tokens, etcd 3.5 may write one behind each comma.  An answer without ``opening`` is returned
+    as a whole.  Raises ValueError if the answer is malformed or ends early.
     """
     text = _Text(pieces)
     if not text.skip_past(opening):
@@ -71,15 +71,15 @@ class _Text:
         return True
 
     def skip(self, character: str) -> bool:
-        """Go behind ``character`` if it comes next; return whether it did."""
-        if self._at == len(self._text):
-            self._read()
+        """Go behind ``character`` if it comes next, after any blanks; return whether it did."""
+        self._skip_blanks()
         is_next = self._text.startswith(character, self._at)
         self._at += is_next
         return is_next
 
     def value(self) -> Any:
-        """Return the JSON value that comes next."""
+        """Return the JSON value that comes next, after any blanks."""
+        self._skip_blanks()
         while True:
             try:
                 value, self._at = _DECODE(self._text, self._at)
@@ -88,6 +88,14 @@ class _Text:
                     raise
             else:
                 return value
+
+    def _skip_blanks(self) -> None:
+        while True:
+            text = self._text
+            while self._at < len(text) and text[self._at].isspace():
+                self._at += 1
+            if self._at < len(text) or not self._read():
+                return
 
     def rest(self) -> str:
         """Return all of the text that has not been parsed."""

@@ -36,7 +36,7 @@ def pieces(text: str, length: int) -> Iterator[str]:
     return (text[at : at + length] for at in range(0, len(text), length))
 
 
-@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ":"), (", ", ": ")])
 @pytest.mark.parametrize("ensure_ascii", [True, False])
 @pytest.mark.parametrize("count", [1, 3, 200])
 def test_children_are_those_of_json(separators: tuple[str, str], ensure_ascii: bool, count: int) -> None:
