@@ -23,8 +23,9 @@ from pathlib import Path
 from benchmark.contenders import NAMES, Rack, measured_in_full
 from benchmark.control import Control, lease_counts
 from benchmark.data_path import DataPath, Effort, Measurement
-from benchmark.report import Report, facts
+from benchmark.report import Report, facts, traffic_programs
 from benchmark.results import METRICS, Results, number
+from benchmark.starts import Starts
 from benchmark.traffic import MeasurementError
 
 PROGRAMS = ("etcd", "ip", "iperf3", "ping", "socat")
@@ -98,13 +99,13 @@ def run(given: argparse.Namespace) -> Report:
     effort = QUICK_EFFORT if given.quick else Effort(given.seconds, STREAM_SECONDS, given.seconds * 500, UDP_TRIALS)
     counts = lease_counts(100 if given.quick else 10_000)
     command = f"make bench ARGS={shlex.quote(shlex.join(sys.argv[1:]))}" if sys.argv[1:] else "make bench"
-    known = facts(command)
+    known = facts(command, traffic_programs())
     began, date = time.monotonic(), datetime.now(UTC)
     rack = Rack(given.contenders, given.interpreted, 1500)
     jumbo_rack = Rack(measured_in_full(given.contenders), given.interpreted, 9000)
     data_path = DataPath(rack, jumbo_rack, effort)
-    control = Control(counts, given.interpreted, effort)
-    every = data_path.measurements(given.contenders) + control.measurements(given.contenders)
+    parts = data_path, Starts(), Control(counts, given.interpreted, effort)
+    every = [each for part in parts for each in part.measurements(given.contenders)]
     chosen = [each for each in every if each.subjects and re.search(given.only, each.name)]
     with ExitStack() as cleanup:
         for site in dict.fromkeys(each.site for each in chosen):

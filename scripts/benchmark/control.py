@@ -12,23 +12,23 @@ import re
 import sys
 import time
 import timeit
-from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
-from lab import ETCD_PREFIX, Host, Lab, wait_for
+from lab import ETCD_PREFIX, Lab
 
 from benchmark import traffic
 from benchmark.contenders import BACKENDS, Contender, contender, flannelpy, put_network
 from benchmark.data_path import Effort, Measurement
+from benchmark.starts import running_daemon, seconds_to_subnet_file, seconds_until
 from flannelpy.datapath.routes import NextHop, Routes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
     from contextlib import ExitStack
 
-    from lab import Daemon
+    from lab import Daemon, Host
 
     from benchmark.results import Values
 
@@ -37,7 +37,6 @@ _CONFIG = '{"Network":"11.0.0.0/8"}'
 _FIRST_SUBNET = IPv4Address("11.1.0.0")
 _FIRST_HOST = IPv4Address("10.0.0.0")
 _LEASE_TTL = 86_400
-_DEADLINE = 60
 # Well below what the slowest contender can do, so that all packets arrive.
 _PACKETS_PER_SECOND = 20_000
 _LOOK_UPS = 100_000
@@ -103,14 +102,8 @@ class Control:
         self._host = lab.hosts[4]
 
     def _start_up(self, name: str) -> Values:
-        """From exec to the subnet file, on a host that has none, with a local etcd and an existing config."""
         python = self.interpreter if name == "interpreted" else sys.executable
-        file = self._host.run_dir / "flannel/subnet.env"
-        file.unlink(missing_ok=True)
-        began = time.monotonic()
-        with _daemon(self._host, self._prefixes.get(name, ETCD_PREFIX), python):
-            seconds = _seconds_until(file.exists, began)
-        return {"start-up": seconds}
+        return {"start-up": seconds_to_subnet_file(self._host, self._prefixes.get(name, ETCD_PREFIX), python)}
 
     def _routes(self, subject: str) -> Values:
         """Start among so many leases, then have one more."""
@@ -118,12 +111,12 @@ class Control:
         etcd = self._host.lab.etcd
         key, value = lease(count, count)
         began = time.monotonic()
-        with _daemon(self._host, prefix(count)) as daemon:
-            routes = _seconds_until(lambda: _next_hops(daemon) >= count, began)
+        with running_daemon(self._host, prefix(count)) as daemon:
+            routes = seconds_until(lambda: _next_hops(daemon) >= count, began)
             before = _next_hops(daemon)
             began = time.monotonic()
             etcd.put(key, value, _LEASE_TTL)
-            change = _seconds_until(lambda: _next_hops(daemon) > before, began)
+            change = seconds_until(lambda: _next_hops(daemon) > before, began)
             megabytes = traffic.resident_megabytes(daemon.pid)
             etcd.delete(key)
         return {"leases-routes": routes, "leases-change": change * 1000, "leases-rss": megabytes}
@@ -172,24 +165,7 @@ def look_up(subject: str) -> Values:
     }
 
 
-@contextmanager
-def _daemon(host: Host, prefix: str, python: str = sys.executable) -> Iterator[Daemon]:
-    """Return a daemon that is stopped at the end, and not before it is ready; its device goes, too."""
-    daemon = host.start_daemon("-iface=eth1", f"-etcd-prefix={prefix}", python=python)
-    try:
-        yield daemon
-        daemon.wait_ready(_DEADLINE)
-    finally:
-        daemon.stop()
-        host.run("ip", "link", "delete", "flannel.1", check=False)  # vxlan leaves it, on purpose
-
-
 def _next_hops(daemon: Daemon) -> int:
     """Return the number in the status that the daemon has reported to systemd."""
     found = re.search(r"next hops: (\d+)", daemon.notified[-1]) if daemon.notified else None
     return int(found[1]) if found else 0
-
-
-def _seconds_until(condition: Callable[[], bool], began: float) -> float:
-    wait_for(condition, _DEADLINE, "the daemon", pause=0.001)
-    return time.monotonic() - began

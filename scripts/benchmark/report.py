@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from benchmark.data_path import Trial
 
-_BEGIN, _END = "<!-- begin: written by make bench -->", "<!-- end: written by make bench -->"
 _NOTES = """\
 Medians of all rounds, in brackets the lowest and the highest. A ratio is taken within each round, in which all
 contenders are measured one right after the other; its median is not the ratio of the medians. Both hosts, sender and
@@ -47,11 +46,11 @@ class Report:
         """Return the tables, in Markdown."""
         parts = [
             "\n".join(f"- {name}: {value}" for name, value in self.facts.items()),
-            _table(["", "measured", "bar", "", "goal", ""], [_verdict(self.results, bar) for bar in BARS]),
+            table(["", "measured", "bar", "", "goal", ""], [_verdict(self.results, bar) for bar in BARS]),
             _NOTES + self._senders_limits(),
-            self._figures("", CONTENDER_METRICS, self.contenders),
+            figures(self.results, "", CONTENDER_METRICS, self.contenders),
             "Leases:",
-            self._figures("leases", LEASE_METRICS, self.counts),
+            figures(self.results, "leases", LEASE_METRICS, self.counts),
         ]
         if self.results.failures:
             parts += ["What failed:", "\n".join(f"- {failure}" for failure in self.results.failures)]
@@ -63,23 +62,15 @@ class Report:
         page = directory / "benchmarks.md"
         picture = figure.draw(self.results, self.contenders)
         image = "![bar charts of the tables below](benchmarks.svg)\n\n" if picture else ""
-        _write(page, _inserted(page.read_text() if page.exists() else "", f"{image}{self.text()}"))
-        _write(directory / "benchmarks.svg", picture)
-        _write(directory / "benchmarks.json", json.dumps(self._data(), indent=1, ensure_ascii=False) + "\n")
+        write_file(page, inserted(page.read_text() if page.exists() else "", f"{image}{self.text()}", "make bench"))
+        write_file(directory / "benchmarks.svg", picture)
+        write_file(directory / "benchmarks.json", json.dumps(self._data(), indent=1, ensure_ascii=False) + "\n")
 
     def _senders_limits(self) -> str:
         limited = Counter(f"{each.subject} {each.size} B" for each in self.trials if each.at_senders_limit)
         if not limited:
             return ""
         return f" That was so for {', '.join(f'{what} ({rounds}×)' for what, rounds in limited.items())}."
-
-    def _figures(self, title: str, metrics: Mapping[str, Metric], subjects: Sequence[str]) -> str:
-        rows = []
-        for name, (label, unit) in metrics.items():
-            spreads = [self.results.spread(name, subject) for subject in subjects]
-            if any(spreads):
-                rows.append([f"{label}, {unit}", *(str(spread) if spread else "–" for spread in spreads)])
-        return _table([title, *subjects], rows)
 
     def _data(self) -> dict[str, Any]:
         values = {
@@ -99,7 +90,7 @@ class Report:
         }
 
 
-def facts(command: str) -> dict[str, str]:
+def facts(command: str, programs: str) -> dict[str, str]:
     """Return the machine and the programs."""
     cpuinfo = Path("/proc/cpuinfo").read_text()
     model = re.search(r"^model name\s*: (.*)", cpuinfo, re.MULTILINE)
@@ -108,7 +99,7 @@ def facts(command: str) -> dict[str, str]:
     return {
         "machine": f"{os.cpu_count()} × {model[1] if model else platform.machine()}, {memory:.0f} GB",
         "kernel": f"{platform.release()}, TCP congestion control {congestion_control}",
-        "programs": f"Python {platform.python_version()}, {_first_line('iperf3', '--version')}, {_socat_version()}",
+        "programs": f"Python {platform.python_version()}, {programs}",
         "commit": _commit(),
         "command": command,
     }
@@ -118,19 +109,21 @@ def _commit() -> str:
     # As root in a user's tree git would refuse to look.
     git = ["git", "-c", "safe.directory=*"]
     try:
-        commit = _first_line(*git, "rev-parse", "--short=12", "HEAD")
-        changed = _first_line(*git, "status", "--porcelain", "--untracked-files=no", "flannelpy", "setup.py")
+        commit = first_line(*git, "rev-parse", "--short=12", "HEAD")
+        changed = first_line(*git, "status", "--porcelain", "--untracked-files=no", "flannelpy", "setup.py")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{commit} and changes that are not committed" if changed else commit
 
 
-def _socat_version() -> str:
+def traffic_programs() -> str:
+    """Return the versions of the programs that make traffic."""
     found = re.search(r"socat version \S+", subprocess.run(["socat", "-V"], capture_output=True, text=True).stdout)
-    return found[0] if found else "socat"
+    return f"{first_line('iperf3', '--version')}, {found[0] if found else 'socat'}"
 
 
-def _first_line(*argv: str) -> str:
+def first_line(*argv: str) -> str:
+    """Return the first line that a command prints.  Raises OSError, CalledProcessError."""
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.partition("\n")[0]
 
 
@@ -143,7 +136,23 @@ def _verdict(results: Results, bar: Bar) -> list[str]:
     return [bar.label, value, bar.shown(bar.bar), met[0], bar.shown(bar.goal), met[1]]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def figures(results: Results, title: str, metrics: Mapping[str, Metric], subjects: Sequence[str]) -> str:
+    """Return a table with a row for each of the metrics that was measured of at least one subject."""
+    rows = []
+    for name, metric in metrics.items():
+        spreads = [results.spread(name, subject) for subject in subjects]
+        if any(spreads):
+            rows.append([label(metric), *(str(spread) if spread else "–" for spread in spreads)])
+    return table([title, *subjects], rows)
+
+
+def label(metric: Metric) -> str:
+    """Return what a metric is called in a table."""
+    return f"{metric.label}, {metric.unit}" if metric.unit else metric.label
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * max(width, 3) for width in widths], *rows]
     return "\n".join(
@@ -151,15 +160,16 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _inserted(page: str, text: str) -> str:
-    """Return the page with ``text`` between the marks, which are added at its end where there are none."""
-    before, begin, rest = page.partition(_BEGIN)
-    after = rest.partition(_END)[2] if begin else "\n"
-    return f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}"
+def inserted(page: str, text: str, command: str) -> str:
+    """Return the page with ``text`` between the marks of a command, which are added at its end if they are missing."""
+    marks = f"<!-- begin: written by {command} -->", f"<!-- end: written by {command} -->"
+    before, begin, rest = page.partition(marks[0])
+    after = rest.partition(marks[1])[2] if begin else "\n"
+    return f"{before}{marks[0]}\n\n{text}\n\n{marks[1]}{after}"
 
 
-def _write(path: Path, text: str) -> None:
-    """As a file of the directory's owner: sudo must leave nothing that only root can change."""
+def write_file(path: Path, text: str) -> None:
+    """Write a file of the directory's owner: sudo must leave nothing that only root can change."""
     path.write_text(text)
     owner = path.parent.stat()
     os.chown(path, owner.st_uid, owner.st_gid)

@@ -44,6 +44,9 @@ CONTENDER_METRICS = {
     "mtu-9000-tcp-1": Metric("MTU 9000: TCP, 1 stream", "Gbit/s"),
     "mtu-9000-tcp-8": Metric("MTU 9000: TCP, 8 streams", "Gbit/s"),
     "start-up": Metric("From exec to the subnet file", "s"),
+    "start-v2": Metric("From exec to the subnet file, leases in etcd v2, median of 20 starts", "s"),
+    "start-v3": Metric("From exec to the subnet file, leases in etcd v3, median of 20 starts", "s"),
+    "start-ratio": Metric("From exec to the subnet file, etcd v3 against v2, 20 starts each in turn", "×"),
 }
 
 #: What is measured at a number of leases.
@@ -112,6 +115,7 @@ BARS = (
     _as_by_hand("TCP, 8 streams, host-gw against the same routes made by hand", "tcp-8", "flannelpy-host-gw", "veth"),
     _at_most("Resident size of a daemon after load, MB", "rss-after", 80, 80),
     _at_most("Start-up, seconds to the subnet file", "start-up", 0.6, 0.6),
+    _at_most("Start-up, leases in etcd v3 against v2", "start-ratio", 1.05, 1),
 )
 
 
