@@ -49,6 +49,17 @@ def test_a_quick_run(tmp_path: Path) -> None:
     assert "</svg>" in (tmp_path / "benchmarks.svg").read_text()
 
 
+def test_a_quick_run_of_the_scale_benchmark(tmp_path: Path) -> None:
+    page = tmp_path / "scale.md"
+    flags = ["--quick", "--quiet=1", "--only=v3", f"--output={page}"]
+    command = [*INTERRUPTIBLE, f"PYTHONPATH={SCRIPTS}", sys.executable, "-P", "-m", "benchmark.scale", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = re.search(r"^\| Until all watchers know all leases, s +\| (\S+) ", page.read_text(), re.MULTILINE)
+    assert row
+    assert float(row[1]) > 0
+
+
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [*QUICK, "--contenders=socat", "--only=rtt", f"--output={tmp_path}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
