@@ -1,6 +1,7 @@
 """The walk-through: three hosts, a flannelpy on each, and containers that reach each other across them.
 
-usage: python -m lab.demo [--backend=udp | --backend=vxlan | --backend=host-gw] [--docker=VERSION] [--keep], or down
+usage: python -m lab.demo [--backend=udp | --backend=vxlan | --backend=host-gw] [--api=3 | --api=2] [--docker=VERSION]
+[--keep], or down
 
 Exit code 0: every container answered every other one, with the TTL that it should have on that way.
 """
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from lab import ETCD_PREFIX, Lab, LabExistsError, lab_exists, remove_lab, wait_connected, wait_for
 from lab.docker_packages import RELEASES, unpack
 from lab.dockers import IMAGE, START, Docker, remove_cgroups
+from lab.etcd_stores import Api
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,13 +104,18 @@ HOST_GW = Backend(
     why="in the kernel of either host. No flannelpy touches them, and no tunnel: each host is a router to the others.",
 )
 BACKENDS = {f"--backend={backend.name}": backend for backend in (UDP, VXLAN, HOST_GW)}
+APIS = {f"--api={api.value}": api for api in (Api.V3, Api.V2)}
+#: What a person enters to store the network config.
+PUTS = {Api.V3: "etcdctl put", Api.V2: "ETCDCTL_API=2 etcdctl set"}
 RUNTIMES = {f"--docker={name}": name for name in RELEASES}
-USAGE = f"usage: python -m lab.demo [{' | '.join(BACKENDS)}] [{' | '.join(RUNTIMES)}] [--keep], or down"
+CHOICES = (BACKENDS, APIS, RUNTIMES)
+_OPTIONAL = " ".join("[" + " | ".join(choice) + "]" for choice in CHOICES)
+USAGE = f"usage: python -m lab.demo {_OPTIONAL} [--keep], or down"
 
 
-def walk_through(lab: Lab, backend: Backend, dockers: Sequence[Docker]) -> bool:
+def walk_through(lab: Lab, backend: Backend, api: Api, dockers: Sequence[Docker]) -> bool:
     """Tell the whole story, with a real Docker for each host if there are any.  Returns whether it ended well."""
-    print_the_hosts(lab, backend)
+    print_the_hosts(lab, backend, api)
     if not dockers:
         return print_the_pings(print_the_containers(lab), backend)
     containers = print_the_dockers(dockers)
@@ -120,10 +127,10 @@ def walk_through(lab: Lab, backend: Backend, dockers: Sequence[Docker]) -> bool:
     return print_the_pings(containers, backend, " again")
 
 
-def print_the_hosts(lab: Lab, backend: Backend) -> None:
+def print_the_hosts(lab: Lab, backend: Backend, api: Api) -> None:
     """All that comes before containers."""
     print_the_rack(lab)
-    print_the_config(lab, backend)
+    print_the_config(lab, backend, api)
     print_the_daemons(lab, backend)
     for host in lab.hosts:
         print_a_host(host, backend)
@@ -140,12 +147,12 @@ def print_the_rack(lab: Lab) -> None:
         say(f"  {host.name}    {host.public_ip}   on eth1")
 
 
-def print_the_config(lab: Lab, backend: Backend) -> None:
+def print_the_config(lab: Lab, backend: Backend, api: Api) -> None:
     """Print the one thing that a person configures."""
     title("The network config, stored in etcd once")
     say("Every host will get a subnet of it; a /24, as no other length is asked for.")
     lab.put_config(backend.config)
-    say(f"\n  {ETCD_PREFIX}/config   {backend.config}")
+    say(f"\n  switch$ {PUTS[api]} {ETCD_PREFIX}/config '{backend.config}'")
 
 
 def print_the_daemons(lab: Lab, backend: Backend) -> None:
@@ -316,17 +323,17 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def demo(backend: Backend, release: str, keep: bool) -> int:
+def demo(backend: Backend, api: Api, release: str, keep: bool) -> int:
     """Build the lab, show the steps, remove the lab unless it is kept.  Returns the exit code.
 
-    ``release``: of the real Docker to use; none if empty.
+    ``api``: of etcd, in whose store the leases are.  ``release``: of the real Docker to use; none if empty.
     """
     try:
         with ExitStack() as parts:
-            lab = parts.enter_context(Lab(hosts=3, prefix=PREFIX))
+            lab = parts.enter_context(Lab(hosts=3, prefix=PREFIX, api=api))
             try:
                 dockers = [parts.enter_context(Docker(host, unpack(release))) for host in lab.hosts if release]
-                well = walk_through(lab, backend, dockers)
+                well = walk_through(lab, backend, api, dockers)
             except Exception as error:
                 print_what_went_wrong(lab, error)
                 return 1
@@ -335,7 +342,7 @@ def demo(backend: Backend, release: str, keep: bool) -> int:
                 lab.keep()
                 print_how_to_look_around(lab, dockers)
             else:
-                how = f"BACKEND={backend.name}{' RUNTIME=docker' if release else ''} KEEP=1"
+                how = f"BACKEND={backend.name} API={api.value}{' RUNTIME=docker' if release else ''} KEEP=1"
                 say(f"\nRemoving the lab. To keep it and look around: make demo {how}")
     except LabExistsError:
         say("A demo lab is here already: look around in it, or remove it with: make demo-down")
@@ -357,15 +364,16 @@ def down() -> int:
 def main(arguments: list[str]) -> int:
     """Return the exit code."""
     backends = [BACKENDS[each] for each in arguments if each in BACKENDS] or [UDP]
+    apis = [APIS[each] for each in arguments if each in APIS] or [Api.V3]
     releases = [RUNTIMES[each] for each in arguments if each in RUNTIMES] or [""]
-    others = [each for each in arguments if each not in {*BACKENDS, *RUNTIMES}]
+    others = [each for each in arguments if not any(each in choice for choice in CHOICES)]
     if others not in ([], ["--keep"], ["down"]):
         say(f"{USAGE}; not {' '.join(arguments)}")
         return 2
     if os.geteuid() != 0:
         say("The demo makes network namespaces, and that needs root: sudo make demo")
         return 1
-    return down() if others == ["down"] else demo(backends[-1], releases[-1], keep=others == ["--keep"])
+    return down() if others == ["down"] else demo(backends[-1], apis[-1], releases[-1], keep=others == ["--keep"])
 
 
 if __name__ == "__main__":
