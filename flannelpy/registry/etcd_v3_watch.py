@@ -4,6 +4,10 @@ The cursor moves with events and with etcd's progress notices, because nothing e
 events can have one revision, and etcd may split them into several answers: until the last of them has arrived, the
 cursor stays at their revision, and a new stream reports them once more.
 
+A watch from the very revision up to which etcd was compacted is accepted, but lacks the deletions of that revision
+(etcd issue 18089).  flannelpy therefore asks from one revision earlier, which etcd then refuses, and skips the events
+before the cursor.
+
 A stream without events may be a quiet network, or the endpoint is frozen, the connection dead or the store replaced.
 After about 40 s without events, flannelpy therefore looks at the config on the same endpoint: one small request.  Its
 answer shows the cluster, the revision of the store and the version of the config.  If other keys of the store were
@@ -97,7 +101,7 @@ class _Stream(EventStream[Item]):
         self.is_created = False
         self.opened_at = time.monotonic()
         self.look_at = self.opened_at + endpoints.REPLY_TIMEOUT
-        super().__init__(opened.response, opened.interrupt, functools.partial(items_of, keys, opened.client))
+        super().__init__(opened.response, opened.interrupt, functools.partial(items_of, keys, opened.client, cursor))
 
     def move_to(self, cursor: int) -> None:
         self.cursor = max(self.cursor, cursor)
@@ -153,7 +157,7 @@ class Watch:
         return self._stream
 
     async def _open(self, cursor: int) -> OpenedWatch:
-        options = {"start_revision": str(cursor), "fragment": True, "progress_notify": True}
+        options = {"start_revision": str(max(cursor - 1, 1)), "fragment": True, "progress_notify": True}
         begin = functools.partial(self._cluster.ask, lambda client: client.watch(self._keys.span | options))
         try:
             return await self._threads.run(begin, discard=lambda opened: opened.response.close())
@@ -268,8 +272,11 @@ def _seconds_until(deadline: float, stream: _Stream) -> float:
     return max(wake_at - time.monotonic(), 0)
 
 
-def items_of(keys: Keys, client: V3Client, document: Any) -> Iterator[Item]:
-    """Yield what an answer of a watch contains.  Raises Refusal if etcd has ended the watch."""
+def items_of(keys: Keys, client: V3Client, start: int, document: Any) -> Iterator[Item]:
+    """Yield what an answer of a watch contains, from the revision ``start`` on.
+
+    Raises Refusal if etcd has ended the watch.
+    """
     try:
         answer = checked(document)
         if answer.get("canceled"):
@@ -281,7 +288,7 @@ def items_of(keys: Keys, client: V3Client, document: Any) -> Iterator[Item]:
     if answer.get("created"):
         yield Created(header)
     elif events := answer.get("events"):
-        yield from _steps(keys, events, is_complete=not answer.get("fragment"))
+        yield from _steps(keys, events, start, is_complete=not answer.get("fragment"))
     else:
         yield Step(header.revision + 1)
 
@@ -293,10 +300,12 @@ def _cancellation(answer: dict[str, Any]) -> Compacted:
     raise refusal_of_cancel(str(answer.get("cancel_reason", "etcd canceled the watch")))
 
 
-def _steps(keys: Keys, events: Sequence[dict[str, Any]], is_complete: bool) -> Iterator[Step]:
+def _steps(keys: Keys, events: Sequence[dict[str, Any]], start: int, is_complete: bool) -> Iterator[Step]:
     """Yield the events of an answer; the last of a revision moves the cursor behind it if ``is_complete``."""
     nodes = [(node_of(event["kv"]), event.get("type") == "DELETE") for event in events]
     for at, (node, is_deleted) in enumerate(nodes):
+        if node.version < start:
+            continue
         is_last = nodes[at + 1][0].version > node.version if at + 1 < len(nodes) else is_complete
         config = (0 if is_deleted else node.version) if node.key == keys.config else None
         yield Step(node.version + is_last, _change(keys, node, is_deleted), config)

@@ -469,14 +469,26 @@ class TestCompaction:
 
         use(connect(server.url), test)
 
-    def test_up_to_the_cursor_is_no_loss(self, server: EtcdServer) -> None:
-        """A compaction at a revision keeps that revision."""
+    def test_of_a_deletion_is_noticed(self, server: EtcdServer) -> None:
+        """etcd 3.4 accepts a watch from the revision up to which it is compacted, without the deletion at it."""
 
         async def test(registry: EtcdV3Registry) -> None:
+            entry = await registry.create(A, "a", DAY)
             cursor = (await registry.snapshot()).cursor
+            await registry.compare_and_delete(A, entry.version)
+            assert server.v3.revision() == cursor
+            server.v3.compact()
+            with pytest.raises(HistoryGone):
+                await registry.watch(cursor, DEADLINE)
+
+        use(connect(server.url), test)
+
+    def test_before_the_cursor_is_no_loss(self, server: EtcdServer) -> None:
+        async def test(registry: EtcdV3Registry) -> None:
+            cursor = (await registry.snapshot()).cursor
+            server.v3.compact()
             entry = await registry.create(A, "a", DAY)
             assert entry.version == cursor
-            server.v3.compact()
             changes, _ = await changes_after(registry, cursor)
             assert changes == [Put(entry._replace(lifetime=EXPIRES))]
 

@@ -18,8 +18,8 @@ CLIENT = V3Client(parse_endpoint("http://127.0.0.1"), Access(KEYS.root, None, No
 HEADER = {"cluster_id": "1", "revision": "90"}
 
 
-def items(answer: dict[str, Any]) -> list[Item]:
-    return list(items_of(KEYS, CLIENT, {"result": {"header": HEADER} | answer}))
+def items(answer: dict[str, Any], start: int = 1) -> list[Item]:
+    return list(items_of(KEYS, CLIENT, start, {"result": {"header": HEADER} | answer}))
 
 
 def put(key: str, revision: int, value: str = "v") -> dict[str, Any]:
@@ -55,6 +55,13 @@ def test_events_of_one_revision_move_the_cursor_after_the_last() -> None:
     assert [step.cursor for step in items({"events": events}) if isinstance(step, Step)] == [5, 6, 6, 7]
 
 
+def test_events_before_the_start_are_skipped() -> None:
+    """The watch asks from one revision earlier, so that etcd refuses a watch behind a compaction."""
+    events = [put("subnets/a", 5), delete("subnets/b", 5), put("subnets/c", 6)]
+    assert items({"events": events}, start=6) == [Step(7, entry("c", 6))]
+    assert items({"events": events[:2]}, start=6) == []
+
+
 def test_a_fragment_does_not_move_the_cursor_behind_its_last_revision() -> None:
     events = [put("subnets/a", 5), put("subnets/b", 6)]
     assert items({"events": events, "fragment": True}) == [Step(6, entry("a", 5)), Step(6, entry("b", 6))]
@@ -84,7 +91,7 @@ def test_a_canceled_watch_has_ended(answer: dict[str, Any]) -> None:
 def test_an_error_ends_the_watch() -> None:
     error = {"grpc_code": 14, "http_code": 503, "message": "etcdserver: no leader", "http_status": "x"}
     with pytest.raises(Refusal, match=r"^no leader$"):
-        list(items_of(KEYS, CLIENT, {"error": error}))
+        list(items_of(KEYS, CLIENT, 1, {"error": error}))
 
 
 @pytest.mark.parametrize(
