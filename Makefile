@@ -22,8 +22,8 @@ SANITIZED_TESTS := $(addprefix tests/,fuzz/test_packet.py fuzz/test_offload.py f
 # The tests that run packet code: only that code differs between the compiled and the interpreted form.
 PACKET_TESTS := $(addprefix tests/,unit/packet unit/datapath unit/backend unit/cli fuzz golden)
 # These tests wait most of the time: for leases to expire and for etcd to return.
-WAITING_TESTS := $(patsubst %,tests/faults/test_%.py,etcd_outages etcd_v2 etcd_v3 etcd_v3_watch chaos public_ip new_address busy_store \
-	bad_config lease secrets)
+WAITING_TESTS := $(patsubst %,tests/faults/test_%.py,etcd_outages change_over chaos new_address public_ip busy_store bad_config \
+	both_stores lease secrets etcd_v2 etcd_v3 etcd_v3_watch)
 COMPILED_TESTS := $(addprefix tests/,unit fuzz golden contract)
 APART_TESTS := tests/soak tests/systemd tests/docker/matrix
 NAMESPACE_TESTS := tests $(addprefix --ignore=,$(APART_TESTS) $(WAITING_TESTS) $(COMPILED_TESTS))
@@ -142,8 +142,8 @@ sanitize: $(VENV)/stamp ## fuzz the compiled packet code under AddressSanitizer 
 
 waiting: $(VENV)/stamp # a part of make test
 	@echo "With failing etcd clusters:"
-	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q --numprocesses=3 --dist=loadfile --no-loadscope-reorder \
-		-m "not soak" $(WAITING_TESTS))
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q --numprocesses=6 --dist=load --maxschedchunk=1 -m "not soak" \
+		$(WAITING_TESTS))
 
 compiled: $(VENV)/stamp # a part of make test
 	@echo "With compiled packet code:"

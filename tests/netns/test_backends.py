@@ -125,6 +125,7 @@ def test_host_gw_the_log_is_the_originals(host_gw: Lab) -> None:
     heads = r"^I\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] "
     original = [re.sub(heads, "", line) for line in recorded("host-gw", "host1.log").splitlines()]
     ours = re.sub(heads, "", host_gw.hosts[0].log(), flags=re.MULTILINE).splitlines()
+    ours.remove("Found network config in etcd v2: leases are kept there")  # the original knows one API of etcd
     assert list(map(anonymous, ours[: len(original)])) == list(map(anonymous, original))
 
 

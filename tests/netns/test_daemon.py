@@ -92,6 +92,7 @@ def test_the_log_has_the_originals_lines_in_its_order(host: Host) -> None:
         "Installing signal handlers",
         "Using 172.17.8.101 as external interface",
         "Using 172.17.8.101 as external endpoint",
+        "Found network config in etcd v2: leases are kept there",
         "Picking subnet in range 11.0.1.0 ... 11.0.255.0",
         f"Subnet lease acquired: {host.subnet()}",
         f"Packet code {build()}, offloads: gro, gso, merge-tcp, merge-udp, tso, uso",

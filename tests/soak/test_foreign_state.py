@@ -10,7 +10,7 @@ from lab import Lab
 from support.chaos import seed
 from support.random_life import live
 
-SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 8 * 60))
+SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 6 * 60))
 
 
 def test_foreign_state_is_unchanged_over_random_lives(make_lab: Callable[..., Lab]) -> None:

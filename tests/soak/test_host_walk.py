@@ -11,7 +11,7 @@ from lab import Lab
 from support.chaos import seed
 from support.host_walk import BACKENDS, WALKERS, walk
 
-SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 4 * 60))
+SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 2 * 60))
 # As many as happen in some minutes: after them the kernel and the lab are restarted.
 _STEPS = 60
 
