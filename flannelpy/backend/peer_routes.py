@@ -17,7 +17,6 @@ from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.causes import sentence
-from flannelpy.chunks import in_chunks
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.logs import FailureLog
 from flannelpy.report import PeerRoutesReport
@@ -36,7 +35,6 @@ class PeerRoutes:
     def __init__(self, external: ExternalInterface) -> None:
         """Datagrams come from the address of ``external``."""
         self._external = external
-        self._events: list[LeaseEvent] = []  # that no check has taken in yet
         self._peers: dict[IPv4Network, IPv4Address] = {}
         self._turn = 0
         self._failures = FailureLog(log, "No peer is reachable")
@@ -48,13 +46,16 @@ class PeerRoutes:
         return PeerRoutesReport(self._problem)
 
     def follow(self, events: Iterable[LeaseEvent]) -> None:
-        """Note which usable leases of peers were added, changed or removed, for the next check."""
-        self._events += events
+        """Note which usable leases of peers were added, changed or removed."""
+        for event in events:
+            if isinstance(event, LeaseAdded):
+                self._peers[event.lease.subnet] = event.lease.attrs.public_ip
+            else:
+                self._peers.pop(event.subnet, None)
 
     async def check(self, netlink: Netlink) -> None:
         """Ask about some of the peers, and log if the problem is another one than before.  Raises HostError."""
         async with self._busy:
-            await self._take_in()
             await self._ask(netlink, self._some())
 
     async def _ask(self, netlink: Netlink, peers: Sequence[IPv4Address]) -> None:
@@ -63,15 +64,6 @@ class PeerRoutes:
         causes = [_fault(answer, faults) for answer in answers]
         is_cut_off = bool(causes) and all(causes) and not await self._is_in_vrf(netlink)
         self._note(causes[0] if is_cut_off else "", peers)
-
-    async def _take_in(self) -> None:
-        events, self._events = self._events, []
-        async for chunk in in_chunks(events):
-            for event in chunk:
-                if isinstance(event, LeaseAdded):
-                    self._peers[event.lease.subnet] = event.lease.attrs.public_ip
-                else:
-                    self._peers.pop(event.subnet, None)
 
     async def _is_in_vrf(self, netlink: Netlink) -> bool:
         """Return whether the external interface belongs to a VRF: the answers are those of the main table."""

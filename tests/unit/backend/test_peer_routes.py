@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -57,6 +58,15 @@ def test_without_peers_there_is_no_problem_and_no_question() -> None:
     world.routes.follow([added(1, "172.17.8.102"), LeaseRemoved(subnet(1))])
     assert world.check() == ""
     assert world.machine.queries == []
+
+
+def test_changes_of_leases_take_no_memory_until_the_next_check() -> None:
+    """Only backends that send datagrams are checked, and a store may change leases without end."""
+    world = World()
+    for _ in range(100):
+        world.routes.follow([added(1), LeaseRemoved(subnet(1))])
+    kept = [each for each in gc.get_objects() if isinstance(each, LeaseAdded) and each.lease.subnet == subnet(1)]
+    assert kept == []
 
 
 @pytest.mark.parametrize(
