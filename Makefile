@@ -147,11 +147,11 @@ waiting: $(VENV)/stamp # a part of make test
 
 compiled: $(VENV)/stamp # a part of make test
 	@echo "With compiled packet code:"
-	@$(call unskipped,$(VENV)/bin/pytest -q -m "not timed" $(COMPILED_TESTS))
+	@$(call unskipped,$(VENV)/bin/pytest -q -m "not timed" --numprocesses=2 $(COMPILED_TESTS))
 
 interpreted: $(INTERPRETED)/stamp # a part of make test
 	@echo "With interpreted packet code:"
-	@$(call unskipped,$(INTERPRETED)/bin/python -P -m pytest -q -m "not timed" $(PACKET_TESTS))
+	@$(call unskipped,$(INTERPRETED)/bin/python -P -m pytest -q -m "not timed" --numprocesses=2 $(PACKET_TESTS))
 
 test-faults: $(VENV)/stamp ## failures of etcd, hosts and daemons, under traffic (a part of make test)
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m "not soak" tests/faults)
