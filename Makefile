@@ -41,6 +41,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 # python-etcd is distributed with a setup.py, which old versions of pip build in a deprecated way, with warnings.
 export PIP_USE_PEP517 := 1
+# The tests start the daemon more than a thousand times.  Without bytecode files, each start compiles all modules.
+unexport PYTHONDONTWRITEBYTECODE
 # On Debian the PATH of an ordinary user lacks sbin, the directory of ip and iptables.
 export PATH := $(PATH):/usr/sbin:/sbin
 
