@@ -80,6 +80,10 @@ def test_what_is_shown_is_one_short_line(value: object) -> None:
     assert len(shown) < 150
 
 
+def test_letters_are_written_as_they_are() -> None:
+    assert go_json.dump({"Häuser": "ü"}) == '{"Häuser":"ü"}'
+
+
 def test_nothing_is_written_between_the_tokens() -> None:
     assert go_json.dump({"PublicIP": "1.2.3.4", "BackendData": [1, None, {"a": True}]}) == (
         '{"PublicIP":"1.2.3.4","BackendData":[1,null,{"a":true}]}'

@@ -276,3 +276,18 @@ def test_ten_thousand_leases_are_decided_in_time_that_grows_with_their_number() 
         leases.update([LeaseAdded(lease("10.3.0.0/16", f"10.80.{n % 256}.5"))])
         decide(leases)
     assert time.process_time() - start < 1
+
+
+def test_a_lease_around_the_former_public_ip_of_a_changed_lease_is_usable() -> None:
+    leases = new_filter()
+    around, inside = lease("10.60.0.0/16"), lease("10.9.0.0/24", "10.60.0.7")
+    leases.update([LeaseAdded(around), LeaseAdded(inside)])
+    assert usable(decide(leases)) == {"10.9.0.0/24"}
+    leases.update([LeaseAdded(lease("10.9.0.0/24", PEER))])
+    assert usable(decide(leases), frozenset({"10.9.0.0/24"})) == {"10.9.0.0/24", "10.60.0.0/16"}
+
+
+def test_the_kernel_is_not_asked_about_the_public_ip_of_a_removed_lease() -> None:
+    leases = new_filter()
+    leases.update([LeaseAdded(lease("10.9.0.0/24")), LeaseRemoved(IPv4Network("10.9.0.0/24"))])
+    assert leases.unasked(1) == []
