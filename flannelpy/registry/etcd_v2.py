@@ -128,9 +128,11 @@ class EtcdV2Registry:
     async def renew(self, name: str, value: str, lease_ttl: int, version: int) -> KeyValue:
         """Write the entry again, as Registry demands.
 
-        flanneld reads the expiration of a lease from this event; etcd's ``refresh`` would send none.
+        flanneld reads the expiration of a lease from this event; etcd's ``refresh`` would send none.  A read before the
+        write shows whether the entry is permanent: at one version, an entry has one lifetime.
         """
-        return await self.compare_and_swap(name, value, lease_ttl, version)
+        found = await self._ask(lambda client: self._entry(client.read(self._key(name), quorum=True)))
+        return await self.compare_and_swap(name, value, lease_ttl if found.lifetime.expires else None, version)
 
     async def compare_and_delete(self, name: str, version: int) -> None:
         """Delete an entry, as Registry demands."""
