@@ -190,7 +190,7 @@ class V2Client:
 
 def children(pieces: Iterator[str]) -> Iterator[dict[str, Any]]:
     """Yield the child nodes of the directory in an answer; raises as ``elements`` does."""
-    answer = yield from elements(pieces, '"nodes":[')
+    answer = yield from elements(pieces, "nodes")
     yield from answer["node"].get("nodes", ())
 
 

@@ -170,6 +170,6 @@ class V3Client:
 
 def _keys(pieces: Iterator[str]) -> Generator[Any, None, Any]:
     """Yield the keys in an answer; return the rest of the answer."""
-    answer = yield from elements(pieces, '"kvs":[')
+    answer = yield from elements(pieces, "kvs")
     yield from checked(answer).get("kvs", ())
     return answer
