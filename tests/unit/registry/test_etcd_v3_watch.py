@@ -13,9 +13,9 @@ import urllib3
 
 from flannelpy.registry import etcd_v3_watch
 from flannelpy.registry.base import EXPIRES, Changes, Deleted, KeyValue, Put
-from flannelpy.registry.endpoints import CallThreads, Rotation, parse_endpoint
+from flannelpy.registry.endpoints import ANONYMOUS, CallThreads, Rotation, parse_endpoint
 from flannelpy.registry.etcd_v3_client import OpenedWatch, V3Client
-from flannelpy.registry.etcd_v3_messages import Access, Header, Refusal, encoded
+from flannelpy.registry.etcd_v3_messages import Header, Refusal, encoded
 from flannelpy.registry.etcd_v3_store import Keys, Known
 from flannelpy.registry.etcd_v3_watch import Compacted, Created, Item, Step, Watch, items_of
 
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 KEYS = Keys("/network")
-ACCESS = Access(KEYS.root, None, None, None, None, None)
-CLIENT = V3Client(parse_endpoint("http://127.0.0.1"), ACCESS)
+CLIENT = V3Client(parse_endpoint("http://127.0.0.1"), ANONYMOUS, KEYS.root)
 HEADER = {"cluster_id": "1", "revision": "90"}
 
 
@@ -126,7 +125,7 @@ class Member(V3Client):
     """A member of a cluster: its watches report what ``send`` is called with, and are silent otherwise."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(parse_endpoint(f"http://10.0.0.{number}"), ACCESS)
+        super().__init__(parse_endpoint(f"http://10.0.0.{number}"), ANONYMOUS, KEYS.root)
         self.watches: list[dict[str, Any]] = []
         self.looks = 0
         self._lines: queue.Queue[bytes] = queue.Queue()
