@@ -7,7 +7,7 @@ from typing import TypeVar
 from flannelpy.options import EtcdApi, Options
 from flannelpy.registry.base import Registry
 from flannelpy.registry.either import EitherRegistry
-from flannelpy.registry.endpoints import parse_endpoint
+from flannelpy.registry.endpoints import Access, parse_endpoint
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
 from flannelpy.registry.etcd_v3 import EtcdV3Registry
 
@@ -28,15 +28,14 @@ def connect(options: Options, network: str = "") -> Registry:
 
 def open_as(kind: type[Opened], options: Options, network: str) -> Opened:
     """Open the store of a network's leases by the API of ``kind``.  Raises UsageError, HostError."""
-    return kind(
-        options.etcd_endpoints,
-        f"{options.etcd_prefix}/{network}",
+    access = Access(
         keyfile=options.etcd_keyfile,
         certfile=options.etcd_certfile,
         cafile=options.etcd_cafile,
         username=options.etcd_username,
         password=options.etcd_password,
     )
+    return kind(options.etcd_endpoints, f"{options.etcd_prefix}/{network}", access)
 
 
 def etcd_hosts(options: Options) -> list[str]:

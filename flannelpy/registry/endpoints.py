@@ -16,6 +16,7 @@ import contextlib
 import functools
 import ssl
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -59,27 +60,54 @@ def parse_endpoint(text: str) -> Endpoint:
     return Endpoint(parts.scheme, f"[{host}]" if ":" in host else host, port)
 
 
-def check_tls_files(keyfile: str | None, certfile: str | None, cafile: str | None) -> None:
-    """Load the TLS files, which a client library would load at its first call only.  Raises UsageError, HostError."""
-    if bool(keyfile) != bool(certfile):
-        raise UsageError("-etcd-keyfile and -etcd-certfile must be given together")
-    for flag, path in (("-etcd-keyfile", keyfile), ("-etcd-certfile", certfile), ("-etcd-cafile", cafile)):
-        if path:
-            _check_readable(flag, path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if cafile:
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How flannelpy proves to etcd who it is, and checks who etcd is: paths of PEM files, and a user."""
+
+    keyfile: str | None = None
+    certfile: str | None = None
+    cafile: str | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    @property
+    def tls(self) -> dict[str, Any]:
+        """The options of a pool of urllib3."""
+        files = {"key_file": self.keyfile, "cert_file": self.certfile, "ca_certs": self.cafile}
+        return {option: path for option, path in files.items() if path}
+
+    def check_files(self) -> None:
+        """Load the TLS files: a client library would do so at its first call.  Raises UsageError, HostError."""
+        if bool(self.keyfile) != bool(self.certfile):
+            raise UsageError("-etcd-keyfile and -etcd-certfile must be given together")
+        for flag in ("keyfile", "certfile", "cafile"):
+            if path := getattr(self, flag):
+                _check_readable(f"-etcd-{flag}", path)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._load_ca(context)
+        self._load_certificate(context)
+
+    def _load_ca(self, context: ssl.SSLContext) -> None:
+        if not self.cafile:
+            return
         try:
-            context.load_verify_locations(cafile)
+            context.load_verify_locations(self.cafile)
         except ssl.SSLError as error:
-            raise HostError(f"-etcd-cafile: {cafile} holds no CA certificate in PEM form") from error
-    if certfile and keyfile:
+            raise HostError(f"-etcd-cafile: {self.cafile} holds no CA certificate in PEM form") from error
+
+    def _load_certificate(self, context: ssl.SSLContext) -> None:
+        if not self.certfile:
+            return
         try:
-            context.load_cert_chain(certfile, keyfile, password=lambda: "")  # or OpenSSL asks on the terminal
+            context.load_cert_chain(self.certfile, self.keyfile, password=lambda: "")  # or OpenSSL asks on the terminal
         except ssl.SSLError as error:
             raise HostError(
-                f"-etcd-certfile, -etcd-keyfile: {certfile} and {keyfile} are not a certificate and its "
+                f"-etcd-certfile, -etcd-keyfile: {self.certfile} and {self.keyfile} are not a certificate and its "
                 "unencrypted key in PEM form"
             ) from error
+
+
+ANONYMOUS = Access()  # no user, and no certificate
 
 
 def _check_readable(flag: str, path: str) -> None:

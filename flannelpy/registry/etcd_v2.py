@@ -31,14 +31,7 @@ from flannelpy.errors import CompareFailed, ConfigError, HistoryGone, KeyExists,
 from flannelpy.foreign import shown
 from flannelpy.registry import endpoints
 from flannelpy.registry.base import PERMANENT, Changes, Deleted, KeyValue, Put, Schema, Snapshot, all_names, expires_in
-from flannelpy.registry.endpoints import (
-    LONGEST_CAUSE,
-    CallThreads,
-    Rotation,
-    as_latin1,
-    check_tls_files,
-    parse_endpoint,
-)
+from flannelpy.registry.endpoints import ANONYMOUS, LONGEST_CAUSE, Access, CallThreads, Rotation, parse_endpoint
 from flannelpy.registry.etcd_v2_client import OpenedWatch, V2Client, event_of, index_of
 from flannelpy.registry.event_stream import EventStream
 from flannelpy.registry.unwanted import Reduction
@@ -82,22 +75,9 @@ class EtcdV2Registry:
     schema = Schema.V2
     relist_seconds = 300.0
 
-    def __init__(
-        self,
-        urls: Sequence[str],
-        prefix: str,
-        *,
-        keyfile: str | None = None,
-        certfile: str | None = None,
-        cafile: str | None = None,
-        username: str | None = None,
-        password: str | None = None,
-    ) -> None:
-        check_tls_files(keyfile, certfile, cafile)
-        files = {"cert_file": certfile, "key_file": keyfile, "ca_certs": cafile}
-        tls: dict[str, Any] = {option: path for option, path in files.items() if path}
-        user = (as_latin1(username), as_latin1(password)) if username and password else None
-        self._cluster = Rotation([V2Client(parse_endpoint(text), tls, user) for text in urls])
+    def __init__(self, urls: Sequence[str], prefix: str, access: Access = ANONYMOUS) -> None:
+        access.check_files()
+        self._cluster = Rotation([V2Client(parse_endpoint(text), access) for text in urls])
         self._threads = CallThreads()
         root = posixpath.normpath("/" + prefix.strip("/")).rstrip("/")
         self._config = quote(f"{root}/config")
@@ -128,9 +108,11 @@ class EtcdV2Registry:
     async def renew(self, name: str, value: str, lease_ttl: int, version: int) -> KeyValue:
         """Write the entry again, as Registry demands.
 
-        flanneld reads the expiration of a lease from this event; etcd's ``refresh`` would send none.
+        flanneld reads the expiration of a lease from this event; etcd's ``refresh`` would send none.  A read before the
+        write shows whether the entry is permanent: at one version, an entry has one lifetime.
         """
-        return await self.compare_and_swap(name, value, lease_ttl, version)
+        found = await self._ask(lambda client: self._entry(client.read(self._key(name), quorum=True)))
+        return await self.compare_and_swap(name, value, lease_ttl if found.lifetime.expires else None, version)
 
     async def compare_and_delete(self, name: str, version: int) -> None:
         """Delete an entry, as Registry demands."""

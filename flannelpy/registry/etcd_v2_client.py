@@ -21,7 +21,7 @@ from urllib.parse import unquote
 from flannelpy.errors import CompareFailed, HistoryGone, HistoryOverrun, KeyExists, KeyNotFound, RegistryError
 from flannelpy.foreign import shown
 from flannelpy.registry import endpoints
-from flannelpy.registry.endpoints import LONGEST_CAUSE, Endpoint, NoAnswer, NoSuchApi, no_answer
+from flannelpy.registry.endpoints import LONGEST_CAUSE, NoAnswer, NoSuchApi, as_latin1, no_answer
 from flannelpy.registry.json_list import elements
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import urllib3
     from etcd import Client, EtcdResult
     from urllib3 import BaseHTTPResponse
+
+    from flannelpy.registry.endpoints import Access, Endpoint
 
 # Source: etcd Documentation/v2/errorcode.md
 _REFUSALS: dict[int, type[RegistryError]] = {100: KeyNotFound, 101: CompareFailed, 105: KeyExists}
@@ -49,15 +51,15 @@ class OpenedWatch(NamedTuple):
 
 
 class V2Client:
-    """A client of one endpoint.  ``tls`` are options of urllib3; ``user``: name and password for basic authentication.
+    """A client of one endpoint.
 
     Raises, from every call: etcd's refusals as RegistryError, and NoAnswer.
     """
 
-    def __init__(self, url: Endpoint, tls: dict[str, Any], user: tuple[str, str] | None) -> None:
+    def __init__(self, url: Endpoint, access: Access) -> None:
         self.url = url
-        self._tls = tls
-        self._user = user
+        self._tls = access.tls
+        self._user = _user_of(access)
         self._is_replaced = False
 
     def node(self, key: str) -> dict[str, Any]:
@@ -190,8 +192,15 @@ class V2Client:
 
 def children(pieces: Iterator[str]) -> Iterator[dict[str, Any]]:
     """Yield the child nodes of the directory in an answer; raises as ``elements`` does."""
-    answer = yield from elements(pieces, '"nodes":[')
+    answer = yield from elements(pieces, "nodes")
     yield from answer["node"].get("nodes", ())
+
+
+def _user_of(access: Access) -> tuple[str, str] | None:
+    """Return name and password for basic authentication."""
+    if access.username and access.password:
+        return as_latin1(access.username), as_latin1(access.password)
+    return None
 
 
 def index_of(refusal: RegistryError) -> int:

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING
 
 from flannelpy.errors import KeyNotFound
 from flannelpy.registry.base import Changes, KeyValue, Schema, Snapshot, all_names
-from flannelpy.registry.endpoints import CallThreads, Rotation, check_tls_files, parse_endpoint
+from flannelpy.registry.endpoints import ANONYMOUS, Access, CallThreads, Rotation, parse_endpoint
 from flannelpy.registry.etcd_v3_client import V3Client
 from flannelpy.registry.etcd_v3_listing import Listing
-from flannelpy.registry.etcd_v3_messages import Access
 from flannelpy.registry.etcd_v3_store import Keys, Known
 from flannelpy.registry.etcd_v3_watch import Watch
 from flannelpy.registry.etcd_v3_writes import Writes
@@ -42,21 +41,10 @@ class EtcdV3Registry:
     # The watch itself looks for what makes a list necessary, so the hourly list is a second line of defence.
     relist_seconds = 3600.0
 
-    def __init__(
-        self,
-        urls: Sequence[str],
-        prefix: str,
-        *,
-        keyfile: str | None = None,
-        certfile: str | None = None,
-        cafile: str | None = None,
-        username: str | None = None,
-        password: str | None = None,
-    ) -> None:
-        check_tls_files(keyfile, certfile, cafile)
+    def __init__(self, urls: Sequence[str], prefix: str, access: Access = ANONYMOUS) -> None:
+        access.check_files()
         self._keys = Keys(prefix)
-        access = Access(self._keys.root, keyfile, certfile, cafile, username, password)
-        self._cluster = Rotation([V3Client(parse_endpoint(text), access) for text in urls])
+        self._cluster = Rotation([V3Client(parse_endpoint(text), access, self._keys.root) for text in urls])
         self._threads = CallThreads()
         self._known = Known()
         self._writes = Writes(self._cluster, self._keys)

@@ -16,12 +16,11 @@ import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flannelpy.registry import endpoints
-from flannelpy.registry.endpoints import Endpoint, no_answer
+from flannelpy.registry.endpoints import no_answer
 from flannelpy.registry.etcd_v3_messages import (
     DENIED,
     INVALID,
     NOT_ENABLED,
-    Access,
     Refusal,
     checked,
     in_words,
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from urllib3 import BaseHTTPResponse, PoolManager
+
+    from flannelpy.registry.endpoints import Access, Endpoint
 
 _PIECE = 65536  # bytes of an answer that are read at a time
 # A member without a leader ends a watch with this header after 5 s; without it, the watch would be silent.
@@ -48,14 +49,15 @@ class OpenedWatch(NamedTuple):
 
 
 class V3Client:
-    """A client of one endpoint.
+    """A client of one endpoint, for the keys below ``root``.
 
     Raises NoAnswer from every call; a ``Refusal`` if etcd has answered.
     """
 
-    def __init__(self, url: Endpoint, access: Access) -> None:
+    def __init__(self, url: Endpoint, access: Access, root: str) -> None:
         self.url = url
         self._access = access
+        self._root = root
         self._token: str | None = None
         self._token_is_old = False
 
@@ -88,7 +90,7 @@ class V3Client:
     def in_words(self, refusal: Refusal) -> Refusal:
         """Return the refusal of a watch in words.  If a new token may help, the next request gets one before."""
         self._token_is_old |= refusal.code == DENIED or refusal.asks_for_token
-        return in_words(refusal, self._access)
+        return in_words(refusal, self._access, self._root)
 
     def _ask(self, path: str, request: dict[str, Any], headers: dict[str, str] | None = None) -> BaseHTTPResponse:
         """Send ``request``; if etcd wants a token, or another one, authenticate and send it once more."""
@@ -103,7 +105,7 @@ class V3Client:
             self._authenticate()
             return self._send(path, request, headers)
         except Refusal as refusal:
-            raise in_words(refusal, self._access) from None
+            raise in_words(refusal, self._access, self._root) from None
 
     def _lacks_token(self, refusal: Refusal) -> bool:
         """Return whether a new token may change etcd's answer.
@@ -161,15 +163,13 @@ class V3Client:
         from flannelpy.registry.bounded_http import bound
 
         logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # it logs failures that flannelpy logs itself
-        access = self._access
-        tls: dict[str, Any] = {"key_file": access.keyfile, "cert_file": access.certfile, "ca_certs": access.cafile}
-        pools = urllib3.PoolManager(retries=urllib3.Retry(0), **tls)
+        pools = urllib3.PoolManager(retries=urllib3.Retry(0), **self._access.tls)
         bound(pools)
         return pools
 
 
 def _keys(pieces: Iterator[str]) -> Generator[Any, None, Any]:
     """Yield the keys in an answer; return the rest of the answer."""
-    answer = yield from elements(pieces, '"kvs":[')
+    answer = yield from elements(pieces, "kvs")
     yield from checked(answer).get("kvs", ())
     return answer

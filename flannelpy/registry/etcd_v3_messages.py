@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flannelpy.registry.base import EXPIRES, PERMANENT, KeyValue
 from flannelpy.registry.endpoints import NoAnswer, NoSuchApi
+
+if TYPE_CHECKING:
+    from flannelpy.registry.endpoints import Access
 
 # Codes of gRPC that an endpoint may answer although it, or another one, executes the request: unknown, deadline
 # exceeded, unavailable.
@@ -39,17 +42,6 @@ _NAME_IN_CERTIFICATE = (
     "etcd's JSON gateway takes no client certificate with a Common Name while authentication is on: let -etcd-certfile "
     "have none, and give the user by -etcd-username and -etcd-password"
 )
-
-
-class Access(NamedTuple):
-    """How flannelpy proves who it is, and checks who etcd is; ``root``: the keys below which flannelpy needs."""
-
-    root: str
-    keyfile: str | None
-    certfile: str | None
-    cafile: str | None
-    username: str | None
-    password: str | None
 
 
 class Header(NamedTuple):
@@ -179,13 +171,13 @@ def refusal_of_cancel(reason: str) -> Refusal:
     return Refusal(DENIED if "permission denied" in message else UNAVAILABLE, message)
 
 
-def in_words(refusal: Refusal, access: Access) -> Refusal:
-    """Return ``refusal`` with a text that names the cause and the remedy."""
+def in_words(refusal: Refusal, access: Access, root: str) -> Refusal:
+    """Return ``refusal`` with a text that names the cause and the remedy; the keys are below ``root``."""
     message = refusal.message
     if _USER_EMPTY in message:
         text = _NO_USER
     elif refusal.code == DENIED:
-        text = f"{message} for keys below {access.root}, see -etcd-username and -etcd-password"
+        text = f"{message} for keys below {root}, see -etcd-username and -etcd-password"
     elif access.certfile and refusal.code == UNAVAILABLE and any(words in message for words in _CUT_OFF):
         text = f"{_NO_CLIENT_AUTH} ({message})"
     else:

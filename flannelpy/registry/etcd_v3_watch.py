@@ -12,7 +12,8 @@ A stream without events may be a quiet network, or the endpoint is frozen, the c
 After about 40 s without events, flannelpy therefore looks at the config on the same endpoint: one small request.  Its
 answer shows the cluster, the revision of the store and the version of the config.  If other keys of the store were
 written since the last look, a proxy may hold a dead connection open, which TCP keep-alive cannot detect.  flannelpy
-then opens a new stream at the cursor, about once a minute at most.
+then opens a new stream at the cursor, about once a minute at most.  It also does so at the end of a poll without events
+if another call, such as a renewal, had to pass over the endpoint of the stream.
 
 After the loss of a stream, flannelpy looks at once: a store that was restored may stand behind the cursor, or has
 passed it already, but then its config has another version.
@@ -140,6 +141,7 @@ class Watch:
             elif time.monotonic() >= stream.look_at:
                 failures += not await self._look(stream)
             elif time.monotonic() >= deadline:
+                self._follow_other_calls(stream)
                 return Changes((), cursor)
         raise RegistryUnavailable(f"{stream.client.url}: {shown(stream.end or 'no answer', LONGEST_CAUSE)}")
 
@@ -170,6 +172,18 @@ class Watch:
         stream.close("an event arrives too slowly")
         self._cluster.pass_over(stream.client)
         self._has_lost_stream = True
+
+    def _follow_other_calls(self, stream: _Stream) -> None:
+        """Leave a silent stream if another call has passed over its endpoint, for a new one, where a look comes first.
+
+        Of endpoints that answer some calls and not others, each can be passed over again and again; the watch follows
+        about once a minute at most.
+        """
+        now = time.monotonic()
+        if stream.client is not self._cluster.preferred and now - self._reopened_at >= REOPEN_SECONDS[0]:
+            self._reopened_at = now
+            self._has_lost_stream = True
+            self.close()
 
     def _taken(self, stream: _Stream, items: Sequence[Item]) -> Changes | None:
         """Return the changes and the new cursor; None if the cursor has not moved.  Raises HistoryGone."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,15 @@ _IN_A_ROW = 50  # elements that are parsed before other threads get their turn
 _DECODE = json.JSONDecoder().raw_decode
 
 
-def elements(pieces: Iterator[str], opening: str) -> Generator[Any, None, Any]:
-    """Yield the elements of the list that begins with ``opening``; return the answer without them.
+def elements(pieces: Iterator[str], key: str) -> Generator[Any, None, Any]:
+    """Yield the elements of the list that is the value of ``key``; return the answer without them.
 
-    ``opening``, such as ``"kvs":[``, cannot match inside a string, because JSON escapes quotes there.  etcd 3.4 writes
-    no blanks between the tokens, etcd 3.5 may write one behind each comma.  An answer without ``opening`` is returned
-    as a whole.  Raises ValueError if the answer is malformed or ends early.
+    ``"key":`` cannot match inside a value, because JSON writes a backslash before each quote there.  Blanks may be
+    between all tokens.  An answer without such a list is returned as a whole.  Raises ValueError if the answer is
+    malformed or ends early.
     """
     text = _Text(pieces)
-    if not text.skip_past(opening):
+    if not text.skip_past(re.compile(rf'"{key}"[ \t\r\n]*:[ \t\r\n]*\[')):
         return json.loads(text.rest())
     before = text.passed
     if not text.skip("]"):
@@ -61,12 +62,12 @@ class _Text:
         #: What ``skip_past`` has skipped.
         self.passed = ""
 
-    def skip_past(self, words: str) -> bool:
-        """Go behind the first occurrence of ``words`` and return True; without any, keep all of the text."""
-        while (found := self._text.find(words)) < 0:
+    def skip_past(self, pattern: re.Pattern[str]) -> bool:
+        """Go behind the first match of ``pattern`` and return True; without any, keep all of the text."""
+        while (found := pattern.search(self._text)) is None:
             if not self._read():
                 return False
-        self._at = found + len(words)
+        self._at = found.end()
         self.passed = self._text[: self._at]
         return True
 

@@ -273,6 +273,17 @@ class TestRenew:
         assert renewed.lifetime == expires_in(DAY)
         assert timeless(*map(Put, snapshot.entries)) == timeless(Put(renewed))
 
+    @pytest.mark.parametrize("value", ["a", "another"])
+    def test_of_a_permanent_entry_leaves_it_permanent(self, store: Store, value: str) -> None:
+        async def test(registry: Registry) -> tuple[KeyValue, Snapshot]:
+            store.put(A, "a", None)
+            (old,) = (await registry.snapshot()).entries
+            return await registry.renew(A, value, DAY, old.version), await registry.snapshot()
+
+        renewed, snapshot = run(store, test)
+        assert (renewed.value, renewed.lifetime) == (value, PERMANENT)
+        assert snapshot.entries == (renewed,)
+
     def test_of_another_value_writes_the_value(self, store: Store) -> None:
         async def test(registry: Registry) -> tuple[KeyValue, Snapshot]:
             old = await registry.create(A, "old", DAY)

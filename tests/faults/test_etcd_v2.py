@@ -36,7 +36,7 @@ from flannelpy.errors import (
 )
 from flannelpy.registry import endpoints, event_stream
 from flannelpy.registry.base import Changes, Deleted, Put, expires_in
-from flannelpy.registry.endpoints import parse_endpoint
+from flannelpy.registry.endpoints import Access, parse_endpoint
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
 
 if TYPE_CHECKING:
@@ -704,7 +704,7 @@ class TestAuth:
             entry = await registry.create(A, "a", DAY)
             assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
 
-        use(EtcdV2Registry([guarded_url], "/network", username=USER, password=PASSWORD), test)
+        use(EtcdV2Registry([guarded_url], "/network", Access(username=USER, password=PASSWORD)), test)
 
     @pytest.mark.parametrize("options", [{}, {"username": USER, "password": "wrong"}, {"username": USER}])
     @pytest.mark.parametrize("call", ["snapshot", "create", "watch"])
@@ -712,7 +712,7 @@ class TestAuth:
         arguments: dict[str, tuple[Any, ...]] = {"create": (B, "b", DAY), "watch": (1, 1.0)}
         with pytest.raises(RegistryUnavailable, match="-etcd-username and -etcd-password") as caught:
             use(
-                EtcdV2Registry([guarded_url], "/network", **options),
+                EtcdV2Registry([guarded_url], "/network", Access(**options)),
                 lambda registry: getattr(registry, call)(*arguments.get(call, ())),
             )
         assert "wrong" not in str(caught.value)
@@ -738,9 +738,11 @@ class TestTls:
         return EtcdV2Registry(
             [url],
             "/network",
-            cafile=ca and str(pki / f"{ca}.crt"),
-            certfile=client and str(pki / f"{client}.crt"),
-            keyfile=client and str(pki / f"{client}.key"),
+            Access(
+                cafile=ca and str(pki / f"{ca}.crt"),
+                certfile=client and str(pki / f"{client}.crt"),
+                keyfile=client and str(pki / f"{client}.key"),
+            ),
         )
 
     def test_ca_and_client_certificate(self, tls_url: str, pki: Path) -> None:
@@ -783,16 +785,18 @@ class TestTls:
     def test_missing_file(self, pki: Path, option: str) -> None:
         files = {"certfile": str(pki / "client.crt"), "keyfile": str(pki / "client.key"), option: str(pki / "missing")}
         with pytest.raises(HostError, match=f"^-etcd-{option}: .*/missing: No such file"):
-            EtcdV2Registry(["https://127.0.0.1"], "/network", **files)
+            EtcdV2Registry(["https://127.0.0.1"], "/network", Access(**files))
 
     def test_ca_that_is_none(self, pki: Path) -> None:
         with pytest.raises(HostError, match=r"^-etcd-cafile: .*/ca\.key"):
-            EtcdV2Registry(["https://127.0.0.1"], "/network", cafile=str(pki / "ca.key"))
+            EtcdV2Registry(["https://127.0.0.1"], "/network", Access(cafile=str(pki / "ca.key")))
 
     def test_key_of_another_certificate(self, pki: Path) -> None:
         with pytest.raises(HostError, match=r"^-etcd-certfile, -etcd-keyfile: .*/client\.crt and .*/server\.key"):
             EtcdV2Registry(
-                ["https://127.0.0.1"], "/network", certfile=str(pki / "client.crt"), keyfile=str(pki / "server.key")
+                ["https://127.0.0.1"],
+                "/network",
+                Access(certfile=str(pki / "client.crt"), keyfile=str(pki / "server.key")),
             )
 
     def test_encrypted_key_does_not_ask(self, pki: Path, tmp_path: Path) -> None:
@@ -810,12 +814,14 @@ class TestTls:
         ]
         subprocess.run(command, check=True, capture_output=True)
         with pytest.raises(HostError, match="unencrypted"):
-            EtcdV2Registry(["https://127.0.0.1"], "/network", certfile=str(pki / "client.crt"), keyfile=str(key))
+            EtcdV2Registry(
+                ["https://127.0.0.1"], "/network", Access(certfile=str(pki / "client.crt"), keyfile=str(key))
+            )
 
     @pytest.mark.parametrize("option", ["certfile", "keyfile"])
     def test_half_a_pair(self, pki: Path, option: str) -> None:
         with pytest.raises(UsageError, match="-etcd-keyfile and -etcd-certfile"):
-            EtcdV2Registry(["https://127.0.0.1"], "/network", **{option: str(pki / "client.crt")})
+            EtcdV2Registry(["https://127.0.0.1"], "/network", Access(**{option: str(pki / "client.crt")}))
 
 
 PROGRAM = """

@@ -14,6 +14,7 @@ from support.etcd_faults import LossyProxy
 from flannelpy.errors import RegistryUnavailable
 from flannelpy.registry import endpoints
 from flannelpy.registry.base import Deleted, Put
+from flannelpy.registry.endpoints import Access
 from flannelpy.registry.etcd_v3 import EtcdV3Registry
 
 Result = TypeVar("Result")
@@ -29,7 +30,7 @@ SHORT_TIMEOUT = 0.5
 
 def connect(*urls: str, prefix: str = PREFIX, **options: str | None) -> EtcdV3Registry:
     """Return a registry of the network, as the daemon makes it."""
-    return EtcdV3Registry(urls, prefix, **options)
+    return EtcdV3Registry(urls, prefix, Access(**options))
 
 
 def use(registry: EtcdV3Registry, test: Callable[[EtcdV3Registry], Awaitable[Result]]) -> Result:

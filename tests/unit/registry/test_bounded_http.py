@@ -24,6 +24,7 @@ import pytest
 from flannelpy.errors import RegistryError, RegistryUnavailable
 from flannelpy.registry import bounded_http, endpoints
 from flannelpy.registry.base import Changes
+from flannelpy.registry.endpoints import Access
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
 
 TIMEOUT = 0.4
@@ -122,7 +123,7 @@ def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 async def ask(name: str, *urls: str, **options: str) -> tuple[object, float]:
     """The outcome of a call, and how long it took."""
     began = time.monotonic()
-    registry = EtcdV2Registry(urls, "/network", **options)
+    registry = EtcdV2Registry(urls, "/network", Access(**options))
     outcome: object
     try:
         outcome = await getattr(registry, name)(*CALLS[name])

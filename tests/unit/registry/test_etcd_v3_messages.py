@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from flannelpy.registry.base import EXPIRES, PERMANENT, KeyValue
-from flannelpy.registry.endpoints import NoAnswer
+from flannelpy.registry.endpoints import ANONYMOUS, Access, NoAnswer
 from flannelpy.registry.etcd_v3_messages import (
-    Access,
     Header,
     Refusal,
     checked,
@@ -24,8 +23,7 @@ from flannelpy.registry.etcd_v3_messages import (
     refusal_of_cancel,
 )
 
-NO_ACCESS = Access("/network", None, None, None, None, None)
-CERTIFICATE = NO_ACCESS._replace(certfile="/client.crt", keyfile="/client.key")
+CERTIFICATE = Access(certfile="/client.crt", keyfile="/client.key")
 
 
 @pytest.mark.parametrize(
@@ -123,17 +121,17 @@ def test_statuses_in_words(status: int, body: bytes, text: str) -> None:
 @pytest.mark.parametrize(
     ("code", "message", "access", "text"),
     [
-        (3, "user name is empty", NO_ACCESS, "etcd asks for a user, see -etcd-username and -etcd-password"),
-        (7, "permission denied", NO_ACCESS, "permission denied for keys below /network, see -etcd-username"),
+        (3, "user name is empty", ANONYMOUS, "etcd asks for a user, see -etcd-username and -etcd-password"),
+        (7, "permission denied", ANONYMOUS, "permission denied for keys below /network, see -etcd-username"),
         (14, "connection closed", CERTIFICATE, r"extended key usage clientAuth \(connection closed\)"),
-        (14, "connection closed", NO_ACCESS, "^connection closed$"),
+        (14, "connection closed", ANONYMOUS, "^connection closed$"),
         (14, "no leader", CERTIFICATE, "^no leader$"),
-        (8, "mvcc: database space exceeded", NO_ACCESS, "^mvcc: database space exceeded$"),
+        (8, "mvcc: database space exceeded", ANONYMOUS, "^mvcc: database space exceeded$"),
     ],
 )
 def test_refusals_in_words(code: int, message: str, access: Access, text: str) -> None:
     with pytest.raises(Refusal, match=text) as caught:
-        raise in_words(Refusal(code, message), access)
+        raise in_words(Refusal(code, message), access, "/network")
     assert (caught.value.code, caught.value.message) == (code, message)
     assert not str(caught.value).endswith("characters)")
 

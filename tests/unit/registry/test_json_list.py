@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import threading
 import tracemalloc
@@ -13,6 +14,8 @@ from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
 from flannelpy.registry.etcd_v2_client import children
@@ -34,6 +37,12 @@ def answer(nodes: list[dict[str, object]], directory: str = "/network/subnets") 
 def pieces(text: str, length: int) -> Iterator[str]:
     """As they come from the network."""
     return (text[at : at + length] for at in range(0, len(text), length))
+
+
+def listed(text: Iterator[str]) -> Iterator[dict[str, object]]:
+    """What ``elements`` yields, then what it returns."""
+    rest = yield from elements(text, "kvs")
+    yield rest
 
 
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ":"), (", ", ": ")])
@@ -73,19 +82,35 @@ def test_the_rest_of_an_answer_is_returned(
 ) -> None:
     whole = {"header": {"revision": "7"}, "kvs": kvs, "more": True, "count": "9"}
     text = json.dumps(whole, separators=separators)
+    assert list(listed(pieces(text, length))) == [*kvs, whole | {"kvs": []}]
 
-    def found() -> Iterator[dict[str, object]]:
-        rest = yield from elements(pieces(text, length), '"kvs":[')
-        yield from rest.pop("kvs")
-        yield rest
 
-    assert list(found()) == [*kvs, {"header": {"revision": "7"}, "more": True, "count": "9"}]
+BLANKS = st.text(" \t\r\n", max_size=3)
+STRINGS = st.sampled_from(['"kvs', '"kvs":[', "kvs", *TRICKY]) | st.text(max_size=5)
+HEADERS = st.dictionaries(st.sampled_from(["revision", "kv", "kvs "]), STRINGS | st.lists(STRINGS, max_size=2))
+
+
+@st.composite
+def in_pieces(draw: st.DrawFn, whole: dict[str, object]) -> list[str]:
+    """Any form in which JSON can write ``whole``, split anywhere."""
+    separators = [draw(BLANKS) + token + draw(BLANKS) for token in ",:"]
+    text = json.dumps(whole, separators=(separators[0], separators[1]), ensure_ascii=draw(st.booleans()))
+    cuts = [0, *sorted(draw(st.lists(st.integers(0, len(text)), max_size=20))), len(text)]
+    return [text[start:end] for start, end in itertools.pairwise(cuts)]
+
+
+@given(st.data(), HEADERS, st.lists(st.dictionaries(STRINGS, STRINGS, max_size=2), max_size=5))
+def test_blanks_may_be_between_all_tokens(
+    data: st.DataObject, header: dict[str, object], kvs: list[dict[str, object]]
+) -> None:
+    whole: dict[str, object] = {"header": header, "kvs": kvs, "more": True}
+    assert list(listed(iter(data.draw(in_pieces(whole))))) == [*kvs, whole | {"kvs": []}]
 
 
 @pytest.mark.parametrize("end", ["", "}", "]", "],}", '],"more":tru', "]}x"])
 def test_an_answer_that_ends_wrongly_is_refused(end: str) -> None:
     with pytest.raises((json.JSONDecodeError, ValueError)):
-        list(elements(iter(['{"kvs":[{}', end]), '"kvs":['))
+        list(elements(iter(['{"kvs":[{}', end]), "kvs"))
 
 
 @pytest.mark.parametrize("length", [60, 5000])
