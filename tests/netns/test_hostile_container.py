@@ -280,12 +280,10 @@ CASES = [
 
 
 @pytest.mark.timed
-# Without the scope, every test would have a lab of its own: ``flood`` is no fixture.
 @pytest.mark.parametrize(
     ("scene", "flood"),
     CASES,
     indirect=["scene"],
-    scope="module",
     ids=[f"{setting}-{flood.__name__.strip('_')}" for setting, flood in CASES],
 )
 def test_other_hosts_keep_half_of_their_throughput(scene: Scene, flood: Callable[[Scene, str], list[bytes]]) -> None:
