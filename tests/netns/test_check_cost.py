@@ -7,12 +7,13 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from lab import ETCD_PREFIX, Daemon, Host, Lab, wait_for
+from lab.etcd_stores import Api
 from support.firewalls import large_nftables
 
 MEASURED = Path(__file__).parent / "measured_daemon.py"
@@ -48,7 +49,7 @@ def busy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     words = shlex.join([sys.executable, str(MEASURED), str(result)])
     python.write_text(f'#!/bin/sh\nshift 3 # -P -m flannelpy\nexec {words} "$@"\n')
     python.chmod(0o755)
-    with Lab(hosts=1) as lab:
+    with Lab(hosts=1, api=Api.V3) as lab:
         [host] = lab.hosts
         lab.put_config(json.dumps({"Network": "11.0.0.0/12", "Backend": {"Type": request.param}}))
         foreign = "".join(
@@ -57,7 +58,7 @@ def busy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         )
         host.run("ip", "-batch", "-", input=f"{foreign}route add 172.18.0.0/16 via 172.17.8.1\n")  # to the peers
         host.run("nft", "-f", "-", input=large_nftables())
-        lab.etcd.put_all(leases(request.param), ttl=3000)
+        lab.etcd.v3.put_together(leases(request.param), ttl=3000)
         daemon = host.start_daemon("-iface=eth1", python=str(python))
         daemon.wait_ready(60)
         wait_for(lambda: owned(host) == OWN, 60, "the routes of all leases", pause=0.5)
@@ -85,33 +86,42 @@ def owned(host: Host) -> int:
     return len(host.run("ip", "route", "show", "proto", "85").stdout.splitlines())
 
 
-def change_all_the_time(host: Host, added: str, removed: str, interval: float) -> None:
-    """Have another program run the two ``ip`` commands in turn, and end with the removal."""
+def longest_turns(busy: Busy, added: Sequence[str], removed: Sequence[str], interval: float) -> list[float]:
+    """Return the longest turn of each window, in milliseconds; a window without a long turn is the last.
+
+    In a window another program runs the ``ip`` commands in turn, those of ``added`` first.
+    """
+    longest: list[float] = []
+    while len(longest) < WINDOWS and min(longest, default=MAX_MILLISECONDS) >= MAX_MILLISECONDS:
+        busy.result.unlink(missing_ok=True)
+        change_all_the_time(busy.host, (*added, *removed), interval)
+        longest.append(busy.longest_turn())
+    return longest
+
+
+def change_all_the_time(host: Host, commands: Sequence[str], interval: float) -> None:
     with host.popen("ip", "-batch", "-", stdin=subprocess.PIPE) as process:
         assert process.stdin
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
-            for command in (added, removed):
+            for command in commands:
                 process.stdin.write(f"{command}\n")
                 process.stdin.flush()
                 time.sleep(interval)
 
 
-@pytest.mark.parametrize("destination", ["10.200.0.0/24", "11.15.250.0/24", "11.0.0.0/9"])
-def test_no_turn_takes_long_while_a_foreign_route_changes_every_10_ms(busy: Busy, destination: str) -> None:
-    """The route is outside the network, inside it, or around many leases.
+#: Outside the network, inside it, and around many leases.
+DESTINATIONS = ("10.200.0.0/24", "11.15.250.0/24", "11.0.0.0/9")
+
+
+def test_no_turn_takes_long_while_a_foreign_route_changes_every_10_ms(busy: Busy) -> None:
+    """Each of three routes is there half of the time, so checks see it come and go.
 
     All checks cost the same, so one window without a long turn is the proof; if other programs evict the processor's
     cache, one turn in thousands takes longer.
     """
-    route = f"{destination} via 172.17.8.1 proto bird"
-    longest = []
-    for _ in range(WINDOWS):
-        busy.result.unlink(missing_ok=True)
-        change_all_the_time(busy.host, f"route add {route}", f"route del {route}", 0.01)
-        longest.append(busy.longest_turn())
-        if longest[-1] < MAX_MILLISECONDS:
-            break
+    routes = [f"{destination} via 172.17.8.1 proto bird" for destination in DESTINATIONS]
+    longest = longest_turns(busy, [f"route add {way}" for way in routes], [f"route del {way}" for way in routes], 0.01)
     assert min(longest) < MAX_MILLISECONDS, longest
     assert owned(busy.host) == OWN
     assert busy.daemon.process.poll() is None
@@ -126,13 +136,7 @@ def test_no_turn_takes_long_while_one_of_a_thousand_addresses_changes(busy: Busy
     batch += [f"address add 10.96.{number >> 8}.{number & 255}/32 dev ipvs0" for number in range(1, ADDRESSES)]
     busy.host.run("ip", "-batch", "-", input="\n".join(batch))
     address = "10.97.0.1/32 dev ipvs0"
-    longest = []
-    for _ in range(WINDOWS):
-        busy.result.unlink(missing_ok=True)
-        change_all_the_time(busy.host, f"address add {address}", f"address del {address}", 0.02)
-        longest.append(busy.longest_turn())
-        if longest[-1] < MAX_MILLISECONDS:
-            break
+    longest = longest_turns(busy, [f"address add {address}"], [f"address del {address}"], 0.02)
     assert min(longest) < MAX_MILLISECONDS, longest
     assert (busy.host.run_dir / "flannel/ready").exists()
     assert "changes all the time" not in busy.daemon.log()

@@ -100,7 +100,8 @@ SABOTAGE = {
 CASES = [(flavour, kind) for flavour in FLAVOURS for kind in SABOTAGE if flavour == "nft" or kind in BOTH]
 
 
-@pytest.mark.parametrize(("checked", "kind"), CASES, indirect=["checked"])
+# Without the scope, every test would have a lab of its own: ``kind`` is no fixture.
+@pytest.mark.parametrize(("checked", "kind"), CASES, indirect=["checked"], scope="module")
 def test_lost_rules_are_restored(checked: Checked, kind: str) -> None:
     """Rules of other programs, before and behind flannelpy's, stay unchanged."""
     flavour, sabotage = checked.flavour, SABOTAGE[kind]
