@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler
@@ -612,6 +613,46 @@ class TestAuth:
             use(connect(server.url, **GIVEN), test)
         finally:
             server.v3.disable_auth()
+
+
+SPAN = ("/network/config", "/network/subnets0")
+LEASES = ("/network/subnets/", "/network/subnets0")
+CONFIG_ALONE = ("/network/config", "")
+#: Permissions, and the calls that etcd then denies: docs/etcd.md.
+ROLES: dict[str, tuple[list[tuple[str, str, str]], set[str]]] = {
+    "the least": ([("READ", *SPAN), ("READWRITE", *LEASES)], set()),
+    "a gap": ([("READ", *CONFIG_ALONE), ("READWRITE", *LEASES)], {"snapshot", "watch"}),
+    "no config": ([("READWRITE", *LEASES)], {"read_config", "snapshot", "watch"}),
+    "no writes": ([("READ", *SPAN)], {"create", "compare_and_swap", "compare_and_delete"}),
+}
+
+
+@pytest.fixture(scope="module")
+def with_roles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    """Return an etcd that has a user for each of ROLES, of the same name."""
+    with EtcdServer(tmp_path_factory.mktemp("roles"), api=Api.V3) as etcd:
+        for role, (permissions, _) in ROLES.items():
+            etcd.v3.call("auth/role/add", name=role)
+            for kind, *span in permissions:
+                key, end = (b64encode(text.encode()).decode() for text in span)
+                permission = {"permType": kind, "key": key, "range_end": end}
+                etcd.v3.call("auth/role/grant", name=role, perm=permission)
+            etcd.v3.add_user(role, PASSWORD, [role])
+        etcd.v3.enable_auth()
+        yield etcd
+
+
+class TestPermissions:
+    @over_calls
+    @pytest.mark.parametrize("role", ROLES)
+    def test_that_is_missing_is_named(self, with_roles: EtcdServer, role: str, call: str) -> None:
+        with_roles.put("/network/config", "{}")
+        with_roles.delete(SUBNETS)
+        cause = "permission denied for keys below /network, see -etcd-username and -etcd-password"
+        is_denied = call in ROLES[role][1]
+        expected = pytest.raises(RegistryUnavailable, match=cause) if is_denied else contextlib.suppress(*REFUSALS)
+        with expected:
+            use(connect(with_roles.url, username=role, password=PASSWORD), lambda registry: make(registry, call))
 
 
 @pytest.fixture(scope="module")
