@@ -26,7 +26,7 @@ WITHOUT_PACKET_CODE := $(addprefix --ignore=tests/,unit/packet/test_compiled_typ
 	fuzz/test_lease_filter.py)
 # These tests wait most of the time: for leases to expire and for etcd to return.
 WAITING_TESTS := $(patsubst %,tests/faults/test_%.py,etcd_outages change_over chaos new_address public_ip busy_store bad_config \
-	both_stores lease secrets etcd_v2 etcd_v3 etcd_v3_watch)
+	both_stores lease secrets etcd etcd_v2 etcd_v3 etcd_v3_watch)
 COMPILED_TESTS := $(addprefix tests/,unit fuzz golden contract)
 APART_TESTS := tests/soak tests/systemd tests/docker/matrix
 NAMESPACE_TESTS := tests $(addprefix --ignore=,$(APART_TESTS) $(WAITING_TESTS) $(COMPILED_TESTS))
@@ -169,7 +169,7 @@ test-docker: $(VENV)/stamp $(UNPACKED_DOCKER) ## real Docker in many settings: h
 		$(if $(ONLY),tests/docker/matrix/test_$(ONLY).py,tests/docker))
 
 # Debian 12, on which the other targets run, has etcd 3.4; its later suites have 3.5, whose errors have another form.
-ETCD_TESTS := tests/contract $(wildcard tests/faults/test_etcd_v3*.py) tests/faults/test_etcd_outages.py
+ETCD_TESTS := tests/contract $(addprefix tests/faults/test_etcd,.py _v3.py _v3_watch.py _outages.py)
 test-etcd: $(VENV)/stamp build/etcd/$(ETCD) ## contract and outage tests with Debian's newest etcd 3.5 (ETCD=debian13)
 	@build/etcd/$(ETCD)/usr/bin/etcd --version
 	@$(call unskipped,$(AS_ROOT) env PATH="$(abspath build/etcd/$(ETCD))/usr/bin:$$PATH" $(VENV)/bin/pytest -q \

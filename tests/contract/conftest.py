@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
-import json
 import time
 from ipaddress import IPv4Address
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 from lab.etcd_server import EtcdServer
+from lab.etcd_stores import Api, V3Store
 from support.fakes import HISTORY_LENGTH, FakeRegistry
 
 from flannelpy.leasing.both_stores import BothStores
@@ -82,91 +81,48 @@ class BothFakeStores(FakeStore):
         return BothStores(self._registry, second, HostIdentity(IPv4Address("10.0.0.1"), "host1"))
 
 
-class EtcdV2Store:
-    """One network of its own, by its prefix, in an etcd that all tests share."""
+class EtcdStore:
+    """One network of its own, by its prefix, in the store of an API of an etcd that all tests share."""
 
-    history_length = 1000
-    has_directories = reports_behind = reports_renewals = True
-    keeps_creation = reports_config = False
-
-    def __init__(self, server: EtcdServer, prefix: str) -> None:
+    def __init__(self, server: EtcdServer, prefix: str, api: Api) -> None:
+        self.has_directories = self.reports_behind = self.reports_renewals = api is Api.V2
+        self.keeps_creation = self.reports_config = api is Api.V3
+        self.history_length = 1000 if api is Api.V2 else 20
         self._server = server
+        self._store = server.v2 if api is Api.V2 else server.v3
+        self._kind = EtcdV2Registry if api is Api.V2 else EtcdV3Registry
         self._prefix = prefix
         self.go_down = server.kill
         self.come_up = server.start
 
     def connect(self) -> Registry:
-        return EtcdV2Registry([self._server.url], self._prefix)
+        return self._kind([self._server.url], self._prefix)
 
     def set_config(self, config: str) -> None:
-        self._server.put(f"{self._prefix}/config", config)
+        self._store.put(f"{self._prefix}/config", config)
 
     def put(self, name: str, value: str, ttl: int | None) -> None:
-        self._server.put(f"{self._prefix}/subnets/{name}", value, ttl)
+        self._store.put(f"{self._prefix}/subnets/{name}", value, ttl)
 
     def delete(self, name: str) -> None:
-        self._server.delete(f"{self._prefix}/subnets/{name}")
+        self._store.delete(f"{self._prefix}/subnets/{name}")
 
     def remove_subnets(self) -> None:
-        self._server.delete(f"{self._prefix}/subnets")
+        self._store.delete(f"{self._prefix}/subnets")
 
     def forget_history(self) -> None:
-        _overrun(self)
+        if isinstance(self._store, V3Store):
+            self.put("11.0.9.0-24", "999", None)
+            self.put("11.0.9.0-24", "1000", None)
+            self._store.compact()
+        else:
+            _overrun(self)
 
 
-def _overrun(store: FakeStore | EtcdV2Store) -> None:
+def _overrun(store: FakeStore | EtcdStore) -> None:
     """Change an entry as often as the store remembers changes, and once more."""
     for number in range(store.history_length + 1):
         store.put("11.0.9.0-24", str(number), None)
-
-
-class EtcdV3Store:
-    """One network of its own, by its prefix, in an etcd that all tests share."""
-
-    history_length = 20
-    has_directories = reports_behind = reports_renewals = False
-    keeps_creation = reports_config = True
-
-    def __init__(self, server: EtcdServer, prefix: str) -> None:
-        self._server = server
-        self._prefix = prefix
-        self.go_down = server.kill
-        self.come_up = server.start
-
-    def connect(self) -> Registry:
-        return EtcdV3Registry([self._server.url], self._prefix)
-
-    def set_config(self, config: str) -> None:
-        self._put("config", config)
-
-    def put(self, name: str, value: str, ttl: int | None) -> None:
-        lease = {} if ttl is None else {"lease": self._request("lease/grant", {"TTL": ttl})["ID"]}
-        self._put(f"subnets/{name}", value, **lease)
-
-    def delete(self, name: str) -> None:
-        self._request("kv/deleterange", {"key": self._key(f"subnets/{name}")})
-
-    def remove_subnets(self) -> None:
-        span = {"key": self._key("subnets/"), "range_end": self._key("subnets0")}
-        self._request("kv/deleterange", span)
-
-    def forget_history(self) -> None:
-        self._put("subnets/11.0.9.0-24", "999")
-        revision = self._put("subnets/11.0.9.0-24", "1000")["header"]["revision"]
-        self._request("kv/compaction", {"revision": revision})
-
-    def _put(self, key: str, value: str, **lease: str) -> Any:
-        return self._request("kv/put", {"key": self._key(key), "value": _base64(value), **lease})
-
-    def _key(self, key: str) -> str:
-        return _base64(f"{self._prefix}/{key}")
-
-    def _request(self, path: str, request: dict[str, Any]) -> Any:
-        return self._server.request("POST", f"/v3/{path}", body=json.dumps(request))
-
-
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
 
 
 @pytest.fixture(scope="session")
@@ -185,4 +141,4 @@ def store(request: pytest.FixtureRequest) -> Store:
     if request.param == "both stores":
         return BothFakeStores(Schema.V3)
     server, prefix = request.getfixturevalue("etcd_server"), f"/network{next(_networks)}"
-    return EtcdV2Store(server, prefix) if request.param == "etcd v2" else EtcdV3Store(server, prefix)
+    return EtcdStore(server, prefix, Api(request.param[-1]))

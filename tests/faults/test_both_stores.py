@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 from lab import ETCD_PREFIX, wait_for
@@ -281,9 +282,11 @@ class TestCopy:
         code, _, error = self.run(etcd, dead)
         assert (code, "Traceback" in error, "connection refused" in error) == (1, False, True)
 
-    def test_follow_until_a_signal_with_etcd_away_in_between(self, etcd: EtcdServer) -> None:
+    def test_follow_until_a_signal_with_etcd_away_in_between(self, etcd: EtcdServer, tmp_path: Path) -> None:
         etcd.v2.put(CONFIG_KEY, CONFIG)
-        process = subprocess.Popen(self.command(etcd, "-follow"), stdout=subprocess.PIPE, text=True)
+        log = tmp_path / "log"
+        with log.open("w") as stdout:
+            process = subprocess.Popen(self.command(etcd, "-follow"), stdout=stdout)
         try:
             etcd.v2.put(KEY, OTHERS, 3600)
             self.wait_for_copy(etcd)
@@ -294,12 +297,13 @@ class TestCopy:
             etcd.v3.delete(KEY)
             self.wait_for_copy(etcd)
             etcd.v2.delete(KEY)
-            wait_for(lambda: not etcd.v3.list(SUBNETS), DEADLINE, "the copy to go")
+            end = f"{NAME}: removed, the lease in v2 is gone\n"
+            wait_for(lambda: log.read_text().endswith(end), DEADLINE, "the line of the removal")
+            assert etcd.v3.list(SUBNETS) == ()
         finally:
             process.terminate()
-            output, _ = process.communicate(timeout=DEADLINE)
+            process.wait(DEADLINE)
         assert process.returncode == 0
-        assert output.endswith(f"{NAME}: removed, the lease in v2 is gone\n")
 
     def wait_for_copy(self, etcd: EtcdServer) -> None:
         [second] = etcd.v2.list(SUBNETS)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network
 
 import pytest
-from faults.backends import HOST_GW, NETWORK, UDP, VXLAN, Backend, over
-from lab import Host, Lab, wait_for
+from faults.backends import ALLOC, HOST_GW, NETWORK, UDP, VXLAN, Backend, over
+from faults.change_over import holders
+from lab import ETCD_PREFIX, Host, Lab, wait_for
 from support.hosts import asleep, belongings, own_leases, ways
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -167,3 +168,22 @@ def test_an_etcd_that_does_not_answer_is_logged(host: Host, backend: Backend) ->
     code, logged = clean_up(host, "-release", "-etcd-endpoints=http://127.0.0.1:1")
     assert (code, logged[-1]) == (1, "http://127.0.0.1:1: connection refused")
     assert len(own_leases(host)) == 1
+
+
+def test_release_during_a_change_over_deletes_the_lease_from_both_stores(make_lab: Callable[..., Lab]) -> None:
+    """Hosts on v2 would otherwise send packets to this host until its lease in v2 expires."""
+    lab = make_lab(hosts=1)
+    [host] = lab.hosts
+    stores = (lab.etcd.v2, lab.etcd.v3)
+    other, value = ALLOC.foreign_lease(FOREIGN)
+    for store in stores:
+        store.put(f"{ETCD_PREFIX}/config", ALLOC.config())
+        store.put(other, value, 3600)
+    daemon = host.start_daemon("-iface=eth1", "-etcd-api=3")
+    daemon.wait_ready()
+    subnet = host.subnet()
+    assert [set(holders(store)) for store in stores] == [{FOREIGN, subnet}] * 2
+    assert daemon.stop() == 0
+    code, logged = clean_up(host, "-release", "-etcd-api=3")
+    assert (code, logged[-1]) == (0, f"Released the lease of {subnet}")
+    assert [set(holders(store)) for store in stores] == [{FOREIGN}] * 2

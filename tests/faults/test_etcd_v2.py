@@ -1,4 +1,7 @@
-"""Failures between python-etcd and a real etcd: lost replies, dead and frozen members, TLS, permissions."""
+"""Failures between the v2 registry and a real etcd: restarts, the watch, permissions, foreign data.
+
+test_etcd.py has those that v3 has, too.
+"""
 
 from __future__ import annotations
 
@@ -7,60 +10,33 @@ import contextlib
 import gc
 import json
 import re
-import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import pytest
-from lab.etcd_server import EtcdServer, ServerTls, free_ports
-from support.etcd_faults import DrippingProxy, LossyProxy, answering, issue_certificates
+from lab.etcd_server import EtcdServer
+from support.etcd_faults import DAY, DEADLINE, SUBNETS, A, B, LossyProxy, answering, short_timeout, use
 
-import flannelpy
 from flannelpy.errors import (
-    CompareFailed,
     HistoryGone,
     HistoryOverrun,
-    HostError,
-    KeyExists,
-    KeyNotFound,
     RegistryError,
     RegistryUnavailable,
     UsageError,
 )
-from flannelpy.registry import endpoints, event_stream
-from flannelpy.registry.base import Changes, Deleted, Put, expires_in
+from flannelpy.registry import event_stream
+from flannelpy.registry.base import Changes, Deleted, Put
 from flannelpy.registry.endpoints import Access, parse_endpoint
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Iterator
 
-Result = TypeVar("Result")
-
-DAY = 86400
-DEADLINE = 20.0
-A, B = "11.0.1.0-24", "11.0.2.0-24"
-KEY = f"/network/subnets/{A}"
-
-
-def use(registry: EtcdV2Registry, test: Callable[[EtcdV2Registry], Awaitable[Result]]) -> Result:
-    """Run ``test`` with ``registry``, and close ``registry`` afterwards."""
-
-    async def body() -> Result:
-        try:
-            async with asyncio.timeout(DEADLINE):
-                return await test(registry)
-        finally:
-            await registry.close()
-
-    return asyncio.run(body())
+__all__ = ["short_timeout"]
 
 
 @pytest.fixture(scope="module")
@@ -75,204 +51,6 @@ def server(shared_server: EtcdServer) -> EtcdServer:
     for node in shared_server.list("/"):
         shared_server.delete(node.key)
     return shared_server
-
-
-@pytest.fixture
-def dead_url() -> str:
-    return f"http://127.0.0.1:{free_ports(1)[0]}"
-
-
-@pytest.fixture
-def short_timeout(monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(endpoints, "REPLY_TIMEOUT", 0.5)
-    return 0.5
-
-
-@pytest.fixture
-def proxy(server: EtcdServer) -> Iterator[LossyProxy]:
-    proxy = LossyProxy(server)
-    with proxy.running():
-        yield proxy
-
-
-@pytest.fixture(params=["one endpoint", "two endpoints"])
-def registry(request: pytest.FixtureRequest, proxy: LossyProxy, server: EtcdServer) -> EtcdV2Registry:
-    """Return a registry whose first endpoint is the proxy."""
-    return EtcdV2Registry([proxy.url, server.url][: 1 if request.param == "one endpoint" else 2], "/network")
-
-
-class TestLostWrite:
-    def test_create_that_happened_is_ours(
-        self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
-    ) -> None:
-        proxy.lose("reply", "PUT ")
-        entry = use(registry, lambda registry: registry.create(A, "mine", DAY))
-        assert entry[:3] == (A, "mine", expires_in(DAY))
-        (stored,) = server.list("/network/subnets")
-        assert stored.value == "mine"
-
-    def test_create_that_happened_is_not_repeated(self, proxy: LossyProxy, registry: EtcdV2Registry) -> None:
-        async def test(registry: EtcdV2Registry) -> None:
-            cursor = (await registry.snapshot()).cursor
-            proxy.lose("reply", "PUT ")
-            entry = await registry.create(A, "mine", DAY)
-            assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
-            assert entry.version == (await registry.snapshot()).cursor - 1
-
-        use(registry, test)
-
-    def test_create_that_did_not_happen_is_sent_again(self, proxy: LossyProxy, registry: EtcdV2Registry) -> None:
-        proxy.lose("request", "PUT ")
-        assert use(registry, lambda registry: registry.create(A, "mine", DAY))[:3] == (A, "mine", expires_in(DAY))
-
-    def test_create_while_another_client_is_faster(
-        self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
-    ) -> None:
-        proxy.lose("request", "PUT ", lambda: server.put(KEY, "theirs"))
-        with pytest.raises(KeyExists):
-            use(registry, lambda registry: registry.create(A, "mine", DAY))
-        assert server.list("/network/subnets")[0].value == "theirs"
-
-    def test_swap_that_happened_is_ours(self, proxy: LossyProxy, registry: EtcdV2Registry) -> None:
-        async def test(registry: EtcdV2Registry) -> None:
-            old = await registry.create(A, "mine", 100)
-            proxy.lose("reply", "PUT ")
-            new = await registry.compare_and_swap(A, "mine", DAY, old.version)
-            assert new[:3] == (A, "mine", expires_in(DAY))
-            assert new.version > old.version
-            assert [entry._replace(lifetime=expires_in(DAY)) for entry in (await registry.snapshot()).entries] == [new]
-
-        use(registry, test)
-
-    def test_swap_while_another_client_is_faster(
-        self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
-    ) -> None:
-        async def test(registry: EtcdV2Registry) -> None:
-            old = await registry.create(A, "mine", DAY)
-            proxy.lose("request", "PUT ", lambda: server.put(KEY, "theirs"))
-            with pytest.raises(CompareFailed):
-                await registry.compare_and_swap(A, "mine", DAY, old.version)
-
-        use(registry, test)
-
-    def test_swap_of_what_is_gone_meanwhile(
-        self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
-    ) -> None:
-        async def test(registry: EtcdV2Registry) -> None:
-            old = await registry.create(A, "mine", DAY)
-            proxy.lose("reply", "PUT ", lambda: server.delete(KEY))
-            with pytest.raises(KeyNotFound):
-                await registry.compare_and_swap(A, "mine", DAY, old.version)
-
-        use(registry, test)
-
-    def test_delete_that_happened(self, proxy: LossyProxy, registry: EtcdV2Registry) -> None:
-        async def test(registry: EtcdV2Registry) -> None:
-            entry = await registry.create(A, "mine", DAY)
-            proxy.lose("reply", "DELETE ")
-            await registry.compare_and_delete(A, entry.version)
-            assert (await registry.snapshot()).entries == ()
-
-        use(registry, test)
-
-    def test_delete_that_did_not_happen_is_sent_again(self, proxy: LossyProxy, registry: EtcdV2Registry) -> None:
-        async def test(registry: EtcdV2Registry) -> None:
-            entry = await registry.create(A, "mine", DAY)
-            proxy.lose("request", "DELETE ")
-            await registry.compare_and_delete(A, entry.version)
-            assert (await registry.snapshot()).entries == ()
-
-        use(registry, test)
-
-    def test_delete_while_another_client_is_faster(
-        self, proxy: LossyProxy, registry: EtcdV2Registry, server: EtcdServer
-    ) -> None:
-        async def test(registry: EtcdV2Registry) -> None:
-            entry = await registry.create(A, "mine", DAY)
-            proxy.lose("request", "DELETE ", lambda: server.put(KEY, "theirs"))
-            with pytest.raises(CompareFailed):
-                await registry.compare_and_delete(A, entry.version)
-            assert server.list("/network/subnets")[0].value == "theirs"
-
-        use(registry, test)
-
-    def test_create_whose_every_reply_is_lost_ends(self, proxy: LossyProxy) -> None:
-        proxy.lose("reply", "PUT ")
-        proxy.lose("reply", "PUT ")
-        with pytest.raises(RegistryUnavailable):
-            use(EtcdV2Registry([proxy.url], "/network"), lambda registry: registry.create(A, "mine", DAY))
-
-    def test_create_whose_reading_back_is_lost_too_ends(self, proxy: LossyProxy) -> None:
-        proxy.lose("reply", "PUT ")
-        proxy.lose("reply", "GET ")
-        with pytest.raises(RegistryUnavailable):
-            use(EtcdV2Registry([proxy.url], "/network"), lambda registry: registry.create(A, "mine", DAY))
-
-
-class TestDrippingWrite:
-    """A write whose answer does not arrive in time has happened, which is detected as after a lost reply."""
-
-    @pytest.mark.parametrize("is_alone", [True, False], ids=["one endpoint", "two endpoints"])
-    def test_that_happened_is_ours(self, server: EtcdServer, short_timeout: float, is_alone: bool) -> None:
-        async def test(registry: EtcdV2Registry) -> None:
-            created = await registry.create(A, "mine", DAY)
-            swapped = await registry.compare_and_swap(A, "mine too", DAY, created.version)
-            assert (await registry.snapshot()).entries == (swapped,)
-            await registry.compare_and_delete(A, swapped.version)
-            assert (await registry.snapshot()).entries == ()
-
-        dripping = DrippingProxy(server, "PUT ", 1)
-        with dripping.running():
-            began = time.monotonic()
-            urls = [dripping.url, server.url][: 1 if is_alone else 2]
-            use(EtcdV2Registry(urls, "/network"), test)
-            assert short_timeout <= time.monotonic() - began < 6 * short_timeout
-
-    def test_whose_every_answer_drips_ends(self, server: EtcdServer, short_timeout: float) -> None:
-        dripping = DrippingProxy(server, "PUT ", 9)
-        with dripping.running(), pytest.raises(RegistryUnavailable, match="no answer in time"):
-            use(EtcdV2Registry([dripping.url], "/network"), lambda registry: registry.create(A, "mine", DAY))
-
-
-class TestEndpoints:
-    def test_the_next_one_is_tried(self, server: EtcdServer, dead_url: str) -> None:
-        server.put("/network/config", "{}")
-        registry = EtcdV2Registry([dead_url, server.url], "/network")
-        assert use(registry, lambda registry: registry.read_config()) == "{}"
-
-    def test_a_create_refused_after_a_dead_endpoint_is_refused(self, server: EtcdServer, dead_url: str) -> None:
-        server.put(KEY, "mine")  # nothing was sent to the dead endpoint, so the key is another client's
-        with pytest.raises(KeyExists):
-            use(EtcdV2Registry([dead_url, server.url], "/network"), lambda registry: registry.create(A, "mine", DAY))
-
-    def test_the_one_that_worked_comes_first_from_then_on(self, server: EtcdServer, short_timeout: float) -> None:
-        async def test(registry: EtcdV2Registry) -> None:
-            begin = time.monotonic()
-            for _ in range(10):
-                await registry.snapshot()
-            assert time.monotonic() - begin < 3 * short_timeout
-
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            use(EtcdV2Registry([f"http://127.0.0.1:{silent.getsockname()[1]}", server.url], "/network"), test)
-
-    def test_all_dead_names_each_and_recovers(self, tmp_path: Path) -> None:
-        servers = [EtcdServer(tmp_path / "1"), EtcdServer(tmp_path / "2")]
-
-        async def test(registry: EtcdV2Registry) -> None:
-            with pytest.raises(RegistryUnavailable) as caught:
-                await registry.snapshot()
-            assert str(caught.value) == "; ".join(f"{server.url}: connection refused" for server in servers)
-            for server in servers:  # each endpoint alone suffices
-                with server:
-                    assert (await registry.snapshot()).entries == ()
-                with pytest.raises(RegistryUnavailable):
-                    await registry.snapshot()
-
-        use(EtcdV2Registry([server.url for server in servers], "/network"), test)
-
-    def test_an_unknown_name(self) -> None:
-        with pytest.raises(RegistryUnavailable, match=r"^http://nowhere\.invalid:2379: \S"):
-            use(EtcdV2Registry(["http://nowhere.invalid"], "/network"), lambda registry: registry.snapshot())
 
 
 # If python-etcd finds another cluster, it drops the connection with an unread answer; the collector closes it.
@@ -343,21 +121,6 @@ class TestFrozen:
         finally:
             server.resume()
         assert time.monotonic() - begin < 4 * short_timeout
-
-    def test_holds_up_neither_other_calls_nor_other_endpoints(
-        self, server: EtcdServer, short_timeout: float, tmp_path: Path
-    ) -> None:
-        async def test(registry: EtcdV2Registry) -> None:
-            cursor = (await registry.snapshot()).cursor
-            frozen.pause()
-            watching = asyncio.create_task(registry.watch(cursor, DEADLINE))
-            begin = time.monotonic()
-            await asyncio.gather(*(registry.snapshot() for _ in range(10)))
-            assert time.monotonic() - begin < 3 * short_timeout
-            watching.cancel()
-
-        with EtcdServer(tmp_path) as frozen:
-            use(EtcdV2Registry([frozen.url, server.url], "/network"), test)
 
 
 # What a DeafProxy does.
@@ -621,20 +384,6 @@ class TestEvents:
 
         use(EtcdV2Registry([server.url], "/network"), test)
 
-    @pytest.mark.parametrize("prefix", ["", "/", "network", "//a//b/", "/a b/ü"])
-    def test_any_prefix(self, server: EtcdServer, prefix: str) -> None:
-        async def test(registry: EtcdV2Registry) -> None:
-            cursor = (await registry.snapshot()).cursor
-            entry = await registry.create(A, "a", DAY)
-            assert entry.name == A
-            assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
-            await registry.compare_and_delete(A, entry.version)
-            assert (await registry.watch(entry.version + 1, DEADLINE)).changes == (Deleted(A),)
-            with pytest.raises(KeyNotFound):
-                await registry.read_config()
-
-        use(EtcdV2Registry([server.url], prefix), test)
-
 
 class TestOptions:
     @pytest.mark.parametrize(
@@ -648,27 +397,10 @@ class TestOptions:
     def test_endpoint(self, text: str, url: str) -> None:
         assert str(parse_endpoint(text)) == url
 
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "", "127.0.0.1:2379", "127.0.0.1", "ftp://a", "http://", "http://:2379", "http://a:port", "http://a:0",
-            "http://a:65536", "http://a/v2", "http://a?b", "http://a b", "http://[::1",
-        ],
-    )  # fmt: skip
-    def test_bad_endpoint(self, text: str) -> None:
-        with pytest.raises(UsageError) as caught:
-            EtcdV2Registry([text], "/network")
-        assert "-etcd-endpoints" in str(caught.value)
-        assert repr(text) in str(caught.value)
-
     def test_user_in_an_endpoint(self) -> None:
         with pytest.raises(UsageError, match="-etcd-username") as caught:
             parse_endpoint("http://root:secret@127.0.0.1:2379")
         assert "secret" not in str(caught.value)
-
-    def test_no_endpoint(self) -> None:
-        with pytest.raises(UsageError, match="-etcd-endpoints"):
-            EtcdV2Registry([], "/network")
 
     def test_v2_switched_off(self, tmp_path: Path) -> None:
         with EtcdServer(tmp_path, v2=False) as server:
@@ -718,166 +450,6 @@ class TestAuth:
         assert "wrong" not in str(caught.value)
 
 
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with the certificates of ``issue_certificates``."""
-    directory = tmp_path_factory.mktemp("pki")
-    issue_certificates(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def tls_url(pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    tls = ServerTls(pki / "server.crt", pki / "server.key", client_ca=pki / "ca.crt")
-    with EtcdServer(tmp_path_factory.mktemp("tls"), tls=tls) as etcd:
-        yield etcd.url
-
-
-class TestTls:
-    def connect(self, url: str, pki: Path, ca: str | None = "ca", client: str | None = "client") -> EtcdV2Registry:
-        return EtcdV2Registry(
-            [url],
-            "/network",
-            Access(
-                cafile=ca and str(pki / f"{ca}.crt"),
-                certfile=client and str(pki / f"{client}.crt"),
-                keyfile=client and str(pki / f"{client}.key"),
-            ),
-        )
-
-    def test_ca_and_client_certificate(self, tls_url: str, pki: Path) -> None:
-        async def test(registry: EtcdV2Registry) -> None:
-            cursor = (await registry.snapshot()).cursor
-            entry = await registry.create(A, "a", DAY)
-            assert (await registry.watch(cursor, DEADLINE)).changes == (Put(entry),)
-
-        use(self.connect(tls_url, pki), test)
-
-    def test_a_watch_that_is_left_leaves_no_thread(self, tls_url: str, pki: Path, server: EtcdServer) -> None:
-        async def test(registry: EtcdV2Registry) -> None:
-            cursor = (await registry.snapshot()).cursor
-            assert await registry.watch(cursor, 0.1) == Changes((), cursor)
-            assert "etcd watch" in {thread.name for thread in threading.enumerate()}
-
-        use(self.connect(tls_url, pki), test)
-        use(EtcdV2Registry([server.url], "/network"), test)
-        deadline = time.monotonic() + 2
-        while "etcd watch" in {thread.name for thread in threading.enumerate()}:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
-    @pytest.mark.parametrize("ca", [None, "stranger"])
-    def test_unknown_authority_is_refused(self, tls_url: str, pki: Path, ca: str | None) -> None:
-        with pytest.raises(RegistryUnavailable, match="certificate refused: "):
-            use(self.connect(tls_url, pki, ca=ca), lambda registry: registry.snapshot())
-
-    def test_wrong_name_is_refused(self, tls_url: str, pki: Path) -> None:
-        wrong = tls_url.replace("127.0.0.1", "localhost")
-        with pytest.raises(RegistryUnavailable, match=r"certificate refused: .*localhost"):
-            use(self.connect(wrong, pki), lambda registry: registry.snapshot())
-
-    @pytest.mark.parametrize("client", [None, "stranger"])
-    def test_server_refuses_us(self, tls_url: str, pki: Path, client: str | None) -> None:
-        with pytest.raises(RegistryUnavailable, match=tls_url):
-            use(self.connect(tls_url, pki, client=client), lambda registry: registry.create(A, "a", DAY))
-
-    @pytest.mark.parametrize("option", ["cafile", "certfile", "keyfile"])
-    def test_missing_file(self, pki: Path, option: str) -> None:
-        files = {"certfile": str(pki / "client.crt"), "keyfile": str(pki / "client.key"), option: str(pki / "missing")}
-        with pytest.raises(HostError, match=f"^-etcd-{option}: .*/missing: No such file"):
-            EtcdV2Registry(["https://127.0.0.1"], "/network", Access(**files))
-
-    def test_ca_that_is_none(self, pki: Path) -> None:
-        with pytest.raises(HostError, match=r"^-etcd-cafile: .*/ca\.key"):
-            EtcdV2Registry(["https://127.0.0.1"], "/network", Access(cafile=str(pki / "ca.key")))
-
-    def test_key_of_another_certificate(self, pki: Path) -> None:
-        with pytest.raises(HostError, match=r"^-etcd-certfile, -etcd-keyfile: .*/client\.crt and .*/server\.key"):
-            EtcdV2Registry(
-                ["https://127.0.0.1"],
-                "/network",
-                Access(certfile=str(pki / "client.crt"), keyfile=str(pki / "server.key")),
-            )
-
-    def test_encrypted_key_does_not_ask(self, pki: Path, tmp_path: Path) -> None:
-        key = tmp_path / "encrypted.key"
-        command = [
-            "openssl",
-            "ec",
-            "-in",
-            str(pki / "client.key"),
-            "-aes256",
-            "-passout",
-            "pass:secret",
-            "-out",
-            str(key),
-        ]
-        subprocess.run(command, check=True, capture_output=True)
-        with pytest.raises(HostError, match="unencrypted"):
-            EtcdV2Registry(
-                ["https://127.0.0.1"], "/network", Access(certfile=str(pki / "client.crt"), keyfile=str(key))
-            )
-
-    @pytest.mark.parametrize("option", ["certfile", "keyfile"])
-    def test_half_a_pair(self, pki: Path, option: str) -> None:
-        with pytest.raises(UsageError, match="-etcd-keyfile and -etcd-certfile"):
-            EtcdV2Registry(["https://127.0.0.1"], "/network", Access(**{option: str(pki / "client.crt")}))
-
-
-PROGRAM = """
-import asyncio, signal, sys
-from flannelpy.registry.etcd_v2 import EtcdV2Registry
-
-async def main():
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
-    registry = EtcdV2Registry(sys.argv[1:], "/network")
-    try:
-        await registry.watch(1, 600)
-    except asyncio.CancelledError:
-        await registry.close()
-
-asyncio.run(main())
-"""
-
-
-class TestProcess:
-    def start(self, *urls: str) -> subprocess.Popen[str]:
-        """Start a process that watches until SIGTERM."""
-        command = [sys.executable, "-c", PROGRAM, *urls]
-        root = Path(flannelpy.__file__).parents[1]
-        return subprocess.Popen(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-    @pytest.mark.parametrize("headers", [b"", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"])
-    def test_leaves_while_a_watch_hangs(self, headers: bytes) -> None:
-        with contextlib.ExitStack() as cleanup:
-            listener = cleanup.enter_context(socket.create_server(("127.0.0.1", 0)))
-            listener.settimeout(DEADLINE)
-            process = cleanup.enter_context(self.start(f"http://127.0.0.1:{listener.getsockname()[1]}"))
-            cleanup.callback(process.kill)
-            connection = cleanup.enter_context(listener.accept()[0])
-            connection.settimeout(DEADLINE)
-            assert b"wait=true" in connection.recv(65536)
-            connection.sendall(headers)
-            begin = time.monotonic()
-            process.send_signal(signal.SIGTERM)
-            assert process.communicate(timeout=DEADLINE) == ("", "")
-            assert process.returncode == 0
-            assert time.monotonic() - begin < 2
-
-    def test_logs_nothing_itself(self, dead_url: str) -> None:
-        with self.start(dead_url) as process:
-            out, err = process.communicate(timeout=DEADLINE)
-        assert out == ""
-        assert err.splitlines()[0].startswith("Traceback"), "something was logged before our own error"
-        assert err.splitlines()[-1] == f"flannelpy.errors.RegistryUnavailable: {dead_url}: connection refused"
-
-    def test_imports_etcd_only_when_needed(self) -> None:
-        program = "import sys, flannelpy.registry.etcd_v2; print({'etcd', 'urllib3', 'dns'} & set(sys.modules))"
-        root = Path(flannelpy.__file__).parents[1]
-        result = subprocess.run([sys.executable, "-c", program], cwd=root, check=True, capture_output=True, text=True)
-        assert result.stdout == "set()\n"
-
-
 @pytest.mark.parametrize(
     ("status", "body"),
     [
@@ -912,7 +484,6 @@ def test_a_service_that_is_no_etcd_is_skipped(server: EtcdServer, call: str, sta
 
 # Foreign data in the store
 
-SUBNETS = "/network/subnets"
 DEEP = SUBNETS + "/x" * 600
 ODD_NAMES = ["a b", "a%2Fb", "\u00fcber\u202e", "n" * 3000, "a\nb", "_hidden", "11.0.1.0-24x", "-", "?", "#"]
 
@@ -964,30 +535,6 @@ def test_a_removal_of_our_directory_or_of_one_above_is_noticed(server: EtcdServe
             await registry.watch(cursor, DEADLINE)
 
     use(EtcdV2Registry([server.url], "/network"), test)
-
-
-@pytest.mark.parametrize(
-    "error", [RecursionError("deep"), MemoryError(), OverflowError("much"), EOFError(), OSError(5)]
-)
-@pytest.mark.parametrize("call", ["read_config", "snapshot"])
-def test_every_exception_of_a_call_is_no_usable_answer(
-    server: EtcdServer, call: str, error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr("json.loads", fail)
-    with pytest.raises(RegistryUnavailable, match=f"{server.url}: not an answer of etcd's"):
-        use(EtcdV2Registry([server.url], "/network"), lambda registry: getattr(registry, call)())
-
-
-def test_without_a_thread_to_ask_in_there_is_no_answer(server: EtcdServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr("threading.Thread.start", fail)
-    with pytest.raises(RegistryUnavailable, match="can't start new thread"):
-        use(EtcdV2Registry([server.url], "/network"), lambda registry: registry.snapshot())
 
 
 @pytest.mark.parametrize(

@@ -17,24 +17,27 @@ import pytest
 from lab.etcd_server import EtcdServer, free_ports
 from lab.etcd_stores import MOST_OPERATIONS, Api
 from lab.machines import MEMBER_ARGUMENTS
-from support.etcd_faults import INCOMPLETE, CuttingProxy, LossyProxy, SilentProxy, answering, gateway
-from support.etcd_v3 import (
+from support.etcd_faults import (
     DAY,
     DEADLINE,
+    INCOMPLETE,
     KEY,
     SUBNETS,
     A,
     B,
     C,
+    CuttingProxy,
+    LossyProxy,
+    SilentProxy,
+    answering,
     changes_after,
-    connect,
+    gateway,
     persistent,
-    server,
-    shared_server,
     short_timeout,
     use,
     values,
 )
+from support.etcd_v3 import connect, server, shared_server
 
 from flannelpy.errors import HistoryGone, HistoryOverrun, KeyExists, KeyNotFound, RegistryUnavailable
 from flannelpy.registry import etcd_v3_watch, event_stream

@@ -1,7 +1,8 @@
-"""Endpoints between a client and a real etcd, or in its place, that fail in a chosen way; certificates for TLS."""
+"""Endpoints between a registry and a real etcd, or in its place, that fail in a chosen way; certificates for TLS."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import select
@@ -10,16 +11,68 @@ import socketserver
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
-from lab.etcd_server import EtcdServer
+import pytest
+from lab.etcd_server import EtcdServer, free_ports
+from lab.etcd_stores import Api
 
-from flannelpy.registry.endpoints import parse_endpoint
+from flannelpy.errors import RegistryUnavailable
+from flannelpy.registry import endpoints
+from flannelpy.registry.base import Deleted, Put, Registry
+from flannelpy.registry.endpoints import Access, parse_endpoint
+from flannelpy.registry.etcd_v2 import EtcdV2Registry
+from flannelpy.registry.etcd_v3 import EtcdV3Registry
+
+Result = TypeVar("Result")
+AnyRegistry = TypeVar("AnyRegistry", bound=Registry)
+
+DAY = 86400
+DEADLINE = 20.0
+PREFIX = "/network"
+SUBNETS = f"{PREFIX}/subnets"
+A, B, C = "11.0.1.0-24", "11.0.2.0-24", "11.0.3.0-24"
+KEY = f"{SUBNETS}/{A}"
+SHORT_TIMEOUT = 0.5
 
 _REQUEST_LINE = re.compile(rb"(GET|PUT|POST|DELETE) [^\r]*")
 _DRIP_SECONDS = 0.05  # of each byte: in time for a deadline of every byte, too late for one of the whole answer
+
+
+class Kind(NamedTuple):
+    """The registry of an API, and by which words a proxy recognises its requests.
+
+    ``write``: of what stores a value.  ``settle``: of what follows a write without a reply.  ``watch``: of a watch.
+    """
+
+    api: Api
+    registry: type[EtcdV2Registry] | type[EtcdV3Registry]
+    write: str
+    delete: str
+    settle: str
+    watch: str
+
+    def connect(self, *urls: str, **access: str | None) -> EtcdV2Registry | EtcdV3Registry:
+        """Return a registry of the network, as the daemon makes it."""
+        return self.registry(urls, PREFIX, Access(**access))
+
+    def empty(self, server: EtcdServer) -> None:
+        """Remove all keys, and all leases of etcd."""
+        if self.api is Api.V2:
+            for node in server.list("/"):
+                server.delete(node.key)
+            return
+        everything = "AA=="  # the key of one null byte, in base64
+        server.v3.call("kv/deleterange", key=everything, range_end=everything)
+        for lease in server.v3.leases():
+            server.v3.revoke(lease)
+
+
+V2 = Kind(Api.V2, EtcdV2Registry, write="PUT ", delete="DELETE ", settle="GET ", watch="wait=true")
+V3 = Kind(Api.V3, EtcdV3Registry, write="kv/txn", delete="kv/txn", settle="/v3/kv/", watch="/v3/watch")
 
 
 class LossyProxy(socketserver.ThreadingTCPServer):
@@ -277,3 +330,62 @@ def issue_certificates(directory: Path) -> None:
     issue("server-only", *leaf, *address, "-addext", "extendedKeyUsage=serverAuth")
     issue("client", *leaf, "-addext", "extendedKeyUsage=clientAuth")
     issue("stranger")
+
+
+def use(registry: AnyRegistry, test: Callable[[AnyRegistry], Awaitable[Result]]) -> Result:
+    """Run ``test`` with ``registry``, and close ``registry`` afterwards."""
+
+    async def body() -> Result:
+        try:
+            async with asyncio.timeout(DEADLINE):
+                return await test(registry)
+        finally:
+            await registry.close()
+
+    return asyncio.run(body())
+
+
+async def changes_after(registry: Registry, cursor: int, count: int = 1) -> tuple[list[Put | Deleted], int]:
+    """Return so many changes from ``cursor`` on, or some more, and the next cursor."""
+    changes: list[Put | Deleted] = []
+    while len(changes) < count:
+        found = await registry.watch(cursor, DEADLINE)
+        assert found.cursor >= cursor
+        changes += found.changes
+        cursor = found.cursor
+    return changes, cursor
+
+
+async def persistent(call: Callable[[], Awaitable[Result]]) -> Result:
+    """Make a call until etcd is available, as the daemon does."""
+    while True:
+        try:
+            return await call()
+        except RegistryUnavailable:
+            await asyncio.sleep(0.05)
+
+
+def values(changes: list[Put | Deleted]) -> list[str | None]:
+    """Return the value of each change, None for a deletion."""
+    return [change.entry.value if isinstance(change, Put) else None for change in changes]
+
+
+@pytest.fixture
+def dead_url() -> str:
+    """Return the URL of a port at which nothing listens."""
+    return f"http://127.0.0.1:{free_ports(1)[0]}"
+
+
+@pytest.fixture
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Shorten the time that an endpoint has for a call, and return it."""
+    monkeypatch.setattr(endpoints, "REPLY_TIMEOUT", SHORT_TIMEOUT)
+    return SHORT_TIMEOUT
+
+
+@pytest.fixture
+def proxy(server: EtcdServer) -> Iterator[LossyProxy]:
+    """Return a proxy of the server that can lose requests and replies."""
+    proxy = LossyProxy(server)
+    with proxy.running():
+        yield proxy

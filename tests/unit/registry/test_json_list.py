@@ -14,7 +14,7 @@ from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
@@ -99,6 +99,7 @@ def in_pieces(draw: st.DrawFn, whole: dict[str, object]) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise(cuts)]
 
 
+@settings(deadline=None, print_blob=True)
 @given(st.data(), HEADERS, st.lists(st.dictionaries(STRINGS, STRINGS, max_size=2), max_size=5))
 def test_blanks_may_be_between_all_tokens(
     data: st.DataObject, header: dict[str, object], kvs: list[dict[str, object]]

@@ -52,5 +52,18 @@ def test_config_and_leases_mean_the_same_with_the_mark() -> None:
     assert config.parse(copy_of(CONFIG, 7)) == config.parse(CONFIG)
 
 
+def test_flanneld_has_no_field_for_the_mark() -> None:
+    """Go's json.Unmarshal ignores a key that no field is named for, and compares without regard to case.
+
+    The fields are those of Config, in subnet/config.go, and LeaseAttrs, in subnet/subnet.go, of v0.20.2.
+    """
+    of_config = "EnableIPv4 EnableIPv6 Network IPv6Network SubnetMin SubnetMax IPv6SubnetMin IPv6SubnetMax SubnetLen"
+    of_config += " IPv6SubnetLen Backend"
+    of_lease = "PublicIP PublicIPv6 BackendType BackendData BackendV6Data"
+    assert MARK.casefold() not in f"{of_config} {of_lease}".casefold().split()
+    for text in (CONFIG, LEASE):
+        assert set(json.loads(copy_of(text, 7))) == {*json.loads(text), MARK}
+
+
 def test_a_host_that_writes_its_lease_removes_the_mark() -> None:
     assert MARK not in LeaseAttrs.decode(copy_of(LEASE, 7)).encode()
