@@ -7,6 +7,7 @@ Counterpart: main.go.
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if options.cleanup:
             from flannelpy.commands.cleanup import run
         else:
+            gc.disable()  # an import leaves next to no garbage; the daemon collects by the clock
             from flannelpy.commands.daemon import run
         sys.exit(run(options))
     except FlannelError as error:

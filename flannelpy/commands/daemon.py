@@ -53,6 +53,7 @@ def run(options: Options) -> int:
     """Run the daemon until a signal or an error ends it; return the exit code."""
     logs.configure(options.verbosity)
     memory.keep_small()
+    _set_modules_aside()
     try:
         packet_loop.run(_until_signalled(_serve(options)))
     except Exception as error:
@@ -152,11 +153,16 @@ def _underlay_loop(monitor: ExternalInterfaceMonitor, networks: Sequence[Network
     return RepairLoop(check, ALL_ROUTES, lambda: None, monitor.due)
 
 
+def _set_modules_aside() -> None:
+    """Keep what was imported, which stays, out of garbage collection, and leave collections to the tasks below."""
+    gc.disable()
+    gc.freeze()
+
+
 def _set_start_up_aside() -> None:
     """Keep the objects of the start out of garbage collection: a full one takes longer than a TUN's queue lasts."""
     gc.collect()
     gc.freeze()
-    gc.disable()
 
 
 async def _report_status(notifier: SystemdNotifier) -> Never:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from socket import AF_INET
 
 from flannelpy.errors import HostError
-from flannelpy.linux.netlink.connection import GONE, host_errors
+from flannelpy.linux.netlink.connection import GONE
 from flannelpy.linux.netlink.devices import Devices
 from flannelpy.marks import ROUTE_PROTOCOL
 from flannelpy.rtnetlink import entries
@@ -63,8 +63,8 @@ class Netlink(Devices):
 
     async def _change_rules(self, command: str, rules: Sequence[ProhibitRule], harmless: int, protocol: int) -> None:
         for rule in rules:
-            with host_errors(f"cannot {command} the {rule}", harmless=(harmless,)):
-                await self._route.rule(
+            async with self._iproute(f"cannot {command} the {rule}", harmless=(harmless,)) as route:
+                await route.rule(
                     command,
                     family=AF_INET,
                     priority=RULE_PRIORITY,

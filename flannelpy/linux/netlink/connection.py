@@ -1,14 +1,15 @@
 """The sockets of one connection to the kernel, and what their errors mean.
 
 What a check reads goes through our own messages, because pyroute2 takes milliseconds; pyroute2 makes all other
-requests.  It takes a tenth of a second to import, so it is imported when the first connection is opened.
+requests.  It takes a tenth of a second and 7 MB to import, so it is imported for the first such request: with host-gw,
+or while the config in etcd is missing or wrong, there is none.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -34,38 +35,49 @@ class Connection:
     """The kernel of this network namespace, inside ``async with``, which raises HostError.  Source: rtnetlink(7)."""
 
     async def __aenter__(self) -> Self:
-        from pyroute2 import AsyncIPRoute
-
         try:
-            async with AsyncExitStack() as opened:
-                self._route: AsyncIPRoute = await opened.enter_async_context(AsyncIPRoute())
-                self._socket = RtnetlinkSocket()
-                opened.pop_all()
+            self._socket = RtnetlinkSocket()
         except OSError as error:
-            raise HostError(f"cannot open a netlink socket: {error.strerror}") from error
+            raise _cannot_open(error) from error
+        self._opened = AsyncExitStack()
+        self._opened.callback(self._socket.close)
+        self._route: AsyncIPRoute | None = None
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._socket.close()
-        await self._route.__aexit__(kind, error, trace)
+        await self._opened.__aexit__(kind, error, trace)
+
+    @asynccontextmanager
+    async def _iproute(
+        self, what: str, *, harmless: Collection[int] = (), taken: Collection[int] = (), hint: str = ""
+    ) -> AsyncIterator[AsyncIPRoute]:
+        """Yield pyroute2, and turn its errors into a HostError, ``<what>: <error><hint>``.
+
+        An errno in ``harmless`` is no error, and one in ``taken`` becomes a ``Taken`` with the text ``what``.
+        """
+        from pyroute2 import NetlinkError
+
+        route = await self._open_route()
+        try:
+            yield route
+        except NetlinkError as error:
+            if error.code in taken:
+                raise Taken(what, error.code) from error
+            if error.code not in harmless:
+                raise HostError(f"{what}: {error}{hint}") from error
+
+    async def _open_route(self) -> AsyncIPRoute:
+        from pyroute2 import AsyncIPRoute
+
+        if self._route is None:
+            try:
+                self._route = await self._opened.enter_async_context(AsyncIPRoute())
+            except OSError as error:
+                raise _cannot_open(error) from error
+        return self._route
 
 
-@contextmanager
-def host_errors(
-    what: str, *, harmless: Collection[int] = (), taken: Collection[int] = (), hint: str = ""
-) -> Iterator[None]:
-    """Turn an error of pyroute2 into a HostError, ``<what>: <error><hint>``.
-
-    An errno in ``harmless`` is no error, and one in ``taken`` becomes a ``Taken`` with the text ``what``.
-    """
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    try:
-        yield
-    except NetlinkError as error:
-        if error.code in taken:
-            raise Taken(what, error.code) from error
-        if error.code not in harmless:
-            raise HostError(f"{what}: {error}{hint}") from error
+def _cannot_open(error: OSError) -> HostError:
+    return HostError(f"cannot open a netlink socket: {error.strerror}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -20,7 +21,7 @@ from flannelpy.errors import HostError, LeaseLost, UsageError
 from flannelpy.options import EtcdApi
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from flannelpy.options import Options
 
@@ -477,7 +478,7 @@ def test_password_is_not_shown() -> None:
 
 
 @pytest.fixture
-def daemon(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Options], int]], None]:
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Options], int]], None]]:
     """Puts a function in the daemon's place."""
 
     def stub(run: Callable[[Options], int]) -> None:
@@ -485,7 +486,8 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Options], int
         module.run = run
         monkeypatch.setitem(sys.modules, "flannelpy.commands.daemon", module)
 
-    return stub
+    yield stub
+    gc.enable()  # main has disabled collections
 
 
 def exit_of(argv: list[str] | None) -> object:
@@ -522,6 +524,11 @@ def test_main_reports_what_the_daemon_raises(
     daemon(fail)
     assert exit_of([]) == code
     assert capsys.readouterr() == ("", "flannelpy: what is wrong\n")
+
+
+def test_nothing_is_collected_while_the_daemon_is_imported(daemon: Callable[[Callable[[Options], int]], None]) -> None:
+    daemon(lambda _: int(gc.isenabled()))
+    assert exit_of([]) == 0
 
 
 def test_main_on_ctrl_c(daemon: Callable[[Callable[[Options], int]], None], capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,10 +67,44 @@ def test_help() -> None:
     assert done.stderr.startswith("Usage: flannelpy [flags]\n")
 
 
+def loaded_after(code: str, *names: str) -> list[str]:
+    """Return which of these modules and packages a Python has loaded after it has run ``code``."""
+    question = f"import sys; print(*(name for name in {names} if name in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{question}"],
+        env=os.environ | SOURCE,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()
+
+
 def test_what_is_loaded_before_the_daemon() -> None:
     """Docker waits for us, and -help should not wait at all."""
-    code = "import sys, flannelpy.cli; print(*(m for m in ('asyncio', 'etcd', 'pyroute2', 'ssl') if m in sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | SOURCE, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == []
+    assert loaded_after("import flannelpy.cli", "asyncio", "etcd", "pyroute2", "ssl") == []
+
+
+def test_what_is_loaded_when_it_is_needed() -> None:
+    """What only some networks need costs no other start processor time and memory."""
+    libraries = ["dns", "etcd", "pyroute2", "urllib3"]
+    backends = [f"flannelpy.backend.{name}" for name in ("alloc", "host_gw", "kernel_entries", "udp", "vxlan")]
+    commands = ["flannelpy.cli.copy_to_v3", "flannelpy.commands.cleanup", "flannelpy.commands.copy_to_v3"]
+    stores = ["flannelpy.leasing.both_stores", "flannelpy.leasing.second_lease", "flannelpy.registry.bounded_http"]
+    rest = ["flannelpy.packet", "flannelpy.subnet.copy_plan"]
+    code = "import flannelpy.cli, flannelpy.commands.daemon"
+    assert loaded_after(code, *libraries, *backends, *commands, *stores, *rest) == []
+
+
+def test_listings_of_the_kernel_do_without_pyroute2() -> None:
+    code = """
+import asyncio
+from flannelpy.linux.netlink.client import Netlink
+
+async def listed():
+    async with Netlink() as netlink:
+        assert await netlink.addresses()
+
+asyncio.run(listed())
+"""
+    assert loaded_after(code, "pyroute2") == []

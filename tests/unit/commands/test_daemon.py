@@ -88,7 +88,7 @@ def notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
 
 @pytest.fixture(autouse=True)
 def _collector() -> Iterator[None]:
-    """Readiness turns the garbage collector off."""
+    """The daemon turns automatic collections off, and sets objects aside."""
     yield
     gc.unfreeze()
     gc.enable()
@@ -483,7 +483,19 @@ def test_the_daemon_is_live_while_a_network_is(live: tuple[bool, ...], is_live: 
     assert daemon._is_live([FakeNetwork(live=each) for each in live]) is is_live
 
 
-def test_readiness_sets_the_objects_of_the_start_aside() -> None:
-    daemon._set_start_up_aside()
-    assert not gc.isenabled()
-    assert gc.get_freeze_count() > 0
+def test_modules_and_the_objects_of_the_start_are_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+
+    async def serve(_: Options) -> None:
+        assert not gc.isenabled()
+        counts.append(gc.get_freeze_count())
+        kept = [[number] for number in range(1000)]
+        daemon._set_start_up_aside()
+        counts.append(gc.get_freeze_count())
+        assert len(kept) == 1000
+
+    monkeypatch.setattr(daemon, "_serve", serve)
+    monkeypatch.setattr(logs, "configure", lambda _: None)
+    assert daemon.run(cli.parse([])) == 0
+    assert counts[0] > 1000
+    assert counts[1] > counts[0] + 1000
