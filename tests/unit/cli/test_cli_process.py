@@ -108,3 +108,9 @@ async def listed():
 asyncio.run(listed())
 """
     assert loaded_after(code, "pyroute2") == []
+
+
+def test_python_etcd_is_loaded_without_dnspython() -> None:
+    code = "from flannelpy.registry.python_etcd import etcd; etcd.Client"
+    assert loaded_after(code, "etcd", "dns.resolver", "dns.message") == ["etcd"]
+    assert loaded_after(f"{code}\nfrom dns.resolver import query", "dns.resolver", "dns.message") != []
