@@ -152,7 +152,7 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
     def report(self) -> BackendReport:
         """Return how many peers can be reached."""
         unreachable = len(self._ignored) + self._entries.unreachable_count + len(self._route_check.unreachable)
-        return BackendReport(self.type, len(self._peers) - unreachable, unreachable)
+        return BackendReport(self.type, len(self._peers) - unreachable, unreachable + len(self._unusable))
 
     async def run(self) -> None:
         """Change the kernel's entries as the leases change, until cancelled."""

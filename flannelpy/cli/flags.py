@@ -184,7 +184,7 @@ FLAGS = (
         "iface-can-reach",
         "Interface",
         values.address,
-        "An address: the interface of the route to it is used; tried last.",
+        "An address: flannelpy uses the interface by which the kernel would send\n      to it. Tried last.",
         value="IP",
     ),
     Flag(
@@ -224,8 +224,8 @@ FLAGS = (
         "etcd-api",
         "etcd",
         values.etcd_api,
-        "The version of etcd's API by which config and leases are kept. auto: 2 as\n"
-        "      long as a config is there, otherwise 3.",
+        "The version of etcd's API by which config and leases are kept. auto: 2\n"
+        "      if that store has a config, otherwise 3.",
         value="auto|2|3",
         default="auto",
     ),
@@ -302,7 +302,7 @@ FLAGS = (
         "iptables-resync",
         "Packets",
         values.resync_seconds,
-        "How often iptables rules and accept_local are checked and restored.",
+        "The seconds between two checks of iptables rules and accept_local, which\n      flannelpy then restores.",
         value="SECONDS",
         default="5",
     ),
@@ -337,7 +337,7 @@ FLAGS = (
         "release",
         "Instead of running",
         values.boolean,
-        "With -cleanup: also give the lease back.",
+        "With -cleanup: also release the lease, if it is this host's.",
         default="false",
         has_variable=False,
     ),
