@@ -69,6 +69,11 @@ class EtcdV3Registry:
         self._known.note(listing.header, listing.config)
         return Snapshot(tuple(listing.entries), listing.header.revision + 1)
 
+    async def find(self, name: str) -> KeyValue | None:
+        """Return the entry ``name``; None if there is none."""
+        node = await self._threads.run(functools.partial(self._writes.find, self._keys.of(name)))
+        return node.entry(name) if node else None
+
     async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         """Create an entry, as Registry demands."""
         _check(lease_ttl)
