@@ -97,14 +97,6 @@ class EtcdV2Registry:
         """List the entries, as Registry demands."""
         return await self._ask(functools.partial(self._snapshot, is_wanted))
 
-    async def find(self, name: str) -> KeyValue | None:
-        """Return the entry ``name``; None if there is none."""
-        try:
-            node = await self._ask(lambda client: client.read(self._key(name), quorum=True))
-        except KeyNotFound:
-            return None
-        return None if node.dir else self._entry(node)
-
     async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         """Create an entry, as Registry demands."""
         return await self._write(name, value, ttl=lease_ttl, prevExist=False)
@@ -133,6 +125,14 @@ class EtcdV2Registry:
                 send(client)
 
         await self._ask(send, settle)
+
+    async def find(self, name: str) -> KeyValue | None:
+        """Return the entry ``name``; None if there is none."""
+        try:
+            node = await self._ask(lambda client: client.read(self._key(name), quorum=True))
+        except KeyNotFound:
+            return None
+        return None if node.dir else self._entry(node)
 
     async def watch(self, cursor: int, timeout: float) -> Changes:
         """Return what happens from ``cursor`` on, as Registry demands.

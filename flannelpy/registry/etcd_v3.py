@@ -69,11 +69,6 @@ class EtcdV3Registry:
         self._known.note(listing.header, listing.config)
         return Snapshot(tuple(listing.entries), listing.header.revision + 1)
 
-    async def find(self, name: str) -> KeyValue | None:
-        """Return the entry ``name``; None if there is none."""
-        node = await self._threads.run(functools.partial(self._writes.find, self._keys.of(name)))
-        return node.entry(name) if node else None
-
     async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         """Create an entry, as Registry demands."""
         _check(lease_ttl)
@@ -96,6 +91,11 @@ class EtcdV3Registry:
     async def watch(self, cursor: int, timeout: float) -> Changes:
         """Return what happens from ``cursor`` on, as Registry demands."""
         return await self._watch.changes(cursor, timeout)
+
+    async def find(self, name: str) -> KeyValue | None:
+        """Return the entry ``name``; None if there is none."""
+        node = await self._threads.run(functools.partial(self._writes.find, self._keys.of(name)))
+        return node.entry(name) if node else None
 
     async def find_config(self) -> tuple[str, int]:
         """Return the network config and its version; an empty text and 0 if there is none."""
