@@ -102,7 +102,7 @@ class NetworkCopy:
         self._seconds: dict[str, KeyValue] = {}
         self._firsts: dict[str, KeyValue] = {}
         self._again: dict[str, float] = {}  # when to look at a lease again
-        self._causes = Causes(math.inf)  # of what is not copied; the subjects are keys in the two tables
+        self._causes = Causes(math.inf)  # why keys were not written; the subjects are those of the two tables
         self._has_config = True
         self._config_read_at = 0.0
         self._is_complete = False  # all keys were copied, and printed, once
@@ -136,6 +136,8 @@ class NetworkCopy:
         self._print("there is no network config in v2: the copies in v3 stay until they expire")
 
     async def _follow_from_snapshots(self) -> None:
+        if not self._is_complete:
+            self.counts.clear()
         await self._look_for_config()
         if not self._has_config:
             return
@@ -324,11 +326,11 @@ class NetworkCopy:
     def _report(self, name: str, plan: Plan) -> None:
         """Count the step, and print it unless it is no news."""
         self.counts[plan.step] += 1
-        if plan.step in (*_GAPS, Step.IGNORE):
-            is_news = self._causes.is_new(plan, name)
-        else:
+        if plan.step in WRITING or (self._is_complete and plan.step in _QUIET):
             self._causes.clear(name)
-            is_news = not self._is_complete or plan.step not in _QUIET
+            is_news = plan.step in WRITING
+        else:
+            is_news = self._causes.is_new(plan, name)
         if is_news:
             self._print(f"{shown(name)}: {plan.step.value}{', ' if plan.reason else ''}{plan.reason}")
 

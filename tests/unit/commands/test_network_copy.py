@@ -630,6 +630,30 @@ def test_without_a_config_in_v2_there_is_nothing_to_follow() -> None:
     play(scenario)
 
 
+def test_a_first_copy_that_takes_several_tries_prints_no_line_twice() -> None:
+    """As with a user that etcd lets read in v3 and not write."""
+
+    async def scenario(world: World) -> None:
+        world.v3.set_config(CONFIG)
+        world.v2.put_raw(A, ONE, 3600)
+
+        def refuse(name: str) -> None:
+            if world.now() < 60:
+                raise RegistryUnavailable("permission denied")
+
+        world.v3.before_write = refuse  # type: ignore[method-assign]
+        following = asyncio.create_task(NetworkCopy(world.v2, world.v3, say=world.lines.append).follow())
+        await asyncio.sleep(70)
+        following.cancel()
+        assert world.lines[0] == "config: kept, v3 has the same"
+        assert world.lines[1].startswith(f"{A}: copied, expires in ")
+        assert world.lines[2:] == [
+            "1 copied, 0 updated, 0 removed, 0 unchanged, 1 kept, 0 conflict, 0 failed, 0 ignored"
+        ]
+
+    play(scenario)
+
+
 def test_no_answer_at_the_first_try_is_an_error() -> None:
     async def scenario(world: World) -> None:
         world.v3.go_down()
