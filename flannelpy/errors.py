@@ -43,6 +43,10 @@ class HostError(FlannelError):
     """The machine lacks something (interface, address, device, port, permission): the caller stops."""
 
 
+class OutputError(FlannelError):
+    """What a command prints cannot be written: the caller stops."""
+
+
 class AlreadyRunning(HostError):
     """Another flannelpy holds the instance lock: the caller stops."""
 

@@ -2,6 +2,7 @@
 
 A flag wins over its variable, an empty variable counts as unset.
 Exit codes: what the command returns, 2 for a wrong flag or variable, 130 for Ctrl-C before the daemon handles it.
+output.py handles output that cannot be written, of all commands.
 Counterpart: main.go.
 """
 
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 from click.core import ParameterSource
 
+from flannelpy.cli import output
 from flannelpy.cli.flags import COMMAND, FLAGS, PROGRAM
 from flannelpy.cli.go_flags import go_spelling, refuse_unsupported_variables
 from flannelpy.errors import FlannelError, UsageError
@@ -62,21 +64,27 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Parse the command line, run the command, and exit with its code."""
     words = sys.argv[1:] if argv is None else argv
     try:
-        if words and words[0] == "copy-to-v3":
-            sys.exit(_copy_to_v3(words[1:]))
-        options = parse(words)
-        # Imported here, so that -help and usage errors need not wait for the etcd and netlink modules.
-        if options.cleanup:
-            from flannelpy.commands.cleanup import run
-        else:
-            gc.disable()  # an import leaves next to no garbage; the daemon collects by the clock
-            from flannelpy.commands.daemon import run
-        sys.exit(run(options))
+        with output.checked_stdout():
+            code = _run(words)
+        sys.exit(code)
     except FlannelError as error:
-        click.echo(f"{PROGRAM}: {error}", err=True)
-        sys.exit(error.exit_code)
+        output.end_with(f"{PROGRAM}: {error}", error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _run(words: Sequence[str]) -> int:
+    """Run the command of ``words``; return its exit code."""
+    if words and words[0] == "copy-to-v3":
+        return _copy_to_v3(words[1:])
+    options = parse(words)
+    # Imported here, so that -help and usage errors need not wait for the etcd and netlink modules.
+    if options.cleanup:
+        from flannelpy.commands.cleanup import run
+    else:
+        gc.disable()  # an import leaves next to no garbage; the daemon collects by the clock
+        from flannelpy.commands.daemon import run
+    return run(options)
 
 
 def _copy_to_v3(argv: Sequence[str]) -> int:

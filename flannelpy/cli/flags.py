@@ -7,7 +7,6 @@ Counterpart: the flag set of flanneld v0.5.5, names and defaults; -etcd-username
 
 from __future__ import annotations
 
-import sys
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from click.core import ParameterSource
 
 from flannelpy import __version__
 from flannelpy.cli import values
+from flannelpy.cli.output import end_with
 from flannelpy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -139,8 +139,7 @@ class InfoFlag(Flag):
         """Print the answer and exit with code 0, unless the flag is false."""
         assert isinstance(flag, InfoFlag)
         if Flag.checked(context, flag, text):
-            click.echo(flag.answer(), err=True)
-            sys.exit(0)
+            end_with(flag.answer(), 0)
 
 
 def version() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,44 @@ def test_help() -> None:
     done = run(["--help"], {})
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.startswith("Usage: flannelpy [flags]\n")
+
+
+COMMAND = [sys.executable, "-m", "flannelpy"]
+# What a command does that prints to stdout and does not wait for the end of the block.
+PRINTS = "from flannelpy import cli; cli._run = lambda _: print('text') or 0; cli.main([])"
+TO_STDERR, TO_STDOUT = [*COMMAND, "-version"], [sys.executable, "-c", PRINTS]
+OUTPUTS = pytest.mark.parametrize(("command", "stream"), [(TO_STDERR, "stderr"), (TO_STDOUT, "stdout")])
+
+
+@OUTPUTS
+def test_a_reader_that_has_gone_ends_a_command_as_it_ends_those_of_coreutils(command: list[str], stream: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    stdout, stderr = (writing, subprocess.PIPE) if stream == "stdout" else (subprocess.PIPE, writing)
+    process = subprocess.Popen(command, env=os.environ | SOURCE, stdout=stdout, stderr=stderr)
+    os.close(writing)
+    assert set(process.communicate(timeout=30)) == {b"", None}
+    assert process.returncode == -signal.SIGPIPE
+
+
+@OUTPUTS
+@pytest.mark.parametrize(
+    ("redirection", "cause"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
+)
+def test_output_that_cannot_be_written_is_one_line_and_exit_1(
+    command: list[str], stream: str, redirection: str, cause: str
+) -> None:
+    number = 2 if stream == "stderr" else 1
+    line = f"flannelpy: failed to write to standard output: {cause}\n"
+    shell = ["sh", "-c", f'"$@" {number}{redirection}', "sh", *command]
+    done = subprocess.run(shell, env=os.environ | SOURCE, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line if stream == "stdout" else "")
+
+
+def test_a_usage_error_that_cannot_be_printed_keeps_its_exit_code() -> None:
+    for redirection in ("2>/dev/full", "2>&-"):
+        shell = ["sh", "-c", f'"$@" -bogus {redirection}', "sh", *COMMAND]
+        assert subprocess.run(shell, env=os.environ | SOURCE, check=False, timeout=30).returncode == 2
 
 
 def loaded_after(code: str, *names: str) -> list[str]:
