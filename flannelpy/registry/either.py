@@ -68,6 +68,10 @@ class EitherRegistry:
         """List the entries, as Registry demands."""
         return await (await self._final()).snapshot(is_wanted)
 
+    async def snapshot_of(self, name: str) -> Snapshot:
+        """Read an entry, as Registry demands."""
+        return await (await self._final()).snapshot_of(name)
+
     async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         """Create an entry, as Registry demands."""
         return await (await self._final()).create(name, value, lease_ttl)

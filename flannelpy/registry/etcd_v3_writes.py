@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flannelpy.registry.base import KeyValue
     from flannelpy.registry.endpoints import Rotation
     from flannelpy.registry.etcd_v3_client import V3Client
+    from flannelpy.registry.etcd_v3_messages import Header
     from flannelpy.registry.etcd_v3_store import Keys
 
 _IDS = random.SystemRandom()
@@ -106,7 +107,16 @@ class Writes:
 
     def find(self, key: str) -> Node | None:
         """Return a key as stored."""
-        return self._cluster.ask(lambda client: only_node_of(client.call("kv/range", {"key": encoded(key)})))
+        return self.read(key)[1]
+
+    def read(self, key: str) -> tuple[Header, Node | None]:
+        """Return the revision of the store, and a key as stored."""
+
+        def send(client: V3Client) -> tuple[Header, Node | None]:
+            answer = client.call("kv/range", {"key": encoded(key)})
+            return header_of(answer), only_node_of(answer)
+
+        return self._cluster.ask(send)
 
     def _write_leased(
         self,

@@ -512,12 +512,13 @@ class TestAuth:
     ],
 )
 @pytest.mark.parametrize(
-    "call", ["read_config", "snapshot", "create", "compare_and_swap", "compare_and_delete", "watch"]
+    "call", ["read_config", "snapshot", "snapshot_of", "create", "compare_and_swap", "compare_and_delete", "watch"]
 )
 def test_a_service_that_is_no_etcd_is_skipped(server: EtcdServer, call: str, status: int, body: str) -> None:
     """A proxy's error page, or another service on 4001, caused a traceback, and the next endpoint was not asked."""
 
     arguments: dict[str, tuple[object, ...]] = {
+        "snapshot_of": ("11.0.1.0-24",),
         "create": ("11.0.1.0-24", "{}", 60),
         "compare_and_swap": ("11.0.1.0-24", "{}", 60, 1),
         "compare_and_delete": ("11.0.1.0-24", 1),
@@ -547,6 +548,7 @@ def test_only_direct_children_are_listed_and_none_of_them_ends_a_call(server: Et
         put(server, f"{SUBNETS}/{quote(name, safe='')}", f"value of {name}")
     put(server, f"{SUBNETS}/long", "x" * 10_000_000)
     put(server, f"{SUBNETS}/binary", bytes(range(256)))
+    assert use(EtcdV2Registry([server.url], "/network"), lambda registry: registry.snapshot_of(B)).entries == ()
     found = use(EtcdV2Registry([server.url], "/network"), lambda registry: registry.snapshot())
     values = {entry.name: entry.value for entry in found.entries}
     assert values[A] == "lease"

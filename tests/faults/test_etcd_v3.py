@@ -288,6 +288,7 @@ class TestRenewal:
 CALLS: dict[str, tuple[Any, ...]] = {
     "read_config": (),
     "snapshot": (),
+    "snapshot_of": (A,),
     "create": (A, "a", DAY),
     "compare_and_swap": (A, "a", DAY, 1),
     "renew": (A, "a", DAY, 1),
