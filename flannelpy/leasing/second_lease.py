@@ -25,6 +25,7 @@ from typing import NamedTuple
 from flannelpy.errors import (
     ApiSwitchedOff,
     CompareFailed,
+    ConfigError,
     HistoryGone,
     KeyExists,
     KeyNotFound,
@@ -274,6 +275,8 @@ class SecondLease:
             self._has_config = False
             if had_config:
                 log.info("Network config is gone from etcd v2 (%s): the lease is kept in v3 only from now on", missing)
+        except ConfigError as error:  # a directory in its place, which an operator may correct
+            raise RegistryUnavailable(f"etcd v2: {error}") from error
         self._config_read_at = asyncio.get_running_loop().time()
 
     def _is_held_name(self, name: str) -> bool:

@@ -18,6 +18,7 @@ from support.fakes_clock import LoopClock, run
 from flannelpy.errors import (
     ApiSwitchedOff,
     CompareFailed,
+    ConfigError,
     KeyExists,
     KeyNotFound,
     LeaseLost,
@@ -68,7 +69,13 @@ class V2(Store):
     """Counts its calls; ``is_off``: answers 404 to all of them."""
 
     is_off = False
+    is_directory = False
     calls = 0
+
+    async def read_config(self) -> str:
+        if self.is_directory:
+            raise ConfigError("/coreos.com/network/config is a directory instead of the network config")
+        return await super().read_config()
 
     def _begin(self) -> None:
         self.calls += 1
@@ -563,6 +570,33 @@ class TestEnd:
                 world.v2.remove_subnets()
                 await asyncio.sleep(100)
                 assert await values(world.v2) == {}
+
+        play(scenario)
+
+    @pytest.mark.parametrize("had_config", [False, True])
+    def test_a_directory_in_the_place_of_the_config_is_no_end(self, had_config: bool) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.set_config(TEXT if had_config else None)
+            async with world.running() as watch:
+                world.v2.is_directory = True
+                await asyncio.sleep(2 * LOOK_AGAIN_SECONDS)
+                assert not watch.done()
+                assert (await values(world.v3)) == {NAME: OURS}
+                world.v2.is_directory = False
+                world.v2.set_config(TEXT)
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                assert await values(world.v2) == {NAME: OURS}
+
+        play(scenario)
+
+    def test_a_directory_in_the_place_of_the_config_is_waited_for(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.is_directory = True
+            acquiring = asyncio.create_task(world.acquire(OWN))
+            await asyncio.sleep(60)
+            assert not acquiring.done()
+            world.v2.is_directory = False
+            assert (await acquiring).subnet == OWN
 
         play(scenario)
 
