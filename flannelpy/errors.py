@@ -78,7 +78,7 @@ class RegistryUnavailable(RegistryError):
 
 
 class ApiSwitchedOff(RegistryUnavailable):
-    """The endpoints that answer do not have this version of etcd's API: the caller may ask another version."""
+    """No endpoint has this version of etcd's API: the caller may ask another version."""
 
 
 class KeyNotFound(RegistryError):

@@ -132,10 +132,14 @@ class NoAnswer(Exception):
 
 
 class NoSuchApi(NoAnswer):
-    """An endpoint answered that it does not have this version of etcd's API; it did nothing."""
+    """An endpoint answered that it does not have this version of etcd's API; it did nothing.
 
-    def __init__(self, cause: str) -> None:
+    ``is_gone``: no member of its cluster can have this version.
+    """
+
+    def __init__(self, cause: str, is_gone: bool = False) -> None:
         super().__init__(cause, sent=False)
+        self.is_gone = is_gone
 
 
 class EndpointClient(Protocol):
@@ -164,11 +168,10 @@ class Rotation(Generic[Client]):
         """Return the first usable answer; each endpoint is asked once.
 
         If an endpoint may have executed ``request`` but its reply was lost, ``settle`` replaces ``request``.  Raises
-        etcd's refusals as RegistryError, RegistryUnavailable, and ApiSwitchedOff if any endpoint is without this API
-        and no other endpoint gave a usable answer.
+        etcd's refusals as RegistryError, RegistryUnavailable, and ApiSwitchedOff if no endpoint has this API: each
+        member of etcd has a flag of its own, so an endpoint that does not answer may have it.
         """
-        causes = []
-        unavailable: type[RegistryUnavailable] = RegistryUnavailable
+        failures = []
         start, count = self._first, len(self.clients)
         for turn in range(start, start + count):
             client = self.clients[turn % count]
@@ -178,9 +181,8 @@ class Rotation(Generic[Client]):
                 self.pass_over(client)
                 if settle and failure.sent:
                     return self.ask(settle)
-                causes.append(f"{client.url}: {failure}")
-                unavailable = ApiSwitchedOff if isinstance(failure, NoSuchApi) else unavailable
-        raise unavailable("; ".join(causes))
+                failures.append((client, failure))
+        raise _unavailable(failures)
 
     def ask_at(self, client: Client, request: Callable[[Client], Answer]) -> Answer:
         """Return the answer of one endpoint.  Raises etcd's refusals as RegistryError, and RegistryUnavailable."""
@@ -198,6 +200,14 @@ class Rotation(Generic[Client]):
     def pass_over(self, client: Client) -> None:
         """Begin the next calls with the endpoint after this one."""
         self._first = (self.clients.index(client) + 1) % len(self.clients)
+
+
+def _unavailable(failures: Sequence[tuple[EndpointClient, NoAnswer]]) -> RegistryUnavailable:
+    """Return the error for a call that no endpoint has answered."""
+    text = "; ".join(f"{client.url}: {failure}" for client, failure in failures)
+    without = [failure for _, failure in failures if isinstance(failure, NoSuchApi)]
+    is_off = len(without) == len(failures) or any(failure.is_gone for failure in without)
+    return ApiSwitchedOff(text) if is_off else RegistryUnavailable(text)
 
 
 def _usable_answer(request: Callable[[Client], Answer], client: Client) -> Answer:

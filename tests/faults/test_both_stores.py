@@ -103,9 +103,20 @@ class TestAuto:
         with pytest.raises(KeyNotFound, match=r"v2: .*the v2 API is switched off.*; v3: .*config: key not found"):
             self.read(without_v2.url)
         without_v2.v3.put(CONFIG_KEY, "three")
+        assert self.read(without_v2.url) == (Schema.V3, "three")
+
+    def test_an_endpoint_without_the_v2_api_does_not_speak_for_one_that_is_down(
+        self, etcd: EtcdServer, without_v2: EtcdServer
+    ) -> None:
+        """Each member has a flag of its own; the one that is down may have v2's config."""
+        without_v2.v3.put(CONFIG_KEY, "three")
+        etcd.v2.put(CONFIG_KEY, "two")
+        urls = [without_v2.url, etcd.url]
+        assert self.read(*urls) == (Schema.V2, "two")
         dead = f"http://127.0.0.1:{free_ports(1)[0]}"
-        for urls in ([without_v2.url], [dead, without_v2.url]):
-            assert self.read(*urls) == (Schema.V3, "three")
+        with pytest.raises(RegistryUnavailable, match=r"the v2 API is switched off.*connection refused") as caught:
+            self.read(without_v2.url, dead)
+        assert not isinstance(caught.value, ApiSwitchedOff)
 
     def test_neither_has_a_config(self, etcd: EtcdServer) -> None:
         with pytest.raises(KeyNotFound, match=f"v2: {CONFIG_KEY}: Key not found .*; v3: {CONFIG_KEY}: key not found"):

@@ -13,15 +13,29 @@ import re
 import socket
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import pytest
 from lab.etcd_server import EtcdServer
-from support.etcd_faults import DAY, DEADLINE, SUBNETS, A, B, LossyProxy, answering, short_timeout, use
+from support.etcd_faults import (
+    DAY,
+    DEADLINE,
+    SUBNETS,
+    A,
+    B,
+    LossyProxy,
+    answering,
+    dead_url,
+    serving,
+    short_timeout,
+    use,
+)
 
 from flannelpy.errors import (
+    ApiSwitchedOff,
     HistoryGone,
     HistoryOverrun,
     RegistryError,
@@ -36,7 +50,7 @@ from flannelpy.registry.etcd_v2 import EtcdV2Registry
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["short_timeout"]
+__all__ = ["dead_url", "short_timeout"]
 
 
 @pytest.fixture(scope="module")
@@ -409,6 +423,42 @@ class TestOptions:
             with pytest.raises(RegistryUnavailable, match="start etcd with --enable-v2=true"):
                 use(EtcdV2Registry([server.url], "/network"), lambda registry: registry.watch(1, 1.0))
 
+    @pytest.mark.parametrize(
+        ("version", "is_gone"),
+        [
+            ('{"etcdserver":"3.6.1","etcdcluster":"3.6.0","storage":"3.6.0"}', True),
+            ('{"etcdserver":"4.0.0","etcdcluster":"4.0.0"}', True),
+            ('{"etcdserver":"3.6.1","etcdcluster":"3.5.0"}', False),
+            ('{"etcdserver":"3.4.23","etcdcluster":"3.4.0"}', False),
+            ('{"etcdserver":"3.6.1","etcdcluster":"not_decided"}', False),
+            ('{"etcdcluster":36}', False),
+            ("[]", False),
+            ("404 page not found", False),
+        ],
+    )
+    def test_a_cluster_of_a_version_without_v2_has_it_on_no_endpoint(
+        self, dead_url: str, version: str, is_gone: bool
+    ) -> None:
+        """So hosts start while a member is down."""
+
+        class WithoutV2(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                is_version = self.path == "/version"
+                body = version if is_version else "404 page not found\n"
+                self.send_response(200 if is_version else 404)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with serving(WithoutV2) as url:
+            registry = EtcdV2Registry([url, dead_url], "/network")
+            with pytest.raises(RegistryUnavailable, match="3.6" if is_gone else "--enable-v2=true") as caught:
+                use(registry, lambda registry: registry.read_config())
+        assert isinstance(caught.value, ApiSwitchedOff) == is_gone
+
 
 USER, PASSWORD = "flannel", "pass: wörd €"
 
@@ -462,12 +512,13 @@ class TestAuth:
     ],
 )
 @pytest.mark.parametrize(
-    "call", ["read_config", "snapshot", "create", "compare_and_swap", "compare_and_delete", "watch"]
+    "call", ["read_config", "snapshot", "snapshot_of", "create", "compare_and_swap", "compare_and_delete", "watch"]
 )
 def test_a_service_that_is_no_etcd_is_skipped(server: EtcdServer, call: str, status: int, body: str) -> None:
     """A proxy's error page, or another service on 4001, caused a traceback, and the next endpoint was not asked."""
 
     arguments: dict[str, tuple[object, ...]] = {
+        "snapshot_of": ("11.0.1.0-24",),
         "create": ("11.0.1.0-24", "{}", 60),
         "compare_and_swap": ("11.0.1.0-24", "{}", 60, 1),
         "compare_and_delete": ("11.0.1.0-24", 1),
@@ -497,6 +548,7 @@ def test_only_direct_children_are_listed_and_none_of_them_ends_a_call(server: Et
         put(server, f"{SUBNETS}/{quote(name, safe='')}", f"value of {name}")
     put(server, f"{SUBNETS}/long", "x" * 10_000_000)
     put(server, f"{SUBNETS}/binary", bytes(range(256)))
+    assert use(EtcdV2Registry([server.url], "/network"), lambda registry: registry.snapshot_of(B)).entries == ()
     found = use(EtcdV2Registry([server.url], "/network"), lambda registry: registry.snapshot())
     values = {entry.name: entry.value for entry in found.entries}
     assert values[A] == "lease"

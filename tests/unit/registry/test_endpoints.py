@@ -68,12 +68,28 @@ def test_any_other_exception_is_no_answer_and_may_have_been_executed(error: Exce
     assert clients[1].calls == ["settle"]
 
 
-def test_an_api_is_switched_off_if_no_endpoint_has_it_and_any_says_so() -> None:
-    clients = Client(1, NoSuchApi("no v2")), Client(2, NoAnswer("connection refused", sent=False))
-    with pytest.raises(ApiSwitchedOff, match=r"no v2; .*connection refused"):
+def test_an_api_is_switched_off_if_all_endpoints_say_so() -> None:
+    clients = Client(1, NoSuchApi("no v2")), Client(2, NoSuchApi("none here"))
+    with pytest.raises(ApiSwitchedOff, match=r"no v2; .*none here"):
         Rotation(clients).ask(request)
     clients[1].answer = "b"
     assert Rotation(clients).ask(request) == "b"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_endpoint_that_does_not_answer_may_have_the_api(order: int) -> None:
+    """Each member of etcd has a flag of its own, --enable-v2."""
+    clients = [Client(1, NoSuchApi("no v2")), Client(2, NoAnswer("connection refused", sent=False))][::order]
+    with pytest.raises(RegistryUnavailable, match=r"no v2") as caught:
+        Rotation(clients).ask(request)
+    assert not isinstance(caught.value, ApiSwitchedOff)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_endpoint_can_speak_for_all(order: int) -> None:
+    clients = [Client(1, NoSuchApi("no v2", is_gone=True)), Client(2, NoAnswer("connection refused", sent=False))]
+    with pytest.raises(ApiSwitchedOff, match=r"no v2"):
+        Rotation(clients[::order]).ask(request)
 
 
 def test_an_api_is_not_switched_off_because_no_endpoint_answers() -> None:
