@@ -132,14 +132,10 @@ class NoAnswer(Exception):
 
 
 class NoSuchApi(NoAnswer):
-    """An endpoint answered that it does not have this version of etcd's API; it did nothing.
+    """An endpoint answered that it does not have this version of etcd's API; it did nothing."""
 
-    ``is_gone``: no member of its cluster can have this version.
-    """
-
-    def __init__(self, cause: str, is_gone: bool = False) -> None:
+    def __init__(self, cause: str) -> None:
         super().__init__(cause, sent=False)
-        self.is_gone = is_gone
 
 
 class EndpointClient(Protocol):
@@ -168,8 +164,9 @@ class Rotation(Generic[Client]):
         """Return the first usable answer; each endpoint is asked once.
 
         If an endpoint may have executed ``request`` but its reply was lost, ``settle`` replaces ``request``.  Raises
-        etcd's refusals as RegistryError, RegistryUnavailable, and ApiSwitchedOff if no endpoint has this API: each
-        member of etcd has a flag of its own, so an endpoint that does not answer may have it.
+        etcd's refusals as RegistryError, RegistryUnavailable, and ApiSwitchedOff if at least half of the endpoints
+        answer that they do not have this API, and none has it.  Each member of etcd has a flag of its own, so one
+        endpoint does not speak for all; and a cluster works with one half of its members being down at most.
         """
         failures = []
         start, count = self._first, len(self.clients)
@@ -205,9 +202,8 @@ class Rotation(Generic[Client]):
 def _unavailable(failures: Sequence[tuple[EndpointClient, NoAnswer]]) -> RegistryUnavailable:
     """Return the error for a call that no endpoint has answered."""
     text = "; ".join(f"{client.url}: {failure}" for client, failure in failures)
-    without = [failure for _, failure in failures if isinstance(failure, NoSuchApi)]
-    is_off = len(without) == len(failures) or any(failure.is_gone for failure in without)
-    return ApiSwitchedOff(text) if is_off else RegistryUnavailable(text)
+    without = sum(isinstance(failure, NoSuchApi) for _, failure in failures)
+    return ApiSwitchedOff(text) if 2 * without >= len(failures) else RegistryUnavailable(text)
 
 
 def _usable_answer(request: Callable[[Client], Answer], client: Client) -> Answer:

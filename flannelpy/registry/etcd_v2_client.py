@@ -36,10 +36,6 @@ if TYPE_CHECKING:
 _REFUSALS: dict[int, type[RegistryError]] = {100: KeyNotFound, 101: CompareFailed, 105: KeyExists}
 _HISTORY_CLEARED = 401
 
-# The version of a cluster is that of its oldest member.
-_FIRST_WITHOUT = [3, 6]
-_GONE = "etcd has no v2 API from 3.6 on"
-
 _MOST_CONNECTIONS = 10  # that are kept open
 _PIECE = 65536  # bytes of an answer that are read at a time
 
@@ -76,21 +72,9 @@ class V2Client:
         except urllib3.exceptions.HTTPError as error:
             raise no_answer(error) from error
         if reply.status != http.HTTPStatus.OK:
-            failure = _failure(key, reply)
-            raise NoSuchApi(_GONE, is_gone=True) if isinstance(failure, NoSuchApi) and self._is_gone() else failure
+            raise _failure(key, reply)
         node: dict[str, Any] = json.loads(reply.data)["node"]
         return node
-
-    def _is_gone(self) -> bool:
-        """Return whether all members of the cluster are of a version that has no v2 API."""
-        import urllib3
-
-        try:
-            reply = self._pools.request("GET", f"{self.url}/version", redirect=False)
-            version = [int(part) for part in json.loads(reply.data)["etcdcluster"].split(".")[:2]]
-        except (urllib3.exceptions.HTTPError, ValueError, LookupError, TypeError, AttributeError):
-            return False
-        return version >= _FIRST_WITHOUT
 
     def read(self, key: str, **options: bool) -> EtcdResult:
         """Read a key."""

@@ -105,18 +105,21 @@ class TestAuto:
         without_v2.v3.put(CONFIG_KEY, "three")
         assert self.read(without_v2.url) == (Schema.V3, "three")
 
-    def test_an_endpoint_without_the_v2_api_does_not_speak_for_one_that_is_down(
+    def test_an_endpoint_without_the_v2_api_does_not_speak_for_two_that_are_down(
         self, etcd: EtcdServer, without_v2: EtcdServer
     ) -> None:
-        """Each member has a flag of its own; the one that is down may have v2's config."""
+        """Each member has a flag of its own; those that are down may have v2's config."""
         without_v2.v3.put(CONFIG_KEY, "three")
         etcd.v2.put(CONFIG_KEY, "two")
-        urls = [without_v2.url, etcd.url]
-        assert self.read(*urls) == (Schema.V2, "two")
-        dead = f"http://127.0.0.1:{free_ports(1)[0]}"
+        assert self.read(without_v2.url, etcd.url) == (Schema.V2, "two")
+        dead = [f"http://127.0.0.1:{port}" for port in free_ports(2)]
         with pytest.raises(RegistryUnavailable, match=r"the v2 API is switched off.*connection refused") as caught:
-            self.read(without_v2.url, dead)
+            self.read(without_v2.url, *dead)
         assert not isinstance(caught.value, ApiSwitchedOff)
+
+    def test_without_the_v2_api_a_host_starts_while_a_minority_is_down(self, without_v2: EtcdServer) -> None:
+        without_v2.v3.put(CONFIG_KEY, "three")
+        assert self.read(f"http://127.0.0.1:{free_ports(1)[0]}", without_v2.url) == (Schema.V3, "three")
 
     def test_neither_has_a_config(self, etcd: EtcdServer) -> None:
         with pytest.raises(KeyNotFound, match=f"v2: {CONFIG_KEY}: Key not found .*; v3: {CONFIG_KEY}: key not found"):

@@ -13,7 +13,6 @@ import re
 import socket
 import time
 import urllib.request
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
@@ -29,13 +28,11 @@ from support.etcd_faults import (
     LossyProxy,
     answering,
     dead_url,
-    serving,
     short_timeout,
     use,
 )
 
 from flannelpy.errors import (
-    ApiSwitchedOff,
     HistoryGone,
     HistoryOverrun,
     RegistryError,
@@ -422,42 +419,6 @@ class TestOptions:
                 use(EtcdV2Registry([server.url], "/network"), lambda registry: registry.snapshot())
             with pytest.raises(RegistryUnavailable, match="start etcd with --enable-v2=true"):
                 use(EtcdV2Registry([server.url], "/network"), lambda registry: registry.watch(1, 1.0))
-
-    @pytest.mark.parametrize(
-        ("version", "is_gone"),
-        [
-            ('{"etcdserver":"3.6.1","etcdcluster":"3.6.0","storage":"3.6.0"}', True),
-            ('{"etcdserver":"4.0.0","etcdcluster":"4.0.0"}', True),
-            ('{"etcdserver":"3.6.1","etcdcluster":"3.5.0"}', False),
-            ('{"etcdserver":"3.4.23","etcdcluster":"3.4.0"}', False),
-            ('{"etcdserver":"3.6.1","etcdcluster":"not_decided"}', False),
-            ('{"etcdcluster":36}', False),
-            ("[]", False),
-            ("404 page not found", False),
-        ],
-    )
-    def test_a_cluster_of_a_version_without_v2_has_it_on_no_endpoint(
-        self, dead_url: str, version: str, is_gone: bool
-    ) -> None:
-        """So hosts start while a member is down."""
-
-        class WithoutV2(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                is_version = self.path == "/version"
-                body = version if is_version else "404 page not found\n"
-                self.send_response(200 if is_version else 404)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body.encode())
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        with serving(WithoutV2) as url:
-            registry = EtcdV2Registry([url, dead_url], "/network")
-            with pytest.raises(RegistryUnavailable, match="3.6" if is_gone else "--enable-v2=true") as caught:
-                use(registry, lambda registry: registry.read_config())
-        assert isinstance(caught.value, ApiSwitchedOff) == is_gone
 
 
 USER, PASSWORD = "flannel", "pass: wörd €"
