@@ -37,7 +37,7 @@ from flannelpy.errors import (
 from flannelpy.foreign import shown
 from flannelpy.leasing.retry import Backoff
 from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Registry
-from flannelpy.registry.entries import put
+from flannelpy.registry.entries import find, put
 from flannelpy.subnet import copied
 from flannelpy.subnet.copy_plan import EXPIRING, SHORTEST_LIFETIME, WRITING, Plan, Step, plan_config, plan_lease
 
@@ -61,14 +61,7 @@ _QUIET = {Step.EQUAL, Step.MOVED}
 _GAPS = (Step.CONFLICT, Step.FAILED)
 
 
-class Source(Registry, Protocol):
-    """A registry that reads single entries."""
-
-    async def find(self, name: str) -> KeyValue | None:
-        """Return the entry ``name``; None if there is none."""
-
-
-class Target(Source, Protocol):
+class Target(Registry, Protocol):
     """A registry whose network config can be written."""
 
     async def find_config(self) -> tuple[str, int]:
@@ -93,14 +86,14 @@ class _Read(NamedTuple):
 class NetworkCopy:
     """The copies in ``v3`` of what one network has in ``v2``."""
 
-    def __init__(self, v2: Source, v3: Target, network: str = "", say: Callable[[str], object] = click.echo) -> None:
+    def __init__(self, v2: Registry, v3: Target, network: str = "", say: Callable[[str], object] = click.echo) -> None:
         """``say`` prints a line."""
         self._v2 = v2
         self._v3 = v3
         self._prefix = f"{network}: " if network else ""
         self._say = say
-        self._seconds: dict[str, KeyValue] = {}
-        self._firsts: dict[str, KeyValue] = {}
+        self._in_v2: dict[str, KeyValue] = {}
+        self._in_v3: dict[str, KeyValue] = {}
         self._again: dict[str, float] = {}  # when to look at a lease again
         self._causes = Causes(math.inf)  # why keys were not written; the subjects are those of the two tables
         self._has_config = True
@@ -158,7 +151,7 @@ class NetworkCopy:
         """Apply what the watches of v2 and v3 report next, and begin the next ones.  Raises RegistryError."""
         await asyncio.wait(watches, timeout=self._seconds_until_again(), return_when=asyncio.FIRST_COMPLETED)
         await self._look_for_config_if_due(watches[0])
-        for number, (store, table) in enumerate(((self._v2, self._seconds), (self._v3, self._firsts))):
+        for number, (store, table) in enumerate(((self._v2, self._in_v2), (self._v3, self._in_v3))):
             if self._has_config and watches[number].done():
                 changes = watches[number].result()
                 watches[number] = asyncio.create_task(store.watch(changes.cursor, _WATCH_SECONDS))
@@ -216,10 +209,10 @@ class NetworkCopy:
     async def _copy_leases(self) -> tuple[int, int]:
         """Copy all leases; return the cursors of v2 and v3.  Raises RegistryError."""
         seconds = await self._v2.snapshot()
-        self._seconds = {entry.name: entry for entry in seconds.entries}
+        self._in_v2 = {entry.name: entry for entry in seconds.entries}
         firsts = await self._v3.snapshot()
-        self._firsts = {entry.name: entry for entry in firsts.entries}
-        for name in sorted(self._seconds.keys() | self._firsts.keys()):
+        self._in_v3 = {entry.name: entry for entry in firsts.entries}
+        for name in sorted(self._in_v2.keys() | self._in_v3.keys()):
             await self._copy_lease(name)
         if not self._is_complete:
             await self._look_again_once()
@@ -259,17 +252,17 @@ class NetworkCopy:
             try:
                 return await self._do(plan, name, read)
             except (CompareFailed, KeyExists, KeyNotFound):
-                _note(self._firsts, name, await self._v3.find(name))
+                _note(self._in_v3, name, await find(self._v3, name))
         return _FAILED
 
     def _plan(self, name: str) -> Plan | None:
-        return plan_lease(self._seconds.get(name), self._firsts.get(name))
+        return plan_lease(self._in_v2.get(name), self._in_v3.get(name))
 
     async def _read_second(self, name: str) -> _Read | None:
         """Read a lease in v2."""
         at = _now()
-        entry = await self._v2.find(name)
-        _note(self._seconds, name, entry)
+        entry = await find(self._v2, name)
+        _note(self._in_v2, name, entry)
         return _Read(entry, at) if entry else None
 
     async def _do(self, plan: Plan, name: str, read: _Read | None) -> Plan:
@@ -286,13 +279,13 @@ class NetworkCopy:
         for _ in range(_TRIES):
             began, seconds = _now(), read.seconds_left(expected)
             if seconds is None:
-                self._firsts[name] = await put(self._v3, name, value, None, self._firsts.get(name))
+                self._in_v3[name] = await put(self._v3, name, value, None, self._in_v3.get(name))
                 return plan._replace(reason="a reservation")
             if seconds < SHORTEST_LIFETIME:
                 if is_written:
                     await self._remove(name)
                 return EXPIRING
-            self._firsts[name] = await put(self._v3, name, value, seconds, self._firsts.get(name))
+            self._in_v3[name] = await put(self._v3, name, value, seconds, self._in_v3.get(name))
             took, is_written = _now() - began, True
             if took < expected + _LATE_SECONDS:
                 break
@@ -300,8 +293,8 @@ class NetworkCopy:
         return plan._replace(reason=f"expires in {seconds} s")
 
     async def _remove(self, name: str) -> None:
-        await self._v3.compare_and_delete(name, self._firsts[name].version)
-        _note(self._firsts, name, None)
+        await self._v3.compare_and_delete(name, self._in_v3[name].version)
+        _note(self._in_v3, name, None)
 
     # What may be different a moment later
 
@@ -318,7 +311,7 @@ class NetworkCopy:
         """Read the leases in both stores that are due by ``until``, and report what has lasted."""
         for name in [name for name, due in self._again.items() if due <= until]:
             await self._read_second(name)
-            _note(self._firsts, name, await self._v3.find(name))
+            _note(self._in_v3, name, await find(self._v3, name))
             self._report_lease(name, await self._make_equal(name))
 
     # The output

@@ -211,6 +211,8 @@ class SecondLease:
         with suppress(KeyExists, CompareFailed, KeyNotFound):
             await put(self._v3, found.name, value, lease_ttl, first)
             self._note_write()
+            if first and not first.lifetime.expires:
+                log.warning("Reservation %s in etcd v3 was replaced by the lease that etcd v2 has", found.name)
 
     async def _pause(self) -> None:
         """Wait if another program has just undone a write."""

@@ -130,14 +130,6 @@ class EtcdV2Registry:
 
         await self._ask(send, settle)
 
-    async def find(self, name: str) -> KeyValue | None:
-        """Return the entry ``name``; None if there is none."""
-        try:
-            node = await self._ask(lambda client: client.read(self._key(name), quorum=True))
-        except KeyNotFound:
-            return None
-        return None if node.dir else self._entry(node)
-
     async def watch(self, cursor: int, timeout: float) -> Changes:
         """Return what happens from ``cursor`` on, as Registry demands.
 

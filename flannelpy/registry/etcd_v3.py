@@ -98,11 +98,6 @@ class EtcdV3Registry:
         """Return what happens from ``cursor`` on, as Registry demands."""
         return await self._watch.changes(cursor, timeout)
 
-    async def find(self, name: str) -> KeyValue | None:
-        """Return the entry ``name``; None if there is none."""
-        node = await self._threads.run(functools.partial(self._writes.find, self._keys.of(name)))
-        return node.entry(name) if node else None
-
     async def find_config(self) -> tuple[str, int]:
         """Return the network config and its version; an empty text and 0 if there is none."""
         node = await self._threads.run(functools.partial(self._writes.find, self._keys.config))

@@ -26,15 +26,15 @@ ONE, TWO, THREE = (f'{{"PublicIP":"172.17.8.10{n}","HostID":"host{n}"}}' for n i
 
 
 class V2(FakeRegistry):
-    """A fake store that finds single entries, and whose calls take ``delay`` seconds, half of it in each direction."""
+    """A fake store whose calls take ``delay`` seconds, half of it in each direction."""
 
     delay = 0.0
 
     async def snapshot(self, is_wanted: Callable[[str], bool] = all_names) -> Snapshot:
         return await self._delayed(super().snapshot(is_wanted))
 
-    async def find(self, name: str) -> KeyValue | None:
-        return await self._delayed(self._find(name))
+    async def snapshot_of(self, name: str) -> Snapshot:
+        return await self._delayed(super().snapshot_of(name))
 
     async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         return await self._delayed(super().create(name, value, lease_ttl))
@@ -47,10 +47,6 @@ class V2(FakeRegistry):
         answer = await call
         await asyncio.sleep(self.delay / 2)
         return answer
-
-    async def _find(self, name: str) -> KeyValue | None:
-        self._begin()
-        return next((entry for entry in self.stored() if entry.name == name), None)
 
 
 class V3(V2):

@@ -260,6 +260,19 @@ class TestMoving:
 
         play(scenario)
 
+    def test_a_reservation_in_v3_that_another_host_has_leased_in_v2_is_replaced_and_named(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(NAME, OTHERS, 300)
+            world.v3.put_raw(NAME, FLANNELDS, None)
+            assert (await world.acquire(OWN)).subnet != OWN
+            assert original((await values(world.v3))[NAME]) is not None
+
+        play(scenario)
+        lines = [record.getMessage() for record in caplog.records if "Reservation" in record.getMessage()]
+        assert lines == [f"Reservation {NAME} in etcd v3 was replaced by the lease that etcd v2 has"]
+
     def test_a_reservation_stays_one_in_both(self) -> None:
         async def scenario(world: World) -> None:
             world.v2.put_raw(NAME, FLANNELDS, None)
