@@ -798,6 +798,34 @@ def test_the_report_has_a_part_for_each_component(world: World) -> None:
     play(world, scenario)
 
 
+def test_peers_come_in_chunks_while_the_network_is_in_service(world: World) -> None:
+    async def chunks() -> list[list[float]]:
+        return [[peer.since for peer in chunk] async for chunk in world.network.peer_reports()]
+
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        assert await chunks() == []
+        await world.network.refresh()
+        await world.until(lambda: world.is_up)
+        assert await chunks() == [[1.0], [2.0]]
+        await world.network.refresh()
+        assert world.story[-1] == "refresh"
+
+    play(world, scenario)
+
+
+def test_the_time_of_a_state_is_that_of_its_entry(world: World) -> None:
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+        since = world.network.report().since
+        assert abs(since - time.time()) < 60
+        world.network._enter(NetworkState.READY)
+        assert world.network.report().since == since
+        world.network._enter(NetworkState.DEGRADED, "eth1 is down")
+        assert world.network.report().since > since
+
+    play(world, scenario)
+
+
 # The state machine
 
 

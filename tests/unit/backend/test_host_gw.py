@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -106,6 +107,13 @@ def test_a_peer_off_the_link_is_logged_once_and_gets_a_route_on_the_link(
         backend.apply([added(1, "172.17.8.102"), added(2, "172.17.9.103")])
         await netlink.settled(route(1, "172.17.8.102"))
         assert peer_counts(backend.report()) == ("host-gw", 1, 1)
+        [chunk] = [chunk async for chunk in backend.peer_reports()]
+        assert [(str(peer.subnet), str(peer.public_ip)) for peer in chunk] == [
+            ("11.0.1.0/24", "172.17.8.102"),
+            ("11.0.2.0/24", "172.17.9.103"),
+        ]
+        assert [peer.unreachable.partition(", which")[0] for peer in chunk] == ["", "it is not on the link of eth1"]
+        assert all(abs(peer.since - time.time()) < 60 and peer.traffic is None for peer in chunk)
         assert await backend.repair(netlink) == []
         netlink.own_addresses.append(Address(ETH1, IPv4Address("172.17.9.101"), 24))
         assert await backend.repair(netlink) == []
