@@ -1,6 +1,7 @@
 """The state of a running daemon as data: every component fills in its part, ``flannelpy.serving`` makes text of it.
 
-A report is a copy.  It does not change when the daemon does, so any task may keep it.
+A report is a copy.  It does not change when the daemon does, so any task may keep it.  Times are Unix seconds.
+A report has no peers: there may be ten thousand, so they are reported in chunks, as ``PeerReport``.
 Counterpart: none; flanneld reports nothing but its log.
 """
 
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 
 class NetworkState(StrEnum):
@@ -43,10 +45,53 @@ TRANSITIONS = {
 
 @dataclass(frozen=True, slots=True)
 class LeaseReport:
-    """The lease of this host.  ``seconds_left``: until the lease expires if unrenewed; None for a reservation."""
+    """The lease of this host.
+
+    ``seconds_left``: until the lease expires if unrenewed; None for a reservation.  ``renewed_at``: the last time that
+    the store confirmed the lease.  ``version``: that of the lease in the store.  ``problem``: why renewals fail; empty
+    if the last one succeeded.
+    """
 
     subnet: IPv4Network
     seconds_left: float | None
+    acquired_at: float = 0.0
+    renewed_at: float = 0.0
+    version: int = 0
+    problem: str = ""
+
+
+class ConfigState(StrEnum):
+    """What is known of the network config in the store, compared with the one in use."""
+
+    UNKNOWN = "unknown"  # it was not read yet
+    MISSING = "missing"
+    INVALID = "invalid"
+    CHANGED = "changed"  # valid, and another one than at the start
+    IN_USE = "in use"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigReport:
+    """The network config in the store, as of the last reading.  ``problem``: what is wrong with it, or empty."""
+
+    state: ConfigState = ConfigState.UNKNOWN
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReport:
+    """The store of the leases.
+
+    ``api``: the version of etcd's API, 2 or 3; None until the network config decides.  ``endpoint``: the one that the
+    next request goes to.  ``answered_at``: the last usable answer; ``silent_since``: the first request without one
+    since then, and ``failure`` the cause.  Both times are None, and ``failure`` is empty, if there was none.
+    """
+
+    api: int | None
+    endpoint: str
+    answered_at: float | None
+    silent_since: float | None
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +100,62 @@ class BackendReport:
 
     ``next_hops``: peers that packets can be sent to; ``unreachable``: peers with a lease that packets cannot reach.
     Both are None if the backend carries no packets.  ``drops``: packets dropped since the start by the name of the
-    reason, as of the last count; empty if the kernel alone carries the packets.
+    reason; empty if the kernel alone carries the packets.  ``device`` is empty if there is none.  ``mtu``: that of the
+    containers, 0 before the start.  ``overhead``: the bytes that encapsulation adds to a packet.  ``offloads``: those
+    in use, in alphabetical order.
     """
 
     type: str
     next_hops: int | None = None
     unreachable: int | None = None
     drops: Mapping[str, int] = field(default_factory=dict)
+    device: str = ""
+    mtu: int = 0
+    offloads: tuple[str, ...] = ()
+    overhead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Packets that flannelpy itself carried for one peer since the peer was added, in the overlay: bytes of IP packets.
+
+    ``heard_at``: when the last packet came in; None if none did.
+    """
+
+    packets_out: int = 0
+    bytes_out: int = 0
+    packets_in: int = 0
+    bytes_in: int = 0
+    heard_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerReport:
+    """One peer.
+
+    ``since``: when flannelpy added it.  ``unreachable``: why packets cannot reach it; empty if they can, as far as this
+    host knows.  ``traffic`` is None if the kernel carries the packets.
+    """
+
+    subnet: IPv4Network
+    public_ip: IPv4Address
+    since: float
+    unreachable: str = ""
+    traffic: Traffic | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class InterfaceReport:
-    """The external interface.  ``problem``: why no peer can be reached by it; empty if there is no problem."""
+    """The external interface, and its present MTU.  ``problem``: why no peer can be reached by it, or empty.
+
+    ``public_ip``: the address that peers send to; another one than ``address`` behind a NAT.
+    """
 
     name: str
     problem: str = ""
+    address: IPv4Address | None = None
+    public_ip: IPv4Address | None = None
+    mtu: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +197,11 @@ class TrafficReport:
 class NetworkReport:
     """One network; the only network of a host has the name "".
 
-    ``problem``: why the network is degraded or has failed; empty in all other states.  The parts below it are None
-    until a subnet is leased, and again after a failure.
+    ``problem``: why the network is degraded or has failed; empty in all other states.  ``lease`` and the parts down to
+    ``traffic`` are None until a subnet is leased, and again after a failure.  ``since``: when the network entered its
+    state.  ``network``: the configured one, None until the config is read.  ``lease_problem``: why the last try to
+    lease a subnet failed; empty once one is leased.  ``second_store``: etcd v2 during a change-over, while this host
+    keeps its lease there too.
     """
 
     name: str
@@ -125,6 +214,13 @@ class NetworkReport:
     firewall: FirewallReport | None = None
     peer_routes: PeerRoutesReport | None = None
     traffic: TrafficReport | None = None
+    since: float = 0.0
+    subnet_file: Path | None = None
+    network: IPv4Network | None = None
+    config: ConfigReport = ConfigReport()
+    lease_problem: str = ""
+    store: StoreReport | None = None
+    second_store: StoreReport | None = None
 
     @property
     def present_problem(self) -> str:
@@ -140,6 +236,14 @@ class NetworkReport:
 
 @dataclass(frozen=True, slots=True)
 class DaemonReport:
-    """All networks of a daemon, in the order of ``-networks``."""
+    """All networks of a daemon, in the order of ``-networks``.
+
+    ``packet_code``: ``compiled`` or ``interpreted``.  ``at``: when the report was made.
+    """
 
     networks: tuple[NetworkReport, ...]
+    version: str = ""
+    pid: int = 0
+    started_at: float = 0.0
+    packet_code: str = ""
+    at: float = 0.0

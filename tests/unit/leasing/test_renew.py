@@ -341,3 +341,23 @@ def test_a_lost_reply_to_a_renewal_does_no_harm() -> None:
             assert not watch.done()
 
     play(scenario)
+
+
+def test_the_report_of_the_lease_has_its_times_and_why_renewals_fail() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            first = world.manager.report()
+            assert first.acquired_at == first.renewed_at == pytest.approx(BOOT.timestamp(), abs=10)
+            assert (first.version, first.problem) == (world.manager.own.version, "")
+            await asyncio.sleep(LEASE_TTL - 0.9 * RENEW_MARGIN)
+            renewed = world.manager.report()
+            assert renewed.acquired_at == first.acquired_at
+            assert renewed.renewed_at > first.renewed_at + LEASE_TTL - 1.2 * RENEW_MARGIN
+            world.registry.go_down()
+            await asyncio.sleep(LEASE_TTL - 0.9 * RENEW_MARGIN)
+            assert world.manager.report().problem
+            world.registry.come_up()
+            await asyncio.sleep(0.5 * RENEW_MARGIN)
+            assert world.manager.report().problem == ""
+
+    play(scenario)
