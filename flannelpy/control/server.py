@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 MOST_CLIENTS = 32
 _REQUEST_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
+# Peers of a line: half a millisecond of work.
+_PEERS = 50
 # The pause after a connection could not be accepted, because the process has too many open files.
 _PAUSE_SECONDS = 1.0
 
@@ -155,9 +157,10 @@ class ControlServer:
                     peers = await anext(chunks)
             except StopAsyncIteration:
                 return
-            async with self._turn():
-                line = wire.part_line(wire.Peers(network.name, tuple(peers)))
-            yield line
+            for start in range(0, len(peers), _PEERS):
+                async with self._turn():
+                    line = wire.part_line(wire.Peers(network.name, tuple(peers[start : start + _PEERS])))
+                yield line
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
