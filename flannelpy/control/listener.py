@@ -24,20 +24,16 @@ class Listener:
         Raises HostError if another daemon listens there, or the file cannot be created.
         """
         self._path = path
+        remove_stale(path)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            remove_stale(path)
             self.socket.bind(str(path))
             path.chmod(MODE)  # no connection is possible before the next line
             self.socket.listen(_BACKLOG)
             self._inode = path.lstat().st_ino
         except OSError as error:
             self.socket.close()
-            cause = error.strerror or error
-            raise HostError(f"Failed to create the control socket {path}: {cause}") from error
-        except HostError:
-            self.socket.close()
-            raise
+            raise HostError(f"Failed to create the control socket {path}: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Stop listening, and remove the file unless it is another's."""
@@ -50,27 +46,28 @@ class Listener:
 def remove_stale(path: Path) -> bool:
     """Remove the control socket of a daemon that has ended; return whether there was one.
 
-    Raises HostError if a daemon listens there, or if the file is no socket, OSError if it cannot be removed.
+    Raises HostError if a daemon listens there, if the file is no socket, or if it cannot be removed.
     """
     try:
         mode = path.lstat().st_mode
+        if stat.S_ISSOCK(mode) and not _is_live(path):
+            path.unlink()
+            return True
     except FileNotFoundError:
         return False
-    if not stat.S_ISSOCK(mode):
-        raise HostError(f"Failed to create the control socket {path}: the file is no socket; remove it")
-    if _is_live(path):
-        raise HostError(f"Failed to create the control socket {path}: another daemon has it; give each a directory")
-    path.unlink()
-    return True
+    except OSError as error:
+        raise HostError(f"Failed to remove the control socket {path}: {error.strerror}") from error
+    cause = "another daemon has it" if stat.S_ISSOCK(mode) else "the file is no socket; remove it"
+    raise HostError(f"Failed to create the control socket {path}: {cause}")
 
 
 def _is_live(path: Path) -> bool:
-    """Return whether a process listens at ``path``."""
+    """Return whether a process listens at ``path``.  Raises OSError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(str(path))
         except BlockingIOError:  # too many connections wait already
             return True
-        except (ConnectionRefusedError, FileNotFoundError):
+        except ConnectionRefusedError:
             return False
         return True

@@ -243,8 +243,7 @@ def test_the_socket_of_another_daemon_stays(path: Path, caplog: pytest.LogCaptur
 
     run(ask())
     assert caplog.messages == [
-        f"Failed to create the control socket {path}: another daemon has it; give each a directory; "
-        "flannelpy status cannot ask this daemon"
+        f"Failed to create the control socket {path}: another daemon has it; flannelpy status cannot ask this daemon"
     ]
     caplog.clear()
 
