@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Never
 
-from flannelpy import logs
+from flannelpy import __version__, logs
 from flannelpy.backend.repair_loop import RepairLoop
 from flannelpy.errors import AlreadyRunning, ExternalAddressChanged, UsageError
 from flannelpy.host import external_endpoint
@@ -29,6 +31,7 @@ from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.netlink.monitor import ALL_ROUTES
 from flannelpy.network import Network
 from flannelpy.options import Options
+from flannelpy.packet import build
 from flannelpy.report import DaemonReport
 from flannelpy.serving import text
 from flannelpy.tasks import run_together
@@ -95,7 +98,7 @@ async def _serve(options: Options) -> None:
     names = options.networks or ("",)
     host = Host(external, public_ip, options.iptables_resync)
     networks: list[Network] = []
-    notifier = SystemdNotifier(partial(_report, networks), text.status, _set_start_up_aside)
+    notifier = SystemdNotifier(partial(_report, networks, time.time()), text.status, _set_start_up_aside)
     monitor = external_endpoint.watch(options, external)
     underlay = _underlay_loop(monitor, networks)
     networks += [Network(name, options, host, monitor, notifier.update) for name in names]
@@ -109,8 +112,9 @@ async def _serve(options: Options) -> None:
     )
 
 
-def _report(networks: Sequence[Network]) -> DaemonReport:
-    return DaemonReport(tuple(network.report() for network in networks))
+def _report(networks: Sequence[Network], started_at: float) -> DaemonReport:
+    reports = tuple(network.report() for network in networks)
+    return DaemonReport(reports, __version__, os.getpid(), started_at, build(), time.time())
 
 
 def _is_live(networks: Sequence[Network]) -> bool:
