@@ -135,9 +135,11 @@ async def _answer_clients(
 
     From then on no other daemon with these subnet files has the socket.  ``changed``: set when a network has changed.
     """
-    while any(network.report().state is NetworkState.STARTING for network in networks):
+    is_locked = False
+    while not is_locked:
         await changed.wait()
         changed.clear()
+        is_locked = all(network.report().state is not NetworkState.STARTING for network in networks)
     await control.run(path)
 
 

@@ -3,16 +3,19 @@
 No client can delay packets: the server accepts one connection, renders one part of one answer, and does so once, per
 turn of the loop, and neither a report nor a part with peers takes more than two milliseconds.  No client can make it
 grow: there are at most 32 clients, a request has at most 4 KB, and the next part of an answer is rendered when the
-client has taken the last one.  A client has 10 s for its request and 30 s to take the answer.
+client has taken the last one.  A client has 10 s for its request and 30 s to take the answer.  If another one connects
+meanwhile, it takes the place of the client for which the server has waited longest; if the server waits for none, the
+newcomer waits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -24,10 +27,12 @@ from flannelpy.serving import wire
 
 log = logging.getLogger(__name__)
 
-#: Clients at a time.  One more takes the place of the one that has waited longest without a request.
+#: Clients at a time.
 MOST_CLIENTS = 32
 _REQUEST_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
+# The counters of the kernel in a report are at most so old.
+_REFRESH_SECONDS = 1.0
 # Peers of a line: half a millisecond of work.
 _PEERS = 50
 # The pause after a connection could not be accepted, because the process has too many open files.
@@ -61,8 +66,9 @@ class ControlServer:
         self._report = report
         self._set_log_level = set_log_level
         self._clients: set[asyncio.Task[None]] = set()
-        self._idle: dict[asyncio.Task[None], None] = {}  # without a request so far, the longest first
+        self._awaited: dict[asyncio.Task[None], None] = {}  # for which the server waits, the longest first
         self._lock = asyncio.Lock()
+        self._refreshed_at = -math.inf
         self._failures = FailureLog(log, "Failed to answer a client of the control socket")
 
     async def run(self, path: Path) -> None:
@@ -90,15 +96,13 @@ class ControlServer:
             self._failures.failed(error.strerror or str(error), level=logging.WARNING)
             await asyncio.sleep(_PAUSE_SECONDS)
             return
-        if len(self._clients) < MOST_CLIENTS or self._close_idle():
-            self._start(connection, tasks)
-        else:
-            with connection:
-                _refuse(connection, f"{MOST_CLIENTS} other clients are served: try again")
+        while len(self._clients) >= MOST_CLIENTS and not self._close_awaited():
+            await asyncio.wait(self._clients, return_when=asyncio.FIRST_COMPLETED)
+        self._start(connection, tasks)
 
-    def _close_idle(self) -> bool:
-        """Close the connection that has been idle for longest; return whether there was one."""
-        longest = next(iter(self._idle), None)
+    def _close_awaited(self) -> bool:
+        """Close the client for which the server has waited longest; return whether there was one."""
+        longest = next(iter(self._awaited), None)
         if longest is None:
             return False
         self._forget(longest)
@@ -107,13 +111,12 @@ class ControlServer:
     def _start(self, connection: socket.socket, tasks: asyncio.TaskGroup) -> None:
         task = tasks.create_task(self._serve(connection))
         self._clients.add(task)
-        self._idle[task] = None
         task.add_done_callback(self._forget)
         task.add_done_callback(lambda _: connection.close())  # also if it is cancelled before it has begun
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._clients.discard(task)
-        self._idle.pop(task, None)
+        self._awaited.pop(task, None)
 
     async def _serve(self, connection: socket.socket) -> None:
         """Answer the request of one client."""
@@ -129,14 +132,25 @@ class ControlServer:
 
     async def _exchange(self, connection: socket.socket) -> None:
         """Receive the request, and send the answer.  Raises OSError, TimeoutError included, and MessageError."""
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task
+        loop = asyncio.get_running_loop()
         async with asyncio.timeout(_REQUEST_SECONDS):
-            request = wire.parse_request(await _receive_line(connection))
-        self._idle.pop(task, None)
+            with self._awaiting():
+                line = await _receive_line(connection)
         async with asyncio.timeout(_ANSWER_SECONDS):
-            async for line in self._answer(request):
-                await loop.sock_sendall(connection, line)
+            async for part in self._answer(wire.parse_request(line)):
+                with self._awaiting():
+                    await loop.sock_sendall(connection, part)
+
+    @contextmanager
+    def _awaiting(self) -> Iterator[None]:
+        """Note that the server waits for the client of the present task."""
+        task = asyncio.current_task()
+        assert task
+        self._awaited[task] = None
+        try:
+            yield
+        finally:
+            self._awaited.pop(task, None)
 
     async def _answer(self, request: wire.Request) -> AsyncIterator[bytes]:
         """Carry out the request, and yield the lines of the answer."""
@@ -151,11 +165,18 @@ class ControlServer:
         yield wire.part_line(wire.End())
 
     async def _report_line(self) -> bytes:
-        for network in self._networks:
-            async with self._turn():
-                await network.refresh()
+        async with self._turn():
+            await self._refresh()
         async with self._turn():
             return wire.part_line(self._report())
+
+    async def _refresh(self) -> None:
+        """Read the counters of the kernel, unless that was a moment ago: it costs more than all other work."""
+        now = asyncio.get_running_loop().time()
+        if now - self._refreshed_at >= _REFRESH_SECONDS:
+            self._refreshed_at = now
+            for network in self._networks:
+                await network.refresh()
 
     async def _peers(self, network: ReportedNetwork) -> AsyncIterator[bytes]:
         chunks = network.peer_reports()

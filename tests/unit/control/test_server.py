@@ -145,7 +145,7 @@ def test_the_report_and_the_peers_of_each_network(path: Path) -> None:
         async with daemon.running():
             assert await daemon.fetch() == client.Answer(REPORT, {})
             assert await daemon.fetch(with_peers=True) == client.Answer(REPORT, {"blue": peers(250), "green": peers(1)})
-            assert [network.refreshed for network in networks] == [2, 2, 2]
+            assert [network.refreshed for network in networks] == [1, 1, 1]  # the second report comes at once
 
     run(ask())
 
@@ -398,7 +398,7 @@ def test_clients_that_never_read_are_closed_and_cost_one_part_each(path: Path, m
     run(disturb())
 
 
-def test_more_clients_than_can_be_served_are_refused(path: Path) -> None:
+def test_a_newcomer_takes_the_place_of_a_client_that_does_not_read(path: Path) -> None:
     async def disturb() -> None:
         daemon = Daemon(path, FakeNetwork("blue", 10_000))
         async with daemon.running():
@@ -406,13 +406,25 @@ def test_more_clients_than_can_be_served_are_refused(path: Path) -> None:
                 for _ in range(server.MOST_CLIENTS):
                     sock = readers.enter_context(await connected(path))
                     sock.send(wire.request_line(wire.GetReport(with_peers=True)))
-                await until(lambda: not daemon.server._idle)
-                with pytest.raises(NoAnswer, match="refused: 32 other clients are served: try again"):
-                    await daemon.fetch()
+                await until(lambda: len(daemon.server._awaited) == server.MOST_CLIENTS)
+                for _ in range(3):
+                    assert len((await daemon.fetch(with_peers=True)).peers["blue"]) == 10_000
             await until(lambda: not daemon.server._clients)
-            assert (await daemon.fetch()).report == REPORT
 
     run(disturb())
+
+
+def test_a_newcomer_waits_for_the_end_of_others_that_wait_for_the_server(path: Path) -> None:
+    """More clients than the server has places, all of which read, are all answered."""
+
+    async def ask() -> None:
+        daemon = Daemon(path, FakeNetwork("blue", 300))
+        async with daemon.running():
+            line = wire.request_line(wire.GetReport(with_peers=True))
+            answers = await asyncio.gather(*(daemon.asked(line) for _ in range(3 * server.MOST_CLIENTS)))
+        assert {answer.count(b"\n") for answer in answers} == {300 // 50 + 2}
+
+    run(ask())
 
 
 def test_clients_that_leave_in_the_middle(path: Path) -> None:
