@@ -55,6 +55,11 @@ def problems(report: DaemonReport) -> tuple[Problem, ...]:
     return tuple(problem for network in report.networks for problem in _problems_of(network, report.at))
 
 
+def is_well(report: DaemonReport) -> bool:
+    """Return whether every network is ready, and there is no problem."""
+    return not problems(report)
+
+
 def _problems_of(network: NetworkReport, now: float) -> Iterator[Problem]:
     is_well = True
     for code, (text_of, remedy) in _TABLE.items():

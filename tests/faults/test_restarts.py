@@ -14,7 +14,7 @@ from support.overlay import unbroken_stream
 
 BYTES_PER_SECOND = 20_000_000
 FLAGS = ("-iface=eth1", "-ip-masq")
-FILES_RUNNING = {"ready", "subnet.env"}
+FILES_RUNNING = {"control.sock", "ready", "subnet.env"}
 FILES_STOPPED = {"subnet.env"}
 
 

@@ -67,33 +67,26 @@ def test_help() -> None:
     assert done.stderr.startswith("Usage: flannelpy [flags]\n")
 
 
-def loaded_after(code: str, *names: str) -> list[str]:
-    """Return which of these modules and packages a Python has loaded after it has run ``code``."""
-    question = f"import sys; print(*(name for name in {names} if name in sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{question}"],
-        env=os.environ | SOURCE,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.split()
+def loaded(code: str) -> set[str]:
+    """Return the modules that Python has imported after ``code``."""
+    argv = [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"]
+    done = subprocess.run(argv, env=os.environ | SOURCE, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
 
 
 def test_what_is_loaded_before_the_daemon() -> None:
     """Docker waits for us, and -help should not wait at all."""
-    assert loaded_after("import flannelpy.cli", "asyncio", "etcd", "pyroute2", "ssl") == []
+    assert not loaded("import flannelpy.cli") & {"asyncio", "etcd", "pyroute2", "ssl"}
 
 
 def test_what_is_loaded_when_it_is_needed() -> None:
     """What only some networks need costs no other start processor time and memory."""
     libraries = ["dns", "etcd", "pyroute2", "urllib3"]
     backends = [f"flannelpy.backend.{name}" for name in ("alloc", "host_gw", "kernel_entries", "udp", "vxlan")]
-    commands = ["flannelpy.cli.copy_to_v3", "flannelpy.commands.cleanup", "flannelpy.commands.copy_to_v3"]
     stores = ["flannelpy.leasing.both_stores", "flannelpy.leasing.second_lease", "flannelpy.registry.bounded_http"]
     rest = ["flannelpy.packet", "flannelpy.subnet.copy_plan"]
     code = "import flannelpy.cli, flannelpy.commands.daemon"
-    assert loaded_after(code, *libraries, *backends, *commands, *stores, *rest) == []
+    assert not loaded(code) & {*libraries, *backends, *stores, *rest}
 
 
 def test_listings_of_the_kernel_do_without_pyroute2() -> None:
@@ -107,4 +100,25 @@ async def listed():
 
 asyncio.run(listed())
 """
-    assert loaded_after(code, "pyroute2") == []
+    assert "pyroute2" not in loaded(code)
+
+
+def test_the_daemon_loads_nothing_of_the_commands() -> None:
+    of_commands = {
+        *("control.client", "commands.status", "commands.log_level", "commands.cleanup", "commands.copy_to_v3"),
+        *("cli.copy_to_v3", "cli.status", "cli.log_level", "cli.control", "serving.status_text"),
+    }
+    daemon = loaded("import flannelpy.cli, flannelpy.commands.daemon")
+    assert "flannelpy.control.server" in daemon
+    assert not daemon & {f"flannelpy.{name}" for name in of_commands}
+
+
+@pytest.mark.parametrize("command", ["status", "log-level 1"])
+def test_commands_that_ask_the_daemon_load_nothing_of_it(command: str, tmp_path: Path) -> None:
+    argv = [*command.split(), f"-subnet-file={tmp_path}/subnet.env"]
+    code = f"from flannelpy import cli\ntry: cli.main({argv})\nexcept SystemExit as end: assert end.code == 3"
+    modules = loaded(code)
+    assert "flannelpy.control.client" in modules
+    assert not modules & {"asyncio", "etcd", "pyroute2", "ssl", "urllib3", "logging"}
+    names = ("network", "commands.daemon", "control.server", "host", "backend", "leasing", "linux", "rtnetlink")
+    assert not modules & {f"flannelpy.{name}" for name in names}
