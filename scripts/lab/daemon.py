@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # With this many peers or more, the daemon may log only their number.
 _LOGGED_PEERS = 20
+# Alone, a start takes half a second; while many tests start daemons at once, it has taken ten.
+_START_SECONDS = 30
 
 T = TypeVar("T")
 
@@ -56,7 +58,7 @@ class Daemon:
         """Return the first match in the log.  Raises TimeoutError, RuntimeError when the daemon ends without it."""
         return self._wait_for(lambda: re.search(pattern, self.log(), re.MULTILINE), deadline, f"{pattern!r} in the log")
 
-    def wait_for_peer(self, subnet: IPv4Network, deadline: float = 10) -> None:
+    def wait_for_peer(self, subnet: IPv4Network, deadline: float = _START_SECONDS) -> None:
         """Return when the daemon forwards packets to a peer's subnet.  Raises as ``wait_for_log`` does.
 
         The log names only some of many peers; for the others, the peer's tunnel address must answer.
@@ -72,7 +74,7 @@ class Daemon:
     def _reaches(self, subnet: IPv4Network) -> bool:
         return not self.host.run("ping", "-c1", "-W1", str(subnet.network_address), check=False).returncode
 
-    def wait_ready(self, deadline: float = 10) -> None:
+    def wait_ready(self, deadline: float = _START_SECONDS) -> None:
         """Return when the subnet file is written and the data path runs.  Raises as wait_for_log does."""
         self._wait_for(lambda: "READY=1" in self.notified, deadline, "READY=1")
 
