@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         if words and words[0] == "copy-to-v3":
             sys.exit(_copy_to_v3(words[1:]))
+        if words and words[0] == "check":
+            sys.exit(_check(words[1:]))
         options = parse(words)
         # Imported here, so that -help and usage errors need not wait for the etcd and netlink modules.
         if options.cleanup:
@@ -82,3 +84,10 @@ def _copy_to_v3(argv: Sequence[str]) -> int:
     from flannelpy.commands.copy_to_v3 import run
 
     return run(*copy_to_v3.parse(argv))
+
+
+def _check(argv: Sequence[str]) -> int:
+    from flannelpy.cli import check
+    from flannelpy.commands.check import run
+
+    return run(*check.parse(argv))

@@ -112,7 +112,8 @@ def _list_commands() -> list[list[str]]:
     """Return the commands that list all tables of both flavours, which may both be in use."""
     legacy = _program("iptables-legacy-save")
     found = [word for word in ("iptables-nft-save", "iptables-save") if _program(word)][:1]
-    return [[word] for word in found if _program(word) != legacy] + (_legacy_commands() if legacy else [])
+    of_nft = [[word] for word in found if _program(word) != legacy] if may_exist("", "nft") else []
+    return of_nft + (_legacy_commands() if legacy else [])
 
 
 def _legacy_commands() -> list[list[str]]:
