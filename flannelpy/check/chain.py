@@ -29,7 +29,7 @@ from flannelpy.report import DaemonReport
 from flannelpy.subnet.lease import HostIdentity, Lease
 from flannelpy.subnet.lease_policy import Terms
 
-_NOBODY = HostIdentity(IPv4Address(0))
+_NO_IDENTITY = HostIdentity(IPv4Address(0))
 
 
 async def follow(options: Options, report: DaemonReport | None = None) -> list[Line]:
@@ -56,7 +56,7 @@ async def _stores(options: Options) -> list[Line]:
     lines: list[Line] = []
     for name in options.networks or ("",):
         file = gather_host.file(options.subnet_file_of(name))
-        lines += judge_store.store(await gather_store.look(options, name, _NOBODY, file), file, None)
+        lines += judge_store.store(await gather_store.look(options, name, _NO_IDENTITY, file), file, None)
     return lines
 
 

@@ -14,6 +14,7 @@ from flannelpy.backend.underlay import Underlay
 from flannelpy.check.observations import HostSeen, WaySeen
 from flannelpy.check.plan import Plan, bridge_address, tunnel_address
 from flannelpy.errors import HostError
+from flannelpy.linux import rp_filter
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.rtnetlink.routes import RouteQuery
 from flannelpy.subnet.lease import Lease
@@ -23,6 +24,9 @@ from flannelpy.subnet.lease_table import LeaseAdded
 # Subnets of one RouteCheck: it then asks about eight addresses of each.
 _SUBNETS = 10
 _LEASES = 1000
+# The kernel's answer about a packet to this host that rp_filter rejects; since Linux 6.14 it is EINVAL for any cause.
+# Source: inet_rtm_getroute in net/ipv4/route.c of the kernel.
+_REJECTED = (errno.EXDEV, errno.EINVAL)
 
 
 class Usable(NamedTuple):
@@ -99,13 +103,14 @@ class Kernel:
         return way
 
     async def _rejecting(self, peers: Sequence[Lease]) -> dict[IPv4Network, Sequence[str]]:
-        """Return the devices on which rp_filter rejects the packets of a peer: the kernel answers EXDEV then."""
+        """Return the devices on which rp_filter rejects the packets of a peer."""
         asked = [(peer.subnet, *query) for peer in peers for query in self._arrivals(peer)]
         answers = await self._netlink.lookups([query for _, _, query in asked])
         found: dict[IPv4Network, list[str]] = {}
         for (subnet, index, _), answer in zip(asked, answers, strict=True):
-            if answer.errno == errno.EXDEV:
-                found.setdefault(subnet, []).append(self._netlink.name_of(index))
+            name = self._netlink.name_of(index)
+            if answer.errno in _REJECTED and rp_filter.is_enabled(name):
+                found.setdefault(subnet, []).append(name)
         return {subnet: list(dict.fromkeys(names)) for subnet, names in found.items()}
 
     def _arrivals(self, peer: Lease) -> list[tuple[int, RouteQuery]]:

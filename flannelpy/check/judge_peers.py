@@ -13,15 +13,17 @@ from flannelpy.check.verdicts import Code, found
 def ways(peers: Sequence[PeerSeen]) -> Iterator[Line]:
     """Yield the lines about routes and rp_filter."""
     for peer in peers:
-        for cause in peer.way.diverted:
-            yield found(Code.ROUTE_DIVERTED, f"packets to {peer.subnet} of {peer.public_ip}: {cause}", peer=peer.subnet)
+        if peer.way.diverted:
+            text = f"packets to {peer.subnet} of {peer.public_ip}: {'; '.join(peer.way.diverted)}"
+            yield found(Code.ROUTE_DIVERTED, text, peer=peer.subnet)
         for device in peer.way.rejecting:
             text = f"packets from {peer.public_ip} that arrive by {device} are dropped"
             yield found(Code.RP_FILTER, text, peer=peer.subnet, device=device.replace(".", "/"))
+    count = f"{len(peers)} peer{'s' if len(peers) > 1 else ''}"
     if peers and not any(peer.way.diverted for peer in peers):
-        yield ok(Link.ROUTES, f"the kernel uses flannelpy's routes to {len(peers)} peers")
+        yield ok(Link.ROUTES, f"the kernel uses flannelpy's routes to {count}")
     if peers and not any(peer.way.rejecting for peer in peers):
-        yield ok(Link.RP_FILTER, f"rp_filter accepts the packets of {len(peers)} peers")
+        yield ok(Link.RP_FILTER, f"rp_filter accepts the packets of {count}")
 
 
 def answers(peer: PeerSeen, plan: Plan | None) -> Iterator[Line]:
@@ -29,7 +31,7 @@ def answers(peer: PeerSeen, plan: Plan | None) -> Iterator[Line]:
     overlay = [echo for echo in (peer.tunnel, peer.bridge) if echo]
     if peer.way.no_route:
         text = f"{peer.public_ip} of {peer.subnet}: {peer.way.no_route}"
-        yield found(Code.NO_ROUTE_TO_PEER, text, peer=peer.subnet, echo=peer.public)
+        yield found(Code.NO_ROUTE_TO_PEER, text, peer=peer.subnet, address=peer.public_ip)
     elif plan and any(map(_answers, overlay)):
         yield from _reached(peer, plan)
     elif peer.public and _answers(peer.public):

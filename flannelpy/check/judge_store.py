@@ -16,6 +16,7 @@ from flannelpy.subnet.lease_policy import Terms, renewal_lead
 CLOCK_LIMIT = 10
 # A lease that has this part of its lead left was due long ago.
 _OVERDUE = 0.5
+_NAMED = 4
 
 
 def endpoints(seen: Sequence[EndpointSeen]) -> Iterator[Line]:
@@ -115,6 +116,9 @@ def _duplicates(held: Sequence[Lease], our_ip: IPv4Address) -> Iterator[Line]:
 
 def _duplicate(what: str, several: Sequence[Lease]) -> Line:
     ids = {lease.attrs.host_id for lease in several}
-    named = ", ".join(f"{lease.subnet} ({lease.attrs.host_id or 'no host ID'})" for lease in several[:4])
+    named = ", ".join(
+        f"{lease.subnet} ({lease.attrs.host_id or 'no host ID'})"
+        for lease in sorted(several, key=lambda one: one.subnet)[:_NAMED]
+    )
     code = Code.PUBLIC_IP_TWICE if len(ids - {""}) > 1 else Code.PUBLIC_IP_LEFTOVER
     return found(code, f"{what} is in {len(several)} leases: {named}")

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 
 class Level(StrEnum):
-    """``BAD``: packets are lost, or will be; ``WARNING``: packets may be lost, or nobody can know."""
+    """``BAD``: packets are lost, or will be; ``WARNING``: packets may be lost, or the check cannot know."""
 
     OK = "ok"
     WARNING = "warning"

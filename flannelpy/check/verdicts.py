@@ -99,7 +99,7 @@ TABLE: dict[Code, Verdict] = {
     Code.CLOCK_DIFFERS: Verdict(
         Link.CLOCK,
         WARNING,
-        "the clocks of this host and of an etcd differ by more than {limit} s",
+        "the clocks of this host and of an etcd differ by more than ten seconds",
         "run NTP on both: certificates are checked, leases of etcd v2 expire, and logs are compared by these clocks",
     ),
     Code.CONFIG_MISSING: Verdict(
@@ -276,7 +276,7 @@ TABLE: dict[Code, Verdict] = {
         Link.PEERS,
         BAD,
         "the kernel has no route to the public IP of a peer",
-        "add one, or remove the one that rejects: ip route get {peer}",
+        "add one, or remove the one that rejects: ip route get {address}",
     ),
     Code.PEER_SILENT: Verdict(
         Link.PEERS,

@@ -14,6 +14,7 @@ import click
 from flannelpy import logs
 from flannelpy.check import chain, rendering
 from flannelpy.check.lines import Level
+from flannelpy.errors import FlannelError, one_line
 from flannelpy.options import Options
 from flannelpy.report import DaemonReport
 
@@ -21,12 +22,17 @@ from flannelpy.report import DaemonReport
 def run(options: Options, is_json: bool, report: DaemonReport | None = None) -> int:
     """Print a line for each thing that was looked at; return the exit code.
 
-    ``report``: that of the running daemon, if it gives one.  Raises UsageError, HostError.
+    ``report``: that of the running daemon, if it gives one.  Raises FlannelError.
     """
     if options.verbosity:
         logs.configure(options.verbosity)
     else:
         logging.getLogger("flannelpy").setLevel(logging.CRITICAL)  # the lines have what the modules log
-    lines = asyncio.run(chain.follow(options, report))
+    try:
+        lines = asyncio.run(chain.follow(options, report))
+    except FlannelError:
+        raise
+    except Exception as error:
+        raise FlannelError(one_line(error)) from error
     click.echo(rendering.document(lines) if is_json else rendering.text(lines))
     return int(any(line.level is Level.BAD for line in lines))

@@ -1,8 +1,7 @@
 """ICMP echo requests of any length with DF, from a chosen address of this host, and the answers to them.
 
-The libraries that were tried (icmplib, aioping, ping3) set neither DF nor the path MTU discovery of a socket, so they
-cannot find a narrow link; and what remains is one socket, 60 lines.  A raw socket is used: ping sockets exclude root
-unless ``net.ipv4.ping_group_range`` has its group, and hide from whom an ICMP error comes.
+The libraries for ICMP, such as icmplib and aioping, set neither DF nor path MTU discovery, so they cannot find a narrow
+link.  The socket is raw: a ping socket excludes root unless ``net.ipv4.ping_group_range`` has its group.
 Source: RFC 792; icmp(7), raw(7), ip(7): IP_PMTUDISC_PROBE sets DF and ignores what the kernel has learned of the path.
 """
 
