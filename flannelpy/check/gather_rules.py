@@ -36,7 +36,7 @@ def traffic(
 async def look(packets: Traffic, *, is_masqueraded: bool) -> RulesSeen:
     """Return what stops the packets, and what is missing of -ip-masq."""
     failures: list[str] = []
-    listings = _readable(await iptables.tables(), failures)
+    listings = _readable(await iptables.tables(may_load=False), failures)
     native: Sequence[NftTable] = ()
     try:
         if kernel_modules.may_be_loaded("nf_tables"):  # to list them would load it

@@ -33,7 +33,8 @@ def _text(line: Line) -> str:
 
 def _summary(lines: Sequence[Line]) -> str:
     count = Counter(line.level for line in lines)
-    return f"{count[Level.BAD]} bad, {count[Level.WARNING]} warnings, {count[Level.OK]} ok"
+    plural = "" if count[Level.WARNING] == 1 else "s"
+    return f"{count[Level.BAD]} bad, {count[Level.WARNING]} warning{plural}, {count[Level.OK]} ok"
 
 
 def _object(line: Line) -> dict[str, Any]:

@@ -22,10 +22,10 @@ NAME = "check"
 ABOUT = f"""\
 Usage: {PROGRAM} {NAME} [flags]
 
-Follows the way of a packet from the network config in etcd to the containers of
-each other host, and prints a line for each link: ok, warning or bad, and what to
-do. Changes nothing. Give it the flags and variables of the daemon, so that it
-finds the same interface, etcd and files. Needs root.
+Follows the way of a packet from the network config in etcd to the containers
+of each other host, and prints a line for each link: ok, warning or bad, and
+what to do. Changes nothing. Give it the flags and variables of the daemon, so
+that it finds the same interface, etcd and files. Needs root.
 
 Exits with 1 if any line is bad, and with 2 for a wrong flag.
 

@@ -106,7 +106,7 @@ def look(subnet_file: Path) -> Holder:
     except FileNotFoundError:
         return Holder(is_running=False, run=None)
     except OSError as error:
-        raise HostError(f"cannot read the lock file {path}: {_cause(error)}") from error
+        raise HostError(f"cannot read the lock file {path}: {_cause(error)}; only its owner and root may") from error
     try:
         status = os.fstat(fd)
         place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"

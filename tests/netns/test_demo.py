@@ -12,8 +12,8 @@ from support.hosts import traces
 
 @pytest.mark.parametrize(
     ("flags", "command"),
-    [((), "etcdctl put"), ((f"--api={Api.V2.value}",), "ETCDCTL_API=2 etcdctl set")],
-    ids=["default", "v2"],
+    [((), "etcdctl put"), ((f"--api={Api.V2.value}", "--keep"), "ETCDCTL_API=2 etcdctl set")],
+    ids=["default", "v2-kept"],
 )
 def test_all_pings_are_answered(
     root: None,
@@ -27,4 +27,7 @@ def test_all_pings_are_answered(
     output = capsys.readouterr().out
     assert f"switch$ {command} /coreos.com/network/config '{{" in output
     assert "All 6 were answered, each with ttl=62" in output
+    if "--keep" in flags:
+        assert output.count("0 bad, 0 warnings, ") == 3  # flannelpy check on each host
+        assert demo.main(["down"]) == 0
     assert not traces(demo.PREFIX)
