@@ -38,17 +38,24 @@ async def follow(options: Options, report: DaemonReport | None = None) -> list[L
     ``report``: that of the running daemon, if it gives one.  Raises UsageError, HostError.
     """
     endpoints = asyncio.create_task(gather_store.endpoints(options))
-    async with Netlink() as netlink:
-        try:
+    try:
+        async with Netlink() as netlink:
             host = await gather_host.look(netlink, options)
-        except HostError as error:
-            lines = [found(Code.NO_INTERFACE, str(error)), *await _stores(options)]
-        else:
-            names = options.networks or ("",)
-            chains = [_Chain(netlink, options, name, host, report) for name in names]
-            each = await asyncio.gather(*(chain.lines() for chain in chains))
-            lines = [judge_host.interface(host), *(line for one in each for line in one)]
+    except HostError as error:
+        lines = [found(Code.NO_INTERFACE, str(error)), *await _stores(options)]
+    else:
+        each = await asyncio.gather(*(_network(options, name, host, report) for name in options.networks or ("",)))
+        lines = [judge_host.interface(host), *(line for one in each for line in one)]
     return in_order([*lines, *judge_store.endpoints(await endpoints)])
+
+
+async def _network(options: Options, name: str, host: HostSeen, report: DaemonReport | None) -> list[Line]:
+    """Return the lines about one network, by a connection of its own: the kernel answers one listing at a time.
+
+    Raises UsageError, HostError.
+    """
+    async with Netlink() as netlink:
+        return await _Chain(netlink, options, name, host, report).lines()
 
 
 async def _stores(options: Options) -> list[Line]:

@@ -10,13 +10,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from ipaddress import IPv4Network
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from faults.backends import ALLOC, HOST_GW, UDP, VXLAN, Backend, lease_key
-from lab import Host, Lab, wait_for
+from lab import ETCD_PREFIX, Host, Lab, wait_for
 from lab.etcd_stores import Api
-from support.checks import argv, check
+from support.checks import Checked, argv, check
 from support.hosts import belongings
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -95,7 +95,7 @@ def on(number: int, *commands: str) -> Callable[[Lab], None]:
 
 
 def _backend(lab: Lab) -> str:
-    config = next(each.value for each in lab.etcd.list("/coreos.com/network") if each.key.endswith("/config"))
+    config = next(each.value for each in lab.etcd.list(ETCD_PREFIX) if each.key.endswith("/config"))
     return str(json.loads(config)["Backend"]["Type"])
 
 
@@ -261,6 +261,8 @@ def assert_healthy(lab: Lab) -> None:
         before = belongings(host), sysctls(host), lab.leases()
         checked = check(host)
         assert (checked.exit_code, checked.flaws) == (0, []), checked
+        [lease] = [line["text"] for line in checked.document["lines"] if line["link"] == "lease"]
+        assert re.fullmatch(rf"{host.subnet()} expires in 86\d\d\d s, and is renewed 3600 s before", lease)
         after = belongings(host), sysctls(host), lab.leases()
         assert _without_ttl(after[2]) == _without_ttl(before[2])
         assert after[:2] == before[:2]
@@ -283,6 +285,26 @@ def test_a_dead_daemon_is_named_here_and_on_its_peers(labs: Callable[[Backend], 
     assert "start it: systemctl start flannelpy" in here.texts("daemon_stopped")[0]
     assert there.codes() == {"port_closed"}
     assert "UDP port 8285 of 172.17.8.102 is closed; start flannelpy on that host" in there.texts("port_closed")[0]
+
+
+def test_each_of_several_networks_has_lines_of_its_own(make_lab: Callable[..., Lab]) -> None:
+    """One of them routes directly.  Without containers, the bridge of a peer is a warning that is true."""
+    lab = make_lab(hosts=2, api=Api.V3)
+    lab.etcd.put(f"{ETCD_PREFIX}/blue/config", UDP.config())
+    direct = {"Network": "12.0.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": True}}
+    lab.etcd.put(f"{ETCD_PREFIX}/green/config", json.dumps(direct))
+    daemons = [host.start_daemon("-iface=eth1", "-networks=blue,green") for host in lab.hosts]
+    for daemon in daemons:
+        daemon.wait_ready()
+    first = lab.hosts[0]
+    wait_for(lambda: len(pings(check(first, "-networks=blue,green"))) == 6, 20, "both networks to have their peers")
+    checked = check(first, "-networks=blue,green")
+    assert (checked.exit_code, checked.codes("warning")) == (0, {"bridge_silent"}), checked
+    assert {line["network"] for line in pings(checked)} == {"blue", "green"}
+
+
+def pings(checked: Checked) -> list[dict[str, Any]]:
+    return [line for line in checked.document["lines"] if "echo" in line]
 
 
 @pytest.mark.timed
