@@ -249,6 +249,7 @@ def test_each_fault_is_named_with_its_remedy_and_vanishes_when_it_is_mended(
     finally:
         fault.undo(lab)
     assert checked.exit_code == 1, checked
+    assert fault.code in checked.codes(), checked
     [line] = checked.texts(fault.code)
     assert re.search(fault.text, line), line
     assert checked.seconds < 10

@@ -30,7 +30,7 @@ class Checked(NamedTuple):
         """Return text and remedy of each line with that code."""
         return [f"{line['text']}; {line['remedy']}" for line in self.flaws if line["code"] == code]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(f"{line['level']} {line['link']} {line['text']}" for line in self.document["lines"])
 
 
