@@ -20,7 +20,7 @@ from flannelpy.subnet.lease import Lease
 # Bytes of a small IP packet, as of ping(8).
 _SMALL = 84
 _SMALL_COUNT, _LONG_COUNT, _MORE = 3, 2, 10
-_INTERVAL, _PATIENCE = 0.1, 1.0
+_INTERVAL, _PATIENCE = 0.1, 2.0
 # The search for the path MTU sends this many lengths at a time, so three turns find it between 84 and 9000.
 _LENGTHS, _SEARCH_PATIENCE = 24, 0.5
 _AT_A_TIME = 100
