@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import NamedTuple
@@ -69,6 +69,11 @@ class RouteCheck:
         self._failures = FailureLog(log, "Packets do not take flannelpy's routes", burst=10)
         self._are_leftovers_logged = False
         self.unreachable: set[IPv4Network] = set()
+
+    @property
+    def causes(self) -> Mapping[IPv4Network, Collection[str]]:
+        """The routes and rules that divert packets, in words, by the subnet of the peer."""
+        return self._causes
 
     async def check(
         self,

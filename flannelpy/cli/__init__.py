@@ -101,6 +101,13 @@ def _copy_to_v3(argv: Sequence[str]) -> int:
     return run(*copy_to_v3.parse(argv))
 
 
+def _check(argv: Sequence[str]) -> int:
+    from flannelpy.cli import check
+    from flannelpy.commands.check import run
+
+    return run(*check.parse(argv))
+
+
 def _status(argv: Sequence[str]) -> int:
     from flannelpy.cli import status
     from flannelpy.commands.status import run
@@ -116,6 +123,7 @@ def _log_level(argv: Sequence[str]) -> int:
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "check": _check,
     "cleanup": _cleanup,
     "copy-to-v3": _copy_to_v3,
     "log-level": _log_level,

@@ -98,6 +98,10 @@ class EtcdV3Registry:
         """Return what happens from ``cursor`` on, as Registry demands."""
         return await self._watch.changes(cursor, timeout)
 
+    async def seconds_left(self, name: str) -> int | None:
+        """Return in how many seconds an entry expires; None for a permanent entry, and without one."""
+        return await self._threads.run(functools.partial(self._writes.seconds_left, name))
+
     async def find_config(self) -> tuple[str, int]:
         """Return the network config and its version; an empty text and 0 if there is none."""
         node = await self._threads.run(functools.partial(self._writes.find, self._keys.config))

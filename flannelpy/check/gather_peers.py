@@ -1,0 +1,140 @@
+"""Pings the peers: small packets for loss and round trip, and long ones with DF for the path MTU."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from statistics import median
+
+from flannelpy.check.lines import Echo
+from flannelpy.check.observations import HostSeen, PeerSeen, WaySeen
+from flannelpy.check.plan import Plan, bridge_address, tunnel_address
+from flannelpy.linux import udp_probe
+from flannelpy.linux.icmp_echo import Answer, IcmpEcho
+from flannelpy.linux.udp_probe import PortState
+from flannelpy.subnet.lease import Lease
+
+# Bytes of a small IP packet, as of ping(8).
+_SMALL = 84
+_SMALL_COUNT, _LONG_COUNT, _MORE = 3, 2, 10
+_INTERVAL, _PATIENCE = 0.1, 2.0
+# The search for the path MTU sends this many lengths at a time, so three turns find it between 84 and 9000.
+_LENGTHS, _SEARCH_PATIENCE = 24, 0.5
+_AT_A_TIME = 100
+
+
+class Pings:
+    """Pings from the addresses of this host, inside ``async with``, which raises HostError."""
+
+    def __init__(self, host: HostSeen, plan: Plan | None) -> None:
+        """``plan``: None if this host has no subnet; then only public IPs are pinged."""
+        self._host = host
+        self._plan = plan
+        self._sockets: dict[IPv4Address, IcmpEcho] = {}
+        self._stack = AsyncExitStack()
+        self._slots = asyncio.Semaphore(_AT_A_TIME)
+
+    async def __aenter__(self) -> Pings:
+        await self._socket(self._host.external.address)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _socket(self, source: IPv4Address) -> IcmpEcho:
+        if source not in self._sockets:
+            self._sockets[source] = await self._stack.enter_async_context(IcmpEcho(source))
+        return self._sockets[source]
+
+    async def look(self, peers: Sequence[Lease], ways: Mapping[IPv4Network, WaySeen]) -> list[PeerSeen]:
+        """Return what each peer answers; many are asked at the same time."""
+        return await asyncio.gather(*(self._peer(peer, ways[peer.subnet]) for peer in peers))
+
+    async def _peer(self, peer: Lease, way: WaySeen) -> PeerSeen:
+        seen = PeerSeen(peer.subnet, peer.attrs.public_ip, way)
+        if way.no_route:
+            return seen
+        async with self._slots:
+            public, tunnel, bridge = await asyncio.gather(self._public(peer), self._tunnel(peer), self._bridge(peer))
+            seen = replace(seen, public=public, tunnel=tunnel, bridge=bridge)
+            return replace(seen, is_port_closed=await self._is_port_closed(seen))
+
+    async def _public(self, peer: Lease) -> Echo:
+        full = self._plan.mtu + self._plan.overhead if self._plan else self._host.external.mtu
+        return await self._measure(self._host.external.address, peer.attrs.public_ip, full)
+
+    async def _tunnel(self, peer: Lease) -> Echo | None:
+        if not self._plan or not self._plan.has_tunnel:
+            return None
+        source = tunnel_address(self._plan.subnet)
+        if not self._host.holder_of(source):
+            return None
+        return await self._measure(source, tunnel_address(peer.subnet), self._plan.mtu)
+
+    async def _bridge(self, peer: Lease) -> Echo | None:
+        if not self._plan or not self._plan.routes_packets:
+            return None
+        candidates = bridge_address(self._plan.subnet), tunnel_address(self._plan.subnet)
+        source = next(filter(self._host.holder_of, candidates), None)
+        if source is None and self._plan.has_tunnel:
+            return None
+        source = source or self._host.external.address
+        return await self._measure(source, bridge_address(peer.subnet), self._plan.mtu)
+
+    async def _is_port_closed(self, seen: PeerSeen) -> bool | None:
+        """Return whether the backend's port is closed, if only the public IP answers; None if it was not asked."""
+        is_cut_off = seen.public and seen.public.received and seen.tunnel and not seen.tunnel.received
+        if not is_cut_off or not self._plan or not self._plan.port:
+            return None
+        state = await udp_probe.probe(self._host.external.address, seen.public_ip, self._plan.port)
+        return state is PortState.CLOSED
+
+    async def _measure(self, source: IPv4Address, target: IPv4Address, full: int) -> Echo:
+        """Ping one address."""
+        ping = await self._socket(source)
+        both = await asyncio.gather(
+            _several(ping, target, _SMALL, _SMALL_COUNT), _several(ping, target, full, _LONG_COUNT)
+        )
+        small, long = both
+        if 0 < _received(small) < len(small):  # one lost packet is no loss rate
+            small += await _several(ping, target, _SMALL, _MORE - _SMALL_COUNT)
+        echo = _echo(source, target, small, full)
+        if not echo.received:
+            return echo
+        return replace(echo, path_mtu=full if _received(long) else await _path_mtu(ping, target, full))
+
+
+async def _several(ping: IcmpEcho, target: IPv4Address, length: int, count: int) -> list[Answer]:
+    async def one(number: int) -> Answer:
+        await asyncio.sleep(number * _INTERVAL)
+        return await ping.ask(target, length, _PATIENCE)
+
+    return list(await asyncio.gather(*map(one, range(count))))
+
+
+def _received(answers: Sequence[Answer]) -> int:
+    return sum(answer.seconds is not None for answer in answers)
+
+
+def _echo(source: IPv4Address, target: IPv4Address, answers: Sequence[Answer], full: int) -> Echo:
+    times = [answer.seconds * 1000 for answer in answers if answer.seconds is not None]
+    errors = [f"{one.error}{f' from {one.reporter}' if one.reporter else ''}" for one in answers if one.error]
+    error = "" if times else next(iter(errors), "")
+    return Echo(source, target, len(answers), len(times), median(times) if times else None, full, error=error)
+
+
+async def _path_mtu(ping: IcmpEcho, target: IPv4Address, full: int) -> int:
+    """Return the length of the longest packet that passes; small ones do."""
+    low, high = _SMALL, full
+    while low < high:
+        count = min(_LENGTHS, high - low)
+        lengths = [low + (high - low) * number // count for number in range(1, count + 1)]
+        answers = await asyncio.gather(*(ping.ask(target, length, _SEARCH_PATIENCE) for length in lengths))
+        passed = [length for length, answer in zip(lengths, answers, strict=True) if answer.seconds is not None]
+        longest = max(passed, default=low)
+        high = next((length - 1 for length in lengths if length > longest), longest)
+        low = longest
+    return low

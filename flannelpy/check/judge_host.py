@@ -1,0 +1,117 @@
+"""Judges the parts of this host: interface, daemon, device, bridges, forwarding, masquerading.  Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Network
+
+from flannelpy.check.lines import Line, Link, ok
+from flannelpy.check.observations import DeviceSeen, FileSeen, HostSeen, RulesSeen
+from flannelpy.check.plan import Plan
+from flannelpy.check.verdicts import Code, found
+from flannelpy.diagnosis import problems
+from flannelpy.netfilter import obstacles
+from flannelpy.report import DaemonReport
+from flannelpy.rtnetlink.links import Address
+
+_DOCKER0 = "docker0"
+
+
+def interface(host: HostSeen) -> Line:
+    """Return the line about the external interface."""
+    external = host.external
+    if host.link is None or not host.link.is_up or not host.link.has_carrier:
+        state = "has no carrier" if host.link and host.link.is_up else "is down"
+        return found(Code.INTERFACE_DOWN, f"{external.name} {state}", name=external.name)
+    nat = "" if host.identity.public_ip == external.address else f", public IP {host.identity.public_ip} by NAT"
+    return ok(Link.INTERFACE, f"{external.name} with {external.address}, MTU {external.mtu}{nat}")
+
+
+def daemon(file: FileSeen, report: DaemonReport | None, network: str) -> Iterator[Line]:
+    """Yield the lines about the daemon: what it reports itself, if it does."""
+    if report is not None:
+        own = [problem for problem in problems(report) if problem.network == network]
+        yield from (found(Code.DAEMON_PROBLEM, problem.text, remedy=problem.remedy) for problem in own)
+        yield from () if own else [ok(Link.DAEMON, f"flannelpy {report.version} runs with PID {report.pid}")]
+    elif file.is_running:
+        yield ok(Link.DAEMON, f"a flannelpy runs with {file.path}")
+    else:
+        yield found(Code.DAEMON_STOPPED, f"no flannelpy runs with {file.path}")
+
+
+def device(seen: DeviceSeen) -> Line:
+    """Return the line about the tunnel device."""
+    if seen.link is None:
+        return found(Code.DEVICE_MISSING, "there is no tunnel device of flannelpy")
+    if seen.flaws:
+        return found(Code.DEVICE_FLAW, f"{seen.link.name} {', '.join(seen.flaws)}")
+    return ok(Link.DEVICE, f"{seen.link.name} with MTU {seen.link.mtu}")
+
+
+def bridges(host: HostSeen, plan: Plan, own_link: int, networks: Sequence[IPv4Network]) -> Iterator[Line]:
+    """Yield the lines about the bridges of containers.
+
+    ``own_link``: the index of the tunnel device, 0 without one.  ``networks``: all networks of this host.
+    """
+    others = [one for one in host.addresses if one.link_index != own_link and one.address in plan.network]
+    ours = [one for one in others if one.address in plan.subnet]
+    for one in others:
+        if one not in ours and _is_bridge(host, one):
+            text = f"{_name(host, one)} has {one.interface}, which is not of our subnet {plan.subnet}"
+            yield found(Code.BRIDGE_OF_OLD_SUBNET, text, bridge=plan.bridge)
+    for one in ours:
+        yield _bridge(host, one, plan)
+    if not any(one in ours or _is_bridge(host, one) for one in others):
+        yield _without_bridge(host, plan, networks)
+
+
+def _bridge(host: HostSeen, address: Address, plan: Plan) -> Line:
+    name = _name(host, address)
+    if address.prefix_len not in (plan.subnet.prefixlen, 32):  # some CNI plugins give /32 to each container's device
+        text = f"{name} has {address.interface}, and the subnet has /{plan.subnet.prefixlen}"
+        return found(Code.BRIDGE_PREFIX, text, bridge=plan.bridge)
+    ports = [link for link in host.links if link.master == address.link_index and link.mtu > plan.mtu]
+    if ports:
+        text = f"{ports[0].name} of {name} has MTU {ports[0].mtu}, and the overlay carries {plan.mtu}"
+        return found(Code.CONTAINER_MTU, text, mtu=plan.mtu)
+    return ok(Link.BRIDGE, f"{name} with {address.interface}")
+
+
+def _without_bridge(host: HostSeen, plan: Plan, networks: Sequence[IPv4Network]) -> Line:
+    for one in host.addresses:
+        if _name(host, one) == _DOCKER0 and not any(one.address in network for network in networks):
+            text = f"{_DOCKER0} has {one.interface}, which is not of our subnet {plan.subnet}"
+            return found(Code.BRIDGE_ELSEWHERE, text, bridge=plan.bridge)
+    return ok(Link.BRIDGE, f"no bridge has an address of {plan.subnet} yet")
+
+
+def _is_bridge(host: HostSeen, address: Address) -> bool:
+    return any(link.index == address.link_index and link.kind == "bridge" for link in host.links)
+
+
+def _name(host: HostSeen, address: Address) -> str:
+    return next((link.name for link in host.links if link.index == address.link_index), f"if{address.link_index}")
+
+
+def forwarding(rules: RulesSeen, *, has_bridge: bool) -> Iterator[Line]:
+    """Yield the lines about what this host forwards.  Before there is a bridge, Docker may still accept packets."""
+    problem = obstacles.of_sysctls(rules.blocked, is_host_forwarding=rules.is_host_forwarding)
+    if problem:
+        yield _split(Code.FORWARDING_OFF, problem)
+    for one in rules.obstacles:
+        is_certain = one.is_certain and has_bridge
+        yield _split(Code.PACKETS_DROPPED if is_certain else Code.PACKETS_MAY_BE_DROPPED, one.text)
+    for failure in rules.failures:
+        yield found(Code.RULES_UNKNOWN, failure)
+    if not (problem or rules.obstacles or rules.failures):
+        yield ok(Link.FORWARDING, "nothing stops packets of containers")
+    if rules.missing:
+        yield found(Code.MASQUERADING_MISSING, "; ".join(rules.missing))
+    elif rules.missing is not None:
+        yield ok(Link.MASQUERADING, "the rules of -ip-masq are in place")
+
+
+def _split(code: Code, whole: str) -> Line:
+    """Return a line of a text that ends in its remedy, as those of ``obstacles`` do."""
+    text, _, remedy = whole.rpartition("; ")
+    return found(code, text, remedy=remedy)

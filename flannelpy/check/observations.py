@@ -1,0 +1,131 @@
+"""What the gatherers observe, as data.  Pure.
+
+Counterpart: none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
+
+from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.check.lines import Echo
+from flannelpy.netfilter.obstacles import Obstacle
+from flannelpy.rtnetlink.links import Address, Link
+from flannelpy.subnet.config import NetworkConfig
+from flannelpy.subnet.lease import HostIdentity, Lease
+
+
+class EndpointSeen(NamedTuple):
+    """One endpoint of etcd.
+
+    ``failure``: why it gave no answer; ``ahead``: by how many seconds this host's clock is ahead of its clock, None if
+    that is not known.  ``is_on_this_host``: its address is a loopback address.
+    """
+
+    url: str
+    failure: str
+    ahead: float | None
+    is_on_this_host: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSeen:
+    """What the store has of one network.
+
+    ``key``: of the config.  ``failure``: why there is neither config nor leases, if etcd gave no answer; ``flaw``: why
+    the config cannot be used; without both, a config that is None is missing.  ``seconds_left``: of the own lease.
+    """
+
+    key: str
+    config: NetworkConfig | None = None
+    failure: str = ""
+    flaw: str = ""
+    leases: Sequence[Lease] = ()
+    seconds_left: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileSeen:
+    """The subnet file and what stands beside it.
+
+    ``network`` and ``subnet`` are None without a usable file.  ``is_running``: whether a flannelpy holds its lock.
+    ``backend``: that of the last run, or empty.
+    """
+
+    path: str
+    network: IPv4Network | None = None
+    subnet: IPv4Network | None = None
+    mtu: int = 0
+    ip_masq: bool = False
+    is_running: bool = False
+    backend: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostSeen:
+    """The interfaces of this host, and its identity.  ``link``: the external interface, None if it is gone."""
+
+    external: ExternalInterface
+    identity: HostIdentity
+    link: Link | None
+    links: Sequence[Link]
+    addresses: Sequence[Address]
+
+    def holder_of(self, address: IPv4Address) -> Link | None:
+        """Return the interface that has an address, if there is one."""
+        indices = {one.link_index for one in self.addresses if one.address == address}
+        return next((link for link in self.links if link.index in indices), None)
+
+
+class DeviceSeen(NamedTuple):
+    """The tunnel device; ``link`` is None without one.  ``flaws``: how it differs from what it should be."""
+
+    link: Link | None
+    flaws: Sequence[str]
+
+
+class WaySeen(NamedTuple):
+    """What the kernel answers about packets of one peer.
+
+    ``no_route``: why no datagram leaves for its public IP.  ``diverted``: routes and rules that take packets for its
+    subnet elsewhere.  ``rejecting``: devices on which rp_filter rejects its packets.
+    """
+
+    no_route: str = ""
+    diverted: Sequence[str] = ()
+    rejecting: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RulesSeen:
+    """What this host does with forwarded packets.
+
+    ``blocked``: devices whose packets the kernel does not forward; ``failures``: why rules could not be listed.
+    ``missing``: how the rules of -ip-masq differ from what they should be; None if they are not expected.
+    """
+
+    blocked: Sequence[str] = ()
+    is_host_forwarding: bool = True
+    obstacles: Sequence[Obstacle] = ()
+    failures: Sequence[str] = ()
+    missing: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSeen:
+    """One peer: its lease, the kernel's answers about it, and its own.
+
+    ``tunnel`` is None without a tunnel.  ``is_port_closed``: whether the UDP port of the backend rejects datagrams;
+    None if that was not asked.
+    """
+
+    subnet: IPv4Network
+    public_ip: IPv4Address
+    way: WaySeen
+    public: Echo | None = None
+    tunnel: Echo | None = None
+    bridge: Echo | None = None
+    is_port_closed: bool | None = None

@@ -1,0 +1,138 @@
+"""Loss and path MTU are measured by few packets, against a path in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from ipaddress import IPv4Address, IPv4Network
+from typing import Self
+
+import pytest
+from support.fakes_clock import run
+
+from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.check import gather_peers
+from flannelpy.check.observations import HostSeen, PeerSeen, WaySeen
+from flannelpy.check.plan import Plan
+from flannelpy.linux import udp_probe
+from flannelpy.linux.icmp_echo import Answer
+from flannelpy.linux.udp_probe import PortState
+from flannelpy.registry.base import expires_in
+from flannelpy.rtnetlink.links import Address, Link
+from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
+
+NETWORK, OURS, THEIRS = map(IPv4Network, ("11.0.0.0/16", "11.0.1.0/24", "11.0.2.0/24"))
+EXTERNAL = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 1500)
+PEER = Lease(THEIRS, LeaseAttrs(IPv4Address("172.17.8.102")), expires_in(3600), 1, 1)
+UDP = Plan("udp", NETWORK, OURS, 1472, 8285)
+HELD = ("172.17.8.101", "11.0.1.0", "11.0.1.1")
+
+
+class Path:
+    """What every socket of a test sees: targets that are silent, the widest packet, and the first packets lost."""
+
+    def __init__(self) -> None:
+        self.silent: set[str] = set()
+        self.widest = 9000
+        self.lost = 0
+        self.sent: list[tuple[str, str, int]] = []
+
+    def answer(self, source: IPv4Address, target: IPv4Address, length: int) -> bool:
+        self.sent.append((str(source), str(target), length))
+        if length == 84 and self.lost:
+            self.lost -= 1
+            return False
+        return str(target) not in self.silent and length <= self.widest
+
+
+@pytest.fixture
+def path(monkeypatch: pytest.MonkeyPatch) -> Path:
+    found = Path()
+
+    class FakeEcho:
+        def __init__(self, source: IPv4Address) -> None:
+            self.source = source
+
+        async def __aenter__(self) -> Self:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def ask(self, target: IPv4Address, length: int, patience: float) -> Answer:
+            if found.answer(self.source, target, length):
+                return Answer(0.001)
+            await asyncio.sleep(patience)
+            return Answer()
+
+    async def closed(*_: object) -> PortState:
+        return PortState.CLOSED
+
+    monkeypatch.setattr(gather_peers, "IcmpEcho", FakeEcho)
+    monkeypatch.setattr(udp_probe, "probe", closed)
+    return found
+
+
+def look(plan: Plan | None = UDP, held: tuple[str, ...] = HELD, way: WaySeen | None = None) -> PeerSeen:
+    addresses = [Address(2, IPv4Address(each), 24) for each in held]
+    link = Link(2, "eth1", 1500)
+    host = HostSeen(EXTERNAL, HostIdentity(EXTERNAL.address), link, [link], addresses)
+
+    async def ask() -> PeerSeen:
+        async with gather_peers.Pings(host, plan) as pings:
+            [seen] = await pings.look([PEER], {THEIRS: way or WaySeen()})
+            return seen
+
+    return run(ask())
+
+
+def test_each_address_is_pinged_from_its_counterpart_small_and_at_the_full_mtu(path: Path) -> None:
+    seen = look()
+    assert set(path.sent) == {
+        ("172.17.8.101", "172.17.8.102", 84),
+        ("172.17.8.101", "172.17.8.102", 1500),
+        ("11.0.1.0", "11.0.2.0", 84),
+        ("11.0.1.0", "11.0.2.0", 1472),
+        ("11.0.1.1", "11.0.2.1", 84),
+        ("11.0.1.1", "11.0.2.1", 1472),
+    }
+    assert seen.tunnel
+    assert (seen.tunnel.sent, seen.tunnel.received, seen.tunnel.path_mtu) == (3, 3, 1472)
+    assert seen.tunnel.milliseconds == pytest.approx(1)
+    assert seen.is_port_closed is None
+
+
+@pytest.mark.parametrize("widest", [84, 85, 576, 1000, 1280, 1400, 1404, 1470, 1471, 1472])
+def test_the_path_mtu_is_exact(path: Path, widest: int) -> None:
+    path.widest = widest
+    seen = look()
+    assert seen.tunnel
+    assert seen.tunnel.path_mtu == widest
+    assert len(path.sent) < 200
+
+
+def test_a_lost_packet_is_followed_by_more(path: Path) -> None:
+    path.lost = 1
+    seen = look(Plan("host-gw", NETWORK, OURS, 1500))
+    assert seen.public
+    assert (seen.public.sent, seen.public.received) == (10, 9)
+
+
+def test_the_port_is_asked_about_if_only_the_public_ip_answers(path: Path) -> None:
+    path.silent = {"11.0.2.0", "11.0.2.1"}
+    assert look().is_port_closed is True
+
+
+def test_without_device_or_subnet_only_what_can_be_reached_is_pinged(path: Path) -> None:
+    seen = look(held=("172.17.8.101",))
+    assert (seen.tunnel, seen.bridge) == (None, None)
+    seen = look(plan=None)
+    assert seen.public
+    assert (seen.tunnel, seen.bridge, seen.public.full) == (None, None, 1500)
+    seen = look(Plan("host-gw", NETWORK, OURS, 1500), held=("172.17.8.101",))
+    assert seen.bridge
+    assert str(seen.bridge.source) == "172.17.8.101"
+
+
+def test_a_peer_without_a_route_is_not_pinged(path: Path) -> None:
+    assert look(way=WaySeen("no route")).public is None
+    assert path.sent == []

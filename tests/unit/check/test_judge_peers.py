@@ -1,0 +1,109 @@
+"""What peers answer, and which lines follow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from flannelpy.check import judge_peers
+from flannelpy.check.lines import Echo, Level, Line
+from flannelpy.check.observations import PeerSeen, WaySeen
+from flannelpy.check.plan import Plan
+
+NETWORK, OURS, THEIRS = map(IPv4Network, ("11.0.0.0/16", "11.0.1.0/24", "11.0.2.0/24"))
+UDP = Plan("udp", NETWORK, OURS, 1472, 8285)
+HOST_GW = Plan("host-gw", NETWORK, OURS, 1500)
+PEER_IP = IPv4Address("172.17.8.102")
+
+
+def echo(target: str, full: int, *, received: int = 3, path_mtu: int | None = None, error: str = "") -> Echo:
+    source = IPv4Address("172.17.8.101")
+    times = 0.25 if received else None
+    mtu = (full if path_mtu is None else path_mtu) if received else 0
+    return Echo(source, IPv4Address(target), 3, received, times, full, mtu, error)
+
+
+PUBLIC, TUNNEL, BRIDGE = echo("172.17.8.102", 1500), echo("11.0.2.0", 1472), echo("11.0.2.1", 1472)
+SILENT_PUBLIC, SILENT_TUNNEL, SILENT_BRIDGE = (
+    echo(target, 1472, received=0) for target in ("172.17.8.102", "11.0.2.0", "11.0.2.1")
+)
+HEALTHY = PeerSeen(THEIRS, PEER_IP, WaySeen(), PUBLIC, TUNNEL, BRIDGE)
+
+
+def lines(peer: PeerSeen, plan: Plan | None = UDP) -> list[Line]:
+    return list(judge_peers.answers(peer, plan))
+
+
+def codes(peer: PeerSeen, plan: Plan | None = UDP) -> list[str]:
+    return [line.code for line in lines(peer, plan) if line.level is not Level.OK]
+
+
+def test_a_healthy_peer_has_a_line_for_each_address_with_source_loss_time_and_mtu() -> None:
+    found = lines(HEALTHY)
+    assert [line.level for line in found] == [Level.OK] * 3
+    assert found[1].text == "tunnel of 11.0.2.0/24: 11.0.2.0 from 172.17.8.101: 0 of 3 lost, 0.25 ms, path MTU 1472"
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"way": WaySeen("the kernel has no route")}, ["no_route_to_peer"]),
+        ({"public": SILENT_PUBLIC, "tunnel": SILENT_TUNNEL, "bridge": SILENT_BRIDGE}, ["peer_silent"]),
+        ({"tunnel": SILENT_TUNNEL, "bridge": SILENT_BRIDGE, "is_port_closed": True}, ["port_closed"]),
+        ({"tunnel": SILENT_TUNNEL, "bridge": SILENT_BRIDGE, "is_port_closed": False}, ["datagrams_lost"]),
+        ({"bridge": SILENT_BRIDGE}, ["bridge_silent"]),
+        ({"public": SILENT_PUBLIC}, []),  # pings are filtered, and the overlay works
+        ({"tunnel": SILENT_TUNNEL}, []),
+        ({"tunnel": echo("11.0.2.0", 1472, path_mtu=1400)}, ["mtu_too_large"]),
+        ({"bridge": echo("11.0.2.1", 1472, path_mtu=1400)}, ["mtu_too_large"]),
+        ({"public": echo("172.17.8.102", 1500, path_mtu=1400)}, []),  # a router may fragment datagrams
+        ({"tunnel": echo("11.0.2.0", 1472, received=2)}, ["loss"]),
+        ({"tunnel": None, "bridge": None}, []),  # there is no device here, which has a line of its own
+    ],
+)
+def test_each_fault_is_named_once(changed: dict[str, object], expected: list[str]) -> None:
+    assert codes(replace(HEALTHY, **changed)) == expected  # type: ignore[arg-type]
+
+
+def test_a_narrow_link_is_one_line_for_tunnel_and_bridge_and_names_the_mtu_on_the_wire() -> None:
+    narrow = replace(
+        HEALTHY, tunnel=echo("11.0.2.0", 1472, path_mtu=1372), bridge=echo("11.0.2.1", 1472, path_mtu=1372)
+    )
+    [line] = [line for line in lines(narrow) if line.code]
+    assert line.code == "mtu_too_large"
+    assert 'set "MTU": 1400 in the Backend' in line.remedy
+
+
+def test_without_a_tunnel_a_silent_bridge_is_a_warning_and_the_interface_has_the_mtu() -> None:
+    peer = replace(HEALTHY, tunnel=None, bridge=SILENT_BRIDGE)
+    assert codes(peer, HOST_GW) == ["bridge_silent"]
+    [line] = [line for line in lines(replace(peer, bridge=echo("11.0.2.1", 1500, path_mtu=1400)), HOST_GW) if line.code]
+    assert "ip link set mtu 1400" in line.remedy
+
+
+def test_without_a_subnet_only_the_public_ip_counts() -> None:
+    peer = PeerSeen(THEIRS, PEER_IP, WaySeen(), PUBLIC)
+    assert codes(peer, None) == []
+    assert codes(replace(peer, public=SILENT_PUBLIC), None) == ["peer_silent"]
+
+
+def test_what_the_kernel_reports_is_in_the_line() -> None:
+    unreachable = echo("11.0.2.1", 1472, received=0, error="host unreachable from 11.0.2.0")
+    [line] = [line for line in lines(replace(HEALTHY, bridge=unreachable)) if line.code]
+    assert "3 of 3 lost (host unreachable from 11.0.2.0)" in line.text
+
+
+def test_diverted_routes_and_rp_filter_are_named_for_each_peer_and_the_rest_is_counted() -> None:
+    good = replace(HEALTHY, subnet=IPv4Network("11.0.3.0/24"))
+    bad = replace(HEALTHY, way=WaySeen("", ("route a takes the host's packets", "rule b"), ("eth1.5",)))
+    found = list(judge_peers.ways([good, bad]))
+    assert [line.code for line in found] == ["route_diverted", "rp_filter"]
+    assert found[0].text.endswith("route a takes the host's packets; rule b")
+    assert "net.ipv4.conf.eth1/5.rp_filter=2" in found[1].remedy
+    assert [line.text for line in judge_peers.ways([good])] == [
+        "the kernel uses flannelpy's routes to 1 peer",
+        "rp_filter accepts the packets of 1 peer",
+    ]
+    assert list(judge_peers.ways([])) == []
