@@ -80,7 +80,8 @@ class BackendReport:
     ``next_hops``: peers that packets can be sent to; ``unreachable``: peers with a lease that packets cannot reach.
     Both are None if the backend carries no packets.  ``drops``: packets dropped since the start by the name of the
     reason, as of the last count; empty if the kernel alone carries the packets.  ``device`` is empty and ``mtu`` 0 if
-    there is none.  ``offloads``: those in use, in alphabetical order.
+    there is none.  ``offloads``: those in use, in alphabetical order.  ``carried``: the packets of all peers since the
+    start, also of peers that have left; None if the kernel carries the packets.
     """
 
     type: str
@@ -90,6 +91,7 @@ class BackendReport:
     device: str = ""
     mtu: int = 0
     offloads: tuple[str, ...] = ()
+    carried: Traffic | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +174,8 @@ class NetworkReport:
     """One network; the only network of a host has the name "".
 
     ``problem``: why the network is degraded or has failed; empty in all other states.  ``since``: when it entered its
-    state.  ``network``: the configured network, None until the config is read.  Except for ``store``, the parts below it
-    are None until a subnet is leased, and again after a failure.
+    state.  ``network``: the configured network, None until the config is read.  Except for ``store``, the parts below
+    it are None until a subnet is leased, and again after a failure.
     """
 
     name: str
