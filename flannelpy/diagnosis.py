@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from flannelpy.report import DaemonReport, NetworkReport
+from flannelpy.report import DaemonReport, NetworkReport, NetworkState
 
 
 class ProblemCode(StrEnum):
@@ -41,6 +41,11 @@ class Problem:
 def problems(report: DaemonReport) -> tuple[Problem, ...]:
     """Return all problems, those of a network together, the most basic one first."""
     return tuple(problem for network in report.networks for problem in _problems_of(network))
+
+
+def is_well(report: DaemonReport) -> bool:
+    """Return whether every network is ready, and there is no problem."""
+    return all(network.state is NetworkState.READY for network in report.networks) and not problems(report)
 
 
 def _problems_of(network: NetworkReport) -> Iterator[Problem]:

@@ -59,6 +59,16 @@ class OutOfSubnets(FlannelError):
     """Every subnet of the network is leased: the caller logs the error and tries again later."""
 
 
+class NoAnswer(FlannelError):
+    """No daemon gave a usable answer at its control socket: the command prints the error and stops."""
+
+    exit_code = 3
+
+
+class MessageError(FlannelError):
+    """A line at the control socket is no message, or one of another schema: the daemon refuses it."""
+
+
 class LeaseLost(FlannelError):
     """Another host holds our subnet: the caller stops forwarding and exits, so that Docker can follow."""
 

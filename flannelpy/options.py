@@ -57,7 +57,17 @@ class Options:
         """Return the path of a network's subnet file; the only network of a host has the name ""."""
         return self.subnet_dir / f"{network}.env" if network else self.subnet_file
 
+    @property
+    def control_socket(self) -> Path:
+        """Return the path of the daemon's control socket: it has one, with several networks too."""
+        return control_socket_beside(self.subnet_dir / "subnet.env" if self.networks else self.subnet_file)
+
     def ready_file_of(self, network: str) -> Path:
         """Return the path of the file that exists while a network is ready."""
         file = self.subnet_file_of(network)
         return file.with_name("ready" if not network and file.name == "subnet.env" else f"{file.name}.ready")
+
+
+def control_socket_beside(subnet_file: Path) -> Path:
+    """Return the path of the control socket of the daemon with that subnet file."""
+    return subnet_file.with_name("control.sock" if subnet_file.name == "subnet.env" else f"{subnet_file.name}.sock")

@@ -138,6 +138,20 @@ def test_each_subnet_file_has_a_ready_file_of_its_own(flag: str, network: str, r
     assert cli.parse([flag]).ready_file_of(network) == Path(ready)
 
 
+@pytest.mark.parametrize(
+    ("argv", "socket"),
+    [
+        ([], "/run/flannel/control.sock"),
+        (["-subnet-file=/tmp/subnet.env"], "/tmp/control.sock"),
+        (["-subnet-file=/tmp/blue.env"], "/tmp/blue.env.sock"),
+        (["-networks=blue,green"], "/run/flannel/networks/control.sock"),
+        (["-networks=blue", "-subnet-dir=/tmp/nets"], "/tmp/nets/control.sock"),
+    ],
+)
+def test_each_daemon_has_a_control_socket_of_its_own(argv: list[str], socket: str) -> None:
+    assert cli.parse(argv).control_socket == Path(socket)
+
+
 def test_flag_wins_over_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLANNELD_IFACE", "eth0")
     monkeypatch.setenv("FLANNELD_V", "not looked at")

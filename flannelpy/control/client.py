@@ -1,0 +1,117 @@
+"""Asks a running daemon, over its control socket.  Blocking; for commands and the HTTP process, not for the daemon."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Never
+
+from flannelpy.errors import MessageError, NoAnswer
+from flannelpy.report import DaemonReport, PeerReport
+from flannelpy.serving import wire
+
+#: Seconds for a whole answer: a daemon that forwards packets at full load renders ten thousand peers in fewer.
+TIMEOUT = 10.0
+# A daemon with a hundred networks has a report of some hundred kilobytes.
+_LONGEST_LINE = 4 << 20
+_READ_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The report of a daemon.  ``peers``: of each network, by its name; empty if they were not asked for."""
+
+    report: DaemonReport
+    peers: dict[str, list[PeerReport]]
+
+
+def fetch(path: Path, *, with_peers: bool, timeout: float = TIMEOUT) -> Answer:
+    """Return the report of the daemon whose control socket is ``path``, with all peers if ``with_peers``.
+
+    The peers are some milliseconds younger than the report.  ``timeout``: seconds for the whole answer.  Raises
+    NoAnswer, whose text is one line with the path and what to do: no daemon runs there, the user may not ask it, or it
+    gives no answer that this version reads.
+    """
+    reports: list[DaemonReport] = []
+    peers: dict[str, list[PeerReport]] = {}
+    for part in _ask(path, wire.GetReport(with_peers), timeout):
+        match part:
+            case DaemonReport():
+                reports.append(part)
+            case wire.Peers(network, some):
+                peers.setdefault(network, []).extend(some)
+    if not reports:
+        raise NoAnswer(f"the daemon at {path} answered without a report: run the flannelpy that the daemon is")
+    return Answer(reports[0], peers)
+
+
+def set_log_level(path: Path, level: int, timeout: float = TIMEOUT) -> None:
+    """Have the daemon log at ``level`` from now on; when this returns, it does.  Raises NoAnswer as ``fetch`` does."""
+    for _ in _ask(path, wire.SetLogLevel(level), timeout):
+        pass
+
+
+def _ask(path: Path, request: wire.Request, timeout: float) -> Iterator[wire.Part]:
+    """Yield the parts of the answer before its end.  Raises NoAnswer."""
+    deadline = time.monotonic() + timeout
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            _limit(sock, deadline)
+            sock.connect(str(path))
+            with suppress(BrokenPipeError):  # the daemon's refusal can be read all the same
+                sock.sendall(wire.request_line(request))
+            for line in _lines(sock, deadline):
+                match wire.parse_part(line):
+                    case wire.End():
+                        return
+                    case wire.Refusal(reason):
+                        raise NoAnswer(f"the daemon at {path} refused: {reason}")
+                    case part:
+                        yield part
+        raise NoAnswer(f"the daemon at {path} closed the connection: see its log, or try again")
+    except MessageError as error:
+        raise NoAnswer(f"{path}: {error}") from error
+    except OSError as error:
+        _fail(path, error, timeout)
+
+
+def _lines(sock: socket.socket, deadline: float) -> Iterator[bytes]:
+    """Yield the lines that arrive until ``deadline``, up to the end of the stream.  Raises OSError, MessageError."""
+    pending = b""
+    while data := _receive(sock, deadline):
+        *whole, pending = (pending + data).split(b"\n")
+        yield from whole
+        if len(pending) > _LONGEST_LINE:
+            raise MessageError("not an answer of flannelpy: a line without an end")
+
+
+def _receive(sock: socket.socket, deadline: float) -> bytes:
+    _limit(sock, deadline)
+    return sock.recv(_READ_BYTES)
+
+
+def _limit(sock: socket.socket, deadline: float) -> None:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    sock.settimeout(left)
+
+
+def _fail(path: Path, error: OSError, timeout: float) -> Never:
+    """Raise NoAnswer with the cause in words."""
+    match error:
+        case TimeoutError():
+            text = f"the daemon at {path} did not answer within {timeout:g} s: see its log"
+        case PermissionError():
+            text = f"not permitted to use {path}: run the command as root or as a member of the socket's group"
+        case BlockingIOError():
+            text = f"the daemon at {path} is busy with other clients: try again"
+        case FileNotFoundError() | ConnectionRefusedError():
+            text = f"no daemon at {path}: start flannelpy, or name its -subnet-file, or with -networks its -subnet-dir"
+        case _:
+            text = f"cannot ask the daemon at {path}: {error.strerror or error}"
+    raise NoAnswer(text) from error
