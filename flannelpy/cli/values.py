@@ -15,6 +15,7 @@ from flannelpy.options import EtcdApi
 from flannelpy.subnet.lease import is_host_id
 
 _MAX_SECONDS = 3600
+_MAX_PORT = 65535
 # A lease must outlast a slow answer of etcd; etcd counts its TTL in nanoseconds, in 63 bits.
 MIN_LEASE_TTL = 5
 MAX_LEASE_TTL = 10 * 365 * 24 * 3600
@@ -110,6 +111,26 @@ def address(text: str) -> IPv4Address | None:
     if parsed and (block := special_use(parsed)):
         raise ValueError(f"must be the address of a host, such as 172.17.8.101; this one is in {block}")
     return parsed
+
+
+def listen_address(text: str) -> IPv4Address:
+    """Return the IPv4 address of a listening socket; 0.0.0.0 is all."""
+    try:
+        return IPv4Address(text)
+    except ValueError:
+        raise ValueError("must be an IPv4 address of this host, such as 172.17.8.101, or 0.0.0.0 for all") from None
+
+
+def metrics_address(text: str) -> IPv4Address | None:
+    """Return an address of ``listen_address``; None if the text is empty, which means not given."""
+    return listen_address(text) if text else None
+
+
+def port(text: str) -> int:
+    """Return the number of a port; 0 is none."""
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or int(text) > _MAX_PORT:
+        raise ValueError(f"must be a port from 1 to {_MAX_PORT}, or 0 for none")
+    return int(text)
 
 
 def endpoints(text: str) -> tuple[str, ...]:
