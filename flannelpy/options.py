@@ -63,8 +63,8 @@ class Options:
 
     @property
     def control_socket(self) -> Path:
-        """Return the path of the daemon's control socket: it has one, with several networks too."""
-        return control_socket_beside(self.subnet_dir / "subnet.env" if self.networks else self.subnet_file)
+        """Return the path of the daemon's control socket."""
+        return control_socket(self.subnet_file, self.subnet_dir if self.networks else None)
 
     def ready_file_of(self, network: str) -> Path:
         """Return the path of the file that exists while a network is ready."""
@@ -72,6 +72,8 @@ class Options:
         return file.with_name("ready" if not network and file.name == "subnet.env" else f"{file.name}.ready")
 
 
-def control_socket_beside(subnet_file: Path) -> Path:
-    """Return the path of the control socket of the daemon with that subnet file."""
+def control_socket(subnet_file: Path, subnet_dir: Path | None) -> Path:
+    """Return the path of a daemon's control socket; ``subnet_dir`` is None for a daemon without -networks."""
+    if subnet_dir:
+        return subnet_dir / "control.sock"
     return subnet_file.with_name("control.sock" if subnet_file.name == "subnet.env" else f"{subnet_file.name}.sock")

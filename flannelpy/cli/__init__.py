@@ -19,7 +19,7 @@ from flannelpy.errors import FlannelError, UsageError
 from flannelpy.options import Options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 # Flags that have no effect without each other.
 PAIRS = (("etcd_keyfile", "etcd_certfile"), ("etcd_username", "etcd_password"))
@@ -63,16 +63,9 @@ def check_combinations(context: click.Context) -> None:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Parse the command line, run the command, and exit with its code."""
     words = sys.argv[1:] if argv is None else argv
+    command = _COMMANDS.get(words[0]) if words else None
     try:
-        if words and words[0] == "copy-to-v3":
-            sys.exit(_copy_to_v3(words[1:]))
-        options = parse(words)
-        # Imported here, so that -help and usage errors need not wait for the etcd and netlink modules.
-        if options.cleanup:
-            from flannelpy.commands.cleanup import run
-        else:
-            from flannelpy.commands.daemon import run
-        sys.exit(run(options))
+        sys.exit(command(words[1:]) if command else _daemon(words))
     except FlannelError as error:
         click.echo(f"{PROGRAM}: {error}", err=True)
         sys.exit(error.exit_code)
@@ -80,8 +73,52 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(130)
 
 
+# The modules of a command are imported when it runs, so that none waits for those of another, nor -help for any.
+
+
+def _daemon(argv: Sequence[str]) -> int:
+    options = parse(argv)
+    if options.cleanup:
+        return _clean_up(options)
+    from flannelpy.commands.daemon import run
+
+    return run(options)
+
+
+def _cleanup(argv: Sequence[str]) -> int:
+    return _clean_up(parse(["-cleanup=true", *argv]))
+
+
+def _clean_up(options: Options) -> int:
+    from flannelpy.commands.cleanup import run
+
+    return run(options)
+
+
 def _copy_to_v3(argv: Sequence[str]) -> int:
     from flannelpy.cli import copy_to_v3
     from flannelpy.commands.copy_to_v3 import run
 
     return run(*copy_to_v3.parse(argv))
+
+
+def _status(argv: Sequence[str]) -> int:
+    from flannelpy.cli import status
+    from flannelpy.commands.status import run
+
+    return run(*status.parse(argv))
+
+
+def _log_level(argv: Sequence[str]) -> int:
+    from flannelpy.cli import log_level
+    from flannelpy.commands.log_level import run
+
+    return run(*log_level.parse(argv))
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "cleanup": _cleanup,
+    "copy-to-v3": _copy_to_v3,
+    "log-level": _log_level,
+    "status": _status,
+}

@@ -25,7 +25,7 @@ PROGRAM = "flannelpy"
 
 ABOUT = """\
 Usage: flannelpy [flags]
-       flannelpy copy-to-v3 [flags]
+       flannelpy status | log-level N | cleanup | copy-to-v3 [flags]
 
 Leases a subnet to this host, from the network that is configured in etcd, and
 connects its containers to those of other hosts by UDP, VXLAN or plain routes.

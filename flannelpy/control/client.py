@@ -19,6 +19,8 @@ TIMEOUT = 10.0
 # A daemon with a hundred networks has a report of some hundred kilobytes.
 _LONGEST_LINE = 4 << 20
 _READ_BYTES = 1 << 16
+# Between two attempts to connect while too many connections wait.
+_PAUSE_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,7 @@ def _ask(path: Path, request: wire.Request, timeout: float) -> Iterator[wire.Par
     deadline = time.monotonic() + timeout
     try:
         with socket.socket(socket.AF_UNIX) as sock:
-            _limit(sock, deadline)
-            sock.connect(str(path))
+            _connect(sock, path, deadline)
             with suppress(BrokenPipeError):  # the daemon's refusal can be read all the same
                 sock.sendall(wire.request_line(request))
             for line in _lines(sock, deadline):
@@ -77,6 +78,19 @@ def _ask(path: Path, request: wire.Request, timeout: float) -> Iterator[wire.Par
         raise NoAnswer(f"{path}: {error}") from error
     except OSError as error:
         _fail(path, error, timeout)
+
+
+def _connect(sock: socket.socket, path: Path, deadline: float) -> None:
+    """Connect, after others that do too.  Raises OSError: BlockingIOError if they are still first at ``deadline``."""
+    while True:
+        try:
+            _limit(sock, deadline)
+            sock.connect(str(path))
+            return
+        except BlockingIOError:
+            if time.monotonic() + _PAUSE_SECONDS > deadline:
+                raise
+            time.sleep(_PAUSE_SECONDS)
 
 
 def _lines(sock: socket.socket, deadline: float) -> Iterator[bytes]:

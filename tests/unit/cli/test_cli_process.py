@@ -67,10 +67,33 @@ def test_help() -> None:
     assert done.stderr.startswith("Usage: flannelpy [flags]\n")
 
 
+def loaded(code: str) -> set[str]:
+    """Return the modules that Python has imported after ``code``."""
+    argv = [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"]
+    done = subprocess.run(argv, env=os.environ | SOURCE, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
 def test_what_is_loaded_before_the_daemon() -> None:
     """Docker waits for us, and -help should not wait at all."""
-    code = "import sys, flannelpy.cli; print(*(m for m in ('asyncio', 'etcd', 'pyroute2', 'ssl') if m in sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | SOURCE, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == []
+    assert not loaded("import flannelpy.cli") & {"asyncio", "etcd", "pyroute2", "ssl"}
+
+
+def test_the_daemon_loads_nothing_of_the_commands() -> None:
+    of_commands = {
+        *("control.client", "commands.status", "commands.log_level", "commands.cleanup", "commands.copy_to_v3"),
+        *("cli.status", "cli.log_level", "cli.control", "serving.status_text"),
+    }
+    daemon = loaded("import flannelpy.cli, flannelpy.commands.daemon")
+    assert not daemon & {f"flannelpy.{name}" for name in of_commands}
+
+
+@pytest.mark.parametrize("command", ["status", "log-level 1"])
+def test_commands_that_ask_the_daemon_load_nothing_of_it(command: str, tmp_path: Path) -> None:
+    argv = [*command.split(), f"-subnet-file={tmp_path}/subnet.env"]
+    code = f"from flannelpy import cli\ntry: cli.main({argv})\nexcept SystemExit as end: assert end.code == 3"
+    modules = loaded(code)
+    assert "flannelpy.control.client" in modules
+    assert not modules & {"asyncio", "etcd", "pyroute2", "ssl", "urllib3", "logging"}
+    names = ("network", "commands.daemon", "control.server", "host", "backend", "leasing", "linux", "rtnetlink")
+    assert not modules & {f"flannelpy.{name}" for name in names}

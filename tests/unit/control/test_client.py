@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
@@ -172,7 +173,26 @@ def test_a_daemon_that_accepts_no_connection(path: Path) -> None:
         listener.listen(0)
         with socket.socket(socket.AF_UNIX) as other:
             other.connect(str(path))
-            assert refusal(path) == f"the daemon at {path} is busy with other clients: try again"
+            assert refusal(path, 0.1) == f"the daemon at {path} is busy with other clients: try again"
+
+
+def test_a_client_connects_when_others_have_been_accepted(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as other:
+        listener.bind(str(path))
+        listener.listen(0)
+        other.connect(str(path))
+
+        def serve() -> None:
+            time.sleep(0.05)  # the client finds no place at first
+            listener.accept()[0].close()
+            connection, _ = listener.accept()
+            with connection:
+                sends(REPORT, wire.End())(connection)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert client.fetch(path, with_peers=False).report == REPORT
+        thread.join()
 
 
 def test_a_path_that_cannot_be_a_socket(tmp_path: Path) -> None:

@@ -64,14 +64,14 @@ PEER = PeerReport(IPv4Network("11.0.101.0/24"), IPv4Address("172.17.8.102"), 3.5
 
 
 @given(REPORTS)
-def test_a_report_is_read_back_as_it_was_written(report: DaemonReport) -> None:
+def test_a_report_is_read_back_equal(report: DaemonReport) -> None:
     line = wire.part_line(report)
     assert line.count(b"\n") == 1
     assert wire.parse_part(line) == report
 
 
 @given(TEXTS, st.lists(PEERS, max_size=5))
-def test_peers_are_read_back_as_they_were_written(network: str, peers: list[PeerReport]) -> None:
+def test_peers_are_read_back_equal(network: str, peers: list[PeerReport]) -> None:
     part = wire.Peers(network, tuple(peers))
     line = wire.part_line(part)
     assert line.count(b"\n") == 1
@@ -79,12 +79,12 @@ def test_peers_are_read_back_as_they_were_written(network: str, peers: list[Peer
 
 
 @pytest.mark.parametrize("request_", [wire.GetReport(True), wire.GetReport(), wire.SetLogLevel(0), wire.SetLogLevel(9)])
-def test_a_request_is_read_back_as_it_was_written(request_: wire.Request) -> None:
+def test_a_request_is_read_back_equal(request_: wire.Request) -> None:
     assert wire.parse_request(wire.request_line(request_)) == request_
 
 
 @pytest.mark.parametrize("part", [wire.End(), wire.Refusal("32 other clients are connected")])
-def test_the_last_part_is_read_back_as_it_was_written(part: wire.Part) -> None:
+def test_the_last_part_is_read_back_equal(part: wire.Part) -> None:
     assert wire.parse_part(wire.part_line(part)) == part
 
 

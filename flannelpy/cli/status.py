@@ -1,0 +1,58 @@
+"""The command line of ``flannelpy status``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from flannelpy.cli import control, values
+from flannelpy.cli.flags import PROGRAM, Flag, InfoFlag
+from flannelpy.cli.go_flags import go_spelling
+from flannelpy.commands.status import Form
+from flannelpy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+NAME = "status"
+
+ABOUT = f"""\
+Usage: {PROGRAM} {NAME} [flags]
+
+Asks the running daemon, and prints its networks, its peers and its problems,
+each problem with a remedy. Exits with 0 if all networks are ready and there is
+no problem, with 1 otherwise, with 2 for a wrong flag, and with 3 if no daemon
+answers.
+
+Flags:
+"""
+
+
+def usage() -> str:
+    """Return the help text."""
+    return ABOUT + "".join(flag.manual for flag in FLAGS).rstrip()
+
+
+BRIEF = Flag("brief", "Status", values.boolean, "Omit the peers.", default="false", has_variable=False)
+JSON = Flag(
+    "json",
+    "Status",
+    values.boolean,
+    "Print a JSON document; the manual lists its keys.",
+    default="false",
+    has_variable=False,
+)
+FLAGS = (BRIEF, JSON, *control.FLAGS, InfoFlag("help", "Print this text.", usage))
+COMMAND = click.Command(f"{PROGRAM} {NAME}", params=list(FLAGS), add_help_option=False)
+_FLAGS_BY_NAME = {flag.flag: flag for flag in FLAGS} | {"h": FLAGS[-1]}
+
+
+def parse(argv: Sequence[str]) -> tuple[Path, Form]:
+    """Return the daemon's control socket, and what to print.  Raises UsageError; -help exits."""
+    context = COMMAND.make_context(COMMAND.name, list(go_spelling(argv, _FLAGS_BY_NAME)))
+    if context.params["brief"] and context.params["json"]:
+        raise UsageError("-brief and -json exclude each other: the JSON document has the peers")
+    form = Form.BRIEF if context.params["brief"] else Form.JSON if context.params["json"] else Form.FULL
+    return control.socket_of(context), form

@@ -1,0 +1,190 @@
+"""Answers the clients of the control socket, one request of each, in the event loop that also forwards packets.
+
+No client can delay packets: the server accepts one connection, renders one part of one answer, and does so once, per
+turn of the loop, and neither a report nor a part with peers takes more than two milliseconds.  No client can make it
+grow: there are at most 32 clients, a request has at most 4 KB, and the next part of an answer is rendered when the
+client has taken the last one.  A client has 10 s for its request and 30 s to take the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from flannelpy.control.listener import Listener
+from flannelpy.errors import HostError, MessageError, one_line
+from flannelpy.logs import FailureLog
+from flannelpy.report import DaemonReport, PeerReport
+from flannelpy.serving import wire
+
+log = logging.getLogger(__name__)
+
+#: Clients at a time.  One more takes the place of the one that has waited longest without a request.
+MOST_CLIENTS = 32
+_REQUEST_SECONDS = 10.0
+_ANSWER_SECONDS = 30.0
+# Peers of a line: half a millisecond of work.
+_PEERS = 50
+# The pause after a connection could not be accepted, because the process has too many open files.
+_PAUSE_SECONDS = 1.0
+
+
+class ReportedNetwork(Protocol):
+    """What the server needs of a network."""
+
+    @property
+    def name(self) -> str:
+        """The name of the network."""
+
+    def peer_reports(self) -> AsyncIterator[list[PeerReport]]:
+        """Yield the peers in chunks that take a fraction of a millisecond each."""
+
+
+class ControlServer:
+    """Answers requests about ``networks``."""
+
+    def __init__(
+        self,
+        networks: Sequence[ReportedNetwork],
+        report: Callable[[], DaemonReport],
+        set_log_level: Callable[[int], None],
+    ) -> None:
+        self._networks = networks
+        self._report = report
+        self._set_log_level = set_log_level
+        self._clients: set[asyncio.Task[None]] = set()
+        self._idle: dict[asyncio.Task[None], None] = {}  # without a request so far, the longest first
+        self._lock = asyncio.Lock()
+        self._failures = FailureLog(log, "Failed to answer a client of the control socket")
+
+    async def run(self, path: Path) -> None:
+        """Listen at ``path`` until cancelled; the file exists meanwhile.
+
+        If the file cannot be created, log that and return: the daemon carries packets without it.
+        """
+        try:
+            listener = Listener(path)
+        except HostError as error:
+            log.warning("%s; flannelpy status cannot ask this daemon", error)
+            return
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    await self._accept(listener.socket, tasks)
+                    await asyncio.sleep(0)  # many may wait, and each would be accepted at once
+        finally:
+            listener.close()
+
+    async def _accept(self, listener: socket.socket, tasks: asyncio.TaskGroup) -> None:
+        try:
+            connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+        except OSError as error:
+            self._failures.failed(error.strerror or str(error), level=logging.WARNING)
+            await asyncio.sleep(_PAUSE_SECONDS)
+            return
+        if len(self._clients) < MOST_CLIENTS or self._close_idle():
+            self._start(connection, tasks)
+        else:
+            with connection:
+                _refuse(connection, f"{MOST_CLIENTS} other clients are served: try again")
+
+    def _close_idle(self) -> bool:
+        """Close the connection that has been idle for longest; return whether there was one."""
+        longest = next(iter(self._idle), None)
+        if longest is None:
+            return False
+        self._forget(longest)
+        return longest.cancel()
+
+    def _start(self, connection: socket.socket, tasks: asyncio.TaskGroup) -> None:
+        task = tasks.create_task(self._serve(connection))
+        self._clients.add(task)
+        self._idle[task] = None
+        task.add_done_callback(self._forget)
+        task.add_done_callback(lambda _: connection.close())  # also if it is cancelled before it has begun
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._clients.discard(task)
+        self._idle.pop(task, None)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        """Answer the request of one client."""
+        try:
+            await self._exchange(connection)
+        except OSError:  # it has left, or it is too slow
+            pass
+        except MessageError as error:
+            _refuse(connection, str(error))
+        except Exception as error:
+            self._failures.failed(one_line(error))
+            _refuse(connection, one_line(error))
+
+    async def _exchange(self, connection: socket.socket) -> None:
+        """Receive the request, and send the answer.  Raises OSError, TimeoutError included, and MessageError."""
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task
+        async with asyncio.timeout(_REQUEST_SECONDS):
+            request = wire.parse_request(await _receive_line(connection))
+        self._idle.pop(task, None)
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            async for line in self._answer(request):
+                await loop.sock_sendall(connection, line)
+
+    async def _answer(self, request: wire.Request) -> AsyncIterator[bytes]:
+        """Carry out the request, and yield the lines of the answer."""
+        match request:
+            case wire.SetLogLevel(level):
+                self._set_log_level(level)
+            case wire.GetReport(with_peers):
+                async with self._turn():
+                    line = wire.part_line(self._report())
+                yield line
+                for network in self._networks if with_peers else ():
+                    async for line in self._peers(network):
+                        yield line
+        yield wire.part_line(wire.End())
+
+    async def _peers(self, network: ReportedNetwork) -> AsyncIterator[bytes]:
+        chunks = network.peer_reports()
+        while True:
+            try:
+                async with self._turn():
+                    peers = await anext(chunks)
+            except StopAsyncIteration:
+                return
+            for start in range(0, len(peers), _PEERS):
+                async with self._turn():
+                    line = wire.part_line(wire.Peers(network.name, tuple(peers[start : start + _PEERS])))
+                yield line
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Let one client at a time work, and packets be forwarded after each time."""
+        async with self._lock:
+            yield
+            await asyncio.sleep(0)
+
+
+async def _receive_line(connection: socket.socket) -> bytes:
+    """Return the first line without its end.  Raises MessageError if it is too long, ConnectionError without one."""
+    loop = asyncio.get_running_loop()
+    received = b""
+    while b"\n" not in received:
+        if len(received) >= wire.LONGEST_REQUEST:
+            raise MessageError(f"a request has at most {wire.LONGEST_REQUEST} bytes")
+        data = await loop.sock_recv(connection, wire.LONGEST_REQUEST - len(received))
+        if not data:
+            raise ConnectionError("the client sent no line")
+        received += data
+    return received.partition(b"\n")[0]
+
+
+def _refuse(connection: socket.socket, reason: str) -> None:
+    """Send a refusal, if the client has left space for it."""
+    with suppress(OSError):
+        connection.send(wire.part_line(wire.Refusal(reason)))
