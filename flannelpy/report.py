@@ -48,7 +48,8 @@ class LeaseReport:
     """The lease of this host.
 
     ``seconds_left``: until the lease expires if unrenewed; None for a reservation.  ``renewed_at``: the last time that
-    the store confirmed the lease.  ``version``: that of the lease in the store.
+    the store confirmed the lease.  ``version``: that of the lease in the store.  ``problem``: why renewals fail; empty
+    if the last one succeeded.
     """
 
     subnet: IPv4Network
@@ -56,6 +57,25 @@ class LeaseReport:
     acquired_at: float = 0.0
     renewed_at: float = 0.0
     version: int = 0
+    problem: str = ""
+
+
+class ConfigState(StrEnum):
+    """What is known of the network config in the store, compared with the one in use."""
+
+    UNKNOWN = "unknown"  # it was not read yet
+    MISSING = "missing"
+    INVALID = "invalid"
+    CHANGED = "changed"  # valid, and another one than at the start
+    IN_USE = "in use"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigReport:
+    """The network config in the store, as of the last reading.  ``problem``: what is wrong with it, or empty."""
+
+    state: ConfigState = ConfigState.UNKNOWN
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +83,15 @@ class StoreReport:
     """The store of the leases.
 
     ``api``: the version of etcd's API, 2 or 3; None until the network config decides.  ``endpoint``: the one that the
-    next request goes to.  ``answered_at``: the last answer; ``silent_since``: the first request without an answer since
-    then.  Both are None if there was none.
+    next request goes to.  ``answered_at``: the last usable answer; ``silent_since``: the first request without one
+    since then, and ``failure`` the cause.  Both times are None, and ``failure`` is empty, if there was none.
     """
 
     api: int | None
     endpoint: str
     answered_at: float | None
     silent_since: float | None
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +100,10 @@ class BackendReport:
 
     ``next_hops``: peers that packets can be sent to; ``unreachable``: peers with a lease that packets cannot reach.
     Both are None if the backend carries no packets.  ``drops``: packets dropped since the start by the name of the
-    reason, as of the last count; empty if the kernel alone carries the packets.  ``device`` is empty and ``mtu`` 0 if
-    there is none.  ``offloads``: those in use, in alphabetical order.  ``carried``: the packets of all peers since the
-    start, also of peers that have left; None if the kernel carries the packets.
+    reason; empty if the kernel alone carries the packets.  ``device`` is empty if there is none.  ``mtu``: that of the
+    containers, 0 before the start.  ``overhead``: the bytes that encapsulation adds to a packet.  ``offloads``: those
+    in use, in alphabetical order.  ``carried``: the packets of all peers since the start, also of peers that have left;
+    None if the kernel carries the packets.
     """
 
     type: str
@@ -91,6 +113,7 @@ class BackendReport:
     device: str = ""
     mtu: int = 0
     offloads: tuple[str, ...] = ()
+    overhead: int = 0
     carried: Traffic | None = None
 
 
@@ -125,7 +148,10 @@ class PeerReport:
 
 @dataclass(frozen=True, slots=True)
 class InterfaceReport:
-    """The external interface.  ``problem``: why no peer can be reached by it; empty if there is no problem."""
+    """The external interface, and its present MTU.  ``problem``: why no peer can be reached by it, or empty.
+
+    ``public_ip``: the address that peers send to; another one than ``address`` behind a NAT.
+    """
 
     name: str
     problem: str = ""
@@ -173,18 +199,16 @@ class TrafficReport:
 class NetworkReport:
     """One network; the only network of a host has the name "".
 
-    ``problem``: why the network is degraded or has failed; empty in all other states.  ``since``: when it entered its
-    state.  ``network``: the configured network, None until the config is read.  Except for ``store``, the parts below
-    it are None until a subnet is leased, and again after a failure.
+    ``problem``: why the network is degraded or has failed; empty in all other states.  ``lease`` and the parts down to
+    ``traffic`` are None until a subnet is leased, and again after a failure.  ``since``: when the network entered its
+    state.  ``network``: the configured one, None until the config is read.  ``lease_problem``: why the last try to
+    lease a subnet failed; empty once one is leased.  ``second_store``: etcd v2 during a change-over, while this host
+    keeps its lease there too.
     """
 
     name: str
     state: NetworkState
     problem: str = ""
-    since: float = 0.0
-    subnet_file: Path | None = None
-    network: IPv4Network | None = None
-    store: StoreReport | None = None
     lease: LeaseReport | None = None
     backend: BackendReport | None = None
     interface: InterfaceReport | None = None
@@ -192,6 +216,13 @@ class NetworkReport:
     firewall: FirewallReport | None = None
     peer_routes: PeerRoutesReport | None = None
     traffic: TrafficReport | None = None
+    since: float = 0.0
+    subnet_file: Path | None = None
+    network: IPv4Network | None = None
+    config: ConfigReport = ConfigReport()
+    lease_problem: str = ""
+    store: StoreReport | None = None
+    second_store: StoreReport | None = None
 
     @property
     def present_problem(self) -> str:
@@ -209,7 +240,7 @@ class NetworkReport:
 class DaemonReport:
     """All networks of a daemon, in the order of ``-networks``.
 
-    ``packet_code``: ``compiled`` or ``interpreted``.
+    ``packet_code``: ``compiled`` or ``interpreted``.  ``at``: when the report was made.
     """
 
     networks: tuple[NetworkReport, ...]
@@ -217,3 +248,4 @@ class DaemonReport:
     pid: int = 0
     started_at: float = 0.0
     packet_code: str = ""
+    at: float = 0.0

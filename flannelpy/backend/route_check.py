@@ -91,6 +91,13 @@ class RouteCheck:
             raise HostError(self._refusal("every peer"))
         self._report()
 
+    def why_unreachable(self, subnet: IPv4Network) -> str:
+        """Return why packets to a subnet do not take our route; empty if they do, as far as it is known."""
+        if subnet not in self.unreachable:
+            return ""
+        causes = "; ".join(sorted(self._causes.get(subnet, ()))) or "a rule or route of another program comes first"
+        return f"packets do not take flannelpy's route: {causes}"
+
     async def check_network(self, netlink: Netlink, own_link: int) -> None:
         """Ask about the network outside our own subnet.  Raises HostError if no packet takes our own device's route."""
         await self._ask(netlink, [self._network], lambda *_: Way(own_link), own_link)

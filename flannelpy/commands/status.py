@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from enum import Enum, auto
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def run(control_socket: Path, form: Form) -> int:
 def _rendered(answer: client.Answer, form: Form) -> str:
     if form is Form.JSON:
         return json.dumps(wire.document(answer.report, answer.peers), indent=2) + "\n"
-    return status_text(answer.report, answer.peers, time.time())
+    return status_text(answer.report, answer.peers)
 
 
 def _print(text: str) -> None:

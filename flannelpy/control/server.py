@@ -41,6 +41,9 @@ class ReportedNetwork(Protocol):
     def name(self) -> str:
         """The name of the network."""
 
+    async def refresh(self) -> None:
+        """Read the counters that only the kernel has, for the next report."""
+
     def peer_reports(self) -> AsyncIterator[list[PeerReport]]:
         """Yield the peers in chunks that take a fraction of a millisecond each."""
 
@@ -141,13 +144,18 @@ class ControlServer:
             case wire.SetLogLevel(level):
                 self._set_log_level(level)
             case wire.GetReport(with_peers):
-                async with self._turn():
-                    line = wire.part_line(self._report())
-                yield line
+                yield await self._report_line()
                 for network in self._networks if with_peers else ():
                     async for line in self._peers(network):
                         yield line
         yield wire.part_line(wire.End())
+
+    async def _report_line(self) -> bytes:
+        for network in self._networks:
+            async with self._turn():
+                await network.refresh()
+        async with self._turn():
+            return wire.part_line(self._report())
 
     async def _peers(self, network: ReportedNetwork) -> AsyncIterator[bytes]:
         chunks = network.peer_reports()

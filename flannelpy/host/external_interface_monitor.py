@@ -83,7 +83,10 @@ class ExternalInterfaceMonitor:
 
     def report(self) -> InterfaceReport:
         """Return the interface, and what is wrong with it: its address is gone, or its link is down."""
-        return InterfaceReport(self._external.name, self._problem)
+        address = self._external.address
+        return InterfaceReport(
+            self._external.name, self._problem, address, self._wanted.public_ip or address, self._mtu
+        )
 
     def due(self) -> float:
         """Return in how many seconds ``check`` may raise; infinite if the address is not replaced."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flannelpy.registry.base import Schema
+    from flannelpy.report import StoreReport
     from flannelpy.subnet.lease import HostIdentity
 
 
@@ -46,6 +47,10 @@ class BothStores:
     def relist_seconds(self) -> float:
         """The longest quiet watch of v3, as Registry demands."""
         return self._v3.relist_seconds
+
+    def store_reports(self) -> tuple[StoreReport, ...]:
+        """Return when v3 answered, and v2 if it has a config, as Registry demands."""
+        return (*self._v3.store_reports(), *(self._v2.store_reports() if self._second.has_config else ()))
 
     async def read_config(self) -> str:
         """Read the network config, as Registry demands."""

@@ -13,12 +13,22 @@ from datetime import timedelta
 from functools import partial
 from ipaddress import IPv4Network
 
-from flannelpy.errors import CompareFailed, KeyExists, KeyNotFound, LeaseLost, OutOfSubnets, RegistryError
+from flannelpy.errors import (
+    CompareFailed,
+    FlannelError,
+    KeyExists,
+    KeyNotFound,
+    LeaseLost,
+    OutOfSubnets,
+    RegistryError,
+    one_line,
+)
 from flannelpy.leasing.acquisition import Acquisition, Request
 from flannelpy.leasing.claims import Claims, describe_conflict
 from flannelpy.leasing.lease_store import LeaseStore
 from flannelpy.leasing.retry import Clock, until_done
 from flannelpy.logs import FailureLog, LogLimit
+from flannelpy.report import LeaseReport
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import Action, Condition, Terms, action, classify, renewal_lead, retry_delay
 from flannelpy.subnet.lease_table import LeaseAdded, Malformed, Overlapping, OwnEvent, SameIPElsewhere
@@ -45,6 +55,8 @@ class OwnLease:
         self._network: IPv4Network | None = None
         self._lead = self._renew_at = self._ends_at = 0.0
         self._failures = 0
+        self._problem = ""
+        self._acquired_at = self._confirmed_at = 0.0
         self._renewal_failures = FailureLog(log, "Error renewing lease")
         self._losses = LogLimit(log, "Own lease was deleted", now=clock.now)
         self._conflicts = LogLimit(log, "Own lease was overwritten", now=clock.now)
@@ -63,24 +75,43 @@ class OwnLease:
         assert self._network is not None, "acquire comes first"
         return self._network
 
+    def report(self) -> LeaseReport:
+        """Return the subnet that this host holds, and how long the lease lasts if it is never renewed again.
+
+        A renewal that fails once is repeated within seconds and is no problem yet.
+        """
+        problem = self._problem if self._failures > 1 else ""
+        return LeaseReport(
+            self.lease.subnet, self.seconds_left(), self._acquired_at, self._confirmed_at, self.lease.version, problem
+        )
+
     def seconds_left(self) -> float | None:
         """Return the seconds until the lease expires if no renewal succeeds; None for a reservation."""
         if self.lease.is_reservation:
             return None
         return max(self._ends_at - self._clock.now(), 0)
 
-    async def acquire(self, request: Request) -> Lease:
+    async def acquire(self, request: Request, on_failure: Callable[[FlannelError], None] = lambda _: None) -> Lease:
         """Return the lease of our public IP, else that of our former one, else ``previous``, else a new one.
 
-        Raises LeaseLost if another live host holds the lease, HostError if the lease contains our own address.
+        ``on_failure`` is called with the error of each try that fails.  Raises LeaseLost if another live host holds the
+        lease, HostError if the lease contains our own address.
         """
         self._network = request.config.network
         acquisition = Acquisition(request, self._store, self._claims, self._clock, self._rng)
-        lease = await until_done(
-            self._clock, self._rng, acquisition.run, "Failed to acquire subnet", OutOfSubnets, RegistryError
-        )
+
+        async def run() -> Lease:
+            try:
+                return await acquisition.run()
+            except (OutOfSubnets, RegistryError) as error:
+                on_failure(error)
+                raise
+
+        lease = await until_done(self._clock, self._rng, run, "Failed to acquire subnet", OutOfSubnets, RegistryError)
         self._attrs = lease.attrs
-        return self._hold(lease)
+        self._hold(lease)
+        self._acquired_at = self._confirmed_at
+        return lease
 
     # Renewing
 
@@ -102,6 +133,7 @@ class OwnLease:
             await self._renew_or_read_back()
         except RegistryError as error:
             self._failures += 1
+            self._problem = one_line(error)
             delay = self._put_off()
             when = "1 min" if delay > 50 else f"{delay:.1f} s"
             self._renewal_failures.failed(error, f"Error renewing lease (trying again in {when}): {error}")
@@ -207,6 +239,7 @@ class OwnLease:
     def _hold(self, lease: Lease) -> Lease:
         """Make ``lease`` the state of the own lease."""
         self._lease = lease
+        self._confirmed_at = self._clock.wall().timestamp()
         self._failures = 0
         self._renewal_failures.recovered()
         if lease.lifetime.expires:

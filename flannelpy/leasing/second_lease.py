@@ -76,13 +76,18 @@ class SecondLease:
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def has_config(self) -> bool:
+        """Whether v2 has a network config, as far as it is known."""
+        return bool(self._has_config)
+
     async def is_wanted(self) -> bool:
         """Return whether v2 has a network config; once it has none, it stays without for the rest of the run."""
         if self._has_config is None:
             await self._look_for_config()
             if self._has_config:
                 log.info("Found network config in etcd v2, too: the lease is kept in both until that config is deleted")
-        return bool(self._has_config)
+        return self.has_config
 
     async def create(self, name: str, value: str, lease_ttl: int | None) -> KeyValue:
         """Create the lease, or take the one that is ours already.

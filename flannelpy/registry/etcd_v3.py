@@ -31,6 +31,8 @@ from flannelpy.registry.etcd_v3_writes import Writes
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from flannelpy.report import StoreReport
+
 
 class EtcdV3Registry:
     """The network kept below ``prefix`` in the etcd cluster reached at ``urls``.
@@ -61,6 +63,10 @@ class EtcdV3Registry:
         self._known = Known()
         self._writes = Writes(self._cluster, self._keys)
         self._watch = Watch(self._cluster, self._threads, self._keys, self._known)
+
+    def store_reports(self) -> tuple[StoreReport, ...]:
+        """Return when etcd answered, as Registry demands."""
+        return (self._cluster.report(3),)
 
     async def read_config(self) -> str:
         """Read the network config, as Registry demands."""

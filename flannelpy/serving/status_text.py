@@ -24,12 +24,10 @@ _LABEL_WIDTH = 11
 _BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
-def status_text(report: DaemonReport, peers: Mapping[str, Sequence[PeerReport]], now: float) -> str:
-    """Return the text.  ``peers``: of each network, by its name; those that are missing are omitted.
-
-    ``now``: Unix seconds.
-    """
-    lines = [_daemon(report, now)]
+def status_text(report: DaemonReport, peers: Mapping[str, Sequence[PeerReport]]) -> str:
+    """Return the text.  ``peers``: of each network, by its name; those that are missing are omitted."""
+    now = report.at
+    lines = [_daemon(report)]
     for network in report.networks:
         lines += [_headline(network, now), *_details(network, now)]
         lines += _peer_lines(peers.get(network.name, ()), now)
@@ -53,12 +51,12 @@ def size(count: int) -> str:
     return f"{count} B" if not exponent else f"{count / 1024**exponent:.1f} {_BINARY_UNITS[exponent]}"
 
 
-def _daemon(report: DaemonReport, now: float) -> str:
+def _daemon(report: DaemonReport) -> str:
     parts = [f"flannelpy {report.version}".rstrip()]
     if report.pid:
         parts.append(f"PID {report.pid}")
     if report.started_at:
-        parts.append(f"started {span(now - report.started_at)} ago")
+        parts.append(f"started {span(report.at - report.started_at)} ago")
     return ", ".join([*parts, *([f"packet code {report.packet_code}"] if report.packet_code else [])])
 
 
@@ -73,6 +71,7 @@ def _details(network: NetworkReport, now: float) -> Iterator[str]:
     found = {
         "subnet": network.lease and _subnet(network.lease, network, now),
         "store": network.store and _store(network.store, now),
+        "v2 store": network.second_store and _store(network.second_store, now),
         "interface": network.interface and _interface(network.interface),
         "backend": network.backend and _backend(network.backend),
         "peers": network.backend and _peer_counts(network.backend),

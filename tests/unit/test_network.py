@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import pytest
 from support.fakes import FakeRegistry
 
-from flannelpy import cli, network
+from flannelpy import cli, network, service
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.addressing.surroundings import NO_SURROUNDINGS, Surroundings
 from flannelpy.backend import repair_loop
@@ -34,11 +34,15 @@ from flannelpy.network import Network
 from flannelpy.report import (
     TRANSITIONS,
     BackendReport,
+    ConfigReport,
+    ConfigState,
     FirewallReport,
     InterfaceReport,
     NetworkReport,
     NetworkState,
+    PeerReport,
     RepairReport,
+    StoreReport,
 )
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
@@ -145,6 +149,13 @@ class FakeBackend:
     def report(self) -> BackendReport:
         return BackendReport("udp", 1, 0)
 
+    async def refresh(self) -> None:
+        self._world.story.append("refresh")
+
+    async def peer_reports(self) -> AsyncIterator[list[PeerReport]]:
+        yield [PeerReport(OTHER, PUBLIC_IP, 1.0)]
+        yield [PeerReport(NETWORK, PUBLIC_IP, 2.0)]
+
     async def run(self) -> None:
         self._world.runs += 1
         await asyncio.Event().wait()
@@ -223,6 +234,7 @@ class World:
         monkeypatch.setattr(network, "withdraw", withdraw)
         monkeypatch.setattr(network, "unmarked_leftovers", unmarked_leftovers)
         monkeypatch.setattr(network, "Netlink", FakeNetlink)
+        monkeypatch.setattr(service, "Netlink", FakeNetlink)
         monkeypatch.setattr(network, "Underlay", FakeUnderlay)
         monkeypatch.setattr(network.catalogue, "create", create)  # type: ignore[attr-defined]
         monkeypatch.setattr(repair_loop, "Netlink", FakeNetlink)
@@ -753,7 +765,10 @@ def test_a_failed_network_reports_the_cause_until_it_runs_again(world: World) ->
 
     play(world, scenario)
     assert world.status == "not ready: port 8285 is taken"
-    assert world.network.report() == NetworkReport("", NetworkState.FAILED, "port 8285 is taken")
+    report = world.network.report()
+    assert report == NetworkReport(
+        "", NetworkState.FAILED, "port 8285 is taken", since=report.since, subnet_file=world.file
+    )
     assert world.network.is_live()
     world.start_failure = None
     world.store = FakeRegistry(time.monotonic)
@@ -772,9 +787,13 @@ def test_the_report_has_a_part_for_each_component(world: World) -> None:
         assert report.lease is not None
         assert report.lease.subnet.subnet_of(NETWORK)
         assert report.backend == BackendReport("udp", 1, 0)
-        assert report.interface == InterfaceReport("eth1")
+        assert report.interface == InterfaceReport("eth1", "", PUBLIC_IP, PUBLIC_IP, 1500)
         assert report.kernel_state == RepairReport()
         assert report.firewall == FirewallReport()
+        assert (report.network, report.subnet_file) == (NETWORK, world.file)
+        assert (report.config, report.lease_problem) == (ConfigReport(ConfigState.IN_USE), "")
+        assert report.store == StoreReport(2, "http://127.0.0.1:2379", None, None)
+        assert report.second_store is None
 
     play(world, scenario)
 

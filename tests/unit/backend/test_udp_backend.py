@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.fakes_netlink import NO_ROUTE, FakeNetlink
+from support.reports import peer_counts
 
 from flannelpy import cli
 from flannelpy.addressing.interface_choice import ExternalInterface
@@ -33,7 +34,6 @@ from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import Tun
 from flannelpy.packet.drops import DropReason
 from flannelpy.registry.base import expires_in
-from flannelpy.report import BackendReport
 from flannelpy.rtnetlink.links import Link
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
@@ -102,13 +102,13 @@ def test_other_hosts_learn_the_public_ip_and_nothing_else() -> None:
 def test_next_hops_follow_the_leases(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="flannelpy")
     backend = UdpBackend(config(), EXTERNAL, ALIAS, None)
-    assert backend.report() == BackendReport("udp", 0, 0)
+    assert peer_counts(backend.report()) == ("udp", 0, 0)
     backend.apply([added("172.17.8.102")])
-    assert backend.report() == BackendReport("udp", 1, 0)
+    assert peer_counts(backend.report()) == ("udp", 1, 0)
     backend.apply([added("172.17.8.103")])
-    assert backend.report() == BackendReport("udp", 1, 0)
+    assert peer_counts(backend.report()) == ("udp", 1, 0)
     backend.apply([LeaseRemoved(SUBNET)])
-    assert backend.report() == BackendReport("udp", 0, 0)
+    assert peer_counts(backend.report()) == ("udp", 0, 0)
     assert caplog.messages == [
         "Subnet added: 11.0.101.0/24",
         "Subnet added: 11.0.101.0/24",
@@ -122,7 +122,7 @@ def test_a_backend_that_never_started_can_be_closed() -> None:
     backend.apply([added("172.17.8.102")])
     backend.close()
     backend.close()
-    assert backend.report() == BackendReport("udp", 1, 0)
+    assert peer_counts(backend.report()) == ("udp", 1, 0)
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
@@ -370,10 +370,10 @@ def test_a_peer_whose_packets_go_elsewhere_counts_as_unreachable(monkeypatch: py
         life.backend.apply([added("172.17.8.102"), other])
         life.netlink.diverted = {(SUBNET, False): NO_ROUTE}
         await life.repair()
-        assert life.backend.report() == BackendReport("udp", 1, 1)
+        assert peer_counts(life.backend.report()) == ("udp", 1, 1)
         life.backend.apply([LeaseRemoved(SUBNET)])
         await life.repair()
-        assert life.backend.report() == BackendReport("udp", 1, 0)
+        assert peer_counts(life.backend.report()) == ("udp", 1, 0)
 
     live(monkeypatch, scenario)
 

@@ -85,6 +85,7 @@ def test_the_daemon_loads_nothing_of_the_commands() -> None:
         *("cli.status", "cli.log_level", "cli.control", "serving.status_text"),
     }
     daemon = loaded("import flannelpy.cli, flannelpy.commands.daemon")
+    assert "flannelpy.control.server" in daemon
     assert not daemon & {f"flannelpy.{name}" for name in of_commands}
 
 

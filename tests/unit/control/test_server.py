@@ -45,6 +45,10 @@ class FakeNetwork:
     def __init__(self, name: str, count: int) -> None:
         self.name = name
         self.peers = peers(count)
+        self.refreshed = 0
+
+    async def refresh(self) -> None:
+        self.refreshed += 1
 
     def peer_reports(self) -> AsyncIterator[list[PeerReport]]:
         return in_chunks(self.peers)
@@ -134,12 +138,14 @@ def open_files() -> int:
 
 
 def test_the_report_and_the_peers_of_each_network(path: Path) -> None:
-    daemon = Daemon(path, FakeNetwork("blue", 250), FakeNetwork("green", 1), FakeNetwork("red", 0))
+    networks = FakeNetwork("blue", 250), FakeNetwork("green", 1), FakeNetwork("red", 0)
+    daemon = Daemon(path, *networks)
 
     async def ask() -> None:
         async with daemon.running():
             assert await daemon.fetch() == client.Answer(REPORT, {})
             assert await daemon.fetch(with_peers=True) == client.Answer(REPORT, {"blue": peers(250), "green": peers(1)})
+            assert [network.refreshed for network in networks] == [2, 2, 2]
 
     run(ask())
 

@@ -19,7 +19,8 @@ def routes(*entries: tuple[str, NextHop]) -> Routes:
 
 
 def lookup(table: Routes, address: str) -> NextHop | None:
-    return table.lookup(int(IPv4Address(address)))
+    route = table.lookup(int(IPv4Address(address)))
+    return route.next_hop if route else None
 
 
 NESTED = [("11.0.0.0/16", A), ("11.0.64.0/20", B), ("11.0.65.0/24", C)]
@@ -90,8 +91,8 @@ def test_there_are_no_next_hops_at_first() -> None:
 def known(table: Routes) -> dict[str, set[str]]:
     """The subnets of each public IP."""
     return {
-        public_ip: {str(IPv4Network((network, str(IPv4Address(mask))))) for network, mask in subnets}
-        for public_ip, subnets in table.by_public_ip.items()
+        public_ip: {str(IPv4Network((network, str(IPv4Address(mask))))) for network, mask in sender.tallies}
+        for public_ip, sender in table.by_public_ip.items()
     }
 
 

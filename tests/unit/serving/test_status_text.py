@@ -42,7 +42,7 @@ VXLAN = NetworkReport(
     "blue",
     NetworkState.DEGRADED,
     "eth1 is down",
-    NOW - 61,
+    since=NOW - 61,
     network=IPv4Network("12.0.0.0/16"),
     store=StoreReport(2, "http://172.17.8.1:2379", NOW - 90, NOW - 65),
     lease=LeaseReport(IPv4Network("12.0.1.0/24"), None),
@@ -89,42 +89,44 @@ problem of network blue: eth1 is down (external_interface)
 
 
 def test_blocks_peers_and_problems() -> None:
-    report = DaemonReport((UDP, VXLAN), "0.3.0", 4711, NOW - 11_600, "compiled")
-    text = status_text(report, PEERS, NOW)
+    report = DaemonReport((UDP, VXLAN), "0.3.0", 4711, NOW - 11_600, "compiled", NOW)
+    text = status_text(report, PEERS)
     assert text.startswith(FULL)
     assert text.endswith("\n")
 
 
 def test_without_peers_the_rest_is_the_same() -> None:
-    report = DaemonReport((UDP, VXLAN), "0.3.0", 4711, NOW - 11_600, "compiled")
-    whole = status_text(report, PEERS, NOW).splitlines()
+    report = DaemonReport((UDP, VXLAN), "0.3.0", 4711, NOW - 11_600, "compiled", NOW)
+    whole = status_text(report, PEERS).splitlines()
     table = [line for line in whole if line.startswith(("  PEER", "  11.0", "  12.0"))]
     assert len(table) == 5
-    assert status_text(report, {}, NOW).splitlines() == [line for line in whole if line not in table]
+    assert status_text(report, {}).splitlines() == [line for line in whole if line not in table]
 
 
 def test_a_network_that_has_just_started() -> None:
-    report = DaemonReport((NetworkReport("", NetworkState.STARTING, since=NOW),), "0.3.0")
-    assert status_text(report, {}, NOW) == "flannelpy 0.3.0\nnetwork: starting for 0 s\nproblems: none\n"
+    report = DaemonReport((NetworkReport("", NetworkState.STARTING, since=NOW),), "0.3.0", at=NOW)
+    assert status_text(report, {}) == "flannelpy 0.3.0\nnetwork: starting for 0 s\nproblems: none\n"
 
 
 def test_a_network_that_has_failed() -> None:
-    report = DaemonReport((NetworkReport("", NetworkState.FAILED, "port 8285 is taken", NOW - 5),), "0.3.0")
-    lines = status_text(report, {}, NOW).splitlines()
+    report = DaemonReport(
+        (NetworkReport("", NetworkState.FAILED, "port 8285 is taken", since=NOW - 5),), "0.3.0", at=NOW
+    )
+    lines = status_text(report, {}).splitlines()
     assert lines[1:3] == ["network: failed for 5 s", "problem: port 8285 is taken (network_failed)"]
     assert lines[3].startswith("  remedy: ")
 
 
 def test_alloc_has_no_peers() -> None:
     backend = BackendReport("alloc")
-    lines = status_text(DaemonReport((replace(UDP, backend=backend),)), {"": []}, NOW).splitlines()
+    lines = status_text(DaemonReport((replace(UDP, backend=backend),), at=NOW), {"": []}).splitlines()
     assert "  backend:   alloc" in lines
     assert not [line for line in lines if "peers:" in line or "PEER" in line]
 
 
 def test_foreign_text_cannot_add_a_line_or_move_the_cursor() -> None:
     network = replace(UDP, store=StoreReport(3, "http://a\n\x1b[2J", None, None))
-    text = status_text(DaemonReport((network,)), {}, NOW)
+    text = status_text(DaemonReport((network,), at=NOW), {})
     assert "  store:     etcd v3 at http://a\\n\\x1b[2J\n" in text
 
 
