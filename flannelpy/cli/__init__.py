@@ -8,6 +8,7 @@ Counterpart: main.go.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -104,9 +105,15 @@ def _copy_to_v3(argv: Sequence[str]) -> int:
 
 def _status(argv: Sequence[str]) -> int:
     from flannelpy.cli import status
+
+    control_socket, wanted = status.parse(argv)
+    if isinstance(wanted, Path):
+        from flannelpy.commands import prometheus_file
+
+        return prometheus_file.run(control_socket, wanted)
     from flannelpy.commands.status import run
 
-    return run(*status.parse(argv))
+    return run(control_socket, wanted)
 
 
 def _log_level(argv: Sequence[str]) -> int:

@@ -179,3 +179,8 @@ def path(text: str) -> Path:
     if not file.name:
         raise ValueError("must name a file or directory below /")
     return file
+
+
+def optional_path(text: str) -> Path | None:
+    """Return the path of a file; None if the text is empty, which means not given."""
+    return path(text) if text else None

@@ -35,7 +35,7 @@ RUNNING = NetworkReport(
     since=1010.5,
     store=StoreReport(3, "http://127.0.0.1:2379", 1400.0, None),
     lease=LeaseReport(SUBNET, 86000.0, 1001.0, 1300.25, 17),
-    backend=BackendReport("udp", 3, 1, {"no_route": 4}, "flannel0", 1472, ("gro", "gso"), CARRIED),
+    backend=BackendReport("udp", 3, 1, {"no_route": 4}, "flannel0", 1472, ("gro", "gso"), carried=CARRIED),
     interface=InterfaceReport("eth1"),
     kernel_state=RepairReport(2),
     firewall=FirewallReport(5),
