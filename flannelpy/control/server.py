@@ -135,11 +135,11 @@ class ControlServer:
             request = wire.parse_request(await _receive_line(connection))
         self._idle.pop(task, None)
         async with asyncio.timeout(_ANSWER_SECONDS):
-            async for line in self._answer(request):
+            async for line in self.answer(request):
                 await loop.sock_sendall(connection, line)
 
-    async def _answer(self, request: wire.Request) -> AsyncIterator[bytes]:
-        """Carry out the request, and yield the lines of the answer."""
+    async def answer(self, request: wire.Request) -> AsyncIterator[bytes]:
+        """Carry out the request, and yield the lines of the answer; the next one is rendered when it is asked for."""
         match request:
             case wire.SetLogLevel(level):
                 self._set_log_level(level)
