@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import concurrent.futures.thread  # noqa: F401 - asyncio imports it with the first thread
 import signal
 import socket
 import sys
@@ -24,6 +26,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     settings = Settings.from_text(sys.argv[1])
     logs.configure(0)
+    # From here on nothing may be imported: Python itself may lie below a directory of root alone.
+    codecs.lookup("unicode_escape")
     confine(settings.daemon)
     asyncio.run(_serve(settings))
 

@@ -25,8 +25,6 @@ from flannelpy.web import listeners, process
 from flannelpy.web.process import HttpProcess
 from flannelpy.web.settings import Settings
 
-REQUEST = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
-
 
 async def report(request: wire.Request) -> AsyncIterator[bytes]:
     yield wire.part_line(DaemonReport((NetworkReport("", NetworkState.READY),), "1.0.0"))
@@ -69,9 +67,9 @@ def run(work: Callable[[tuple[str, int]], Coroutine[Any, Any, None]]) -> None:
         listeners.close(opened)
 
 
-async def response(address: tuple[str, int]) -> bytes:
+async def response(address: tuple[str, int], page: str = "/healthz") -> bytes:
     reader, writer = await asyncio.open_connection(*address)
-    writer.write(REQUEST)
+    writer.write(f"GET {page} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
     received = await asyncio.wait_for(reader.read(), 20)
     writer.close()
     return received
@@ -84,10 +82,12 @@ def test_it_serves_without_rights_and_ends_with_the_daemon(monkeypatch: pytest.M
         assert (await response(address)).endswith(b"\r\n\r\nflanneld is running")
         pids.append(child())
         status = status_of(pids[0])
+        assert status["Threads"] == "1"
+        for page in ("/readyz?verbose", "/metrics", "/status.json"):
+            assert b" 200 " in await response(address, page)
         for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
             assert int(status[name], 16) == 0, name
         assert status["NoNewPrivs"] == "1"
-        assert status["Threads"] == "1"
         if os.geteuid() == 0:
             assert int(status["CapBnd"], 16) == 0
             assert status["Uid"].split() == ["65534"] * 4
