@@ -155,3 +155,10 @@ def test_it_ends_with_a_daemon_that_is_killed(tmp_path: Path) -> None:
 def test_settings_survive_the_command_line() -> None:
     settings = Settings(5, (6, 7), 4711, ("10.0.0.1",), True)
     assert Settings.from_text(settings.to_text()) == settings
+
+
+def test_a_daemon_without_http_imports_nothing_of_it() -> None:
+    names = "h11", "prometheus_client", "flannelpy.web", "flannelpy.serving.metrics", "flannelpy.control.client"
+    code = f"import sys, flannelpy.cli, flannelpy.commands.daemon; print([m for m in {names!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
