@@ -49,6 +49,10 @@ class Options:
     iptables_resync: int  # seconds
     source_check: SourceCheck
     offload: frozenset[str] | None
+    healthz_ip: IPv4Address
+    healthz_port: int  # 0: no HTTP
+    metrics_ip: tuple[IPv4Address, ...]
+    metrics_peers: bool
     cleanup: bool
     release: bool
     verbosity: int

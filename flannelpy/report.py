@@ -102,7 +102,8 @@ class BackendReport:
     Both are None if the backend carries no packets.  ``drops``: packets dropped since the start by the name of the
     reason; empty if the kernel alone carries the packets.  ``device`` is empty if there is none.  ``mtu``: that of the
     containers, 0 before the start.  ``overhead``: the bytes that encapsulation adds to a packet.  ``offloads``: those
-    in use, in alphabetical order.
+    in use, in alphabetical order.  ``carried``: the packets of all peers since the start, also of peers that have left;
+    None if the kernel carries the packets.
     """
 
     type: str
@@ -113,6 +114,7 @@ class BackendReport:
     mtu: int = 0
     offloads: tuple[str, ...] = ()
     overhead: int = 0
+    carried: Traffic | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -46,10 +47,13 @@ def refuse_half_pairs(context: click.Context) -> None:
 
 
 def check_combinations(context: click.Context) -> None:
-    """Raise UsageError for -release without -cleanup, and for a renew margin that is set but never applies."""
+    """Raise UsageError for flags without the one that they need, and for a renew margin that never applies."""
     given = context.params
     if given["release"] and not given["cleanup"]:
         raise UsageError("-release needs -cleanup: a running host needs its lease")
+    for flag in FLAGS:
+        if flag.name in ("metrics_ip", "metrics_peers") and given[flag.name] and not given["healthz_port"]:
+            raise UsageError(f"{flag.spelled(context)} needs -healthz-port, the port of /metrics")
     margin, lease_ttl = given["subnet_lease_renew_margin"], given["subnet_lease_ttl"]
     source = context.get_parameter_source("subnet_lease_renew_margin")
     if margin >= lease_ttl and source is not ParameterSource.DEFAULT:
@@ -110,9 +114,15 @@ def _check(argv: Sequence[str]) -> int:
 
 def _status(argv: Sequence[str]) -> int:
     from flannelpy.cli import status
+
+    control_socket, wanted = status.parse(argv)
+    if isinstance(wanted, Path):
+        from flannelpy.commands import prometheus_file
+
+        return prometheus_file.run(control_socket, wanted)
     from flannelpy.commands.status import run
 
-    return run(*status.parse(argv))
+    return run(control_socket, wanted)
 
 
 def _log_level(argv: Sequence[str]) -> int:

@@ -326,6 +326,40 @@ FLAGS = (
         default="auto",
     ),
     Flag(
+        "healthz-port",
+        "HTTP",
+        values.port,
+        "The TCP port of /healthz, /livez and /readyz. Also of /metrics and\n"
+        "      /status.json, for clients on this host. 0: no HTTP.",
+        value="PORT",
+        default="0",
+    ),
+    Flag(
+        "healthz-ip",
+        "HTTP",
+        values.listen_address,
+        "The address at which they are served, beside loopback.",
+        value="IP",
+        default="0.0.0.0",  # noqa: S104 - the original's
+    ),
+    Flag(
+        "metrics-ip",
+        "HTTP",
+        values.metrics_address,
+        "An address of this host at which every client may read /metrics and\n"
+        "      /status.json, too. Repeat the flag for several. The variable separates\n"
+        "      them by spaces.",
+        value="IP",
+        is_repeatable=True,
+    ),
+    Flag(
+        "metrics-peers",
+        "HTTP",
+        values.boolean,
+        "Whether /metrics has series for each peer, beside the totals.",
+        default="false",
+    ),
+    Flag(
         "cleanup",
         "Instead of running",
         values.boolean,

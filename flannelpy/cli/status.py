@@ -44,14 +44,31 @@ JSON = Flag(
     default="false",
     has_variable=False,
 )
-FLAGS = (BRIEF, JSON, *control.FLAGS, InfoFlag("help", "Print this text.", usage))
+PROMETHEUS = Flag(
+    "prometheus",
+    "Status",
+    values.optional_path,
+    "Print nothing; write the metrics for Prometheus into this file, which is\n"
+    "      replaced as a whole, for the textfile collector of node_exporter.",
+    value="FILE",
+    has_variable=False,
+)
+FLAGS = (BRIEF, JSON, PROMETHEUS, *control.FLAGS, InfoFlag("help", "Print this text.", usage))
 COMMAND = click.Command(f"{PROGRAM} {NAME}", params=list(FLAGS), add_help_option=False)
 _FLAGS_BY_NAME = {flag.flag: flag for flag in FLAGS} | {"h": FLAGS[-1]}
 
 
-def parse(argv: Sequence[str]) -> tuple[Path, Form]:
-    """Return the daemon's control socket, and what to print.  Raises UsageError; -help exits."""
+def parse(argv: Sequence[str]) -> tuple[Path, Form | Path]:
+    """Return the daemon's control socket, and what to print, or the file for Prometheus.
+
+    Raises UsageError; -help exits.
+    """
     context = COMMAND.make_context(COMMAND.name, list(go_spelling(argv, _FLAGS_BY_NAME)))
+    if file := context.params["prometheus"]:
+        for other in ("brief", "json"):
+            if context.params[other]:
+                raise UsageError(f"-prometheus and -{other} exclude each other: -prometheus prints nothing")
+        return control.socket_of(context), file
     if context.params["brief"] and context.params["json"]:
         raise UsageError("-brief and -json exclude each other: the JSON document has the peers")
     form = Form.BRIEF if context.params["brief"] else Form.JSON if context.params["json"] else Form.FULL

@@ -15,6 +15,7 @@ from flannelpy.options import EtcdApi
 from flannelpy.subnet.lease import is_host_id
 
 _MAX_SECONDS = 3600
+_MAX_PORT = 65535
 # A lease must outlast a slow answer of etcd; etcd counts its TTL in nanoseconds, in 63 bits.
 MIN_LEASE_TTL = 5
 MAX_LEASE_TTL = 10 * 365 * 24 * 3600
@@ -112,6 +113,26 @@ def address(text: str) -> IPv4Address | None:
     return parsed
 
 
+def listen_address(text: str) -> IPv4Address:
+    """Return the IPv4 address of a listening socket; 0.0.0.0 is all."""
+    try:
+        return IPv4Address(text)
+    except ValueError:
+        raise ValueError("must be an IPv4 address of this host, such as 172.17.8.101, or 0.0.0.0 for all") from None
+
+
+def metrics_address(text: str) -> IPv4Address | None:
+    """Return an address of ``listen_address``; None if the text is empty, which means not given."""
+    return listen_address(text) if text else None
+
+
+def port(text: str) -> int:
+    """Return the number of a port; 0 is none."""
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or int(text) > _MAX_PORT:
+        raise ValueError(f"must be a port from 1 to {_MAX_PORT}, or 0 for none")
+    return int(text)
+
+
 def endpoints(text: str) -> tuple[str, ...]:
     """Return URLs that were separated by commas; the etcd client checks each.  Raises UsageError."""
     from flannelpy.registry.endpoints import parse_endpoint
@@ -158,3 +179,8 @@ def path(text: str) -> Path:
     if not file.name:
         raise ValueError("must name a file or directory below /")
     return file
+
+
+def optional_path(text: str) -> Path | None:
+    """Return the path of a file; None if the text is empty, which means not given."""
+    return path(text) if text else None

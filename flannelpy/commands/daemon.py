@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Never
+from typing import TYPE_CHECKING, Any, Never
 
 from flannelpy import __version__, logs
 from flannelpy.backend.repair_loop import RepairLoop
@@ -37,6 +37,9 @@ from flannelpy.packet import build
 from flannelpy.report import DaemonReport, NetworkState
 from flannelpy.serving import text
 from flannelpy.tasks import run_together
+
+if TYPE_CHECKING:
+    from flannelpy.web.process import HttpProcess
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +107,7 @@ async def _serve(options: Options) -> None:
     report = partial(_report, networks, time.time())
     notifier = SystemdNotifier(report, text.status, _set_start_up_aside)
     control = ControlServer(networks, report, logs.change_level)
+    http = _http_process(options, control) if options.healthz_port else None
     monitor = external_endpoint.watch(options, external)
     underlay = _underlay_loop(monitor, networks)
     changed = asyncio.Event()
@@ -118,10 +122,19 @@ async def _serve(options: Options) -> None:
         underlay.run(),
         host.firewall.run(),
         _answer_clients(control, options.control_socket, networks, changed),
+        *([http.run()] if http else []),
         _report_status(notifier),
         _collect_young(),
         keep_alive(lambda: underlay.is_live() and _is_live(networks)),
     )
+
+
+def _http_process(options: Options, control: ControlServer) -> HttpProcess:
+    """Return the HTTP process, whose ports are open, so that one that is taken ends the start.  Raises HostError."""
+    from flannelpy.web import listeners
+    from flannelpy.web.process import HttpProcess
+
+    return HttpProcess(options, listeners.listen(options), control.answer)
 
 
 def _report(networks: Sequence[Network], started_at: float) -> DaemonReport:

@@ -137,7 +137,7 @@ class ControlServer:
             with self._awaiting():
                 line = await _receive_line(connection)
         async with asyncio.timeout(_ANSWER_SECONDS):
-            async for part in self._answer(wire.parse_request(line)):
+            async for part in self.answer(wire.parse_request(line)):
                 with self._awaiting():
                     await loop.sock_sendall(connection, part)
 
@@ -152,8 +152,8 @@ class ControlServer:
         finally:
             self._awaited.pop(task, None)
 
-    async def _answer(self, request: wire.Request) -> AsyncIterator[bytes]:
-        """Carry out the request, and yield the lines of the answer."""
+    async def answer(self, request: wire.Request) -> AsyncIterator[bytes]:
+        """Carry out the request, and yield the lines of the answer; the next one is rendered when it is asked for."""
         match request:
             case wire.SetLogLevel(level):
                 self._set_log_level(level)

@@ -33,6 +33,20 @@ class Route:
         self.tally = tally
 
 
+class Totals:
+    """The counts of several tallies."""
+
+    def __init__(self) -> None:
+        self.packets_out = self.bytes_out = self.packets_in = self.bytes_in = 0
+
+    def add(self, counts: Tally | Totals) -> None:
+        """Add the counts of a tally, or of other tallies."""
+        self.packets_out += counts.packets_out
+        self.bytes_out += counts.bytes_out
+        self.packets_in += counts.packets_in
+        self.bytes_in += counts.bytes_in
+
+
 class Sender:
     """What a peer with one public IP leases: the tally of each subnet, which is (network, mask).
 
@@ -72,6 +86,8 @@ class Routes:
         self._longest_first: tuple[tuple[int, dict[int, Route]], ...] = ()
         #: What each peer leases, by its public IP.
         self.by_public_ip: dict[str, Sender] = {}
+        #: What was counted for subnets that were removed.
+        self.removed = Totals()
         #: Addresses that are equal under it have the same next hop.
         self.mask = _ALL_ONES
 
@@ -92,12 +108,18 @@ class Routes:
 
     def remove(self, subnet: IPv4Network) -> None:
         """Remove ``subnet``, if it is there."""
-        self._discard(subnet)
+        route = self._discard(subnet)
+        if route is not None:
+            self.removed.add(route.tally)
         self._reorder()
 
     def get(self, subnet: IPv4Network) -> Route | None:
         """Return the route of exactly this subnet, or None."""
         return self._by_length.get(subnet.prefixlen, {}).get(int(subnet.network_address))
+
+    def tallies(self) -> list[Tally]:
+        """Return the tallies of all subnets."""
+        return [route.tally for entries in self._by_length.values() for route in entries.values()]
 
     def lookup(self, destination: int) -> Route | None:
         """Return the route for an address (0..2^32-1), or None if no peer leases it."""

@@ -26,7 +26,7 @@ from flannelpy.chunks import in_chunks
 from flannelpy.datapath import udp_settings
 from flannelpy.datapath.engine import Engine
 from flannelpy.datapath.offloads import Offload, choose, probe
-from flannelpy.datapath.routes import NextHop, Route, Routes
+from flannelpy.datapath.routes import NextHop, Route, Routes, Totals
 from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.errors import HostError
@@ -80,6 +80,7 @@ class UdpBackend:
         self._alias = alias
         self.device = ""
         self._queue_drops = QueueDrops()
+        self._carried = Traffic()  # as of the last ``refresh``
         self._used_offloads: tuple[str, ...] = ()
         self._is_open = False  # from the end of ``start`` to ``close``
         self._logged_drops: Counter[DropReason] = Counter()
@@ -171,7 +172,10 @@ class UdpBackend:
             self._sender_queues.settle()
 
     def report(self) -> BackendReport:
-        """Return how many peers can be reached, and what was dropped; of the device's queue, up to ``refresh``."""
+        """Return how many peers can be reached, and what was carried and dropped.
+
+        What was carried, and what the device's queue dropped, is as of the last ``refresh``.
+        """
         unreachable = len(self._route_check.unreachable) if self._route_check else 0
         return BackendReport(
             "udp",
@@ -182,10 +186,20 @@ class UdpBackend:
             self._mtu,
             self._used_offloads,
             udp_settings.ENCAP_OVERHEAD,
+            self._carried,
         )
 
     async def refresh(self) -> None:
-        """Read the kernel's counter of packets that did not fit into the device's queue, unless that fails."""
+        """Add up the packets of all peers, and read the kernel's counter of those that found the device's queue full.
+
+        If the kernel cannot be asked, the former value stays.
+        """
+        total = Totals()
+        total.add(self._routes.removed)
+        async for chunk in in_chunks(self._routes.tallies()):
+            for tally in chunk:
+                total.add(tally)
+        self._carried = Traffic(total.packets_out, total.bytes_out, total.packets_in, total.bytes_in)
         with suppress(HostError, OSError):
             async with Netlink() as netlink:
                 await self._queue_drops.read(netlink, self._device.tun.name)

@@ -47,6 +47,10 @@ DEFAULTS = {
     "iptables_resync": 5,
     "source_check": SourceCheck.PEER,
     "offload": None,
+    "healthz_ip": IPv4Address("0.0.0.0"),
+    "healthz_port": 0,
+    "metrics_ip": (),
+    "metrics_peers": False,
     "cleanup": False,
     "release": False,
     "verbosity": 0,
@@ -71,6 +75,8 @@ GOOD = {
     "iptables-resync": ("60", "iptables_resync", 60),
     "source-check": ("strict", "source_check", SourceCheck.STRICT),
     "offload": ("tso,gso", "offload", frozenset({"tso", "gso"})),
+    "healthz-ip": ("127.0.0.1", "healthz_ip", IPv4Address("127.0.0.1")),
+    "healthz-port": ("8471", "healthz_port", 8471),
     "v": ("3", "verbosity", 3),
 }
 
@@ -190,6 +196,10 @@ def test_variable_names() -> None:
         "iptables-resync": "FLANNELD_IPTABLES_RESYNC",
         "source-check": "FLANNELD_SOURCE_CHECK",
         "offload": "FLANNELD_OFFLOAD",
+        "healthz-port": "FLANNELD_HEALTHZ_PORT",
+        "healthz-ip": "FLANNELD_HEALTHZ_IP",
+        "metrics-ip": "FLANNELD_METRICS_IP",
+        "metrics-peers": "FLANNELD_METRICS_PEERS",
         "cleanup": None,
         "release": None,
         "v": "FLANNELD_V",
@@ -244,6 +254,15 @@ def test_boolean(text: str, value: bool, monkeypatch: pytest.MonkeyPatch) -> Non
         (["-etcd-keyfile=k", "-etcd-certfile=c"], {"etcd_keyfile": "k", "etcd_certfile": "c"}),
         (["-etcd-username=u", "-etcd-password=p"], {"etcd_username": "u", "etcd_password": "p"}),
         (["-cleanup", "-release"], {"cleanup": True, "release": True}),
+        (
+            ["-healthz-port=8471", "-metrics-ip=10.0.0.1", "-metrics-ip", "0.0.0.0", "-metrics-ip=", "-metrics-peers"],
+            {
+                "healthz_port": 8471,
+                "metrics_ip": (IPv4Address("10.0.0.1"), IPv4Address("0.0.0.0")),
+                "metrics_peers": True,
+            },
+        ),
+        (["-metrics-ip=", "-metrics-peers=false"], {}),
         (["-subnet-lease-ttl=10s"], {"subnet_lease_ttl": 10}),
         (
             ["-subnet-lease-ttl=48h", "-subnet-lease-renew-margin=2879"],
@@ -319,6 +338,24 @@ def test_as_go_reads_it(argv: list[str], expected: dict[str, object]) -> None:
                 ("255.255.255.255", "240.0.0.0/4 (reserved and broadcast)"),
             )
         ),
+        *(
+            (
+                [f"-healthz-port={text}"],
+                f"bad value {text!r} for -healthz-port: must be a port from 1 to 65535, or 0 for none",
+            )
+            for text in ("", "65536", "-1", "http", "80.0", "٣", "1" * 10)
+        ),
+        *(
+            (
+                [f"-{flag}={text}"],
+                f"bad value {text!r} for -{flag}: must be an IPv4 address of this host, such as 172.17.8.101, or"
+                " 0.0.0.0 for all",
+            )
+            for flag in ("healthz-ip", "metrics-ip")
+            for text in ("eth1", "::", "10.0.0.0/8", "localhost")
+        ),
+        (["-metrics-ip=10.0.0.1"], "-metrics-ip needs -healthz-port, the port of /metrics"),
+        (["-metrics-peers", "-healthz-port=0"], "-metrics-peers needs -healthz-port, the port of /metrics"),
         *(
             (
                 [f"-offload={text}"],
@@ -420,6 +457,7 @@ def test_password_in_an_endpoint_is_not_repeated() -> None:
             "bad value 'eth1' for FLANNELD_PUBLIC_IP: must be an IPv4 address, such as 172.17.8.101",
         ),
         ("FLANNELD_ETCD_USERNAME", "u", "FLANNELD_ETCD_USERNAME needs -etcd-password"),
+        ("FLANNELD_METRICS_IP", "10.0.0.1", "FLANNELD_METRICS_IP needs -healthz-port, the port of /metrics"),
         ("FLANNELD_ETCD_CERTFILE", "c", "FLANNELD_ETCD_CERTFILE needs -etcd-keyfile"),
     ],
 )

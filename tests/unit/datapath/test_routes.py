@@ -149,3 +149,17 @@ def test_removing_an_unknown_subnet_keeps_all_public_ips() -> None:
     for subnet in ("11.0.65.0/25", "11.0.66.0/24", "12.0.0.0/8"):
         table.remove(IPv4Network(subnet))
     assert known(table) == known(routes(*NESTED))
+
+
+def test_the_counts_of_removed_subnets_are_kept() -> None:
+    table = routes(("11.0.65.0/24", A), ("11.0.66.0/24", B))
+    for subnet, length in (("11.0.65.0/24", 100), ("11.0.66.0/24", 50)):
+        route = table.get(IPv4Network(subnet))
+        assert route
+        route.tally.sent(length, 1400)
+        route.tally.accepted(2, length, 1.0)
+    table.remove(IPv4Network("11.0.65.0/24"))
+    table.remove(IPv4Network("11.0.65.0/24"))
+    assert [tally.bytes_out for tally in table.tallies()] == [50]
+    kept = table.removed
+    assert (kept.packets_out, kept.bytes_out, kept.packets_in, kept.bytes_in) == (1, 100, 2, 100)

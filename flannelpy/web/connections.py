@@ -1,0 +1,135 @@
+"""Serves HTTP connections, of any client, one request each.
+
+h11 parses; this module limits: the time of a connection, the bytes of a request, and the number of connections.  Beyond
+that number the oldest connection is closed, so that idle clients keep no probe out.
+Source: RFC 9112.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from asyncio import StreamReader, StreamWriter
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from ipaddress import IPv4Address
+
+import h11
+
+from flannelpy.web.messages import Request, Response, refusal
+
+# For a whole connection; Prometheus waits as long for a response by default.
+_SECONDS = 10.0
+_MOST_CONNECTIONS = 256
+_MOST_REQUEST_BYTES = 8192
+_READ_BYTES = 4096
+# A slow reader of a long response costs this much memory, not the length of the response.
+_WRITE_BYTES = 1 << 16
+
+Answer = Callable[[Request], Awaitable[Response]]
+
+
+class Connections:
+    """The connections of all listeners; ``answer`` returns the response to a request."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._open: dict[asyncio.Task[None], StreamWriter] = {}  # the oldest first
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Accept connections until cancelled."""
+        server = await asyncio.start_server(self._accepted, sock=listener, limit=_READ_BYTES)
+        async with server:
+            await server.serve_forever()
+
+    def _accepted(self, reader: StreamReader, writer: StreamWriter) -> None:
+        if len(self._open) >= _MOST_CONNECTIONS:
+            self._close_oldest()
+        task = asyncio.create_task(self._serve_one(reader, writer))
+        self._open[task] = writer
+        task.add_done_callback(self._ended)
+
+    def _close_oldest(self) -> None:
+        task = next(iter(self._open))
+        self._open.pop(task).transport.abort()
+        task.cancel()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if writer := self._open.pop(task, None):
+            writer.transport.abort()
+
+    async def _serve_one(self, reader: StreamReader, writer: StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_SECONDS):
+                await _exchange(reader, writer, self._answer)
+        except (OSError, TimeoutError):  # the client closed the connection, or took too long
+            pass
+
+
+async def _exchange(reader: StreamReader, writer: StreamWriter, answer: Answer) -> None:
+    """Read a request and write the response.  Raises OSError."""
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_MOST_REQUEST_BYTES)
+    try:
+        head = await _read_head(reader, parser)
+    except h11.RemoteProtocolError as error:
+        response, is_head = (
+            refusal(HTTPStatus(error.error_status_hint), "not an HTTP request that is served here"),
+            False,
+        )
+    else:
+        if head is None:
+            return
+        response, is_head = await answer(_request(head, writer)), head.method == b"HEAD"
+    await _write(writer, parser, response, is_head)
+    await _discard(reader, writer)
+
+
+async def _read_head(reader: StreamReader, parser: h11.Connection) -> h11.Request | None:
+    """Return the head of a request; None if the client closes the connection first.
+
+    Raises OSError, h11.RemoteProtocolError.
+    """
+    while True:
+        event = parser.next_event()
+        if isinstance(event, h11.Request):
+            return event
+        if event is not h11.NEED_DATA:
+            return None
+        parser.receive_data(await reader.read(_READ_BYTES))
+
+
+def _request(head: h11.Request, writer: StreamWriter) -> Request:
+    hosts = [value for name, value in head.headers if name == b"host"]
+    return Request(
+        head.method.decode("ascii"),
+        head.target.decode("ascii"),
+        hosts[0].decode("latin-1") if hosts else "",
+        IPv4Address(writer.get_extra_info("sockname")[0]),
+        IPv4Address(writer.get_extra_info("peername")[0]),
+    )
+
+
+async def _write(writer: StreamWriter, parser: h11.Connection, response: Response, is_head: bool) -> None:
+    headers = [
+        ("Content-Type", response.content_type),
+        ("Content-Length", str(len(response.body))),
+        ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Connection", "close"),
+    ]
+    if response.allow:
+        headers.append(("Allow", response.allow))
+    head = h11.Response(status_code=response.status, headers=headers, reason=response.status.phrase.encode())
+    writer.write(parser.send(head) or b"")
+    body = memoryview(b"" if is_head else response.body)
+    for start in range(0, len(body), _WRITE_BYTES):
+        writer.write(body[start : start + _WRITE_BYTES])
+        await writer.drain()
+
+
+async def _discard(reader: StreamReader, writer: StreamWriter) -> None:
+    """Read until the client closes the connection: unread bytes would have the kernel discard the response."""
+    await writer.drain()
+    writer.write_eof()
+    while await reader.read(_READ_BYTES):
+        pass

@@ -1,0 +1,75 @@
+"""The connection of the HTTP process to the daemon: one, kept open, for all questions.
+
+It speaks the protocol of the control socket (``serving/wire.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+from flannelpy.errors import MessageError
+from flannelpy.report import DaemonReport, PeerReport
+from flannelpy.serving import wire
+from flannelpy.web.pages import DaemonAnswer, DaemonUnavailable
+
+# The longest line has the reports of all networks, or a hundred peers.
+_LONGEST_LINE = 16 << 20
+
+
+class DaemonLink:
+    """Asks one question after the other.  When the daemon has closed the connection, the process ends."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._turn = asyncio.Lock()
+
+    @staticmethod
+    async def over(connection: socket.socket) -> DaemonLink:
+        """Return the link over a connected socket."""
+        return DaemonLink(*await asyncio.open_unix_connection(sock=connection, limit=_LONGEST_LINE))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._writer.close()
+
+    async def ask(self, *, with_peers: bool) -> DaemonAnswer:
+        """Return the report, as pages.Daemon demands.
+
+        The task must not be cancelled: the answer comes nevertheless, and would be taken for that of the next question.
+        """
+        report: DaemonReport | None = None
+        peers: dict[str, list[PeerReport]] = {}
+        async with self._turn:
+            self._writer.write(wire.request_line(wire.GetReport(with_peers)))
+            try:
+                async for part in self._parts():
+                    match part:
+                        case DaemonReport():
+                            report = part
+                        case wire.Peers(network, some):
+                            peers.setdefault(network, []).extend(some)
+            except MessageError as error:
+                raise DaemonUnavailable(str(error)) from error
+        if report is None:
+            raise DaemonUnavailable("an answer without a report")
+        return DaemonAnswer(report, peers)
+
+    async def _parts(self) -> AsyncIterator[wire.Part]:
+        """Yield the parts of an answer up to its end.  Raises MessageError after the end; SystemExit without an end."""
+        failure: MessageError | None = None
+        while line := await self._reader.readline():
+            try:
+                part = wire.parse_part(line)
+            except MessageError as error:
+                failure = error
+                continue
+            if isinstance(part, wire.End | wire.Refusal):
+                break
+            yield part
+        else:
+            raise SystemExit(0)
+        if failure:
+            raise failure

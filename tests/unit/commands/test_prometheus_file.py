@@ -1,0 +1,58 @@
+"""The file of status -prometheus: whole, readable by others, and true also without a daemon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flannelpy import cli
+from flannelpy.cli import status
+from flannelpy.commands import prometheus_file
+from flannelpy.control import client
+from flannelpy.errors import HostError, NoAnswer, UsageError
+from flannelpy.report import DaemonReport, NetworkReport, NetworkState
+
+READY = DaemonReport((NetworkReport("", NetworkState.READY),), "1.0.0")
+
+
+@pytest.mark.parametrize(("state", "code"), [(NetworkState.READY, 0), (NetworkState.STARTING, 1)])
+def test_metrics_of_a_daemon(state: NetworkState, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = DaemonReport((NetworkReport("", state),), "1.0.0")
+    monkeypatch.setattr(client, "fetch", lambda path, with_peers: client.Answer(report, {}))
+    file = tmp_path / "flannelpy.prom"
+    file.write_text("old")
+    assert prometheus_file.run(tmp_path / "control.sock", file) == code
+    assert "flannelpy_up 1.0\n" in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_without_a_daemon_the_file_has_that_and_the_exit_code_is_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "flannelpy.prom"
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["status", f"-prometheus={file}", f"-subnet-file={tmp_path}/subnet.env"])
+    assert caught.value.code == NoAnswer.exit_code
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [line for line in file.read_text().splitlines() if line[0] != "#"] == ["flannelpy_up 0.0"]
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(HostError) as caught:
+        prometheus_file.write(tmp_path / "missing/flannelpy.prom", "text")
+    assert (
+        str(caught.value)
+        == f"cannot write {tmp_path}/missing/flannelpy.prom: No such file or directory; see -prometheus"
+    )
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(HostError, match="Is a directory"):
+        prometheus_file.write(tmp_path / "directory", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["directory"]
+
+
+@pytest.mark.parametrize("other", ["brief", "json"])
+def test_it_prints_nothing(other: str) -> None:
+    with pytest.raises(UsageError, match=f"-prometheus and -{other} exclude each other"):
+        status.parse([f"-{other}", "-prometheus=/tmp/x.prom"])
