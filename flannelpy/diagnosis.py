@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
 from flannelpy.report import ConfigState, DaemonReport, NetworkReport, NetworkState, StoreReport
+from flannelpy.units import span
 
 # A single request that got no answer is repeated within a second.
 _SILENT_SECONDS = 5.0
@@ -104,7 +104,7 @@ def _silence(seen: _Seen) -> str:
 
 def _about_silent(store: StoreReport, now: float) -> str:
     api = f" v{store.api}" if store.api else ""
-    return f"etcd{api} has given no usable answer for {_duration(now - (store.silent_since or now))}: {store.failure}"
+    return f"etcd{api} has given no usable answer for {span(now - (store.silent_since or now))}: {store.failure}"
 
 
 def _config_in(state: ConfigState) -> Callable[[_Seen], str]:
@@ -122,7 +122,7 @@ def _ending_lease(seen: _Seen) -> str:
     lease = seen.network.lease
     if lease is None or lease.seconds_left is None or not lease.problem:
         return ""
-    return f"the lease of {lease.subnet} ends in {_duration(lease.seconds_left)}, and renewals fail: {lease.problem}"
+    return f"the lease of {lease.subnet} ends in {span(lease.seconds_left)}, and renewals fail: {lease.problem}"
 
 
 def _unknown_peers(seen: _Seen) -> str:
@@ -152,10 +152,6 @@ def _unreachable_peers(seen: _Seen) -> str:
     if backend is None or backend.next_hops is None or not backend.unreachable:
         return ""
     return f"{backend.unreachable} of {backend.next_hops + backend.unreachable} peers cannot be reached from this host"
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
 
 
 _NOT_READY_REMEDY = "wait some seconds; if it lasts, the log names the cause"

@@ -35,7 +35,7 @@ from flannelpy.network import Network
 from flannelpy.options import Options
 from flannelpy.packet import build
 from flannelpy.report import DaemonReport, NetworkState
-from flannelpy.serving import text
+from flannelpy.serving.status_line import status_line
 from flannelpy.tasks import run_together
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ async def _serve(options: Options) -> None:
     host = Host(external, public_ip, options.iptables_resync)
     networks: list[Network] = []
     report = partial(_report, networks, time.time())
-    notifier = SystemdNotifier(report, text.status, _set_start_up_aside)
+    notifier = SystemdNotifier(report, status_line, _set_start_up_aside)
     control = ControlServer(networks, report, logs.change_level)
     http = _http_process(options, control) if options.healthz_port else None
     monitor = external_endpoint.watch(options, external)

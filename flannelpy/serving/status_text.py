@@ -18,10 +18,9 @@ from flannelpy.report import (
     PeerReport,
     StoreReport,
 )
+from flannelpy.units import size, span
 
-_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 _LABEL_WIDTH = 11
-_BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def status_text(report: DaemonReport, peers: Mapping[str, Sequence[PeerReport]]) -> str:
@@ -32,23 +31,6 @@ def status_text(report: DaemonReport, peers: Mapping[str, Sequence[PeerReport]])
         lines += [_headline(network, now), *_details(network, now)]
         lines += _peer_lines(peers.get(network.name, ()), now)
     return "".join(f"{escaped(line)}\n" for line in [*lines, *_problems(report)])
-
-
-def span(seconds: float) -> str:
-    """Return a time span in the two largest of its units, such as ``3 h 12 min``; a negative one is ``0 s``."""
-    left = max(0, int(seconds))
-    counts = []
-    for unit, length in _UNITS:
-        count, left = divmod(left, length)
-        counts.append((count, unit))
-    first = next((place for place, (count, _) in enumerate(counts) if count), len(counts) - 1)
-    return " ".join(f"{count} {unit}" for count, unit in counts[first : first + 2] if count or len(counts) - first == 1)
-
-
-def size(count: int) -> str:
-    """Return a number of bytes in the unit that leaves at most four digits, such as ``1.2 MiB``."""
-    exponent = min(max(0, (count.bit_length() - 1) // 10), len(_BINARY_UNITS) - 1)
-    return f"{count} B" if not exponent else f"{count / 1024**exponent:.1f} {_BINARY_UNITS[exponent]}"
 
 
 def _daemon(report: DaemonReport) -> str:

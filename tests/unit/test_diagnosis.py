@@ -63,17 +63,17 @@ ROWS = [
     (
         replace(WELL, store=SILENT),
         ProblemCode.STORE_SILENT,
-        "etcd v3 has given no usable answer for 0:01:05: http://10.0.0.1:2379: no answer in time",
+        "etcd v3 has given no usable answer for 1 min 5 s: http://10.0.0.1:2379: no answer in time",
     ),
     (
         replace(WELL, second_store=replace(SILENT, api=2)),
         ProblemCode.STORE_SILENT,
-        "etcd v2 has given no usable answer for 0:01:05: http://10.0.0.1:2379: no answer in time",
+        "etcd v2 has given no usable answer for 1 min 5 s: http://10.0.0.1:2379: no answer in time",
     ),
     (
         replace(EARLY, store=replace(SILENT, api=None)),
         ProblemCode.STORE_SILENT,
-        "etcd has given no usable answer for 0:01:05: http://10.0.0.1:2379: no answer in time",
+        "etcd has given no usable answer for 1 min 5 s: http://10.0.0.1:2379: no answer in time",
     ),
     (
         replace(EARLY, config=ConfigReport(ConfigState.MISSING, "/config: key not found")),
@@ -98,12 +98,12 @@ ROWS = [
     (
         replace(EARLY, state=NetworkState.WAITING_FOR_LEASE, lease_problem="no answer in time", store=SILENT),
         ProblemCode.STORE_SILENT,
-        "etcd v3 has given no usable answer for 0:01:05: http://10.0.0.1:2379: no answer in time",
+        "etcd v3 has given no usable answer for 1 min 5 s: http://10.0.0.1:2379: no answer in time",
     ),
     (
         replace(WELL, lease=LeaseReport(SUBNET, 3540.4, problem="etcdserver: mvcc: database space exceeded")),
         ProblemCode.LEASE_ENDING,
-        "the lease of 11.0.59.0/24 ends in 0:59:00, and renewals fail: etcdserver: mvcc: database space exceeded",
+        "the lease of 11.0.59.0/24 ends in 59 min, and renewals fail: etcdserver: mvcc: database space exceeded",
     ),
     (
         replace(WELL, state=NetworkState.WAITING_FOR_PEERS),

@@ -34,7 +34,7 @@ from flannelpy.linux.netlink.client import Netlink
 from flannelpy.network import Network
 from flannelpy.options import Options
 from flannelpy.report import BackendReport, DaemonReport, LeaseReport, NetworkReport, NetworkState
-from flannelpy.serving import text
+from flannelpy.serving.status_line import status_line
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -475,7 +475,7 @@ def test_the_status_is_sent_again_and_again(monkeypatch: pytest.MonkeyPatch, not
 
     async def scenario() -> None:
         task = asyncio.create_task(
-            daemon._report_status(SystemdNotifier(lambda: DaemonReport(()), text.status, gc.disable))
+            daemon._report_status(SystemdNotifier(lambda: DaemonReport(()), status_line, gc.disable))
         )
         await until(lambda: len(collected) > 2)
         task.cancel()

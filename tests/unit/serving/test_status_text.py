@@ -6,8 +6,6 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-import pytest
-
 from flannelpy.report import (
     BackendReport,
     DaemonReport,
@@ -21,7 +19,7 @@ from flannelpy.report import (
     StoreReport,
     Traffic,
 )
-from flannelpy.serving.status_text import size, span, status_text
+from flannelpy.serving.status_text import status_text
 
 NOW = 1_800_000_000.0
 INTERFACE = InterfaceReport("eth1", "", IPv4Address("172.17.8.101"), IPv4Address("172.17.8.101"), 1500)
@@ -44,7 +42,7 @@ VXLAN = NetworkReport(
     "eth1 is down",
     since=NOW - 61,
     network=IPv4Network("12.0.0.0/16"),
-    store=StoreReport(2, "http://172.17.8.1:2379", NOW - 90, NOW - 65),
+    store=StoreReport(2, "http://172.17.8.1:2379", NOW - 90, NOW - 65, "no answer in time"),
     lease=LeaseReport(IPv4Network("12.0.1.0/24"), None),
     backend=BackendReport("vxlan", 1, 0, {}, "flannel.1", 1450),
     interface=replace(INTERFACE, problem="eth1 is down", public_ip=IPv4Address("10.255.0.1")),
@@ -84,6 +82,10 @@ network blue: degraded for 1 min 1 s
   peers:     1 reachable
   PEER         PUBLIC IP     SINCE    STATE
   12.0.2.0/24  172.17.8.103  1 s ago  reachable
+problem: 1 of 3 peers cannot be reached from this host (peers_unreachable)
+  remedy: flannelpy status names the cause beside each of these peers
+problem of network blue: etcd v2 has given no usable answer for 1 min 5 s: no answer in time (store_silent)
+  remedy: start etcd, or restore the way to it; meanwhile packets are forwarded until the leases end
 problem of network blue: eth1 is down (external_interface)
   remedy: """
 
@@ -105,7 +107,14 @@ def test_without_peers_the_rest_is_the_same() -> None:
 
 def test_a_network_that_has_just_started() -> None:
     report = DaemonReport((NetworkReport("", NetworkState.STARTING, since=NOW),), "0.3.0", at=NOW)
-    assert status_text(report, {}) == "flannelpy 0.3.0\nnetwork: starting for 0 s\nproblems: none\n"
+    lines = status_text(report, {}).splitlines()
+    assert lines[:3] == ["flannelpy 0.3.0", "network: starting for 0 s", "problem: the network is starting (not_ready)"]
+    assert lines[3].startswith("  remedy: ")
+
+
+def test_without_problems_the_last_line_says_so() -> None:
+    report = DaemonReport((NetworkReport("", NetworkState.READY, since=NOW),), "0.3.0", at=NOW)
+    assert status_text(report, {}) == "flannelpy 0.3.0\nnetwork: ready for 0 s\nproblems: none\n"
 
 
 def test_a_network_that_has_failed() -> None:
@@ -128,40 +137,3 @@ def test_foreign_text_cannot_add_a_line_or_move_the_cursor() -> None:
     network = replace(UDP, store=StoreReport(3, "http://a\n\x1b[2J", None, None))
     text = status_text(DaemonReport((network,), at=NOW), {})
     assert "  store:     etcd v3 at http://a\\n\\x1b[2J\n" in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (-5, "0 s"),
-        (0, "0 s"),
-        (0.9, "0 s"),
-        (59.9, "59 s"),
-        (60, "1 min"),
-        (61, "1 min 1 s"),
-        (3600, "1 h"),
-        (3601, "1 h"),
-        (3661, "1 h 1 min"),
-        (86_399, "23 h 59 min"),
-        (86_400, "1 d"),
-        (86_460, "1 d"),
-        (400 * 86_400 + 7200, "400 d 2 h"),
-    ],
-)
-def test_time_spans(seconds: float, text: str) -> None:
-    assert span(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (1_234_567, "1.2 MiB"),
-        (1 << 30, "1.0 GiB"),
-        (1 << 63, "8192.0 PiB"),
-    ],
-)
-def test_sizes(count: int, text: str) -> None:
-    assert size(count) == text
