@@ -8,7 +8,7 @@ Counterpart: none.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -17,7 +17,7 @@ from flannelpy.check import gather_host, gather_rules, gather_store, gather_ways
 from flannelpy.check import plan as plans
 from flannelpy.check.gather_peers import Pings
 from flannelpy.check.lines import Line, in_order
-from flannelpy.check.observations import DeviceSeen, HostSeen, PeerSeen, StoreSeen, WaySeen
+from flannelpy.check.observations import DaemonSeen, DeviceSeen, HostSeen, Peer, PeerSeen, StoreSeen, WaySeen
 from flannelpy.check.plan import Plan
 from flannelpy.check.verdicts import Code, found
 from flannelpy.errors import HostError
@@ -25,18 +25,14 @@ from flannelpy.host import container_traffic, subnet_file
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.options import Options
 from flannelpy.registry.connect import etcd_hosts
-from flannelpy.report import DaemonReport
 from flannelpy.subnet.lease import HostIdentity, Lease
 from flannelpy.subnet.lease_policy import Terms
 
 _NO_IDENTITY = HostIdentity(IPv4Address(0))
 
 
-async def follow(options: Options, report: DaemonReport | None = None) -> list[Line]:
-    """Return the lines about all networks of this host, in the order of the chain.
-
-    ``report``: that of the running daemon, if it gives one.  Raises UsageError, HostError.
-    """
+async def follow(options: Options, daemon: DaemonSeen) -> list[Line]:
+    """Return the lines about all networks of this host, in the order of the chain.  Raises UsageError, HostError."""
     endpoints = asyncio.create_task(gather_store.endpoints(options))
     try:
         async with Netlink() as netlink:
@@ -44,40 +40,51 @@ async def follow(options: Options, report: DaemonReport | None = None) -> list[L
     except HostError as error:
         lines = [found(Code.NO_INTERFACE, str(error)), *await _stores(options)]
     else:
-        each = await asyncio.gather(*(_network(options, name, host, report) for name in options.networks or ("",)))
+        each = await asyncio.gather(*(_network(options, name, host, daemon) for name in _names(options)))
         lines = [judge_host.interface(host), *(line for one in each for line in one)]
-    return in_order([*lines, *judge_store.endpoints(await endpoints)])
+    lines += judge_store.endpoints(await endpoints)
+    return in_order([*lines, *_daemon(options, daemon, lines)])
 
 
-async def _network(options: Options, name: str, host: HostSeen, report: DaemonReport | None) -> list[Line]:
+def _names(options: Options) -> Sequence[str]:
+    return options.networks or ("",)
+
+
+async def _network(options: Options, name: str, host: HostSeen, daemon: DaemonSeen) -> list[Line]:
     """Return the lines about one network, by a connection of its own: the kernel answers one listing at a time.
 
     Raises UsageError, HostError.
     """
     async with Netlink() as netlink:
-        return await _Chain(netlink, options, name, host, report).lines()
+        return await _Chain(netlink, options, name, host, daemon).lines()
 
 
 async def _stores(options: Options) -> list[Line]:
     """Return the lines about the store alone, without a host that could use it."""
     lines: list[Line] = []
-    for name in options.networks or ("",):
+    for name in _names(options):
         file = gather_host.file(options.subnet_file_of(name))
         lines += judge_store.store(await gather_store.look(options, name, _NO_IDENTITY, file), file, None)
     return lines
 
 
+def _daemon(options: Options, daemon: DaemonSeen, lines: Sequence[Line]) -> Iterator[Line]:
+    """Yield the lines about the daemon, for each network.  ``lines``: all others.  Raises HostError."""
+    for name in _names(options):
+        others = {Code(line.code) for line in lines if line.code and line.network in ("", name)}
+        file = gather_host.file(options.subnet_file_of(name))
+        yield from (replace(line, network=name) for line in judge_host.daemon(file, daemon.report, name, others))
+
+
 class _Chain:
     """The chain of one network."""
 
-    def __init__(
-        self, netlink: Netlink, options: Options, name: str, host: HostSeen, report: DaemonReport | None
-    ) -> None:
+    def __init__(self, netlink: Netlink, options: Options, name: str, host: HostSeen, daemon: DaemonSeen) -> None:
         self._netlink = netlink
         self._options = options
         self._name = name
         self._host = host
-        self._report = report
+        self._daemon = daemon
         self._path = options.subnet_file_of(name)
         self._file = gather_host.file(self._path)
         self._lines: list[Line] = []
@@ -91,7 +98,6 @@ class _Chain:
         if not seen.failure and seen.config:
             terms = Terms(self._options.subnet_lease_ttl, self._options.subnet_lease_renew_margin)
             self._lines += judge_store.leases(seen, self._file, self._host.identity, terms)
-        self._lines += judge_host.daemon(self._file, self._report, self._name)
         await self._ways(seen, own, plan)
         return [replace(line, network=self._name) for line in self._lines]
 
@@ -133,42 +139,44 @@ class _Chain:
         files = [self._options.subnet_file_of(name) for name in self._options.networks]
         return [plan.network, *filter(None, map(subnet_file.previous_network, files))]
 
-    async def _rules(self, plan: Plan, device: DeviceSeen | None, peers: Sequence[Lease], direct: int) -> None:
+    async def _rules(self, plan: Plan, device: DeviceSeen | None, peers: Sequence[Peer], direct: int) -> None:
         if not plan.routes_packets:
             return
         indices = container_traffic.bridges(plan.subnet, self._host.addresses)
         bridges = [self._netlink.name_of(each) for each in sorted(indices)]
         name = device.link.name if device and device.link else ""
-        addresses = [peer.attrs.public_ip for peer in peers]
+        addresses = [peer.public_ip for peer in peers]
         packets = gather_rules.traffic(plan, name, self._host.external.name, bridges, addresses, direct)
         is_masqueraded = self._file.ip_masq or self._options.ip_masq
         rules = await gather_rules.look(packets, is_masqueraded=is_masqueraded)
         self._lines += judge_host.forwarding(rules, has_bridge=bool(bridges))
 
-    async def _peers(self, seen: StoreSeen, own: Lease | None, plan: Plan | None) -> Sequence[Lease]:
-        """Return the leases of the peers that this host can use; the others have lines."""
+    async def _peers(self, seen: StoreSeen, own: Lease | None, plan: Plan | None) -> Sequence[Peer]:
+        """Return the peers that this host can use, which without etcd the daemon knows; others have lines."""
         if seen.config is None:
-            self._lines.append(found(Code.PEERS_UNKNOWN, "which peers there are is not known"))
-            return []
+            peers = self._daemon.peers_of(self._name)
+            if peers is None:
+                self._lines.append(found(Code.PEERS_UNKNOWN, "which peers there are is not known"))
+            return peers or []
         our_ip = self._host.identity.public_ip
-        peers = [lease for lease in seen.leases if lease.attrs.public_ip != our_ip and lease != own]
+        others = [lease for lease in seen.leases if lease.attrs.public_ip != our_ip and lease != own]
         if own is None or plan is None:
-            return peers
+            return gather_ways.holders(others)
         underlay = Underlay(self._host.external, our_ip, etcd_hosts(self._options))
-        usable = await gather_ways.usable(self._netlink, underlay, plan.network, own, peers)
+        usable = await gather_ways.usable(self._netlink, underlay, plan.network, own, others)
         for one in usable.ignored:
             self._lines.append(
                 found(Code.LEASE_UNUSABLE, f"lease {one.subnet} is ignored: {one.fault}", peer=one.subnet)
             )
-        return usable.leases
+        return usable.peers
 
-    async def _ping(self, plan: Plan | None, peers: Sequence[Lease], ways: dict[IPv4Network, WaySeen]) -> None:
+    async def _ping(self, plan: Plan | None, peers: Sequence[Peer], ways: dict[IPv4Network, WaySeen]) -> None:
         try:
             async with Pings(self._host, plan) as pings:
                 seen: Sequence[PeerSeen] = await pings.look(peers, ways)
         except HostError as error:
             self._lines.append(found(Code.PING_REFUSED, str(error)))
-            seen = [PeerSeen(peer.subnet, peer.attrs.public_ip, ways[peer.subnet]) for peer in peers]
+            seen = [PeerSeen(peer.subnet, peer.public_ip, ways[peer.subnet]) for peer in peers]
         self._lines += judge_peers.ways(seen) if plan and plan.routes_packets else []
         for peer in seen:
             self._lines += judge_peers.answers(peer, plan)

@@ -10,12 +10,11 @@ from ipaddress import IPv4Address, IPv4Network
 from statistics import median
 
 from flannelpy.check.lines import Echo
-from flannelpy.check.observations import HostSeen, PeerSeen, WaySeen
+from flannelpy.check.observations import HostSeen, Peer, PeerSeen, WaySeen
 from flannelpy.check.plan import Plan, bridge_address, tunnel_address
 from flannelpy.linux import udp_probe
 from flannelpy.linux.icmp_echo import Answer, IcmpEcho
 from flannelpy.linux.udp_probe import PortState
-from flannelpy.subnet.lease import Lease
 
 # Bytes of a small IP packet, as of ping(8).
 _SMALL = 84
@@ -49,12 +48,12 @@ class Pings:
             self._sockets[source] = await self._stack.enter_async_context(IcmpEcho(source))
         return self._sockets[source]
 
-    async def look(self, peers: Sequence[Lease], ways: Mapping[IPv4Network, WaySeen]) -> list[PeerSeen]:
+    async def look(self, peers: Sequence[Peer], ways: Mapping[IPv4Network, WaySeen]) -> list[PeerSeen]:
         """Return what each peer answers; many are asked at the same time."""
         return await asyncio.gather(*(self._peer(peer, ways[peer.subnet]) for peer in peers))
 
-    async def _peer(self, peer: Lease, way: WaySeen) -> PeerSeen:
-        seen = PeerSeen(peer.subnet, peer.attrs.public_ip, way)
+    async def _peer(self, peer: Peer, way: WaySeen) -> PeerSeen:
+        seen = PeerSeen(peer.subnet, peer.public_ip, way)
         if way.no_route:
             return seen
         async with self._slots:
@@ -62,11 +61,11 @@ class Pings:
             seen = replace(seen, public=public, tunnel=tunnel, bridge=bridge)
             return replace(seen, is_port_closed=await self._is_port_closed(seen))
 
-    async def _public(self, peer: Lease) -> Echo:
+    async def _public(self, peer: Peer) -> Echo:
         full = self._plan.mtu + self._plan.overhead if self._plan else self._host.external.mtu
-        return await self._measure(self._host.external.address, peer.attrs.public_ip, full)
+        return await self._measure(self._host.external.address, peer.public_ip, full)
 
-    async def _tunnel(self, peer: Lease) -> Echo | None:
+    async def _tunnel(self, peer: Peer) -> Echo | None:
         if not self._plan or not self._plan.has_tunnel:
             return None
         source = tunnel_address(self._plan.subnet)
@@ -74,7 +73,7 @@ class Pings:
             return None
         return await self._measure(source, tunnel_address(peer.subnet), self._plan.mtu)
 
-    async def _bridge(self, peer: Lease) -> Echo | None:
+    async def _bridge(self, peer: Peer) -> Echo | None:
         if not self._plan or not self._plan.routes_packets:
             return None
         candidates = bridge_address(self._plan.subnet), tunnel_address(self._plan.subnet)

@@ -20,7 +20,7 @@ from flannelpy.subnet import config as network_config
 from flannelpy.subnet.lease import HostIdentity, Lease, format_key, well_formed
 
 # For config and leases together: the whole check shall end within ten seconds.
-_PATIENCE = 6.0
+_PATIENCE = 5.0
 
 
 async def endpoints(options: Options) -> Sequence[EndpointSeen]:

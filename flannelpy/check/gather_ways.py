@@ -11,7 +11,7 @@ from typing import NamedTuple
 from flannelpy.backend import peer_routes
 from flannelpy.backend.route_check import RouteCheck, Way, WayTo
 from flannelpy.backend.underlay import Underlay
-from flannelpy.check.observations import HostSeen, WaySeen
+from flannelpy.check.observations import HostSeen, Peer, WaySeen
 from flannelpy.check.plan import Plan, bridge_address, tunnel_address
 from flannelpy.errors import HostError
 from flannelpy.linux import rp_filter
@@ -30,23 +30,28 @@ _REJECTED = (errno.EXDEV, errno.EINVAL)
 
 
 class Usable(NamedTuple):
-    """The leases of peers that flannelpy uses, and those that it ignores."""
+    """The peers that flannelpy uses, and the leases that it ignores."""
 
-    leases: Sequence[Lease]
+    peers: Sequence[Peer]
     ignored: Sequence[Ignored]
 
 
 async def usable(
-    netlink: Netlink, underlay: Underlay, network: IPv4Network, own: Lease, peers: Sequence[Lease]
+    netlink: Netlink, underlay: Underlay, network: IPv4Network, own: Lease, others: Sequence[Lease]
 ) -> Usable:
     """Decide as the daemon does which leases are usable.  Raises HostError."""
     leases = LeaseFilter(network, own, await underlay.observe(netlink))
-    leases.update(map(LeaseAdded, peers))
+    leases.update(map(LeaseAdded, others))
     ignored: dict[IPv4Network, Ignored] = {}
     while leases.has_work or leases.unasked(1):
         leases.answer(await underlay.overlay_ways(netlink, leases.unasked(_LEASES)))
         ignored |= {one.subnet: one for one in leases.decide(_LEASES).ignored}
-    return Usable([lease for lease in peers if lease.subnet not in ignored], list(ignored.values()))
+    return Usable(holders([lease for lease in others if lease.subnet not in ignored]), list(ignored.values()))
+
+
+def holders(leases: Sequence[Lease]) -> Sequence[Peer]:
+    """Return the holders of leases."""
+    return [Peer(lease.subnet, lease.attrs.public_ip) for lease in leases]
 
 
 class Kernel:
@@ -60,9 +65,9 @@ class Kernel:
         self._external = host.link.index if host.link else 0
         self.direct: set[IPv4Address] = set()  # public IPs of the peers that get a route by their public IP
 
-    async def look(self, peers: Sequence[Lease]) -> dict[IPv4Network, WaySeen]:
+    async def look(self, peers: Sequence[Peer]) -> dict[IPv4Network, WaySeen]:
         """Return what the kernel answers about each peer.  Raises HostError."""
-        addresses = [peer.attrs.public_ip for peer in peers]
+        addresses = [peer.public_ip for peer in peers]
         missing = await peer_routes.faults(self._netlink, self._host.external.address, addresses)
         await self._find_direct(addresses)
         diverted = await self._diverted(peers)
@@ -80,12 +85,12 @@ class Kernel:
             both = zip(addresses, answers, strict=True)
             self.direct = {address for address, answer in both if answer.is_on_link(self._external)}
 
-    async def _diverted(self, peers: Sequence[Lease]) -> dict[IPv4Network, Sequence[str]]:
+    async def _diverted(self, peers: Sequence[Peer]) -> dict[IPv4Network, Sequence[str]]:
         """Return the routes and rules that divert packets of this host or its containers, by the peers' subnets."""
         found: dict[IPv4Network, Sequence[str]] = {}
         if not self._plan.routes_packets or not (self._device or self._plan.backend == "host-gw"):
             return found
-        way = self._way({peer.subnet: peer.attrs.public_ip for peer in peers})
+        way = self._way({peer.subnet: peer.public_ip for peer in peers})
         for start in range(0, len(peers), _SUBNETS):
             check = RouteCheck(self._plan.network, self._plan.subnet)
             subnets = [peer.subnet for peer in peers[start : start + _SUBNETS]]
@@ -102,7 +107,7 @@ class Kernel:
 
         return way
 
-    async def _rejecting(self, peers: Sequence[Lease]) -> dict[IPv4Network, Sequence[str]]:
+    async def _rejecting(self, peers: Sequence[Peer]) -> dict[IPv4Network, Sequence[str]]:
         """Return the devices on which rp_filter rejects the packets of a peer."""
         asked = [(peer.subnet, *query) for peer in peers for query in self._arrivals(peer)]
         answers = await self._netlink.lookups([query for _, _, query in asked])
@@ -113,10 +118,10 @@ class Kernel:
                 found.setdefault(subnet, []).append(name)
         return {subnet: list(dict.fromkeys(names)) for subnet, names in found.items()}
 
-    def _arrivals(self, peer: Lease) -> list[tuple[int, RouteQuery]]:
+    def _arrivals(self, peer: Peer) -> list[tuple[int, RouteQuery]]:
         """Return the packets of a peer to this host: in the underlay, and in the overlay; each with its interface."""
-        arrivals = [(self._external, peer.attrs.public_ip, self._host.external.address)]
-        inside = self._external if peer.attrs.public_ip in self.direct else self._device
+        arrivals = [(self._external, peer.public_ip, self._host.external.address)]
+        inside = self._external if peer.public_ip in self.direct else self._device
         own = filter(self._host.holder_of, (tunnel_address(self._plan.subnet), bridge_address(self._plan.subnet)))
         arrivals += [(inside, bridge_address(peer.subnet), target) for target in own]
         return [(index, RouteQuery(target, source, index)) for index, source, target in arrivals if index]

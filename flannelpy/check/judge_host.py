@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from ipaddress import IPv4Network
 
 from flannelpy.check.lines import Line, Link, ok
 from flannelpy.check.observations import DeviceSeen, FileSeen, HostSeen, RulesSeen
 from flannelpy.check.plan import Plan
 from flannelpy.check.verdicts import Code, found
-from flannelpy.diagnosis import problems
+from flannelpy.diagnosis import ProblemCode, problems
 from flannelpy.netfilter import obstacles
 from flannelpy.report import DaemonReport
 from flannelpy.rtnetlink.links import Address
 
 _DOCKER0 = "docker0"
+# The lines that name the cause of what the daemon reports, by the code of its problem.
+_NAMED_BY: dict[ProblemCode, frozenset[Code]] = {
+    ProblemCode.STORE_SILENT: frozenset({Code.ETCD_SILENT}),
+    ProblemCode.CONFIG_MISSING: frozenset({Code.CONFIG_MISSING}),
+    ProblemCode.CONFIG_INVALID: frozenset({Code.CONFIG_INVALID}),
+    ProblemCode.CONFIG_CHANGED: frozenset({Code.CONFIG_CHANGED}),
+    ProblemCode.LEASE_ENDING: frozenset({Code.ETCD_SILENT, Code.LEASE_OVERDUE}),
+    ProblemCode.EXTERNAL_INTERFACE: frozenset({Code.NO_INTERFACE, Code.INTERFACE_DOWN}),
+    ProblemCode.NO_ROUTE_TO_PEERS: frozenset({Code.NO_ROUTE_TO_PEER}),
+    ProblemCode.KERNEL_STATE: frozenset({Code.DEVICE_MISSING, Code.DEVICE_FLAW, Code.ROUTE_DIVERTED}),
+    ProblemCode.CONTAINERS_BLOCKED: frozenset({Code.FORWARDING_OFF, Code.PACKETS_DROPPED}),
+    ProblemCode.PEERS_UNREACHABLE: frozenset({Code.ROUTE_DIVERTED, Code.NO_ROUTE_TO_PEER}),
+    ProblemCode.FIREWALL: frozenset({Code.RULES_UNKNOWN, Code.MASQUERADING_MISSING}),
+}
 
 
 def interface(host: HostSeen) -> Line:
@@ -27,14 +41,15 @@ def interface(host: HostSeen) -> Line:
     return ok(Link.INTERFACE, f"{external.name} with {external.address}, MTU {external.mtu}{nat}")
 
 
-def daemon(file: FileSeen, report: DaemonReport | None, network: str) -> Iterator[Line]:
-    """Yield the lines about the daemon: what it reports itself, if it does."""
+def daemon(file: FileSeen, report: DaemonReport | None, network: str, others: Collection[Code]) -> Iterator[Line]:
+    """Yield the lines about the daemon: what it reports, unless one of the lines with the codes ``others`` names it."""
     if report is not None:
-        own = [problem for problem in problems(report) if problem.network == network]
+        named = {problem for problem, codes in _NAMED_BY.items() if not codes.isdisjoint(others)}
+        own = [one for one in problems(report) if one.network == network and one.code not in named]
         yield from (found(Code.DAEMON_PROBLEM, problem.text, remedy=problem.remedy) for problem in own)
         yield from () if own else [ok(Link.DAEMON, f"flannelpy {report.version} runs with PID {report.pid}")]
     elif file.is_running:
-        yield ok(Link.DAEMON, f"a flannelpy runs with {file.path}")
+        yield found(Code.DAEMON_SILENT, f"a flannelpy runs with {file.path}, and its control socket gives no answer")
     else:
         yield found(Code.DAEMON_STOPPED, f"no flannelpy runs with {file.path}")
 

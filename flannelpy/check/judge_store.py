@@ -11,6 +11,7 @@ from flannelpy.check.plan import Plan
 from flannelpy.check.verdicts import Code, found
 from flannelpy.subnet.lease import HostIdentity, Lease
 from flannelpy.subnet.lease_policy import Terms, renewal_lead
+from flannelpy.units import span
 
 # The Date header has whole seconds, and NTP keeps clocks closer than this.
 CLOCK_LIMIT = 10
@@ -93,9 +94,9 @@ def _lifetime(own: Lease, left: int | None, terms: Terms) -> Line:
         return ok(Link.LEASE, f"{own.subnet}{', a reservation' if own.is_reservation else ''}")
     lead = renewal_lead(max(terms.lease_ttl, left), terms, 0)
     if left < lead * _OVERDUE:
-        text = f"{own.subnet} expires in {left} s, and a renewal was due {lead - left:.0f} s ago"
+        text = f"{own.subnet} expires in {span(left)}, and a renewal was due {span(lead - left)} ago"
         return found(Code.LEASE_OVERDUE, text)
-    return ok(Link.LEASE, f"{own.subnet} expires in {left} s, and is renewed {lead:.0f} s before")
+    return ok(Link.LEASE, f"{own.subnet} expires in {span(left)}, and is renewed {span(lead)} before")
 
 
 def _subnet_file(file: FileSeen, own: Lease | None) -> Iterator[Line]:

@@ -5,17 +5,43 @@ Counterpart: none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.check.lines import Echo
 from flannelpy.netfilter.obstacles import Obstacle
+from flannelpy.report import DaemonReport, PeerReport
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease
+
+
+class Peer(NamedTuple):
+    """Another host with a subnet."""
+
+    subnet: IPv4Network
+    public_ip: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonSeen:
+    """What the running daemon answers.
+
+    ``report`` is None without an answer.  ``peers``: of each network, by its name.
+    """
+
+    report: DaemonReport | None = None
+    peers: Mapping[str, Sequence[PeerReport]] = field(default_factory=dict)
+
+    def peers_of(self, network: str) -> Sequence[Peer] | None:
+        """Return the peers that the daemon uses; None if it does not answer, or does not know them yet."""
+        networks = self.report.networks if self.report else ()
+        if not any(one.name == network and one.state.is_up for one in networks):
+            return None
+        return [Peer(peer.subnet, peer.public_ip) for peer in self.peers.get(network, ())]
 
 
 class EndpointSeen(NamedTuple):

@@ -33,6 +33,7 @@ class Code(StrEnum):
     SUBNET_FILE_MISSING = "subnet_file_missing"
     SUBNET_FILE_DIFFERS = "subnet_file_differs"
     DAEMON_STOPPED = "daemon_stopped"
+    DAEMON_SILENT = "daemon_silent"
     DAEMON_PROBLEM = "daemon_problem"
     DEVICE_MISSING = "device_missing"
     DEVICE_FLAW = "device_flaw"
@@ -172,8 +173,17 @@ TABLE: dict[Code, Verdict] = {
         "no flannelpy runs with this subnet file",
         "start it: systemctl start flannelpy; until then this host follows no peer, and its lease expires",
     ),
+    Code.DAEMON_SILENT: Verdict(
+        Link.DAEMON,
+        WARNING,
+        "a flannelpy runs with this subnet file, and does not answer",
+        "either it hangs, or it could not create its control socket: look at its log; or it is a version without one",
+    ),
     Code.DAEMON_PROBLEM: Verdict(
-        Link.DAEMON, BAD, "the daemon itself reports a problem", "what the daemon reports as the remedy"
+        Link.DAEMON,
+        BAD,
+        "the daemon itself reports a problem that no other line names",
+        "what the daemon reports as the remedy",
     ),
     Code.DEVICE_MISSING: Verdict(
         Link.DEVICE,

@@ -6,7 +6,9 @@ The faults are real ones, each on one host of a lab that all tests of a backend 
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from ipaddress import IPv4Network
@@ -271,7 +273,7 @@ def assert_healthy(lab: Lab) -> None:
         checked = check(host)
         assert (checked.exit_code, checked.flaws) == (0, []), checked
         [lease] = [line["text"] for line in checked.document["lines"] if line["link"] == "lease"]
-        assert re.fullmatch(rf"{host.subnet()} expires in 86\d\d\d s, and is renewed 3600 s before", lease)
+        assert re.fullmatch(rf"{host.subnet()} expires in 23 h 5\d min, and is renewed 1 h before", lease)
         after = belongings(host), sysctls(host), lab.leases()
         assert _without_ttl(after[2]) == _without_ttl(before[2])
         assert after[:2] == before[:2]
@@ -294,6 +296,32 @@ def test_a_dead_daemon_is_named_here_and_on_its_peers(labs: Callable[[Backend], 
     assert "start it: systemctl start flannelpy" in here.texts("daemon_stopped")[0]
     assert there.codes() == {"port_closed"}
     assert "UDP port 8285 of 172.17.8.102 is closed; start flannelpy on that host" in there.texts("port_closed")[0]
+
+
+def test_without_etcd_the_peers_are_those_that_the_daemon_knows(labs: Callable[[Backend], Lab]) -> None:
+    lab = labs(VXLAN)
+    first = lab.hosts[0]
+    lab.etcd.stop()
+    try:
+        with_daemon = check(first)
+        without = check(first, "-subnet-dir=/run/other", "-networks=blue")
+    finally:
+        lab.etcd.start()
+    assert (with_daemon.codes(), with_daemon.codes("warning")) == ({"etcd_silent"}, set()), with_daemon
+    assert {line["peer"] for line in pings(with_daemon)} == {str(host.subnet()) for host in lab.hosts[1:]}
+    assert "peers_unknown" in without.codes("warning"), without
+    wait_for(lambda: not check(first).flaws, 30, "a healthy lab", pause=0.5)
+
+
+def test_a_daemon_that_hangs_is_a_warning(lone: Host) -> None:
+    daemon = lone.start_daemon(*DAEMON)
+    daemon.wait_ready()
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        checked = check(lone)
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+    assert (checked.exit_code, checked.codes("warning")) == (0, {"daemon_silent"}), checked
 
 
 def test_each_of_several_networks_has_lines_of_its_own(make_lab: Callable[..., Lab]) -> None:
@@ -329,7 +357,7 @@ def test_a_hundred_peers_or_an_etcd_that_do_not_answer_take_less_than_ten_second
     lone.lab.etcd.pause()
     frozen = check(lone)
     lone.lab.etcd.resume()
-    assert frozen.codes() == {"etcd_silent"}
+    assert frozen.codes() == {"etcd_silent", "peer_silent"}  # the daemon knows the peers
     assert frozen.seconds < 10, frozen
 
 

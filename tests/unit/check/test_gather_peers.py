@@ -11,18 +11,17 @@ from support.fakes_clock import run
 
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.check import gather_peers
-from flannelpy.check.observations import HostSeen, PeerSeen, WaySeen
+from flannelpy.check.observations import HostSeen, Peer, PeerSeen, WaySeen
 from flannelpy.check.plan import Plan
 from flannelpy.linux import udp_probe
 from flannelpy.linux.icmp_echo import Answer
 from flannelpy.linux.udp_probe import PortState
-from flannelpy.registry.base import expires_in
 from flannelpy.rtnetlink.links import Address, Link
-from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
+from flannelpy.subnet.lease import HostIdentity
 
 NETWORK, OURS, THEIRS = map(IPv4Network, ("11.0.0.0/16", "11.0.1.0/24", "11.0.2.0/24"))
 EXTERNAL = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 1500)
-PEER = Lease(THEIRS, LeaseAttrs(IPv4Address("172.17.8.102")), expires_in(3600), 1, 1)
+PEER = Peer(THEIRS, IPv4Address("172.17.8.102"))
 UDP = Plan("udp", NETWORK, OURS, 1472, 8285)
 HELD = ("172.17.8.101", "11.0.1.0", "11.0.1.1")
 

@@ -10,22 +10,20 @@ import pytest
 from support.fakes_netlink import ETH1, EXTERNAL, FLANNEL1, FakeNetlink
 
 from flannelpy.check.gather_ways import Kernel
-from flannelpy.check.observations import HostSeen, WaySeen
+from flannelpy.check.observations import HostSeen, Peer, WaySeen
 from flannelpy.check.plan import Plan
 from flannelpy.linux import rp_filter
-from flannelpy.registry.base import expires_in
 from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.links import Link
 from flannelpy.rtnetlink.routes import RouteAnswer
-from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
+from flannelpy.subnet.lease import HostIdentity
 
 NETWORK, OURS = IPv4Network("11.0.0.0/16"), IPv4Network("11.0.1.0/24")
 ANSWERS_OF_RP_FILTER = (errno.EXDEV, errno.EINVAL)
 
 
-def peer(number: int) -> Lease:
-    attrs = LeaseAttrs(IPv4Address("172.17.8.100") + number)
-    return Lease(IPv4Network(f"11.0.{number}.0/24"), attrs, expires_in(3600), 1, 1)
+def peer(number: int) -> Peer:
+    return Peer(IPv4Network(f"11.0.{number}.0/24"), IPv4Address("172.17.8.100") + number)
 
 
 PEERS = [peer(number) for number in range(2, 27)]
@@ -35,7 +33,7 @@ def kernel(backend: str) -> FakeNetlink:
     """With the routes to all peers."""
     fake = FakeNetlink()
     for one in PEERS:
-        gateway, link = (one.attrs.public_ip, ETH1) if backend == "host-gw" else (one.subnet.network_address, FLANNEL1)
+        gateway, link = (one.public_ip, ETH1) if backend == "host-gw" else (one.subnet.network_address, FLANNEL1)
         fake.hold(GatewayRoute(one.subnet, gateway, link, is_onlink=backend != "host-gw"))
     return fake
 

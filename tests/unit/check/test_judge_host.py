@@ -13,8 +13,9 @@ from flannelpy.check import judge_host
 from flannelpy.check.lines import Level, Line
 from flannelpy.check.observations import DeviceSeen, FileSeen, HostSeen, RulesSeen
 from flannelpy.check.plan import Plan
+from flannelpy.check.verdicts import Code
 from flannelpy.netfilter.obstacles import Obstacle
-from flannelpy.report import DaemonReport, NetworkReport, NetworkState
+from flannelpy.report import DaemonReport, NetworkReport, NetworkState, StoreReport
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.subnet.lease import HostIdentity
 
@@ -108,14 +109,22 @@ def test_the_device_is_named_with_its_flaws(seen: DeviceSeen, code: str) -> None
 
 
 def test_a_daemon_that_does_not_run_is_bad_and_its_own_report_counts_more() -> None:
-    assert codes(judge_host.daemon(FILE, None, "")) == []
-    assert codes(judge_host.daemon(replace(FILE, is_running=False), None, "")) == ["daemon_stopped"]
+    assert codes(judge_host.daemon(FILE, None, "", [])) == ["daemon_silent"]
+    assert codes(judge_host.daemon(replace(FILE, is_running=False), None, "", [])) == ["daemon_stopped"]
     failed = NetworkReport("", NetworkState.FAILED, "the subnet is taken")
     report = DaemonReport((failed,), "1.0", 4711)
-    [line] = judge_host.daemon(FILE, report, "")
+    [line] = judge_host.daemon(FILE, report, "", [])
     assert (line.code, line.text) == ("daemon_problem", "the subnet is taken")
-    [line] = judge_host.daemon(FILE, report, "another")
+    [line] = judge_host.daemon(FILE, report, "another", [])
     assert line.text == "flannelpy 1.0 runs with PID 4711"
+
+
+def test_what_another_line_names_is_not_repeated() -> None:
+    silent = NetworkReport("", NetworkState.READY, store=StoreReport(3, "http://a:1", 10.0, 20.0, "no answer in time"))
+    report = DaemonReport((silent,), "1.0", 4711, at=60.0)
+    assert codes(judge_host.daemon(FILE, report, "", [Code.CLOCK_DIFFERS])) == ["daemon_problem"]
+    [line] = judge_host.daemon(FILE, report, "", [Code.CLOCK_DIFFERS, Code.ETCD_SILENT])
+    assert (line.level, line.text) == (Level.OK, "flannelpy 1.0 runs with PID 4711")
 
 
 CERTAIN = Obstacle("The iptables rule '-A FORWARD -j DROP' drops packets; remove it", "the rule", True)

@@ -54,4 +54,4 @@ def test_the_help_lists_every_flag_of_the_check_and_of_the_daemon() -> None:
     of_the_daemon = {flag.flag for flag in flags.FLAGS} - {"cleanup", "release", "version"}
     assert listed == of_the_daemon | {"json"}
     assert max(map(len, text.splitlines())) <= 80
-    assert "flannelpy check [flags]" in flags.usage()
+    assert "flannelpy status | check | " in flags.usage()
