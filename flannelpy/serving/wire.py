@@ -121,7 +121,7 @@ def parse_part(line: bytes) -> Part:
 def document(report: DaemonReport, peers: Mapping[str, Sequence[PeerReport]]) -> dict[str, object]:
     """Return the document of ``status -json``, which ``json.dumps`` accepts: the report, peers and problems.
 
-    ``peers``: those of each network, by its name.  docs/monitoring.md lists the keys: they are an API.
+    ``peers``: those of each network, by its name.  docs/manual.md lists the keys: they are an API.
     """
     networks = [
         {**records.encode(network), "peers": [records.encode(peer) for peer in peers.get(network.name, ())]}

@@ -165,7 +165,7 @@ def test_the_manual_lists_all_drop_reasons() -> None:
 
 
 def test_the_manual_lists_all_problems() -> None:
-    assert {code for code, *_ in table("Problems")} == set(ProblemCode)
+    assert [code for code, *_ in table("Problems")] == list(ProblemCode)
 
 
 def test_names_and_help_texts_follow_the_conventions() -> None:

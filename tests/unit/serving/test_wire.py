@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flannelpy.diagnosis import Problem
 from flannelpy.errors import MessageError
 from flannelpy.report import (
     BackendReport,
+    ConfigReport,
     DaemonReport,
+    FirewallReport,
     InterfaceReport,
     LeaseReport,
     NetworkReport,
     NetworkState,
     PeerReport,
+    PeerRoutesReport,
+    RepairReport,
     StoreReport,
     Traffic,
+    TrafficReport,
 )
 from flannelpy.serving import wire
+
+MANUAL = (Path(__file__).parents[3] / "docs/manual.md").read_text()
 
 TEXTS = st.text(max_size=20)
 COUNTS = st.integers(0, 2**64 - 1)
@@ -51,7 +60,7 @@ REPORT = DaemonReport(
             network=IPv4Network("11.0.0.0/16"),
             store=StoreReport(3, "http://172.17.8.1:2379", 2.5, None),
             lease=LeaseReport(IPv4Network("11.0.59.0/24"), 86399.5, 1.0, 2.0, 7),
-            backend=BackendReport("udp", 2, 1, MappingProxyType({"no_route": 3}), "flannel0", 1472, ("gro", "tso")),
+            backend=BackendReport("udp", 2, 0, MappingProxyType({"no_route": 3}), "flannel0", 1472, ("gro", "tso")),
             interface=InterfaceReport("eth1", "", IPv4Address("172.17.8.101"), IPv4Address("172.17.8.101"), 1500),
         ),
     ),
@@ -63,6 +72,7 @@ REPORT = DaemonReport(
 PEER = PeerReport(IPv4Network("11.0.101.0/24"), IPv4Address("172.17.8.102"), 3.5, "no route", Traffic(1, 84, 2, 168))
 
 
+@settings(deadline=None)
 @given(REPORTS)
 def test_a_report_is_read_back_equal(report: DaemonReport) -> None:
     line = wire.part_line(report)
@@ -70,6 +80,7 @@ def test_a_report_is_read_back_equal(report: DaemonReport) -> None:
     assert wire.parse_part(line) == report
 
 
+@settings(deadline=None)
 @given(TEXTS, st.lists(PEERS, max_size=5))
 def test_peers_are_read_back_equal(network: str, peers: list[PeerReport]) -> None:
     part = wire.Peers(network, tuple(peers))
@@ -151,6 +162,7 @@ def test_a_report_with_a_wrong_value_is_refused(field: str, value: object) -> No
         wire.decode_report({**wire.encode_report(REPORT), field: value})
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100) | st.text(max_size=100).map(str.encode))
 def test_arbitrary_bytes_are_refused_in_one_line(line: bytes) -> None:
     for parse in (wire.parse_request, wire.parse_part):
@@ -179,6 +191,7 @@ def refusal_of(parse: Callable[[bytes], object], line: bytes) -> str:
     return ""
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_any_json_is_a_message_or_refused_in_one_line(message: object) -> None:
     line = json.dumps(message).encode()
@@ -221,3 +234,31 @@ def test_the_document_has_the_report_the_peers_and_the_problems() -> None:
 
 def test_a_document_of_ready_networks_is_well() -> None:
     assert wire.document(REPORT, {})["well"] is True
+
+
+#: The objects of the document, by their names in the manual.
+OBJECTS = {
+    "the document": (DaemonReport, {"schema", "well", "problems"}),
+    "networks[]": (NetworkReport, {"peers"}),
+    "config": (ConfigReport, set()),
+    "store, second_store": (StoreReport, set()),
+    "lease": (LeaseReport, set()),
+    "backend": (BackendReport, set()),
+    "interface": (InterfaceReport, set()),
+    "kernel_state": (RepairReport, set()),
+    "firewall": (FirewallReport, set()),
+    "peer_routes": (PeerRoutesReport, set()),
+    "traffic": (TrafficReport, set()),
+    "peers[]": (PeerReport, set()),
+    "peers[].traffic, backend.carried": (Traffic, set()),
+    "problems[]": (Problem, set()),
+}
+
+
+def test_the_manual_lists_all_keys_of_the_document() -> None:
+    table = MANUAL.split("| object | keys |\n|---|---|\n")[1].split("\n\n")[0]
+    rows = (line.strip("| ").split(" | ") for line in table.splitlines())
+    documented = {name.replace("`", ""): set(re.findall(r"`(\w+)`", keys)) for name, keys in rows}
+    assert documented == {
+        name: {field.name for field in fields(kind)} | others for name, (kind, others) in OBJECTS.items()
+    }
