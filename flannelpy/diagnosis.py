@@ -49,6 +49,11 @@ class Problem:
     text: str
     remedy: str
 
+    @property
+    def title(self) -> str:
+        """The word problem, and the name of the network if it has one."""
+        return f"problem of network {self.network}" if self.network else "problem"
+
 
 def problems(report: DaemonReport) -> tuple[Problem, ...]:
     """Return all problems, those of a network together, the most basic one first."""

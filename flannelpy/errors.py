@@ -59,8 +59,8 @@ class OutOfSubnets(FlannelError):
     """Every subnet of the network is leased: the caller logs the error and tries again later."""
 
 
-class NoAnswer(FlannelError):
-    """No daemon gave a usable answer at its control socket: the command prints the error and stops."""
+class DaemonUnavailable(FlannelError):
+    """The daemon gives no usable answer: a command prints the error and stops, a page of HTTP has status 503."""
 
     exit_code = 3
 

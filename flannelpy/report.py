@@ -225,6 +225,11 @@ class NetworkReport:
     second_store: StoreReport | None = None
 
     @property
+    def title(self) -> str:
+        """The word network, and the name if there is one."""
+        return f"network {self.name}".rstrip()
+
+    @property
     def present_problem(self) -> str:
         """Return the first problem by which the components stop packets, the most basic one first; empty without."""
         parts = self.interface, self.peer_routes, self.kernel_state, self.traffic

@@ -22,7 +22,7 @@ def text(lines: Sequence[Line]) -> str:
 def document(lines: Sequence[Line]) -> str:
     """Return the lines and their numbers as one JSON document."""
     count = Counter(line.level for line in lines)
-    return json.dumps({"lines": list(map(_object, lines)), **{level.value: count[level] for level in Level}}, indent=1)
+    return json.dumps({"lines": list(map(_object, lines)), **{level.value: count[level] for level in Level}}, indent=2)
 
 
 def _text(line: Line) -> str:

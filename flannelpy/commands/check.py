@@ -17,7 +17,7 @@ from flannelpy.check import chain, rendering
 from flannelpy.check.lines import Level
 from flannelpy.check.observations import DaemonSeen
 from flannelpy.control import client
-from flannelpy.errors import FlannelError, NoAnswer, one_line
+from flannelpy.errors import DaemonUnavailable, FlannelError, one_line
 from flannelpy.options import Options
 
 # A daemon that answers does so in milliseconds; the whole check shall end within ten seconds.
@@ -45,6 +45,6 @@ def _ask_daemon(control_socket: Path) -> DaemonSeen:
     """Return what the daemon answers; the check itself finds out whether one runs."""
     try:
         answer = client.fetch(control_socket, with_peers=True, timeout=_PATIENCE)
-    except NoAnswer:
+    except DaemonUnavailable:
         return DaemonSeen()
     return DaemonSeen(answer.report, answer.peers)

@@ -11,6 +11,6 @@ from flannelpy.control import client
 
 
 def run(control_socket: Path, level: int) -> int:
-    """Return 0 when the daemon logs at ``level``.  Raises NoAnswer."""
+    """Return 0 when the daemon logs at ``level``.  Raises DaemonUnavailable."""
     client.set_log_level(control_socket, level)
     return 0

@@ -19,7 +19,8 @@ _MODE = 0o644
 def run(control_socket: Path, file: Path) -> int:
     """Write the metrics to ``file``; return 0 if the daemon is well, 1 otherwise.
 
-    Without a daemon, write that none answers, and raise NoAnswer.  Raises HostError if the file cannot be written.
+    Without a daemon, write that none answers, and raise DaemonUnavailable.  Raises HostError if the file cannot be
+    written.
     """
     report: DaemonReport | None = None
     try:

@@ -5,7 +5,6 @@ Counterpart: none; flanneld has only its log.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from enum import Enum, auto
@@ -26,15 +25,15 @@ class Form(Enum):
 
 
 def run(control_socket: Path, form: Form) -> int:
-    """Print the state of the daemon; return 0 if it is well, 1 otherwise.  Raises NoAnswer."""
+    """Print the state of the daemon; return 0 if it is well, 1 otherwise.  Raises DaemonUnavailable."""
     answer = client.fetch(control_socket, with_peers=form is not Form.BRIEF)
     _print(_rendered(answer, form))
     return 0 if is_well(answer.report) else 1
 
 
-def _rendered(answer: client.Answer, form: Form) -> str:
+def _rendered(answer: wire.Answer, form: Form) -> str:
     if form is Form.JSON:
-        return json.dumps(wire.document(answer.report, answer.peers), indent=2) + "\n"
+        return wire.document_text(answer)
     return status_text(answer.report, answer.peers)
 
 

@@ -6,12 +6,10 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Never
 
-from flannelpy.errors import MessageError, NoAnswer
-from flannelpy.report import DaemonReport, PeerReport
+from flannelpy.errors import DaemonUnavailable, MessageError
 from flannelpy.serving import wire
 
 #: Seconds for a whole answer: a daemon that forwards packets at full load renders ten thousand peers in fewer.
@@ -23,42 +21,30 @@ _READ_BYTES = 1 << 16
 _PAUSE_SECONDS = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The report of a daemon.  ``peers``: of each network, by its name; empty if they were not asked for."""
-
-    report: DaemonReport
-    peers: dict[str, list[PeerReport]]
-
-
-def fetch(path: Path, *, with_peers: bool, timeout: float = TIMEOUT) -> Answer:
+def fetch(path: Path, *, with_peers: bool, timeout: float = TIMEOUT) -> wire.Answer:
     """Return the report of the daemon whose control socket is ``path``, with all peers if ``with_peers``.
 
     The peers are some milliseconds younger than the report.  ``timeout``: seconds for the whole answer.  Raises
-    NoAnswer, whose text is one line with the path and what to do: no daemon runs there, the user may not ask it, or it
-    gives no answer that this version reads.
+    DaemonUnavailable, whose text is one line with the path and what to do: no daemon runs there, the user may not ask
+    it, or it gives no answer that this version reads.
     """
-    reports: list[DaemonReport] = []
-    peers: dict[str, list[PeerReport]] = {}
-    for part in _ask(path, wire.GetReport(with_peers), timeout):
-        match part:
-            case DaemonReport():
-                reports.append(part)
-            case wire.Peers(network, some):
-                peers.setdefault(network, []).extend(some)
-    if not reports:
-        raise NoAnswer(f"the daemon at {path} answered without a report: run the flannelpy that the daemon is")
-    return Answer(reports[0], peers)
+    try:
+        return wire.answer(_ask(path, wire.GetReport(with_peers), timeout))
+    except MessageError as error:
+        raise DaemonUnavailable(f"{path}: {error}") from error
 
 
 def set_log_level(path: Path, level: int, timeout: float = TIMEOUT) -> None:
-    """Have the daemon log at ``level`` from now on; when this returns, it does.  Raises NoAnswer as ``fetch`` does."""
+    """Have the daemon log at ``level`` from now on; when this returns, it does.
+
+    Raises DaemonUnavailable as ``fetch`` does.
+    """
     for _ in _ask(path, wire.SetLogLevel(level), timeout):
         pass
 
 
 def _ask(path: Path, request: wire.Request, timeout: float) -> Iterator[wire.Part]:
-    """Yield the parts of the answer before its end.  Raises NoAnswer."""
+    """Yield the parts of the answer before its end.  Raises DaemonUnavailable."""
     deadline = time.monotonic() + timeout
     try:
         with socket.socket(socket.AF_UNIX) as sock:
@@ -70,12 +56,12 @@ def _ask(path: Path, request: wire.Request, timeout: float) -> Iterator[wire.Par
                     case wire.End():
                         return
                     case wire.Refusal(reason):
-                        raise NoAnswer(f"the daemon at {path} refused: {reason}")
+                        raise DaemonUnavailable(f"the daemon at {path} refused: {reason}")
                     case part:
                         yield part
-        raise NoAnswer(f"the daemon at {path} closed the connection: see its log, or try again")
+        raise DaemonUnavailable(f"the daemon at {path} closed the connection: see its log, or try again")
     except MessageError as error:
-        raise NoAnswer(f"{path}: {error}") from error
+        raise DaemonUnavailable(f"{path}: {error}") from error
     except OSError as error:
         _fail(path, error, timeout)
 
@@ -116,7 +102,7 @@ def _limit(sock: socket.socket, deadline: float) -> None:
 
 
 def _fail(path: Path, error: OSError, timeout: float) -> Never:
-    """Raise NoAnswer with the cause in words."""
+    """Raise DaemonUnavailable with the cause in words."""
     match error:
         case TimeoutError():
             text = f"the daemon at {path} did not answer within {timeout:g} s: see its log"
@@ -128,4 +114,4 @@ def _fail(path: Path, error: OSError, timeout: float) -> Never:
             text = f"no daemon at {path}: start flannelpy, or name its -subnet-file, or with -networks its -subnet-dir"
         case _:
             text = f"cannot ask the daemon at {path}: {error.strerror or error}"
-    raise NoAnswer(text) from error
+    raise DaemonUnavailable(text) from error

@@ -43,9 +43,8 @@ def _daemon(report: DaemonReport) -> str:
 
 
 def _headline(network: NetworkReport, now: float) -> str:
-    name = f"network {network.name}".rstrip()
     since = f" for {span(now - network.since)}" if network.since else ""
-    return f"{name}: {network.state}{since}"
+    return f"{network.title}: {network.state}{since}"
 
 
 def _details(network: NetworkReport, now: float) -> Iterator[str]:
@@ -140,6 +139,5 @@ def _problems(report: DaemonReport) -> Iterator[str]:
     if not found:
         yield "problems: none"
     for problem in found:
-        name = f" of network {problem.network}" if problem.network else ""
-        yield f"problem{name}: {problem.text} ({problem.code})"
+        yield f"{problem.title}: {problem.text} ({problem.code})"
         yield f"  remedy: {problem.remedy}"

@@ -12,9 +12,9 @@ Counterpart: none; flanneld cannot be asked.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from flannelpy.diagnosis import is_well, problems
 from flannelpy.errors import MessageError
@@ -70,6 +70,13 @@ Request = GetReport | SetLogLevel
 Part = DaemonReport | Peers | End | Refusal
 
 
+class Answer(NamedTuple):
+    """The report of a daemon.  ``peers``: of each network, by its name; empty if they were not asked for."""
+
+    report: DaemonReport
+    peers: Mapping[str, Sequence[PeerReport]]
+
+
 def request_line(request: Request) -> bytes:
     """Return the line of a request."""
     match request:
@@ -118,6 +125,21 @@ def parse_part(line: bytes) -> Part:
     raise MessageError(f"not an answer of flannelpy: {shown(line.decode(errors='replace').strip())}")
 
 
+def answer(parts: Iterable[Part]) -> Answer:
+    """Return the answer to ``GetReport`` that has these parts.  Raises MessageError if none is a report."""
+    report: DaemonReport | None = None
+    peers: dict[str, list[PeerReport]] = {}
+    for part in parts:
+        match part:
+            case DaemonReport():
+                report = part
+            case Peers(network, some):
+                peers.setdefault(network, []).extend(some)
+    if report is None:
+        raise MessageError("an answer without a report: run the flannelpy that the daemon is")
+    return Answer(report, peers)
+
+
 def document(report: DaemonReport, peers: Mapping[str, Sequence[PeerReport]]) -> dict[str, object]:
     """Return the document of ``status -json``, which ``json.dumps`` accepts: the report, peers and problems.
 
@@ -129,6 +151,11 @@ def document(report: DaemonReport, peers: Mapping[str, Sequence[PeerReport]]) ->
     ]
     found = [records.encode(problem) for problem in problems(report)]
     return {**encode_report(report), "well": is_well(report), "networks": networks, "problems": found}
+
+
+def document_text(answer: Answer) -> str:
+    """Return the text of the document, with a newline at its end."""
+    return json.dumps(document(answer.report, answer.peers), indent=2) + "\n"
 
 
 def encode_report(report: DaemonReport) -> dict[str, object]:

@@ -9,10 +9,8 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 
-from flannelpy.errors import MessageError
-from flannelpy.report import DaemonReport, PeerReport
+from flannelpy.errors import DaemonUnavailable, MessageError
 from flannelpy.serving import wire
-from flannelpy.web.pages import DaemonAnswer, DaemonUnavailable
 
 # The longest line has the reports of all networks, or a hundred peers.
 _LONGEST_LINE = 16 << 20
@@ -35,27 +33,17 @@ class DaemonLink:
         """Close the connection."""
         self._writer.close()
 
-    async def ask(self, *, with_peers: bool) -> DaemonAnswer:
+    async def ask(self, *, with_peers: bool) -> wire.Answer:
         """Return the report, as pages.Daemon demands.
 
         The task must not be cancelled: the answer comes nevertheless, and would be taken for that of the next question.
         """
-        report: DaemonReport | None = None
-        peers: dict[str, list[PeerReport]] = {}
         async with self._turn:
             self._writer.write(wire.request_line(wire.GetReport(with_peers)))
             try:
-                async for part in self._parts():
-                    match part:
-                        case DaemonReport():
-                            report = part
-                        case wire.Peers(network, some):
-                            peers.setdefault(network, []).extend(some)
+                return wire.answer([part async for part in self._parts()])
             except MessageError as error:
                 raise DaemonUnavailable(str(error)) from error
-        if report is None:
-            raise DaemonUnavailable("an answer without a report")
-        return DaemonAnswer(report, peers)
 
     async def _parts(self) -> AsyncIterator[wire.Part]:
         """Yield the parts of an answer up to its end.  Raises MessageError after the end; SystemExit without an end."""

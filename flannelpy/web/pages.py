@@ -14,14 +14,14 @@ Counterpart: the health server of flanneld v0.8.0 and later: ``/healthz``, alway
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from http import HTTPStatus
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NamedTuple, Protocol
 
 from flannelpy.diagnosis import problems
-from flannelpy.report import DaemonReport, NetworkReport, NetworkState, PeerReport
+from flannelpy.errors import DaemonUnavailable
+from flannelpy.report import DaemonReport, NetworkState
 from flannelpy.serving import metrics, wire
 from flannelpy.web.fresh import Fresh
 from flannelpy.web.messages import Request, Response, refusal
@@ -33,21 +33,10 @@ _METHODS = ("GET", "HEAD")
 _ALL_ADDRESSES = IPv4Address(0)
 
 
-class DaemonAnswer(NamedTuple):
-    """The report of the daemon, and if they were asked for its peers, by network."""
-
-    report: DaemonReport
-    peers: Mapping[str, Sequence[PeerReport]]
-
-
-class DaemonUnavailable(Exception):
-    """The daemon gave no answer that can be read."""
-
-
 class Daemon(Protocol):
     """What asks the daemon."""
 
-    async def ask(self, *, with_peers: bool) -> DaemonAnswer:
+    async def ask(self, *, with_peers: bool) -> wire.Answer:
         """Return its report.  Raises DaemonUnavailable; waits for as long as the daemon does not answer."""
 
 
@@ -152,18 +141,13 @@ class Pages:
 def _details(report: DaemonReport, with_text: bool) -> Iterator[str]:
     """Yield a line for each network, and one for each problem."""
     for network in report.networks:
-        yield f"{_title(network)}: {network.state}"
+        yield f"{network.title}: {network.state}"
     for problem in problems(report):
-        where = f" of network {problem.network}" if problem.network else ""
-        yield f"problem{where}: {problem.code}" + (f": {problem.text}; {problem.remedy}" if with_text else "")
+        yield f"{problem.title}: {problem.code}" + (f": {problem.text}; {problem.remedy}" if with_text else "")
 
 
-def _title(network: NetworkReport) -> str:
-    return f"network {network.name}" if network.name else "network"
-
-
-def _json(answer: DaemonAnswer) -> bytes:
-    return json.dumps(wire.document(answer.report, answer.peers), indent=2).encode() + b"\n"
+def _json(answer: wire.Answer) -> bytes:
+    return wire.document_text(answer).encode()
 
 
 def _is_address(text: str) -> bool:

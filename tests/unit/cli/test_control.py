@@ -16,9 +16,10 @@ from flannelpy.cli.flags import Flag
 from flannelpy.commands import cleanup
 from flannelpy.commands.status import Form
 from flannelpy.control import client
-from flannelpy.errors import NoAnswer, UsageError
+from flannelpy.errors import DaemonUnavailable, UsageError
 from flannelpy.options import Options
 from flannelpy.report import DaemonReport, NetworkReport, NetworkState, PeerReport
+from flannelpy.serving import wire
 
 DEFAULT = Path("/run/flannel/control.sock")
 PEER = PeerReport(IPv4Network("11.0.101.0/24"), IPv4Address("172.17.8.102"), 1.0)
@@ -124,15 +125,15 @@ class FakeDaemon:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.report = DaemonReport((NetworkReport("", NetworkState.READY),), "0.3.0")
         self.asked: list[tuple[object, ...]] = []
-        self.failure: NoAnswer | None = None
+        self.failure: DaemonUnavailable | None = None
         monkeypatch.setattr(client, "fetch", self._fetch)
         monkeypatch.setattr(client, "set_log_level", self._set_log_level)
 
-    def _fetch(self, path: Path, *, with_peers: bool) -> client.Answer:
+    def _fetch(self, path: Path, *, with_peers: bool) -> wire.Answer:
         if self.failure:
             raise self.failure
         self.asked.append((path, with_peers))
-        return client.Answer(self.report, {"": [PEER]} if with_peers else {})
+        return wire.Answer(self.report, {"": [PEER]} if with_peers else {})
 
     def _set_log_level(self, path: Path, level: int) -> None:
         self.asked.append((path, level))
@@ -156,7 +157,7 @@ def test_status_is_0_if_all_is_well_and_1_otherwise(daemon: FakeDaemon, capsys: 
 
 
 def test_status_is_3_and_one_line_if_no_daemon_answers(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
-    daemon.failure = NoAnswer("no daemon at /x: start flannelpy")
+    daemon.failure = DaemonUnavailable("no daemon at /x: start flannelpy")
     assert exit_of("status", "-json") == 3
     assert capsys.readouterr() == ("", "flannelpy: no daemon at /x: start flannelpy\n")
 

@@ -15,11 +15,12 @@ from flannelpy.check.observations import DaemonSeen
 from flannelpy.check.verdicts import Code, found
 from flannelpy.commands import check
 from flannelpy.control import client
-from flannelpy.errors import FlannelError, NoAnswer
+from flannelpy.errors import DaemonUnavailable, FlannelError
 from flannelpy.options import Options
 from flannelpy.report import DaemonReport, NetworkReport, NetworkState
+from flannelpy.serving import wire
 
-ANSWER = client.Answer(DaemonReport((NetworkReport("", NetworkState.READY),)), {"": []})
+ANSWER = wire.Answer(DaemonReport((NetworkReport("", NetworkState.READY),)), {"": []})
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[DaemonSeen]:
 def test_the_chain_has_what_the_daemon_answers(given: list[DaemonSeen], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
 
-    def fetch(path: Path, **_: Any) -> client.Answer:
+    def fetch(path: Path, **_: Any) -> wire.Answer:
         asked.append(path)
         return ANSWER
 
@@ -86,5 +87,5 @@ def test_a_bug_in_the_chain_is_an_error_without_a_traceback(monkeypatch: pytest.
         check.run(cli.parse([]), is_json=False)
 
 
-def _no_answer(*_: object, **__: object) -> client.Answer:
-    raise NoAnswer("no daemon")
+def _no_answer(*_: object, **__: object) -> wire.Answer:
+    raise DaemonUnavailable("no daemon")

@@ -10,8 +10,9 @@ from flannelpy import cli
 from flannelpy.cli import status
 from flannelpy.commands import prometheus_file
 from flannelpy.control import client
-from flannelpy.errors import HostError, NoAnswer, UsageError
+from flannelpy.errors import DaemonUnavailable, HostError, UsageError
 from flannelpy.report import DaemonReport, NetworkReport, NetworkState
+from flannelpy.serving import wire
 
 READY = DaemonReport((NetworkReport("", NetworkState.READY),), "1.0.0")
 
@@ -19,7 +20,7 @@ READY = DaemonReport((NetworkReport("", NetworkState.READY),), "1.0.0")
 @pytest.mark.parametrize(("state", "code"), [(NetworkState.READY, 0), (NetworkState.STARTING, 1)])
 def test_metrics_of_a_daemon(state: NetworkState, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = DaemonReport((NetworkReport("", state),), "1.0.0")
-    monkeypatch.setattr(client, "fetch", lambda path, with_peers: client.Answer(report, {}))
+    monkeypatch.setattr(client, "fetch", lambda path, with_peers: wire.Answer(report, {}))
     file = tmp_path / "flannelpy.prom"
     file.write_text("old")
     assert prometheus_file.run(tmp_path / "control.sock", file) == code
@@ -34,7 +35,7 @@ def test_without_a_daemon_the_file_has_that_and_the_exit_code_is_3(
     file = tmp_path / "flannelpy.prom"
     with pytest.raises(SystemExit) as caught:
         cli.main(["status", f"-prometheus={file}", f"-subnet-file={tmp_path}/subnet.env"])
-    assert caught.value.code == NoAnswer.exit_code
+    assert caught.value.code == DaemonUnavailable.exit_code
     assert capsys.readouterr().err.count("\n") == 1
     assert [line for line in file.read_text().splitlines() if line[0] != "#"] == ["flannelpy_up 0.0"]
 

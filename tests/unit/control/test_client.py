@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flannelpy.control import client
-from flannelpy.errors import NoAnswer
+from flannelpy.errors import DaemonUnavailable
 from flannelpy.report import DaemonReport, NetworkReport, NetworkState, PeerReport
 from flannelpy.serving import wire
 
@@ -47,7 +47,7 @@ def sends(*parts: wire.Part | bytes) -> Callable[[socket.socket], None]:
 
 
 def refusal(path: Path, timeout: float = 5.0) -> str:
-    with pytest.raises(NoAnswer) as caught:
+    with pytest.raises(DaemonUnavailable) as caught:
         client.fetch(path, with_peers=False, timeout=timeout)
     assert caught.value.exit_code == 3
     assert str(caught.value).isprintable()
@@ -61,7 +61,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_report_without_peers(path: Path) -> None:
     with daemon(path, sends(REPORT, wire.End())) as requests:
-        assert client.fetch(path, with_peers=False) == client.Answer(REPORT, {})
+        assert client.fetch(path, with_peers=False) == wire.Answer(REPORT, {})
     assert requests == [wire.request_line(wire.GetReport())]
 
 
@@ -100,7 +100,7 @@ def test_set_log_level_returns_when_the_daemon_has_answered(path: Path) -> None:
         ((), "the daemon at {path} closed the connection: see its log, or try again"),
         ((REPORT,), "the daemon at {path} closed the connection: see its log, or try again"),
         ((REPORT, b'{"peers": {"ne'), "the daemon at {path} closed the connection: see its log, or try again"),
-        ((wire.End(),), "the daemon at {path} answered without a report: run the flannelpy that the daemon is"),
+        ((wire.End(),), "{path}: an answer without a report: run the flannelpy that the daemon is"),
         ((b"SSH-2.0-OpenSSH_9.2\r\n",), "{path}: not a line with a JSON object: SSH-2.0-OpenSSH_9.2"),
         (
             (b'{"report": {"schema": 2}}\n',),

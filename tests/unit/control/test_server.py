@@ -25,7 +25,7 @@ from flannelpy.chunks import in_chunks
 from flannelpy.control import client, server
 from flannelpy.control.listener import Listener
 from flannelpy.control.server import ControlServer
-from flannelpy.errors import HostError, NoAnswer
+from flannelpy.errors import DaemonUnavailable, HostError
 from flannelpy.linux import packet_loop
 from flannelpy.report import DaemonReport, NetworkReport, NetworkState, PeerReport, Traffic
 from flannelpy.serving import wire
@@ -75,7 +75,7 @@ class Daemon:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    async def fetch(self, *, with_peers: bool = False) -> client.Answer:
+    async def fetch(self, *, with_peers: bool = False) -> wire.Answer:
         return await asyncio.to_thread(client.fetch, self.path, with_peers=with_peers)
 
     async def asked(self, line: bytes) -> bytes:
@@ -143,8 +143,8 @@ def test_the_report_and_the_peers_of_each_network(path: Path) -> None:
 
     async def ask() -> None:
         async with daemon.running():
-            assert await daemon.fetch() == client.Answer(REPORT, {})
-            assert await daemon.fetch(with_peers=True) == client.Answer(REPORT, {"blue": peers(250), "green": peers(1)})
+            assert await daemon.fetch() == wire.Answer(REPORT, {})
+            assert await daemon.fetch(with_peers=True) == wire.Answer(REPORT, {"blue": peers(250), "green": peers(1)})
             assert [network.refreshed for network in networks] == [1, 1, 1]  # the second report comes at once
 
     run(ask())
@@ -195,7 +195,7 @@ def test_a_report_that_fails_is_refused_and_logged_once(path: Path, caplog: pyte
         async with daemon.running():
             daemon.report = fail
             for _ in range(2):
-                with pytest.raises(NoAnswer, match=r"refused: Unexpected error .*ZeroDivisionError"):
+                with pytest.raises(DaemonUnavailable, match=r"refused: Unexpected error .*ZeroDivisionError"):
                     await daemon.fetch()
             daemon.report = lambda: REPORT
             assert (await daemon.fetch()).report == REPORT

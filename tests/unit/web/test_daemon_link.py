@@ -10,11 +10,11 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from flannelpy.errors import DaemonUnavailable
 from flannelpy.report import DaemonReport, NetworkReport, NetworkState, PeerReport
 from flannelpy.serving import wire
 from flannelpy.web import process
 from flannelpy.web.daemon_link import DaemonLink
-from flannelpy.web.pages import DaemonAnswer, DaemonUnavailable
 
 REPORT = DaemonReport((NetworkReport("", NetworkState.READY),), "1.0.0", 17)
 PEERS = tuple(PeerReport(IPv4Network(f"11.0.{n}.0/24"), IPv4Address(f"172.17.8.{n}"), 1000.0) for n in range(1, 4))
@@ -50,7 +50,7 @@ def lines(*answer: bytes) -> process.Answer:
     return answer_lines
 
 
-async def asked(answer: process.Answer, *questions: bool) -> Sequence[DaemonAnswer | BaseException]:
+async def asked(answer: process.Answer, *questions: bool) -> Sequence[wire.Answer | BaseException]:
     """Return the results of questions, asked all at once."""
     ours, theirs = socket.socketpair()
     answering = asyncio.create_task(process.answer_questions(ours, answer))
@@ -63,8 +63,8 @@ async def asked(answer: process.Answer, *questions: bool) -> Sequence[DaemonAnsw
 
 def test_report_and_peers() -> None:
     without, whole = asyncio.run(asked(honest, False, True))
-    assert without == DaemonAnswer(REPORT, {})
-    assert whole == DaemonAnswer(REPORT, {"": list(PEERS)})
+    assert without == wire.Answer(REPORT, {})
+    assert whole == wire.Answer(REPORT, {"": list(PEERS)})
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_report_and_peers() -> None:
 def test_after_an_answer_that_cannot_be_read_the_next_one_is_read(answer: tuple[bytes, ...]) -> None:
     bad, good = asyncio.run(asked(lines(*answer), True, True))
     assert isinstance(bad, DaemonUnavailable)
-    assert good == DaemonAnswer(REPORT, {"": list(PEERS)})
+    assert good == wire.Answer(REPORT, {"": list(PEERS)})
 
 
 def test_when_the_daemon_closes_the_connection_the_process_ends() -> None:

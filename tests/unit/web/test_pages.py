@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from flannelpy.errors import DaemonUnavailable
 from flannelpy.report import (
     BackendReport,
     DaemonReport,
@@ -18,9 +19,10 @@ from flannelpy.report import (
     NetworkState,
     PeerReport,
 )
+from flannelpy.serving import wire
 from flannelpy.web import pages as pages_module
 from flannelpy.web.messages import Request, Response
-from flannelpy.web.pages import DaemonAnswer, DaemonUnavailable, Pages
+from flannelpy.web.pages import Pages
 
 LOOPBACK, ETH1, PEER = IPv4Address("127.0.0.1"), IPv4Address("172.17.8.101"), IPv4Address("172.17.8.102")
 OPEN = IPv4Address("10.0.0.1")
@@ -44,12 +46,12 @@ class FakeDaemon:
         self.failure, self.seconds = failure, seconds
         self.questions: list[bool] = []
 
-    async def ask(self, *, with_peers: bool) -> DaemonAnswer:
+    async def ask(self, *, with_peers: bool) -> wire.Answer:
         self.questions.append(with_peers)
         await asyncio.sleep(self.seconds)
         if self.failure:
             raise self.failure
-        return DaemonAnswer(self.report, {"": [OTHER]} if with_peers else {})
+        return wire.Answer(self.report, {"": [OTHER]} if with_peers else {})
 
 
 def answer(
