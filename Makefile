@@ -18,7 +18,7 @@ SANITIZED := build/sanitized
 SANITIZED_PYTHON = env PYTHONPATH=. PYTHONMALLOC=malloc LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(abspath $(VENV))/bin/python
 SANITIZED_TESTS := $(addprefix tests/,fuzz/test_packet.py fuzz/test_offload.py fuzz/test_engine.py \
-	unit/packet unit/datapath/test_engine.py)
+	unit/packet unit/datapath/test_engine.py unit/datapath/test_tallies.py)
 # The tests that run packet code: only that code differs between the compiled and the interpreted form.
 PACKET_TESTS := $(addprefix tests/,unit/packet unit/datapath unit/backend unit/cli fuzz golden)
 # Among those, the tests that run none, and have the same result in all forms.
