@@ -20,7 +20,8 @@ MOST_NAMED = 3
 class Causes:
     """The present cause of each subject, such as a key of the store.
 
-    Subjects and causes are kept as hashes, because foreign text can be of any length.
+    Subjects and causes are kept as hashes, because foreign text can be of any length.  A subject counts by its text:
+    Python's hash of a network is its address xor its mask, which 10.0.64.0/20 and 10.0.79.248/29 have in common.
     """
 
     def __init__(self, most_subjects: float = MOST_SUBJECTS) -> None:
@@ -33,7 +34,7 @@ class Causes:
 
         Of more than ``most_subjects`` subjects, the later ones are never new.
         """
-        key, content = hash(subject), hash(cause)
+        key, content = _key(subject), hash(cause)
         if self._causes.get(key) == content or (key not in self._causes and len(self._causes) >= self._most_subjects):
             return False
         self._causes[key] = content
@@ -41,13 +42,17 @@ class Causes:
 
     def clear(self, subject: Hashable = "") -> bool:
         """Forget the subject's cause, so that it is new when it comes back; return whether there was one."""
-        return self._causes.pop(hash(subject), None) is not None
+        return self._causes.pop(_key(subject), None) is not None
 
     def keep_only(self, subjects: Collection[Hashable]) -> None:
         """Forget the causes of all other subjects."""
         if self._causes:
-            kept = set(map(hash, subjects))
+            kept = set(map(_key, subjects))
             self._causes = {key: content for key, content in self._causes.items() if key in kept}
+
+
+def _key(subject: Hashable) -> int:
+    return hash(str(subject))
 
 
 def by_cause(subjects: Iterable[tuple[object, object]]) -> list[str]:

@@ -175,7 +175,7 @@ def joining_on_both_sides(
     wait_for(lambda: not holders(lab.etcd.v2), DEADLINE, "the leases in v2 to expire", pause=0.5)
     change.look()
     assert change.owners() == before
-    assert holders(lab.etcd.v3) == before
+    wait_for(lambda: holders(lab.etcd.v3) == before, DEADLINE, "the lease of every host in v3", pause=0.5)
     if backend is not ALLOC:
         for daemon in change.daemons.values():
             wait_for(partial(_knows, daemon, hosts - 1), DEADLINE, "all next hops")

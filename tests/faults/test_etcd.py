@@ -31,7 +31,6 @@ from support.etcd_faults import (
     LossyProxy,
     changes_after,
     dead_url,
-    issue_certificates,
     proxy,
     short_timeout,
     use,
@@ -345,14 +344,6 @@ def test_any_prefix(kind: Kind, server: EtcdServer, prefix: str) -> None:
             await registry.read_config()
 
     use(kind.registry([server.url], prefix), test)
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with the certificates of ``issue_certificates``."""
-    directory = tmp_path_factory.mktemp("pki")
-    issue_certificates(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,6 @@ from support.etcd_faults import (
     answering,
     changes_after,
     dead_url,
-    issue_certificates,
     persistent,
     proxy,
     serving,
@@ -653,14 +652,6 @@ class TestPermissions:
         expected = pytest.raises(RegistryUnavailable, match=cause) if is_denied else contextlib.suppress(*REFUSALS)
         with expected:
             use(connect(with_roles.url, username=role, password=PASSWORD), lambda registry: make(registry, call))
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with the certificates of ``issue_certificates``."""
-    directory = tmp_path_factory.mktemp("pki")
-    issue_certificates(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")

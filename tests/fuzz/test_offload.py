@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers import inet
-from scapy.layers.inet import IP, in4_chksum
+from scapy.layers.inet import IP
 from scapy.packet import Raw
-from scapy.utils import checksum as scapy_checksum
 from support import oracle
 from support.oracle import VnetHeader
 from support.packet_code import INSTALLED, INTERPRETED, coalesced, filled_up, grouped, segmented
@@ -73,21 +72,6 @@ def test_sums_by_words_and_by_bytes_are_the_same_arithmetic(data: bytes, draw: s
     for code in (INSTALLED, INTERPRETED):
         assert code.checksum.wide_sum(buffer, memoryview(buffer).cast("I"), start, end) == expected
         assert code.checksum.ones_sum(buffer, start, end) == expected
-
-
-@given(SUPER_PACKETS, GSO_SIZES)
-def test_the_segments_of_the_oracle_are_right_for_scapy(packet: bytes, gso_size: int) -> None:
-    """Who watches the oracle: its checksums, lengths and payload."""
-    l4 = (packet[0] & 0xF) * 4
-    header = l4 + ((packet[l4 + 12] >> 4) * 4 if packet[9] == TCP else 8)
-    found = oracle.segments(packet, gso_size)
-    for segment in found:
-        pseudo = IP(src=IP(packet[:20]).src, dst=IP(packet[:20]).dst)
-        assert scapy_checksum(segment[:l4]) == 0
-        assert in4_chksum(packet[9], pseudo, segment[l4:]) == 0
-        assert int.from_bytes(segment[2:4], "big") == len(segment)
-    assert b"".join(segment[header:] for segment in found) == packet[header:]
-    assert {len(segment) for segment in found[:-1]} <= {header + gso_size}
 
 
 @given(SUPER_PACKETS, GSO_SIZES, st.integers(0, 9))

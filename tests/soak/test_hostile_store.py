@@ -18,4 +18,4 @@ SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 4 * 60))
 def test_no_host_notices_random_keys_and_values(make_lab: Callable[..., Lab], backend: Backend, api: Api) -> None:
     number = seed()
     print(f"FLANNELPY_SEED={number}")
-    endure(make_lab(hosts=3), SECONDS if backend is UDP and api is Api.V3 else SECONDS / 2, number, backend, api)
+    endure(make_lab(hosts=3), SECONDS if backend is UDP and api is Api.V3 else SECONDS / 4, number, backend, api)

@@ -18,7 +18,7 @@ from lab import ETCD_PREFIX, Container, Daemon, Host, Lab
 from support.chaos import Witness, seed
 from support.hosts import assert_in_order
 
-SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 15 * 60))
+SECONDS = float(os.environ.get("FLANNELPY_SOAK_SECONDS", 10 * 60))
 STABLE = 2
 COMERS = 4
 #: Short, so that hosts that leave are also forgotten.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from ipaddress import IPv4Network
 
 from flannelpy.causes import MOST_SUBJECTS, Causes, by_cause
 
@@ -37,6 +38,18 @@ def test_only_present_subjects_are_kept() -> None:
     causes.keep_only({"one", "third"})
     assert not causes.is_new("a", "one")
     assert causes.is_new("a", "other")
+
+
+def test_networks_of_equal_hash_are_different_subjects() -> None:
+    around, inside = IPv4Network("10.0.64.0/20"), IPv4Network("10.0.79.248/29")
+    assert hash(around) == hash(inside)
+    causes = Causes()
+    assert causes.is_new("overlap", around)
+    assert causes.is_new("overlap", inside)
+    causes.keep_only([inside])
+    assert causes.is_new("overlap", around)
+    assert causes.clear(around)
+    assert not causes.is_new("overlap", inside)
 
 
 def test_memory_is_bounded_and_later_subjects_are_never_new() -> None:
