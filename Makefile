@@ -26,7 +26,7 @@ WITHOUT_PACKET_CODE := $(addprefix --ignore=tests/,unit/packet/test_compiled_typ
 	fuzz/test_lease_filter.py fuzz/test_oracle.py)
 # These tests wait most of the time: for leases to expire and for etcd to return.
 WAITING_TESTS := $(patsubst %,tests/faults/test_%.py,etcd_outages change_over chaos new_address public_ip busy_store bad_config \
-	both_stores lease secrets etcd etcd_v2 etcd_v3 etcd_v3_watch)
+	both_stores lease secrets etcd etcd_v2 etcd_v3 etcd_v3_watch diagnosis no_false_alarm)
 COMPILED_TESTS := $(addprefix tests/,unit fuzz golden contract)
 APART_TESTS := tests/soak tests/systemd tests/docker/matrix
 NAMESPACE_TESTS := tests $(addprefix --ignore=,$(APART_TESTS) $(WAITING_TESTS) $(COMPILED_TESTS))

@@ -156,6 +156,8 @@ def _unreachable_peers(seen: _Seen) -> str:
     backend = seen.network.backend
     if backend is None or backend.next_hops is None or not backend.unreachable:
         return ""
+    if not backend.next_hops and seen.network.present_problem:  # which then is why
+        return ""
     return f"{backend.unreachable} of {backend.next_hops + backend.unreachable} peers cannot be reached from this host"
 
 

@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 # In one check, and how many of them are reserved for naming causes.
 _QUERIES, _NAMING = 200, 20
 _ADDRESSES_OF_A_SUBNET = 8
-# The query proved nothing: rp_filter rejected its source, or the bridge has just been removed.
+# The query proved nothing: rp_filter rejected its source, or the bridge has just been removed.  Since Linux 6.14 the
+# answer for rp_filter is that of a blackhole, EINVAL.  Source: inet_rtm_getroute in net/ipv4/route.c of the kernel.
 _PROVES_NOTHING = (errno.EXDEV, errno.ENODEV)
 
 
@@ -133,13 +134,9 @@ class RouteCheck:
         some = self._in_turn(subnets, (_QUERIES - _NAMING) // (kinds * count))
         asked = {subnet: list(self._queries(subnet, count, bridge)) for subnet in some}
         await asyncio.sleep(0)
-        answers = iter(await netlink.lookups([query for queries in asked.values() for query in queries]))
+        answers = await _answers(netlink, [query for queries in asked.values() for query in queries])
         wrong = {
-            subnet: [
-                query
-                for query, answer in zip(queries, answers, strict=False)
-                if not way(subnet, query.destination).is_taken(query, answer)
-            ]
+            subnet: [query for query in queries if not way(subnet, query.destination).is_taken(query, answers[query])]
             for subnet, queries in asked.items()
         }
         await self._forget_all_but(subnets)
@@ -207,6 +204,17 @@ class RouteCheck:
                 kept.update(chunk)
             self._causes = {subnet: causes for subnet, causes in self._causes.items() if subnet in kept}
             self.unreachable &= kept
+
+
+async def _answers(netlink: Netlink, queries: Sequence[RouteQuery]) -> Mapping[RouteQuery, RouteAnswer]:
+    """Return the answer to each query; a rejection by rp_filter is EXDEV on every kernel."""
+    answers = dict(zip(queries, await netlink.lookups(queries), strict=True))
+    causes = DivertingRoutes(netlink)
+    for query, answer in answers.items():
+        is_ambiguous = query.input_index and answer.errno == errno.EINVAL
+        if is_ambiguous and not await causes.has_blackhole(query):
+            answers[query] = RouteAnswer(errno=errno.EXDEV)
+    return answers
 
 
 def _spread(subnet: IPv4Network, count: int, excluded: IPv4Network | None) -> list[IPv4Address]:

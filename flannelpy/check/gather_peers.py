@@ -76,8 +76,11 @@ class Pings:
     async def _bridge(self, peer: Peer) -> Echo | None:
         if not self._plan or not self._plan.routes_packets:
             return None
-        candidates = bridge_address(self._plan.subnet), tunnel_address(self._plan.subnet)
-        source = next(filter(self._host.holder_of, candidates), None)
+        tunnel = tunnel_address(self._plan.subnet)
+        is_by_tunnel = self._plan.has_tunnel and not self._plan.is_direct
+        if is_by_tunnel and not self._host.holder_of(tunnel):  # the line about the device has the cause
+            return None
+        source = next(filter(self._host.holder_of, (bridge_address(self._plan.subnet), tunnel)), None)
         if source is None and self._plan.has_tunnel:
             return None
         source = source or self._host.external.address

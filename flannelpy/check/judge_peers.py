@@ -27,7 +27,10 @@ def ways(peers: Sequence[PeerSeen]) -> Iterator[Line]:
 
 
 def answers(peer: PeerSeen, plan: Plan | None) -> Iterator[Line]:
-    """Yield the lines about what a peer answered; without a ``plan``, only its public IP was asked."""
+    """Yield the lines about what a peer answered; without a ``plan``, only its public IP was asked.
+
+    If ``ways`` has named why no answer comes, no line guesses at another cause.
+    """
     overlay = [echo for echo in (peer.tunnel, peer.bridge) if echo]
     if peer.way.no_route:
         text = f"{peer.public_ip} of {peer.subnet}: {peer.way.no_route}"
@@ -36,8 +39,8 @@ def answers(peer: PeerSeen, plan: Plan | None) -> Iterator[Line]:
         yield from _reached(peer, plan)
     elif peer.public and _answers(peer.public):
         yield _line("public IP", peer, peer.public)
-        yield from _cut_off(peer, plan) if plan else []
-    elif peer.public:
+        yield from _cut_off(peer, plan) if plan and not (peer.way.diverted or peer.way.rejecting) else []
+    elif peer.public and not peer.way.rejecting:
         silent = ", nor does ".join(str(echo) for echo in (peer.public, *overlay))
         yield found(Code.PEER_SILENT, f"{peer.subnet}: no answer of {silent}", peer=peer.subnet, echo=peer.public)
 

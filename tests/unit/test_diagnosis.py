@@ -141,6 +141,11 @@ ROWS = [
         "3 of 5 peers cannot be reached from this host",
     ),
     (
+        replace(WELL, kernel_state=RepairReport(0, "route 11.0.0.0/17"), backend=BackendReport("udp", 0, 2)),
+        ProblemCode.KERNEL_STATE,
+        "route 11.0.0.0/17",
+    ),
+    (
         replace(WELL, firewall=FirewallReport(0, "Failed to check iptables rules")),
         ProblemCode.FIREWALL,
         "Failed to check iptables rules",

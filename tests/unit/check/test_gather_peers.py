@@ -122,8 +122,9 @@ def test_the_port_is_asked_about_if_only_the_public_ip_answers(path: Path) -> No
 
 
 def test_without_device_or_subnet_only_what_can_be_reached_is_pinged(path: Path) -> None:
-    seen = look(held=("172.17.8.101",))
-    assert (seen.tunnel, seen.bridge) == (None, None)
+    for held in (("172.17.8.101",), ("172.17.8.101", "11.0.1.1")):
+        seen = look(held=held)
+        assert (seen.tunnel, seen.bridge) == (None, None)
     seen = look(plan=None)
     assert seen.public
     assert (seen.tunnel, seen.bridge, seen.public.full) == (None, None, 1500)

@@ -67,6 +67,17 @@ def test_each_fault_is_named_once(changed: dict[str, object], expected: list[str
     assert codes(replace(HEALTHY, **changed)) == expected  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("plan", [UDP, HOST_GW])
+def test_what_routes_or_rp_filter_explain_has_no_second_line(plan: Plan) -> None:
+    diverted, rejecting = WaySeen("", ("route a takes the host's packets",)), WaySeen("", (), ("eth1",))
+    cut_off = replace(HEALTHY, tunnel=SILENT_TUNNEL if plan is UDP else None, bridge=SILENT_BRIDGE)
+    assert codes(replace(cut_off, way=diverted), plan) == []
+    assert codes(replace(cut_off, way=rejecting), plan) == []
+    assert codes(replace(cut_off, way=rejecting, public=SILENT_PUBLIC), plan) == []
+    # A ping of the public IP takes no route of the overlay.
+    assert codes(replace(cut_off, way=diverted, public=SILENT_PUBLIC), plan) == ["peer_silent"]
+
+
 def test_a_narrow_link_is_one_line_for_tunnel_and_bridge_and_names_the_mtu_on_the_wire() -> None:
     narrow = replace(
         HEALTHY, tunnel=echo("11.0.2.0", 1472, path_mtu=1372), bridge=echo("11.0.2.1", 1472, path_mtu=1372)
