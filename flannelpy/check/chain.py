@@ -179,4 +179,5 @@ class _Chain:
             seen = [PeerSeen(peer.subnet, peer.public_ip, ways[peer.subnet]) for peer in peers]
         self._lines += judge_peers.ways(seen) if plan and plan.routes_packets else []
         for peer in seen:
-            self._lines += judge_peers.answers(peer, plan)
+            if self._host.is_linked or not peer.way.no_route:  # otherwise the line about the interface has the cause
+                self._lines += judge_peers.answers(peer, plan)

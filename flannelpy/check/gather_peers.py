@@ -10,10 +10,10 @@ from ipaddress import IPv4Address, IPv4Network
 from statistics import median
 
 from flannelpy.check.lines import Echo
-from flannelpy.check.observations import HostSeen, Peer, PeerSeen, WaySeen
+from flannelpy.check.observations import HostSeen, Peer, PeerSeen, PortSeen, WaySeen
 from flannelpy.check.plan import Plan, bridge_address, tunnel_address
 from flannelpy.linux import udp_probe
-from flannelpy.linux.icmp_echo import Answer, IcmpEcho
+from flannelpy.linux.icmp_echo import NOT_PERMITTED, TIME_EXCEEDED, Answer, IcmpEcho
 from flannelpy.linux.udp_probe import PortState
 
 # Bytes of a small IP packet, as of ping(8).
@@ -23,6 +23,14 @@ _INTERVAL, _PATIENCE = 0.1, 2.0
 # The search for the path MTU sends this many lengths at a time, so three turns find it between 84 and 9000.
 _LENGTHS, _SEARCH_PATIENCE = 24, 0.5
 _AT_A_TIME = 100
+# flannelpy decrements the TTL once, so that the kernel of the peer finds the last hop.
+_LAST_HOP = {"udp": 2, "vxlan": 1, "host-gw": 1}
+_TRIES, _HOP_PATIENCE = 2, 0.5
+_PORTS = {
+    PortState.CLOSED: PortSeen.CLOSED,
+    PortState.PROHIBITED: PortSeen.PROHIBITED,
+    PortState.SILENT: PortSeen.SILENT,
+}
 
 
 class Pings:
@@ -59,7 +67,10 @@ class Pings:
         async with self._slots:
             public, tunnel, bridge = await asyncio.gather(self._public(peer), self._tunnel(peer), self._bridge(peer))
             seen = replace(seen, public=public, tunnel=tunnel, bridge=bridge)
-            return replace(seen, is_port_closed=await self._is_port_closed(seen))
+            if any(echo.has_arrived for echo in (tunnel, bridge) if echo):
+                return seen
+            is_forwarding, port = await asyncio.gather(self._is_forwarding(seen), self._port(seen))
+            return replace(seen, is_forwarding=is_forwarding, port=port)
 
     async def _public(self, peer: Peer) -> Echo:
         full = self._plan.mtu + self._plan.overhead if self._plan else self._host.external.mtu
@@ -86,13 +97,29 @@ class Pings:
         source = source or self._host.external.address
         return await self._measure(source, bridge_address(peer.subnet), self._plan.mtu)
 
-    async def _is_port_closed(self, seen: PeerSeen) -> bool | None:
-        """Return whether the backend's port is closed, if only the public IP answers; None if it was not asked."""
-        is_cut_off = seen.public and seen.public.received and seen.tunnel and not seen.tunnel.received
+    async def _is_forwarding(self, seen: PeerSeen) -> bool:
+        """Return whether the peer reports that a packet for one of its containers has no hop left.
+
+        A firewall that drops pings for the peer itself does not see a packet that is forwarded.  Without a tunnel, only
+        a bridge is silent beside the public IP, and there may be none.
+        """
+        if not self._plan or not seen.bridge or (seen.public and seen.public.has_arrived and not seen.tunnel):
+            return False
+        ping, target = await self._socket(seen.bridge.source), seen.subnet.broadcast_address - 1
+        reporters = (tunnel_address(seen.subnet), bridge_address(seen.subnet), seen.public_ip)
+        for _ in range(_TRIES):
+            answer = await ping.ask(target, _SMALL, _HOP_PATIENCE, _LAST_HOP[self._plan.backend])
+            if answer.error == TIME_EXCEEDED and answer.reporter in reporters:
+                return True
+        return False
+
+    async def _port(self, seen: PeerSeen) -> PortSeen | None:
+        """Return what the backend's port answers, if only the public IP does; None if it was not asked."""
+        is_cut_off = seen.public and seen.public.has_arrived and seen.tunnel
         if not is_cut_off or not self._plan or not self._plan.port:
             return None
         state = await udp_probe.probe(self._host.external.address, seen.public_ip, self._plan.port)
-        return state is PortState.CLOSED
+        return _PORTS.get(state)
 
     async def _measure(self, source: IPv4Address, target: IPv4Address, full: int) -> Echo:
         """Ping one address."""
@@ -124,8 +151,17 @@ def _received(answers: Sequence[Answer]) -> int:
 def _echo(source: IPv4Address, target: IPv4Address, answers: Sequence[Answer], full: int) -> Echo:
     times = [answer.seconds * 1000 for answer in answers if answer.seconds is not None]
     errors = [f"{one.error}{f' from {one.reporter}' if one.reporter else ''}" for one in answers if one.error]
-    error = "" if times else next(iter(errors), "")
-    return Echo(source, target, len(answers), len(times), median(times) if times else None, full, error=error)
+    return Echo(
+        source,
+        target,
+        len(answers),
+        len(times),
+        median(times) if times else None,
+        full,
+        error="" if times else next(iter(errors), ""),
+        is_rejected=any(one.reporter == target for one in answers),
+        is_stopped=any(one.error == NOT_PERMITTED for one in answers),
+    )
 
 
 async def _path_mtu(ping: IcmpEcho, target: IPv4Address, full: int) -> int:

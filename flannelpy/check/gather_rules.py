@@ -10,7 +10,7 @@ from flannelpy.check.observations import RulesSeen
 from flannelpy.check.plan import Plan
 from flannelpy.errors import HostError
 from flannelpy.host import firewall_tables, forward_check
-from flannelpy.linux import ip_forward, iptables, kernel_modules, nftables
+from flannelpy.linux import conntrack, ip_forward, iptables, kernel_modules, nftables
 from flannelpy.netfilter import network_rules
 from flannelpy.netfilter.address_ranges import AddressRanges
 from flannelpy.netfilter.nft_listing import NftTable
@@ -50,6 +50,7 @@ async def look(packets: Traffic, *, is_masqueraded: bool) -> RulesSeen:
         await forward_check.search(listings, native, packets),
         failures,
         await _missing(packets.network, failures) if is_masqueraded else None,
+        conntrack.usage(),
     )
 
 

@@ -15,6 +15,8 @@ from flannelpy.report import DaemonReport
 from flannelpy.rtnetlink.links import Address
 
 _DOCKER0 = "docker0"
+# The part of the limit of tracked connections at which the next load may exceed it.
+_FULL = 0.95
 # The lines that name the cause of what the daemon reports, by the code of its problem.
 _NAMED_BY: dict[ProblemCode, frozenset[Code]] = {
     ProblemCode.STORE_SILENT: frozenset({Code.ETCD_SILENT}),
@@ -25,6 +27,7 @@ _NAMED_BY: dict[ProblemCode, frozenset[Code]] = {
     ProblemCode.EXTERNAL_INTERFACE: frozenset({Code.NO_INTERFACE, Code.INTERFACE_DOWN}),
     ProblemCode.NO_ROUTE_TO_PEERS: frozenset({Code.NO_ROUTE_TO_PEER}),
     ProblemCode.KERNEL_STATE: frozenset({Code.DEVICE_MISSING, Code.DEVICE_FLAW, Code.ROUTE_DIVERTED}),
+    ProblemCode.MTU: frozenset({Code.CONFIG_CHANGED, Code.CONFIG_INVALID}),
     ProblemCode.CONTAINERS_BLOCKED: frozenset({Code.FORWARDING_OFF, Code.PACKETS_DROPPED}),
     ProblemCode.PEERS_UNREACHABLE: frozenset({Code.ROUTE_DIVERTED, Code.NO_ROUTE_TO_PEER}),
     ProblemCode.FIREWALL: frozenset({Code.RULES_UNKNOWN, Code.MASQUERADING_MISSING}),
@@ -34,7 +37,7 @@ _NAMED_BY: dict[ProblemCode, frozenset[Code]] = {
 def interface(host: HostSeen) -> Line:
     """Return the line about the external interface."""
     external = host.external
-    if host.link is None or not host.link.is_up or not host.link.has_carrier:
+    if not host.is_linked:
         state = "has no carrier" if host.link and host.link.is_up else "is down"
         return found(Code.INTERFACE_DOWN, f"{external.name} {state}", name=external.name)
     nat = "" if host.identity.public_ip == external.address else f", public IP {host.identity.public_ip} by NAT"
@@ -118,7 +121,11 @@ def forwarding(rules: RulesSeen, *, has_bridge: bool) -> Iterator[Line]:
         yield _split(Code.PACKETS_DROPPED if is_certain else Code.PACKETS_MAY_BE_DROPPED, one.text)
     for failure in rules.failures:
         yield found(Code.RULES_UNKNOWN, failure)
-    if not (problem or rules.obstacles or rules.failures):
+    used, limit = rules.conntrack
+    is_full = used > limit * _FULL
+    if is_full:
+        yield found(Code.CONNTRACK_FULL, f"the kernel tracks {used} connections of at most {limit}", limit=limit * 2)
+    if not (problem or rules.obstacles or rules.failures or is_full):
         yield ok(Link.FORWARDING, "nothing stops packets of containers")
     if rules.missing:
         yield found(Code.MASQUERADING_MISSING, "; ".join(rules.missing))

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from flannelpy.check.lines import Echo, Line, Link, ok
-from flannelpy.check.observations import PeerSeen
+from flannelpy.check.observations import PeerSeen, PortSeen
 from flannelpy.check.plan import Plan
 from flannelpy.check.verdicts import Code, found
+
+_PORTS = {
+    PortSeen.CLOSED: (Code.PORT_CLOSED, "is closed"),
+    PortSeen.PROHIBITED: (Code.PORT_PROHIBITED, "is prohibited"),
+    PortSeen.SILENT: (Code.DATAGRAMS_LOST, "rejects nothing"),
+    None: (Code.DATAGRAMS_LOST, "cannot be asked"),
+}
 
 
 def ways(peers: Sequence[PeerSeen]) -> Iterator[Line]:
@@ -35,30 +42,44 @@ def answers(peer: PeerSeen, plan: Plan | None) -> Iterator[Line]:
     if peer.way.no_route:
         text = f"{peer.public_ip} of {peer.subnet}: {peer.way.no_route}"
         yield found(Code.NO_ROUTE_TO_PEER, text, peer=peer.subnet, address=peer.public_ip)
-    elif plan and any(map(_answers, overlay)):
+    elif plan and any(echo.has_arrived for echo in overlay):
         yield from _reached(peer, plan)
-    elif peer.public and _answers(peer.public):
-        yield _line("public IP", peer, peer.public)
-        yield from _cut_off(peer, plan) if plan and not (peer.way.diverted or peer.way.rejecting) else []
-    elif peer.public and not peer.way.rejecting:
-        silent = ", nor does ".join(str(echo) for echo in (peer.public, *overlay))
-        yield found(Code.PEER_SILENT, f"{peer.subnet}: no answer of {silent}", peer=peer.subnet, echo=peer.public)
+    elif peer.public:
+        yield from _unreached(peer, peer.public, plan)
 
 
 def _reached(peer: PeerSeen, plan: Plan) -> Iterator[Line]:
     """Yield a line for each address of a peer that the overlay reaches; an address may filter pings."""
     if peer.public:
         yield _line("public IP", peer, peer.public)
-    narrow = [echo for echo in (peer.tunnel, peer.bridge) if echo and _answers(echo) and echo.path_mtu < echo.full]
+    narrow = [echo for echo in (peer.tunnel, peer.bridge) if echo and echo.is_narrow]
     for name, echo in (("tunnel", peer.tunnel), ("bridge", peer.bridge)):
         if echo is None:
             continue
         if narrow and echo is narrow[0]:
             yield _narrow(name, peer, echo, plan)
-        elif name == "bridge" and not _answers(echo):
+        elif name == "bridge" and not echo.has_arrived:
             yield _silent_bridge(peer, echo)
         else:
             yield _line(name, peer, echo)
+
+
+def _unreached(peer: PeerSeen, public: Echo, plan: Plan | None) -> Iterator[Line]:
+    """Yield the lines about a peer of which no address in the overlay answers."""
+    if public.has_arrived:
+        yield _line("public IP", peer, public)
+    silent = [echo for echo in (public, peer.tunnel, peer.bridge) if echo and not echo.has_arrived]
+    text = f"{peer.subnet}: no answer of {', nor of '.join(map(str, silent))}"
+    if peer.is_forwarding:
+        yield found(Code.PINGS_DROPPED, text, peer=peer.subnet)
+    elif any(echo.is_stopped for echo in silent):
+        yield found(Code.PING_REFUSED, text, peer=peer.subnet)
+    elif peer.way.rejecting:
+        return
+    elif not public.has_arrived:
+        yield found(Code.PEER_SILENT, text, peer=peer.subnet, echo=public)
+    elif plan and not peer.way.diverted:
+        yield from _cut_off(peer, plan)
 
 
 def _cut_off(peer: PeerSeen, plan: Plan) -> Iterator[Line]:
@@ -66,10 +87,10 @@ def _cut_off(peer: PeerSeen, plan: Plan) -> Iterator[Line]:
     if peer.tunnel is None:
         yield from [_silent_bridge(peer, peer.bridge)] if peer.bridge else []
         return
-    code = Code.PORT_CLOSED if peer.is_port_closed else Code.DATAGRAMS_LOST
-    port = f"UDP port {plan.port} of {peer.public_ip} {'is closed' if peer.is_port_closed else 'rejects nothing'}"
-    text = f"tunnel of {peer.subnet}: {peer.tunnel}, and {port}"
-    yield found(code, text, peer=peer.subnet, echo=peer.tunnel, port=plan.port)
+    code, state = _PORTS[peer.port]
+    port = plan.port or "of the backend"  # without etcd
+    text = f"tunnel of {peer.subnet}: {peer.tunnel}, and UDP port {port} of {peer.public_ip} {state}"
+    yield found(code, text, peer=peer.subnet, echo=peer.tunnel, port=port)
 
 
 def _silent_bridge(peer: PeerSeen, echo: Echo) -> Line:
@@ -91,7 +112,3 @@ def _line(name: str, peer: PeerSeen, echo: Echo) -> Line:
     if 0 < echo.received < echo.sent:
         return found(Code.LOSS, text, peer=peer.subnet, echo=echo)
     return ok(Link.PEERS, text, peer=peer.subnet, echo=echo)
-
-
-def _answers(echo: Echo) -> bool:
-    return echo.received > 0

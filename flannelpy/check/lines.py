@@ -43,7 +43,8 @@ class Echo:
 
     ``milliseconds``: the median of the round trips, None without an answer.  ``full``: the length in bytes of the IP
     packets that have to pass with DF; ``path_mtu``: of the longest that passed, 0 if not even a small one did.
-    ``error``: what a router or the kernel reported, or empty.
+    ``error``: what a router or the kernel reported, or empty.  ``is_rejected``: the target itself rejects pings, so it
+    can be reached.  ``is_stopped``: no ping left this host.
     """
 
     source: IPv4Address
@@ -54,6 +55,18 @@ class Echo:
     full: int = 0
     path_mtu: int = 0
     error: str = ""
+    is_rejected: bool = False
+    is_stopped: bool = False
+
+    @property
+    def has_arrived(self) -> bool:
+        """Return whether the target answered at all."""
+        return self.received > 0 or self.is_rejected
+
+    @property
+    def is_narrow(self) -> bool:
+        """Return whether small packets pass, and those of the full length do not."""
+        return 0 < self.path_mtu < self.full
 
     def __str__(self) -> str:
         loss = f"{self.target} from {self.source}: {self.sent - self.received} of {self.sent} lost"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
@@ -100,6 +101,11 @@ class HostSeen:
     links: Sequence[Link]
     addresses: Sequence[Address]
 
+    @property
+    def is_linked(self) -> bool:
+        """Return whether packets can leave by the external interface."""
+        return self.link is not None and self.link.is_up and self.link.has_carrier
+
     def holder_of(self, address: IPv4Address) -> Link | None:
         """Return the interface that has an address, if there is one."""
         indices = {one.link_index for one in self.addresses if one.address == address}
@@ -131,6 +137,7 @@ class RulesSeen:
 
     ``blocked``: devices whose packets the kernel does not forward; ``failures``: why rules could not be listed.
     ``missing``: how the rules of -ip-masq differ from what they should be; None if they are not expected.
+    ``conntrack``: how many connections the kernel tracks, and from which number on it drops new ones.
     """
 
     blocked: Sequence[str] = ()
@@ -138,14 +145,23 @@ class RulesSeen:
     obstacles: Sequence[Obstacle] = ()
     failures: Sequence[str] = ()
     missing: Sequence[str] | None = None
+    conntrack: tuple[int, int] = (0, 0)
+
+
+class PortSeen(StrEnum):
+    """What a host answers to datagrams for the UDP port of the backend; ``SILENT``: nothing."""
+
+    CLOSED = "closed"
+    PROHIBITED = "prohibited"
+    SILENT = "silent"
 
 
 @dataclass(frozen=True, slots=True)
 class PeerSeen:
     """One peer: its lease, the kernel's answers about it, and its own.
 
-    ``tunnel`` is None without a tunnel.  ``is_port_closed``: whether the UDP port of the backend rejects datagrams;
-    None if that was not asked.
+    ``tunnel`` is None without a tunnel.  ``port``: None if it was not asked.  ``is_forwarding``: whether it routes
+    packets of the overlay, although it answers no ping there.
     """
 
     subnet: IPv4Network
@@ -154,4 +170,5 @@ class PeerSeen:
     public: Echo | None = None
     tunnel: Echo | None = None
     bridge: Echo | None = None
-    is_port_closed: bool | None = None
+    port: PortSeen | None = None
+    is_forwarding: bool = False

@@ -45,6 +45,7 @@ class Code(StrEnum):
     PACKETS_DROPPED = "packets_dropped"
     PACKETS_MAY_BE_DROPPED = "packets_may_be_dropped"
     RULES_UNKNOWN = "rules_unknown"
+    CONNTRACK_FULL = "conntrack_full"
     MASQUERADING_MISSING = "masquerading_missing"
     ROUTE_DIVERTED = "route_diverted"
     RP_FILTER = "rp_filter"
@@ -53,7 +54,9 @@ class Code(StrEnum):
     PING_REFUSED = "ping_refused"
     NO_ROUTE_TO_PEER = "no_route_to_peer"
     PEER_SILENT = "peer_silent"
+    PINGS_DROPPED = "pings_dropped"
     PORT_CLOSED = "port_closed"
+    PORT_PROHIBITED = "port_prohibited"
     DATAGRAMS_LOST = "datagrams_lost"
     MTU_TOO_LARGE = "mtu_too_large"
     BRIDGE_SILENT = "bridge_silent"
@@ -245,6 +248,12 @@ TABLE: dict[Code, Verdict] = {
         "the rules cannot be listed",
         "run the check as root, with iptables and nft installed",
     ),
+    Code.CONNTRACK_FULL: Verdict(
+        Link.FORWARDING,
+        WARNING,
+        "the kernel tracks nearly as many connections as it can, and drops packets of new ones beyond that",
+        "raise the limit: sysctl -w net.netfilter.nf_conntrack_max={limit}",
+    ),
     Code.MASQUERADING_MISSING: Verdict(
         Link.MASQUERADING,
         BAD,
@@ -280,7 +289,7 @@ TABLE: dict[Code, Verdict] = {
         Link.PEERS,
         WARNING,
         "this host cannot ping",
-        "run the check as root (CAP_NET_RAW)",
+        "either run the check as root (CAP_NET_RAW), or have the rules of OUTPUT on this host accept its pings",
     ),
     Code.NO_ROUTE_TO_PEER: Verdict(
         Link.PEERS,
@@ -292,21 +301,35 @@ TABLE: dict[Code, Verdict] = {
         Link.PEERS,
         BAD,
         "neither the public IP of a peer nor its overlay answers",
-        "either that host is down, or the network between is cut, or all of its answers are lost; if it is gone, its "
-        "lease expires by itself",
+        "either that host is down, or the network between is cut, or a firewall drops pings and the packets of the "
+        "overlay, or all of its answers are lost; if it is gone, its lease expires by itself",
+    ),
+    Code.PINGS_DROPPED: Verdict(
+        Link.PEERS,
+        WARNING,
+        "a peer answers no ping in the overlay, and forwards packets for its containers",
+        "a firewall there drops pings; accept them, so that the check sees loss and path MTU",
     ),
     Code.PORT_CLOSED: Verdict(
         Link.PEERS,
         BAD,
         "the public IP answers, the tunnel address does not, and the UDP port of the backend is closed",
-        "start flannelpy on that host",
+        "either flannelpy does not run on that host: start it; or a firewall rejects UDP port {port}: accept it both "
+        "ways",
+    ),
+    Code.PORT_PROHIBITED: Verdict(
+        Link.PEERS,
+        BAD,
+        "the public IP answers, the tunnel address does not, and a firewall prohibits the UDP port of the backend",
+        "a firewall on that host or between rejects UDP port {port}: accept it both ways",
     ),
     Code.DATAGRAMS_LOST: Verdict(
         Link.PEERS,
         BAD,
         "the public IP answers, the tunnel address does not, and nothing rejects the UDP port of the backend",
         "either a firewall drops UDP port {port} on a host or between them: accept it both ways; or the daemon there "
-        "does not know this host: look at its log",
+        "does not know this host, or another rule there drops packets: run the check there; or datagrams arrive there "
+        "with a wrong checksum: nstat -az UdpInCsumErrors",
     ),
     Code.MTU_TOO_LARGE: Verdict(
         Link.PEERS,

@@ -29,7 +29,12 @@ _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3
 _SOL_RAW, _ICMP_FILTER = 255, 1
 _SO_RCVBUFFORCE = 33
 _RECEIVE_BUFFER = 4 << 20
+_TTL = 64
 _WANTED = (_ECHO_REPLY, _UNREACHABLE, _TIME_EXCEEDED)
+#: The error of a request that netfilter drops on its way out, by a rule or by conntrack.
+NOT_PERMITTED = "dropped by this host's own rules, or by its full conntrack table"
+#: The error of a request that a host with no time left for it reports: one that would have forwarded it.
+TIME_EXCEEDED = "time exceeded"
 _CODES = {0: "network unreachable", 1: "host unreachable", 3: "port unreachable", 4: "packet too long"}
 _CODES |= {9: "prohibited", 10: "prohibited", 13: "prohibited"}
 
@@ -78,13 +83,14 @@ class IcmpEcho:
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
         self._socket.close()
 
-    async def ask(self, target: IPv4Address, length: int, patience: float) -> Answer:
+    async def ask(self, target: IPv4Address, length: int, patience: float, ttl: int = _TTL) -> Answer:
         """Send one request as an IP packet of ``length`` bytes; return what came back within ``patience`` seconds."""
         loop = asyncio.get_running_loop()
         number = next(self._numbers) & 0xFFFF
         answer: asyncio.Future[Answer] = loop.create_future()
         self._pending[target, number] = answer, loop.time()
         try:
+            self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
             self._socket.sendto(request(self._identifier, number, length), (str(target), 0))
             async with asyncio.timeout(patience):
                 return await answer
@@ -132,7 +138,7 @@ def _words_of(error: OSError) -> str:
     if error.errno == errno.EMSGSIZE:
         return "longer than the MTU of this host's interface"
     if error.errno == errno.EPERM:
-        return "a rule in OUTPUT of this host rejects it"
+        return NOT_PERMITTED
     return (error.strerror or str(error)).lower()
 
 
@@ -160,7 +166,7 @@ def parse(packet: bytes) -> Heard | None:
     cited_kind, _, _, identifier, number = _HEADER.unpack_from(cited, inner)
     if cited_kind != _ECHO_REQUEST:
         return None
-    error = "time exceeded" if kind == _TIME_EXCEEDED else _CODES.get(code, "unreachable")
+    error = TIME_EXCEEDED if kind == _TIME_EXCEEDED else _CODES.get(code, "unreachable")
     return Heard(IPv4Address(cited[16:20]), identifier, number, error, sender)
 
 

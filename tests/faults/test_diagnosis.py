@@ -109,12 +109,12 @@ def on_first(*commands: str) -> Callable[[Site], None]:
     return run
 
 
-def filtered(action: str) -> Callable[[Site], None]:
-    """Return what adds (-I) or removes (-D) a rule on the second host that drops the datagrams of the backend."""
+def input_rule(action: str, rule: str) -> Callable[[Site], None]:
+    """Return what adds (-I) or removes (-D) a rule in INPUT of the second host; {port} is that of the backend."""
 
     def run(site: Site) -> None:
-        port = PORTS[site.backend.name]
-        site.lab.hosts[1].run("iptables", action, *f"INPUT -p udp --dport {port} -j DROP".split())
+        port = PORTS.get(site.backend.name, 0)
+        site.lab.hosts[1].run("iptables", action, "INPUT", *rule.format(port=port).split())
 
     return run
 
@@ -145,6 +145,41 @@ DUPLICATE = lease_key(IPv4Network("11.0.255.0/24"))
 def duplicate(site: Site) -> None:
     value = json.loads(UDP.lease(str(site.lab.hosts[0].public_ip)))
     site.lab.etcd.put(DUPLICATE, json.dumps(value | {"HostID": "zzz"}), ttl=3600)
+
+
+OTHER = lease_key(IPv4Network("11.0.254.0/24"))
+
+
+def other_backend(site: Site) -> None:
+    site.lab.etcd.put(OTHER, UDP.lease("172.17.8.150"), ttl=3600)
+
+
+def wrong_checksums(site: Site) -> None:
+    """The second host receives datagrams of the backend as if a network card of the first had broken checksums."""
+    site.lab.hosts[0].run("ethtool", "-K", "eth1", "tx", "off")  # otherwise nobody verifies them
+    chain = "chain in { type filter hook prerouting priority -300; udp dport 8285 udp checksum set 1; }"
+    site.lab.hosts[1].run("nft", f"table inet broken {{ {chain}; }}")
+
+
+def right_checksums(site: Site) -> None:
+    site.lab.hosts[0].run("ethtool", "-K", "eth1", "tx", "on")
+    site.lab.hosts[1].run("nft", "delete table inet broken")
+
+
+def firewalld(site: Site) -> None:
+    """The chains that firewalld has in Debian 12, with the zones left out."""
+    site.lab.hosts[0].run("nft", FIREWALLD)
+
+
+def container_mtu(mtu: int) -> Callable[[Site], None]:
+    """Return what gives the ports of the first host's docker0 that MTU."""
+
+    def run(site: Site) -> None:
+        first = site.lab.hosts[0]
+        for port in json.loads(first.run("ip", "-json", "link", "show", "master", "docker0").stdout):
+            first.configure(f"link set {port['ifname']} mtu {mtu}")
+
+    return run
 
 
 def take_lease(site: Site) -> None:
@@ -178,6 +213,24 @@ def second_uplink(site: Site) -> None:
     first.configure(f"neighbour add {SECOND} lladdr {mac} dev eth2")  # an ARP request would lead answers to eth2
 
 
+FIREWALLD = """
+table inet firewalld {
+  chain filter_FORWARD {
+    type filter hook forward priority 10; policy accept;
+    ct state established,related accept
+    ct status dnat accept
+    iifname "lo" accept
+    ct state invalid drop
+    jump filter_FORWARD_POLICIES
+    reject with icmpx admin-prohibited
+  }
+  chain filter_FORWARD_POLICIES {
+    iifname "eth0" oifname "eth0" accept
+  }
+}
+"""
+
+
 #: By the row of docs/check.md.
 FAULTS = {
     "etcd down": Fault(
@@ -206,10 +259,45 @@ FAULTS = {
     ),
     "UDP port filtered": Fault(
         (UDP, VXLAN),
-        filtered("-I"),
-        filtered("-D"),
+        input_rule("-I", "-p udp --dport {port} -j DROP"),
+        input_rule("-D", "-p udp --dport {port} -j DROP"),
         Named("datagrams_lost", r"3 of 3 lost, and UDP port (\d+) of \S+ rejects nothing; .* UDP port \1 .* or"),
         "accept it both ways",
+    ),
+    "UDP port rejected": Fault(
+        (VXLAN,),
+        input_rule("-I", "-p udp --dport {port} -j REJECT --reject-with icmp-admin-prohibited"),
+        input_rule("-D", "-p udp --dport {port} -j REJECT --reject-with icmp-admin-prohibited"),
+        Named("port_prohibited", r"3 of 3 lost, and UDP port 8472 of \S+ is prohibited; a firewall on that host or"),
+        "accept it both ways",
+    ),
+    "UDP port rejected as closed": Fault(
+        (UDP,),
+        input_rule("-I", "-p udp --dport {port} -j REJECT"),
+        input_rule("-D", "-p udp --dport {port} -j REJECT"),
+        Named("port_closed", r"3 of 3 lost, and UDP port 8285 of \S+ is closed; either flannelpy does not run"),
+        "or a firewall rejects UDP port 8285: accept it both ways",
+    ),
+    "wrong checksums": Fault(
+        (UDP,),
+        wrong_checksums,
+        right_checksums,
+        Named("datagrams_lost", "3 of 3 lost, and UDP port 8285 of .* rejects nothing"),
+        "nstat -az UdpInCsumErrors",
+    ),
+    "peer drops pings": Fault(
+        (UDP, VXLAN, HOST_GW),
+        input_rule("-I", "-p icmp --icmp-type echo-request -j DROP"),
+        input_rule("-D", "-p icmp --icmp-type echo-request -j DROP"),
+        Named("pings_dropped", "no answer of 172.17.8.102 from 172.17.8.101: 3 of 3 lost, nor of"),
+        "a firewall there drops pings",
+    ),
+    "pings dropped on the way out": Fault(
+        (UDP,),
+        on_first("iptables -I OUTPUT -p icmp -j DROP"),
+        on_first("iptables -D OUTPUT -p icmp -j DROP"),
+        Named("ping_refused", r"172.17.8.102 from 172.17.8.101: 3 of 3 lost \(dropped by this host's own rules"),
+        "have the rules of OUTPUT on this host accept its pings",
     ),
     "MTU too large": Fault(
         (UDP, VXLAN, HOST_GW),
@@ -254,6 +342,14 @@ FAULTS = {
         "remove it, or accept these packets before it",
         Named("containers_blocked", r"'-A PREROUTING -s 11.0.0.0/16 -j DROP' drops packets .*\(table raw, .*; remove"),
     ),
+    "rules of firewalld": Fault(
+        (UDP,),
+        firewalld,
+        on_first("nft delete table inet firewalld"),
+        Named("packets_dropped", r"filter_FORWARD drops packets .*, also those that iptables accepts \(reject in "),
+        "have firewalld accept them: firewall-cmd --permanent --zone=trusted --add-source=11.0.0.0/16",
+        Named("containers_blocked", r"filter_FORWARD drops packets .* \(reject in .*\); have firewalld accept them"),
+    ),
     "tunnel device down, and the daemon hangs": Fault(
         (VXLAN,),
         device_down,
@@ -270,7 +366,7 @@ FAULTS = {
         Named("interface_down", "^eth1 is down; ip link set eth1 up"),
         "ip link set eth1 up",
         Named("external_interface", "^eth1 is down; restore the link"),
-        frozenset({"etcd_silent", "peers_unknown"}),
+        frozenset({"etcd_silent"}),
         frozenset({"store_silent"}),
     ),
     "foreign route": Fault(
@@ -310,6 +406,20 @@ FAULTS = {
         on_first("ip address delete 11.0.0.1/24 dev docker0", "ip address add {own} dev docker0"),
         Named("bridge_of_old_subnet", "docker0 has 11.0.0.1/24, which is not of our subnet .* --bip=11"),
         "restart Docker with the present subnet file",
+    ),
+    "MTU of containers too large": Fault(
+        (VXLAN,),
+        container_mtu(1500),
+        container_mtu(1450),
+        Named("container_mtu", "of docker0 has MTU 1500, and the overlay carries 1450; restart Docker with --mtu=1450"),
+        "then create the containers again",
+    ),
+    "peer with another backend": Fault(
+        (HOST_GW,),
+        other_backend,
+        lambda site: site.lab.etcd.delete(OTHER),
+        Named("lease_unusable", "lease 11.0.254.0/24 is ignored: .*udp.*host-gw"),
+        "correct what the line names, on that host or on this one",
     ),
     "NAT rules gone": Fault(
         (HOST_GW,),

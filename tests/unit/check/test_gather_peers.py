@@ -11,10 +11,10 @@ from support.fakes_clock import run
 
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.check import gather_peers
-from flannelpy.check.observations import HostSeen, Peer, PeerSeen, WaySeen
+from flannelpy.check.observations import HostSeen, Peer, PeerSeen, PortSeen, WaySeen
 from flannelpy.check.plan import Plan
 from flannelpy.linux import udp_probe
-from flannelpy.linux.icmp_echo import Answer
+from flannelpy.linux.icmp_echo import NOT_PERMITTED, TIME_EXCEEDED, Answer
 from flannelpy.linux.udp_probe import PortState
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.subnet.lease import HostIdentity
@@ -23,14 +23,21 @@ NETWORK, OURS, THEIRS = map(IPv4Network, ("11.0.0.0/16", "11.0.1.0/24", "11.0.2.
 EXTERNAL = ExternalInterface("eth1", IPv4Address("172.17.8.101"), 1500)
 PEER = Peer(THEIRS, IPv4Address("172.17.8.102"))
 UDP = Plan("udp", NETWORK, OURS, 1472, 8285)
+LAST = "11.0.2.254"  # of the peer's containers
 HELD = ("172.17.8.101", "11.0.1.0", "11.0.1.1")
 
 
 class Path:
-    """What every socket of a test sees: targets that are silent, the widest packet, and the first packets lost."""
+    """What every socket of a test sees: targets that are silent, the widest packet, and the first packets lost.
+
+    ``errors``: what is reported, and by whom, about pings of a target.  ``hops``: the TTLs of pings that need not reach
+    their target.
+    """
 
     def __init__(self) -> None:
         self.silent: set[str] = set()
+        self.errors: dict[str, Answer] = {}
+        self.hops: list[tuple[str, int]] = []
         self.widest = 9000
         self.lost = 0
         self.sent: list[tuple[str, str, int]] = []
@@ -57,7 +64,11 @@ def path(monkeypatch: pytest.MonkeyPatch) -> Path:
         async def __aexit__(self, *_: object) -> None:
             pass
 
-        async def ask(self, target: IPv4Address, length: int, patience: float) -> Answer:
+        async def ask(self, target: IPv4Address, length: int, patience: float, ttl: int = 64) -> Answer:
+            if ttl < 64:
+                found.hops.append((str(target), ttl))
+            if str(target) in found.errors:
+                return found.errors[str(target)]
             if found.answer(self.source, target, length):
                 return Answer(0.001)
             await asyncio.sleep(patience)
@@ -97,7 +108,8 @@ def test_each_address_is_pinged_from_its_counterpart_small_and_at_the_full_mtu(p
     assert seen.tunnel
     assert (seen.tunnel.sent, seen.tunnel.received, seen.tunnel.path_mtu) == (3, 3, 1472)
     assert seen.tunnel.milliseconds == pytest.approx(1)
-    assert seen.is_port_closed is None
+    assert seen.port is None
+    assert path.hops == []
 
 
 @pytest.mark.parametrize("widest", [84, 85, 576, 1000, 1280, 1400, 1404, 1470, 1471, 1472])
@@ -117,8 +129,42 @@ def test_a_lost_packet_is_followed_by_more(path: Path) -> None:
 
 
 def test_the_port_is_asked_about_if_only_the_public_ip_answers(path: Path) -> None:
+    path.silent = {"11.0.2.0", "11.0.2.1", LAST}
+    assert look().port is PortSeen.CLOSED
+    path.silent.add("172.17.8.102")
+    assert look().port is None
+
+
+@pytest.mark.parametrize(("backend", "ttl"), [("udp", 2), ("vxlan", 1)])
+def test_a_peer_that_answers_no_ping_may_report_that_it_forwards(path: Path, backend: str, ttl: int) -> None:
     path.silent = {"11.0.2.0", "11.0.2.1"}
-    assert look().is_port_closed is True
+    plan = Plan(backend, NETWORK, OURS, 1450, 8472)
+    path.errors[LAST] = Answer(None, TIME_EXCEEDED, IPv4Address("11.0.2.0"))
+    assert look(plan).is_forwarding
+    assert path.hops == [(LAST, ttl)]
+    path.errors[LAST] = Answer(None, TIME_EXCEEDED, IPv4Address("11.0.1.0"))  # this host
+    assert not look(plan).is_forwarding
+
+
+def test_without_a_tunnel_a_host_that_answers_is_not_asked_whether_it_forwards(path: Path) -> None:
+    path.silent = {"11.0.2.1", LAST}
+    assert not look(Plan("host-gw", NETWORK, OURS, 1500)).is_forwarding
+    assert path.hops == []
+    path.silent.add("172.17.8.102")
+    path.errors[LAST] = Answer(None, TIME_EXCEEDED, PEER.public_ip)
+    assert look(Plan("host-gw", NETWORK, OURS, 1500)).is_forwarding
+
+
+def test_who_rejects_a_ping_counts(path: Path) -> None:
+    path.errors["172.17.8.102"] = Answer(None, NOT_PERMITTED)
+    path.errors["11.0.2.0"] = Answer(None, "prohibited", IPv4Address("11.0.2.0"))
+    path.errors["11.0.2.1"] = Answer(None, "host unreachable", IPv4Address("11.0.2.0"))
+    seen = look()
+    assert [(echo.is_rejected, echo.is_stopped) for echo in (seen.public, seen.tunnel, seen.bridge) if echo] == [
+        (False, True),
+        (True, False),
+        (False, False),
+    ]
 
 
 def test_without_device_or_subnet_only_what_can_be_reached_is_pinged(path: Path) -> None:

@@ -141,6 +141,8 @@ CERTAIN = Obstacle("The iptables rule '-A FORWARD -j DROP' drops packets; remove
         (RulesSeen(failures=["nft is missing"]), True, ["rules_unknown"]),
         (RulesSeen(missing=["chain FLANNEL-M: it was removed"]), True, ["masquerading_missing"]),
         (RulesSeen(missing=[]), True, []),
+        (RulesSeen(conntrack=(950, 1000)), True, []),
+        (RulesSeen(conntrack=(951, 1000)), True, ["conntrack_full"]),
     ],
 )
 def test_what_stops_packets_is_bad_once_there_are_containers(

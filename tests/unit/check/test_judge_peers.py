@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 import pytest
 
 from flannelpy.check import judge_peers
 from flannelpy.check.lines import Echo, Level, Line
-from flannelpy.check.observations import PeerSeen, WaySeen
+from flannelpy.check.observations import PeerSeen, PortSeen, WaySeen
 from flannelpy.check.plan import Plan
 
 NETWORK, OURS, THEIRS = map(IPv4Network, ("11.0.0.0/16", "11.0.1.0/24", "11.0.2.0/24"))
@@ -29,6 +30,8 @@ PUBLIC, TUNNEL, BRIDGE = echo("172.17.8.102", 1500), echo("11.0.2.0", 1472), ech
 SILENT_PUBLIC, SILENT_TUNNEL, SILENT_BRIDGE = (
     echo(target, 1472, received=0) for target in ("172.17.8.102", "11.0.2.0", "11.0.2.1")
 )
+REJECTING_TUNNEL = replace(SILENT_TUNNEL, is_rejected=True, error="prohibited from 11.0.2.0")
+CUT_OFF: dict[str, Any] = {"tunnel": SILENT_TUNNEL, "bridge": SILENT_BRIDGE}
 HEALTHY = PeerSeen(THEIRS, PEER_IP, WaySeen(), PUBLIC, TUNNEL, BRIDGE)
 
 
@@ -51,8 +54,16 @@ def test_a_healthy_peer_has_a_line_for_each_address_with_source_loss_time_and_mt
     [
         ({"way": WaySeen("the kernel has no route")}, ["no_route_to_peer"]),
         ({"public": SILENT_PUBLIC, "tunnel": SILENT_TUNNEL, "bridge": SILENT_BRIDGE}, ["peer_silent"]),
-        ({"tunnel": SILENT_TUNNEL, "bridge": SILENT_BRIDGE, "is_port_closed": True}, ["port_closed"]),
-        ({"tunnel": SILENT_TUNNEL, "bridge": SILENT_BRIDGE, "is_port_closed": False}, ["datagrams_lost"]),
+        (CUT_OFF | {"port": PortSeen.CLOSED}, ["port_closed"]),
+        (CUT_OFF | {"port": PortSeen.PROHIBITED}, ["port_prohibited"]),
+        (CUT_OFF | {"port": PortSeen.SILENT}, ["datagrams_lost"]),
+        (CUT_OFF, ["datagrams_lost"]),
+        (CUT_OFF | {"is_forwarding": True}, ["pings_dropped"]),
+        (CUT_OFF | {"public": SILENT_PUBLIC, "is_forwarding": True}, ["pings_dropped"]),
+        (CUT_OFF | {"public": SILENT_PUBLIC, "tunnel": REJECTING_TUNNEL}, ["bridge_silent"]),
+        (CUT_OFF | {"public": replace(SILENT_PUBLIC, is_rejected=True)}, ["datagrams_lost"]),  # the host lives
+        (CUT_OFF | {"public": replace(SILENT_PUBLIC, is_stopped=True)}, ["ping_refused"]),
+        (CUT_OFF | {"tunnel": replace(SILENT_TUNNEL, is_stopped=True)}, ["ping_refused"]),
         ({"bridge": SILENT_BRIDGE}, ["bridge_silent"]),
         ({"public": SILENT_PUBLIC}, []),  # pings are filtered, and the overlay works
         ({"tunnel": SILENT_TUNNEL}, []),
@@ -63,8 +74,8 @@ def test_a_healthy_peer_has_a_line_for_each_address_with_source_loss_time_and_mt
         ({"tunnel": None, "bridge": None}, []),  # there is no device here, which has a line of its own
     ],
 )
-def test_each_fault_is_named_once(changed: dict[str, object], expected: list[str]) -> None:
-    assert codes(replace(HEALTHY, **changed)) == expected  # type: ignore[arg-type]
+def test_each_fault_is_named_once(changed: dict[str, Any], expected: list[str]) -> None:
+    assert codes(replace(HEALTHY, **changed)) == expected
 
 
 @pytest.mark.parametrize("plan", [UDP, HOST_GW])
@@ -118,3 +129,9 @@ def test_diverted_routes_and_rp_filter_are_named_for_each_peer_and_the_rest_is_c
         "rp_filter accepts the packets of 1 peer",
     ]
     assert list(judge_peers.ways([])) == []
+
+
+def test_without_etcd_the_port_of_the_backend_has_no_number() -> None:
+    [line] = [line for line in lines(replace(HEALTHY, **CUT_OFF), UDP._replace(port=0)) if line.code]
+    assert "UDP port of the backend of 172.17.8.102 cannot be asked" in line.text
+    assert "drops UDP port of the backend" in line.remedy

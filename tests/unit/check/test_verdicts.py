@@ -24,6 +24,9 @@ VALUES = {
     Code.CONTAINER_MTU: {"mtu"},
     Code.RP_FILTER: {"device"},
     Code.NO_ROUTE_TO_PEER: {"address"},
+    Code.CONNTRACK_FULL: {"limit"},
+    Code.PORT_CLOSED: {"port"},
+    Code.PORT_PROHIBITED: {"port"},
     Code.DATAGRAMS_LOST: {"port"},
     Code.MTU_TOO_LARGE: {"change"},
 }
