@@ -70,6 +70,8 @@ def _problems_of(network: NetworkReport, now: float) -> Iterator[Problem]:
     for code, (text_of, remedy) in _TABLE.items():
         if text := text_of(_Seen(network, now)):
             is_well = False
+            if not remedy:
+                text, _, remedy = text.rpartition("; ")
             yield Problem(code, network.name, text, remedy)
     if is_well and network.state is not NetworkState.READY:
         text = network.problem or f"the network is {network.state}"
@@ -163,7 +165,7 @@ def _unreachable_peers(seen: _Seen) -> str:
 
 _NOT_READY_REMEDY = "wait some seconds; if it lasts, the log names the cause"
 _RESTART = "then restart flannelpy, then Docker"
-#: By code, the most basic problem first: what returns the text, and the remedy.
+#: By code, the most basic problem first: what returns the text, and the remedy; empty if the text ends in "; " and it.
 _TABLE: dict[ProblemCode, tuple[Callable[[_Seen], str], str]] = {
     ProblemCode.NETWORK_FAILED: (_failure, "remove the cause that the text names; flannelpy tries again by itself"),
     ProblemCode.STORE_SILENT: (
@@ -205,7 +207,7 @@ _TABLE: dict[ProblemCode, tuple[Callable[[_Seen], str], str]] = {
     ),
     ProblemCode.CONTAINERS_BLOCKED: (
         _part("traffic"),
-        "set the sysctl or remove the rule that the text names; -iptables-forward-rules accepts what Docker drops",
+        "",
     ),
     ProblemCode.MTU: (
         _mtu,

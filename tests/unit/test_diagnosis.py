@@ -126,7 +126,7 @@ ROWS = [
         "flannel0 cannot be restored",
     ),
     (
-        replace(WELL, traffic=TrafficReport("net.ipv4.ip_forward is 0")),
+        replace(WELL, traffic=TrafficReport("net.ipv4.ip_forward is 0; set it: sysctl -w net.ipv4.ip_forward=1")),
         ProblemCode.CONTAINERS_BLOCKED,
         "net.ipv4.ip_forward is 0",
     ),
@@ -203,3 +203,9 @@ def test_the_most_basic_problem_comes_first_and_networks_stay_together() -> None
         ("blue", ProblemCode.EXTERNAL_INTERFACE),
         ("green", ProblemCode.EXTERNAL_INTERFACE),
     ]
+
+
+def test_an_obstacle_has_the_remedy_that_its_text_ends_in() -> None:
+    blocked = replace(WELL, traffic=TrafficReport("The iptables rule 'a; b' drops packets; remove it"))
+    [problem] = problems(DaemonReport((blocked,), at=NOW))
+    assert (problem.text, problem.remedy) == ("The iptables rule 'a; b' drops packets", "remove it")
