@@ -15,13 +15,15 @@ from typing import NamedTuple
 import pytest
 from lab import Container, Host, Lab, Node
 from support.overlay import OUTER_PORT, Capture, listening, traffic, transfer
-from support.pcap import udp_datagrams
+from support.pcap import ETHERNET, beginnings, udp_datagrams
 
 from flannelpy.control.client import fetch
 from flannelpy.packet.drops import DropReason
 
 MTU = 1472
 MEGABYTE = 1 << 20
+#: Of Ethernet, IP and UDP, which are around a packet on the wire.
+HEADERS = 14 + 20 + 8
 #: Why a packet that comes from the TUN is not sent.  An expired TTL stops packets of either direction.
 OUTBOUND = {
     DropReason.NOT_IPV4,
@@ -43,6 +45,10 @@ class Count(NamedTuple):
     packets: int
     size: int
 
+    def since(self, before: Count) -> Count:
+        """Return what was counted after ``before``."""
+        return Count(self.packets - before.packets, self.size - before.size)
+
 
 class Counts(NamedTuple):
     """The counters of a host: of its report, of its device as the daemon sees it, and lost on the way to the host."""
@@ -59,11 +65,14 @@ class Counts(NamedTuple):
 
     def since(self, before: Counts) -> Counts:
         """Return what was counted after ``before``."""
-        pairs = [
-            Count(now.packets - then.packets, now.size - then.size)
-            for now, then in zip(self[:4], before[:4], strict=True)
-        ]
-        return Counts(*pairs, self.drops - before.drops, self.lost_before - before.lost_before)
+        return Counts(
+            self.sent.since(before.sent),
+            self.accepted.since(before.accepted),
+            self.from_device.since(before.from_device),
+            self.to_device.since(before.to_device),
+            self.drops - before.drops,
+            self.lost_before - before.lost_before,
+        )
 
 
 @pytest.fixture(scope="module", params=["all", "off"])
@@ -96,6 +105,13 @@ def counts_of(host: Host) -> Counts:
     )
 
 
+def offloads(host: Host) -> tuple[str, ...]:
+    """Return the offloads that the daemon uses."""
+    [network] = fetch(host.run_dir / "flannel/control.sock", with_peers=False).report.networks
+    assert network.backend
+    return network.backend.offloads
+
+
 def device_count(host: Host, way: str) -> Count:
     return Count(statistic(host, "flannel0", f"{way}_packets"), statistic(host, "flannel0", f"{way}_bytes"))
 
@@ -123,6 +139,12 @@ def assert_agree(more: Count, less: Count, missing: int) -> None:
     assert 20 * missing <= more.size - less.size <= MTU * missing
 
 
+def captured_from(host: Host, file: Path) -> Count:
+    """Return what a capture has of the host's datagrams, without outer headers."""
+    sizes = [length - HEADERS for frame, length in beginnings(file, ETHERNET) if frame[26:30] == host.public_ip.packed]
+    return Count(len(sizes), sum(sizes))
+
+
 def both_ways(lab: Lab, size: int) -> None:
     """Send ``size`` bytes over TCP each way at the same time."""
     one, other = (host.containers[0] for host in lab.hosts)
@@ -135,15 +157,23 @@ def both_ways(lab: Lab, size: int) -> None:
 
 
 @sizes
-def test_sender_receiver_and_device_agree_after_traffic_both_ways(lab: Lab, megabytes: int) -> None:
-    before = settled(lab)
-    both_ways(lab, megabytes * MEGABYTE)
-    one, other = (now.since(then) for now, then in zip(settled(lab), before, strict=True))
-    for host, peer in ((one, other), (other, one)):
-        print(host)
+def test_sender_receiver_wire_and_device_agree_after_traffic_both_ways(
+    lab: Lab, tmp_path: Path, megabytes: int
+) -> None:
+    file, before = tmp_path / "eth1.pcap", settled(lab)
+    with Capture(lab.hosts[0], "eth1", f"udp port {OUTER_PORT}", file, HEADERS) as capture:
+        both_ways(lab, megabytes * MEGABYTE)
+        after = settled(lab)
+    one, other = (now.since(then) for now, then in zip(after, before, strict=True))
+    for sender, host, peer in zip(lab.hosts, (one, other), (other, one), strict=True):
+        captured = captured_from(sender, file)
+        print(host, captured, capture.missed)
         assert host.sent.size > megabytes * MEGABYTE
+        lost = peer.lost_before if sender is lab.hosts[1] else 0  # on the way to the capture
+        assert lost <= host.sent.packets - captured.packets <= lost + capture.missed
+        assert_agree(host.sent, captured, host.sent.packets - captured.packets)
         assert_agree(host.sent, peer.accepted, peer.dropped(set(DropReason) - OUTBOUND - ELSEWHERE) + peer.lost_before)
-        if "-offload=off" in lab.hosts[0].daemons[0].process.args:  # else the device counts super-packets
+        if not offloads(lab.hosts[0]):  # else the device counts super-packets
             assert_agree(host.from_device, host.sent, host.dropped(OUTBOUND))
             assert_agree(host.accepted, host.to_device, host.dropped({DropReason.TUN_WRITE_FAILED}))
 
@@ -164,7 +194,7 @@ def test_a_mixture_agrees_with_a_capture_of_each_datagram(lab: Lab, tmp_path: Pa
         assert counted.sent == (len(payloads), sum(payloads))
     assert_agree(other.sent, one.accepted, 0)
     assert_agree(one.sent, other.accepted, ERRORS)  # their TTLs expire at the peer
-    if "-offload=off" in host.daemons[0].process.args:
+    if not offloads(host):
         expired = one.drops[DropReason.TTL_EXPIRED]
         assert_agree(one.from_device, one.sent, one.dropped(OUTBOUND) + expired)
         assert one.to_device.packets - one.accepted.packets == ERRORS + expired  # the daemon's errors for its host
