@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
-from flannelpy import cli
-from flannelpy.cli import flags as daemon_flags
 from flannelpy.cli import values
-from flannelpy.cli.flags import PROGRAM, Flag, InfoFlag
-from flannelpy.cli.go_flags import go_spelling
+from flannelpy.cli.flags import FLAGS, PROGRAM, Flag
+from flannelpy.cli.subcommand import SubCommand
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,11 +31,6 @@ Flags:
 _NOT_OF_A_CHECK = ("cleanup", "release", "version", "help")
 
 
-def usage() -> str:
-    """Return the help text."""
-    return ABOUT + "".join(flag.manual for flag in FLAGS).rstrip()
-
-
 JSON = Flag(
     "json",
     "Check",
@@ -48,15 +39,9 @@ JSON = Flag(
     default="false",
     has_variable=False,
 )
-_OF_THE_DAEMON = tuple(flag for flag in daemon_flags.FLAGS if flag.flag not in _NOT_OF_A_CHECK)
-FLAGS = (JSON, *_OF_THE_DAEMON, InfoFlag("help", "Print this text.", usage))
-COMMAND = click.Command(f"{PROGRAM} {NAME}", params=list(FLAGS), add_help_option=False)
-_FLAGS_BY_NAME = {flag.flag: flag for flag in FLAGS} | {"h": FLAGS[-1]}
+COMMAND = SubCommand(NAME, ABOUT, JSON, *(flag for flag in FLAGS if flag.flag not in _NOT_OF_A_CHECK))
 
 
 def parse(argv: Sequence[str]) -> tuple[Options, bool]:
     """Return the options, and whether to print JSON.  Raises UsageError; -help exits."""
-    words = list(go_spelling(argv, _FLAGS_BY_NAME))
-    context = COMMAND.make_context(COMMAND.name, list(words))
-    of_the_daemon = [word for word in words if not word.startswith(f"--{JSON.flag}=")]
-    return cli.parse(of_the_daemon), bool(context.params["json"])
+    return COMMAND.parse_with_options(argv, JSON)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
 from flannelpy.cli import control, values
-from flannelpy.cli.flags import PROGRAM, InfoFlag
-from flannelpy.cli.go_flags import go_spelling
+from flannelpy.cli.flags import PROGRAM
+from flannelpy.cli.subcommand import SubCommand
 from flannelpy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,21 +26,14 @@ Flags:
 """
 
 
-def usage() -> str:
-    """Return the help text."""
-    return ABOUT + "".join(flag.manual for flag in FLAGS).rstrip()
-
-
-FLAGS = (*control.FLAGS, InfoFlag("help", "Print this text.", usage))
-COMMAND = click.Command(f"{PROGRAM} {NAME}", params=list(FLAGS), add_help_option=False)
-_FLAGS_BY_NAME = {flag.flag: flag for flag in FLAGS} | {"h": FLAGS[-1]}
+COMMAND = SubCommand(NAME, ABOUT, *control.FLAGS)
 
 
 def parse(argv: Sequence[str]) -> tuple[Path, int]:
     """Return the daemon's control socket, and the level.  Raises UsageError; -help exits."""
     first, others = argv[:1], argv[1:]
     level = None if not first or first[0].startswith("-") else _level(first[0])
-    context = COMMAND.make_context(COMMAND.name, list(go_spelling(argv if level is None else others, _FLAGS_BY_NAME)))
+    context = COMMAND.parse(argv if level is None else others)
     if level is None:
         raise UsageError(f"{NAME} needs a level as its first word: {PROGRAM} {NAME} 1")
     return control.socket_of(context), level

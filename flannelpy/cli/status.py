@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
 from flannelpy.cli import control, values
-from flannelpy.cli.flags import PROGRAM, Flag, InfoFlag
-from flannelpy.cli.go_flags import go_spelling
+from flannelpy.cli.flags import PROGRAM, Flag
+from flannelpy.cli.subcommand import SubCommand
 from flannelpy.commands.status import Form
 from flannelpy.errors import UsageError
 
@@ -30,11 +28,6 @@ Flags:
 """
 
 
-def usage() -> str:
-    """Return the help text."""
-    return ABOUT + "".join(flag.manual for flag in FLAGS).rstrip()
-
-
 BRIEF = Flag("brief", "Status", values.boolean, "Omit the peers.", default="false", has_variable=False)
 JSON = Flag(
     "json",
@@ -53,9 +46,7 @@ PROMETHEUS = Flag(
     value="FILE",
     has_variable=False,
 )
-FLAGS = (BRIEF, JSON, PROMETHEUS, *control.FLAGS, InfoFlag("help", "Print this text.", usage))
-COMMAND = click.Command(f"{PROGRAM} {NAME}", params=list(FLAGS), add_help_option=False)
-_FLAGS_BY_NAME = {flag.flag: flag for flag in FLAGS} | {"h": FLAGS[-1]}
+COMMAND = SubCommand(NAME, ABOUT, BRIEF, JSON, PROMETHEUS, *control.FLAGS)
 
 
 def parse(argv: Sequence[str]) -> tuple[Path, Form | Path]:
@@ -63,7 +54,7 @@ def parse(argv: Sequence[str]) -> tuple[Path, Form | Path]:
 
     Raises UsageError; -help exits.
     """
-    context = COMMAND.make_context(COMMAND.name, list(go_spelling(argv, _FLAGS_BY_NAME)))
+    context = COMMAND.parse(argv)
     if file := context.params["prometheus"]:
         for other in ("brief", "json"):
             if context.params[other]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import concurrent.futures.thread  # noqa: F401 - asyncio imports it with the first thread
+import resource
 import signal
 import socket
 import sys
@@ -36,7 +37,7 @@ async def _serve(settings: Settings) -> None:
     link = await DaemonLink.over(socket.socket(fileno=settings.control))
     addresses = frozenset(map(IPv4Address, settings.metrics_addresses))
     pages = Pages(link, addresses, socket.gethostname(), with_peers=settings.with_peers)
-    connections = Connections(pages.answer)
+    connections = Connections(pages.answer, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     with closing(link):
         await run_together(*(connections.serve(socket.socket(fileno=each)) for each in settings.listeners))
 

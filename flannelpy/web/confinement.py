@@ -27,7 +27,7 @@ def confine(daemon: int) -> None:
     The process must have one thread: the kernel keeps capabilities for each thread.  Raises OSError.
     """
     os.nice(_NICENESS)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_MOST_FILES, _MOST_FILES))
+    _limit_files()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     libc = ctypes.CDLL(None, use_errno=True)
     _drop_bounding_set(libc)
@@ -38,6 +38,13 @@ def confine(daemon: int) -> None:
     _check(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
     if os.getppid() != daemon:  # it ended before the call
         raise ProcessLookupError("the daemon has ended")
+
+
+def _limit_files() -> None:
+    """Limit the open files, or leave a lower limit as it is: without CAP_SYS_RESOURCE, it cannot be raised."""
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if limit == resource.RLIM_INFINITY else min(limit, _MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _drop_user() -> None:

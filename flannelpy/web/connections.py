@@ -21,6 +21,8 @@ from flannelpy.web.messages import Request, Response, refusal
 # For a whole connection; Prometheus waits as long for a response by default.
 _SECONDS = 10.0
 _MOST_CONNECTIONS = 256
+# Before the next one, if a connection could not be accepted.
+_PAUSE_SECONDS = 0.05
 _MOST_REQUEST_BYTES = 8192
 _READ_BYTES = 4096
 # A slow reader of a long response costs this much memory, not the length of the response.
@@ -30,23 +32,33 @@ Answer = Callable[[Request], Awaitable[Response]]
 
 
 class Connections:
-    """The connections of all listeners; ``answer`` returns the response to a request."""
+    """The connections of all listeners; ``answer`` returns the response to a request.
 
-    def __init__(self, answer: Answer) -> None:
+    ``files``: how many files the process may open.
+    """
+
+    def __init__(self, answer: Answer, files: int = 1024) -> None:
         self._answer = answer
+        self._most = min(_MOST_CONNECTIONS, files // 2)
         self._open: dict[asyncio.Task[None], StreamWriter] = {}  # the oldest first
 
     async def serve(self, listener: socket.socket) -> None:
-        """Accept connections until cancelled."""
-        server = await asyncio.start_server(self._accepted, sock=listener, limit=_READ_BYTES)
-        async with server:
-            await server.serve_forever()
+        """Accept connections until cancelled, one at a time: of those beyond the limit, one is open at most."""
+        with listener:
+            listener.setblocking(False)
+            while True:
+                try:
+                    await self._accept(listener)
+                except OSError:  # the client has closed it, or the machine has too many open files
+                    await asyncio.sleep(_PAUSE_SECONDS)
 
-    def _accepted(self, reader: StreamReader, writer: StreamWriter) -> None:
-        if len(self._open) >= _MOST_CONNECTIONS:
+    async def _accept(self, listener: socket.socket) -> None:
+        connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+        streams = await asyncio.open_connection(sock=connection, limit=_READ_BYTES)
+        if len(self._open) >= self._most:
             self._close_oldest()
-        task = asyncio.create_task(self._serve_one(reader, writer))
-        self._open[task] = writer
+        task = asyncio.create_task(self._serve_one(*streams))
+        self._open[task] = streams[1]
         task.add_done_callback(self._ended)
 
     def _close_oldest(self) -> None:

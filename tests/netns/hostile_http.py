@@ -1,4 +1,4 @@
-"""Attacks an HTTP server until it is ended: idle connections, slow ones, any bytes, huge headers.
+"""Attacks an HTTP server until it is ended: idle, slow and half-closed clients, any bytes, huge headers, odd bodies.
 
 usage: hostile_http.py ADDRESS PORT.  Prints a line when the idle connections are there.
 """
@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 
 IDLE = 1000
+CHUNKED = b"GET /readyz HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def main(address: tuple[str, int]) -> None:
@@ -25,10 +26,19 @@ def main(address: tuple[str, int]) -> None:
             b"GET /" + b"x" * 1_000_000,
             b"GET /readyz?verbose HTTP/1.1\r\nHost: evil.example\r\n\r\n",
             b"POST /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n" + bytes(100_000),
+            CHUNKED + b"ffffffffffffffff\r\n" + bytes(10_000),
+            CHUNKED + b"1\r\na\r\n" * 10_000,
+            b"GET /status.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 1000,
+            b"GET /metrics HTTP/1.0\r\n\r\n",
+            b"",
         )
         for attack in attacks:
-            with suppress(OSError), socket.create_connection(address, 10) as client:
-                client.sendall(attack)
+            for is_half_closed in (False, True):
+                with suppress(OSError), socket.create_connection(address, 10) as client:
+                    client.sendall(attack)
+                    if is_half_closed:
+                        client.shutdown(socket.SHUT_WR)
+                        client.recv(1)
         for slow in rng.sample(idle, 20):
             with suppress(OSError):
                 slow.send(b"G")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from lab import ETCD_PREFIX, Host, Lab, wait_for
+from support.lateness import assert_no_packet_is_late
 from support.tenants import NETWORKS
 
 FLAGS = ("-iface=eth1", "-iptables-resync=1")
@@ -226,68 +227,60 @@ def test_log_level_changes_what_is_logged(lab: Lab) -> None:
 
 # Hostile clients
 
-#: Arguments: the socket, the kind of client, seconds.  Ends with the number of connections.
+#: Arguments: the socket, the kind of client, a seed.  SIGTERM ends it; then it prints the number of connections.
 HOSTILE = r"""
-import contextlib, os, random, socket, sys, time
-path, kind, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
-end, count, kept, rng = time.monotonic() + seconds, 0, [], random.Random(int(sys.argv[4]))
+import contextlib, random, signal, socket, sys
+path, kind, rng = sys.argv[1], sys.argv[2], random.Random(int(sys.argv[3]))
+request, count, kept = b'{"get": "report", "peers": true}\n', 0, []
 def connected():
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(1)
     sock.connect(path)
     return sock
-while time.monotonic() < end:
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print(count)))
+while True:
     with contextlib.suppress(OSError):
         sock = connected()
         count += 1
-        if kind == "idle":
-            kept = [*kept, sock][-1000:]
-            continue
-        if kind == "half":
-            sock.send(b'{"get": "re')
+        if kind in ("idle", "half", "mute"):
+            sock.send({"idle": b"", "half": request[:10], "mute": request}[kind])
             kept = [*kept, sock][-1000:]
             continue
         if kind == "bytes":
             sock.sendall(rng.randbytes(rng.choice([1, 100, 4096, 50000])) + b"\n")
-        if kind == "mute":
-            sock.send(b'{"get": "report", "peers": true}\n')
-            kept = [*kept, sock][-1000:]
-            continue
-        if kind == "greedy":
-            sock.send(b'{"get": "report", "peers": true}\n')
-            while sock.recv(65536):
-                pass
+        if kind in ("greedy", "leaver", "closed"):
+            sock.send(request)
+        if kind == "closed":
+            sock.shutdown(socket.SHUT_WR)
+        while kind in ("greedy", "closed") and sock.recv(65536):
+            pass
         sock.close()
-print(count)
 """
 
 
 @pytest.mark.timed
-@pytest.mark.parametrize("kind", ["idle", "half", "bytes", "mute", "greedy"])
+@pytest.mark.parametrize("kind", ["idle", "half", "bytes", "mute", "greedy", "leaver", "closed", "storm"])
 def test_hostile_clients_delay_no_packet_and_leave_nothing(lab: Lab, kind: str) -> None:
     host, other = lab.hosts
     daemon = host.daemons[0]
     log, memory, files = daemon.log(), resident(daemon.pid), open_files(daemon.pid)
-    attack = host.popen(*PYTHON, "-c", HOSTILE, SOCKET, kind, "5", "14")
-    times = round_trips(host, other, 40)
-    assert len(times) == 40, "a ping was lost"
+    attack = host.popen("nice", "-n19", *PYTHON, "-c", HOSTILE, SOCKET, kind, "14")
+    assert_no_packet_is_late(host.containers[0], other.containers[0].address, attack)
     assert command(host, "status").returncode == 0  # while the attack lasts
+    attack.terminate()
     output, error = attack.communicate(timeout=30)
-    print(
-        f"{kind}: {output.strip()} connections; round trips up to {max(times)} ms, "
-        f"{resident(daemon.pid) - memory} KB more"
-    )
+    print(f"{kind}: {output.strip()} connections, {resident(daemon.pid) - memory} KB more")
     assert error == ""
-    assert sorted(times)[-3] < 20  # of 40: the machine may delay one or two
+    assert int(output) > 10
     assert daemon.log() == log
     assert resident(daemon.pid) - memory < 3000
     wait_for(lambda: open_files(daemon.pid) <= files + 2, 15, "the end of the connections")
 
 
-def round_trips(one: Host, other: Host, count: int) -> list[float]:
-    """Return the milliseconds of the pings between two containers that were answered."""
-    text = one.containers[0].ping_text(other.containers[0].address, count)
-    return [float(found) for found in re.findall(r"time=([\d.]+) ms", text)]
+def test_two_hundred_commands_at_once_are_all_answered(lab: Lab) -> None:
+    [host, _] = lab.hosts
+    line = f"for i in $(seq 200); do {sys.executable} -P -m flannelpy status -brief >/dev/null & done; wait"
+    assert host.run("sh", "-c", line, timeout=200).stderr == ""
 
 
 def resident(pid: int) -> int:

@@ -49,7 +49,7 @@ def test_main_exits_with_2_for_a_wrong_flag(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_help_lists_every_flag_of_the_check_and_of_the_daemon() -> None:
-    text = check.usage()
+    text = check.COMMAND.usage()
     listed = set(re.findall(r"^  -([a-z0-9-]+)", text, re.MULTILINE))
     of_the_daemon = {flag.flag for flag in flags.FLAGS} - {"cleanup", "release", "version"}
     assert listed == of_the_daemon | {"json"}

@@ -701,7 +701,9 @@ class TestCopyToV3:
         assert caught.value.code == 0
         text = capsys.readouterr().err
         assert text.startswith("Usage: flannelpy copy-to-v3 [flags]\n")
-        assert set(re.findall(r"^  -([a-z0-9-]+)", text, re.MULTILINE)) == {flag.flag for flag in copy_to_v3.FLAGS}
+        assert set(re.findall(r"^  -([a-z0-9-]+)", text, re.MULTILINE)) == {
+            flag.flag for flag in copy_to_v3.COMMAND.flags
+        }
         assert max(map(len, text.splitlines())) <= 80
 
     @pytest.mark.parametrize("argv", [["copy-to-v4"], ["-v=1", "copy-to-v3"], ["--", "copy-to-v3"]])

@@ -106,7 +106,8 @@ asyncio.run(listed())
 def test_the_daemon_loads_nothing_of_the_commands() -> None:
     of_commands = {
         *("control.client", "commands.status", "commands.log_level", "commands.cleanup", "commands.copy_to_v3"),
-        *("cli.copy_to_v3", "cli.status", "cli.log_level", "cli.control", "serving.status_text"),
+        *("commands.check", "commands.prometheus_file", "check", "serving.status_text", "serving.metrics"),
+        *("cli.copy_to_v3", "cli.status", "cli.log_level", "cli.check", "cli.control", "cli.subcommand"),
     }
     daemon = loaded("import flannelpy.cli, flannelpy.commands.daemon")
     assert "flannelpy.control.server" in daemon

@@ -102,7 +102,9 @@ def test_refusals(argv: list[str], message: str, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    ("name", "flags"), [("status", status.FLAGS), ("log-level", log_level.FLAGS)], ids=["status", "log-level"]
+    ("name", "flags"),
+    [("status", status.COMMAND.flags), ("log-level", log_level.COMMAND.flags)],
+    ids=["status", "log-level"],
 )
 def test_help_lists_the_flags(name: str, flags: tuple[Flag, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_of(name, "-help") == 0

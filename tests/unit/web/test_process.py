@@ -152,6 +152,42 @@ def test_it_ends_with_a_daemon_that_is_killed(tmp_path: Path) -> None:
     wait_for(lambda: not Path(f"/proc/{pid}").exists() or status_of(pid)["State"].startswith("Z"), 5, "its end")
 
 
+def test_few_open_files_are_enough() -> None:
+    """Idle clients, more than the process may have open files, keep no probe out and leave no line in the log."""
+    script = textwrap.dedent("""
+        import asyncio, os, resource, socket, subprocess, sys
+        from flannelpy.report import DaemonReport
+        from flannelpy.serving import wire
+        from flannelpy.web.process import answer_questions
+        from flannelpy.web.settings import Settings
+        async def report(_):
+            yield wire.part_line(DaemonReport((), "1.0.0"))
+            yield wire.part_line(wire.End())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        ours, theirs = socket.socketpair()
+        listener = socket.create_server(("127.0.0.1", 0))
+        numbers = theirs.fileno(), listener.fileno()
+        settings = Settings(numbers[0], numbers[1:], os.getpid(), (), False)
+        subprocess.Popen([sys.executable, "-P", "-m", "flannelpy.web", settings.to_text()], pass_fds=numbers)
+        print(listener.getsockname()[1], flush=True)
+        asyncio.run(answer_questions(ours, report))
+    """)
+
+    async def probe(port: int) -> bytes:
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(200)]
+        found = await response(("127.0.0.1", port))
+        for _, writer in idle:
+            writer.close()
+        return found
+
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True) as daemon:
+        assert daemon.stdout
+        assert b" 200 " in asyncio.run(probe(int(daemon.stdout.readline())))
+        daemon.kill()
+        assert daemon.communicate()[1] == ""
+
+
 def test_settings_survive_the_command_line() -> None:
     settings = Settings(5, (6, 7), 4711, ("10.0.0.1",), True)
     assert Settings.from_text(settings.to_text()) == settings
