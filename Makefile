@@ -27,7 +27,7 @@ WITHOUT_PACKET_CODE := $(addprefix --ignore=tests/,unit/packet/test_compiled_typ
 # These tests wait most of the time: for leases to expire and for etcd to return.
 WAITING_TESTS := $(patsubst %,tests/faults/test_%.py,etcd_outages change_over chaos new_address public_ip busy_store bad_config \
 	both_stores lease secrets etcd etcd_v2 etcd_v3 etcd_v3_watch diagnosis no_false_alarm)
-COMPILED_TESTS := $(addprefix tests/,unit fuzz golden contract)
+COMPILED_TESTS := $(addprefix tests/,unit fuzz golden contract/test_registry.py)
 APART_TESTS := tests/soak tests/systemd tests/docker/matrix
 NAMESPACE_TESTS := tests $(addprefix --ignore=,$(APART_TESTS) $(WAITING_TESTS) $(COMPILED_TESTS))
 # These tests wait about half of the time: for the kernel, etcd and daemons.
@@ -128,8 +128,8 @@ lint: $(VENV)/stamp ## style, import contracts, types
 unit: $(VENV)/stamp ## unit and fuzz tests, which need no root
 	@$(VENV)/bin/pytest -q tests/unit tests/fuzz
 
-check: lint ## lint, unit and contract tests: a minute, before every commit
-	@$(call unskipped,$(VENV)/bin/pytest -q -m "not timed" --numprocesses=2 tests/unit tests/contract)
+check: lint ## lint, unit tests and the contract of the stores: a minute, before every commit
+	@$(call unskipped,$(VENV)/bin/pytest -q -m "not timed" --numprocesses=2 tests/unit tests/contract/test_registry.py)
 
 # The packet code compiled with bounds checks and sanitizers, in a copy of the tree.  A violation ends the process with a
 # report, or fails a test.  Python's own allocator would hide the end of a bytearray from the sanitizers.  In make test, it
@@ -170,7 +170,7 @@ test-docker: $(VENV)/stamp $(UNPACKED_DOCKER) ## real Docker in many settings: h
 		$(if $(ONLY),tests/docker/matrix/test_$(ONLY).py,tests/docker))
 
 # Debian 12, on which the other targets run, has etcd 3.4; its later suites have 3.5, whose errors have another form.
-ETCD_TESTS := tests/contract $(addprefix tests/faults/test_etcd,.py _v3.py _v3_watch.py _outages.py)
+ETCD_TESTS := tests/contract/test_registry.py $(addprefix tests/faults/test_etcd,.py _v3.py _v3_watch.py _outages.py)
 test-etcd: $(VENV)/stamp build/etcd/$(ETCD) ## contract and outage tests with Debian's newest etcd 3.5 (ETCD=debian13)
 	@build/etcd/$(ETCD)/usr/bin/etcd --version
 	@$(call unskipped,$(AS_ROOT) env PATH="$(abspath build/etcd/$(ETCD))/usr/bin:$$PATH" $(VENV)/bin/pytest -q \

@@ -43,6 +43,10 @@ class HostError(FlannelError):
     """The machine lacks something (interface, address, device, port, permission): the caller stops."""
 
 
+class OutputError(FlannelError):
+    """What a command prints cannot be written: the caller stops."""
+
+
 class AlreadyRunning(HostError):
     """Another flannelpy holds the instance lock: the caller stops."""
 
@@ -84,7 +88,7 @@ class RegistryUnavailable(RegistryError):
 
 
 class ApiSwitchedOff(RegistryUnavailable):
-    """The endpoints that answer do not have this version of etcd's API: the caller may ask another version."""
+    """No endpoint has this version of etcd's API: the caller may ask another version."""
 
 
 class KeyNotFound(RegistryError):

@@ -169,7 +169,7 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
         return BackendReport(
             self.type,
             len(self._peers) - unreachable,
-            unreachable,
+            unreachable + len(self._unusable),
             device=self.device,
             mtu=self._mtu,
             overhead=self.overhead,

@@ -2,6 +2,7 @@
 
 A flag wins over its variable, an empty variable counts as unset.
 Exit codes: what the command returns, 2 for a wrong flag or variable, 130 for Ctrl-C before the daemon handles it.
+output.py handles output that cannot be written, of all commands.
 Counterpart: main.go.
 """
 
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 from click.core import ParameterSource
 
+from flannelpy.cli import output
 from flannelpy.cli.flags import COMMAND, FLAGS, PROGRAM
 from flannelpy.cli.go_flags import go_spelling, refuse_unsupported_variables
 from flannelpy.errors import FlannelError, UsageError
@@ -67,10 +69,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     words = sys.argv[1:] if argv is None else argv
     command = _COMMANDS.get(words[0]) if words else None
     try:
-        sys.exit(command(words[1:]) if command else _daemon(words))
+        with output.checked_stdout():
+            code = command(words[1:]) if command else _daemon(words)
+        sys.exit(code)
     except FlannelError as error:
-        click.echo(f"{PROGRAM}: {error}", err=True)
-        sys.exit(error.exit_code)
+        output.end_with(f"{PROGRAM}: {error}", error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 

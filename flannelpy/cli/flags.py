@@ -7,7 +7,6 @@ Counterpart: the flag set of flanneld v0.5.5, names and defaults; -etcd-username
 
 from __future__ import annotations
 
-import sys
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from click.core import ParameterSource
 
 from flannelpy import __version__
 from flannelpy.cli import values
+from flannelpy.cli.output import end_with
 from flannelpy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -139,8 +139,7 @@ class InfoFlag(Flag):
         """Print the answer and exit with code 0, unless the flag is false."""
         assert isinstance(flag, InfoFlag)
         if Flag.checked(context, flag, text):
-            click.echo(flag.answer(), err=True)
-            sys.exit(0)
+            end_with(flag.answer(), 0)
 
 
 def version() -> str:
@@ -184,7 +183,7 @@ FLAGS = (
         "iface-can-reach",
         "Interface",
         values.address,
-        "An address: the interface of the route to it is used; tried last.",
+        "An address: flannelpy uses the interface by which the kernel would send\n      to it. Tried last.",
         value="IP",
     ),
     Flag(
@@ -224,8 +223,8 @@ FLAGS = (
         "etcd-api",
         "etcd",
         values.etcd_api,
-        "The version of etcd's API by which config and leases are kept. auto: 2 as\n"
-        "      long as a config is there, otherwise 3.",
+        "The version of etcd's API by which config and leases are kept. auto: 2\n"
+        "      if that store has a config, otherwise 3.",
         value="auto|2|3",
         default="auto",
     ),
@@ -302,7 +301,7 @@ FLAGS = (
         "iptables-resync",
         "Packets",
         values.resync_seconds,
-        "How often iptables rules and accept_local are checked and restored.",
+        "The seconds between two checks of iptables rules and accept_local, which\n      flannelpy then restores.",
         value="SECONDS",
         default="5",
     ),
@@ -371,7 +370,7 @@ FLAGS = (
         "release",
         "Instead of running",
         values.boolean,
-        "With -cleanup: also give the lease back.",
+        "With -cleanup: also release the lease, if it is this host's.",
         default="false",
         has_variable=False,
     ),

@@ -5,7 +5,6 @@ Counterpart: none; flanneld has only its log.
 
 from __future__ import annotations
 
-import os
 import sys
 from enum import Enum, auto
 from pathlib import Path
@@ -27,7 +26,7 @@ class Form(Enum):
 def run(control_socket: Path, form: Form) -> int:
     """Print the state of the daemon; return 0 if it is well, 1 otherwise.  Raises DaemonUnavailable."""
     answer = client.fetch(control_socket, with_peers=form is not Form.BRIEF)
-    _print(_rendered(answer, form))
+    sys.stdout.write(_rendered(answer, form))
     return 0 if is_well(answer.report) else 1
 
 
@@ -35,12 +34,3 @@ def _rendered(answer: wire.Answer, form: Form) -> str:
     if form is Form.JSON:
         return wire.document_text(answer)
     return status_text(answer.report, answer.peers)
-
-
-def _print(text: str) -> None:
-    """Print ``text``, or as much of it as the next program in a pipe reads."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still has to write

@@ -54,12 +54,13 @@ class ExternalInterfaceMonitor:
         self._wanted = wanted
         self._now = now
         self._leased = leased
-        self._mtu = external.mtu
         self._indices: dict[str, int] = {}  # link indices by the names of the interface and of the address's holder
-        self._has_public_ip = False
         self._fault: _Fault | None = None
         self._failures = FailureLog(log, "The external interface fails")
         self._replacements = FailureLog(log, "The external interface is replaced")
+        self._mtu = external.mtu
+        self._mtus = FailureLog(log, "The external interface has another MTU")
+        self._public_ips = FailureLog(log, "This machine has the public IP")
         self._placed_at = math.inf  # since when another address is in the place of ours
         self._problem = ""
 
@@ -174,27 +175,20 @@ class ExternalInterfaceMonitor:
     def _log_public_ip(self, addresses: Iterable[Address]) -> None:
         """Log if an interface has the public IP now: at the start none had, so flannelpy assumed a NAT."""
         public_ip, address = self._wanted.public_ip, self._external.address
-        had_public_ip = self._has_public_ip
-        is_nat = public_ip not in (None, address)
-        self._has_public_ip = is_nat and any(one.address == public_ip for one in addresses)
-        if self._has_public_ip and not had_public_ip:
-            log.warning(
-                "This machine has the public IP %s now, and datagrams come from %s: restart flannelpy, unless a NAT "
-                "passes them on",
-                public_ip,
-                address,
-            )
+        if public_ip in (None, address) or not any(one.address == public_ip for one in addresses):
+            self._public_ips.recovered()
+            return
+        line = (
+            f"This machine has the public IP {public_ip} now, and datagrams come from {address}: restart flannelpy, "
+            "unless a NAT passes them on"
+        )
+        self._public_ips.failed(str(public_ip), line, logging.WARNING)
 
     def _log_mtu(self, mtu: int) -> None:
-        if mtu == self._mtu:
-            return
         self._mtu = mtu
-        if mtu == self._external.mtu:
-            log.info("MTU of %s is %d again", self._external.name, mtu)
-        else:
-            log.warning(
-                "MTU of %s changed from %d to %d: restart flannelpy, then Docker, to use it",
-                self._external.name,
-                self._external.mtu,
-                mtu,
-            )
+        name, at_start = self._external.name, self._external.mtu
+        if mtu == at_start:
+            self._mtus.recovered(f"MTU of {name} is {mtu} again")
+            return
+        line = f"MTU of {name} changed from {at_start} to {mtu}: restart flannelpy, then Docker, to use it"
+        self._mtus.failed(str(mtu), line, logging.WARNING)

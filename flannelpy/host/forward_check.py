@@ -64,6 +64,14 @@ class _Source(NamedTuple):
     name: str
 
 
+class _Drop(NamedTuple):
+    """An obstacle of one network, by its name: whether packets are certainly lost is worth a line of its own."""
+
+    network: str
+    obstacle: str
+    is_certain: bool
+
+
 _IPTABLES, _TABLE = "a rule listed by ", "the nftables table "
 _NFTABLES = _Source("nftables", "")
 
@@ -81,7 +89,8 @@ class ForwardCheck:
         self._nftables: dict[str, NftTable] = {}
         self._searched: object = None  # the tables and networks of the last search; None until one has ended
         self._next_at = 0.0
-        self._failures = logs.FailureLog(log, "Cannot look whether rules drop packets of containers")
+        self._drops = logs.FailureLog(log, "Rules that drop packets of containers")
+        self._failures = logs.FailureLog(log, "Failed to check whether rules drop packets of containers")
         self._failing_since: dict[_Source, float] = {}  # the first failure in a row, by the event loop's clock
 
     def certain(self, name: str) -> str:
@@ -95,14 +104,17 @@ class ForwardCheck:
 
     def forget(self, name: str) -> None:
         """Forget a network that has ended."""
-        self._found.pop(name, None)
+        for obstacle in self._found.pop(name, ()):
+            self._end(name, obstacle.name)
 
     async def check(self, networks: Mapping[str, Traffic]) -> None:
         """Search the tables again, unless the last search took long and was not long ago.
 
         ``networks``: those of the caller, who may remove some during the search.
         """
-        self._found = {name: found for name, found in self._found.items() if name in networks}
+        for name in self._found.keys() - networks.keys():
+            self.forget(name)
+        self._drops.report()
         if not networks:
             return
         start = asyncio.get_running_loop().time()
@@ -174,7 +186,7 @@ class ForwardCheck:
         return seen
 
     def _failed(self, source: _Source, error: HostError) -> None:
-        line = f"Cannot look whether {source.kind}{source.name} drops packets of containers: {error}"
+        line = f"Failed to check whether {source.kind}{source.name} drops packets of containers: {error}"
         self._failures.failed(error, line, logging.WARNING, subject=source)
         self._failing_since.setdefault(source, asyncio.get_running_loop().time())
 
@@ -183,18 +195,24 @@ class ForwardCheck:
         self._failing_since.pop(source, None)
 
     def _report(self, name: str, found: list[Obstacle]) -> None:
-        """Log what was not there at the last check, and what is gone."""
+        """Log each obstacle once while it lasts, once more if it becomes certain, and its end."""
         before, self._found[name] = self._found.get(name, []), found
         token = logs.network.set(name)
-        # A text may name peers, which change; and what was certain is known, also when it is not certain any more.
-        known = {(obstacle.name, is_certain) for obstacle in before for is_certain in (False, obstacle.is_certain)}
         for obstacle in found:
-            if (obstacle.name, obstacle.is_certain) not in known:
-                log.warning("%s", obstacle.text)
+            # The cause is not the text, which may name peers: they change.
+            if obstacle.is_certain:
+                self._drops.note_logged(obstacle.name, _Drop(name, obstacle.name, is_certain=False))
+            subject = _Drop(name, obstacle.name, obstacle.is_certain)
+            self._drops.failed(obstacle.name, obstacle.text, logging.WARNING, subject)
         left = {obstacle.name for obstacle in found}
         for gone in dict.fromkeys(obstacle.name for obstacle in before if obstacle.name not in left):
-            log.info("Gone: %s stops no packets between containers of different hosts any more", gone)
+            line = f"Obstacle is gone: {gone} no longer stops packets between containers of different hosts"
+            self._end(name, gone, line)
         logs.network.reset(token)
+
+    def _end(self, network: str, obstacle: str, line: str = "") -> None:
+        self._drops.recovered(subject=_Drop(network, obstacle, is_certain=True))
+        self._drops.recovered(line, _Drop(network, obstacle, is_certain=False))
 
 
 async def search(listings: Collection[Tables], nft_tables: Collection[NftTable], traffic: Traffic) -> list[Obstacle]:

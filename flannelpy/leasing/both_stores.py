@@ -10,7 +10,7 @@ still use v2 reach this host, and hosts of both kinds never lease one subnet twi
 A lease that ``flannelpy copy-to-v3`` has copied to v3 has its mark there.  A marked copy that names this host is this
 host's lease, and is written over.  second_lease.py keeps the lease in v2.
 
-Without a config in v2, v2 gets no request but the one that finds that out.
+Without a config in v2, v2 gets no request but those that find that out.
 """
 
 from __future__ import annotations
@@ -67,26 +67,34 @@ class BothStores:
             await self._second.note(entry)
         return snapshot
 
+    async def snapshot_of(self, name: str) -> Snapshot:
+        """Read an entry, as Registry demands."""
+        return await self._v3.snapshot_of(name)
+
     async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         """Create the lease in v2, then in v3, as Registry demands."""
         if not await self._second.is_wanted():
-            return await self._v3.create(name, value, lease_ttl)
+            entry = await self._v3.create(name, value, lease_ttl)
+            self._second.hold(name, value, lease_ttl, None)
+            return entry
         second = await self._second.create(name, value, lease_ttl)
         try:
             entry = await self._create_first(name, value, lease_ttl)
         except RegistryError:
             await self._second.remove(second)
             raise
-        self._second.hold(value, lease_ttl, second)
+        self._second.hold(name, value, lease_ttl, second)
         return entry
 
     async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> KeyValue:
         """Replace the lease in v2, then in v3, as Registry demands."""
         if not await self._second.is_wanted():
-            return await self._v3.compare_and_swap(name, value, lease_ttl, version)
+            entry = await self._v3.compare_and_swap(name, value, lease_ttl, version)
+            self._second.hold(name, value, lease_ttl, None)
+            return entry
         second = await self._second.write(await self._first_at(name, version), value, lease_ttl)
         entry = await self._v3.compare_and_swap(name, value, lease_ttl, version)
-        self._second.hold(value, lease_ttl, second)
+        self._second.hold(name, value, lease_ttl, second)
         return entry
 
     async def renew(self, name: str, value: str, lease_ttl: int, version: int) -> KeyValue:

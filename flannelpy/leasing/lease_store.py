@@ -25,7 +25,7 @@ class LeaseStore:
 
     async def find(self, subnet: IPv4Network) -> OwnEvent:
         """Read back the lease of ``subnet``, as the event that a watch would report."""
-        snapshot = await self._registry.snapshot(format_key(subnet).__eq__)
+        snapshot = await self._registry.snapshot_of(format_key(subnet))
         return LeaseTable(subnet).replace(snapshot).own[-1]
 
     async def create(self, subnet: IPv4Network, attrs: LeaseAttrs) -> Lease:

@@ -26,7 +26,7 @@ from flannelpy.errors import (
 from flannelpy.leasing.acquisition import Acquisition, Request
 from flannelpy.leasing.claims import Claims, describe_conflict
 from flannelpy.leasing.lease_store import LeaseStore
-from flannelpy.leasing.retry import Clock, until_done
+from flannelpy.leasing.retry import Clock, RepeatedWrites, until_done
 from flannelpy.logs import FailureLog, LogLimit
 from flannelpy.report import LeaseReport
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
@@ -57,6 +57,7 @@ class OwnLease:
         self._failures = 0
         self._problem = ""
         self._acquired_at = self._confirmed_at = 0.0
+        self._repeated = RepeatedWrites(rng)
         self._renewal_failures = FailureLog(log, "Error renewing lease")
         self._losses = LogLimit(log, "Own lease was deleted", now=clock.now)
         self._conflicts = LogLimit(log, "Own lease was overwritten", now=clock.now)
@@ -167,22 +168,30 @@ class OwnLease:
                 self._adopt(lease)
             case Action.RESTORE, (LeaseAdded(Lease(version=version)) | Malformed(version=version)):
                 self._log_conflict(condition, event)
-                await self._until_done(partial(self._restore, version), "Failed to write own lease")
+                await self._write_again(partial(self._restore, version), "Failed to write own lease")
             case Action.RECREATE, _:
                 text = f"Own lease {self.lease.subnet} was deleted or has expired; recreating the lease"
                 self._losses.message(logging.WARNING, text)
-                await self._until_done(self._recreate, "Failed to recreate own lease")
+                await self._write_again(self._recreate, "Failed to recreate own lease")
             case Action.SURRENDER, LeaseAdded(lease):
                 raise LeaseLost(self._why_lost(condition, lease))
             case Action.SURRENDER, (SameIPElsewhere(lease) | Overlapping(lease)):
                 await self._give_back()
                 raise LeaseLost(self._why_lost(condition, lease))
 
-    async def _until_done(self, attempt: Callable[[], Awaitable[None]], what_fails: str) -> None:
+    async def _write_again(self, attempt: Callable[[], Awaitable[Lease | None]], what_fails: str) -> None:
+        """Write our lease by ``attempt``, after a pause if another program has just undone such a write.
+
+        An attempt that comes too late, because the lease changed again, returns None; the watch reports the change.
+        """
+
         async def noted() -> None:
             self.last_attempt_at = self._clock.now()
-            await attempt()
+            if lease := await attempt():
+                self._hold(lease)
+                self._repeated.note(self._clock.now())
 
+        await self._clock.sleep(self._repeated.pause(self._clock.now()))
         await until_done(self._clock, self._rng, noted, what_fails, RegistryError)
 
     def _adopt(self, lease: Lease) -> None:
@@ -190,13 +199,17 @@ class OwnLease:
         if lease.version != self.lease.version:
             self._hold(lease)
 
-    async def _restore(self, version: int) -> None:
-        with suppress(CompareFailed, KeyNotFound):  # changed again: the watch reports how
-            self._hold(await self._write(version))
+    async def _restore(self, version: int) -> Lease | None:
+        try:
+            return await self._write(version)
+        except (CompareFailed, KeyNotFound):
+            return None
 
-    async def _recreate(self) -> None:
-        with suppress(KeyExists):  # taken, or recreated by an earlier try: the watch reports which
-            self._hold(await self._store.create(self.lease.subnet, self._attrs))
+    async def _recreate(self) -> Lease | None:
+        try:
+            return await self._store.create(self.lease.subnet, self._attrs)
+        except KeyExists:  # taken, or recreated by an earlier try
+            return None
 
     async def _give_back(self) -> None:
         """Remove our lease, but not a reservation.

@@ -5,8 +5,12 @@ watch: it renews the lease, recreates it, and looks every ``CONFIG_SECONDS`` whe
 another holder, that entry replaces ours in v3 as well, marked as a copy (subnet/copied.py).  The watch of v3 then
 reports the holder, and the lease policy decides as it always does.
 
-Requests of a quiet host to v2: two for the config and two for the watch in a minute.  A stream reports another holder
-at once; if the stream is dead, the next request finds out within ``WATCH_SECONDS``.
+While v2 has no config, the task looks every ``LOOK_AGAIN_SECONDS``, because a cluster may go back to v2.  If there is a
+config again, the task creates the lease in v2.
+
+Requests of a quiet host to v2: two for the config and two for the watch in a minute; without a config, one in ten
+minutes to each endpoint.  A stream reports another holder at once; if the stream is dead, the next request finds out
+within ``WATCH_SECONDS``.  Writes that another program undoes again and again have pauses in between.
 """
 
 from __future__ import annotations
@@ -21,13 +25,14 @@ from typing import NamedTuple
 from flannelpy.errors import (
     ApiSwitchedOff,
     CompareFailed,
+    ConfigError,
     HistoryGone,
     KeyExists,
     KeyNotFound,
     RegistryError,
     RegistryUnavailable,
 )
-from flannelpy.leasing.retry import Backoff
+from flannelpy.leasing.retry import Backoff, RepeatedWrites
 from flannelpy.logs import FailureLog
 from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Registry
 from flannelpy.registry.entries import find, put
@@ -38,15 +43,19 @@ log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 30.0
 CONFIG_SECONDS = 30.0
+LOOK_AGAIN_SECONDS = 600.0
+# Part of LOOK_AGAIN_SECONDS that is cut off at random, so that hosts do not look at the same moment.
+_JITTER = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """What this host has written last: its value, its lifetime (None: a reservation), and the entry in v2."""
+    """What this host has written last: its lifetime is None for a reservation, its entry in v2 None without one."""
 
+    name: str
     value: str
     lease_ttl: int | None
-    entry: KeyValue
+    entry: KeyValue | None
 
 
 class _Holder(NamedTuple):
@@ -67,7 +76,9 @@ class SecondLease:
         self._v2 = v2
         self._v3 = v3
         self._identity = host_identity
-        self._backoff = Backoff(random.Random())  # noqa: S311 - nothing secret
+        self._rng = random.Random()  # noqa: S311 - nothing secret
+        self._backoff = Backoff(self._rng)
+        self._repeated = RepeatedWrites(self._rng)
         self._has_config: bool | None = None  # None: v2 was not asked yet
         self._config_read_at = 0.0
         self._held: _Held | None = None
@@ -82,11 +93,9 @@ class SecondLease:
         return bool(self._has_config)
 
     async def is_wanted(self) -> bool:
-        """Return whether v2 has a network config; once it has none, it stays without for the rest of the run."""
+        """Return whether v2 has a network config, as far as the last look has shown."""
         if self._has_config is None:
             await self._look_for_config()
-            if self._has_config:
-                log.info("Found network config in etcd v2, too: the lease is kept in both until that config is deleted")
         return self.has_config
 
     async def create(self, name: str, value: str, lease_ttl: int | None) -> KeyValue:
@@ -120,9 +129,9 @@ class SecondLease:
         await self._show_in_v3(found, first)
         raise CompareFailed(f"{first.name}: etcd v2 has another lease of this subnet")
 
-    def hold(self, value: str, lease_ttl: int | None, entry: KeyValue) -> None:
-        """Keep the lease, which is ``entry`` in v2 and has ``value``, from now on."""
-        self._held = _Held(value, lease_ttl, entry)
+    def hold(self, name: str, value: str, lease_ttl: int | None, entry: KeyValue | None) -> None:
+        """Keep the lease ``name``, which is ``entry`` in v2 (None: it is not there) and has ``value``, from now on."""
+        self._held = _Held(name, value, lease_ttl, entry)
         self._due = None
         if self._task is None:
             self._task = asyncio.create_task(self._follow())
@@ -130,7 +139,8 @@ class SecondLease:
 
     def renew(self, name: str, lease_ttl: int) -> None:
         """Have the task renew the lease, and retry that until it succeeds."""
-        if self._held and self._held.entry.name == name and self._held.entry.lifetime.expires:
+        entry = self._held.entry if self._held else None
+        if self._has_config and entry and entry.name == name and entry.lifetime.expires:
             self._due = lease_ttl
             self._woken.set()
 
@@ -142,19 +152,20 @@ class SecondLease:
 
     async def remove(self, entry: KeyValue) -> None:
         """Delete ``entry`` from v2 if it is unchanged."""
-        if self._held and self._held.entry.name == entry.name:
+        if self._is_held_name(entry.name):
             self._held = None
         with suppress(CompareFailed, KeyNotFound):
             await self._v2.compare_and_delete(entry.name, entry.version)
 
     async def note(self, first: KeyValue) -> None:
         """Give the lease up if ``first``, an entry of v3, shows that another host holds its subnet."""
-        if self._held is None or first.name != self._held.entry.name:
-            return
         holder = _holder(first.value)
-        if holder and holder.public_ip != self._identity.public_ip:
+        if not self._is_held_name(first.name) or holder is None or holder.public_ip == self._identity.public_ip:
+            return
+        held, self._held = self._held, None
+        if held and held.entry:
             with suppress(RegistryError):
-                await self.remove(self._held.entry)
+                await self.remove(held.entry)
 
     def check(self) -> None:
         """Raise the exception that ended the task, if there is one: a fault of flannelpy's."""
@@ -178,12 +189,12 @@ class SecondLease:
 
     def _corresponds(self, found: KeyValue, first: KeyValue) -> bool:
         """Return whether ``found`` in v2 and ``first`` in v3 are the lease of one host."""
-        if self._held and found.version == self._held.entry.version:
+        if self._held and self._held.entry and found.version == self._held.entry.version:
             return True
-        copy = copied.original(first.value)
-        same_text = found.value in (first.value, copy and copy.text)
+        if self.is_ours(found.value) or copied.shows(first.value, found.value):
+            return True
         holder = _holder(found.value)
-        return self.is_ours(found.value) or same_text or (holder is not None and holder == _holder(first.value))
+        return holder is not None and holder == _holder(first.value)
 
     async def _create(self, name: str, value: str, lease_ttl: int | None) -> KeyValue:
         return await put(self._v2, name, value, lease_ttl, None)
@@ -200,32 +211,55 @@ class SecondLease:
         except ValueError:  # a malformed value cannot be marked
             value = found.value
         lease_ttl = max(found.lifetime.seconds or 1, 1) if found.lifetime.expires else None
+        if first:
+            await self._pause()
         with suppress(KeyExists, CompareFailed, KeyNotFound):
             await put(self._v3, found.name, value, lease_ttl, first)
+            self._note_write()
+            if first and not first.lifetime.expires:
+                log.warning("Reservation %s in etcd v3 was replaced by the lease that etcd v2 has", found.name)
+
+    async def _pause(self) -> None:
+        """Wait if another program has just undone a write."""
+        await asyncio.sleep(self._repeated.pause(asyncio.get_running_loop().time()))
+
+    def _note_write(self) -> None:
+        self._repeated.note(asyncio.get_running_loop().time())
 
     # The task
 
     async def _follow(self) -> None:
-        while self._has_config:
+        while True:
             try:
-                await self._follow_from_snapshot()
+                if self._held is None:
+                    await self._woken.wait()
+                    self._woken.clear()
+                elif self._has_config:
+                    await self._follow_from_snapshot(self._held.name)
+                else:
+                    await self._look_again()
             except (HistoryGone, ApiSwitchedOff):  # the next list, or the next reading of the config, explains it
                 await asyncio.sleep(self._backoff.pause())
             except RegistryError as error:
                 self._failures.failed(error)
                 await asyncio.sleep(self._backoff.pause())
 
-    async def _follow_from_snapshot(self) -> None:
-        """Keep the lease until v2 has no config.  Raises RegistryError."""
+    async def _look_again(self) -> None:
+        """Look for a config in v2 after a long time; without an answer, look again after the same time."""
+        await asyncio.sleep(LOOK_AGAIN_SECONDS * self._rng.uniform(1 - _JITTER, 1))
+        with suppress(RegistryUnavailable):
+            await self._look_for_config()
+
+    async def _follow_from_snapshot(self, name: str) -> None:
+        """Keep the lease ``name`` until v2 has no config, or this host no lease.  Raises RegistryError."""
         await self._look_for_config()
         if not self._has_config:
             return
-        snapshot = await self._v2.snapshot(self._is_held_name)
-        entries = {entry.name: entry for entry in snapshot.entries}
+        snapshot = await self._v2.snapshot_of(name)
         cursor = snapshot.cursor
-        if self._held:
-            await self._settle(entries.get(self._held.entry.name))
-        while self._has_config:
+        if self._is_held_name(name):
+            await self._settle(next(iter(snapshot.entries), None))
+        while self._has_config and self._is_held_name(name):
             await self._renew_if_due()
             changes = await self._next(cursor)
             self._failures.recovered()
@@ -242,14 +276,18 @@ class SecondLease:
         try:
             await self._v2.read_config()
             self._has_config = True
+            if not had_config:
+                log.info("Found network config in etcd v2, too: the lease is kept in both until that config is deleted")
         except (KeyNotFound, ApiSwitchedOff) as missing:
             self._has_config = False
             if had_config:
                 log.info("Network config is gone from etcd v2 (%s): the lease is kept in v3 only from now on", missing)
+        except ConfigError as error:  # a directory in its place, which an operator may correct
+            raise RegistryUnavailable(f"etcd v2: {error}") from error
         self._config_read_at = asyncio.get_running_loop().time()
 
     def _is_held_name(self, name: str) -> bool:
-        return self._held is not None and name == self._held.entry.name
+        return self._held is not None and name == self._held.name
 
     async def _next(self, cursor: int) -> Changes:
         """Return the next changes in v2, or none after ``WATCH_SECONDS`` or if this host has written or renews."""
@@ -272,13 +310,12 @@ class SecondLease:
 
     async def _renew_if_due(self) -> None:
         held, due = self._held, self._due
-        if due is None or held is None:
+        if due is None or held is None or held.entry is None:
             return
-        name, version = held.entry.name, held.entry.version
         try:
-            entry = await self._v2.renew(name, held.value, due, version)
+            entry = await self._v2.renew(held.name, held.value, due, held.entry.version)
         except (CompareFailed, KeyNotFound):
-            await self._settle(await find(self._v2, name))
+            await self._settle(await find(self._v2, held.name))
         else:
             self._replace_entry(held, entry)
         self._due = None
@@ -286,28 +323,41 @@ class SecondLease:
     async def _settle(self, found: KeyValue | None) -> None:
         """Act on ``found``, the present state of our lease in v2: adopt it, recreate it, or give it up."""
         held = self._held
-        if held is None or (found and found.version == held.entry.version):
+        if held is None or (found and held.entry and found.version == held.entry.version):
             return
         if found is None:
             await self._recreate(held)
         elif self._is_written_by_us(found.value):
-            self._replace_entry(held, found)
+            self._adopt(held, found)
         else:
+            await self._give_up(held, found)
+
+    def _adopt(self, held: _Held, found: KeyValue) -> None:
+        """Keep the entry that v2 has.  Renew it if it is from an earlier time at which v2 had a config."""
+        if held.entry is None and found.lifetime.expires:
+            self._due = held.lease_ttl
+        self._replace_entry(held, found)
+
+    async def _give_up(self, held: _Held, found: KeyValue) -> None:
+        """Show ``found``, which another host has written to v2, in the place of our lease in v3."""
+        first = await find(self._v3, found.name)
+        if first and self._is_written_by_us(first.value):
+            log.warning("Lease %s was overwritten in etcd v2 by another host", found.name)
+            await self._show_in_v3(found, first)
+        if self._held is held:
             self._held = None
-            first = await find(self._v3, found.name)
-            if first and first.value == held.value:
-                log.warning("Lease %s was overwritten in etcd v2 by another host", found.name)
-                await self._show_in_v3(found, first)
 
     async def _recreate(self, held: _Held) -> None:
-        """Create the lease in v2 again, if v3 still has it."""
-        name = held.entry.name
-        first = await find(self._v3, name)
+        """Create the lease in v2, if v3 still has it."""
+        first = await find(self._v3, held.name)
         if first is None or first.value != held.value:
             return
+        await self._pause()
         with suppress(KeyExists):  # the watch reports the other entry
-            entry = await self._create(name, held.value, held.lease_ttl)
-            log.warning("Own lease %s was deleted in etcd v2 or has expired there; recreated the lease", name)
+            entry = await self._create(held.name, held.value, held.lease_ttl)
+            self._note_write()
+            if held.entry:
+                log.warning("Own lease %s was deleted in etcd v2 or has expired there; recreated the lease", held.name)
             self._replace_entry(held, entry)
 
     def _replace_entry(self, held: _Held, entry: KeyValue) -> None:

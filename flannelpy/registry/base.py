@@ -63,7 +63,7 @@ class KeyValue(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """Everything below ``subnets`` at one moment."""
+    """Everything below ``subnets``, or one entry of it, at one moment."""
 
     entries: tuple[KeyValue, ...]
     cursor: int
@@ -131,6 +131,9 @@ class Registry(Protocol):
         The snapshot may contain some unwanted entries, perhaps with empty values, so that the caller can report them.
         Without any lease, the snapshot is empty.
         """
+
+    async def snapshot_of(self, name: str) -> Snapshot:
+        """Return the entry ``name``, if there is one, and the cursor.  The number of other entries costs nothing."""
 
     async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         """Create ``name`` if absent, for ``lease_ttl`` seconds, at least one.

@@ -1,7 +1,8 @@
 """-etcd-api=auto: the store, of etcd's v2 and v3, that has the network config.
 
-Only positive answers decide.  An etcd without the v2 API (switched off, or 3.6) and an etcd without the key both have
-no config in v2.  An endpoint that refuses, takes too long or fails (5xx) has not answered, and the caller tries again.
+Only positive answers decide.  An etcd without the key, and one without the v2 API, both have no config in v2.  The v2
+API is a flag of each member (up to etcd 3.5), so all endpoints have to be without it.  An endpoint that refuses, takes
+too long or fails (5xx) has not answered, and the caller tries again.
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ class EitherRegistry:
     async def snapshot(self, is_wanted: Callable[[str], bool] = all_names) -> Snapshot:
         """List the entries, as Registry demands."""
         return await (await self._final()).snapshot(is_wanted)
+
+    async def snapshot_of(self, name: str) -> Snapshot:
+        """Read an entry, as Registry demands."""
+        return await (await self._final()).snapshot_of(name)
 
     async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         """Create an entry, as Registry demands."""

@@ -168,11 +168,11 @@ class Rotation(Generic[Client]):
         """Return the first usable answer; each endpoint is asked once.
 
         If an endpoint may have executed ``request`` but its reply was lost, ``settle`` replaces ``request``.  Raises
-        etcd's refusals as RegistryError, RegistryUnavailable, and ApiSwitchedOff if any endpoint is without this API
-        and no other endpoint gave a usable answer.
+        etcd's refusals as RegistryError, RegistryUnavailable, and ApiSwitchedOff if at least half of the endpoints
+        answer that they do not have this API, and none has it.  Each member of etcd has a flag of its own, so one
+        endpoint does not speak for all; and a cluster works with one half of its members being down at most.
         """
-        causes = []
-        unavailable: type[RegistryUnavailable] = RegistryUnavailable
+        failures = []
         start, count = self._first, len(self.clients)
         for turn in range(start, start + count):
             client = self.clients[turn % count]
@@ -182,9 +182,8 @@ class Rotation(Generic[Client]):
                 self.pass_over(client)
                 if settle and failure.sent:
                     return self.ask(settle)
-                causes.append(f"{client.url}: {failure}")
-                unavailable = ApiSwitchedOff if isinstance(failure, NoSuchApi) else unavailable
-        raise unavailable("; ".join(causes))
+                failures.append((client, failure))
+        raise _unavailable(failures)
 
     def ask_at(self, client: Client, request: Callable[[Client], Answer]) -> Answer:
         """Return the answer of one endpoint.  Raises etcd's refusals as RegistryError, and RegistryUnavailable."""
@@ -220,6 +219,13 @@ class Rotation(Generic[Client]):
     def pass_over(self, client: Client) -> None:
         """Begin the next calls with the endpoint after this one."""
         self._first = (self.clients.index(client) + 1) % len(self.clients)
+
+
+def _unavailable(failures: Sequence[tuple[EndpointClient, NoAnswer]]) -> RegistryUnavailable:
+    """Return the error for a call that no endpoint has answered."""
+    text = "; ".join(f"{client.url}: {failure}" for client, failure in failures)
+    without = sum(isinstance(failure, NoSuchApi) for _, failure in failures)
+    return ApiSwitchedOff(text) if 2 * without >= len(failures) else RegistryUnavailable(text)
 
 
 def _usable_answer(request: Callable[[Client], Answer], client: Client) -> Answer:

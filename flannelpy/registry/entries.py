@@ -10,8 +10,7 @@ _RESERVING_SECONDS = 60
 
 async def find(registry: Registry, name: str) -> KeyValue | None:
     """Return the entry ``name``; None if there is none."""
-    entries = (await registry.snapshot(name.__eq__)).entries
-    return next((entry for entry in entries if entry.name == name), None)
+    return next(iter((await registry.snapshot_of(name)).entries), None)
 
 
 async def put(registry: Registry, name: str, value: str, lease_ttl: int | None, before: KeyValue | None) -> KeyValue:

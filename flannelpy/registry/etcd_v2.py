@@ -103,6 +103,10 @@ class EtcdV2Registry:
         """List the entries, as Registry demands."""
         return await self._ask(functools.partial(self._snapshot, is_wanted))
 
+    async def snapshot_of(self, name: str) -> Snapshot:
+        """Read an entry, as Registry demands."""
+        return await self._ask(functools.partial(self._snapshot_of, self._key(name)))
+
     async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         """Create an entry, as Registry demands."""
         return await self._write(name, value, ttl=lease_ttl, prevExist=False)
@@ -207,6 +211,13 @@ class EtcdV2Registry:
                 return Snapshot(tuple(Reduction(is_wanted).of(entries)), index + 1)
         except KeyNotFound as missing:
             return Snapshot((), index_of(missing) + 1)
+
+    def _snapshot_of(self, key: str, client: V2Client) -> Snapshot:
+        try:
+            node = client.read(key, quorum=True)
+        except KeyNotFound as missing:
+            return Snapshot((), index_of(missing) + 1)
+        return Snapshot((self._entry(node),) if self._is_entry(node) else (), int(node.etcd_index) + 1)
 
     async def _stream_at(self, cursor: int, seconds: float) -> _Stream:
         """Return the open stream if its position is ``cursor``, else a new one from there.  Raises HistoryGone.

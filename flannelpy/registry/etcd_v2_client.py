@@ -3,8 +3,7 @@
 python-etcd is synchronous and cannot read a watch that stays open, nor a long listing piece by piece.  Both use its
 urllib3 pool directly.  python-etcd's fail-over and urllib3's retries are off, as endpoints.py demands.
 
-The first call but ``node`` imports python-etcd, which takes 30 ms and 3 MB.  A host whose config is in etcd v3 asks v2
-for nothing else.
+The first call but ``node`` imports python-etcd.  A host whose config is in etcd v3 asks v2 for nothing else.
 """
 
 from __future__ import annotations
@@ -85,14 +84,13 @@ class V2Client:
     @contextlib.contextmanager
     def list(self, key: str) -> Iterator[tuple[Iterator[EtcdResult], int]]:
         """Yield the direct children of a directory, parsed while they arrive, and etcd's index."""
-        from etcd import EtcdResult
-
         from flannelpy.registry.bounded_http import allow_long
+        from flannelpy.registry.python_etcd import etcd
 
         with self._errors_translated(key), contextlib.closing(self._request(key, {"quorum": "true"})) as response:
             allow_long(response)
             pieces = codecs.iterdecode(response.stream(_PIECE), "utf-8")
-            yield (EtcdResult(node=node) for node in children(pieces)), int(response.headers["X-Etcd-Index"])
+            yield (etcd.EtcdResult(node=node) for node in children(pieces)), int(response.headers["X-Etcd-Index"])
             response.drain_conn()
 
     def write(self, key: str, value: str, ttl: int | None, **condition: int) -> EtcdResult:
@@ -155,8 +153,9 @@ class V2Client:
 
     @contextlib.contextmanager
     def _errors_translated(self, key: str) -> Iterator[None]:
-        import etcd
         import urllib3
+
+        from flannelpy.registry.python_etcd import etcd
 
         try:
             yield
@@ -166,8 +165,9 @@ class V2Client:
 
     @functools.cached_property
     def _client(self) -> Client:
-        import etcd
         import urllib3
+
+        from flannelpy.registry.python_etcd import etcd
 
         logging.getLogger("etcd").setLevel(logging.CRITICAL)  # it logs at ERROR, with a traceback, what flannelpy logs
         scheme, host, port = self.url
@@ -211,9 +211,9 @@ def index_of(refusal: RegistryError) -> int:
 
 def event_of(document: dict[str, Any]) -> EtcdResult:
     """Return an event of a watch as python-etcd has it."""
-    from etcd import EtcdResult
+    from flannelpy.registry.python_etcd import etcd
 
-    return EtcdResult(**document)
+    return etcd.EtcdResult(**document)
 
 
 def _refusal(key: str, payload: dict[str, Any]) -> RegistryError | None:
@@ -227,7 +227,7 @@ def _refusal(key: str, payload: dict[str, Any]) -> RegistryError | None:
 
 
 def _no_answer(error: Exception) -> NoAnswer:
-    import etcd
+    from flannelpy.registry.python_etcd import etcd
 
     if isinstance(error, etcd.EtcdInsufficientPermissions):
         return _permission_denied()

@@ -75,6 +75,12 @@ class EtcdV3Registry:
         self._known.note(listing.header, listing.config)
         return Snapshot(tuple(listing.entries), listing.header.revision + 1)
 
+    async def snapshot_of(self, name: str) -> Snapshot:
+        """Read an entry, as Registry demands."""
+        header, node = await self._threads.run(functools.partial(self._writes.read, self._keys.of(name)))
+        entry = self._keys.entry(node) if node else None
+        return Snapshot((entry,) if entry else (), header.revision + 1)
+
     async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         """Create an entry, as Registry demands."""
         _check(lease_ttl)

@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 class Keys:
-    """The keys of one network, below ``prefix``.
+    """The keys of one network, below ``prefix``.  They begin with a slash if ``prefix`` does.
 
     ``span`` is the range from ``…/config`` to the end of ``…/subnets/``, which one watch reports.  Keys of other
     programs may be in it.
     """
 
     def __init__(self, prefix: str) -> None:
-        self.root = posixpath.normpath("/" + prefix.strip("/")).rstrip("/")
-        self.config = f"{self.root}/config"
-        self._subnets = f"{self.root}/subnets/"
-        self.span = {"key": encoded(self.config), "range_end": encoded(f"{self.root}/subnets0")}  # "0" follows "/"
+        self.config = _joined(prefix, "config")
+        self.root = posixpath.dirname(self.config)
+        self._subnets = f"{_joined(prefix, 'subnets')}/"
+        self.span = {"key": encoded(self.config), "range_end": encoded(f"{self._subnets[:-1]}0")}  # "0" follows "/"
 
     def of(self, name: str) -> str:
         """Return the key of an entry."""
@@ -96,3 +96,9 @@ class Known:
     def _compare(self, config: int) -> None:
         if config != self._read:
             self._differs.set()
+
+
+def _joined(prefix: str, name: str) -> str:
+    """Return the key ``name`` below ``prefix``.  Source: path.Join of Go, which keeps a leading slash and adds none."""
+    key = posixpath.normpath(f"{prefix}/{name}")
+    return f"/{key.lstrip('/')}" if key.startswith("/") else key

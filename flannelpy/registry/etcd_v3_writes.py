@@ -4,8 +4,10 @@ flannelpy chooses the ID of a lease of etcd itself.  A request whose reply was l
 is attached to the lease of this very write shows that the first try has succeeded.  A write without a lease is
 recognised by its value.
 
-A lease that was granted for a refused write is revoked.  After a write that etcd may have executed it is not, because
-the key may be attached to it.
+A lease that was granted for a refused write is revoked, and so is the lease of an entry that got another one.  After a
+write that etcd may have executed it is not, because the key may be attached to it.  A lease that other programs have
+attached keys to is never revoked: that would delete their keys.  Only leases that this process has granted are extended
+or revoked.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from flannelpy.registry.base import KeyValue
     from flannelpy.registry.endpoints import Rotation
     from flannelpy.registry.etcd_v3_client import V3Client
+    from flannelpy.registry.etcd_v3_messages import Header
     from flannelpy.registry.etcd_v3_store import Keys
 
 _IDS = random.SystemRandom()
@@ -37,14 +40,20 @@ class _Outcome(NamedTuple):
     found: Node | None
 
 
+class _Granted(NamedTuple):
+    """A lease of etcd that this process has granted: its ID, and the seconds that were asked for."""
+
+    lease: int
+    lease_ttl: int
+
+
 class Writes:
     """The conditional writes of entries, and the leases of etcd that this process has granted."""
 
     def __init__(self, cluster: Rotation[V3Client], keys: Keys) -> None:
         self._cluster = cluster
         self._keys = keys
-        self._own_leases: dict[str, int] = {}  # IDs, by the names of the entries that were attached to them
-        self._granted: dict[int, int] = {}  # seconds that etcd granted, by the seconds that were asked for
+        self._own_leases: dict[str, _Granted] = {}  # by the names of the entries that were attached to them
 
     def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         """Create an entry.  Raises KeyExists."""
@@ -60,7 +69,8 @@ class Writes:
     def renew(self, name: str, value: str, lease_ttl: int, version: int) -> KeyValue:
         """Extend the lease of an entry.  Raises CompareFailed, KeyNotFound.
 
-        If the lease has another TTL, as granted to an earlier run with another flag, the entry gets a new lease.
+        If another process has granted the lease, such as an earlier run, or this one with another TTL, the entry gets a
+        new lease: other keys may be attached to the old one.
         """
         found = self.find(self._keys.of(name))
         if found is None or found.version != version:
@@ -69,11 +79,11 @@ class Writes:
             return self.swap(name, value, lease_ttl if found.lease else None, version)
         if not found.lease:
             return found.entry(name)
+        if self._own_leases.get(name) != (found.lease, lease_ttl):
+            return self.swap(name, value, lease_ttl, version)
         seconds = self._keep_alive(found.lease)
         if not seconds:
             raise KeyNotFound(f"{found.key}: its lease has expired")
-        if seconds != self._granted.get(lease_ttl, lease_ttl):
-            return self.swap(name, value, lease_ttl, version)
         return found.entry(name)._replace(lifetime=expires_in(seconds))
 
     def delete(self, name: str, version: int) -> None:
@@ -90,7 +100,7 @@ class Writes:
                 send(client)
 
         self._cluster.ask(send, settle)
-        self._replace_own_lease(name, 0)
+        self._replace_own_lease(name, None)
 
     def write_config(self, value: str, version: int) -> None:
         """Write the config if it is at ``version``, 0 for none.  Raises CompareFailed."""
@@ -106,7 +116,16 @@ class Writes:
 
     def find(self, key: str) -> Node | None:
         """Return a key as stored."""
-        return self._cluster.ask(lambda client: only_node_of(client.call("kv/range", {"key": encoded(key)})))
+        return self.read(key)[1]
+
+    def read(self, key: str) -> tuple[Header, Node | None]:
+        """Return the revision of the store, and a key as stored."""
+
+        def send(client: V3Client) -> tuple[Header, Node | None]:
+            answer = client.call("kv/range", {"key": encoded(key)})
+            return header_of(answer), only_node_of(answer)
+
+        return self._cluster.ask(send)
 
     def seconds_left(self, name: str) -> int | None:
         """Return in how many seconds an entry expires; None for a permanent entry, and without one."""
@@ -146,7 +165,7 @@ class Writes:
             if not may_be_written:
                 self._revoke(lease)
             raise
-        self._replace_own_lease(name, lease)
+        self._replace_own_lease(name, _Granted(lease, lease_ttl))
         return node.entry(name)._replace(lifetime=expires_in(seconds))
 
     def _write_permanent(self, name: str, value: str, version: int) -> KeyValue:
@@ -157,7 +176,7 @@ class Writes:
             raise self._changed(version, name, found)
 
         node = self._cluster.ask(send, functools.partial(send, is_repeated=True))
-        self._replace_own_lease(name, 0)
+        self._replace_own_lease(name, None)
         return node.entry(name)
 
     def _put(self, client: V3Client, name: str, value: str, condition: dict[str, str], lease: int) -> _Outcome:
@@ -185,26 +204,24 @@ class Writes:
                     raise
             return _keep_alive(client, lease)  # granted by an earlier try
 
-        seconds = self._cluster.ask(send, send)
-        self._granted[lease_ttl] = seconds
-        return lease, seconds
+        return lease, self._cluster.ask(send, send)
 
     def _keep_alive(self, lease: int) -> int:
         """Extend a lease of etcd; return its seconds, 0 if it has expired."""
         return self._cluster.ask(lambda client: _keep_alive(client, lease), lambda client: _keep_alive(client, lease))
 
     def _revoke(self, lease: int) -> None:
-        """Revoke a lease.  If that fails, the lease expires by itself."""
+        """Revoke a lease without keys.  If it has keys, or if that fails, the lease expires by itself."""
         with contextlib.suppress(RegistryError):
-            self._cluster.ask(lambda client: client.call("lease/revoke", {"ID": str(lease)}))
+            self._cluster.ask(functools.partial(_revoke_without_keys, lease))
 
-    def _replace_own_lease(self, name: str, lease: int) -> None:
-        """Note the lease of an entry; revoke the one before, if this process has granted it.  0 stands for none."""
-        before = self._own_leases.pop(name, 0)
+    def _replace_own_lease(self, name: str, lease: _Granted | None) -> None:
+        """Note the lease of an entry; revoke the one before, if this process has granted it."""
+        before = self._own_leases.pop(name, None)
         if lease:
             self._own_leases[name] = lease
         if before:
-            self._revoke(before)
+            self._revoke(before.lease)
 
     def _exists(self, name: str, _: Node | None) -> KeyExists:
         return KeyExists(f"{self._keys.of(name)}: key already exists")
@@ -217,6 +234,11 @@ class Writes:
 
 def _at(version: int) -> dict[str, str]:
     return {"target": "MOD", "mod_revision": str(version)}
+
+
+def _revoke_without_keys(lease: int, client: V3Client) -> None:
+    if not client.call("lease/timetolive", {"ID": str(lease), "keys": True}).get("keys"):
+        client.call("lease/revoke", {"ID": str(lease)})
 
 
 def _keep_alive(client: V3Client, lease: int) -> int:

@@ -46,5 +46,11 @@ def original(copy: str) -> Original | None:
     return Original(text, int(found[1])) if _digest(text) == found[2] else None
 
 
+def shows(first: str, second: str) -> bool:
+    """Return whether ``first`` in v3 is ``second`` in v2, or an unchanged copy of it at any version."""
+    copy = original(first)
+    return first == second or (copy is not None and copy.text == second.rstrip())
+
+
 def _digest(text: str) -> str:
     return f"{zlib.crc32(text.encode('utf-8', 'surrogatepass')):08x}"

@@ -7,7 +7,8 @@ a lease                      nothing                         copy
 a lease                      an unchanged copy of it         nothing
 a lease                      an unchanged copy of another    update
                              state of it
-a lease                      the same host's, not a copy     nothing: the host uses v3
+a lease                      the same host's, equal in all   nothing: the host uses v3
+                             that peers use, not a copy
 a lease                      anything else                   nothing: a conflict
 a malformed key or value     anything                        nothing
 nothing                      an unchanged copy               remove
@@ -15,6 +16,10 @@ nothing                      anything else                   nothing
 ===========================  ==============================  ============
 
 A copy has the mark of copied.py.  A key without it, or whose value was changed since, is never written.
+
+A lease of the same host that differs is a conflict because v3 hides it.  A host that went back to v2 has such a lease
+in v3 until that expires, and an operator may have made a reservation there.  A host that uses both stores writes one
+after the other, so the two also differ for a moment; ``may_pass`` tells that the plan counts only if it lasts.
 """
 
 from __future__ import annotations
@@ -37,14 +42,27 @@ class Step(enum.Enum):
     EQUAL = "unchanged"
     MOVED = "kept"
     CONFLICT = "conflict"
+    FAILED = "failed"
     IGNORE = "ignored"
 
 
+#: Steps that write to v3.
+WRITING = frozenset({Step.COPY, Step.UPDATE, Step.REMOVE})
+#: The least lifetime of a copy, in seconds: etcd v3 grants no shorter one.
+SHORTEST_LIFETIME = 2
+_REMEDY = "delete the key in v3 if the host uses v2, so that v2's is copied; otherwise restart it with -etcd-api=3"
+
+
 class Plan(NamedTuple):
-    """What to do about a key, and why if that needs a reason."""
+    """What to do about a key, and why if that needs a reason; ``may_pass``: a moment later it may be another plan."""
 
     step: Step
     reason: str = ""
+    may_pass: bool = False
+
+
+#: A copy would outlive the lease in v2.
+EXPIRING = Plan(Step.IGNORE, f"it expires within {SHORTEST_LIFETIME} s, the shortest lease of etcd v3")
 
 
 def plan_lease(second: KeyValue | None, first: KeyValue | None) -> Plan | None:
@@ -57,21 +75,29 @@ def plan_lease(second: KeyValue | None, first: KeyValue | None) -> Plan | None:
     except ValueError as error:
         return Plan(Step.IGNORE, str(error))
     if first is None:
-        return Plan(Step.COPY)
+        return _plan_write(Step.COPY, second)
     copy = copied.original(first.value)
     if copy is None:
-        return _plan_foreign(lease.attrs, first.value)
+        return _plan_foreign(lease, first)
     is_equal = copy == (second.value.rstrip(), second.version) and first.lifetime.expires == second.lifetime.expires
-    return Plan(Step.EQUAL if is_equal else Step.UPDATE)
+    return Plan(Step.EQUAL) if is_equal else _plan_write(Step.UPDATE, second)
 
 
-def plan_config(second: str, first: str) -> Plan:
-    """Return what to do about the config, which is ``second`` in v2 and ``first`` in v3, or empty there."""
+def _plan_write(step: Step, second: KeyValue) -> Plan:
+    """Return ``step``, unless the copy would outlive ``second``."""
+    seconds = second.lifetime.seconds
+    if seconds is not None and seconds < SHORTEST_LIFETIME:
+        return EXPIRING
+    return Plan(step)
+
+
+def plan_config(second: str, first: str | None) -> Plan:
+    """Return what to do about the config, which is ``second`` in v2 and ``first`` in v3 (None: v3 has none)."""
     try:
         document = go_json.parse_object(second)
     except ValueError as error:
         return Plan(Step.IGNORE, str(error))
-    if not first:
+    if first is None:
         return Plan(Step.COPY)
     if copy := copied.original(first):
         return Plan(Step.EQUAL if copy.text == second.rstrip() else Step.UPDATE)
@@ -82,16 +108,39 @@ def plan_config(second: str, first: str) -> Plan:
     return Plan(Step.MOVED, "v3 has the same") if is_same else Plan(Step.CONFLICT, "v3 has another one, not a copy")
 
 
-def _plan_foreign(attrs: LeaseAttrs, first: str) -> Plan:
+def _plan_foreign(lease: Lease, first: KeyValue) -> Plan:
     """Return what to do about a lease whose value in v3 is no copy, or was changed since."""
+    attrs = lease.attrs
     try:
-        theirs = LeaseAttrs.decode(first)
+        theirs = LeaseAttrs.decode(first.value)
     except ValueError as error:
         return Plan(Step.CONFLICT, f"the value in v3 is no copy and malformed: {error}")
     same_host = attrs.host_id in ("", theirs.host_id)
-    if attrs.public_ip == theirs.public_ip and same_host:
-        return Plan(Step.MOVED, "its host uses v3")
-    return Plan(Step.CONFLICT, f"v2 names {_named(attrs)}, v3 names {_named(theirs)} and is no copy")
+    if attrs.public_ip != theirs.public_ip or not same_host:
+        return Plan(Step.CONFLICT, f"v2 names {_named(attrs)}, v3 names {_named(theirs)} and is no copy")
+    if difference := _difference(attrs, theirs) or _difference_in_lifetime(lease, first):
+        return Plan(Step.CONFLICT, f"{difference}; v3's lease is no copy and hides v2's: {_REMEDY}", may_pass=True)
+    return Plan(Step.MOVED, "its host uses v3")
+
+
+def _difference(attrs: LeaseAttrs, theirs: LeaseAttrs) -> str:
+    """Return in what v2 and v3 differ for the peers of one host; empty if they do not."""
+    if attrs.backend_type != theirs.backend_type:
+        return f"v2 has BackendType {shown(attrs.backend_type)}, v3 has {shown(theirs.backend_type)}"
+    if _used(attrs.backend_data) != _used(theirs.backend_data):
+        return f"v2 has BackendData {go_json.show(attrs.backend_data)}, v3 has {go_json.show(theirs.backend_data)}"
+    return ""
+
+
+def _used(data: object) -> object:
+    """Return what peers use of BackendData: in v3, vxlan adds a VNI that no host reads (flanneld v0.20.2 does so)."""
+    return {name: value for name, value in data.items() if name != "VNI"} if isinstance(data, dict) else data
+
+
+def _difference_in_lifetime(lease: Lease, first: KeyValue) -> str:
+    if lease.is_reservation == (not first.lifetime.expires):
+        return ""
+    return "only v2 has a reservation" if lease.is_reservation else "only v3 has a reservation"
 
 
 def _named(attrs: LeaseAttrs) -> str:

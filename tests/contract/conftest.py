@@ -1,4 +1,7 @@
-"""The stores that the contract is tested on, each with the same handles for what happens behind a registry's back."""
+"""The stores and the backends that the contracts are tested on.
+
+A store has the same handles for what happens behind a registry's back.  A backend needs root.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,12 @@ from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from contract.backend_host import FOREIGN, BackendHost
+from lab import Host, Lab
 from lab.etcd_server import EtcdServer
 from lab.etcd_stores import Api, V3Store
 from support.fakes import HISTORY_LENGTH, FakeRegistry
+from support.lab_fixtures import pytest_runtest_makereport, root
 
 from flannelpy.leasing.both_stores import BothStores
 from flannelpy.registry.base import Schema
@@ -22,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from flannelpy.registry.base import Registry
+
+__all__ = ["pytest_runtest_makereport", "root"]
 
 
 class Store(Protocol):
@@ -142,3 +150,17 @@ def store(request: pytest.FixtureRequest) -> Store:
         return BothFakeStores(Schema.V3)
     server, prefix = request.getfixturevalue("etcd_server"), f"/network{next(_networks)}"
     return EtcdStore(server, prefix, Api(request.param[-1]))
+
+
+@pytest.fixture(scope="module")
+def host(root: None) -> Iterator[Host]:
+    """The only host of a lab, on which other programs have devices, routes, rules and neighbours."""
+    with Lab(hosts=1) as lab:
+        lab.hosts[0].configure(*FOREIGN)
+        yield lab.hosts[0]
+
+
+@pytest.fixture
+def backend_host(host: Host, request: pytest.FixtureRequest) -> BackendHost:
+    """The host with backends of the parameter's type."""
+    return BackendHost(host, request.param)

@@ -106,6 +106,35 @@ class TestSnapshot:
         assert entries[A].version < entries[B].version < entries[C].version < snapshot.cursor
 
 
+class TestSnapshotOf:
+    def test_is_the_entry_as_in_a_snapshot_of_all(self, store: Store) -> None:
+        store.put(A, "a", DAY)
+        store.put(B, "b", None)
+
+        async def test(registry: Registry) -> None:
+            everything = await registry.snapshot()
+            assert len(everything.entries) == 2
+            for entry in everything.entries:
+                assert await registry.snapshot_of(entry.name) == Snapshot((entry,), everything.cursor)
+
+        run(store, test)
+
+    @pytest.mark.parametrize("name", [C, "11.0.1.0-2", "11.0.1.0-24&fd00::-64", "a b?c=1"])
+    def test_of_nothing_is_empty_and_to_watch_from(self, store: Store, name: str) -> None:
+        store.put(A, "a", DAY)
+
+        async def test(registry: Registry) -> None:
+            found = await registry.snapshot_of(name)
+            assert found.entries == ()
+            entry = await registry.create(B, "b", DAY)
+            assert await follow(registry, found.cursor, 1) == (timeless(Put(entry)), entry.version + 1)
+
+        run(store, test)
+
+    def test_before_there_is_any_lease(self, store: Store) -> None:
+        assert run(store, lambda registry: registry.snapshot_of(A)).entries == ()
+
+
 class TestCreate:
     def test_returns_what_is_stored(self, store: Store) -> None:
         entry = run(store, lambda registry: registry.create(A, "a & b = ü", DAY))
@@ -546,6 +575,7 @@ class TestUnavailable:
                 for call in (
                     registry.read_config(),
                     registry.snapshot(),
+                    registry.snapshot_of(A),
                     registry.create(B, "b", DAY),
                     registry.compare_and_swap(A, "a", DAY, before.version),
                     registry.renew(A, "a", DAY, before.version),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, NamedTuple
 
@@ -66,7 +66,11 @@ class Backend:
         """Return what hosts.ways must show for all present leases."""
         leases = _leases(host)
         own = leases.pop(subnet_in_file(host) or NETWORK)
-        return {*self._by_device(host, own), *(way for lease in leases.values() for way in self._to_another(lease))}
+        return self.ways(host, own, leases.values())
+
+    def ways(self, host: Host, own: Lease, peers: Iterable[Lease]) -> set[str]:
+        """Return what hosts.ways must show on a host that holds ``own`` and knows ``peers``."""
+        return {*self._by_device(host, own), *(way for lease in peers for way in self._to_another(lease))}
 
     def has_rules_about(self, host: Host, peers: Sequence[Host]) -> bool:
         """Return whether iptables has all rules, which the daemon adds in the background, table by table."""

@@ -103,9 +103,23 @@ class TestAuto:
         with pytest.raises(KeyNotFound, match=r"v2: .*the v2 API is switched off.*; v3: .*config: key not found"):
             self.read(without_v2.url)
         without_v2.v3.put(CONFIG_KEY, "three")
-        dead = f"http://127.0.0.1:{free_ports(1)[0]}"
-        for urls in ([without_v2.url], [dead, without_v2.url]):
-            assert self.read(*urls) == (Schema.V3, "three")
+        assert self.read(without_v2.url) == (Schema.V3, "three")
+
+    def test_an_endpoint_without_the_v2_api_does_not_speak_for_two_that_are_down(
+        self, etcd: EtcdServer, without_v2: EtcdServer
+    ) -> None:
+        """Each member has a flag of its own; those that are down may have v2's config."""
+        without_v2.v3.put(CONFIG_KEY, "three")
+        etcd.v2.put(CONFIG_KEY, "two")
+        assert self.read(without_v2.url, etcd.url) == (Schema.V2, "two")
+        dead = [f"http://127.0.0.1:{port}" for port in free_ports(2)]
+        with pytest.raises(RegistryUnavailable, match=r"the v2 API is switched off.*connection refused") as caught:
+            self.read(without_v2.url, *dead)
+        assert not isinstance(caught.value, ApiSwitchedOff)
+
+    def test_without_the_v2_api_a_host_starts_while_a_minority_is_down(self, without_v2: EtcdServer) -> None:
+        without_v2.v3.put(CONFIG_KEY, "three")
+        assert self.read(f"http://127.0.0.1:{free_ports(1)[0]}", without_v2.url) == (Schema.V3, "three")
 
     def test_neither_has_a_config(self, etcd: EtcdServer) -> None:
         with pytest.raises(KeyNotFound, match=f"v2: {CONFIG_KEY}: Key not found .*; v3: {CONFIG_KEY}: key not found"):
@@ -257,7 +271,7 @@ class TestCopy:
             "blue: config: copied",
             lines[1],
             "blue: 11.0.60.0-24: copied, a reservation",
-            "blue: 3 copied, 0 updated, 0 removed, 0 unchanged, 0 kept, 0 conflict, 0 ignored",
+            "blue: 3 copied, 0 updated, 0 removed, 0 unchanged, 0 kept, 0 conflict, 0 failed, 0 ignored",
         ]
         [lease, reservation] = etcd.v3.list(f"{ETCD_PREFIX}/green/subnets")
         assert original(lease.value) == (OTHERS, etcd.v2.list(f"{ETCD_PREFIX}/green/subnets")[0].version)
@@ -268,6 +282,45 @@ class TestCopy:
         versions = [key.version for key in etcd.v3.list(f"{ETCD_PREFIX}/blue/subnets")]
         assert self.run(etcd, "-networks=blue,green")[0] == 0
         assert [key.version for key in etcd.v3.list(f"{ETCD_PREFIX}/blue/subnets")] == versions
+
+    @pytest.mark.parametrize("flags", [(), ("-follow",)])
+    def test_a_network_without_a_config_is_one_line_and_the_others_are_copied(
+        self, etcd: EtcdServer, flags: tuple[str, ...]
+    ) -> None:
+        etcd.v2.put(f"{ETCD_PREFIX}/blue/config", CONFIG)
+        etcd.v2.put(f"{ETCD_PREFIX}/blue/subnets/{NAME}", OTHERS, 3600)
+        process = subprocess.Popen(
+            self.command(etcd, "-networks=green,blue,red", *flags),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            wait_for(lambda: etcd.v3.list(f"{ETCD_PREFIX}/blue/subnets"), DEADLINE, "the copy", pause=0.1)
+            time.sleep(1)
+            etcd.v2.delete(f"{ETCD_PREFIX}/blue")
+        finally:
+            if not flags:
+                process.wait(DEADLINE)
+        output, errors = process.communicate(timeout=DEADLINE)
+        assert process.returncode == 1
+        for network in ("green", "red"):
+            [line] = [line for line in errors.splitlines() if f"] {network}: " in line]
+            assert line.endswith(": this network is not copied")
+            assert f"{ETCD_PREFIX}/{network}/config: Key not found" in line
+        assert len(errors.splitlines()) == 2
+        assert output.startswith("blue: config: copied\nblue: 11.0.59.0-24: copied, expires in ")
+
+    def test_a_prefix_without_a_slash_is_that_of_flanneld_in_each_store(self, etcd: EtcdServer) -> None:
+        """v2 adds a slash to every key, v3 adds none; so what -etcd-prefix names is copied to what it names."""
+        etcd.v2.put(CONFIG_KEY, CONFIG)
+        etcd.v2.put(KEY, OTHERS, 3600)
+        try:
+            assert self.run(etcd, f"-etcd-prefix={ETCD_PREFIX[1:]}")[0] == 0
+            assert [key.key for key in etcd.v3.list(SUBNETS[1:])] == [KEY[1:]]
+            assert etcd.v3.list(ETCD_PREFIX) == ()
+        finally:
+            etcd.v3.delete(ETCD_PREFIX[1:])
 
     def test_exit_codes(self, etcd: EtcdServer) -> None:
         code, _, error = self.run(etcd)

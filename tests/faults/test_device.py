@@ -84,7 +84,7 @@ OBSTACLES: dict[Backend, Obstacle] = {
     ),
     VXLAN: Obstacle(
         ("link delete flannel.1", "link add flannel.1 type bridge"),
-        "flannel.1 is there already and no VXLAN device; remove it, or choose another Backend.VNI",
+        "flannel.1 exists and is not a VXLAN device; remove it, or choose another Backend.VNI",
         "link delete flannel.1",
     ),
 }

@@ -305,6 +305,26 @@ class TestFrozen:
             use(kind.connect(frozen.url, server.url), test)
 
 
+class _MeasuringProxy(LossyProxy):
+    """A proxy that counts the bytes of all replies."""
+
+    received = 0
+
+    def passed(self, client: socket.socket, reply: bytes) -> bytes:
+        self.received += len(reply)
+        return reply
+
+
+def test_one_lease_of_many_is_read_by_a_short_answer(kind: Kind, server: EtcdServer) -> None:
+    """A list of 10,000 leases is megabytes; a host reads back its own lease after each refused renewal."""
+    server.put_all({f"{SUBNETS}/11.1.{number}.0-24": "x" * 100 for number in range(200)}, DAY)
+    proxy = _MeasuringProxy(server)
+    with proxy.running():
+        found = use(kind.connect(proxy.url), lambda registry: registry.snapshot_of("11.1.77.0-24"))
+    assert [(entry.name, entry.value) for entry in found.entries] == [("11.1.77.0-24", "x" * 100)]
+    assert proxy.received < 2000
+
+
 @pytest.mark.parametrize(
     "error", [RecursionError("deep"), MemoryError(), OverflowError("much"), EOFError(), OSError(5)]
 )

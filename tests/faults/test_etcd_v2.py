@@ -19,7 +19,18 @@ from urllib.parse import quote, urlencode
 
 import pytest
 from lab.etcd_server import EtcdServer
-from support.etcd_faults import DAY, DEADLINE, SUBNETS, A, B, LossyProxy, answering, short_timeout, use
+from support.etcd_faults import (
+    DAY,
+    DEADLINE,
+    SUBNETS,
+    A,
+    B,
+    LossyProxy,
+    answering,
+    dead_url,
+    short_timeout,
+    use,
+)
 
 from flannelpy.errors import (
     HistoryGone,
@@ -36,7 +47,7 @@ from flannelpy.registry.etcd_v2 import EtcdV2Registry
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["short_timeout"]
+__all__ = ["dead_url", "short_timeout"]
 
 
 @pytest.fixture(scope="module")
@@ -462,12 +473,13 @@ class TestAuth:
     ],
 )
 @pytest.mark.parametrize(
-    "call", ["read_config", "snapshot", "create", "compare_and_swap", "compare_and_delete", "watch"]
+    "call", ["read_config", "snapshot", "snapshot_of", "create", "compare_and_swap", "compare_and_delete", "watch"]
 )
 def test_a_service_that_is_no_etcd_is_skipped(server: EtcdServer, call: str, status: int, body: str) -> None:
     """A proxy's error page, or another service on 4001, caused a traceback, and the next endpoint was not asked."""
 
     arguments: dict[str, tuple[object, ...]] = {
+        "snapshot_of": ("11.0.1.0-24",),
         "create": ("11.0.1.0-24", "{}", 60),
         "compare_and_swap": ("11.0.1.0-24", "{}", 60, 1),
         "compare_and_delete": ("11.0.1.0-24", 1),
@@ -497,6 +509,7 @@ def test_only_direct_children_are_listed_and_none_of_them_ends_a_call(server: Et
         put(server, f"{SUBNETS}/{quote(name, safe='')}", f"value of {name}")
     put(server, f"{SUBNETS}/long", "x" * 10_000_000)
     put(server, f"{SUBNETS}/binary", bytes(range(256)))
+    assert use(EtcdV2Registry([server.url], "/network"), lambda registry: registry.snapshot_of(B)).entries == ()
     found = use(EtcdV2Registry([server.url], "/network"), lambda registry: registry.snapshot())
     values = {entry.name: entry.value for entry in found.entries}
     assert values[A] == "lease"

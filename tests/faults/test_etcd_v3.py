@@ -285,9 +285,66 @@ class TestRenewal:
             use(connect(etcd.url), test)
 
 
+FOREIGN = "/elsewhere/lock"
+
+
+class TestLeasesOfOthers:
+    """Several keys can be attached to one lease of etcd; a lease that is revoked takes all of them along."""
+
+    def attach(self, server: EtcdServer, lease: int) -> None:
+        key, value = (b64encode(text.encode()).decode() for text in (FOREIGN, "theirs"))
+        server.v3.call("kv/put", key=key, value=value, lease=lease)
+
+    @pytest.mark.parametrize("write", ["a lease", "a reservation", "a deletion"])
+    def test_a_key_of_another_program_that_is_attached_to_our_lease_stays(self, server: EtcdServer, write: str) -> None:
+        async def test(registry: EtcdV3Registry) -> None:
+            entry = await registry.create(A, "a", DAY)
+            self.attach(server, server.v3.lease_of(KEY))
+            if write == "a deletion":
+                await registry.compare_and_delete(A, entry.version)
+            else:
+                await registry.compare_and_swap(A, "b", DAY if write == "a lease" else None, entry.version)
+            assert [key.value for key in server.list("/elsewhere")] == ["theirs"]
+
+        use(connect(server.url), test)
+
+    def test_a_former_lease_without_keys_is_revoked(self, server: EtcdServer) -> None:
+        async def test(registry: EtcdV3Registry) -> None:
+            entry = await registry.create(A, "a", DAY)
+            for ttl in (DAY, 1000):
+                entry = await registry.compare_and_swap(A, "b", ttl, entry.version)
+                assert server.v3.leases() == held_leases(server)
+            entry = await registry.renew(A, "b", DAY, entry.version)
+            assert server.v3.leases() == held_leases(server)
+            await registry.compare_and_delete(A, entry.version)
+            assert server.v3.leases() == frozenset()
+
+        use(connect(server.url), test)
+
+    def test_a_lease_that_another_process_has_granted_is_not_extended(self, server: EtcdServer) -> None:
+        """The key gets a lease of its own; that of the other program ends when that program wants."""
+        theirs = server.v3.grant(100)
+        self.attach(server, theirs)
+        key, value = (b64encode(text.encode()).decode() for text in (KEY, "mine"))
+        server.v3.call("kv/put", key=key, value=value, lease=theirs)
+
+        async def test(registry: EtcdV3Registry) -> None:
+            [entry] = (await registry.snapshot()).entries
+            before = server.calls()
+            renewed = await registry.renew(A, "mine", 100, entry.version)
+            assert renewed.version > entry.version
+            assert server.v3.lease_of(KEY) not in (theirs, 0)
+            assert server.calls().get("LeaseKeepAlive", 0) == before.get("LeaseKeepAlive", 0)
+            assert await registry.renew(A, "mine", 100, renewed.version) == renewed
+            assert [found.value for found in server.list("/elsewhere")] == ["theirs"]
+
+        use(connect(server.url), test)
+
+
 CALLS: dict[str, tuple[Any, ...]] = {
     "read_config": (),
     "snapshot": (),
+    "snapshot_of": (A,),
     "create": (A, "a", DAY),
     "compare_and_swap": (A, "a", DAY, 1),
     "renew": (A, "a", DAY, 1),

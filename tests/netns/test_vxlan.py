@@ -271,7 +271,7 @@ def test_a_conflicting_device_is_named(lab: Lab) -> None:
     host.configure("link delete flannel.1", "link add flannel.1 type bridge")
     daemon = host.start_daemon("-iface=eth1")
     assert daemon.process.wait(10) == 1
-    message = "flannel.1 is there already and no VXLAN device; remove it, or choose another Backend.VNI"
+    message = "flannel.1 exists and is not a VXLAN device; remove it, or choose another Backend.VNI"
     assert daemon.log().splitlines()[-1].endswith(message)
     host.configure("link delete flannel.1")
     restarted(host)

@@ -92,6 +92,11 @@ class FakeRegistry:
         self._begin()
         return Snapshot(tuple(map(self._untimed, self.stored())), self._index + 1)
 
+    async def snapshot_of(self, name: str) -> Snapshot:
+        self._begin()
+        entries = [self._untimed(self._entry(name))] if name in self._stored else []
+        return Snapshot(tuple(entries), self._index + 1)
+
     async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
         self._begin()
         if name in self._stored:

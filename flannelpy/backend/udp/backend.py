@@ -159,7 +159,7 @@ class UdpBackend:
                 self._lease_log.added(event.lease.subnet)
                 self._subnets.setdefault(event.lease.subnet, now)
                 self._routes.set(event.lease.subnet, NextHop(str(event.lease.attrs.public_ip), self._port))
-            else:
+            elif event.subnet in self._subnets:
                 self._lease_log.removed(event.subnet)
                 del self._subnets[event.subnet]
                 self._routes.remove(event.subnet)

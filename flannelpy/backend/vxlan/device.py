@@ -110,9 +110,7 @@ class Device:
     async def _check_ours(self, netlink: Netlink, link: Link) -> None:
         """Raise HostError for a device of another program, which stays."""
         if link.kind != "vxlan":
-            raise HostError(
-                f"{self.name} is there already and no VXLAN device; remove it, or choose another Backend.VNI"
-            )
+            raise HostError(f"{self.name} exists and is not a VXLAN device; remove it, or choose another Backend.VNI")
         if link.alias == self._alias or link.index == self._index:
             return
         if is_device_alias(link.alias):
@@ -125,14 +123,14 @@ class Device:
             return
         if not held:
             raise HostError(
-                f"{self.name} is there already and not ours: it has neither our alias nor our MAC {self._mac}; remove "
+                f"{self.name} exists and is not ours: it has neither our alias nor our MAC {self._mac}; remove "
                 "it, or choose another Backend.VNI"
             )
         if not any(address.ip in self._device_config.network for address in held):
             raise HostError(f"{self.name} has {held[0].ip}, of another overlay; choose another Backend.VNI")
         shown = ", ".join(map(str, held))
         raise HostError(
-            f"{self.name} is there already and not ours: it has {shown} instead of {self._address}; remove it, or "
+            f"{self.name} exists and is not ours: it has {shown} instead of {self._address}; remove it, or "
             "choose another Backend.VNI"
         )
 

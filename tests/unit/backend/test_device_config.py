@@ -288,7 +288,11 @@ def test_what_an_earlier_run_left_is_adopted(link: Link, addresses: list[Address
 @pytest.mark.parametrize(
     ("link", "addresses", "message"),
     [
-        (Link(INDEX, "flannel.1", 1500, "bridge"), [], "no VXLAN device; remove it, or choose another Backend.VNI"),
+        (
+            Link(INDEX, "flannel.1", 1500, "bridge"),
+            [],
+            "is not a VXLAN device; remove it, or choose another Backend.VNI",
+        ),
         (replace(OURS, alias=FOREIGN_ALIAS), [OWN_ADDRESS], f"belongs to another daemon (alias: {FOREIGN_ALIAS});"),
         (replace(OURS, alias="", mac="02:00:00:00:00:99"), [], f"has neither our alias nor our MAC {MAC};"),
         (replace(OURS, alias=""), [address("10.1.5.0")], "flannel.1 has 10.1.5.0, of another overlay;"),

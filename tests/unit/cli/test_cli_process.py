@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,44 @@ def loaded(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
+COMMAND = [sys.executable, "-m", "flannelpy"]
+# What a command does that prints to stdout and does not wait for the end of the block.
+PRINTS = "from flannelpy import cli; cli._daemon = lambda _: print('text') or 0; cli.main([])"
+TO_STDERR, TO_STDOUT = [*COMMAND, "-version"], [sys.executable, "-c", PRINTS]
+OUTPUTS = pytest.mark.parametrize(("command", "stream"), [(TO_STDERR, "stderr"), (TO_STDOUT, "stdout")])
+
+
+@OUTPUTS
+def test_a_reader_that_has_gone_ends_a_command_as_it_ends_those_of_coreutils(command: list[str], stream: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    stdout, stderr = (writing, subprocess.PIPE) if stream == "stdout" else (subprocess.PIPE, writing)
+    process = subprocess.Popen(command, env=os.environ | SOURCE, stdout=stdout, stderr=stderr)
+    os.close(writing)
+    assert set(process.communicate(timeout=30)) == {b"", None}
+    assert process.returncode == -signal.SIGPIPE
+
+
+@OUTPUTS
+@pytest.mark.parametrize(
+    ("redirection", "cause"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
+)
+def test_output_that_cannot_be_written_is_one_line_and_exit_1(
+    command: list[str], stream: str, redirection: str, cause: str
+) -> None:
+    number = 2 if stream == "stderr" else 1
+    line = f"flannelpy: failed to write to standard output: {cause}\n"
+    shell = ["sh", "-c", f'"$@" {number}{redirection}', "sh", *command]
+    done = subprocess.run(shell, env=os.environ | SOURCE, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line if stream == "stdout" else "")
+
+
+def test_a_usage_error_that_cannot_be_printed_keeps_its_exit_code() -> None:
+    for redirection in ("2>/dev/full", "2>&-"):
+        shell = ["sh", "-c", f'"$@" -bogus {redirection}', "sh", *COMMAND]
+        assert subprocess.run(shell, env=os.environ | SOURCE, check=False, timeout=30).returncode == 2
+
+
 def test_what_is_loaded_before_the_daemon() -> None:
     """Docker waits for us, and -help should not wait at all."""
     assert not loaded("import flannelpy.cli") & {"asyncio", "etcd", "pyroute2", "ssl"}
@@ -123,3 +162,9 @@ def test_commands_that_ask_the_daemon_load_nothing_of_it(command: str, tmp_path:
     assert not modules & {"asyncio", "etcd", "pyroute2", "ssl", "urllib3", "logging"}
     names = ("network", "commands.daemon", "control.server", "host", "backend", "leasing", "linux", "rtnetlink")
     assert not modules & {f"flannelpy.{name}" for name in names}
+
+
+def test_python_etcd_is_loaded_without_dnspython() -> None:
+    code = "from flannelpy.registry.python_etcd import etcd; etcd.Client"
+    assert not {"dns.resolver", "dns.message"} & loaded(code)
+    assert {"dns.resolver", "dns.message"} <= loaded(f"{code}\nfrom dns.resolver import query")

@@ -549,3 +549,14 @@ def test_another_mtu_is_logged_each_time_it_changes(caplog: pytest.LogCaptureFix
     assert caplog.messages == [
         f"MTU of eth1 changed from 9000 to {mtu}: restart flannelpy, then Docker, to use it" for mtu in (1400, 1500)
     ] + ["MTU of eth1 is 9000 again"]
+
+
+def test_an_mtu_and_a_public_ip_that_come_and_go_without_end_are_logged_within_a_limit(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    watched = Watched(*NAMED, "-public-ip=192.0.2.1")
+    for number in range(100):
+        watched.machine.listed[2] = replace(ETH1, mtu=1400 if number % 2 else 9000)
+        watched.hold(held(3, OURS), *[held(1, "192.0.2.1")] * (number % 2))
+        assert watched.look(1) == ""
+    assert 2 <= len(caplog.messages) < 40

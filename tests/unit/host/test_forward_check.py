@@ -12,6 +12,7 @@ from support.fakes_iptables import FakeTables
 from flannelpy.errors import HostError
 from flannelpy.host.forward_check import ForwardCheck
 from flannelpy.linux import nftables
+from flannelpy.logs import LogLimit
 from flannelpy.netfilter.address_ranges import AddressRanges
 from flannelpy.netfilter.nft_listing import Entries, NftTable
 from flannelpy.netfilter.obstacles import Traffic
@@ -58,8 +59,8 @@ def test_a_table_that_cannot_be_read_keeps_its_result_and_is_named_once(
     assert "chain inet one base drops" in look(check)
     look(check)
     assert caplog.messages == [
-        "Cannot look whether the nftables table inet one drops packets of containers: too long",
-        "Cannot look whether the nftables table inet two drops packets of containers: garbage",
+        "Failed to check whether the nftables table inet one drops packets of containers: too long",
+        "Failed to check whether the nftables table inet two drops packets of containers: garbage",
     ]
 
 
@@ -83,7 +84,7 @@ def test_without_a_list_of_tables_all_keep_their_result(
     assert "chain inet one base drops" in look(check)
     assert look(check)
     assert caplog.messages == [
-        "Cannot look whether nftables drops packets of containers: the command nft is missing: install nftables"
+        "Failed to check whether nftables drops packets of containers: the command nft is missing: install nftables"
     ]
 
 
@@ -104,10 +105,10 @@ def test_what_is_gone_is_logged(check: ForwardCheck, tables: FakeTables, caplog:
     del tables.nft_tables["inet one"]
     assert look(check) == ""
     assert caplog.messages == [
-        "Gone: the iptables rule '-A FORWARD -j DROP' (table filter, listed by iptables-save) stops no packets between "
-        "containers of different hosts any more",
-        "Gone: the nftables chain inet one base (its policy) stops no packets between containers of different hosts "
-        "any more",
+        "Obstacle is gone: the iptables rule '-A FORWARD -j DROP' (table filter, listed by iptables-save) no longer "
+        "stops packets between containers of different hosts",
+        "Obstacle is gone: the nftables chain inet one base (its policy) no longer stops packets between containers of "
+        "different hosts",
     ]
 
 
@@ -199,7 +200,7 @@ def test_a_failure_of_iptables_names_the_command_that_lists_the_rules(
     tables.failure = "it is locked"
     look(check)
     [line] = caplog.messages
-    assert line.startswith("Cannot look whether a rule listed by iptables-save drops packets of containers: ")
+    assert line.startswith("Failed to check whether a rule listed by iptables-save drops packets of containers: ")
 
 
 def test_a_warning_is_not_repeated_for_other_peers(
@@ -210,3 +211,39 @@ def test_a_warning_is_not_repeated_for_other_peers(
         traffic = TRAFFIC._replace(devices=("eth1",), masquerading="eth1", peers=AddressRanges([(number, number)]))
         asyncio.run(check.check({"": traffic}))
     assert len(caplog.messages) == 1
+
+
+def test_a_drop_that_is_certain_again_is_not_logged_again(
+    check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("flannelpy.host.forward_check._OUTDATED_SECONDS", 0.0)
+    is_certain = []
+    for found in (dropping("one"), HostError("too long"), dropping("one")):
+        tables.nft_tables = {"inet one": found}
+        is_certain.append(bool(look(check)))
+    assert is_certain == [True, False, True]
+    assert len([line for line in caplog.messages if line.startswith("The nftables chain inet one base drops")]) == 1
+
+
+def test_a_drop_that_comes_and_goes_without_end_is_logged_within_a_limit(
+    check: ForwardCheck, tables: FakeTables, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(100):
+        tables.nft_tables = {"inet one": dropping("one")} if number % 2 else {}
+        look(check)
+    assert len(caplog.messages) == LogLimit.BURST / 2  # of the other half, each says that the drop is gone
+
+
+def test_a_drop_in_a_network_that_starts_again_is_logged_again(
+    check: ForwardCheck, tables: FakeTables, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables.nft_tables = {"inet one": dropping("one")}
+    look(check)
+    check.forget("")
+    tables.nft_tables = {"inet one": dropping("one"), "inet two": dropping("two")}
+    look(check)
+    assert [line.split(" drops ")[0] for line in caplog.messages] == [
+        "The nftables chain inet one base",
+        "The nftables chain inet one base",
+        "The nftables chain inet two base",
+    ]

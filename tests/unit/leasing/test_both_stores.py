@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from support.fakes import FakeRegistry
 from support.fakes_clock import LoopClock, run
 
 from flannelpy.errors import (
     ApiSwitchedOff,
     CompareFailed,
+    ConfigError,
     KeyExists,
     KeyNotFound,
     LeaseLost,
@@ -23,7 +26,8 @@ from flannelpy.errors import (
 )
 from flannelpy.leasing.both_stores import BothStores
 from flannelpy.leasing.manager import SubnetManager
-from flannelpy.leasing.second_lease import CONFIG_SECONDS
+from flannelpy.leasing.retry import LONGEST_PAUSE_OF_WRITES
+from flannelpy.leasing.second_lease import CONFIG_SECONDS, LOOK_AGAIN_SECONDS
 from flannelpy.registry.base import KeyValue, Schema
 from flannelpy.subnet.config import parse
 from flannelpy.subnet.copied import MARK, copy_of, original
@@ -48,11 +52,30 @@ def schema() -> None:
     """Replace the fixture by which other tests run over either store: these have both."""
 
 
-class V2(FakeRegistry):
+class Store(FakeRegistry):
+    """Counts the writes of hosts; ``undo``, if there is one, acts after each."""
+
+    writes = 0
+    undo: Callable[[str], None] | None = None
+
+    def _reply(self) -> None:
+        super()._reply()
+        self.writes += 1
+        if self.undo:
+            asyncio.get_running_loop().call_soon(self.undo, NAME)
+
+
+class V2(Store):
     """Counts its calls; ``is_off``: answers 404 to all of them."""
 
     is_off = False
+    is_directory = False
     calls = 0
+
+    async def read_config(self) -> str:
+        if self.is_directory:
+            raise ConfigError("/coreos.com/network/config is a directory instead of the network config")
+        return await super().read_config()
 
     def _begin(self) -> None:
         self.calls += 1
@@ -66,7 +89,7 @@ class World:
 
     def __init__(self) -> None:
         clock = LoopClock()
-        self.v2, self.v3 = V2(clock.now), FakeRegistry(clock.now, Schema.V3)
+        self.v2, self.v3 = V2(clock.now), Store(clock.now, Schema.V3)
         self.v2.set_config(TEXT)
         self.v3.set_config(TEXT)
         self.registry = BothStores(self.v3, self.v2, US)
@@ -126,18 +149,19 @@ class TestAcquiring:
             world.v2.set_config(None)
             async with world.running():
                 await asyncio.sleep(10_000)
-                assert world.v2.calls == 1
+                assert 10_000 / LOOK_AGAIN_SECONDS <= world.v2.calls <= 1 + 10_000 / (0.75 * LOOK_AGAIN_SECONDS)
                 assert await values(world.v2) == {}
                 assert await values(world.v3) == {NAME: OURS}
 
         play(scenario)
 
-    def test_without_the_v2_api_nothing_is_asked_of_it_twice(self) -> None:
+    def test_the_v2_api_is_asked_for_at_the_start_and_every_ten_minutes(self) -> None:
         async def scenario(world: World) -> None:
             world.v2.is_off = True
             await world.acquire(OWN)
-            await asyncio.sleep(10_000)
             assert world.v2.calls == 1
+            await asyncio.sleep(10_000)
+            assert world.v2.calls <= 1 + 10_000 / (0.75 * LOOK_AGAIN_SECONDS)
 
         play(scenario)
 
@@ -235,6 +259,19 @@ class TestMoving:
             assert LeaseAttrs.decode((await values(world.v3))[NAME]).public_ip == OTHER_IP
 
         play(scenario)
+
+    def test_a_reservation_in_v3_that_another_host_has_leased_in_v2_is_replaced_and_named(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(NAME, OTHERS, 300)
+            world.v3.put_raw(NAME, FLANNELDS, None)
+            assert (await world.acquire(OWN)).subnet != OWN
+            assert original((await values(world.v3))[NAME]) is not None
+
+        play(scenario)
+        lines = [record.getMessage() for record in caplog.records if "Reservation" in record.getMessage()]
+        assert lines == [f"Reservation {NAME} in etcd v3 was replaced by the lease that etcd v2 has"]
 
     def test_a_reservation_stays_one_in_both(self) -> None:
         async def scenario(world: World) -> None:
@@ -427,6 +464,20 @@ class TestKeeping:
 
         play(scenario)
 
+    def test_another_holder_in_v2_while_v3_does_not_answer(self) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running() as watch:
+                world.v3.go_down()
+                world.v2.put_raw(NAME, OTHERS, 2000)
+                await asyncio.sleep(60)
+                world.v3.come_up()
+                done, _ = await asyncio.wait([watch], timeout=30)
+                assert done
+                with pytest.raises(LeaseLost, match=r"is held by 172\.17\.8\.102 now"):
+                    watch.result()
+
+        play(scenario)
+
     def test_a_subnet_that_was_leased_in_v2_after_the_lease_had_expired_in_both(self) -> None:
         """As while this host was suspended; no copy-to-v3 shows the other lease in v3."""
 
@@ -470,7 +521,7 @@ class TestEnd:
                 assert await values(world.v2) == {NAME: OURS}
                 calls = world.v2.calls
                 await asyncio.sleep(10 * TERMS.lease_ttl)
-                assert world.v2.calls == calls
+                assert world.v2.calls - calls <= 1 + 10 * TERMS.lease_ttl / (0.75 * LOOK_AGAIN_SECONDS)
                 assert await values(world.v2) == {}
                 assert await values(world.v3) == {NAME: OURS}
                 assert not watch.done()
@@ -480,6 +531,51 @@ class TestEnd:
         assert len(ends) == 1
         assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
+    @pytest.mark.parametrize("is_left", [False, True], ids=["expired", "left"])
+    @pytest.mark.parametrize("is_off", [False, True], ids=["config deleted", "API switched off"])
+    def test_a_config_that_comes_back_to_v2_brings_the_lease_back(self, is_off: bool, is_left: bool) -> None:
+        """The way back of a change-over, and an endpoint that was wrong about v2 for a while."""
+
+        async def scenario(world: World) -> None:
+            async with world.running():
+                world.v2.is_off = is_off
+                world.v2.set_config(TEXT if is_off else None)
+                await asyncio.sleep((1 if is_left else 3) * TERMS.lease_ttl / 2)
+                world.v2.is_off = False
+                world.v2.set_config(TEXT)
+                assert (NAME in await values(world.v2)) == is_left
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                for _ in range(20):
+                    await asyncio.sleep(TERMS.lease_ttl / 3)
+                    assert await values(world.v2) == await values(world.v3) == {NAME: OURS}
+
+        play(scenario)
+
+    def test_a_config_that_comes_back_to_v2_beside_another_holder_of_the_subnet(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.set_config(None)
+            async with world.running() as watch:
+                world.v2.set_config(TEXT)
+                world.v2.put_raw(NAME, OTHERS, 2000)
+                done, _ = await asyncio.wait([watch], timeout=LOOK_AGAIN_SECONDS + 10)
+                assert done
+                with pytest.raises(LeaseLost, match=r"is held by 172\.17\.8\.102 now"):
+                    watch.result()
+
+        play(scenario)
+
+    def test_a_host_without_a_lease_asks_v2_nothing(self) -> None:
+        async def scenario(world: World) -> None:
+            lease = await world.acquire(OWN)
+            await asyncio.sleep(100)
+            await world.registry.compare_and_delete(NAME, lease.version)
+            await asyncio.sleep(60)
+            calls = world.v2.calls
+            await asyncio.sleep(10_000)
+            assert world.v2.calls == calls
+
+        play(scenario)
+
     def test_the_directory_of_v2_is_deleted_as_a_whole(self) -> None:
         async def scenario(world: World) -> None:
             async with world.running():
@@ -487,6 +583,33 @@ class TestEnd:
                 world.v2.remove_subnets()
                 await asyncio.sleep(100)
                 assert await values(world.v2) == {}
+
+        play(scenario)
+
+    @pytest.mark.parametrize("had_config", [False, True])
+    def test_a_directory_in_the_place_of_the_config_is_no_end(self, had_config: bool) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.set_config(TEXT if had_config else None)
+            async with world.running() as watch:
+                world.v2.is_directory = True
+                await asyncio.sleep(2 * LOOK_AGAIN_SECONDS)
+                assert not watch.done()
+                assert (await values(world.v3)) == {NAME: OURS}
+                world.v2.is_directory = False
+                world.v2.set_config(TEXT)
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                assert await values(world.v2) == {NAME: OURS}
+
+        play(scenario)
+
+    def test_a_directory_in_the_place_of_the_config_is_waited_for(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.is_directory = True
+            acquiring = asyncio.create_task(world.acquire(OWN))
+            await asyncio.sleep(60)
+            assert not acquiring.done()
+            world.v2.is_directory = False
+            assert (await acquiring).subnet == OWN
 
         play(scenario)
 
@@ -564,3 +687,98 @@ def test_a_quiet_host_asks_v2_twice_a_minute_for_its_config_and_for_its_changes(
 
 def test_the_mark_is_not_part_of_what_a_host_writes() -> None:
     assert MARK not in OURS
+
+
+# Values of a lease that any program may write, and what copy-to-v3 makes of them.
+_WRITTEN = [
+    OURS,
+    OURS_BEFORE,
+    FLANNELDS,
+    OTHERS,
+    '{"PublicIP":"172.17.8.101","HostID":"host0"}',
+    '{"PublicIP":"172.17.8.101","HostID":"host9"}',
+    '{"PublicIP":"172.17.8.101","HostID":"host9","Claim":true}',
+    '{"PublicIP":"172.17.8.102","HostID":"host1:1","Claim":true}',
+    '{"PublicIP":"oops"}',
+    '{"PublicIP":"172.17.8.102","PublicIP":"172.17.8.101","publicip":"oops"}',
+    '{"PublicIP":"172.17.8.101\x00"}',
+    '{"PublicIP":"172.17.8.101","HostID":"a\\u0000b"}',
+    "{}",
+    "[]",
+    "",
+    "rubbish",
+    "\x00",
+    "{" * 100,
+    '{"PublicIP":"' + "x" * 70_000 + '"}',
+]
+VALUES = [f"{before}{value}{after}" for value in _WRITTEN for before, after in (("", ""), ("", "\n"), (" ", " \t\r\n"))]
+_SECONDS = 120
+
+
+def _copies() -> Iterator[str]:
+    for value in VALUES:
+        with contextlib.suppress(ValueError):  # what is no JSON object cannot be marked
+            yield copy_of(value, 7)
+
+
+SHOWN = [*VALUES, *_copies()]
+
+
+async def _outcome(world: World, watch: asyncio.Task[None]) -> tuple[int, int]:
+    """Let the host run; return how often it writes to v2 and v3."""
+    before = world.v2.writes, world.v3.writes
+    await asyncio.wait([watch], timeout=_SECONDS)
+    if watch.done():
+        with pytest.raises(LeaseLost):
+            watch.result()
+    return world.v2.writes - before[0], world.v3.writes - before[1]
+
+
+class TestNumberOfWrites:
+    @given(second=st.sampled_from(VALUES), first=st.sampled_from([None, *SHOWN]), ttl=st.sampled_from([None, 300]))
+    @settings(max_examples=300, deadline=None, derandomize=True)
+    @example(second='{"PublicIP":"oops"}\n', first=None, ttl=300)
+    def test_of_any_two_values_the_host_makes_one_within_a_few_writes(
+        self, second: str, first: str | None, ttl: int | None
+    ) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running() as watch:
+                world.v2.put_raw(NAME, second, ttl)
+                if first is not None:
+                    world.v3.put_raw(NAME, first, ttl)
+                writes = await _outcome(world, watch)
+                assert max(writes) <= 4, writes
+                if not watch.done():
+                    holders = {
+                        LeaseAttrs.decode(value)
+                        for store in (world.v2, world.v3)
+                        for value in (await values(store)).values()
+                    }
+                    assert len(holders) == 1
+                    assert holders.pop().public_ip == OUR_IP
+
+        play(scenario)
+
+    @given(value=st.sampled_from([None, *SHOWN]), store=st.sampled_from(["v2", "v3", "both"]))
+    @settings(max_examples=150, deadline=None, derandomize=True)
+    def test_writes_that_are_undone_each_time_have_pauses_in_between(self, value: str | None, store: str) -> None:
+        async def scenario(world: World) -> None:
+            stores = [world.v2, world.v3] if store == "both" else [getattr(world, store)]
+
+            def undo(each: Store, name: str) -> None:
+                if value is not None:
+                    each.put_raw(name, value, 300)
+                elif any(entry.name == name for entry in each.stored()):
+                    each.delete_raw(name)
+
+            async with world.running() as watch:
+                for each in stores:
+                    each.undo = partial(undo, each)
+                    undo(each, NAME)
+                writes = await _outcome(world, watch)
+                for each in stores:
+                    each.undo = None
+                shortest = LONGEST_PAUSE_OF_WRITES / 2
+                assert max(writes) <= 2 * _SECONDS / shortest + 10, writes  # in v3 a copy of v2's, and a restore
+
+        play(scenario)

@@ -83,6 +83,7 @@ SLOW: dict[str, Answer] = {
 CALLS: dict[str, tuple[object, ...]] = {
     "read_config": (),
     "snapshot": (),
+    "snapshot_of": ("11.0.1.0-24",),
     "create": ("11.0.1.0-24", "v", 60),
     "compare_and_delete": ("11.0.1.0-24", 7),
     "watch": (8, 0.1),

@@ -68,12 +68,26 @@ def test_any_other_exception_is_no_answer_and_may_have_been_executed(error: Exce
     assert clients[1].calls == ["settle"]
 
 
-def test_an_api_is_switched_off_if_no_endpoint_has_it_and_any_says_so() -> None:
-    clients = Client(1, NoSuchApi("no v2")), Client(2, NoAnswer("connection refused", sent=False))
-    with pytest.raises(ApiSwitchedOff, match=r"no v2; .*connection refused"):
-        Rotation(clients).ask(request)
-    clients[1].answer = "b"
+def test_an_endpoint_that_has_the_api_counts_more_than_those_without() -> None:
+    clients = Client(1, NoSuchApi("no v2")), Client(2, NoSuchApi("none here")), Client(3, "b")
     assert Rotation(clients).ask(request) == "b"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("without", "silent", "is_off"),
+    [(1, 0, True), (2, 0, True), (1, 1, True), (2, 1, True), (1, 2, False), (3, 2, True), (2, 3, False)],
+)
+def test_an_api_is_switched_off_if_half_of_the_endpoints_say_so(
+    without: int, silent: int, is_off: bool, order: int
+) -> None:
+    """Each member of etcd has a flag of its own; without half of its members, a cluster does not work."""
+    down = NoAnswer("connection refused", sent=False)
+    answers = [*(NoSuchApi(f"no v2 at {number}") for number in range(without)), *(down for _ in range(silent))]
+    clients = [Client(number, answer) for number, answer in enumerate(answers)][::order]
+    with pytest.raises(RegistryUnavailable, match="no v2 at 0") as caught:
+        Rotation(clients).ask(request)
+    assert isinstance(caught.value, ApiSwitchedOff) == is_off
 
 
 def test_an_api_is_not_switched_off_because_no_endpoint_answers() -> None:

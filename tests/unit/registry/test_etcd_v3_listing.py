@@ -145,6 +145,7 @@ def test_foreign_keys_take_little_memory() -> None:
 CALLS: dict[str, Callable[[EtcdV3Registry], Awaitable[object]]] = {
     "read_config": lambda registry: registry.read_config(),
     "snapshot": lambda registry: registry.snapshot(),
+    "snapshot_of": lambda registry: registry.snapshot_of("a"),
     "create": lambda registry: registry.create("a", "v", 100),
     "compare_and_swap": lambda registry: registry.compare_and_swap("a", "v", 100, 1),
     "permanent": lambda registry: registry.compare_and_swap("a", "v", None, 1),

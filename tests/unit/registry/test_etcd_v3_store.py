@@ -10,7 +10,7 @@ from flannelpy.registry.etcd_v3_messages import Header, decoded
 from flannelpy.registry.etcd_v3_store import Keys, Known
 
 
-@pytest.mark.parametrize("prefix", ["/coreos.com/network", "coreos.com/network/", "//coreos.com//x/../network/"])
+@pytest.mark.parametrize("prefix", ["/coreos.com/network", "/coreos.com/network/", "//coreos.com//x/../network/"])
 def test_keys(prefix: str) -> None:
     keys = Keys(prefix)
     assert keys.config == "/coreos.com/network/config"
@@ -29,8 +29,27 @@ def test_only_direct_children_have_names(key: str, name: str | None) -> None:
     assert Keys("/n").name(key) == name
 
 
-def test_the_root_may_be_the_whole_store() -> None:
-    assert Keys("/").config == "/config"
+@pytest.mark.parametrize(
+    ("prefix", "config"),
+    [
+        ("/", "/config"),
+        ("///", "/config"),
+        ("coreos.com/network", "coreos.com/network/config"),
+        ("coreos.com/network/blue", "coreos.com/network/blue/config"),
+        ("./a//b/../c/", "a/c/config"),
+        ("a/..", "config"),
+        (".", "config"),
+        ("..", "../config"),
+    ],
+)
+def test_a_key_has_the_leading_slash_that_the_prefix_has(prefix: str, config: str) -> None:
+    """As of path.Join of Go, by which flanneld v0.20.2 makes keys; ``/`` is not added and not removed."""
+    keys = Keys(prefix)
+    subnets = f"{config.removesuffix('config')}subnets"
+    assert keys.config == config
+    assert keys.of("11.0.1.0-24") == f"{subnets}/11.0.1.0-24"
+    assert keys.name(f"{subnets}/11.0.1.0-24") == "11.0.1.0-24"
+    assert {name: decoded(key) for name, key in keys.span.items()} == {"key": config, "range_end": f"{subnets}0"}
 
 
 async def returns(known: Known, seconds: float = 0.05) -> bool:

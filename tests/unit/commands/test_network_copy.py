@@ -1,34 +1,73 @@
-"""copy-to-v3 between two fake stores."""
+"""The copies of one network between two fake stores."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import pytest
 from support.fakes import FakeRegistry
 from support.fakes_clock import run
 
-from flannelpy.commands.copy_to_v3 import NetworkCopy
+from flannelpy.commands.network_copy import NetworkCopy
 from flannelpy.errors import CompareFailed, KeyNotFound, RegistryUnavailable
-from flannelpy.registry.base import KeyValue, Schema
+from flannelpy.registry.base import Changes, KeyValue, Schema, Snapshot, all_names
 from flannelpy.subnet.copied import copy_of, original
 from flannelpy.subnet.copy_plan import Step
 
+T = TypeVar("T")
 CONFIG = '{"Network":"11.0.0.0/16"}'
 A, B, C = "11.0.1.0-24", "11.0.2.0-24", "11.0.3.0-24"
+VXLAN = '{"PublicIP":"172.17.8.101","BackendType":"vxlan","BackendData":{"VtepMAC":"%s"},"HostID":"host1"}'
 ONE, TWO, THREE = (f'{{"PublicIP":"172.17.8.10{n}","HostID":"host{n}"}}' for n in (1, 2, 3))
 
 
-class V3(FakeRegistry):
+class V2(FakeRegistry):
+    """A fake store whose calls take ``delay`` seconds, half of it in each direction."""
+
+    delay = 0.0
+
+    async def snapshot(self, is_wanted: Callable[[str], bool] = all_names) -> Snapshot:
+        return await self._delayed(super().snapshot(is_wanted))
+
+    async def snapshot_of(self, name: str) -> Snapshot:
+        return await self._delayed(super().snapshot_of(name))
+
+    async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
+        return await self._delayed(super().create(name, value, lease_ttl))
+
+    async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> KeyValue:
+        return await self._delayed(super().compare_and_swap(name, value, lease_ttl, version))
+
+    async def _delayed(self, call: Awaitable[T]) -> T:
+        await asyncio.sleep(self.delay / 2)
+        answer = await call
+        await asyncio.sleep(self.delay / 2)
+        return answer
+
+
+class V3(V2):
     """A fake store whose config can be written under a condition."""
 
     config_version = 0
 
+    async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
+        self.before_write(name)
+        return await super().create(name, value, lease_ttl)
+
+    async def compare_and_swap(self, name: str, value: str, lease_ttl: int | None, version: int) -> KeyValue:
+        self.before_write(name)
+        return await super().compare_and_swap(name, value, lease_ttl, version)
+
+    def before_write(self, name: str) -> None:
+        """A test replaces this; ``name``: of an entry, or "config"."""
+
     def set_config(self, config: str | None) -> None:
         super().set_config(config)
-        self.config_version = self._index if config else 0
+        self.config_version = 0 if config is None else self._index
 
     async def find_config(self) -> tuple[str, int]:
         self._begin()
@@ -36,6 +75,7 @@ class V3(FakeRegistry):
 
     async def write_config(self, value: str, version: int) -> None:
         self._begin()
+        self.before_write("config")
         if version != self.config_version:
             raise CompareFailed("config: changed meanwhile")
         self.set_config(value)
@@ -44,7 +84,7 @@ class V3(FakeRegistry):
 class World:
     def __init__(self) -> None:
         self.now = asyncio.get_running_loop().time
-        self.v2, self.v3 = FakeRegistry(self.now), V3(self.now, Schema.V3)
+        self.v2, self.v3 = V2(self.now), V3(self.now, Schema.V3)
         self.v2.set_config(CONFIG)
         self.lines: list[str] = []
 
@@ -59,6 +99,7 @@ class World:
         return {entry.name: entry for entry in self.v3.stored()}
 
     async def values(self) -> dict[str, str]:
+        self.v3.tick()
         return {name: entry.value for name, entry in (await self.entries()).items()}
 
 
@@ -84,7 +125,7 @@ class TestOnce:
                 "config: copied",
                 f"{A}: copied, expires in 3000 s",
                 f"{B}: copied, a reservation",
-                "3 copied, 0 updated, 0 removed, 0 unchanged, 0 kept, 0 conflict, 0 ignored",
+                "3 copied, 0 updated, 0 removed, 0 unchanged, 0 kept, 0 conflict, 0 failed, 0 ignored",
             ]
 
         play(scenario)
@@ -187,6 +228,7 @@ class TestOnce:
             ('{ "Network": "11.0.0.0/16" }', Step.MOVED),
             ('{"Network":"12.0.0.0/16"}', Step.CONFLICT),
             ("rubbish", Step.CONFLICT),
+            ("", Step.CONFLICT),
             (copy_of('{"Network":"12.0.0.0/16"}', 0).replace("12.0", "13.0"), Step.CONFLICT),
         ],
     )
@@ -230,6 +272,144 @@ class TestOnce:
             world.v3.create = late  # type: ignore[method-assign]
             assert await world.make() == {Step.COPY: 1, Step.MOVED: 1}
             assert await world.values() == {A: ONE}
+
+        play(scenario)
+
+    @pytest.mark.parametrize(
+        ("second", "first", "difference"),
+        [
+            ((VXLAN % "ce:01", 3600), (VXLAN % "ce:02", 100), "BackendData"),
+            ((VXLAN % "ce:01", 3600), (ONE, 100), "BackendType vxlan, v3 has"),
+            ((ONE, None), (ONE, 100), "only v2 has a reservation"),
+            ((ONE, 3600), (ONE, None), "only v3 has a reservation"),
+        ],
+    )
+    def test_a_lease_in_v3_that_hides_another_state_of_its_host_is_a_conflict_with_a_remedy(
+        self, second: tuple[str, int | None], first: tuple[str, int | None], difference: str
+    ) -> None:
+        """Such as that of a host that went back to v2, and a reservation that an operator has made in v3."""
+
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(A, *second)
+            entry = world.v3.put_raw(A, *first)
+            assert await world.make() == {Step.COPY: 1, Step.CONFLICT: 1}
+            assert (await world.entries())[A].version == entry.version
+            assert difference in world.lines[1]
+            assert "delete the key in v3 if the host uses v2" in world.lines[1]
+
+        play(scenario)
+
+    def test_a_vni_is_no_difference(self) -> None:
+        """A host writes it into v3 only, and no host reads it."""
+
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(A, VXLAN % "ce:01", 3600)
+            world.v3.put_raw(A, (VXLAN % "ce:01").replace('"VtepMAC"', '"VNI":1,"VtepMAC"'), 100)
+            assert await world.make() == {Step.COPY: 1, Step.MOVED: 1}
+
+        play(scenario)
+
+    def test_a_host_that_writes_one_store_after_the_other_is_no_conflict(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(A, VXLAN % "ce:02", 3600)
+            world.v3.put_raw(A, VXLAN % "ce:01", 3600)
+            copying = asyncio.create_task(world.make())
+            await asyncio.sleep(1)
+            world.v3.put_raw(A, VXLAN % "ce:02", 3600)
+            assert await copying == {Step.COPY: 1, Step.MOVED: 1}
+
+        play(scenario)
+
+    @pytest.mark.parametrize("value", [ONE, TWO])
+    @pytest.mark.parametrize("write", [1, 2])
+    def test_a_reservation_that_an_operator_makes_at_the_same_moment_stays(self, value: str, write: int) -> None:
+        """A copy of a reservation takes two writes."""
+
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(A, ONE, None)
+            writes = itertools.count(1)
+
+            def reserve(name: str) -> None:
+                if name == A and next(writes) == write:
+                    world.v3.put_raw(A, value, None)
+
+            world.v3.before_write = reserve  # type: ignore[method-assign]
+            await world.make()
+            assert await world.values() == {A: value}
+            assert world.lines[1].startswith(f"{A}: {'kept' if value == ONE else 'conflict'}, ")
+
+        play(scenario)
+
+    @pytest.mark.parametrize("name", [A, "config"])
+    def test_writes_that_are_lost_again_and_again_are_reported(self, name: str) -> None:
+        async def scenario(world: World) -> None:
+            states = itertools.count(2)
+            world.v2.put_raw(A, ONE, 3600)
+
+            def disturb(written: str) -> None:
+                if written == name == A:
+                    world.v3.put_raw(A, copy_of(TWO, next(states)), 3600)
+                elif written == name:
+                    world.v3.set_config(copy_of(f'{{"a":{next(states)}}}', 0))
+
+            world.v3.before_write = disturb  # type: ignore[assignment, method-assign]
+            assert await world.make() == {Step.COPY: 1, Step.FAILED: 1}
+            assert f"{name}: failed, another program changed it at each of 5 tries" in world.lines
+            assert " 1 failed, " in world.lines[-1]
+
+        play(scenario)
+
+    @pytest.mark.parametrize("lease_ttl", [1, 2, 3, 5, 30, 3600])
+    @pytest.mark.parametrize("v2_delay", [0, 0.4, 0.9, 1.5, 4])
+    @pytest.mark.parametrize("v3_delay", [0, 0.4, 0.9, 1.5, 4])
+    def test_a_copy_never_outlives_its_original_by_more_than_a_second(
+        self, lease_ttl: int, v2_delay: float, v3_delay: float
+    ) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.delay, world.v3.delay = v2_delay, v3_delay
+            world.v2.put_raw(A, ONE, lease_ttl)
+            ends = world.now() + lease_ttl
+            await world.make()
+            await asyncio.sleep(max(ends + 1 - world.now(), 0))
+            assert await world.values() == {}
+
+        play(scenario)
+
+    def test_a_lease_that_is_about_to_expire_is_not_copied(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(A, ONE, 1)
+            assert await world.make() == {Step.COPY: 1, Step.IGNORE: 1}
+            assert world.lines[1] == f"{A}: ignored, it expires within 2 s, the shortest lease of etcd v3"
+
+        play(scenario)
+
+    def test_a_copy_that_another_run_has_made_of_a_later_state_stays(self) -> None:
+        """The list of v2 is read before that of v3."""
+
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(A, ONE, 3600)
+            snapshot = world.v2.snapshot
+
+            async def early(is_wanted: Callable[[str], bool] = all_names) -> Snapshot:
+                found = await snapshot(is_wanted)
+                for name, value in ((A, TWO), (B, THREE)):
+                    version = world.v2.put_raw(name, value, 3600).version
+                    world.v3.put_raw(name, copy_of(value, version), 3600)
+                return found
+
+            world.v2.snapshot = early  # type: ignore[method-assign]
+            assert await world.make() == {Step.COPY: 1, Step.EQUAL: 2}
+
+        play(scenario)
+
+    def test_of_many_conflicts_each_has_a_line(self) -> None:
+        async def scenario(world: World) -> None:
+            for number in range(1200):
+                name = f"11.{number // 256}.{number % 256}.0-24"
+                world.v2.put_raw(name, ONE, 3600)
+                world.v3.put_raw(name, TWO, 3600)
+            assert (await world.make())[Step.CONFLICT] == 1200
+            assert sum(": conflict, " in line for line in world.lines) == 1200
 
         play(scenario)
 
@@ -343,6 +523,81 @@ class TestFollow:
 
         self.follow(scenario)
 
+    def test_a_change_that_an_unmarked_lease_hides_is_printed_when_it_happens(self) -> None:
+        """As for a host that went back to v2 and got another device, while its lease in v3 has not expired."""
+
+        async def scenario(world: World) -> None:
+            world.v2.put_raw(B, VXLAN % "ce:01", 3600)
+            world.v3.put_raw(B, VXLAN % "ce:01", 7200)
+            await asyncio.sleep(10)
+            assert not any(": conflict, " in line for line in world.lines)
+            for _ in range(3):
+                world.v2.put_raw(B, VXLAN % "ce:02", 3600)
+                await asyncio.sleep(5)
+            [line] = (line for line in world.lines if ": conflict, " in line)
+            assert "ce:02" in line
+            world.v3.delete_raw(B)
+            await asyncio.sleep(1)
+            assert original((await world.values())[B]) is not None
+            assert world.lines[-1].startswith(f"{B}: copied, expires in ")
+
+        self.follow(scenario)
+
+    def test_a_host_that_writes_one_store_after_the_other_is_no_news(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v3.put_raw(A, VXLAN % "ce:01", 7200)
+            world.v2.put_raw(A, VXLAN % "ce:01", 7200)
+            await asyncio.sleep(5)
+            before = list(world.lines)
+            for number in range(5):
+                world.v2.put_raw(A, VXLAN % f"ce:0{number}", 7200)
+                await asyncio.sleep(1)
+                world.v3.put_raw(A, VXLAN % f"ce:0{number}", 7200)
+                await asyncio.sleep(1)
+            await asyncio.sleep(5)
+            assert world.lines == before
+
+        self.follow(scenario)
+
+    def test_writes_that_are_lost_are_tried_again(self) -> None:
+        async def scenario(world: World) -> None:
+            states = itertools.count()
+            is_disturbed = True
+
+            def disturb(name: str) -> None:
+                if is_disturbed:
+                    world.v3.put_raw(name, copy_of(TWO, next(states)), 7200)
+
+            world.v3.before_write = disturb  # type: ignore[method-assign]
+            version = world.v2.put_raw(A, ONE, 3600).version
+            await asyncio.sleep(5)
+            assert f"{A}: failed, another program changed it at each of 5 tries" in world.lines
+            is_disturbed = False
+            await asyncio.sleep(5)
+            assert original((await world.values())[A]) == (ONE, version)
+
+        self.follow(scenario)
+
+    def test_an_event_that_arrives_late_makes_no_copy_that_lives_longer(self) -> None:
+        async def scenario(world: World) -> None:
+            watch = world.v2.watch
+
+            async def late(cursor: int, timeout: float) -> Changes:
+                changes = await watch(cursor, timeout)
+                await asyncio.sleep(20)
+                return changes
+
+            world.v2.watch = late  # type: ignore[method-assign]
+            await asyncio.sleep(31)
+            world.v2.put_raw(B, TWO, 60)
+            await asyncio.sleep(30)
+            assert B in await world.values()
+            world.v2.go_down()  # or the expiration would be followed
+            await asyncio.sleep(30 + 1)
+            assert B not in await world.values()
+
+        self.follow(scenario)
+
     @pytest.mark.parametrize("is_everything_deleted", [False, True])
     def test_without_a_config_in_v2_it_ends_and_the_copies_stay(self, is_everything_deleted: bool) -> None:
         async def scenario(world: World) -> None:
@@ -367,6 +622,30 @@ def test_without_a_config_in_v2_there_is_nothing_to_follow() -> None:
         with pytest.raises(KeyNotFound):
             await NetworkCopy(world.v2, world.v3, say=world.lines.append).follow()
         assert world.lines == []
+
+    play(scenario)
+
+
+def test_a_first_copy_that_takes_several_tries_prints_no_line_twice() -> None:
+    """As with a user that etcd lets read in v3 and not write."""
+
+    async def scenario(world: World) -> None:
+        world.v3.set_config(CONFIG)
+        world.v2.put_raw(A, ONE, 3600)
+
+        def refuse(name: str) -> None:
+            if world.now() < 60:
+                raise RegistryUnavailable("permission denied")
+
+        world.v3.before_write = refuse  # type: ignore[method-assign]
+        following = asyncio.create_task(NetworkCopy(world.v2, world.v3, say=world.lines.append).follow())
+        await asyncio.sleep(70)
+        following.cancel()
+        assert world.lines[0] == "config: kept, v3 has the same"
+        assert world.lines[1].startswith(f"{A}: copied, expires in ")
+        assert world.lines[2:] == [
+            "1 copied, 0 updated, 0 removed, 0 unchanged, 1 kept, 0 conflict, 0 failed, 0 ignored"
+        ]
 
     play(scenario)
 
