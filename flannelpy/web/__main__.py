@@ -16,7 +16,7 @@ from flannelpy import logs
 from flannelpy.tasks import run_together
 from flannelpy.web.confinement import confine
 from flannelpy.web.connections import Connections
-from flannelpy.web.daemon_link import DaemonLink
+from flannelpy.web.daemon_link import DaemonLinks
 from flannelpy.web.pages import Pages
 from flannelpy.web.settings import Settings
 
@@ -34,11 +34,11 @@ def main() -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    link = await DaemonLink.over(socket.socket(fileno=settings.control))
+    links = await DaemonLinks.over([socket.socket(fileno=each) for each in settings.controls])
     addresses = frozenset(map(IPv4Address, settings.metrics_addresses))
-    pages = Pages(link, addresses, socket.gethostname(), with_peers=settings.with_peers)
+    pages = Pages(links, addresses, socket.gethostname(), with_peers=settings.with_peers)
     connections = Connections(pages.answer, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    with closing(link):
+    with closing(links):
         await run_together(*(connections.serve(socket.socket(fileno=each)) for each in settings.listeners))
 
 

@@ -8,15 +8,21 @@ Source: RFC 9112.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from ipaddress import IPv4Address
+from typing import NamedTuple
 
 import h11
 
+from flannelpy.errors import one_line
+from flannelpy.logs import FailureLog
 from flannelpy.web.messages import Request, Response, refusal
+
+log = logging.getLogger(__name__)
 
 # For a whole connection; Prometheus waits as long for a response by default.
 _SECONDS = 10.0
@@ -31,6 +37,13 @@ _WRITE_BYTES = 1 << 16
 Answer = Callable[[Request], Awaitable[Response]]
 
 
+class _Ends(NamedTuple):
+    """The addresses of a connection.  The kernel does not tell them of one that the client has reset."""
+
+    local: IPv4Address
+    remote: IPv4Address
+
+
 class Connections:
     """The connections of all listeners; ``answer`` returns the response to a request.
 
@@ -40,6 +53,7 @@ class Connections:
     def __init__(self, answer: Answer, files: int = 1024) -> None:
         self._answer = answer
         self._most = min(_MOST_CONNECTIONS, files // 2)
+        self._failures = FailureLog(log, "Failed to answer an HTTP client")
         self._open: dict[asyncio.Task[None], StreamWriter] = {}  # the oldest first
 
     async def serve(self, listener: socket.socket) -> None:
@@ -53,12 +67,13 @@ class Connections:
                     await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _accept(self, listener: socket.socket) -> None:
-        connection, _ = await asyncio.get_running_loop().sock_accept(listener)
-        streams = await asyncio.open_connection(sock=connection, limit=_READ_BYTES)
+        connection, (remote, _) = await asyncio.get_running_loop().sock_accept(listener)
+        ends = _Ends(IPv4Address(connection.getsockname()[0]), IPv4Address(remote))
+        reader, writer = await asyncio.open_connection(sock=connection, limit=_READ_BYTES)
         if len(self._open) >= self._most:
             self._close_oldest()
-        task = asyncio.create_task(self._serve_one(*streams))
-        self._open[task] = streams[1]
+        task = asyncio.create_task(self._serve_one(reader, writer, ends))
+        self._open[task] = writer
         task.add_done_callback(self._ended)
 
     def _close_oldest(self) -> None:
@@ -70,15 +85,17 @@ class Connections:
         if writer := self._open.pop(task, None):
             writer.transport.abort()
 
-    async def _serve_one(self, reader: StreamReader, writer: StreamWriter) -> None:
+    async def _serve_one(self, reader: StreamReader, writer: StreamWriter, ends: _Ends) -> None:
         try:
             async with asyncio.timeout(_SECONDS):
-                await _exchange(reader, writer, self._answer)
+                await _exchange(reader, writer, ends, self._answer)
         except (OSError, TimeoutError):  # the client closed the connection, or took too long
             pass
+        except Exception as error:  # clients must not be able to fill the log
+            self._failures.failed(one_line(error))
 
 
-async def _exchange(reader: StreamReader, writer: StreamWriter, answer: Answer) -> None:
+async def _exchange(reader: StreamReader, writer: StreamWriter, ends: _Ends, answer: Answer) -> None:
     """Read a request and write the response.  Raises OSError."""
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_MOST_REQUEST_BYTES)
     try:
@@ -91,7 +108,7 @@ async def _exchange(reader: StreamReader, writer: StreamWriter, answer: Answer) 
     else:
         if head is None:
             return
-        response, is_head = await answer(_request(head, writer)), head.method == b"HEAD"
+        response, is_head = await answer(_request(head, ends)), head.method == b"HEAD"
     await _write(writer, parser, response, is_head)
     await _discard(reader, writer)
 
@@ -110,14 +127,14 @@ async def _read_head(reader: StreamReader, parser: h11.Connection) -> h11.Reques
         parser.receive_data(await reader.read(_READ_BYTES))
 
 
-def _request(head: h11.Request, writer: StreamWriter) -> Request:
+def _request(head: h11.Request, ends: _Ends) -> Request:
     hosts = [value for name, value in head.headers if name == b"host"]
     return Request(
         head.method.decode("ascii"),
         head.target.decode("ascii"),
         hosts[0].decode("latin-1") if hosts else "",
-        IPv4Address(writer.get_extra_info("sockname")[0]),
-        IPv4Address(writer.get_extra_info("peername")[0]),
+        ends.local,
+        ends.remote,
     )
 
 

@@ -1,13 +1,13 @@
-"""The connection of the HTTP process to the daemon: one, kept open, for all questions.
+"""The connections of the HTTP process to the daemon, which are kept open.
 
-It speaks the protocol of the control socket (``serving/wire.py``).
+They speak the protocol of the control socket (``serving/wire.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from flannelpy.errors import DaemonUnavailable, MessageError
 from flannelpy.serving import wire
@@ -16,8 +16,30 @@ from flannelpy.serving import wire
 _LONGEST_LINE = 16 << 20
 
 
+class DaemonLinks:
+    """Two connections: the report for a probe does not wait for ten thousand peers that are on the way."""
+
+    def __init__(self, of_reports: DaemonLink, of_peers: DaemonLink) -> None:
+        self._of_reports = of_reports
+        self._of_peers = of_peers
+
+    @staticmethod
+    async def over(connections: Sequence[socket.socket]) -> DaemonLinks:
+        """Return the links over two connected sockets."""
+        return DaemonLinks(*[await DaemonLink.over(each) for each in connections])
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._of_reports.close()
+        self._of_peers.close()
+
+    async def ask(self, *, with_peers: bool) -> wire.Answer:
+        """Return the report, as pages.Daemon demands; as for DaemonLink, the task must not be cancelled."""
+        return await (self._of_peers if with_peers else self._of_reports).ask(with_peers=with_peers)
+
+
 class DaemonLink:
-    """Asks one question after the other.  When the daemon has closed the connection, the process ends."""
+    """One connection: asks one question after the other.  When the daemon has closed it, the process ends."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader

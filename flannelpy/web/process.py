@@ -1,6 +1,6 @@
 """The daemon's side of the HTTP process: starts it, answers its questions, and starts it again when it ends.
 
-Its connection to the daemon is a pair of sockets, so it needs no right to use the control socket.  It may ask for the
+Its connections to the daemon are pairs of sockets, so it needs no right to use the control socket.  It may ask for the
 report and for nothing else, and no faster than an honest process does: strangers might have taken it over.
 """
 
@@ -31,6 +31,8 @@ _LONG_RUN = 60.0
 # What Python itself needs; not FLANNELD_ETCD_PASSWORD, nor NOTIFY_SOCKET.
 _KEPT_VARIABLES = ("PYTHON", "LC_", "LANG", "LD_", "PATH")
 
+# One for reports, one for reports with peers.
+_CONNECTIONS = 2
 # Between two answers; each costs the event loop some time.
 _ANSWER_PAUSE = 0.1
 
@@ -64,29 +66,32 @@ class HttpProcess:
     async def _run_once(self) -> str:
         """Run the process to its end; return why it ended."""
         with ExitStack() as opened:
-            ours, theirs = (opened.enter_context(each) for each in socket.socketpair())
             try:
+                ours, theirs = zip(*(_pair(opened) for _ in range(_CONNECTIONS)), strict=True)
                 process = await self._start(theirs)
             except OSError as error:
                 return f"it cannot be started: {error.strerror}"
-            theirs.close()
-            answering = asyncio.create_task(answer_questions(ours, self._answer))
+            for each in theirs:
+                each.close()
+            answering = [asyncio.create_task(answer_questions(each, self._answer)) for each in ours]
             try:
                 return _cause(await process.wait())
             finally:
-                answering.cancel()
+                for task in answering:
+                    task.cancel()
                 await _end(process)
 
-    async def _start(self, control: socket.socket) -> Process:
-        """Start the process with the listeners and its end of a connection.  Raises OSError."""
+    async def _start(self, connections: Sequence[socket.socket]) -> Process:
+        """Start the process with the listeners and its ends of the connections.  Raises OSError."""
+        controls = tuple(each.fileno() for each in connections)
         listeners = tuple(each.fileno() for each in self._listeners)
         addresses = tuple(str(each) for each in self._options.metrics_ip)
-        settings = Settings(control.fileno(), listeners, os.getpid(), addresses, self._options.metrics_peers)
+        settings = Settings(controls, listeners, os.getpid(), addresses, self._options.metrics_peers)
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "flannelpy.web", settings.to_text()),
             stdin=DEVNULL,
             stdout=DEVNULL,
-            pass_fds=(control.fileno(), *listeners),
+            pass_fds=(*controls, *listeners),
             env={name: value for name, value in os.environ.items() if name.startswith(_KEPT_VARIABLES)},
             cwd="/",
         )
@@ -105,6 +110,12 @@ async def answer_questions(connection: socket.socket, answer: Answer) -> None:
         pass
     finally:
         writer.close()
+
+
+def _pair(opened: ExitStack) -> tuple[socket.socket, socket.socket]:
+    """Return connected sockets, which ``opened`` closes.  Raises OSError."""
+    ours, theirs = socket.socketpair()
+    return opened.enter_context(ours), opened.enter_context(theirs)
 
 
 def _cause(code: int) -> str:

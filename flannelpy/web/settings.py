@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``control``: the file descriptor of a connection to the daemon; ``listeners``: those of the listening sockets.
+    """``controls``: the file descriptors of the connections to the daemon; ``listeners``: of the listening sockets.
 
     ``daemon``: the daemon's pid.  ``metrics_addresses``: the local addresses beside loopback at which every client may
     read the metrics; ``with_peers``: whether there are series for each peer.
     """
 
-    control: int
+    controls: tuple[int, ...]
     listeners: tuple[int, ...]
     daemon: int
     metrics_addresses: tuple[str, ...]
@@ -28,5 +28,5 @@ class Settings:
     def from_text(text: str) -> Settings:
         """Return the settings that ``to_text`` has written."""
         fields = json.loads(text)
-        tuples = {name: tuple(fields[name]) for name in ("listeners", "metrics_addresses")}
+        tuples = {name: tuple(fields[name]) for name in ("controls", "listeners", "metrics_addresses")}
         return Settings(**{**fields, **tuples})

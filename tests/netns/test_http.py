@@ -27,11 +27,11 @@ scrape_configs:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    """Two hosts whose daemons serve HTTP: the first has its address of the underlay in -metrics-ip."""
+    """Two hosts whose daemons serve HTTP, the first also at its address of the underlay, the second with all peers."""
     with Lab(hosts=2) as lab:
         lab.put_config()
         lab.hosts[0].start_daemon("-iface=eth1", f"-healthz-port={PORT}", "-metrics-ip=172.17.8.101")
-        lab.hosts[1].start_daemon("-iface=eth1", f"-healthz-port={PORT}")
+        lab.hosts[1].start_daemon("-iface=eth1", f"-healthz-port={PORT}", "-metrics-peers")
         for host, other in (lab.hosts, lab.hosts[::-1]):
             host.daemons[-1].wait_ready(60)
             other.daemons[-1].wait_ready(60)
@@ -76,11 +76,11 @@ def test_who_may_read_what(lab: Lab) -> None:
     for asks, address in ((first, "127.0.0.1"), (first, "172.17.8.102"), (second, "172.17.8.101")):
         assert get(asks, address, "/healthz") == (200, "flanneld is running")
         assert get(asks, address, "/readyz") == (200, "flanneld is ready")
-    for asks, address in ((first, "127.0.0.1"), (second, "172.17.8.101"), (second, "127.0.0.1")):
+    for asks, address, peers in ((first, "127.0.0.1", 0), (second, "172.17.8.101", 0), (second, "127.0.0.1", 1)):
         status, text = get(asks, address, "/metrics")
         assert status == 200
         assert 'flannelpy_network_ready{network=""} 1.0\n' in text
-        assert "flannelpy_peer_" not in text
+        assert text.count("\nflannelpy_peer_reachable{") == peers
         document = json.loads(get(asks, address, "/status.json")[1])
         assert len(document["networks"][0]["peers"]) == 1
     for path in ("/metrics", "/status.json"):
@@ -153,6 +153,13 @@ def test_a_port_that_is_taken_ends_the_start(lab: Lab) -> None:
     assert second.process.wait(20) == 1
     second.close()
     assert f"cannot listen on TCP 0.0.0.0:{PORT}: Address already in use; see -healthz-ip" in second.log()
+
+
+def test_promtool_accepts_the_metrics(lab: Lab) -> None:
+    host = lab.hosts[1]
+    promtool = prometheus_packages.unpack("debian12") / "usr/bin/promtool"
+    done = host.run(str(promtool), "check", "metrics", input=get(host, "127.0.0.1", "/metrics")[1])
+    assert done.stdout + done.stderr == ""
 
 
 def test_prometheus_scrapes_a_daemon_and_loads_the_alert_rules(lab: Lab, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ import stat
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -423,6 +425,21 @@ def test_a_newcomer_waits_for_the_end_of_others_that_wait_for_the_server(path: P
             line = wire.request_line(wire.GetReport(with_peers=True))
             answers = await asyncio.gather(*(daemon.asked(line) for _ in range(3 * server.MOST_CLIENTS)))
         assert {answer.count(b"\n") for answer in answers} == {300 // 50 + 2}
+
+    run(ask())
+
+
+def test_two_hundred_commands_at_once_are_all_answered(path: Path) -> None:
+    """They are more than the server has places, and more than can wait for one."""
+
+    async def ask() -> None:
+        daemon = Daemon(path, FakeNetwork("blue", 300))
+        fetch = partial(client.fetch, path, with_peers=True, timeout=60)
+        with ThreadPoolExecutor(200) as threads:
+            async with daemon.running():
+                loop = asyncio.get_running_loop()
+                answers = await asyncio.gather(*(loop.run_in_executor(threads, fetch) for _ in range(200)))
+        assert {len(answer.peers["blue"]) for answer in answers} == {300}
 
     run(ask())
 

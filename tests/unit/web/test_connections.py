@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from http import HTTPStatus
@@ -128,6 +129,31 @@ def test_any_bytes_are_survived() -> None:
         return await exchanged(address, GOOD)
 
     assert b" 200 " in served(attack)
+
+
+def test_clients_that_reset_their_connections_leave_no_trace(caplog: pytest.LogCaptureFixture) -> None:
+    async def attack(address: tuple[str, int]) -> bytes:
+        for _ in range(100):
+            with socket.create_connection(address) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close resets it
+                client.send(GOOD)
+            await asyncio.sleep(0)
+        return await exchanged(address, GOOD)
+
+    assert b" 200 " in served(attack)
+    assert caplog.messages == []
+
+
+def test_an_error_of_ours_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def answer(_: Request) -> Response:
+        raise ZeroDivisionError("nothing to divide")
+
+    async def ask(address: tuple[str, int]) -> bytes:
+        return await exchanged(address, GOOD) + await exchanged(address, GOOD)
+
+    assert served(ask, answer) == b""
+    [message] = caplog.messages
+    assert message.startswith("Failed to answer an HTTP client: Unexpected error ")
 
 
 def test_a_slow_client_is_closed_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:

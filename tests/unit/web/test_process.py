@@ -45,15 +45,15 @@ def environment_of(pid: int) -> bytes:
     return Path(f"/proc/{pid}/environ").read_bytes()
 
 
-def run(work: Callable[[tuple[str, int]], Coroutine[Any, Any, None]]) -> None:
-    """Run ``work`` with the address of a process that serves."""
+def run(work: Callable[[tuple[str, int]], Coroutine[Any, Any, None]], answer: process.Answer = report) -> None:
+    """Run ``work`` with the address of a process that serves, and asks a daemon with these answers."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     options = cli.parse([f"-healthz-port={port}", "-healthz-ip=127.0.0.1"])
     opened = listeners.listen(options)
 
     async def serve() -> None:
-        serving = asyncio.create_task(HttpProcess(options, opened, report).run())
+        serving = asyncio.create_task(HttpProcess(options, opened, answer).run())
         try:
             await work(("127.0.0.1", port))
         finally:
@@ -69,10 +69,11 @@ def run(work: Callable[[tuple[str, int]], Coroutine[Any, Any, None]]) -> None:
 
 async def response(address: tuple[str, int], page: str = "/healthz") -> bytes:
     reader, writer = await asyncio.open_connection(*address)
-    writer.write(f"GET {page} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-    received = await asyncio.wait_for(reader.read(), 20)
-    writer.close()
-    return received
+    try:
+        writer.write(f"GET {page} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        return await asyncio.wait_for(reader.read(), 20)
+    finally:
+        writer.close()
 
 
 def test_it_serves_without_rights_and_ends_with_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +119,26 @@ def test_it_comes_back_and_clients_wait_meanwhile(
     assert lines == ["HTTP process ended: killed by SIGKILL; starting it again in 0.1 s"]  # each cause once
 
 
+def test_a_probe_does_not_wait_for_the_peers_of_another_page() -> None:
+    async def with_slow_peers(request: wire.Request) -> AsyncIterator[bytes]:
+        assert isinstance(request, wire.GetReport)
+        if request.with_peers:
+            await asyncio.sleep(60)
+        async for line in report(request):
+            yield line
+
+    async def work(address: tuple[str, int]) -> None:
+        await response(address)
+        peers = asyncio.create_task(response(address, "/status.json"))
+        await asyncio.sleep(1.2)  # the last report is no longer fresh
+        assert b" 200 " in await response(address)
+        assert not peers.done()
+        peers.cancel()
+        await asyncio.wait([peers])
+
+    run(work, with_slow_peers)
+
+
 def test_signals_of_a_terminal_or_unit_are_left_to_the_daemon() -> None:
     async def work(address: tuple[str, int]) -> None:
         await response(address)
@@ -138,8 +159,8 @@ def test_it_ends_with_a_daemon_that_is_killed(tmp_path: Path) -> None:
         from flannelpy.web.settings import Settings
         ours, theirs = socket.socketpair()
         listener = socket.create_server(("127.0.0.1", 0))
-        numbers = theirs.fileno(), listener.fileno()
-        settings = Settings(numbers[0], numbers[1:], os.getpid(), (), False)
+        numbers = theirs.fileno(), os.dup(theirs.fileno()), listener.fileno()
+        settings = Settings(numbers[:2], numbers[2:], os.getpid(), (), False)
         child = subprocess.Popen([sys.executable, "-P", "-m", "flannelpy.web", settings.to_text()], pass_fds=numbers)
         print(child.pid, flush=True)
         child.wait()
@@ -164,13 +185,13 @@ def test_few_open_files_are_enough() -> None:
             yield wire.part_line(DaemonReport((), "1.0.0"))
             yield wire.part_line(wire.End())
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-        ours, theirs = socket.socketpair()
+        ours, theirs = zip(socket.socketpair(), socket.socketpair())
         listener = socket.create_server(("127.0.0.1", 0))
-        numbers = theirs.fileno(), listener.fileno()
-        settings = Settings(numbers[0], numbers[1:], os.getpid(), (), False)
+        numbers = theirs[0].fileno(), theirs[1].fileno(), listener.fileno()
+        settings = Settings(numbers[:2], numbers[2:], os.getpid(), (), False)
         subprocess.Popen([sys.executable, "-P", "-m", "flannelpy.web", settings.to_text()], pass_fds=numbers)
         print(listener.getsockname()[1], flush=True)
-        asyncio.run(answer_questions(ours, report))
+        asyncio.run(answer_questions(ours[0], report))
     """)
 
     async def probe(port: int) -> bytes:
@@ -183,13 +204,15 @@ def test_few_open_files_are_enough() -> None:
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True) as daemon:
         assert daemon.stdout
-        assert b" 200 " in asyncio.run(probe(int(daemon.stdout.readline())))
-        daemon.kill()
+        try:
+            assert b" 200 " in asyncio.run(probe(int(daemon.stdout.readline())))
+        finally:
+            daemon.kill()
         assert daemon.communicate()[1] == ""
 
 
 def test_settings_survive_the_command_line() -> None:
-    settings = Settings(5, (6, 7), 4711, ("10.0.0.1",), True)
+    settings = Settings((4, 5), (6, 7), 4711, ("10.0.0.1",), True)
     assert Settings.from_text(settings.to_text()) == settings
 
 
