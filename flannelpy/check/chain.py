@@ -131,7 +131,8 @@ class _Chain:
     async def _device(self, plan: Plan, own: Lease | None) -> DeviceSeen:
         mtu = self._file.mtu or plan.mtu
         device = await gather_host.device(self._netlink, self._host, plan, self._path, mtu, own)
-        self._lines.append(judge_host.device(device))
+        holder = self._host.holder_of(plans.tunnel_address(plan.subnet))
+        self._lines.append(judge_host.device(device, holder))
         return device
 
     def _networks(self, plan: Plan) -> Sequence[IPv4Network]:

@@ -13,9 +13,12 @@ from flannelpy.backend.route_check import RouteCheck, Way, WayTo
 from flannelpy.backend.underlay import Underlay
 from flannelpy.check.observations import HostSeen, Peer, WaySeen
 from flannelpy.check.plan import Plan, bridge_address, tunnel_address
+from flannelpy.datapath import vtep
 from flannelpy.errors import HostError
 from flannelpy.linux import rp_filter
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.rtnetlink import entries
+from flannelpy.rtnetlink.entries import FdbEntry, Neighbour
 from flannelpy.rtnetlink.routes import RouteQuery
 from flannelpy.subnet.lease import Lease
 from flannelpy.subnet.lease_filter import Ignored, LeaseFilter
@@ -51,7 +54,7 @@ async def usable(
 
 def holders(leases: Sequence[Lease]) -> Sequence[Peer]:
     """Return the holders of leases."""
-    return [Peer(lease.subnet, lease.attrs.public_ip) for lease in leases]
+    return [Peer(lease.subnet, lease.attrs.public_ip, vtep.read(lease.attrs) or "") for lease in leases]
 
 
 class Kernel:
@@ -72,8 +75,14 @@ class Kernel:
         await self._find_direct(addresses)
         diverted = await self._diverted(peers)
         rejecting = await self._rejecting(peers)
+        present = await self._entries()
         return {
-            peer.subnet: WaySeen(no_route, diverted.get(peer.subnet, ()), rejecting.get(peer.subnet, ()))
+            peer.subnet: WaySeen(
+                no_route,
+                diverted.get(peer.subnet, ()),
+                rejecting.get(peer.subnet, ()),
+                tuple(str(one) for one in self._wanted(peer) if entries.identity(one) not in present),
+            )
             for peer, no_route in zip(peers, missing, strict=True)
         }
 
@@ -117,6 +126,20 @@ class Kernel:
             if answer.errno in _REJECTED and rp_filter.is_enabled(name):
                 found.setdefault(subnet, []).append(name)
         return {subnet: list(dict.fromkeys(names)) for subnet, names in found.items()}
+
+    async def _entries(self) -> set[entries.Identity]:
+        """Return what leads into the network by the tunnel device."""
+        owned = self._netlink.owned(self._plan.network, self._device)
+        return {one async for chunk in owned for one in chunk} if self._plan.backend == "vxlan" else set()
+
+    def _wanted(self, peer: Peer) -> list[FdbEntry | Neighbour]:
+        """Return the entries of the VXLAN device that lead to a peer."""
+        if not self._device or not peer.mac or peer.public_ip in self.direct:
+            return []
+        return [
+            FdbEntry(peer.mac, peer.public_ip, self._device),
+            Neighbour(tunnel_address(peer.subnet), peer.mac, self._device),
+        ]
 
     def _arrivals(self, peer: Peer) -> list[tuple[int, RouteQuery]]:
         """Return the packets of a peer to this host: in the underlay, and in the overlay; each with its interface."""

@@ -13,8 +13,10 @@ from flannelpy.diagnosis import ProblemCode, problems
 from flannelpy.netfilter import obstacles
 from flannelpy.report import DaemonReport
 from flannelpy.rtnetlink.links import Address
+from flannelpy.rtnetlink.links import Link as LinkOfHost
 
 _DOCKER0 = "docker0"
+_TUNNELS = ("tun", "vxlan")
 # The part of the limit of tracked connections at which the next load may exceed it.
 _FULL = 0.95
 # The lines that name the cause of what the daemon reports, by the code of its problem.
@@ -26,7 +28,9 @@ _NAMED_BY: dict[ProblemCode, frozenset[Code]] = {
     ProblemCode.LEASE_ENDING: frozenset({Code.ETCD_SILENT, Code.LEASE_OVERDUE}),
     ProblemCode.EXTERNAL_INTERFACE: frozenset({Code.NO_INTERFACE, Code.INTERFACE_DOWN}),
     ProblemCode.NO_ROUTE_TO_PEERS: frozenset({Code.NO_ROUTE_TO_PEER}),
-    ProblemCode.KERNEL_STATE: frozenset({Code.DEVICE_MISSING, Code.DEVICE_FLAW, Code.ROUTE_DIVERTED}),
+    ProblemCode.KERNEL_STATE: frozenset(
+        {Code.DEVICE_MISSING, Code.DEVICE_FLAW, Code.ROUTE_DIVERTED, Code.ENTRY_MISSING}
+    ),
     ProblemCode.MTU: frozenset({Code.CONFIG_CHANGED, Code.CONFIG_INVALID}),
     ProblemCode.CONTAINERS_BLOCKED: frozenset({Code.FORWARDING_OFF, Code.PACKETS_DROPPED}),
     ProblemCode.PEERS_UNREACHABLE: frozenset({Code.ROUTE_DIVERTED, Code.NO_ROUTE_TO_PEER}),
@@ -57,10 +61,11 @@ def daemon(file: FileSeen, report: DaemonReport | None, network: str, others: Co
         yield found(Code.DAEMON_STOPPED, f"no flannelpy runs with {file.path}")
 
 
-def device(seen: DeviceSeen) -> Line:
-    """Return the line about the tunnel device."""
+def device(seen: DeviceSeen, holder: LinkOfHost | None) -> Line:
+    """Return the line about the tunnel device; ``holder``: the interface that has its address."""
     if seen.link is None:
-        return found(Code.DEVICE_MISSING, "there is no tunnel device of flannelpy")
+        other = f", and {holder.name} has its address" if holder else ""
+        return found(Code.DEVICE_MISSING, f"there is no tunnel device of flannelpy{other}")
     if seen.flaws:
         return found(Code.DEVICE_FLAW, f"{seen.link.name} {', '.join(seen.flaws)}")
     return ok(Link.DEVICE, f"{seen.link.name} with MTU {seen.link.mtu}")
@@ -71,7 +76,8 @@ def bridges(host: HostSeen, plan: Plan, own_link: int, networks: Sequence[IPv4Ne
 
     ``own_link``: the index of the tunnel device, 0 without one.  ``networks``: all networks of this host.
     """
-    others = [one for one in host.addresses if one.link_index != own_link and one.address in plan.network]
+    tunnels = {own_link, *(link.index for link in host.links if link.kind in _TUNNELS)}  # also of another daemon
+    others = [one for one in host.addresses if one.link_index not in tunnels and one.address in plan.network]
     ours = [one for one in others if one.address in plan.subnet]
     for one in others:
         if one not in ours and _is_bridge(host, one):

@@ -23,11 +23,14 @@ def ways(peers: Sequence[PeerSeen]) -> Iterator[Line]:
         if peer.way.diverted:
             text = f"packets to {peer.subnet} of {peer.public_ip}: {'; '.join(peer.way.diverted)}"
             yield found(Code.ROUTE_DIVERTED, text, peer=peer.subnet)
+        elif peer.way.missing:
+            text = f"packets to {peer.subnet} of {peer.public_ip}: the kernel has no {', no '.join(peer.way.missing)}"
+            yield found(Code.ENTRY_MISSING, text, peer=peer.subnet)
         for device in peer.way.rejecting:
             text = f"packets from {peer.public_ip} that arrive by {device} are dropped"
             yield found(Code.RP_FILTER, text, peer=peer.subnet, device=device.replace(".", "/"))
     count = f"{len(peers)} peer{'s' if len(peers) > 1 else ''}"
-    if peers and not any(peer.way.diverted for peer in peers):
+    if peers and not any(peer.way.diverted or peer.way.missing for peer in peers):
         yield ok(Link.ROUTES, f"the kernel uses flannelpy's routes to {count}")
     if peers and not any(peer.way.rejecting for peer in peers):
         yield ok(Link.RP_FILTER, f"rp_filter accepts the packets of {count}")
@@ -78,7 +81,7 @@ def _unreached(peer: PeerSeen, public: Echo, plan: Plan | None) -> Iterator[Line
         return
     elif not public.has_arrived:
         yield found(Code.PEER_SILENT, text, peer=peer.subnet, echo=public)
-    elif plan and not peer.way.diverted:
+    elif plan and not (peer.way.diverted or peer.way.missing):
         yield from _cut_off(peer, plan)
 
 

@@ -21,10 +21,11 @@ from flannelpy.subnet.lease import HostIdentity, Lease
 
 
 class Peer(NamedTuple):
-    """Another host with a subnet."""
+    """Another host with a subnet; ``mac``: that of its VXLAN device, empty without one and if it is not known."""
 
     subnet: IPv4Network
     public_ip: IPv4Address
+    mac: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +124,14 @@ class WaySeen(NamedTuple):
     """What the kernel answers about packets of one peer.
 
     ``no_route``: why no datagram leaves for its public IP.  ``diverted``: routes and rules that take packets for its
-    subnet elsewhere.  ``rejecting``: devices on which rp_filter rejects its packets.
+    subnet elsewhere.  ``rejecting``: devices on which rp_filter rejects its packets.  ``missing``: entries of the VXLAN
+    device that lead to it.
     """
 
     no_route: str = ""
     diverted: Sequence[str] = ()
     rejecting: Sequence[str] = ()
+    missing: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ class Code(StrEnum):
     CONNTRACK_FULL = "conntrack_full"
     MASQUERADING_MISSING = "masquerading_missing"
     ROUTE_DIVERTED = "route_diverted"
+    ENTRY_MISSING = "entry_missing"
     RP_FILTER = "rp_filter"
     LEASE_UNUSABLE = "lease_unusable"
     PEERS_UNKNOWN = "peers_unknown"
@@ -266,6 +267,13 @@ TABLE: dict[Code, Verdict] = {
         BAD,
         "the kernel sends packets for a peer's subnet another way than by flannelpy's route",
         "remove the route or rule that the line names; if it is flannelpy's own route that is missing, look at its log",
+    ),
+    Code.ENTRY_MISSING: Verdict(
+        Link.ROUTES,
+        BAD,
+        "the VXLAN device has no neighbour or no forwarding for a peer, or one that leads elsewhere",
+        "either another program has changed it, or flannelpy hangs while that host has a new device: a running "
+        "flannelpy restores it within ten seconds; if it does not, look at its log",
     ),
     Code.RP_FILTER: Verdict(
         Link.RP_FILTER,

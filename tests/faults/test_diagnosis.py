@@ -156,7 +156,7 @@ def other_backend(site: Site) -> None:
 
 def wrong_checksums(site: Site) -> None:
     """The second host receives datagrams of the backend as if a network card of the first had broken checksums."""
-    site.lab.hosts[0].run("ethtool", "-K", "eth1", "tx", "off")  # otherwise nobody verifies them
+    site.lab.hosts[0].run("ethtool", "-K", "eth1", "tx", "off")  # otherwise they are not verified
     chain = "chain in { type filter hook prerouting priority -300; udp dport 8285 udp checksum set 1; }"
     site.lab.hosts[1].run("nft", f"table inet broken {{ {chain}; }}")
 

@@ -14,10 +14,10 @@ from ipaddress import IPv4Network
 from typing import Any
 
 import pytest
-from faults.backends import UDP
+from faults.backends import UDP, VXLAN
 from lab import ETCD_PREFIX, Host, Lab, wait_for
 from lab.etcd_stores import Api
-from support.checks import Checked, argv, check, set_up
+from support.checks import Checked, argv, check, set_up, wait_until_well
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -39,7 +39,7 @@ def test_without_etcd_the_peers_are_those_that_the_daemon_knows(lone: Host) -> N
     daemon = lone.start_daemon("-iface=eth1")
     daemon.wait_ready()
     add_peers(lone, 1)
-    wait_for(lambda: check(lone).codes() == {"peer_silent"}, 20, "the peer", pause=0.3)
+    daemon.wait_for_peer(IPv4Network("11.0.100.0/24"))
     lone.lab.etcd.stop()
     with_daemon = check(lone)
     daemon.kill()
@@ -51,15 +51,36 @@ def test_without_etcd_the_peers_are_those_that_the_daemon_knows(lone: Host) -> N
     ), without
 
 
-def test_a_daemon_that_hangs_is_a_warning(lone: Host) -> None:
-    daemon = lone.start_daemon("-iface=eth1")
-    daemon.wait_ready()
+def test_a_daemon_that_hangs_is_a_warning_and_what_it_does_not_restore_is_bad(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(hosts=2, api=Api.V3)
+    lab.put_config(VXLAN.config())
+    set_up(lab, "-iface=eth1")
+    first, second = lab.hosts
+    daemon = first.daemons[-1]
+    tunnel = second.subnet().network_address
     os.kill(daemon.pid, signal.SIGSTOP)
     try:
-        checked = check(lone)
+        hangs = check(first)
+        first.configure(f"neighbour replace {tunnel} lladdr 02:00:00:00:00:01 dev flannel.1 nud permanent")
+        stale = check(first)
     finally:
         os.kill(daemon.pid, signal.SIGCONT)
-    assert (checked.exit_code, checked.codes("warning")) == (0, {"daemon_silent"}), checked
+    assert (hangs.exit_code, hangs.codes("warning")) == (0, {"daemon_silent"}), hangs
+    assert (stale.codes(), stale.codes("warning")) == ({"entry_missing"}, {"daemon_silent"}), stale
+    [line] = stale.texts("entry_missing")
+    assert f"packets to {second.subnet()} of 172.17.8.102: the kernel has no neighbour {tunnel} at " in line
+    wait_until_well(first)
+
+
+def test_a_second_daemon_that_finds_the_device_taken_has_no_bridge_that_is_wrong(lone: Host) -> None:
+    lone.lab.put_config(VXLAN.config())
+    lone.start_daemon("-iface=eth1").wait_ready()
+    lone.add_container()
+    second = lone.start_daemon("-iface=eth1", "-subnet-file=/run/flannel/two.env")
+    assert second.process.wait(10) == 1
+    checked = check(lone, "-subnet-file=/run/flannel/two.env")
+    assert checked.codes() == {"subnet_file_missing", "daemon_stopped", "device_missing"}, checked
+    assert "there is no tunnel device of flannelpy, and flannel.1 has its address" in checked.texts("device_missing")[0]
 
 
 def test_each_of_several_networks_has_lines_of_its_own(make_lab: Callable[..., Lab]) -> None:

@@ -13,7 +13,7 @@ from flannelpy.check.gather_ways import Kernel
 from flannelpy.check.observations import HostSeen, Peer, WaySeen
 from flannelpy.check.plan import Plan
 from flannelpy.linux import rp_filter
-from flannelpy.rtnetlink.entries import GatewayRoute
+from flannelpy.rtnetlink.entries import FdbEntry, GatewayRoute, Neighbour
 from flannelpy.rtnetlink.links import Link
 from flannelpy.rtnetlink.routes import RouteAnswer
 from flannelpy.subnet.lease import HostIdentity
@@ -23,18 +23,22 @@ ANSWERS_OF_RP_FILTER = (errno.EXDEV, errno.EINVAL)
 
 
 def peer(number: int) -> Peer:
-    return Peer(IPv4Network(f"11.0.{number}.0/24"), IPv4Address("172.17.8.100") + number)
+    subnet = IPv4Network(f"11.0.{number}.0/24")
+    return Peer(subnet, IPv4Address("172.17.8.100") + number, f"02:00:00:00:00:{number:02x}")
 
 
 PEERS = [peer(number) for number in range(2, 27)]
 
 
 def kernel(backend: str) -> FakeNetlink:
-    """With the routes to all peers."""
+    """With the entries that lead to all peers."""
     fake = FakeNetlink()
     for one in PEERS:
         gateway, link = (one.public_ip, ETH1) if backend == "host-gw" else (one.subnet.network_address, FLANNEL1)
         fake.hold(GatewayRoute(one.subnet, gateway, link, is_onlink=backend != "host-gw"))
+        if backend == "vxlan":
+            fake.hold(FdbEntry(one.mac, one.public_ip, link))
+            fake.hold(Neighbour(one.subnet.network_address, one.mac, link))
     return fake
 
 
@@ -59,6 +63,14 @@ def test_a_missing_route_is_named_for_its_peer_alone(backend: str) -> None:
     seen = look(fake, backend)
     assert seen[PEERS[3].subnet].diverted
     assert {subnet for subnet, way in seen.items() if way.diverted} == {PEERS[3].subnet}
+
+
+def test_what_leads_elsewhere_is_named_for_its_peer_alone() -> None:
+    fake, one = kernel("vxlan"), PEERS[3]
+    fake.hold(FdbEntry(one.mac, IPv4Address("172.17.8.99"), FLANNEL1))
+    seen = look(fake, "vxlan")
+    assert seen[one.subnet].missing == (f"forwarding of {one.mac} to {one.public_ip}",)
+    assert {subnet for subnet, way in seen.items() if way.missing} == {one.subnet}
 
 
 def test_a_peer_without_a_route_in_the_underlay_is_named() -> None:

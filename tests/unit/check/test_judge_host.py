@@ -103,9 +103,14 @@ def test_docker0_of_another_network_of_this_host_is_no_flaw() -> None:
     ],
 )
 def test_the_device_is_named_with_its_flaws(seen: DeviceSeen, code: str) -> None:
-    line = judge_host.device(seen)
+    line = judge_host.device(seen, None)
     assert line.code == code
     assert not seen.flaws or line.text == "flannel0 was set down, got MTU 1400 instead of 1472"
+
+
+def test_another_device_with_our_tunnel_address_is_named_and_no_bridge() -> None:
+    assert judge_host.device(DeviceSeen(None, ()), FLANNEL0).text.endswith(", and flannel0 has its address")
+    assert codes(judge_host.bridges(HOST, PLAN, 0, [NETWORK])) == []
 
 
 def test_a_daemon_that_does_not_run_is_bad_and_its_own_report_counts_more() -> None:

@@ -81,8 +81,10 @@ def test_each_fault_is_named_once(changed: dict[str, Any], expected: list[str]) 
 @pytest.mark.parametrize("plan", [UDP, HOST_GW])
 def test_what_routes_or_rp_filter_explain_has_no_second_line(plan: Plan) -> None:
     diverted, rejecting = WaySeen("", ("route a takes the host's packets",)), WaySeen("", (), ("eth1",))
+    missing = WaySeen(missing=("neighbour 11.0.2.0 at 02:00:00:00:00:02",))
     cut_off = replace(HEALTHY, tunnel=SILENT_TUNNEL if plan is UDP else None, bridge=SILENT_BRIDGE)
     assert codes(replace(cut_off, way=diverted), plan) == []
+    assert codes(replace(cut_off, way=missing), plan) == []
     assert codes(replace(cut_off, way=rejecting), plan) == []
     assert codes(replace(cut_off, way=rejecting, public=SILENT_PUBLIC), plan) == []
     # A ping of the public IP takes no route of the overlay.
@@ -135,3 +137,15 @@ def test_without_etcd_the_port_of_the_backend_has_no_number() -> None:
     [line] = [line for line in lines(replace(HEALTHY, **CUT_OFF), UDP._replace(port=0)) if line.code]
     assert "UDP port of the backend of 172.17.8.102 cannot be asked" in line.text
     assert "drops UDP port of the backend" in line.remedy
+
+
+def test_entries_that_are_missing_are_one_line_for_each_peer_unless_a_route_explains_them() -> None:
+    missing = ("forwarding of 02:00:00:00:00:02 to 172.17.8.102", "neighbour 11.0.2.0 at 02:00:00:00:00:02")
+    [line] = [line for line in judge_peers.ways([replace(HEALTHY, way=WaySeen(missing=missing))]) if line.code]
+    assert (line.code, line.text) == (
+        "entry_missing",
+        "packets to 11.0.2.0/24 of 172.17.8.102: the kernel has no forwarding of 02:00:00:00:00:02 to 172.17.8.102, "
+        "no neighbour 11.0.2.0 at 02:00:00:00:00:02",
+    )
+    both = judge_peers.ways([replace(HEALTHY, way=WaySeen(diverted=("rule b",), missing=missing))])
+    assert [line.code for line in both if line.code] == ["route_diverted"]
