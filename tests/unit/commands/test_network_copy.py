@@ -13,7 +13,7 @@ from support.fakes import FakeRegistry
 from support.fakes_clock import run
 
 from flannelpy.commands.network_copy import NetworkCopy
-from flannelpy.errors import CompareFailed, KeyNotFound, RegistryUnavailable
+from flannelpy.errors import ApiSwitchedOff, CompareFailed, KeyNotFound, RegistryUnavailable
 from flannelpy.registry.base import Changes, KeyValue, Schema, Snapshot, all_names
 from flannelpy.subnet.copied import copy_of, original
 from flannelpy.subnet.copy_plan import Step
@@ -622,6 +622,31 @@ def test_without_a_config_in_v2_there_is_nothing_to_follow() -> None:
         with pytest.raises(KeyNotFound):
             await NetworkCopy(world.v2, world.v3, say=world.lines.append).follow()
         assert world.lines == []
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("seconds", [0, 10])
+def test_an_endpoint_without_the_v2_api_beside_a_silent_one_does_not_end_it(seconds: float) -> None:
+    """``seconds``: when that begins.  The silent endpoint may have the config."""
+
+    async def scenario(world: World) -> None:
+        read_config, is_certain = world.v2.read_config, False
+
+        async def refuse() -> str:
+            if world.now() < seconds:
+                return await read_config()
+            raise ApiSwitchedOff("the v2 API is switched off", is_certain)
+
+        world.v2.read_config = refuse  # type: ignore[method-assign]
+        world.v2.put_raw(A, ONE, 3600)
+        following = asyncio.create_task(NetworkCopy(world.v2, world.v3, say=world.lines.append).follow())
+        await asyncio.sleep(300)
+        assert not following.done()
+        is_certain = True
+        async with asyncio.timeout(61):
+            await asyncio.wait([following])
+        assert isinstance(following.exception(), ApiSwitchedOff if seconds == 0 else type(None))
 
     play(scenario)
 
