@@ -7,6 +7,7 @@ Counterpart: the flag set of flanneld v0.5.5, names and defaults; -etcd-username
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,15 @@ Examples:
 def variable(name: str) -> str:
     """Return the name of a flag's variable: for etcd-prefix, FLANNELD_ETCD_PREFIX."""
     return "FLANNELD_" + name.upper().replace("-", "_")
+
+
+def _invalid_byte(text: str) -> int | None:
+    """Return the first byte of ``text`` that is not UTF-8; None if all are.
+
+    Python reads such a byte of argv or of a variable as a surrogate (PEP 383), which no request to etcd can have.
+    """
+    found = re.search("[\udc80-\udcff]", text)
+    return ord(found[0]) - 0xDC00 if found else None
 
 
 class Flag(click.Option):
@@ -116,6 +126,8 @@ class Flag(click.Option):
 
     def parsed(self, context: click.Context, text: str) -> object:
         """Return the value of one text.  Raises UsageError."""
+        if byte := _invalid_byte(text):
+            raise UsageError(f"bad value for {self.spelled(context)}: must be UTF-8, which byte {byte:#04x} is not")
         try:
             return self.read(text)
         except ValueError as error:

@@ -442,6 +442,19 @@ def test_bad_endpoints(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert refusal([]) == of_flag.replace("-etcd-endpoints: ", "FLANNELD_ETCD_ENDPOINTS: ")
 
 
+TEXT_FLAGS = [flag for flag in flags.FLAGS if flag.takes_value]
+
+
+@pytest.mark.parametrize("flag", TEXT_FLAGS, ids=[flag.flag for flag in TEXT_FLAGS])
+def test_bytes_that_are_not_utf_8_are_refused(flag: flags.Flag, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line has no other part of the value, which may be a password."""
+    text = os.fsdecode(b"/secret\xff\xfe")
+    message = "must be UTF-8, which byte 0xff is not"
+    assert refusal([f"-{flag.flag}={text}"]) == f"bad value for -{flag.flag}: {message}"
+    monkeypatch.setenv(flags.variable(flag.flag), text)
+    assert refusal([]) == f"bad value for {flags.variable(flag.flag)}: {message}"
+
+
 def test_password_in_an_endpoint_is_not_repeated() -> None:
     assert "secret" not in refusal(["-etcd-endpoints=http://user:secret@a:1"])
 

@@ -41,6 +41,11 @@ def run(arguments: list[str], variables: dict[str, str]) -> subprocess.Completed
             {},
             "bad value '172.17.8' for -public-ip: must be an IPv4 address, such as 172.17.8.101",
         ),
+        (
+            ["copy-to-v3", os.fsdecode(b"-etcd-prefix=/\xff\xfe")],
+            {},
+            "bad value for -etcd-prefix: must be UTF-8, which byte 0xff is not",
+        ),
         (["-iface"], {}, "-iface needs a value: -iface=NAME|IP"),
         (["-iface=eth1", "eth2"], {}, "extra argument 'eth2': only flags are expected, -help lists them"),
         (["-logtostderr"], {}, "-logtostderr is not supported: the log always goes to stderr; leave it out"),
