@@ -21,7 +21,7 @@ Usage: {PROGRAM} {NAME} [flags]
 Copies the network config and all leases from the v2 store of etcd to its v3
 store, for a change-over from -etcd-api=2 to -etcd-api=3. Changes nothing in v2,
 and nothing in v3 but its own copies. Exits with 1 if a key in v3 differs that
-is no copy.
+is no copy, or if hosts with -etcd-api=3 refuse the config.
 
 Flags:
 """
