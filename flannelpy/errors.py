@@ -88,7 +88,14 @@ class RegistryUnavailable(RegistryError):
 
 
 class ApiSwitchedOff(RegistryUnavailable):
-    """No endpoint has this version of etcd's API: the caller may ask another version."""
+    """No endpoint has this version of etcd's API: the caller may ask another version.
+
+    ``is_certain``: every endpoint answered so.  If it is false, some did not answer, and one of those may have the API.
+    """
+
+    def __init__(self, message: str, is_certain: bool = True) -> None:
+        super().__init__(message)
+        self.is_certain = is_certain
 
 
 class KeyNotFound(RegistryError):

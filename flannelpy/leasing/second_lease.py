@@ -271,7 +271,10 @@ class SecondLease:
                 await self._look_for_config()
 
     async def _look_for_config(self) -> None:
-        """Find out whether v2 has a config.  Raises RegistryUnavailable."""
+        """Find out whether v2 has a config.  Raises RegistryUnavailable.
+
+        A config that v2 had is not gone because some endpoints are without the v2 API and the others do not answer.
+        """
         had_config = self._has_config
         try:
             await self._v2.read_config()
@@ -279,6 +282,8 @@ class SecondLease:
             if not had_config:
                 log.info("Found network config in etcd v2, too: the lease is kept in both until that config is deleted")
         except (KeyNotFound, ApiSwitchedOff) as missing:
+            if had_config and isinstance(missing, ApiSwitchedOff) and not missing.is_certain:
+                raise RegistryUnavailable(str(missing)) from missing
             self._has_config = False
             if had_config:
                 log.info("Network config is gone from etcd v2 (%s): the lease is kept in v3 only from now on", missing)

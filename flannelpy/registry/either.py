@@ -113,6 +113,8 @@ class EitherRegistry:
         try:
             return self._v2, await self._v2.read_config()
         except (KeyNotFound, ApiSwitchedOff) as missing:
+            if self._chosen is self._v2 and isinstance(missing, ApiSwitchedOff) and not missing.is_certain:
+                raise RegistryUnavailable(str(missing)) from missing  # v2 had a config
             not_in_v2 = missing
         try:
             return self._v3, await self._v3.read_config()

@@ -170,7 +170,8 @@ class Rotation(Generic[Client]):
         If an endpoint may have executed ``request`` but its reply was lost, ``settle`` replaces ``request``.  Raises
         etcd's refusals as RegistryError, RegistryUnavailable, and ApiSwitchedOff if at least half of the endpoints
         answer that they do not have this API, and none has it.  Each member of etcd has a flag of its own, so one
-        endpoint does not speak for all; and a cluster works with one half of its members being down at most.
+        endpoint does not speak for all; and a cluster works with one half of its members being down at most.  The error
+        is certain if all of them answer so.
         """
         failures = []
         start, count = self._first, len(self.clients)
@@ -225,7 +226,9 @@ def _unavailable(failures: Sequence[tuple[EndpointClient, NoAnswer]]) -> Registr
     """Return the error for a call that no endpoint has answered."""
     text = "; ".join(f"{client.url}: {failure}" for client, failure in failures)
     without = sum(isinstance(failure, NoSuchApi) for _, failure in failures)
-    return ApiSwitchedOff(text) if 2 * without >= len(failures) else RegistryUnavailable(text)
+    if 2 * without < len(failures):
+        return RegistryUnavailable(text)
+    return ApiSwitchedOff(text, is_certain=without == len(failures))
 
 
 def _usable_answer(request: Callable[[Client], Answer], client: Client) -> Answer:

@@ -66,9 +66,10 @@ class Store(FakeRegistry):
 
 
 class V2(Store):
-    """Counts its calls; ``is_off``: answers 404 to all of them."""
+    """Counts its calls; ``is_off``: answers 404 to all of them, ``is_certain``: at each endpoint."""
 
     is_off = False
+    is_certain = True
     is_directory = False
     calls = 0
 
@@ -80,7 +81,7 @@ class V2(Store):
     def _begin(self) -> None:
         self.calls += 1
         if self.is_off:
-            raise ApiSwitchedOff("the v2 API is switched off")
+            raise ApiSwitchedOff("the v2 API is switched off", self.is_certain)
         super()._begin()
 
 
@@ -610,6 +611,29 @@ class TestEnd:
             assert not acquiring.done()
             world.v2.is_directory = False
             assert (await acquiring).subnet == OWN
+
+        play(scenario)
+
+    def test_a_v2_api_that_only_some_endpoints_are_without_is_no_end(self, caplog: pytest.LogCaptureFixture) -> None:
+        """The others do not answer: v2 and its config may be there."""
+
+        async def scenario(world: World) -> None:
+            async with world.running():
+                world.v2.is_off, world.v2.is_certain = True, False
+                await asyncio.sleep(10 * CONFIG_SECONDS)
+                assert world.registry.store_reports()[1].api == 2
+                world.v2.is_off = False
+                await asyncio.sleep(6)
+                assert (await entries(world.v2))[NAME].lifetime.seconds in range(TERMS.lease_ttl - 320, 601)
+
+        play(scenario)
+        assert not any("gone from etcd v2" in message for message in caplog.messages)
+
+    def test_a_start_needs_no_answer_of_every_endpoint(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.is_off, world.v2.is_certain = True, False
+            await world.acquire(OWN)
+            assert await values(world.v3) == {NAME: OURS}
 
         play(scenario)
 
