@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
+from unittest import mock
 
 import pytest
 from hypothesis import example, given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from support.fakes import FakeRegistry
 from support.fakes_clock import LoopClock, run
 
+from flannelpy import cli
 from flannelpy.errors import (
     ApiSwitchedOff,
     CompareFailed,
@@ -24,11 +26,14 @@ from flannelpy.errors import (
     LeaseLost,
     RegistryUnavailable,
 )
+from flannelpy.leasing import host_registry
 from flannelpy.leasing.both_stores import BothStores
 from flannelpy.leasing.manager import SubnetManager
 from flannelpy.leasing.retry import LONGEST_PAUSE_OF_WRITES
 from flannelpy.leasing.second_lease import CONFIG_SECONDS, LOOK_AGAIN_SECONDS
 from flannelpy.registry.base import KeyValue, Schema
+from flannelpy.registry.etcd_v2 import EtcdV2Registry
+from flannelpy.registry.etcd_v3 import EtcdV3Registry
 from flannelpy.subnet.config import parse
 from flannelpy.subnet.copied import MARK, copy_of, original
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
@@ -93,8 +98,14 @@ class World:
         self.v2, self.v3 = V2(clock.now), Store(clock.now, Schema.V3)
         self.v2.set_config(TEXT)
         self.v3.set_config(TEXT)
-        self.registry = BothStores(self.v3, self.v2, US)
-        self.manager = SubnetManager(self.registry, clock, random.Random(1), US, TERMS)
+        self.use("3")
+
+    def use(self, api: str) -> None:
+        """Open the stores by -etcd-api."""
+        stores = {EtcdV2Registry: self.v2, EtcdV3Registry: self.v3}
+        with mock.patch.object(host_registry, "open_as", lambda kind, *_: stores[kind]):
+            self.registry = host_registry.connect_host(cli.parse([f"-etcd-api={api}"]), "", US)
+        self.manager = SubnetManager(self.registry, LoopClock(), random.Random(1), US, TERMS)
 
     async def acquire(self, previous: IPv4Network | None = None) -> Lease:
         return await self.manager.acquire(CONFIG, lambda _: ATTRS, previous)
@@ -694,6 +705,38 @@ class TestEnd:
             with pytest.raises(CompareFailed):
                 await call(version=entry.version + 1)
             assert await values(world.v2) == {NAME: OURS}
+
+        play(scenario)
+
+
+class TestAuto:
+    """-etcd-api=auto that has chosen v3."""
+
+    def test_a_config_that_comes_back_to_v2_brings_the_lease(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.set_config(None)
+            world.use("auto")
+            assert await world.registry.read_config() == TEXT
+            async with world.running():
+                assert await values(world.v2) == {}
+                calls = world.v2.calls
+                await asyncio.sleep(3600)
+                assert world.v2.calls - calls <= 3600 / (0.75 * LOOK_AGAIN_SECONDS)
+                world.v2.set_config(TEXT)
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                assert await values(world.v2) == await values(world.v3) == {NAME: OURS}
+
+        play(scenario)
+        found = [message.split(":")[0] for message in caplog.messages if "Found network config" in message]
+        assert found == ["Found network config in etcd v3", "Found network config in etcd v2, too"]
+
+    def test_v2_is_used_alone_while_it_has_a_config(self) -> None:
+        async def scenario(world: World) -> None:
+            world.use("auto")
+            await world.registry.read_config()
+            async with world.running():
+                assert await values(world.v2) == {NAME: OURS_BEFORE}
+                assert await values(world.v3) == {}
 
         play(scenario)
 
