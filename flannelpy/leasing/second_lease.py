@@ -284,7 +284,7 @@ class SecondLease:
             if had_config:
                 log.info("Network config is gone from etcd v2 (%s): the lease is kept in v3 only from now on", missing)
         except ConfigError as error:  # a directory in its place, which an operator may correct
-            raise RegistryUnavailable(f"etcd v2: {error}") from error
+            raise RegistryUnavailable(str(error)) from error
         self._config_read_at = asyncio.get_running_loop().time()
 
     def _is_held_name(self, name: str) -> bool:

@@ -236,6 +236,35 @@ class TestAcquiring:
 
         play(scenario)
 
+    @pytest.mark.parametrize("is_config_known", [False, True])
+    @pytest.mark.parametrize(
+        ("found", "line"),
+        [
+            (None, "Picking subnet in range 11.0.1.0 ... 11.0.255.0"),
+            (OURS, "Found lease (11.0.59.0/24) for current IP (172.17.8.101), reusing"),
+        ],
+    )
+    def test_a_v2_without_an_answer_is_named_and_nothing_is_logged_at_each_try(
+        self, found: str | None, line: str, is_config_known: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario(world: World) -> None:
+            if found:
+                world.v3.put_raw(NAME, found, 600)
+            if is_config_known:
+                await world.registry.snapshot()
+                caplog.clear()
+            world.v2.go_down()
+            acquiring = asyncio.create_task(world.acquire(OWN))
+            await asyncio.sleep(60)
+            what = "the lease in etcd v2" if is_config_known else "etcd v2, which may have a network config"
+            failed = f"Failed to acquire subnet: the fake registry is down ({what})"
+            assert caplog.messages == ([line, failed] if is_config_known else [failed])
+            world.v2.come_up()
+            await acquiring
+            assert caplog.messages.count(line) == 1
+
+        play(scenario)
+
     def test_a_copy_of_the_own_fresh_lease_in_v2_is_written_over(self) -> None:
         """copy-to-v3 -follow may be faster than the second create."""
 
