@@ -54,7 +54,7 @@ from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.own_devices import own_alias
 from flannelpy.logs import FailureLog
 from flannelpy.netfilter.network_rules import NetworkRules
-from flannelpy.options import Options
+from flannelpy.options import EtcdApi, Options
 from flannelpy.registry.connect import etcd_hosts
 from flannelpy.report import TRANSITIONS, NetworkReport, NetworkState, PeerReport
 from flannelpy.service import Service
@@ -160,6 +160,7 @@ class Network:
         self._enter(NetworkState.WAITING_FOR_CONFIG)
         cleanup.callback(self._host.release, self.name)
         chosen = await manager.read_config(self._claim, self._unblock)
+        self._options = replace(self._options, etcd_api=EtcdApi(registry.schema.value))  # also for the next run
         cleanup.callback(chosen.backend.close)
         self._network = chosen.config.network
         try:

@@ -5,6 +5,7 @@ Counterpart: subnet/etcd.go, renew.go.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -54,6 +55,7 @@ class OwnLease:
         self._attrs = LeaseAttrs(host_identity.public_ip)  # as flannelpy writes them; the store's may differ
         self._network: IPv4Network | None = None
         self._lead = self._renew_at = self._ends_at = 0.0
+        self._is_planned = asyncio.Event()  # set by each plan of a renewal
         self._failures = 0
         self._problem = ""
         self._acquired_at = self._confirmed_at = 0.0
@@ -127,9 +129,20 @@ class OwnLease:
                 await self._renew()
             else:
                 # Short sleeps: the lease may change meanwhile, and sleep does not count suspended time.
-                await self._clock.sleep(min(wait, _LONGEST_SLEEP) if wait > 0 else _LONGEST_SLEEP)
+                await self._sleep(min(wait, _LONGEST_SLEEP) if wait > 0 else _LONGEST_SLEEP)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep until a renewal is planned, ``seconds`` at most."""
+        self._is_planned.clear()
+        waits = [asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(self._is_planned.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
 
     async def _renew(self) -> None:
+        await self._clock.sleep(self._repeated.pause(self._clock.now()))
         try:
             await self._renew_or_read_back()
         except RegistryError as error:
@@ -147,6 +160,7 @@ class OwnLease:
             self._put_off()
             await self.react(await self._store.find(lease.subnet))
             return
+        self._repeated.note(self._clock.now())
         if self.lease is lease:  # the watch has not replaced it meanwhile
             self._hold(renewed)
         expiration = self._clock.wall() + timedelta(seconds=renewed.lifetime.seconds or self._terms.lease_ttl)
@@ -265,3 +279,4 @@ class OwnLease:
         self._lead = renewal_lead(seconds or self._terms.lease_ttl, self._terms, self._rng.random())
         self._renew_at = now if seconds is None else now + seconds - self._lead
         self._ends_at = self._renew_at + self._lead
+        self._is_planned.set()

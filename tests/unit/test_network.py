@@ -31,6 +31,7 @@ from flannelpy.linux.netlink import monitor
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.own_devices import own_alias
 from flannelpy.network import Network
+from flannelpy.options import Options
 from flannelpy.report import (
     TRANSITIONS,
     BackendReport,
@@ -240,7 +241,13 @@ class World:
         monkeypatch.setattr(repair_loop, "Netlink", FakeNetlink)
         monkeypatch.setattr(monitor, "notifications", notifications)
         monkeypatch.setattr(monitor, "_PAUSE_SECONDS", 0.001)
-        monkeypatch.setattr(network, "connect_host", lambda *_: self.store)
+        self.opened: list[str] = []
+
+        def connect_host(options: Options, *_: object) -> FakeRegistry:
+            self.opened.append(options.etcd_api.value)
+            return self.store
+
+        monkeypatch.setattr(network, "connect_host", connect_host)
         options = cli.parse([f"-subnet-file={self.file}", "-host-id=host-1", *flags])
         self.datagrams: Datagrams | None = None
         self.monitor = external_endpoint.watch(options, EXTERNAL)
@@ -778,6 +785,20 @@ def test_a_failed_network_reports_the_cause_until_it_runs_again(world: World) ->
         await world.until(lambda: world.is_up)
 
     play(world, again)
+
+
+def test_the_api_of_the_first_run_holds_for_the_next(world: World) -> None:
+    async def scenario(task: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+        task.cancel()
+        await asyncio.wait([task])
+        again = asyncio.create_task(world.network.run())
+        await asyncio.wait([again], timeout=0.1)
+        again.cancel()
+        await asyncio.wait([again])
+
+    play(world, scenario)
+    assert world.opened == ["auto", world.store.schema.value]
 
 
 def test_the_report_has_a_part_for_each_component(world: World) -> None:
