@@ -161,7 +161,7 @@ class OwnLease:
             await self.react(await self._store.find(lease.subnet))
             return
         self._repeated.note(self._clock.now())
-        if self.lease is lease:  # the watch has not replaced it meanwhile
+        if self.lease is lease or self.lease.version == renewed.version:  # the watch has reported no later write
             self._hold(renewed)
         expiration = self._clock.wall() + timedelta(seconds=renewed.lifetime.seconds or self._terms.lease_ttl)
         log.info("Lease renewed, new expiration: %s", expiration.strftime("%Y-%m-%d %H:%M:%S.%f +0000 UTC"))

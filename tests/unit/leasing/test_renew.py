@@ -258,6 +258,26 @@ class Overtaken(FakeRegistry):
         return renewed
 
 
+class Slow(FakeRegistry):
+    """Replies to a renewal after the watch has reported it."""
+
+    async def renew(self, name: str, value: str, lease_ttl: int, version: int) -> KeyValue:
+        renewed = await super().renew(name, value, lease_ttl, version)
+        await asyncio.sleep(1)
+        return renewed
+
+
+@pytest.mark.parametrize("schema", [Schema.V3], indirect=True)
+def test_a_renewal_that_the_watch_reports_before_its_reply_is_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            world.registry.put_raw(OWN_NAME, OURS, 600)
+            await asyncio.sleep(100)
+
+    play(scenario, Slow)
+    assert len([message for message in caplog.messages if "Lease renewed" in message]) == 1
+
+
 def test_a_late_reply_to_a_renewal_does_not_hide_what_the_watch_has_reported() -> None:
     async def scenario(world: World) -> None:
         async with world.running():
