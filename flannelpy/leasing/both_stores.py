@@ -37,13 +37,18 @@ _WRITING = "the lease in etcd v2"
 
 
 class BothStores:
-    """The registry ``v3``, whose lease of the host ``host_identity`` is also in ``v2`` while v2 has a config."""
+    """The registry ``v3``, whose lease of the host ``host_identity`` is also in ``v2`` while v2 has a config.
 
-    def __init__(self, v3: Registry, v2: Registry, host_identity: HostIdentity) -> None:
+    ``has_second_config``: whether v2 has one; None: not known yet.
+    """
+
+    def __init__(
+        self, v3: Registry, v2: Registry, host_identity: HostIdentity, has_second_config: bool | None = None
+    ) -> None:
         self._v3 = v3
         self._v2 = v2
         self._identity = host_identity
-        self._second = SecondLease(v2, v3, host_identity)
+        self._second = SecondLease(v2, v3, host_identity, has_second_config)
 
     @property
     def schema(self) -> Schema:

@@ -22,5 +22,8 @@ def connect_host(options: Options, network: str, host_identity: HostIdentity) ->
     from flannelpy.leasing.both_stores import BothStores
 
     v2 = open_as(EtcdV2Registry, options, network)
-    both = BothStores(open_as(EtcdV3Registry, options, network), v2, host_identity)
-    return both if options.etcd_api is EtcdApi.V3 else EitherRegistry(v2, both)
+    v3 = open_as(EtcdV3Registry, options, network)
+    if options.etcd_api is EtcdApi.V3:
+        return BothStores(v3, v2, host_identity)
+    # auto chooses v3 because v2 has no config, and need not ask v2 again.
+    return EitherRegistry(v2, BothStores(v3, v2, host_identity, has_second_config=False))

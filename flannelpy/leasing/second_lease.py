@@ -61,17 +61,18 @@ class _Held:
 class SecondLease:
     """The lease in ``v2`` of the host ``host_identity``, whose lease is in ``v3``.
 
-    Raises, from every coroutine: RegistryUnavailable if v2 gave no usable answer.
+    ``has_config``: whether v2 has a network config; None: v2 was not asked yet.  Raises, from every coroutine:
+    RegistryUnavailable if v2 gave no usable answer.
     """
 
-    def __init__(self, v2: Registry, v3: Registry, host_identity: HostIdentity) -> None:
+    def __init__(self, v2: Registry, v3: Registry, host_identity: HostIdentity, has_config: bool | None = None) -> None:
         self._v2 = v2
         self._v3 = v3
         self._identity = host_identity
         self._rng = random.Random()  # noqa: S311 - nothing secret
         self._backoff = Backoff(self._rng)
         self._repeated = RepeatedWrites(self._rng)
-        self._has_config: bool | None = None  # None: v2 was not asked yet
+        self._has_config = has_config
         self._config_read_at = 0.0
         self._held: _Held | None = None
         self._due: int | None = None  # the lifetime to which the task has to renew the lease
