@@ -19,7 +19,8 @@ async def put(registry: Registry, name: str, value: str, lease_ttl: int | None, 
     Raises KeyExists, CompareFailed, KeyNotFound.
     """
     if before is None:
-        before = await registry.create(name, value, lease_ttl or _RESERVING_SECONDS)  # a create needs a lifetime
+        # A create needs a lifetime.
+        before = await registry.create(name, value, _RESERVING_SECONDS if lease_ttl is None else lease_ttl)
         if lease_ttl is not None:
             return before
     return await registry.compare_and_swap(name, value, lease_ttl, before.version)
