@@ -159,6 +159,7 @@ def test_a_network_that_loses_its_subnet_gets_another_and_the_others_continue(wo
     wait_for(lambda: is_ready(host, "green"), 20, "another subnet")
     assert previous_subnet(subnet_file(host, "green")) != subnet
     assert daemon.process.poll() is None
+    assert "Restored rule" not in daemon.log().partition(f"subnet {subnet} is held")[2]  # flannelpy itself removed it
 
 
 DUPLICATE = "from 11.1.0.0/16 to 11.2.0.0/16 fwmark 7 prohibit"

@@ -68,7 +68,7 @@ def make_link(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, make_device, make_socket, make_link])
-def test_what_is_no_regular_file_stays_and_nobody_is_asked(make: Callable[[Path], object], tmp_path: Path) -> None:
+def test_what_is_no_regular_file_stays_and_no_daemon_is_asked(make: Callable[[Path], object], tmp_path: Path) -> None:
     """Root must not replace /dev/null."""
     place = tmp_path / "place"
     try:
