@@ -709,6 +709,16 @@ def test_repairs_are_counted_and_a_problem_turns_readiness_off(world: World, cap
     assert any("not ready: no such device" in status for status in world.statuses)
 
 
+def test_a_ready_file_that_another_program_removes_comes_back(world: World) -> None:
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up and world.ready.exists())
+        world.ready.unlink()
+        world.bell.set()
+        await world.until(world.ready.exists)
+
+    play(world, scenario)
+
+
 def test_what_the_monitor_finds_turns_readiness_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(_: asyncio.Task[Any]) -> None:
         await world.until(world.ready.exists)
