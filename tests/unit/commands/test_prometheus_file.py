@@ -92,6 +92,16 @@ def test_a_parent_directory_is_no_file(name: str, tmp_path: Path) -> None:
         prometheus_file.run(tmp_path / "control.sock", tmp_path / name)
 
 
+@pytest.mark.parametrize("flag", ["prometheus", "subnet-file"])
+def test_a_path_with_a_newline_is_one_line(flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a\nroot: all is well"
+    path.mkdir()
+    with pytest.raises(SystemExit):
+        cli.main(["status", f"-{flag}={path}{'/subnet.env' * (flag == 'subnet-file')}"])
+    [line] = capsys.readouterr().err.splitlines()
+    assert "a\\nroot: all is well" in line
+
+
 @pytest.mark.parametrize("other", ["brief", "json"])
 def test_it_prints_nothing(other: str) -> None:
     with pytest.raises(UsageError, match=f"-prometheus and -{other} exclude each other"):
