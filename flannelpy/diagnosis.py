@@ -70,9 +70,10 @@ def _problems_of(network: NetworkReport, now: float) -> Iterator[Problem]:
     for code, (text_of, remedy) in _TABLE.items():
         if text := text_of(_Seen(network, now)):
             is_well = False
-            if not remedy:
-                text, _, remedy = text.rpartition("; ")
-            yield Problem(code, network.name, text, remedy)
+            advice = remedy(_Seen(network, now)) if callable(remedy) else remedy
+            if not advice:
+                text, _, advice = text.rpartition("; ")
+            yield Problem(code, network.name, text, advice)
     if is_well and network.state is not NetworkState.READY:
         text = network.problem or f"the network is {network.state}"
         yield Problem(ProblemCode.NOT_READY, network.name, text, _NOT_READY_REMEDY)
@@ -107,6 +108,15 @@ def _failure(seen: _Seen) -> str:
 
 def _silence(seen: _Seen) -> str:
     return "; ".join(_about_silent(store, seen.now) for store in seen.silent_stores)
+
+
+def _store_remedy(seen: _Seen) -> str:
+    """Promise that packets travel only where they did: a network that starts knows no peers yet."""
+    if seen.network.state.is_up:
+        meanwhile = "meanwhile packets are forwarded until the leases end"
+    else:
+        meanwhile = "flannelpy then starts this network by itself"
+    return f"start etcd, or restore the way to it; {meanwhile}"
 
 
 def _about_silent(store: StoreReport, now: float) -> str:
@@ -165,13 +175,11 @@ def _unreachable_peers(seen: _Seen) -> str:
 
 _NOT_READY_REMEDY = "wait some seconds; if it lasts, the log names the cause"
 _RESTART = "then restart flannelpy, then Docker"
-#: By code, the most basic problem first: what returns the text, and the remedy; empty if the text ends in "; " and it.
-_TABLE: dict[ProblemCode, tuple[Callable[[_Seen], str], str]] = {
+#: By code, the most basic problem first: what returns the text, and the remedy or what returns it; empty if the text
+#: ends in "; " and it.
+_TABLE: dict[ProblemCode, tuple[Callable[[_Seen], str], str | Callable[[_Seen], str]]] = {
     ProblemCode.NETWORK_FAILED: (_failure, "remove the cause that the text names; flannelpy tries again by itself"),
-    ProblemCode.STORE_SILENT: (
-        _silence,
-        "start etcd, or restore the way to it; meanwhile packets are forwarded until the leases end",
-    ),
+    ProblemCode.STORE_SILENT: (_silence, _store_remedy),
     ProblemCode.CONFIG_MISSING: (
         _config_in(ConfigState.MISSING),
         "write the network config to etcd; -etcd-prefix and -etcd-api decide where flannelpy reads it",

@@ -56,7 +56,7 @@ from flannelpy.logs import FailureLog
 from flannelpy.netfilter.network_rules import NetworkRules
 from flannelpy.options import EtcdApi, Options
 from flannelpy.registry.connect import etcd_hosts
-from flannelpy.report import TRANSITIONS, NetworkReport, NetworkState, PeerReport
+from flannelpy.report import TRANSITIONS, Counts, NetworkReport, NetworkState, PeerReport
 from flannelpy.service import Service
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity
@@ -88,6 +88,7 @@ class Network:
         self._clock = BootClock()
         self._state, self._since = NetworkState.STARTING, self._now()
         self._problem = ""
+        self._earlier = Counts()  # of the runs that have ended
         self._network: IPv4Network | None = None
         self._manager: SubnetManager | None = None
         self._service: Service | None = None
@@ -120,6 +121,7 @@ class Network:
             since=self._since,
             subnet_file=self._subnet_file,
             network=self._network,
+            earlier=self._earlier,
         )
         if self._manager:
             report = self._manager.complete(report)
@@ -168,7 +170,8 @@ class Network:
             await self._serve(chosen, manager, ready_file)
         except LeaseLost:
             chosen.backend.close()
-            await self._withdraw(chosen.config.network)
+            async with self._host.resources.busy:
+                await self._withdraw(chosen.config.network)
             raise
 
     def _forget_run(self) -> None:
@@ -193,9 +196,10 @@ class Network:
             ready_file.close()
             self._set_state(NetworkState.FAILED, one_line(error))
             self._on_change()
+            await self._service.refresh()
             raise
         finally:
-            self._service = None  # before the clean-up, after which nothing is left to check
+            self._earlier, self._service = self.report().counts, None  # before the clean-up: nothing is left to check
 
     async def _claim(self, config: NetworkConfig) -> _Chosen:
         """Return the backend of a config, after reserving its exclusive resources.  Raises ConfigError, HostError."""
@@ -272,7 +276,10 @@ class Network:
         self._lock.write(Run((config.network, *previous), config.backend.type, backend.device))
         keep = Keep(config.network, backend.device, backend.adopts_routes)
         async with Netlink() as netlink:
-            for left in await withdraw(netlink, scope, keep):
+            async with self._host.resources.busy:
+                removed = await withdraw(netlink, scope, keep)
+                self._host.isolation.forget(scope.networks - {config.network})
+            for left in removed:
                 log.warning("Removed leftover %s", left)
             unadopted = previous if backend.adopts_routes or backend.routed is Routed.NOTHING else scope.networks
             for command in await unmarked_leftovers(netlink, unadopted, subnet):
@@ -281,11 +288,16 @@ class Network:
         return previous
 
     async def _withdraw(self, network: IPv4Network) -> None:
-        """Remove devices and routes to peers, and the subnet file: another host or network has the addresses now."""
+        """Remove devices and routes to peers, and the subnet file: another host or network has the addresses now.
+
+        The caller holds ``busy`` of the host's resources.
+        """
         try:
             scope = ownership.scope(self._subnet_file, self._lock.read())
+            networks = scope.networks | {network}
             async with Netlink() as netlink:
-                await withdraw(netlink, scope._replace(networks=scope.networks | {network}))
+                await withdraw(netlink, scope._replace(networks=networks))
+            self._host.isolation.forget(networks)
         except HostError as error:
             log.warning("%s", error)
         try:

@@ -7,11 +7,15 @@ Counterpart: none; flanneld reports nothing but its log.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import TypeVar
+
+CountT = TypeVar("CountT", int, "Traffic")
 
 
 class NetworkState(StrEnum):
@@ -130,6 +134,15 @@ class Traffic:
     bytes_in: int = 0
     heard_at: float | None = None
 
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            self.packets_out + other.packets_out,
+            self.bytes_out + other.bytes_out,
+            self.packets_in + other.packets_in,
+            self.bytes_in + other.bytes_in,
+            max((at for at in (self.heard_at, other.heard_at) if at is not None), default=None),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class PeerReport:
@@ -196,6 +209,28 @@ class TrafficReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Counts:
+    """What a network has counted: packets dropped by reason, packets carried, and repairs.
+
+    A part is None, and ``drops`` is empty, if nothing has counted it yet.
+    """
+
+    drops: Mapping[str, int] = field(default_factory=dict)
+    carried: Traffic | None = None
+    kernel_state: int | None = None
+    firewall: int | None = None
+
+    def plus(self, other: Counts) -> Counts:
+        """Return the sums."""
+        return Counts(
+            Counter(self.drops) + Counter(other.drops),
+            _sum(self.carried, other.carried),
+            _sum(self.kernel_state, other.kernel_state),
+            _sum(self.firewall, other.firewall),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkReport:
     """One network; the only network of a host has the name "".
 
@@ -203,7 +238,8 @@ class NetworkReport:
     ``traffic`` are None until a subnet is leased, and again after a failure.  ``since``: when the network entered its
     state.  ``network``: the configured one, None until the config is read.  ``lease_problem``: why the last try to
     lease a subnet failed; empty once one is leased.  ``second_store``: etcd v2 during a change-over, while this host
-    keeps its lease there too.
+    keeps its lease there too.  ``earlier``: what the runs of the network counted that have ended since the daemon
+    started.
     """
 
     name: str
@@ -223,6 +259,7 @@ class NetworkReport:
     lease_problem: str = ""
     store: StoreReport | None = None
     second_store: StoreReport | None = None
+    earlier: Counts = Counts()
 
     @property
     def title(self) -> str:
@@ -236,9 +273,16 @@ class NetworkReport:
         return next((part.problem for part in parts if part and part.problem), "")
 
     @property
+    def counts(self) -> Counts:
+        """Return what the network has counted since the daemon started, in all its runs."""
+        drops, carried = (self.backend.drops, self.backend.carried) if self.backend else ({}, None)
+        repairs = [part.repairs if part else None for part in (self.kernel_state, self.firewall)]
+        return self.earlier.plus(Counts(drops, carried, *repairs))
+
+    @property
     def repairs(self) -> int:
         """Return how many changes by other programs were undone, in the kernel's state and in the firewall."""
-        return sum(part.repairs for part in (self.kernel_state, self.firewall) if part)
+        return (self.counts.kernel_state or 0) + (self.counts.firewall or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,3 +298,10 @@ class DaemonReport:
     started_at: float = 0.0
     packet_code: str = ""
     at: float = 0.0
+
+
+def _sum(one: CountT | None, other: CountT | None) -> CountT | None:
+    """Return the sum of two counts, of which each may be unknown."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other

@@ -143,6 +143,7 @@ class Service:
                 await self._peer_routes.check(netlink)
 
     async def _check(self, netlink: Netlink) -> list[str]:
+        self._ready_file.check()
         await self._containers.check(netlink, self._manager.own.subnet, self._backend.forwarding)
         self._report_changes()
         await self._gate.check()

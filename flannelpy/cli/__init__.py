@@ -20,6 +20,7 @@ from flannelpy.cli import output
 from flannelpy.cli.flags import COMMAND, FLAGS, PROGRAM
 from flannelpy.cli.go_flags import go_spelling, refuse_unsupported_variables
 from flannelpy.errors import FlannelError, UsageError
+from flannelpy.foreign import escaped
 from flannelpy.options import Options
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             code = command(words[1:]) if command else _daemon(words)
         sys.exit(code)
     except FlannelError as error:
-        output.end_with(f"{PROGRAM}: {error}", error.exit_code)
+        output.end_with(f"{PROGRAM}: {escaped(str(error))}", error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 

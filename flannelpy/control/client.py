@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Never
 
 from flannelpy.errors import DaemonUnavailable, MessageError
+from flannelpy.linux import instance_lock
+from flannelpy.options import control_socket
 from flannelpy.serving import wire
 
 #: Seconds for a whole answer: a daemon that forwards packets at full load renders ten thousand peers in fewer.
@@ -111,7 +114,30 @@ def _fail(path: Path, error: OSError, timeout: float) -> Never:
         case BlockingIOError():
             text = f"the daemon at {path} is busy with other clients: try again"
         case FileNotFoundError() | ConnectionRefusedError():
-            text = f"no daemon at {path}: start flannelpy, or name its -subnet-file, or with -networks its -subnet-dir"
+            text = _why_unanswered(path)
         case _:
             text = f"cannot ask the daemon at {path}: {error.strerror or error}"
     raise DaemonUnavailable(text) from error
+
+
+def _why_unanswered(path: Path) -> str:
+    pid = next(filter(None, map(instance_lock.holder, _lock_files(path))), None)
+    if pid is None:
+        return f"no daemon at {path}: start flannelpy, or name its -subnet-file, or with -networks its -subnet-dir"
+    runs = f"flannelpy runs with the PID {pid}, but"
+    if os.path.lexists(path):
+        return f"{runs} {path} is not its control socket: remove that file, then flannelpy creates the socket"
+    return f"{runs} its control socket {path} is missing: try again in some seconds; if it stays missing, restart it"
+
+
+def _lock_files(path: Path) -> list[Path]:
+    """Return the instance locks of a daemon with this control socket; with -networks, it has one for each network."""
+    if path.name != control_socket(path.with_name("subnet.env"), None).name:
+        return [instance_lock.lock_path(path.with_suffix(""))]
+    return [lock for lock in path.parent.glob(".*.lock") if not _has_own_socket(lock)]
+
+
+def _has_own_socket(lock_file: Path) -> bool:
+    """Return whether the lock is that of a daemon without -networks, and thus with another control socket."""
+    subnet_file = lock_file.with_name(lock_file.name.removeprefix(".").removesuffix(".lock"))
+    return subnet_file.name != "subnet.env" and control_socket(subnet_file, None).exists()

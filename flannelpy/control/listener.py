@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
 from contextlib import suppress
@@ -34,6 +35,10 @@ class Listener:
         except OSError as error:
             self.socket.close()
             raise HostError(f"Failed to create the control socket {path}: {error.strerror or error}") from error
+
+    def is_removed(self) -> bool:
+        """Return whether another program has removed the file, and put no other in its place."""
+        return not os.path.lexists(self._path)
 
     def close(self) -> None:
         """Stop listening, and remove the file unless it is another's."""

@@ -17,7 +17,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Never, Protocol
 
 from flannelpy.control.listener import Listener
 from flannelpy.errors import HostError, MessageError, one_line
@@ -37,6 +37,8 @@ _REFRESH_SECONDS = 1.0
 _PEERS = 50
 # The pause after a connection could not be accepted, because the process has too many open files.
 _PAUSE_SECONDS = 1.0
+# Between two checks whether the file of the socket is still there.
+_CHECK_SECONDS = 2.0
 
 
 class ReportedNetwork(Protocol):
@@ -70,9 +72,10 @@ class ControlServer:
         self._lock = asyncio.Lock()
         self._refreshed_at = -math.inf
         self._failures = FailureLog(log, "Failed to answer a client of the control socket")
+        self._removals = FailureLog(log, "Failed to restore the control socket")
 
     async def run(self, path: Path) -> None:
-        """Listen at ``path`` until cancelled; the file exists meanwhile.
+        """Listen at ``path`` until cancelled; the file exists meanwhile, also if another program removes it.
 
         If the file cannot be created, log that and return: the daemon carries packets without it.
         """
@@ -81,13 +84,41 @@ class ControlServer:
         except HostError as error:
             log.warning("%s; flannelpy status cannot ask this daemon", error)
             return
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._serve_until_removed(listener, tasks)
+                listener = await self._listen_again(path)
+
+    async def _serve_until_removed(self, listener: Listener, tasks: asyncio.TaskGroup) -> None:
+        """Accept connections until another program removes the file."""
+        accepting = tasks.create_task(self._accept_all(listener.socket, tasks))
         try:
-            async with asyncio.TaskGroup() as tasks:
-                while True:
-                    await self._accept(listener.socket, tasks)
-                    await asyncio.sleep(0)  # many may wait, and each would be accepted at once
+            while True:
+                await asyncio.sleep(_CHECK_SECONDS)
+                if listener.is_removed():
+                    return
         finally:
+            accepting.cancel()
+            await asyncio.wait([accepting])
             listener.close()
+
+    async def _listen_again(self, path: Path) -> Listener:
+        """Return a listener at ``path`` once the path is free and the file can be created."""
+        while True:
+            try:
+                listener = Listener(path)
+            except HostError as error:
+                self._removals.failed(error, level=logging.WARNING)
+                await asyncio.sleep(_CHECK_SECONDS)
+            else:
+                self._removals.recovered()
+                log.warning("Restored the control socket %s: it was missing", path)
+                return listener
+
+    async def _accept_all(self, listener: socket.socket, tasks: asyncio.TaskGroup) -> Never:
+        while True:
+            await self._accept(listener, tasks)
+            await asyncio.sleep(0)  # many may wait, and each would be accepted at once
 
     async def _accept(self, listener: socket.socket, tasks: asyncio.TaskGroup) -> None:
         try:

@@ -34,10 +34,11 @@ class Route:
 
 
 class Totals:
-    """The counts of several tallies."""
+    """The counts of several tallies, and when the last of their packets was accepted."""
 
     def __init__(self) -> None:
         self.packets_out = self.bytes_out = self.packets_in = self.bytes_in = 0
+        self.heard_at = 0.0
 
     def add(self, counts: Tally | Totals) -> None:
         """Add the counts of a tally, or of other tallies."""
@@ -45,6 +46,7 @@ class Totals:
         self.bytes_out += counts.bytes_out
         self.packets_in += counts.packets_in
         self.bytes_in += counts.bytes_in
+        self.heard_at = max(self.heard_at, counts.heard_at)
 
 
 class Sender:

@@ -108,13 +108,23 @@ def look(subnet_file: Path) -> Holder:
     except OSError as error:
         raise HostError(f"cannot read the lock file {path}: {_cause(error)}; only its owner and root may") from error
     try:
-        status = os.fstat(fd)
-        place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-        held = [line.split() for line in _LOCKS.read_text().splitlines()]
-        is_running = any(words[1] == "FLOCK" and place in words for words in held)
-        return Holder(is_running, _record(fd))
+        return Holder(_holder(os.fstat(fd)) is not None, _record(fd))
     finally:
         os.close(fd)
+
+
+def holder(lock_file: Path) -> int | None:
+    """Return the PID of the process that holds a lock file, which only its owner may open; None without one."""
+    try:
+        return _holder(lock_file.lstat())
+    except OSError:
+        return None
+
+
+def _holder(status: os.stat_result) -> int | None:
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    locks = [line.split() for line in _LOCKS.read_text().splitlines()]
+    return next((int(words[4]) for words in locks if words[1] == "FLOCK" and words[5] == place), None)
 
 
 def _record(fd: int) -> Run | None:

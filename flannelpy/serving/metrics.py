@@ -1,7 +1,8 @@
 """A report as metrics for Prometheus, in its text format.
 
 Names, labels and their values are an API: docs/monitoring.md lists them, and a test compares the two.  Times are Unix
-seconds; counters start with the daemon.  The label ``network`` is "" for the only network of a host.
+seconds.  Counters start with the daemon, and continue when a network starts again.  The label ``network`` is "" for the
+only network of a host.
 Source: https://prometheus.io/docs/practices/naming/, https://prometheus.io/docs/instrumenting/exposition_formats/.
 Counterpart: none; flanneld has no metrics.
 """
@@ -136,17 +137,16 @@ def _mtu(network: NetworkReport) -> Iterator[Sample]:
 
 def _drops(network: NetworkReport) -> Iterator[Sample]:
     """Yield the counts.  Where flannelpy carries packets, each reason has a series before its first packet."""
-    if network.backend:
-        reasons = DropReason if network.backend.carried else ()
-        counts = {reason.name.lower(): 0 for reason in reasons} | dict(network.backend.drops)
-        for reason, count in counts.items():
-            yield (reason,), count
+    counts = network.counts
+    reasons = DropReason if counts.carried else ()
+    for reason, count in ({each.name.lower(): 0 for each in reasons} | dict(counts.drops)).items():
+        yield (reason,), count
 
 
 def _repairs(network: NetworkReport) -> Iterator[Sample]:
-    for part, report in (("kernel_state", network.kernel_state), ("firewall", network.firewall)):
-        if report:
-            yield (part,), report.repairs
+    for part, count in (("kernel_state", network.counts.kernel_state), ("firewall", network.counts.firewall)):
+        if count is not None:
+            yield (part,), count
 
 
 def _packets(traffic: Traffic | None) -> Iterator[Sample]:
@@ -159,10 +159,6 @@ def _bytes(traffic: Traffic | None) -> Iterator[Sample]:
     if traffic:
         yield ("in",), traffic.bytes_in
         yield ("out",), traffic.bytes_out
-
-
-def _carried(network: NetworkReport) -> Traffic | None:
-    return network.backend.carried if network.backend else None
 
 
 _UP = Family("flannelpy_up", "Whether the daemon answers.", ())
@@ -191,12 +187,12 @@ _NETWORK_SAMPLES: dict[Family, Callable[[NetworkReport], Iterable[Sample]]] = {
     Family("flannelpy_dropped_packets_total", "Packets dropped, by reason.", (*_NETWORK, "reason")): _drops,
     Family(
         "flannelpy_packets_total", "Packets that flannelpy carried for all peers.", (*_NETWORK, "direction")
-    ): lambda network: _packets(_carried(network)),
+    ): lambda network: _packets(network.counts.carried),
     Family(
         "flannelpy_bytes_total",
         "Bytes of the IP packets that flannelpy carried for all peers.",
         (*_NETWORK, "direction"),
-    ): lambda network: _bytes(_carried(network)),
+    ): lambda network: _bytes(network.counts.carried),
 }
 
 _PEER = ("network", "subnet", "public_ip")

@@ -56,7 +56,7 @@ def _details(network: NetworkReport, now: float) -> Iterator[str]:
         "interface": network.interface and _interface(network.interface),
         "backend": network.backend and _backend(network.backend),
         "peers": network.backend and _peer_counts(network.backend),
-        "drops": network.backend and ", ".join(f"{reason} {count}" for reason, count in _drops(network.backend)),
+        "drops": ", ".join(f"{reason} {count}" for reason, count in _drops(network)),
         "repairs": str(network.repairs or ""),
     }
     for label, text in found.items():
@@ -103,8 +103,8 @@ def _peer_counts(backend: BackendReport) -> str:
     return f"{backend.next_hops} reachable" + (f", {backend.unreachable} unreachable" if backend.unreachable else "")
 
 
-def _drops(backend: BackendReport) -> Iterable[tuple[str, int]]:
-    return ((reason, count) for reason, count in sorted(backend.drops.items()) if count)
+def _drops(network: NetworkReport) -> Iterable[tuple[str, int]]:
+    return ((reason, count) for reason, count in sorted(network.counts.drops.items()) if count)
 
 
 def _peer_lines(peers: Sequence[PeerReport], now: float) -> Iterator[str]:

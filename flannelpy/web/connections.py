@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Awaitable, Callable
@@ -33,6 +34,8 @@ _MOST_REQUEST_BYTES = 8192
 _READ_BYTES = 4096
 # A slow reader of a long response costs this much memory, not the length of the response.
 _WRITE_BYTES = 1 << 16
+
+_ABSOLUTE_FORM = re.compile(r"https?://(?P<host>[^/?]+)(?:/(?P<path>[^?]*))?(?P<query>.*)", re.IGNORECASE)
 
 Answer = Callable[[Request], Awaitable[Response]]
 
@@ -128,14 +131,11 @@ async def _read_head(reader: StreamReader, parser: h11.Connection) -> h11.Reques
 
 
 def _request(head: h11.Request, ends: _Ends) -> Request:
-    hosts = [value for name, value in head.headers if name == b"host"]
-    return Request(
-        head.method.decode("ascii"),
-        head.target.decode("ascii"),
-        hosts[0].decode("latin-1") if hosts else "",
-        ends.local,
-        ends.remote,
-    )
+    hosts = [value.decode("latin-1") for name, value in head.headers if name == b"host"]
+    target, host = head.target.decode("ascii"), hosts[0] if hosts else ""
+    if absolute := _ABSOLUTE_FORM.fullmatch(target):  # its host replaces the header (RFC 9112 section 3.2.2)
+        host, target = absolute["host"], f"/{absolute['path'] or ''}{absolute['query']}"
+    return Request(head.method.decode("ascii"), target, host, ends.local, ends.remote)
 
 
 async def _write(writer: StreamWriter, parser: h11.Connection, response: Response, is_head: bool) -> None:

@@ -25,8 +25,13 @@ def addresses(options: Options) -> list[IPv4Address]:
 
 
 def listen(options: Options) -> list[socket.socket]:
-    """Return listening sockets at all addresses.  Raises HostError; then no socket is left open."""
+    """Return listening sockets at all addresses.  Raises HostError; then no socket is left open.
+
+    An address of the flags that is none of this host's is an error also if all addresses are listened at.
+    """
     with ExitStack() as opened:
+        for one in (options.healthz_ip, *options.metrics_ip):
+            _check_is_local(one, options.healthz_port)
         sockets = [opened.enter_context(_listener(one, options.healthz_port)) for one in addresses(options)]
         opened.pop_all()
     return sockets
@@ -38,6 +43,15 @@ def close(sockets: Iterable[socket.socket]) -> None:
         one.close()
 
 
+def _check_is_local(address: IPv4Address, port: int) -> None:
+    """Raise HostError if the kernel lets no socket have this address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((str(address), 0))
+        except OSError as error:
+            raise _failure(address, port, error) from error
+
+
 def _listener(address: IPv4Address, port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -46,7 +60,11 @@ def _listener(address: IPv4Address, port: int) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise HostError(
-            f"cannot listen on TCP {address}:{port}: {error.strerror}; see -healthz-ip, -healthz-port and -metrics-ip"
-        ) from error
+        raise _failure(address, port, error) from error
     return listener
+
+
+def _failure(address: IPv4Address, port: int, error: OSError) -> HostError:
+    return HostError(
+        f"cannot listen on TCP {address}:{port}: {error.strerror}; see -healthz-ip, -healthz-port and -metrics-ip"
+    )

@@ -190,6 +190,18 @@ def test_a_daemon_replaces_the_socket_of_one_that_was_killed(make_lab: Callable[
     assert [path.name for path in (host.run_dir / "flannel").iterdir()] == [".subnet.env.lock"]
 
 
+def test_a_removed_socket_comes_back_and_a_foreign_file_in_its_place_is_named(lab: Lab) -> None:
+    host = lab.hosts[0]
+    daemon, path = host.daemons[-1], host.run_dir / "flannel/control.sock"
+    path.unlink()
+    path.touch()
+    runs = f"flannelpy runs with the PID {daemon.pid}, but {SOCKET}"
+    advice = "is not its control socket: remove that file, then flannelpy creates the socket"
+    assert failure(command(host, "status")) == (3, f"{runs} {advice}")
+    path.unlink()
+    wait_for(partial(is_well, host), 10, "the socket")
+
+
 def test_only_root_and_the_sockets_group_may_ask(lab: Lab) -> None:
     [host, _] = lab.hosts
     assert (host.run_dir / "flannel/control.sock").stat().st_mode & 0o777 == 0o660

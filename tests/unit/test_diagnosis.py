@@ -205,6 +205,17 @@ def test_the_most_basic_problem_comes_first_and_networks_stay_together() -> None
     ]
 
 
+@pytest.mark.parametrize("state", NetworkState)
+@pytest.mark.parametrize("network", [WELL, EARLY])
+def test_only_a_network_in_service_forwards_packets_while_etcd_is_silent(
+    network: NetworkReport, state: NetworkState
+) -> None:
+    report = DaemonReport((replace(network, state=state, store=SILENT),), at=NOW)
+    [remedy] = [problem.remedy for problem in problems(report) if problem.code is ProblemCode.STORE_SILENT]
+    assert remedy.startswith("start etcd, or restore the way to it; ")
+    assert ("packets are forwarded" in remedy) is (state in (NetworkState.READY, NetworkState.DEGRADED))
+
+
 def test_an_obstacle_has_the_remedy_that_its_text_ends_in() -> None:
     blocked = replace(WELL, traffic=TrafficReport("The iptables rule 'a; b' drops packets; remove it"))
     [problem] = problems(DaemonReport((blocked,), at=NOW))

@@ -7,6 +7,7 @@ import errno
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import groupby
 from pathlib import Path
@@ -37,6 +38,7 @@ from flannelpy.report import (
     BackendReport,
     ConfigReport,
     ConfigState,
+    Counts,
     FirewallReport,
     InterfaceReport,
     NetworkReport,
@@ -44,6 +46,7 @@ from flannelpy.report import (
     PeerReport,
     RepairReport,
     StoreReport,
+    Traffic,
 )
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
@@ -148,7 +151,7 @@ class FakeBackend:
         await self._world.settled.wait()
 
     def report(self) -> BackendReport:
-        return BackendReport("udp", 1, 0)
+        return replace(BackendReport("udp", 1, 0), **self._world.backend_counts)
 
     async def refresh(self) -> None:
         self._world.story.append("refresh")
@@ -159,7 +162,8 @@ class FakeBackend:
 
     async def run(self) -> None:
         self._world.runs += 1
-        await asyncio.Event().wait()
+        self._world.run_failure = asyncio.Future()
+        await self._world.run_failure
 
     async def repair(self, netlink: Netlink) -> list[str]:
         self._world.checks += 1
@@ -190,6 +194,8 @@ class World:
         self.unadopted: list[tuple[Collection[IPv4Network], IPv4Network]] = []
         self.runs = self.checks = 0
         self.repaired: list[str] = []
+        self.backend_counts: dict[str, Any] = {}
+        self.run_failure: asyncio.Future[None]
         self.lost_rules: list[str] = []
         self.start_failure: Exception | None = None
         self.repair_failure: Exception | None = None
@@ -230,7 +236,13 @@ class World:
             rules, self.lost_rules = self.lost_rules, []
             return rules
 
+        def forget(networks: Collection[IPv4Network]) -> None:
+            assert self.host.resources.busy.locked()  # or a check would take the removal for another program's
+            if NETWORK in networks:
+                self.story.append("forget rules")
+
         monkeypatch.setattr(self.host.isolation, "restore", restore)
+        monkeypatch.setattr(self.host.isolation, "forget", forget)
         monkeypatch.setattr(self.host.firewall, "masquerade", masquerade)
         monkeypatch.setattr(network, "withdraw", withdraw)
         monkeypatch.setattr(network, "unmarked_leftovers", unmarked_leftovers)
@@ -566,7 +578,7 @@ def test_a_lost_lease_withdraws_everything(world: World) -> None:
             await task
 
     play(world, scenario)
-    assert world.story[-3:] == ["close", "withdraw", "close"]  # packets cease first
+    assert world.story[-4:] == ["close", "withdraw", "forget rules", "close"]  # packets cease first
     scope, keep = world.withdrawn[-1]
     assert (NETWORK in scope.networks, keep) == (True, None)
     assert not world.file.exists()
@@ -704,6 +716,16 @@ def test_repairs_are_counted_and_a_problem_turns_readiness_off(world: World, cap
     assert any("not ready: no such device" in status for status in world.statuses)
 
 
+def test_a_ready_file_that_another_program_removes_comes_back(world: World) -> None:
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up and world.ready.exists())
+        world.ready.unlink()
+        world.bell.set()
+        await world.until(world.ready.exists)
+
+    play(world, scenario)
+
+
 def test_what_the_monitor_finds_turns_readiness_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(_: asyncio.Task[Any]) -> None:
         await world.until(world.ready.exists)
@@ -799,6 +821,37 @@ def test_the_api_of_the_first_run_holds_for_the_next(world: World) -> None:
 
     play(world, scenario)
     assert world.opened == ["auto", world.store.schema.value]
+
+
+def test_what_a_run_has_counted_stays_when_it_has_failed(world: World) -> None:
+    """So that no counter of the metrics goes back."""
+    world.backend_counts = {"drops": {"no_route": 2}, "carried": Traffic(5, 500, 3, 300, 1500.0)}
+    world.host.firewall.repairs[""] = 4
+
+    async def scenario(task: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+        world.repaired = ["Restored the device"]
+        world.bell.set()
+        await world.until(lambda: world.network.report().repairs == 5)
+        world.run_failure.set_exception(HostError("port 8285 is taken"))
+        with pytest.raises(HostError):
+            await task
+
+    play(world, scenario)
+    report = world.network.report()
+    assert (report.state, report.backend) == (NetworkState.FAILED, None)
+    assert report.counts == Counts({"no_route": 2}, Traffic(5, 500, 3, 300, 1500.0), 1, 4)
+    assert world.story[-2:] == ["refresh", "close"]
+    world.file.unlink()
+    world.bell = asyncio.Event()  # of the next event loop
+    world.store = FakeRegistry(time.monotonic)
+    world.store.set_config('{"Network":"11.0.0.0/16"}')
+
+    async def again(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+        assert world.network.report().counts == Counts({"no_route": 4}, Traffic(10, 1000, 6, 600, 1500.0), 1, 4)
+
+    play(world, again)
 
 
 def test_the_report_has_a_part_for_each_component(world: World) -> None:

@@ -35,6 +35,7 @@ from flannelpy.linux.tun import check_access
 from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.packet import build
 from flannelpy.packet.drops import DropReason
+from flannelpy.packet.tally import Tally
 from flannelpy.report import BackendReport, PeerReport, Traffic
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
@@ -199,7 +200,7 @@ class UdpBackend:
         async for chunk in in_chunks(self._routes.tallies()):
             for tally in chunk:
                 total.add(tally)
-        self._carried = Traffic(total.packets_out, total.bytes_out, total.packets_in, total.bytes_in)
+        self._carried = _traffic(total, _boot_time())
         with suppress(HostError, OSError):
             async with Netlink() as netlink:
                 await self._queue_drops.read(netlink, self._device.tun.name)
@@ -207,14 +208,12 @@ class UdpBackend:
     async def peer_reports(self) -> AsyncIterator[list[PeerReport]]:
         """Yield the reports of all peers in chunks, as Backend demands."""
         async for chunk in in_chunks(list(self._subnets)):
-            boot = time.time() - asyncio.get_running_loop().time()
+            boot = _boot_time()
             yield [self._peer_report(subnet, route, boot) for subnet in chunk if (route := self._routes.get(subnet))]
 
     def _peer_report(self, subnet: IPv4Network, route: Route, boot: float) -> PeerReport:
-        """Return the report of a peer; ``boot``: the Unix time at which the event loop's clock was 0."""
-        tally = route.tally
-        heard_at = boot + tally.heard_at if tally.packets_in else None
-        traffic = Traffic(tally.packets_out, tally.bytes_out, tally.packets_in, tally.bytes_in, heard_at)
+        """Return the report of a peer; ``boot``: as ``_boot_time`` returns it."""
+        traffic = _traffic(route.tally, boot)
         cause = self._route_check.why_unreachable(subnet) if self._route_check else ""
         return PeerReport(subnet, IPv4Address(route.next_hop.public_ip), self._subnets[subnet], cause, traffic)
 
@@ -296,3 +295,13 @@ class UdpBackend:
         if reason is DropReason.WRONG_SENDER_PORT:
             return f" (last from {address}:{port}, not port {self._port}; -source-check=off if a NAT changes ports)"
         return f" (last from {address}:{port})"
+
+
+def _boot_time() -> float:
+    """Return the Unix time at which the event loop's clock was 0."""
+    return time.time() - asyncio.get_running_loop().time()
+
+
+def _traffic(counts: Tally | Totals, boot: float) -> Traffic:
+    heard_at = boot + counts.heard_at if counts.packets_in else None
+    return Traffic(counts.packets_out, counts.bytes_out, counts.packets_in, counts.bytes_in, heard_at)

@@ -384,6 +384,9 @@ def test_peers_are_reported_with_their_traffic_until_their_lease_is_gone(monkeyp
     async def peers(life: Life) -> list[PeerReport]:
         return [peer async for chunk in life.backend.peer_reports() for peer in chunk]
 
+    async def transmit_drops(_: str) -> int:
+        return 0
+
     async def scenario(life: Life) -> None:
         await life.backend.start(OWN)
         life.backend.apply([added("172.17.8.102")])
@@ -407,6 +410,12 @@ def test_peers_are_reported_with_their_traffic_until_their_lease_is_gone(monkeyp
         assert abs((traffic.heard_at or 0) - time.time()) < 60
         life.backend.apply([LeaseRemoved(SUBNET)])
         assert await peers(life) == []
+        monkeypatch.setattr(life.netlink, "transmit_drops", transmit_drops)
+        await life.backend.refresh()
+        carried = life.backend.report().carried
+        assert carried is not None
+        assert (carried.packets_out, carried.bytes_out, carried.packets_in, carried.bytes_in) == (3, 250, 2, 180)
+        assert abs((carried.heard_at or 0) - time.time()) < 60
 
     live(monkeypatch, scenario)
 

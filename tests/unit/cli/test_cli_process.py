@@ -33,9 +33,9 @@ def run(arguments: list[str], variables: dict[str, str]) -> subprocess.Completed
     ("arguments", "variables", "message"),
     [
         (["--ifcae", "eth1"], {}, "unknown flag -ifcae: did you mean -iface?"),
-        (["-v=much"], {}, "bad value 'much' for -v: must be a whole number from 0 up"),
+        (["-v=much"], {}, "bad value 'much' for -v: must be a whole number from 0 to 2147483647"),
         (["-ip-masq=yes"], {}, "bad value 'yes' for -ip-masq: must be true or false"),
-        ([], {"FLANNELD_V": "much"}, "bad value 'much' for FLANNELD_V: must be a whole number from 0 up"),
+        ([], {"FLANNELD_V": "much"}, "bad value 'much' for FLANNELD_V: must be a whole number from 0 to 2147483647"),
         (
             ["-public-ip=172.17.8"],
             {},

@@ -90,7 +90,14 @@ def test_what_status_prints(argv: list[str], form: Form) -> None:
         (["log-level"], "log-level needs a level as its first word: flannelpy log-level 1"),
         (["log-level", "-subnet-file=/a"], "log-level needs a level as its first word: flannelpy log-level 1"),
         (["log-level", "-subnet-file=/a", "1"], "extra argument '1': only flags are expected, -help lists them"),
-        (["log-level", "high"], "bad level 'high' for log-level: must be a whole number from 0 up"),
+        (["log-level", "high"], "bad level 'high' for log-level: must be a whole number from 0 to 2147483647"),
+        *(
+            (
+                ["log-level", text],
+                f"bad level {text!r} for log-level: must be a whole number from 0 to 2147483647",
+            )
+            for text in ("2147483648", "9" * 4200, "1" + "0" * 4400)
+        ),
         (["log-level", "-1"], "unknown flag -1: -help lists all flags"),
         (["log-level", "1", "2"], "extra argument '2': only flags are expected, -help lists them"),
         (["cleanup", "now"], "extra argument 'now': only flags are expected, -help lists them"),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,10 +51,55 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         str(caught.value)
         == f"cannot write {tmp_path}/missing/flannelpy.prom: No such file or directory; see -prometheus"
     )
+    assert not list(tmp_path.iterdir())
+
+
+def make_device(path: Path) -> None:
+    os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 3))  # a /dev/null
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+
+
+def make_link(path: Path) -> None:
+    path.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, make_device, make_socket, make_link])
+def test_what_is_no_regular_file_stays_and_no_daemon_is_asked(make: Callable[[Path], object], tmp_path: Path) -> None:
+    """Root must not replace /dev/null."""
+    place = tmp_path / "place"
+    try:
+        make(place)
+    except PermissionError:  # only root may make a device
+        assert make is make_device
+        place = Path("/dev/null")
+    before = place.lstat()
+    with pytest.raises(HostError) as caught:
+        prometheus_file.run(tmp_path / "control.sock", place)
+    assert str(caught.value) == f"cannot write {place}: it exists and is not a regular file; see -prometheus"
+    assert caught.value.exit_code == 1
+    assert place.lstat() == before
+    assert [path.name for path in tmp_path.iterdir()] in (["place"], [])
+
+
+@pytest.mark.parametrize("name", ["..", "directory/.."])
+def test_a_parent_directory_is_no_file(name: str, tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
-    with pytest.raises(HostError, match="Is a directory"):
-        prometheus_file.write(tmp_path / "directory", "text")
-    assert [path.name for path in tmp_path.iterdir()] == ["directory"]
+    with pytest.raises(HostError, match="it exists and is not a regular file; see -prometheus"):
+        prometheus_file.run(tmp_path / "control.sock", tmp_path / name)
+
+
+@pytest.mark.parametrize("flag", ["prometheus", "subnet-file"])
+def test_a_path_with_a_newline_is_one_line(flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a\nroot: all is well"
+    path.mkdir()
+    with pytest.raises(SystemExit):
+        cli.main(["status", f"-{flag}={path}{'/subnet.env' * (flag == 'subnet-file')}"])
+    [line] = capsys.readouterr().err.splitlines()
+    assert "a\\nroot: all is well" in line
 
 
 @pytest.mark.parametrize("other", ["brief", "json"])

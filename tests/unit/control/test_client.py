@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from flannelpy.control import client
 from flannelpy.errors import DaemonUnavailable
+from flannelpy.linux.instance_lock import InstanceLock
 from flannelpy.report import DaemonReport, NetworkReport, NetworkState, PeerReport
 from flannelpy.serving import wire
 
@@ -142,6 +144,34 @@ def test_no_daemon(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     assert refusal(path) == f"no daemon at {path}: {advice}"
+
+
+@pytest.mark.parametrize(
+    ("subnet_file", "socket_name"),
+    [("subnet.env", "control.sock"), ("blue.env", "control.sock"), ("other.env", "other.env.sock")],
+)
+def test_a_daemon_whose_socket_was_removed_or_replaced(subnet_file: str, socket_name: str, tmp_path: Path) -> None:
+    path = tmp_path / socket_name
+    lock = InstanceLock(tmp_path / subnet_file)
+    try:
+        runs = f"flannelpy runs with the PID {os.getpid()}, but"
+        assert refusal(path) == (
+            f"{runs} its control socket {path} is missing: try again in some seconds; if it stays missing, restart it"
+        )
+        path.touch()
+        assert refusal(path) == (
+            f"{runs} {path} is not its control socket: remove that file, then flannelpy creates the socket"
+        )
+    finally:
+        lock.close()
+    assert refusal(path).startswith(f"no daemon at {path}: start flannelpy")
+
+
+def test_the_lock_of_a_daemon_with_another_socket_is_not_counted(tmp_path: Path) -> None:
+    (tmp_path / "other.env.sock").touch()
+    lock = InstanceLock(tmp_path / "other.env")
+    assert refusal(tmp_path / "control.sock").startswith("no daemon at")
+    lock.close()
 
 
 def test_a_daemon_that_does_not_answer(path: Path) -> None:

@@ -275,6 +275,70 @@ def test_a_daemon_does_not_remove_the_socket_of_its_successor(path: Path) -> Non
     assert not path.exists()
 
 
+def test_a_socket_that_another_program_removes_comes_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "_CHECK_SECONDS", 0.01)
+
+    def remove() -> None:
+        path.unlink()
+
+    def inode() -> int:
+        return path.stat().st_ino
+
+    def replace() -> int:
+        other = path.with_name("other")
+        other.touch()
+        other.replace(path)
+        return inode()
+
+    async def ask() -> None:
+        daemon = Daemon(path)
+        async with daemon.running():
+            remove()
+            await until(path.exists)
+            assert (await daemon.fetch()).report == REPORT
+            foreign = replace()
+            await asyncio.sleep(0.1)
+            assert inode() == foreign
+            remove()
+            await until(path.is_socket)
+            assert (await daemon.fetch()).report == REPORT
+
+    run(ask())
+    assert not path.exists()
+    assert caplog.messages == [f"Restored the control socket {path}: it was missing"] * 2
+    caplog.clear()
+
+
+def test_a_socket_whose_directory_is_missing_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "_CHECK_SECONDS", 0.01)
+    path = tmp_path / "flannel/control.sock"
+    path.parent.mkdir()
+
+    def remove() -> None:
+        path.unlink()
+        path.parent.rmdir()
+
+    async def ask() -> None:
+        daemon = Daemon(path)
+        async with daemon.running():
+            remove()
+            await until(lambda: bool(caplog.messages))
+            path.parent.mkdir()
+            await until(path.is_socket)
+            assert (await daemon.fetch()).report == REPORT
+
+    run(ask())
+    assert caplog.messages == [
+        f"Failed to restore the control socket: Failed to create the control socket {path}: No such file or directory",
+        f"Restored the control socket {path}: it was missing",
+    ]
+    caplog.clear()
+
+
 @pytest.mark.parametrize(
     ("make", "cause"),
     [
@@ -325,7 +389,7 @@ def test_arbitrary_bytes(path: Path) -> None:
                         sock.shutdown(socket.SHUT_WR)
                         await received(sock)
             await until(lambda: open_files() == files)
-            assert len(asyncio.all_tasks()) == 2
+            assert len(asyncio.all_tasks()) == 3  # this one, the server, and what accepts
             assert (await daemon.fetch()).report == REPORT
 
     run(disturb())
@@ -367,7 +431,7 @@ def test_a_thousand_idle_connections_leave_space_for_a_client_that_asks(path: Pa
                 for _ in range(20):
                     answer = await daemon.fetch(with_peers=True)
                     assert len(answer.peers["blue"]) == 500
-                assert len(asyncio.all_tasks()) <= 2 + server.MOST_CLIENTS
+                assert len(asyncio.all_tasks()) <= 3 + server.MOST_CLIENTS
             await until(lambda: open_files() == files)
 
     run(disturb())
@@ -454,7 +518,7 @@ def test_clients_that_leave_in_the_middle(path: Path) -> None:
                     sock.send(wire.request_line(wire.GetReport(with_peers=True)))
                     await asyncio.get_running_loop().sock_recv(sock, 100)
             await until(lambda: open_files() == files)
-            assert len(asyncio.all_tasks()) == 2
+            assert len(asyncio.all_tasks()) == 3  # this one, the server, and what accepts
 
     run(disturb())
 

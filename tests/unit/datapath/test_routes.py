@@ -157,9 +157,10 @@ def test_the_counts_of_removed_subnets_are_kept() -> None:
         route = table.get(IPv4Network(subnet))
         assert route
         route.tally.sent(length, 1400)
-        route.tally.accepted(2, length, 1.0)
+        route.tally.accepted(2, length, 1.5)
     table.remove(IPv4Network("11.0.65.0/24"))
     table.remove(IPv4Network("11.0.65.0/24"))
     assert [tally.bytes_out for tally in table.tallies()] == [50]
     kept = table.removed
     assert (kept.packets_out, kept.bytes_out, kept.packets_in, kept.bytes_in) == (1, 100, 2, 100)
+    assert kept.heard_at == 1.5

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from flannelpy.errors import AlreadyRunning, HostError
-from flannelpy.linux.instance_lock import Holder, InstanceLock, Run, lock_path, look
+from flannelpy.linux.instance_lock import Holder, InstanceLock, Run, holder, lock_path, look
 
 RUN = Run((IPv4Network("11.0.0.0/16"), IPv4Network("10.7.0.0/20")), "vxlan", "flannel.1")
 OTHER_USER = 61999
@@ -254,7 +254,9 @@ def test_a_look_at_the_lock_neither_takes_nor_creates_it(tmp_path: Path) -> None
     lock = InstanceLock(file)
     lock.write(RUN)
     assert look(file) == Holder(is_running=True, run=RUN)
+    assert holder(lock_path(file)) == os.getpid()
     lock.close()
+    assert holder(lock_path(file)) is None
     assert look(file) == Holder(is_running=False, run=RUN)
     InstanceLock(file).close()
 

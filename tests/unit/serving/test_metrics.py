@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -123,6 +124,27 @@ def test_each_network_has_its_own_series_and_any_name_is_escaped() -> None:
     assert found["flannelpy_network_ready network=green"] == 0
     assert found["flannelpy_problem code=external_interface network=green"] == 1
     assert found['flannelpy_problem code=external_interface network=a"\n\\'] == 0
+
+
+def test_counters_continue_while_a_network_is_down_and_after_its_next_start() -> None:
+    def counters(network: NetworkReport) -> dict[str, float]:
+        return {name: value for name, value in samples(exposition(daemon(network))).items() if "_total" in name}
+
+    first = counters(RUNNING)
+    down = replace(NetworkReport("", NetworkState.FAILED, "port 8285 is taken"), earlier=RUNNING.counts)
+    assert counters(down) == first
+    again = replace(RUNNING, backend=BackendReport("udp", 3, drops={"too_big": 1}, carried=Traffic(1, 2, 3, 4)))
+    second = counters(replace(again, earlier=RUNNING.counts, kernel_state=RepairReport(1), firewall=FirewallReport(1)))
+    assert {name: value - first[name] for name, value in second.items() if value != first[name]} == {
+        "flannelpy_dropped_packets_total network= reason=too_big": 1,
+        "flannelpy_packets_total direction=out network=": 1,
+        "flannelpy_bytes_total direction=out network=": 2,
+        "flannelpy_packets_total direction=in network=": 3,
+        "flannelpy_bytes_total direction=in network=": 4,
+        "flannelpy_repairs_total network= part=kernel_state": 1,
+        "flannelpy_repairs_total network= part=firewall": 1,
+    }
+    assert second.keys() == first.keys()
 
 
 def test_series_of_peers_if_they_are_wanted() -> None:

@@ -19,6 +19,7 @@ from flannelpy.errors import MessageError
 from flannelpy.report import (
     BackendReport,
     ConfigReport,
+    Counts,
     DaemonReport,
     FirewallReport,
     InterfaceReport,
@@ -249,6 +250,7 @@ OBJECTS = {
     "firewall": (FirewallReport, set()),
     "peer_routes": (PeerRoutesReport, set()),
     "traffic": (TrafficReport, set()),
+    "earlier": (Counts, set()),
     "peers[]": (PeerReport, set()),
     "peers[].traffic, backend.carried": (Traffic, set()),
     "problems[]": (Problem, set()),

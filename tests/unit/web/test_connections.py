@@ -89,6 +89,23 @@ def test_http_1_0_without_host() -> None:
     assert received(b"GET /x HTTP/1.0\r\n\r\n").endswith(b"/x ")
 
 
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (b"http://10.0.0.1:8471/healthz", b"/healthz 10.0.0.1:8471"),
+        (b"HTTP://b/readyz?verbose", b"/readyz?verbose b"),
+        (b"http://b?verbose", b"/?verbose b"),
+        (b"http://b", b"/ b"),
+        (b"http://b//x/http://c", b"//x/http://c b"),
+        (b"http:///healthz", b"http:///healthz a"),
+        (b"/http://b/x", b"/http://b/x a"),
+    ],
+)
+def test_an_absolute_target_is_that_of_its_path_and_its_host_counts(target: bytes, expected: bytes) -> None:
+    response = received(b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % target)
+    assert response.endswith(b"\r\n\r\n" + expected)
+
+
 def test_a_body_is_not_read() -> None:
     assert b" 200 " in received(b"GET /x HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\nabc")
 

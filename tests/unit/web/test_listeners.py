@@ -46,8 +46,17 @@ def test_a_port_that_is_taken_is_one_line_and_leaves_nothing_open() -> None:
     listeners.close(opened)
 
 
-def test_an_address_of_another_host_is_one_line() -> None:
-    options = cli.parse(["-healthz-port=8471", "-healthz-ip=192.0.2.1"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["-healthz-ip=192.0.2.1"],
+        ["-metrics-ip=192.0.2.1"],
+        ["-healthz-ip=192.0.2.1", "-metrics-ip=0.0.0.0"],
+        ["-healthz-ip=127.0.0.1", "-metrics-ip=127.0.0.2", "-metrics-ip=192.0.2.1"],
+    ],
+)
+def test_an_address_of_another_host_is_one_line(flags: list[str]) -> None:
+    options = cli.parse(["-healthz-port=8471", *flags])
     with pytest.raises(
         HostError, match=r"cannot listen on TCP 192\.0\.2\.1:8471: Cannot assign requested address; see"
     ):
