@@ -107,6 +107,10 @@ def _narrow(name: str, peer: PeerSeen, echo: Echo, plan: Plan) -> Line:
     else:
         change = f"ip link set mtu {wire} on the interfaces of all hosts, then restart flannelpy and Docker"
     text = f"{name} of {peer.public_ip}: {echo}, but containers send up to {echo.full} bytes"
+    if peer.public and peer.public.path_mtu >= echo.full + plan.overhead:
+        return found(
+            Code.LONG_PACKETS_LOST, f"{text}, and its public IP answers long ones", peer=peer.subnet, echo=echo
+        )
     return found(Code.MTU_TOO_LARGE, text, peer=peer.subnet, echo=echo, change=change)
 
 

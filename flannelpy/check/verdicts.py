@@ -60,6 +60,7 @@ class Code(StrEnum):
     PORT_PROHIBITED = "port_prohibited"
     DATAGRAMS_LOST = "datagrams_lost"
     MTU_TOO_LARGE = "mtu_too_large"
+    LONG_PACKETS_LOST = "long_packets_lost"
     BRIDGE_SILENT = "bridge_silent"
     LOSS = "loss"
 
@@ -344,6 +345,13 @@ TABLE: dict[Code, Verdict] = {
         BAD,
         "small packets reach a peer, and packets as long as containers send do not",
         "a link on the way is narrower than the interface of this host: {change}",
+    ),
+    Code.LONG_PACKETS_LOST: Verdict(
+        Link.PEERS,
+        BAD,
+        "long packets do not pass the overlay to a peer, although long ones reach its public IP",
+        "either the tunnel device or the bridge of that host has a smaller MTU: run the check there; or a firewall "
+        "drops long datagrams of the overlay",
     ),
     Code.BRIDGE_SILENT: Verdict(
         Link.PEERS,

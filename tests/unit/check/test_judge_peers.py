@@ -27,6 +27,7 @@ def echo(target: str, full: int, *, received: int = 3, path_mtu: int | None = No
 
 
 PUBLIC, TUNNEL, BRIDGE = echo("172.17.8.102", 1500), echo("11.0.2.0", 1472), echo("11.0.2.1", 1472)
+NARROW_PUBLIC = echo("172.17.8.102", 1500, path_mtu=1428)
 SILENT_PUBLIC, SILENT_TUNNEL, SILENT_BRIDGE = (
     echo(target, 1472, received=0) for target in ("172.17.8.102", "11.0.2.0", "11.0.2.1")
 )
@@ -67,8 +68,10 @@ def test_a_healthy_peer_has_a_line_for_each_address_with_source_loss_time_and_mt
         ({"bridge": SILENT_BRIDGE}, ["bridge_silent"]),
         ({"public": SILENT_PUBLIC}, []),  # pings are filtered, and the overlay works
         ({"tunnel": SILENT_TUNNEL}, []),
-        ({"tunnel": echo("11.0.2.0", 1472, path_mtu=1400)}, ["mtu_too_large"]),
-        ({"bridge": echo("11.0.2.1", 1472, path_mtu=1400)}, ["mtu_too_large"]),
+        ({"public": NARROW_PUBLIC, "tunnel": echo("11.0.2.0", 1472, path_mtu=1400)}, ["mtu_too_large"]),
+        ({"public": NARROW_PUBLIC, "bridge": echo("11.0.2.1", 1472, path_mtu=1400)}, ["mtu_too_large"]),
+        ({"public": SILENT_PUBLIC, "tunnel": echo("11.0.2.0", 1472, path_mtu=1400)}, ["mtu_too_large"]),
+        ({"tunnel": echo("11.0.2.0", 1472, path_mtu=1400)}, ["long_packets_lost"]),  # no link is narrow
         ({"public": echo("172.17.8.102", 1500, path_mtu=1400)}, []),  # a router may fragment datagrams
         ({"tunnel": echo("11.0.2.0", 1472, received=2)}, ["loss"]),
         ({"tunnel": None, "bridge": None}, []),  # there is no device here, which has a line of its own
@@ -92,9 +95,8 @@ def test_what_routes_or_rp_filter_explain_has_no_second_line(plan: Plan) -> None
 
 
 def test_a_narrow_link_is_one_line_for_tunnel_and_bridge_and_names_the_mtu_on_the_wire() -> None:
-    narrow = replace(
-        HEALTHY, tunnel=echo("11.0.2.0", 1472, path_mtu=1372), bridge=echo("11.0.2.1", 1472, path_mtu=1372)
-    )
+    inner = {"tunnel": echo("11.0.2.0", 1472, path_mtu=1372), "bridge": echo("11.0.2.1", 1472, path_mtu=1372)}
+    narrow = replace(HEALTHY, public=NARROW_PUBLIC, **inner)
     [line] = [line for line in lines(narrow) if line.code]
     assert line.code == "mtu_too_large"
     assert 'set "MTU": 1400 in the Backend' in line.remedy
@@ -103,7 +105,8 @@ def test_a_narrow_link_is_one_line_for_tunnel_and_bridge_and_names_the_mtu_on_th
 def test_without_a_tunnel_a_silent_bridge_is_a_warning_and_the_interface_has_the_mtu() -> None:
     peer = replace(HEALTHY, tunnel=None, bridge=SILENT_BRIDGE)
     assert codes(peer, HOST_GW) == ["bridge_silent"]
-    [line] = [line for line in lines(replace(peer, bridge=echo("11.0.2.1", 1500, path_mtu=1400)), HOST_GW) if line.code]
+    narrow = replace(peer, public=NARROW_PUBLIC, bridge=echo("11.0.2.1", 1500, path_mtu=1400))
+    [line] = [line for line in lines(narrow, HOST_GW) if line.code]
     assert "ip link set mtu 1400" in line.remedy
 
 
