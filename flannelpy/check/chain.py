@@ -36,12 +36,13 @@ async def follow(options: Options, daemon: DaemonSeen) -> list[Line]:
     endpoints = asyncio.create_task(gather_store.endpoints(options))
     try:
         async with Netlink() as netlink:
-            host = await gather_host.look(netlink, options)
+            host = await gather_host.look(netlink, options, daemon)
     except HostError as error:
         lines = [found(Code.NO_INTERFACE, str(error)), *await _stores(options)]
     else:
         each = await asyncio.gather(*(_network(options, name, host, daemon) for name in _names(options)))
-        lines = [judge_host.interface(host), *(line for one in each for line in one)]
+        differs = [found(Code.FLAGS_DIFFER, host.differs)] if host.differs else []
+        lines = [judge_host.interface(host), *differs, *(line for one in each for line in one)]
     lines += judge_store.endpoints(await endpoints)
     return in_order([*lines, *_daemon(options, daemon, lines)])
 
@@ -97,12 +98,19 @@ class _Chain:
         self._lines += judge_store.store(seen, self._file, plan)
         if not seen.failure and seen.config:
             terms = Terms(self._options.subnet_lease_ttl, self._options.subnet_lease_renew_margin)
-            self._lines += judge_store.leases(seen, self._file, self._host.identity, terms)
+            lease = self._daemon.lease_of(self._name)
+            self._lines += judge_store.leases(seen, self._file, self._host.identity, terms, lease)
         await self._ways(seen, own, plan)
         return [replace(line, network=self._name) for line in self._lines]
 
     async def _store(self) -> StoreSeen:
-        seen = await gather_store.look(self._options, self._name, self._host.identity, self._file)
+        lease = self._daemon.lease_of(self._name)
+        chosen, leased = self._host.identity, lease.subnet if lease else None
+        seen = await gather_store.look(self._options, self._name, chosen, self._file, leased)
+        if seen.identity and seen.identity != chosen:
+            self._host = replace(self._host, identity=seen.identity)
+            text = f"the host ID of flannelpy is {seen.identity.host_id}, and these flags choose {chosen.host_id}"
+            self._lines.append(found(Code.FLAGS_DIFFER, text))
         if seen.config is None:
             return seen
         flaw = await gather_host.flaw(self._netlink, self._options, self._host, seen.config, self._path)

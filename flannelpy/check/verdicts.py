@@ -34,6 +34,7 @@ class Code(StrEnum):
     SUBNET_FILE_DIFFERS = "subnet_file_differs"
     DAEMON_STOPPED = "daemon_stopped"
     DAEMON_SILENT = "daemon_silent"
+    FLAGS_DIFFER = "flags_differ"
     DAEMON_PROBLEM = "daemon_problem"
     DEVICE_MISSING = "device_missing"
     DEVICE_FLAW = "device_flaw"
@@ -137,14 +138,16 @@ TABLE: dict[Code, Verdict] = {
     Code.LEASE_TAKEN: Verdict(
         Link.LEASE,
         BAD,
-        "another host leases the subnet of the subnet file",
-        "restart flannelpy, which leases another subnet, then Docker",
+        "a lease with another public IP or host ID has the subnet of the subnet file",
+        "either another host leased it while flannelpy was down: restart flannelpy, which leases another subnet, then "
+        "Docker; or the flags of the daemon are others, such as -iface and FLANNELD_HOST_ID: check with the same ones",
     ),
     Code.LEASE_OVERDUE: Verdict(
         Link.LEASE,
         BAD,
         "the lease was not renewed when it was due",
-        "either flannelpy does not run or hangs, or it cannot write to etcd: look at its log",
+        "either flannelpy does not run or hangs, or it cannot write to etcd: look at its log; or its "
+        "-subnet-lease-ttl and -subnet-lease-renew-margin are others: check with the same ones",
     ),
     Code.PUBLIC_IP_TWICE: Verdict(
         Link.LEASE,
@@ -183,6 +186,12 @@ TABLE: dict[Code, Verdict] = {
         WARNING,
         "a flannelpy runs with this subnet file, and does not answer",
         "either it hangs, or it could not create its control socket: look at its log; or it is a version without one",
+    ),
+    Code.FLAGS_DIFFER: Verdict(
+        Link.DAEMON,
+        WARNING,
+        "the flags of the daemon are others",
+        "all other lines use what the daemon reports; check with its flags and FLANNELD_* variables",
     ),
     Code.DAEMON_PROBLEM: Verdict(
         Link.DAEMON,

@@ -381,7 +381,7 @@ FAULTS = {
         (UDP,),
         take_lease,
         give_lease_back,
-        Named("lease_taken", r"subnet.env has \S+, which is leased to 172.17.8.150 \(other\); restart flannelpy"),
+        Named("lease_taken", r"subnet.env has \S+, which is leased to 172.17.8.150 \(other\); either another host leased it"),
         "restart flannelpy, which leases another subnet, then Docker",
         3,
         frozenset({"daemon_stopped", "device_missing", "peer_silent"}),  # the other host is none of the lab

@@ -125,6 +125,18 @@ def test_a_hundred_peers_or_an_etcd_that_do_not_answer_take_less_than_ten_second
     assert frozen.seconds < 10, frozen
 
 
+def test_what_the_daemon_reports_counts_more_than_the_flags(lone: Host) -> None:
+    lone.start_daemon("-iface=eth1", "-subnet-lease-renew-margin=30").wait_ready()
+    lone.add_container()
+    wait_until_well(lone)
+    others = [word.replace("HOST_ID=host1", "HOST_ID=another") for word in argv(lone, "-json", "-iface=lo")]
+    done = lone.run(*others, "-public-ip=172.17.8.150", check=False)
+    found = [line for line in json.loads(done.stdout)["lines"] if line["level"] != "ok"]
+    assert {line["code"] for line in found} == {"flags_differ"}, found
+    assert done.returncode == 0
+    assert any("and these flags choose another" in line["text"] for line in found), found
+
+
 def test_the_text_has_one_line_for_each_link_and_a_summary(lone: Host) -> None:
     lone.start_daemon("-iface=eth1").wait_ready()
     done = lone.run(*argv(lone))
