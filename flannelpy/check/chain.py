@@ -72,7 +72,7 @@ async def _stores(options: Options) -> list[Line]:
 def _daemon(options: Options, daemon: DaemonSeen, lines: Sequence[Line]) -> Iterator[Line]:
     """Yield the lines about the daemon, for each network.  ``lines``: all others.  Raises HostError."""
     for name in _names(options):
-        others = {Code(line.code) for line in lines if line.code and line.network in ("", name)}
+        others = [line for line in lines if line.network in ("", name)]
         file = gather_host.file(options.subnet_file_of(name))
         yield from (replace(line, network=name) for line in judge_host.daemon(file, daemon.report, name, others))
 
@@ -101,7 +101,8 @@ class _Chain:
             lease = self._daemon.lease_of(self._name)
             self._lines += judge_store.leases(seen, self._file, self._host.identity, terms, lease)
         await self._ways(seen, own, plan)
-        return [replace(line, network=self._name) for line in self._lines]
+        report = self._daemon.network(self._name)
+        return [replace(line, network=self._name) for line in self._lines if not judge_host.explained(line, report)]
 
     async def _store(self) -> StoreSeen:
         lease = self._daemon.lease_of(self._name)
@@ -187,6 +188,7 @@ class _Chain:
             self._lines.append(found(Code.PING_REFUSED, str(error)))
             seen = [PeerSeen(peer.subnet, peer.public_ip, ways[peer.subnet]) for peer in peers]
         self._lines += judge_peers.ways(seen) if plan and plan.routes_packets else []
+        is_hanging = bool(plan and plan.backend == "udp" and self._file.is_running and not self._daemon.report)
         for peer in seen:
             if self._host.is_linked or not peer.way.no_route:  # otherwise the line about the interface has the cause
-                self._lines += judge_peers.answers(peer, plan)
+                self._lines += judge_peers.answers(peer, plan, is_hanging=is_hanging)

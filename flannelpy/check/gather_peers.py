@@ -21,6 +21,8 @@ from flannelpy.linux.udp_probe import PortState
 _SMALL = 84
 _SMALL_COUNT, _LONG_COUNT, _MORE = 3, 2, 10
 _INTERVAL, _PATIENCE = 0.1, 2.0
+# To an address that has not answered, so that a path that loses half of the pings does not look like a closed one.
+_AGAIN_COUNT, _AGAIN_PATIENCE = 4, 0.7
 # The search for the path MTU sends this many lengths at a time, so three turns find it between 84 and 9000.  Each is
 # sent twice.
 _LENGTHS, _SEARCH_PATIENCE, _COPIES = 24, 0.5, 2
@@ -35,6 +37,7 @@ _PORTS = {
     PortState.CLOSED: PortSeen.CLOSED,
     PortState.PROHIBITED: PortSeen.PROHIBITED,
     PortState.SILENT: PortSeen.SILENT,
+    PortState.NOT_PERMITTED: PortSeen.NOT_PERMITTED,
 }
 
 
@@ -73,9 +76,23 @@ class Pings:
             public, tunnel, bridge = await asyncio.gather(self._public(peer), self._tunnel(peer), self._bridge(peer))
             seen = replace(seen, public=public, tunnel=tunnel, bridge=bridge)
             if any(echo.has_arrived for echo in (tunnel, bridge) if echo):
-                return seen
-            is_forwarding, port = await asyncio.gather(self._is_forwarding(seen), self._port(seen))
-            return replace(seen, is_forwarding=is_forwarding, port=port)
+                return await self._again(seen)
+            again, is_forwarding, port = await asyncio.gather(
+                self._again(seen), self._is_forwarding(seen), self._port(seen)
+            )
+            return replace(again, is_forwarding=is_forwarding, port=port)
+
+    async def _again(self, seen: PeerSeen) -> PeerSeen:
+        """Ask the addresses again that have given no answer at all."""
+        public, tunnel, bridge = await asyncio.gather(*map(self._repeated, (seen.public, seen.tunnel, seen.bridge)))
+        return replace(seen, public=public, tunnel=tunnel, bridge=bridge)
+
+    async def _repeated(self, echo: Echo | None) -> Echo | None:
+        if echo is None or echo.received or echo.error:
+            return echo
+        ping = await self._socket(echo.source)
+        answers = await _several(ping, echo.target, _SMALL, _AGAIN_COUNT, _AGAIN_PATIENCE)
+        return _echo(echo.source, echo.target, [*[Answer()] * echo.sent, *answers], echo.full, path_mtu=0)
 
     async def _public(self, peer: Peer) -> Echo:
         full = self._plan.mtu + self._plan.overhead if self._plan else self._host.external.mtu
@@ -152,10 +169,12 @@ class Pings:
         return _echo(ping.source, target, [*before, *pairs.small, *pairs.long], full, path_mtu=path_mtu)
 
 
-async def _several(ping: IcmpEcho, target: IPv4Address, length: int, count: int) -> list[Answer]:
+async def _several(
+    ping: IcmpEcho, target: IPv4Address, length: int, count: int, patience: float = _PATIENCE
+) -> list[Answer]:
     async def one(number: int) -> Answer:
         await asyncio.sleep(number * _INTERVAL)
-        return await ping.ask(target, length, _PATIENCE)
+        return await ping.ask(target, length, patience)
 
     return list(await asyncio.gather(*map(one, range(count))))
 

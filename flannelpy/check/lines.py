@@ -64,6 +64,11 @@ class Echo:
         return self.received > 0 or self.is_rejected
 
     @property
+    def is_lossy(self) -> bool:
+        """Return whether so many answers are lost that silence elsewhere on the path proves nothing."""
+        return 0 < self.received <= self.sent / 2
+
+    @property
     def is_narrow(self) -> bool:
         """Return whether small packets pass, and those of the full length certainly do not."""
         return 0 < self.path_mtu < self.full

@@ -173,11 +173,15 @@ class RulesSeen:
 
 
 class PortSeen(StrEnum):
-    """What a host answers to datagrams for the UDP port of the backend; ``SILENT``: nothing."""
+    """What a host answers to datagrams for the UDP port of the backend; ``SILENT``: nothing.
+
+    ``NOT_PERMITTED``: none leaves this host.
+    """
 
     CLOSED = "closed"
     PROHIBITED = "prohibited"
     SILENT = "silent"
+    NOT_PERMITTED = "not permitted"
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,8 @@ class Code(StrEnum):
     PORT_PROHIBITED = "port_prohibited"
     DATAGRAMS_LOST = "datagrams_lost"
     MTU_TOO_LARGE = "mtu_too_large"
+    DATAGRAMS_REFUSED = "datagrams_refused"
+    DAEMON_HANGS = "daemon_hangs"
     LONG_PACKETS_LOST = "long_packets_lost"
     BRIDGE_SILENT = "bridge_silent"
     LOSS = "loss"
@@ -346,14 +348,30 @@ TABLE: dict[Code, Verdict] = {
         BAD,
         "the public IP answers, the tunnel address does not, and nothing rejects the UDP port of the backend",
         "either a firewall drops UDP port {port} on a host or between them: accept it both ways; or the daemon there "
-        "does not know this host, or another rule there drops packets: run the check there; or datagrams arrive there "
-        "with a wrong checksum: nstat -az UdpInCsumErrors",
+        "does not know this host, or another rule there drops packets: run the check there; or a NAT changes ports or "
+        "addresses of the datagrams: -source-check=off on the hosts that drop them; or datagrams arrive there with a "
+        "wrong checksum: nstat -az UdpInCsumErrors",
     ),
     Code.MTU_TOO_LARGE: Verdict(
         Link.PEERS,
         BAD,
         "small packets reach a peer, and packets as long as containers send do not",
         "a link on the way is narrower than the interface of this host: {change}",
+    ),
+    Code.DATAGRAMS_REFUSED: Verdict(
+        Link.PEERS,
+        BAD,
+        "the public IP answers, the tunnel address does not, and this host's own rules drop datagrams for the UDP port "
+        "of the backend",
+        "have the rules of OUTPUT on this host accept UDP port {port}",
+    ),
+    Code.DAEMON_HANGS: Verdict(
+        Link.PEERS,
+        BAD,
+        "the public IP answers, and the overlay does not, while the flannelpy of this host, which carries its packets, "
+        "gives no answer",
+        "either flannelpy hangs: look at its log, and restart it; or it carries packets without a control socket: run "
+        "the check on that host",
     ),
     Code.LONG_PACKETS_LOST: Verdict(
         Link.PEERS,

@@ -72,6 +72,32 @@ def test_a_daemon_that_hangs_is_a_warning_and_what_it_does_not_restore_is_bad(ma
     wait_until_well(first)
 
 
+def test_peers_are_not_blamed_for_a_daemon_of_this_host_that_hangs(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(hosts=2)
+    lab.put_config()
+    set_up(lab, "-iface=eth1")
+    first = lab.hosts[0]
+    daemon = first.daemons[-1]
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        hangs = check(first)
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+    assert (hangs.codes(), hangs.codes("warning")) == ({"daemon_hangs"}, {"daemon_silent"}), hangs
+
+
+def test_a_host_that_limits_its_answers_to_pings_has_no_narrow_link(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(hosts=2)
+    lab.put_config()
+    set_up(lab, "-iface=eth1")
+    first, second = lab.hosts
+    for rule in ("-m limit --limit 4/s --limit-burst 4 -j ACCEPT", "-j DROP"):
+        second.run(*f"iptables -A INPUT -p icmp {rule}".split())
+    checked = check(first)
+    assert checked.codes() == set(), checked
+    assert checked.codes("warning") <= {"loss"}, checked
+
+
 def test_a_second_daemon_that_finds_the_device_taken_has_no_bridge_that_is_wrong(lone: Host) -> None:
     lone.lab.put_config(VXLAN.config())
     lone.start_daemon("-iface=eth1").wait_ready()

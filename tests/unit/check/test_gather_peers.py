@@ -151,6 +151,19 @@ def test_a_lossy_path_has_no_path_mtu_that_is_wrong(path: Path, seed: int) -> No
     assert not any(echo.is_narrow for echo in (seen.public, seen.tunnel, seen.bridge) if echo)
 
 
+def test_an_address_is_asked_again_before_it_counts_as_silent(path: Path) -> None:
+    path.silent = {"11.0.2.0", "11.0.2.1", LAST}
+    seen = look()
+    assert seen.tunnel
+    assert seen.bridge
+    assert (seen.tunnel.sent, seen.tunnel.received, seen.bridge.sent) == (7, 0, 7)
+    path.silent, path.lost = set(), 12  # all three of each address, and then one each
+    seen = look()
+    assert seen.tunnel
+    assert seen.public
+    assert (seen.tunnel.sent, seen.tunnel.received, seen.public.received) == (7, 3, 3)
+
+
 def test_a_lost_packet_is_followed_by_more(path: Path) -> None:
     path.lost = 1
     seen = look(Plan("host-gw", NETWORK, OURS, 1500))

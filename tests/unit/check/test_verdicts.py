@@ -28,6 +28,7 @@ VALUES = {
     Code.PORT_CLOSED: {"port"},
     Code.PORT_PROHIBITED: {"port"},
     Code.DATAGRAMS_LOST: {"port"},
+    Code.DATAGRAMS_REFUSED: {"port"},
     Code.MTU_TOO_LARGE: {"change"},
 }
 
