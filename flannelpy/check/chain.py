@@ -13,7 +13,16 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.backend.underlay import Underlay
-from flannelpy.check import gather_host, gather_rules, gather_store, gather_ways, judge_host, judge_peers, judge_store
+from flannelpy.check import (
+    gather_host,
+    gather_rules,
+    gather_store,
+    gather_subnet,
+    gather_ways,
+    judge_host,
+    judge_peers,
+    judge_store,
+)
 from flannelpy.check import plan as plans
 from flannelpy.check.gather_peers import Pings
 from flannelpy.check.lines import Line, in_order
@@ -134,6 +143,8 @@ class _Chain:
             kernel = gather_ways.Kernel(self._netlink, self._host, plan, index)
             ways = await kernel.look(peers)
             self._lines += judge_host.bridges(self._host, plan, index, self._networks(plan))
+            diverted = await gather_subnet.diverted(self._netlink, self._host, plan, index, peers)
+            self._lines += judge_host.own_subnet(plan, diverted)
             await self._rules(plan, device, peers, len(kernel.direct))
         await self._ping(plan, peers, ways)
 

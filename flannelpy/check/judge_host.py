@@ -16,6 +16,7 @@ from flannelpy.rtnetlink.links import Address
 from flannelpy.rtnetlink.links import Link as LinkOfHost
 
 _DOCKER0 = "docker0"
+_CONTAINER_BRIDGES = (_DOCKER0, "cni0")
 _TUNNELS = ("tun", "vxlan")
 # The part of the limit of tracked connections at which the next load may exceed it.
 _FULL = 0.95
@@ -111,8 +112,17 @@ def bridges(host: HostSeen, plan: Plan, own_link: int, networks: Sequence[IPv4Ne
         yield _without_bridge(host, plan, networks)
 
 
+def own_subnet(plan: Plan, diverted: Sequence[str]) -> Iterator[Line]:
+    """Yield the line about ``diverted`` packets for the containers of this host, if there are any."""
+    if diverted:
+        text = f"packets for our subnet {plan.subnet} do not reach its bridge: {'; '.join(diverted)}"
+        yield found(Code.SUBNET_DIVERTED, text)
+
+
 def _bridge(host: HostSeen, address: Address, plan: Plan) -> Line:
     name = _name(host, address)
+    if any(link.index == address.link_index and not link.is_up for link in host.links):
+        return found(Code.BRIDGE_DOWN, f"{name} with {address.interface} is down", name=name)
     if address.prefix_len not in (plan.subnet.prefixlen, 32):  # some CNI plugins give /32 to each container's device
         text = f"{name} has {address.interface}, and the subnet has /{plan.subnet.prefixlen}"
         return found(Code.BRIDGE_PREFIX, text, bridge=plan.bridge)
@@ -124,6 +134,11 @@ def _bridge(host: HostSeen, address: Address, plan: Plan) -> Line:
 
 
 def _without_bridge(host: HostSeen, plan: Plan, networks: Sequence[IPv4Network]) -> Line:
+    masters, with_address = {link.master for link in host.links}, {one.link_index for one in host.addresses}
+    for link in host.links:
+        if link.name in _CONTAINER_BRIDGES and link.index in masters - with_address:
+            text = f"{link.name} has containers, and no address"
+            return found(Code.BRIDGE_WITHOUT_ADDRESS, text, bridge=plan.bridge, name=link.name)
     for one in host.addresses:
         others = [*networks, *_of_other_tunnels(host)]
         if _name(host, one) == _DOCKER0 and not any(one.address in network for network in others):

@@ -41,6 +41,9 @@ class Code(StrEnum):
     BRIDGE_OF_OLD_SUBNET = "bridge_of_old_subnet"
     BRIDGE_PREFIX = "bridge_prefix"
     BRIDGE_ELSEWHERE = "bridge_elsewhere"
+    BRIDGE_DOWN = "bridge_down"
+    BRIDGE_WITHOUT_ADDRESS = "bridge_without_address"
+    SUBNET_DIVERTED = "subnet_diverted"
     CONTAINER_MTU = "container_mtu"
     FORWARDING_OFF = "forwarding_off"
     PACKETS_DROPPED = "packets_dropped"
@@ -233,6 +236,20 @@ TABLE: dict[Code, Verdict] = {
         "no bridge has an address of this host's subnet, but docker0 has another one",
         "either Docker was started without the subnet file: restart it with --bip={bridge}; or Docker does not use the "
         "overlay, and no container does yet",
+    ),
+    Code.BRIDGE_DOWN: Verdict(Link.BRIDGE, BAD, "the bridge of the containers is down", "ip link set {name} up"),
+    Code.BRIDGE_WITHOUT_ADDRESS: Verdict(
+        Link.BRIDGE,
+        BAD,
+        "docker0 or cni0 has ports, and no address",
+        "restart Docker with the present subnet file: --bip={bridge}; or ip address add {bridge} dev {name}",
+    ),
+    Code.SUBNET_DIVERTED: Verdict(
+        Link.BRIDGE,
+        BAD,
+        "the kernel sends packets for this host's own subnet elsewhere than to the bridge of its containers",
+        "either another program added a route: remove the one that the line names; or two bridges have an address of "
+        "the subnet: leave it to the one with the containers",
     ),
     Code.CONTAINER_MTU: Verdict(
         Link.BRIDGE,

@@ -72,7 +72,9 @@ def test_a_healthy_interface_has_address_and_mtu_and_a_nat_its_public_ip() -> No
         ({"addresses": bridge("11.0.1.1", 20)}, ["bridge_prefix"]),
         ({"addresses": bridge("11.0.1.1", 32)}, []),
         ({"addresses": bridge("172.18.0.1", 16)}, ["bridge_elsewhere"]),
-        ({"addresses": [UNDERLAY, TUNNEL]}, []),
+        ({"links": [ETH1, FLANNEL0, replace(DOCKER0, is_up=False), PORT]}, ["bridge_down"]),
+        ({"addresses": [UNDERLAY, TUNNEL]}, ["bridge_without_address"]),
+        ({"links": [ETH1, FLANNEL0, DOCKER0], "addresses": [UNDERLAY, TUNNEL]}, []),
         ({"links": [ETH1, FLANNEL0, DOCKER0, replace(PORT, mtu=1500)]}, ["container_mtu"]),
         ({"links": [ETH1, FLANNEL0, replace(DOCKER0, mtu=1500), PORT]}, []),  # a bridge without ports keeps 1500
     ],

@@ -116,7 +116,10 @@ def test_peers_are_not_blamed_while_the_own_daemon_hangs(port: PortSeen) -> None
 
 
 def test_a_narrow_link_is_one_line_for_tunnel_and_bridge_and_names_the_mtu_on_the_wire() -> None:
-    inner: dict[str, Any] = {"tunnel": echo("11.0.2.0", 1472, path_mtu=1372), "bridge": echo("11.0.2.1", 1472, path_mtu=1372)}
+    inner: dict[str, Any] = {
+        "tunnel": echo("11.0.2.0", 1472, path_mtu=1372),
+        "bridge": echo("11.0.2.1", 1472, path_mtu=1372),
+    }
     narrow = replace(HEALTHY, public=NARROW_PUBLIC, **inner)
     [line] = [line for line in lines(narrow) if line.code]
     assert line.code == "mtu_too_large"
