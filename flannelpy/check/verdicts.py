@@ -65,6 +65,7 @@ class Code(StrEnum):
     DATAGRAMS_LOST = "datagrams_lost"
     MTU_TOO_LARGE = "mtu_too_large"
     DATAGRAMS_REFUSED = "datagrams_refused"
+    SENDERS_REJECTED = "senders_rejected"
     DAEMON_HANGS = "daemon_hangs"
     LONG_PACKETS_LOST = "long_packets_lost"
     BRIDGE_SILENT = "bridge_silent"
@@ -381,6 +382,13 @@ TABLE: dict[Code, Verdict] = {
         "the public IP answers, the tunnel address does not, and this host's own rules drop datagrams for the UDP port "
         "of the backend",
         "have the rules of OUTPUT on this host accept UDP port {port}",
+    ),
+    Code.SENDERS_REJECTED: Verdict(
+        Link.PEERS,
+        WARNING,
+        "a peer's tunnel did not answer, and the daemon of this host dropped datagrams by their sender meanwhile",
+        "either a NAT changes ports or addresses of a peer's datagrams: -source-check=off on this host; or another "
+        "machine sends them, or the receive buffer is full: the log names the senders",
     ),
     Code.DAEMON_HANGS: Verdict(
         Link.PEERS,
