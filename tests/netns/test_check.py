@@ -109,6 +109,23 @@ def test_a_second_daemon_that_finds_the_device_taken_has_no_bridge_that_is_wrong
     assert "there is no tunnel device of flannelpy, and flannel.1 has its address" in checked.texts("device_missing")[0]
 
 
+def test_what_takes_the_packets_of_the_own_containers_is_named(lone: Host) -> None:
+    lone.start_daemon("-iface=eth1").wait_ready()
+    lone.add_container()
+    wait_until_well(lone)
+    half = list(lone.subnet().subnets(1))[1]
+    lone.configure(f"route add blackhole {half}")
+    routed = check(lone)
+    lone.configure(f"route delete blackhole {half}")
+    lone.configure("link set docker0 down")
+    down = check(lone)
+    lone.configure("link set docker0 up")
+    assert routed.codes() == {"subnet_diverted"}, routed
+    assert f"route blackhole {half}" in routed.texts("subnet_diverted")[0]
+    assert down.codes() == {"bridge_down"}, down
+    wait_until_well(lone)
+
+
 def test_each_of_several_networks_has_lines_of_its_own(make_lab: Callable[..., Lab]) -> None:
     """One of them routes directly.  Without containers, the bridge of a peer is a warning that is true."""
     lab = make_lab(hosts=2, api=Api.V3)
