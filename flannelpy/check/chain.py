@@ -13,7 +13,16 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.backend.underlay import Underlay
-from flannelpy.check import gather_host, gather_rules, gather_store, gather_ways, judge_host, judge_peers, judge_store
+from flannelpy.check import (
+    gather_host,
+    gather_rules,
+    gather_store,
+    gather_subnet,
+    gather_ways,
+    judge_host,
+    judge_peers,
+    judge_store,
+)
 from flannelpy.check import plan as plans
 from flannelpy.check.gather_peers import Pings
 from flannelpy.check.lines import Line, in_order
@@ -36,12 +45,13 @@ async def follow(options: Options, daemon: DaemonSeen) -> list[Line]:
     endpoints = asyncio.create_task(gather_store.endpoints(options))
     try:
         async with Netlink() as netlink:
-            host = await gather_host.look(netlink, options)
+            host = await gather_host.look(netlink, options, daemon)
     except HostError as error:
         lines = [found(Code.NO_INTERFACE, str(error)), *await _stores(options)]
     else:
         each = await asyncio.gather(*(_network(options, name, host, daemon) for name in _names(options)))
-        lines = [judge_host.interface(host), *(line for one in each for line in one)]
+        differs = [found(Code.FLAGS_DIFFER, host.differs)] if host.differs else []
+        lines = [judge_host.interface(host), *differs, *(line for one in each for line in one)]
     lines += judge_store.endpoints(await endpoints)
     return in_order([*lines, *_daemon(options, daemon, lines)])
 
@@ -71,7 +81,7 @@ async def _stores(options: Options) -> list[Line]:
 def _daemon(options: Options, daemon: DaemonSeen, lines: Sequence[Line]) -> Iterator[Line]:
     """Yield the lines about the daemon, for each network.  ``lines``: all others.  Raises HostError."""
     for name in _names(options):
-        others = {Code(line.code) for line in lines if line.code and line.network in ("", name)}
+        others = [line for line in lines if line.network in ("", name)]
         file = gather_host.file(options.subnet_file_of(name))
         yield from (replace(line, network=name) for line in judge_host.daemon(file, daemon.report, name, others))
 
@@ -97,12 +107,20 @@ class _Chain:
         self._lines += judge_store.store(seen, self._file, plan)
         if not seen.failure and seen.config:
             terms = Terms(self._options.subnet_lease_ttl, self._options.subnet_lease_renew_margin)
-            self._lines += judge_store.leases(seen, self._file, self._host.identity, terms)
+            lease = self._daemon.lease_of(self._name)
+            self._lines += judge_store.leases(seen, self._file, self._host.identity, terms, lease)
         await self._ways(seen, own, plan)
-        return [replace(line, network=self._name) for line in self._lines]
+        report = self._daemon.network(self._name)
+        return [replace(line, network=self._name) for line in self._lines if not judge_host.explained(line, report)]
 
     async def _store(self) -> StoreSeen:
-        seen = await gather_store.look(self._options, self._name, self._host.identity, self._file)
+        lease = self._daemon.lease_of(self._name)
+        chosen, leased = self._host.identity, lease.subnet if lease else None
+        seen = await gather_store.look(self._options, self._name, chosen, self._file, leased)
+        if seen.identity and seen.identity != chosen:
+            self._host = replace(self._host, identity=seen.identity)
+            text = f"the host ID of flannelpy is {seen.identity.host_id}, and these flags choose {chosen.host_id}"
+            self._lines.append(found(Code.FLAGS_DIFFER, text))
         if seen.config is None:
             return seen
         flaw = await gather_host.flaw(self._netlink, self._options, self._host, seen.config, self._path)
@@ -125,6 +143,8 @@ class _Chain:
             kernel = gather_ways.Kernel(self._netlink, self._host, plan, index)
             ways = await kernel.look(peers)
             self._lines += judge_host.bridges(self._host, plan, index, self._networks(plan))
+            diverted = await gather_subnet.diverted(self._netlink, self._host, plan, index, peers)
+            self._lines += judge_host.own_subnet(plan, diverted)
             await self._rules(plan, device, peers, len(kernel.direct))
         await self._ping(plan, peers, ways)
 
@@ -179,6 +199,7 @@ class _Chain:
             self._lines.append(found(Code.PING_REFUSED, str(error)))
             seen = [PeerSeen(peer.subnet, peer.public_ip, ways[peer.subnet]) for peer in peers]
         self._lines += judge_peers.ways(seen) if plan and plan.routes_packets else []
+        is_hanging = bool(plan and plan.backend == "udp" and self._file.is_running and not self._daemon.report)
         for peer in seen:
             if self._host.is_linked or not peer.way.no_route:  # otherwise the line about the interface has the cause
-                self._lines += judge_peers.answers(peer, plan)
+                self._lines += judge_peers.answers(peer, plan, is_hanging=is_hanging)

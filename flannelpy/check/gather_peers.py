@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from statistics import median
+from typing import NamedTuple
 
 from flannelpy.check.lines import Echo
 from flannelpy.check.observations import HostSeen, Peer, PeerSeen, PortSeen, WaySeen
@@ -20,8 +21,14 @@ from flannelpy.linux.udp_probe import PortState
 _SMALL = 84
 _SMALL_COUNT, _LONG_COUNT, _MORE = 3, 2, 10
 _INTERVAL, _PATIENCE = 0.1, 2.0
-# The search for the path MTU sends this many lengths at a time, so three turns find it between 84 and 9000.
-_LENGTHS, _SEARCH_PATIENCE = 24, 0.5
+# To an address that has not answered, so that a path that loses half of the pings does not look like a closed one.
+_AGAIN_COUNT, _AGAIN_PATIENCE = 4, 0.7
+# The search for the path MTU sends this many lengths at a time, so three turns find it between 84 and 9000.  Each is
+# sent twice.
+_LENGTHS, _SEARCH_PATIENCE, _COPIES = 24, 0.5, 2
+# A length is too long if that many packets of it are lost, each with a small one right behind it that arrives.
+_PAIRS, _PROOF = 8, 4
+_SEARCHES = 3
 _AT_A_TIME = 100
 # flannelpy decrements the TTL once, so that the kernel of the peer finds the last hop.
 _LAST_HOP = {"udp": 2, "vxlan": 1, "host-gw": 1}
@@ -30,6 +37,7 @@ _PORTS = {
     PortState.CLOSED: PortSeen.CLOSED,
     PortState.PROHIBITED: PortSeen.PROHIBITED,
     PortState.SILENT: PortSeen.SILENT,
+    PortState.NOT_PERMITTED: PortSeen.NOT_PERMITTED,
 }
 
 
@@ -68,9 +76,23 @@ class Pings:
             public, tunnel, bridge = await asyncio.gather(self._public(peer), self._tunnel(peer), self._bridge(peer))
             seen = replace(seen, public=public, tunnel=tunnel, bridge=bridge)
             if any(echo.has_arrived for echo in (tunnel, bridge) if echo):
-                return seen
-            is_forwarding, port = await asyncio.gather(self._is_forwarding(seen), self._port(seen))
-            return replace(seen, is_forwarding=is_forwarding, port=port)
+                return await self._again(seen)
+            again, is_forwarding, port = await asyncio.gather(
+                self._again(seen), self._is_forwarding(seen), self._port(seen)
+            )
+            return replace(again, is_forwarding=is_forwarding, port=port)
+
+    async def _again(self, seen: PeerSeen) -> PeerSeen:
+        """Ask the addresses again that have given no answer at all."""
+        public, tunnel, bridge = await asyncio.gather(*map(self._repeated, (seen.public, seen.tunnel, seen.bridge)))
+        return replace(seen, public=public, tunnel=tunnel, bridge=bridge)
+
+    async def _repeated(self, echo: Echo | None) -> Echo | None:
+        if echo is None or echo.received or echo.error:
+            return echo
+        ping = await self._socket(echo.source)
+        answers = await _several(ping, echo.target, _SMALL, _AGAIN_COUNT, _AGAIN_PATIENCE)
+        return _echo(echo.source, echo.target, [*[Answer()] * echo.sent, *answers], echo.full, path_mtu=0)
 
     async def _public(self, peer: Peer) -> Echo:
         full = self._plan.mtu + self._plan.overhead if self._plan else self._host.external.mtu
@@ -130,16 +152,29 @@ class Pings:
         small, long = both
         if 0 < _received(small) < len(small):  # one lost packet is no loss rate
             small += await _several(ping, target, _SMALL, _MORE - _SMALL_COUNT)
-        echo = _echo(source, target, small, full)
-        if not echo.received:
-            return echo
-        return replace(echo, path_mtu=full if _received(long) else await _path_mtu(ping, target, full))
+        if not _received(small) or _received(long):
+            return _echo(source, target, small, full, path_mtu=full if _received(small) else 0)
+        return await self._narrowed(ping, target, full, small + long)
+
+    async def _narrowed(self, ping: IcmpEcho, target: IPv4Address, full: int, before: list[Answer]) -> Echo:
+        """Find out why no packet of the full length is answered; ``before``: the answers so far, the long ones last.
+
+        Only pings that are short enough count as lost.
+        """
+        pairs = await _pairs(ping, target, full)
+        if pairs.is_too_long:
+            path_mtu, small = await _path_mtu(ping, target, full - 1)
+            return _echo(ping.source, target, [*before[:-_LONG_COUNT], *pairs.small, *small], full, path_mtu=path_mtu)
+        path_mtu = full if _received(pairs.long) else 0
+        return _echo(ping.source, target, [*before, *pairs.small, *pairs.long], full, path_mtu=path_mtu)
 
 
-async def _several(ping: IcmpEcho, target: IPv4Address, length: int, count: int) -> list[Answer]:
+async def _several(
+    ping: IcmpEcho, target: IPv4Address, length: int, count: int, patience: float = _PATIENCE
+) -> list[Answer]:
     async def one(number: int) -> Answer:
         await asyncio.sleep(number * _INTERVAL)
-        return await ping.ask(target, length, _PATIENCE)
+        return await ping.ask(target, length, patience)
 
     return list(await asyncio.gather(*map(one, range(count))))
 
@@ -148,7 +183,7 @@ def _received(answers: Sequence[Answer]) -> int:
     return sum(answer.seconds is not None for answer in answers)
 
 
-def _echo(source: IPv4Address, target: IPv4Address, answers: Sequence[Answer], full: int) -> Echo:
+def _echo(source: IPv4Address, target: IPv4Address, answers: Sequence[Answer], full: int, *, path_mtu: int) -> Echo:
     times = [answer.seconds * 1000 for answer in answers if answer.seconds is not None]
     errors = [f"{one.error}{f' from {one.reporter}' if one.reporter else ''}" for one in answers if one.error]
     return Echo(
@@ -158,21 +193,66 @@ def _echo(source: IPv4Address, target: IPv4Address, answers: Sequence[Answer], f
         len(times),
         median(times) if times else None,
         full,
+        path_mtu,
         error="" if times else next(iter(errors), ""),
         is_rejected=any(one.reporter == target for one in answers),
         is_stopped=any(one.error == NOT_PERMITTED for one in answers),
     )
 
 
-async def _path_mtu(ping: IcmpEcho, target: IPv4Address, full: int) -> int:
-    """Return the length of the longest packet that passes; small ones do."""
-    low, high = _SMALL, full
+class _Pairs(NamedTuple):
+    """The answers to packets of one length, and to the small ones right behind them."""
+
+    long: list[Answer]
+    small: list[Answer]
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether the length is the cause of the loss, and neither a rate limit nor a lossy path is."""
+        proof = sum(small.seconds is not None for small in self.small)
+        return not _received(self.long) and proof >= _PROOF
+
+
+async def _pairs(ping: IcmpEcho, target: IPv4Address, length: int) -> _Pairs:
+    """Send pairs of a long and a small packet.  A rate limit that passes one packet of a pair passes the long one."""
+
+    async def pair(number: int) -> list[Answer]:
+        await asyncio.sleep(number * _INTERVAL)
+        return await asyncio.gather(*(ping.ask(target, size, _SEARCH_PATIENCE) for size in (length, _SMALL)))
+
+    long, small = zip(*await asyncio.gather(*map(pair, range(_PAIRS))), strict=True)
+    return _Pairs(list(long), list(small))
+
+
+async def _path_mtu(ping: IcmpEcho, target: IPv4Address, high: int) -> tuple[int, list[Answer]]:
+    """Return the length of the longest packet that passes, at most ``high``; 0 if loss hides it.
+
+    And the answers to the small packets, which pass.
+    """
+    low, small = _SMALL, list[Answer]()
+    for _ in range(_SEARCHES):
+        low = await _longest(ping, target, low, high)
+        if low == high:
+            return low, small
+        pairs = await _pairs(ping, target, low + 1)
+        small += pairs.small
+        if pairs.is_too_long:
+            return low, small
+        if not _received(pairs.long):
+            break
+        low += 1
+    return 0, small
+
+
+async def _longest(ping: IcmpEcho, target: IPv4Address, low: int, high: int) -> int:
+    """Return the length of the longest packet that arrives, if none is lost by chance; those of ``low`` bytes do."""
     while low < high:
         count = min(_LENGTHS, high - low)
-        lengths = [low + (high - low) * number // count for number in range(1, count + 1)]
-        answers = await asyncio.gather(*(ping.ask(target, length, _SEARCH_PATIENCE) for length in lengths))
-        passed = [length for length, answer in zip(lengths, answers, strict=True) if answer.seconds is not None]
+        lengths = [low + (high - low) * number // count for number in range(count, 0, -1)]
+        asked = [length for length in lengths for _ in range(_COPIES)]
+        answers = await asyncio.gather(*(ping.ask(target, length, _SEARCH_PATIENCE) for length in asked))
+        passed = [length for length, answer in zip(asked, answers, strict=True) if answer.seconds is not None]
         longest = max(passed, default=low)
-        high = next((length - 1 for length in lengths if length > longest), longest)
+        high = min((length - 1 for length in lengths if length > longest), default=longest)
         low = longest
     return low

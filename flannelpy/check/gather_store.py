@@ -6,7 +6,7 @@ import asyncio
 import posixpath
 from collections.abc import Sequence
 from contextlib import suppress
-from ipaddress import ip_address
+from ipaddress import IPv4Network, ip_address
 
 from flannelpy.check import judge_store
 from flannelpy.check.observations import EndpointSeen, FileSeen, StoreSeen
@@ -37,13 +37,15 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-async def look(options: Options, name: str, identity: HostIdentity, file: FileSeen) -> StoreSeen:
-    """Return what the store has of a network.  Raises UsageError, HostError."""
+async def look(
+    options: Options, name: str, identity: HostIdentity, file: FileSeen, leased: IPv4Network | None = None
+) -> StoreSeen:
+    """Return what the store has of a network; ``leased``: the subnet of the daemon.  Raises UsageError, HostError."""
     key = posixpath.normpath(f"/{options.etcd_prefix.strip('/')}/{name}/config")
     registry = connect(options, name)
     try:
         async with asyncio.timeout(_PATIENCE):
-            return await _read(registry, options, name, StoreSeen(key), identity, file)
+            return await _read(registry, options, name, StoreSeen(key, identity=identity), file, leased)
     except TimeoutError:
         return StoreSeen(key, failure=f"{', '.join(options.etcd_endpoints)}: no answer in time")
     except KeyNotFound:
@@ -57,14 +59,16 @@ async def look(options: Options, name: str, identity: HostIdentity, file: FileSe
 
 
 async def _read(
-    registry: Registry, options: Options, name: str, empty: StoreSeen, identity: HostIdentity, file: FileSeen
+    registry: Registry, options: Options, name: str, empty: StoreSeen, file: FileSeen, leased: IPv4Network | None
 ) -> StoreSeen:
     """Return config and leases.  Raises RegistryError, ConfigError."""
     config = network_config.parse(await registry.read_config(), registry.schema)
     leases = well_formed((await registry.snapshot()).entries)
+    assert empty.identity
+    identity = judge_store.identity(leases, empty.identity, leased)
     own = judge_store.own_lease(leases, identity, file)
     left = await _seconds_left(options, name, registry.schema, own) if own else None
-    return StoreSeen(empty.key, config, leases=leases, seconds_left=left)
+    return StoreSeen(empty.key, config, leases=leases, seconds_left=left, identity=identity)
 
 
 async def _seconds_left(options: Options, name: str, schema: Schema, own: Lease) -> int | None:

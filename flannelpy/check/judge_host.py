@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network
 
-from flannelpy.check.lines import Line, Link, ok
+from flannelpy.check.lines import Level, Line, Link, ok
 from flannelpy.check.observations import DeviceSeen, FileSeen, HostSeen, RulesSeen
 from flannelpy.check.plan import Plan
 from flannelpy.check.verdicts import Code, found
 from flannelpy.diagnosis import ProblemCode, problems
 from flannelpy.netfilter import obstacles
-from flannelpy.report import DaemonReport
+from flannelpy.report import DaemonReport, NetworkReport
 from flannelpy.rtnetlink.links import Address
 from flannelpy.rtnetlink.links import Link as LinkOfHost
 
 _DOCKER0 = "docker0"
+_CONTAINER_BRIDGES = (_DOCKER0, "cni0")
 _TUNNELS = ("tun", "vxlan")
 # The part of the limit of tracked connections at which the next load may exceed it.
 _FULL = 0.95
@@ -38,6 +39,20 @@ _NAMED_BY: dict[ProblemCode, frozenset[Code]] = {
 }
 
 
+# What a network has only once it is in service: until then, the daemon's own line has the cause.
+_OF_SERVICE = frozenset(
+    {
+        *(Code.LEASE_MISSING, Code.SUBNET_FILE_MISSING, Code.SUBNET_FILE_DIFFERS, Code.DEVICE_MISSING),
+        *(Code.DEVICE_FLAW, Code.ROUTE_DIVERTED, Code.ENTRY_MISSING, Code.RP_FILTER),
+    }
+)
+
+
+def explained(line: Line, network: NetworkReport | None) -> bool:
+    """Return whether a line is a consequence of the state of its network, which the daemon reports."""
+    return network is not None and not network.state.is_up and line.code in _OF_SERVICE
+
+
 def interface(host: HostSeen) -> Line:
     """Return the line about the external interface."""
     external = host.external
@@ -48,17 +63,25 @@ def interface(host: HostSeen) -> Line:
     return ok(Link.INTERFACE, f"{external.name} with {external.address}, MTU {external.mtu}{nat}")
 
 
-def daemon(file: FileSeen, report: DaemonReport | None, network: str, others: Collection[Code]) -> Iterator[Line]:
-    """Yield the lines about the daemon: what it reports, unless one of the lines with the codes ``others`` names it."""
+def daemon(file: FileSeen, report: DaemonReport | None, network: str, lines: Sequence[Line]) -> Iterator[Line]:
+    """Yield the lines about the daemon: what it reports, unless one of the other ``lines`` names or refutes it."""
     if report is not None:
-        named = {problem for problem, codes in _NAMED_BY.items() if not codes.isdisjoint(others)}
+        codes = {Code(line.code) for line in lines if line.code}
+        named = {problem for problem, naming in _NAMED_BY.items() if not naming.isdisjoint(codes)}
+        if any(line.link is Link.FORWARDING and line.level is Level.OK for line in lines):
+            named.add(ProblemCode.CONTAINERS_BLOCKED)  # since gone: the daemon looks every few seconds
         own = [one for one in problems(report) if one.network == network and one.code not in named]
         yield from (found(Code.DAEMON_PROBLEM, problem.text, remedy=problem.remedy) for problem in own)
-        yield from () if own else [ok(Link.DAEMON, f"flannelpy {report.version} runs with PID {report.pid}")]
+        yield from () if own else [_running(report, network)]
     elif file.is_running:
         yield found(Code.DAEMON_SILENT, f"a flannelpy runs with {file.path}, and its control socket gives no answer")
     else:
         yield found(Code.DAEMON_STOPPED, f"no flannelpy runs with {file.path}")
+
+
+def _running(report: DaemonReport, network: str) -> Line:
+    state = next((one.state for one in report.networks if one.name == network and not one.state.is_up), None)
+    return ok(Link.DAEMON, f"flannelpy {report.version} runs with PID {report.pid}{f', {state}' if state else ''}")
 
 
 def device(seen: DeviceSeen, holder: LinkOfHost | None) -> Line:
@@ -89,8 +112,17 @@ def bridges(host: HostSeen, plan: Plan, own_link: int, networks: Sequence[IPv4Ne
         yield _without_bridge(host, plan, networks)
 
 
+def own_subnet(plan: Plan, diverted: Sequence[str]) -> Iterator[Line]:
+    """Yield the line about ``diverted`` packets for the containers of this host, if there are any."""
+    if diverted:
+        text = f"packets for our subnet {plan.subnet} do not reach its bridge: {'; '.join(diverted)}"
+        yield found(Code.SUBNET_DIVERTED, text)
+
+
 def _bridge(host: HostSeen, address: Address, plan: Plan) -> Line:
     name = _name(host, address)
+    if any(link.index == address.link_index and not link.is_up for link in host.links):
+        return found(Code.BRIDGE_DOWN, f"{name} with {address.interface} is down", name=name)
     if address.prefix_len not in (plan.subnet.prefixlen, 32):  # some CNI plugins give /32 to each container's device
         text = f"{name} has {address.interface}, and the subnet has /{plan.subnet.prefixlen}"
         return found(Code.BRIDGE_PREFIX, text, bridge=plan.bridge)
@@ -102,11 +134,23 @@ def _bridge(host: HostSeen, address: Address, plan: Plan) -> Line:
 
 
 def _without_bridge(host: HostSeen, plan: Plan, networks: Sequence[IPv4Network]) -> Line:
+    masters, with_address = {link.master for link in host.links}, {one.link_index for one in host.addresses}
+    for link in host.links:
+        if link.name in _CONTAINER_BRIDGES and link.index in masters - with_address:
+            text = f"{link.name} has containers, and no address"
+            return found(Code.BRIDGE_WITHOUT_ADDRESS, text, bridge=plan.bridge, name=link.name)
     for one in host.addresses:
-        if _name(host, one) == _DOCKER0 and not any(one.address in network for network in networks):
+        others = [*networks, *_of_other_tunnels(host)]
+        if _name(host, one) == _DOCKER0 and not any(one.address in network for network in others):
             text = f"{_DOCKER0} has {one.interface}, which is not of our subnet {plan.subnet}"
             return found(Code.BRIDGE_ELSEWHERE, text, bridge=plan.bridge)
     return ok(Link.BRIDGE, f"no bridge has an address of {plan.subnet} yet")
+
+
+def _of_other_tunnels(host: HostSeen) -> Sequence[IPv4Network]:
+    """Return the networks of tunnel devices, which may be those of another daemon on this host."""
+    tunnels = {link.index for link in host.links if link.kind in _TUNNELS}
+    return [one.destination for one in host.addresses if one.link_index in tunnels]
 
 
 def _is_bridge(host: HostSeen, address: Address) -> bool:

@@ -9,10 +9,12 @@ from flannelpy.check.observations import PeerSeen, PortSeen
 from flannelpy.check.plan import Plan
 from flannelpy.check.verdicts import Code, found
 
+_CERTAIN = (PortSeen.CLOSED, PortSeen.PROHIBITED, PortSeen.NOT_PERMITTED)
 _PORTS = {
     PortSeen.CLOSED: (Code.PORT_CLOSED, "is closed"),
     PortSeen.PROHIBITED: (Code.PORT_PROHIBITED, "is prohibited"),
     PortSeen.SILENT: (Code.DATAGRAMS_LOST, "rejects nothing"),
+    PortSeen.NOT_PERMITTED: (Code.DATAGRAMS_REFUSED, "may not be sent to"),
     None: (Code.DATAGRAMS_LOST, "cannot be asked"),
 }
 
@@ -36,8 +38,10 @@ def ways(peers: Sequence[PeerSeen]) -> Iterator[Line]:
         yield ok(Link.RP_FILTER, f"rp_filter accepts the packets of {count}")
 
 
-def answers(peer: PeerSeen, plan: Plan | None) -> Iterator[Line]:
+def answers(peer: PeerSeen, plan: Plan | None, *, is_hanging: bool = False) -> Iterator[Line]:
     """Yield the lines about what a peer answered; without a ``plan``, only its public IP was asked.
+
+    ``is_hanging``: whether the daemon of this host carries the packets, and gives no answer.
 
     If ``ways`` has named why no answer comes, no line guesses at another cause.
     """
@@ -48,7 +52,7 @@ def answers(peer: PeerSeen, plan: Plan | None) -> Iterator[Line]:
     elif plan and any(echo.has_arrived for echo in overlay):
         yield from _reached(peer, plan)
     elif peer.public:
-        yield from _unreached(peer, peer.public, plan)
+        yield from _unreached(peer, peer.public, plan, is_hanging=is_hanging)
 
 
 def _reached(peer: PeerSeen, plan: Plan) -> Iterator[Line]:
@@ -67,13 +71,18 @@ def _reached(peer: PeerSeen, plan: Plan) -> Iterator[Line]:
             yield _line(name, peer, echo)
 
 
-def _unreached(peer: PeerSeen, public: Echo, plan: Plan | None) -> Iterator[Line]:
+def _unreached(peer: PeerSeen, public: Echo, plan: Plan | None, *, is_hanging: bool) -> Iterator[Line]:
     """Yield the lines about a peer of which no address in the overlay answers."""
-    if public.has_arrived:
-        yield _line("public IP", peer, public)
     silent = [echo for echo in (public, peer.tunnel, peer.bridge) if echo and not echo.has_arrived]
     text = f"{peer.subnet}: no answer of {', nor of '.join(map(str, silent))}"
-    if peer.is_forwarding:
+    if public.is_lossy and silent and peer.port not in _CERTAIN:
+        yield found(Code.LOSS, f"public IP of {peer.subnet}: {public}; {text}", peer=peer.subnet, echo=public)
+        return
+    if public.has_arrived:
+        yield _line("public IP", peer, public)
+    if is_hanging and public.has_arrived and silent:
+        yield found(Code.DAEMON_HANGS, text, peer=peer.subnet)
+    elif peer.is_forwarding:
         yield found(Code.PINGS_DROPPED, text, peer=peer.subnet)
     elif any(echo.is_stopped for echo in silent):
         yield found(Code.PING_REFUSED, text, peer=peer.subnet)
@@ -107,11 +116,20 @@ def _narrow(name: str, peer: PeerSeen, echo: Echo, plan: Plan) -> Line:
     else:
         change = f"ip link set mtu {wire} on the interfaces of all hosts, then restart flannelpy and Docker"
     text = f"{name} of {peer.public_ip}: {echo}, but containers send up to {echo.full} bytes"
+    if peer.public and peer.public.path_mtu >= echo.full + plan.overhead:
+        return found(
+            Code.LONG_PACKETS_LOST, f"{text}, and its public IP answers long ones", peer=peer.subnet, echo=echo
+        )
     return found(Code.MTU_TOO_LARGE, text, peer=peer.subnet, echo=echo, change=change)
 
 
 def _line(name: str, peer: PeerSeen, echo: Echo) -> Line:
+    """Return the line about an address of a peer of which at least one address answers."""
     text = f"{name} of {peer.subnet}: {echo}"
-    if 0 < echo.received < echo.sent:
+    others = [one for one in (peer.public, peer.tunnel, peer.bridge) if one]
+    if not echo.received and not any(0 < one.received < one.sent for one in others):
+        why = f"rejects pings ({echo.error})" if echo.is_rejected else "answers no ping, and others of that host do"
+        return ok(Link.PEERS, f"{name} of {peer.subnet}: {echo.target} from {echo.source}: {why}", peer.subnet, echo)
+    if echo.received < echo.sent:
         return found(Code.LOSS, text, peer=peer.subnet, echo=echo)
     return ok(Link.PEERS, text, peer=peer.subnet, echo=echo)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.check.lines import Line, Link, ok
 from flannelpy.check.observations import EndpointSeen, FileSeen, StoreSeen
 from flannelpy.check.plan import Plan
 from flannelpy.check.verdicts import Code, found
+from flannelpy.report import LeaseReport
 from flannelpy.subnet.lease import HostIdentity, Lease
 from flannelpy.subnet.lease_policy import Terms, renewal_lead
 from flannelpy.units import span
@@ -64,6 +65,14 @@ def _config(seen: StoreSeen, file: FileSeen, plan: Plan | None) -> Line:
     return ok(Link.CONFIG, text)
 
 
+def identity(leases: Sequence[Lease], chosen: HostIdentity, leased: IPv4Network | None) -> HostIdentity:
+    """Return the identity of this host; a lease of the subnet that the daemon has ``leased`` tells the host ID."""
+    for lease in leases:
+        if lease.subnet == leased and lease.attrs.public_ip == chosen.public_ip and lease.attrs.host_id:
+            return HostIdentity(chosen.public_ip, lease.attrs.host_id)
+    return chosen
+
+
 def own_lease(leases: Sequence[Lease], identity: HostIdentity, file: FileSeen) -> Lease | None:
     """Return the lease of this host, that of the subnet file if it has several."""
     held = [one for one in leases if _is_own(one, identity)]
@@ -74,8 +83,13 @@ def _is_own(lease: Lease, identity: HostIdentity) -> bool:
     return lease.attrs.public_ip == identity.public_ip and lease.attrs.host_id in ("", identity.host_id)
 
 
-def leases(seen: StoreSeen, file: FileSeen, identity: HostIdentity, terms: Terms) -> Iterator[Line]:
-    """Yield the lines about the lease of this host, its subnet file, and public IPs that two leases have."""
+def leases(
+    seen: StoreSeen, file: FileSeen, identity: HostIdentity, terms: Terms, reported: LeaseReport | None = None
+) -> Iterator[Line]:
+    """Yield the lines about the lease of this host, its subnet file, and public IPs that two leases have.
+
+    ``terms``: of these flags; those of the daemon may be others.  ``reported``: the lease that the daemon has.
+    """
     own = own_lease(seen.leases, identity, file)
     holder = next((one for one in seen.leases if one.subnet == file.subnet and not _is_own(one, identity)), None)
     if holder:
@@ -84,15 +98,17 @@ def leases(seen: StoreSeen, file: FileSeen, identity: HostIdentity, terms: Terms
     elif own is None:
         yield found(Code.LEASE_MISSING, f"no lease has the public IP {identity.public_ip} and our host ID")
     else:
-        yield _lifetime(own, seen.seconds_left, terms)
+        yield _lifetime(own, seen.seconds_left, terms, reported)
     yield from _subnet_file(file, own)
     yield from _duplicates(seen.leases, identity.public_ip)
 
 
-def _lifetime(own: Lease, left: int | None, terms: Terms) -> Line:
+def _lifetime(own: Lease, left: int | None, terms: Terms, reported: LeaseReport | None) -> Line:
     if own.is_reservation or left is None:
         return ok(Link.LEASE, f"{own.subnet}{', a reservation' if own.is_reservation else ''}")
     lead = renewal_lead(max(terms.lease_ttl, left), terms, 0)
+    if left < lead * _OVERDUE and reported and reported.subnet == own.subnet and not reported.problem:
+        return ok(Link.LEASE, f"{own.subnet} expires in {span(left)}, and flannelpy renews it by flags of its own")
     if left < lead * _OVERDUE:
         text = f"{own.subnet} expires in {span(left)}, and a renewal was due {span(lead - left)} ago"
         return found(Code.LEASE_OVERDUE, text)

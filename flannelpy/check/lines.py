@@ -42,7 +42,7 @@ class Echo:
     """The pings from one address of this host to one address of a peer.
 
     ``milliseconds``: the median of the round trips, None without an answer.  ``full``: the length in bytes of the IP
-    packets that have to pass with DF; ``path_mtu``: of the longest that passed, 0 if not even a small one did.
+    packets that have to pass with DF; ``path_mtu``: of the longest that passes, 0 if loss hides it.
     ``error``: what a router or the kernel reported, or empty.  ``is_rejected``: the target itself rejects pings, so it
     can be reached.  ``is_stopped``: no ping left this host.
     """
@@ -64,15 +64,20 @@ class Echo:
         return self.received > 0 or self.is_rejected
 
     @property
+    def is_lossy(self) -> bool:
+        """Return whether so many answers are lost that silence elsewhere on the path proves nothing."""
+        return 0 < self.received <= self.sent / 2
+
+    @property
     def is_narrow(self) -> bool:
-        """Return whether small packets pass, and those of the full length do not."""
+        """Return whether small packets pass, and those of the full length certainly do not."""
         return 0 < self.path_mtu < self.full
 
     def __str__(self) -> str:
         loss = f"{self.target} from {self.source}: {self.sent - self.received} of {self.sent} lost"
         if self.milliseconds is None:
             return f"{loss}{f' ({self.error})' if self.error else ''}"
-        return f"{loss}, {self.milliseconds:.2f} ms, path MTU {self.path_mtu}"
+        return f"{loss}, {self.milliseconds:.2f} ms, path MTU {self.path_mtu or 'unknown'}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.check.lines import Echo
 from flannelpy.netfilter.obstacles import Obstacle
-from flannelpy.report import DaemonReport, PeerReport
+from flannelpy.report import DaemonReport, InterfaceReport, LeaseReport, NetworkReport, PeerReport
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease
@@ -38,10 +38,25 @@ class DaemonSeen:
     report: DaemonReport | None = None
     peers: Mapping[str, Sequence[PeerReport]] = field(default_factory=dict)
 
+    def network(self, name: str) -> NetworkReport | None:
+        """Return the report about a network; None without an answer."""
+        return next((one for one in self.report.networks if one.name == name), None) if self.report else None
+
+    def lease_of(self, name: str) -> LeaseReport | None:
+        """Return the lease of a network, if there is one."""
+        network = self.network(name)
+        return network.lease if network else None
+
+    @property
+    def interface(self) -> InterfaceReport | None:
+        """The external interface in use, the same one for all networks; None without an answer, and without one."""
+        parts = [one.interface for one in self.report.networks] if self.report else []
+        return next((part for part in parts if part and part.address and part.public_ip), None)
+
     def peers_of(self, network: str) -> Sequence[Peer] | None:
         """Return the peers that the daemon uses; None if it does not answer, or does not know them yet."""
-        networks = self.report.networks if self.report else ()
-        if not any(one.name == network and one.state.is_up for one in networks):
+        found = self.network(network)
+        if found is None or not found.state.is_up:
             return None
         return [Peer(peer.subnet, peer.public_ip) for peer in self.peers.get(network, ())]
 
@@ -65,6 +80,7 @@ class StoreSeen:
 
     ``key``: of the config.  ``failure``: why there is neither config nor leases, if etcd gave no answer; ``flaw``: why
     the config cannot be used; without both, a config that is None is missing.  ``seconds_left``: of the own lease.
+    ``identity``: that of this host; None if the leases are not known.
     """
 
     key: str
@@ -73,6 +89,7 @@ class StoreSeen:
     flaw: str = ""
     leases: Sequence[Lease] = ()
     seconds_left: int | None = None
+    identity: HostIdentity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +111,17 @@ class FileSeen:
 
 @dataclass(frozen=True, slots=True)
 class HostSeen:
-    """The interfaces of this host, and its identity.  ``link``: the external interface, None if it is gone."""
+    """The interfaces of this host, and its identity.  ``link``: the external interface, None if it is gone.
+
+    ``differs``: how the choice of the flags differs from that of the running daemon, which then counts; or empty.
+    """
 
     external: ExternalInterface
     identity: HostIdentity
     link: Link | None
     links: Sequence[Link]
     addresses: Sequence[Address]
+    differs: str = ""
 
     @property
     def is_linked(self) -> bool:
@@ -152,11 +173,15 @@ class RulesSeen:
 
 
 class PortSeen(StrEnum):
-    """What a host answers to datagrams for the UDP port of the backend; ``SILENT``: nothing."""
+    """What a host answers to datagrams for the UDP port of the backend; ``SILENT``: nothing.
+
+    ``NOT_PERMITTED``: none leaves this host.
+    """
 
     CLOSED = "closed"
     PROHIBITED = "prohibited"
     SILENT = "silent"
+    NOT_PERMITTED = "not permitted"
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,12 +34,16 @@ class Code(StrEnum):
     SUBNET_FILE_DIFFERS = "subnet_file_differs"
     DAEMON_STOPPED = "daemon_stopped"
     DAEMON_SILENT = "daemon_silent"
+    FLAGS_DIFFER = "flags_differ"
     DAEMON_PROBLEM = "daemon_problem"
     DEVICE_MISSING = "device_missing"
     DEVICE_FLAW = "device_flaw"
     BRIDGE_OF_OLD_SUBNET = "bridge_of_old_subnet"
     BRIDGE_PREFIX = "bridge_prefix"
     BRIDGE_ELSEWHERE = "bridge_elsewhere"
+    BRIDGE_DOWN = "bridge_down"
+    BRIDGE_WITHOUT_ADDRESS = "bridge_without_address"
+    SUBNET_DIVERTED = "subnet_diverted"
     CONTAINER_MTU = "container_mtu"
     FORWARDING_OFF = "forwarding_off"
     PACKETS_DROPPED = "packets_dropped"
@@ -60,6 +64,10 @@ class Code(StrEnum):
     PORT_PROHIBITED = "port_prohibited"
     DATAGRAMS_LOST = "datagrams_lost"
     MTU_TOO_LARGE = "mtu_too_large"
+    DATAGRAMS_REFUSED = "datagrams_refused"
+    SENDERS_REJECTED = "senders_rejected"
+    DAEMON_HANGS = "daemon_hangs"
+    LONG_PACKETS_LOST = "long_packets_lost"
     BRIDGE_SILENT = "bridge_silent"
     LOSS = "loss"
 
@@ -136,14 +144,16 @@ TABLE: dict[Code, Verdict] = {
     Code.LEASE_TAKEN: Verdict(
         Link.LEASE,
         BAD,
-        "another host leases the subnet of the subnet file",
-        "restart flannelpy, which leases another subnet, then Docker",
+        "a lease with another public IP or host ID has the subnet of the subnet file",
+        "either another host leased it while flannelpy was down: restart flannelpy, which leases another subnet, then "
+        "Docker; or the flags of the daemon are others, such as -iface and FLANNELD_HOST_ID: check with the same ones",
     ),
     Code.LEASE_OVERDUE: Verdict(
         Link.LEASE,
         BAD,
         "the lease was not renewed when it was due",
-        "either flannelpy does not run or hangs, or it cannot write to etcd: look at its log",
+        "either flannelpy does not run or hangs, or it cannot write to etcd: look at its log; or its "
+        "-subnet-lease-ttl and -subnet-lease-renew-margin are others: check with the same ones",
     ),
     Code.PUBLIC_IP_TWICE: Verdict(
         Link.LEASE,
@@ -183,6 +193,12 @@ TABLE: dict[Code, Verdict] = {
         "a flannelpy runs with this subnet file, and does not answer",
         "either it hangs, or it could not create its control socket: look at its log; or it is a version without one",
     ),
+    Code.FLAGS_DIFFER: Verdict(
+        Link.DAEMON,
+        WARNING,
+        "the flags of the daemon are others",
+        "all other lines use what the daemon reports; check with its flags and FLANNELD_* variables",
+    ),
     Code.DAEMON_PROBLEM: Verdict(
         Link.DAEMON,
         BAD,
@@ -221,6 +237,20 @@ TABLE: dict[Code, Verdict] = {
         "no bridge has an address of this host's subnet, but docker0 has another one",
         "either Docker was started without the subnet file: restart it with --bip={bridge}; or Docker does not use the "
         "overlay, and no container does yet",
+    ),
+    Code.BRIDGE_DOWN: Verdict(Link.BRIDGE, BAD, "the bridge of the containers is down", "ip link set {name} up"),
+    Code.BRIDGE_WITHOUT_ADDRESS: Verdict(
+        Link.BRIDGE,
+        BAD,
+        "docker0 or cni0 has ports, and no address",
+        "restart Docker with the present subnet file: --bip={bridge}; or ip address add {bridge} dev {name}",
+    ),
+    Code.SUBNET_DIVERTED: Verdict(
+        Link.BRIDGE,
+        BAD,
+        "the kernel sends packets for this host's own subnet elsewhere than to the bridge of its containers",
+        "either another program added a route: remove the one that the line names; or two bridges have an address of "
+        "the subnet: leave it to the one with the containers",
     ),
     Code.CONTAINER_MTU: Verdict(
         Link.BRIDGE,
@@ -336,14 +366,44 @@ TABLE: dict[Code, Verdict] = {
         BAD,
         "the public IP answers, the tunnel address does not, and nothing rejects the UDP port of the backend",
         "either a firewall drops UDP port {port} on a host or between them: accept it both ways; or the daemon there "
-        "does not know this host, or another rule there drops packets: run the check there; or datagrams arrive there "
-        "with a wrong checksum: nstat -az UdpInCsumErrors",
+        "does not know this host, or another rule there drops packets: run the check there; or a NAT changes ports or "
+        "addresses of the datagrams: -source-check=off on the hosts that drop them; or datagrams arrive there with a "
+        "wrong checksum: nstat -az UdpInCsumErrors",
     ),
     Code.MTU_TOO_LARGE: Verdict(
         Link.PEERS,
         BAD,
         "small packets reach a peer, and packets as long as containers send do not",
         "a link on the way is narrower than the interface of this host: {change}",
+    ),
+    Code.DATAGRAMS_REFUSED: Verdict(
+        Link.PEERS,
+        BAD,
+        "the public IP answers, the tunnel address does not, and this host's own rules drop datagrams for the UDP port "
+        "of the backend",
+        "have the rules of OUTPUT on this host accept UDP port {port}",
+    ),
+    Code.SENDERS_REJECTED: Verdict(
+        Link.PEERS,
+        WARNING,
+        "a peer's tunnel did not answer, and the daemon of this host dropped datagrams by their sender meanwhile",
+        "either a NAT changes ports or addresses of a peer's datagrams: -source-check=off on this host; or another "
+        "machine sends them, or the receive buffer is full: the log names the senders",
+    ),
+    Code.DAEMON_HANGS: Verdict(
+        Link.PEERS,
+        BAD,
+        "the public IP answers, and the overlay does not, while the flannelpy of this host, which carries its packets, "
+        "gives no answer",
+        "either flannelpy hangs: look at its log, and restart it; or it carries packets without a control socket: run "
+        "the check on that host",
+    ),
+    Code.LONG_PACKETS_LOST: Verdict(
+        Link.PEERS,
+        BAD,
+        "long packets do not pass the overlay to a peer, although long ones reach its public IP",
+        "either the tunnel device or the bridge of that host has a smaller MTU: run the check there; or a firewall "
+        "drops long datagrams of the overlay",
     ),
     Code.BRIDGE_SILENT: Verdict(
         Link.PEERS,

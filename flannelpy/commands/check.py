@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 
 from flannelpy import logs
-from flannelpy.check import chain, rendering
-from flannelpy.check.lines import Level
+from flannelpy.check import chain, judge_drops, rendering
+from flannelpy.check.lines import Level, in_order
 from flannelpy.check.observations import DaemonSeen
 from flannelpy.control import client
 from flannelpy.errors import DaemonUnavailable, FlannelError, one_line
@@ -33,6 +33,9 @@ def run(options: Options, is_json: bool) -> int:
     daemon = _ask_daemon(options.control_socket)
     try:
         lines = asyncio.run(chain.follow(options, daemon))
+        if judge_drops.is_worth_asking(lines):
+            after = _ask_daemon(options.control_socket)
+            lines = in_order([*lines, *judge_drops.senders(daemon, after)])
     except FlannelError:
         raise
     except Exception as error:

@@ -23,12 +23,14 @@ class PortState(enum.Enum):
     """The state of a port.
 
     ``CLOSED``: no program listens, or a firewall answers as if none did.  ``PROHIBITED``: a firewall rejects the
-    datagrams.  ``SILENT``: it is open, or a firewall drops the datagrams.
+    datagrams.  ``SILENT``: it is open, or a firewall drops the datagrams.  ``NOT_PERMITTED``: a rule of this host
+    itself drops them.
     """
 
     CLOSED = enum.auto()
     PROHIBITED = enum.auto()
     SILENT = enum.auto()
+    NOT_PERMITTED = enum.auto()
     UNKNOWN = enum.auto()
 
 
@@ -47,7 +49,9 @@ async def probe(source: IPv4Address, target: IPv4Address, port: int) -> PortStat
                     return state
     except ConnectionRefusedError:
         return PortState.CLOSED
-    except OSError:  # no route there, or a rule of this host rejects it
+    except PermissionError:  # by the chain OUTPUT
+        return PortState.NOT_PERMITTED
+    except OSError:  # no route there
         return PortState.UNKNOWN
     return PortState.SILENT
 

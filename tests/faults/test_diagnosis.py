@@ -261,35 +261,44 @@ FAULTS = {
         (UDP, VXLAN),
         input_rule("-I", "-p udp --dport {port} -j DROP"),
         input_rule("-D", "-p udp --dport {port} -j DROP"),
-        Named("datagrams_lost", r"3 of 3 lost, and UDP port (\d+) of \S+ rejects nothing; .* UDP port \1 .* or"),
+        Named("datagrams_lost", r"7 of 7 lost, and UDP port (\d+) of \S+ rejects nothing; .* UDP port \1 .* or"),
         "accept it both ways",
     ),
     "UDP port rejected": Fault(
         (VXLAN,),
         input_rule("-I", "-p udp --dport {port} -j REJECT --reject-with icmp-admin-prohibited"),
         input_rule("-D", "-p udp --dport {port} -j REJECT --reject-with icmp-admin-prohibited"),
-        Named("port_prohibited", r"3 of 3 lost, and UDP port 8472 of \S+ is prohibited; a firewall on that host or"),
+        Named("port_prohibited", r"7 of 7 lost, and UDP port 8472 of \S+ is prohibited; a firewall on that host or"),
         "accept it both ways",
     ),
     "UDP port rejected as closed": Fault(
         (UDP,),
         input_rule("-I", "-p udp --dport {port} -j REJECT"),
         input_rule("-D", "-p udp --dport {port} -j REJECT"),
-        Named("port_closed", r"3 of 3 lost, and UDP port 8285 of \S+ is closed; either flannelpy does not run"),
+        Named("port_closed", r"7 of 7 lost, and UDP port 8285 of \S+ is closed; either flannelpy does not run"),
         "or a firewall rejects UDP port 8285: accept it both ways",
+    ),
+    "datagrams dropped on the way out": Fault(
+        (UDP,),
+        on_first("iptables -I OUTPUT -p udp --dport 8285 -j DROP"),
+        on_first("iptables -D OUTPUT -p udp --dport 8285 -j DROP"),
+        Named(
+            "datagrams_refused", r"7 of 7 lost, and UDP port 8285 of \S+ may not be sent to; have the rules of OUTPUT"
+        ),
+        "have the rules of OUTPUT on this host accept UDP port 8285",
     ),
     "wrong checksums": Fault(
         (UDP,),
         wrong_checksums,
         right_checksums,
-        Named("datagrams_lost", "3 of 3 lost, and UDP port 8285 of .* rejects nothing"),
+        Named("datagrams_lost", "7 of 7 lost, and UDP port 8285 of .* rejects nothing"),
         "nstat -az UdpInCsumErrors",
     ),
     "peer drops pings": Fault(
         (UDP, VXLAN, HOST_GW),
         input_rule("-I", "-p icmp --icmp-type echo-request -j DROP"),
         input_rule("-D", "-p icmp --icmp-type echo-request -j DROP"),
-        Named("pings_dropped", "no answer of 172.17.8.102 from 172.17.8.101: 3 of 3 lost, nor of"),
+        Named("pings_dropped", "no answer of 172.17.8.102 from 172.17.8.101: 7 of 7 lost, nor of"),
         "a firewall there drops pings",
     ),
     "pings dropped on the way out": Fault(
@@ -381,7 +390,10 @@ FAULTS = {
         (UDP,),
         take_lease,
         give_lease_back,
-        Named("lease_taken", r"subnet.env has \S+, which is leased to 172.17.8.150 \(other\); restart flannelpy"),
+        Named(
+            "lease_taken",
+            r"subnet.env has \S+, which is leased to 172.17.8.150 \(other\); either another host leased it",
+        ),
         "restart flannelpy, which leases another subnet, then Docker",
         3,
         frozenset({"daemon_stopped", "device_missing", "peer_silent"}),  # the other host is none of the lab
@@ -390,7 +402,7 @@ FAULTS = {
         (HOST_GW,),
         lambda site: site.lab.hosts[1].unplug(),
         lambda site: site.lab.hosts[1].plug_in(),
-        Named("peer_silent", "no answer of 172.17.8.102 from 172.17.8.101: 3 of 3 lost.*; either that host is"),
+        Named("peer_silent", "no answer of 172.17.8.102 from 172.17.8.101: 7 of 7 lost.*; either that host is"),
         "either that host is down, or the network between is cut",
     ),
     "duplicate public IP": Fault(

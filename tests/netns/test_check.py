@@ -72,6 +72,32 @@ def test_a_daemon_that_hangs_is_a_warning_and_what_it_does_not_restore_is_bad(ma
     wait_until_well(first)
 
 
+def test_peers_are_not_blamed_for_a_daemon_of_this_host_that_hangs(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(hosts=2)
+    lab.put_config()
+    set_up(lab, "-iface=eth1")
+    first = lab.hosts[0]
+    daemon = first.daemons[-1]
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        hangs = check(first)
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+    assert (hangs.codes(), hangs.codes("warning")) == ({"daemon_hangs"}, {"daemon_silent"}), hangs
+
+
+def test_a_host_that_limits_its_answers_to_pings_has_no_narrow_link(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(hosts=2)
+    lab.put_config()
+    set_up(lab, "-iface=eth1")
+    first, second = lab.hosts
+    for rule in ("-m limit --limit 4/s --limit-burst 4 -j ACCEPT", "-j DROP"):
+        second.run(*f"iptables -A INPUT -p icmp {rule}".split())
+    checked = check(first)
+    assert checked.codes() == set(), checked
+    assert checked.codes("warning") <= {"loss"}, checked
+
+
 def test_a_second_daemon_that_finds_the_device_taken_has_no_bridge_that_is_wrong(lone: Host) -> None:
     lone.lab.put_config(VXLAN.config())
     lone.start_daemon("-iface=eth1").wait_ready()
@@ -81,6 +107,23 @@ def test_a_second_daemon_that_finds_the_device_taken_has_no_bridge_that_is_wrong
     checked = check(lone, "-subnet-file=/run/flannel/two.env")
     assert checked.codes() == {"subnet_file_missing", "daemon_stopped", "device_missing"}, checked
     assert "there is no tunnel device of flannelpy, and flannel.1 has its address" in checked.texts("device_missing")[0]
+
+
+def test_what_takes_the_packets_of_the_own_containers_is_named(lone: Host) -> None:
+    lone.start_daemon("-iface=eth1").wait_ready()
+    lone.add_container()
+    wait_until_well(lone)
+    half = list(lone.subnet().subnets(1))[1]
+    lone.configure(f"route add blackhole {half}")
+    routed = check(lone)
+    lone.configure(f"route delete blackhole {half}")
+    lone.configure("link set docker0 down")
+    down = check(lone)
+    lone.configure("link set docker0 up")
+    assert routed.codes() == {"subnet_diverted"}, routed
+    assert f"route blackhole {half}" in routed.texts("subnet_diverted")[0]
+    assert down.codes() == {"bridge_down"}, down
+    wait_until_well(lone)
 
 
 def test_each_of_several_networks_has_lines_of_its_own(make_lab: Callable[..., Lab]) -> None:
@@ -123,6 +166,18 @@ def test_a_hundred_peers_or_an_etcd_that_do_not_answer_take_less_than_ten_second
     lone.lab.etcd.resume()
     assert frozen.codes() == {"etcd_silent", "peer_silent"}  # the daemon knows the peers
     assert frozen.seconds < 10, frozen
+
+
+def test_what_the_daemon_reports_counts_more_than_the_flags(lone: Host) -> None:
+    lone.start_daemon("-iface=eth1", "-subnet-lease-renew-margin=30").wait_ready()
+    lone.add_container()
+    wait_until_well(lone)
+    others = [word.replace("HOST_ID=host1", "HOST_ID=another") for word in argv(lone, "-json", "-iface=lo")]
+    done = lone.run(*others, "-public-ip=172.17.8.150", check=False)
+    found = [line for line in json.loads(done.stdout)["lines"] if line["level"] != "ok"]
+    assert {line["code"] for line in found} == {"flags_differ"}, found
+    assert done.returncode == 0
+    assert any("and these flags choose another" in line["text"] for line in found), found
 
 
 def test_the_text_has_one_line_for_each_link_and_a_summary(lone: Host) -> None:

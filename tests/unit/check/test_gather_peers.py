@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from ipaddress import IPv4Address, IPv4Network
 from typing import Self
 
@@ -30,6 +31,7 @@ HELD = ("172.17.8.101", "11.0.1.0", "11.0.1.1")
 class Path:
     """What every socket of a test sees: targets that are silent, the widest packet, and the first packets lost.
 
+    ``tokens``: how many pings the peer still answers, None for all; ``chance``: the part of the pings that is lost.
     ``errors``: what is reported, and by whom, about pings of a target.  ``hops``: the TTLs of pings that need not reach
     their target.
     """
@@ -40,6 +42,8 @@ class Path:
         self.hops: list[tuple[str, int]] = []
         self.widest = 9000
         self.lost = 0
+        self.tokens: int | None = None
+        self.chance, self.random = 0.0, random.Random(1)
         self.sent: list[tuple[str, str, int]] = []
 
     def answer(self, source: IPv4Address, target: IPv4Address, length: int) -> bool:
@@ -47,7 +51,11 @@ class Path:
         if length == 84 and self.lost:
             self.lost -= 1
             return False
-        return str(target) not in self.silent and length <= self.widest
+        if str(target) in self.silent or length > self.widest or self.random.random() < self.chance:
+            return False
+        if self.tokens is not None:
+            self.tokens -= 1
+        return self.tokens is None or self.tokens >= 0
 
 
 @pytest.fixture
@@ -118,7 +126,42 @@ def test_the_path_mtu_is_exact(path: Path, widest: int) -> None:
     seen = look()
     assert seen.tunnel
     assert seen.tunnel.path_mtu == widest
-    assert len(path.sent) < 200
+    assert len(path.sent) < 600
+
+
+@pytest.mark.parametrize("tokens", [4, 9, 12])
+def test_a_rate_limit_of_the_peer_is_loss_and_no_path_mtu(path: Path, tokens: int) -> None:
+    path.tokens = tokens
+    seen = look()
+    for echo in (seen.public, seen.tunnel, seen.bridge):
+        assert echo
+        assert not echo.is_narrow
+        assert echo.received < echo.sent or not echo.received
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_lossy_path_has_no_path_mtu_that_is_wrong(path: Path, seed: int) -> None:
+    path.random.seed(seed)
+    path.chance, path.widest = 0.3, 1400
+    seen = look()
+    assert seen.tunnel
+    assert seen.tunnel.path_mtu in (0, 1400)
+    path.widest = 9000
+    seen = look()
+    assert not any(echo.is_narrow for echo in (seen.public, seen.tunnel, seen.bridge) if echo)
+
+
+def test_an_address_is_asked_again_before_it_counts_as_silent(path: Path) -> None:
+    path.silent = {"11.0.2.0", "11.0.2.1", LAST}
+    seen = look()
+    assert seen.tunnel
+    assert seen.bridge
+    assert (seen.tunnel.sent, seen.tunnel.received, seen.bridge.sent) == (7, 0, 7)
+    path.silent, path.lost = set(), 12  # all three of each address, and then one each
+    seen = look()
+    assert seen.tunnel
+    assert seen.public
+    assert (seen.tunnel.sent, seen.tunnel.received, seen.public.received) == (7, 3, 3)
 
 
 def test_a_lost_packet_is_followed_by_more(path: Path) -> None:

@@ -13,9 +13,9 @@ from flannelpy.check import judge_host
 from flannelpy.check.lines import Level, Line
 from flannelpy.check.observations import DeviceSeen, FileSeen, HostSeen, RulesSeen
 from flannelpy.check.plan import Plan
-from flannelpy.check.verdicts import Code
+from flannelpy.check.verdicts import Code, found
 from flannelpy.netfilter.obstacles import Obstacle
-from flannelpy.report import DaemonReport, NetworkReport, NetworkState, StoreReport
+from flannelpy.report import DaemonReport, NetworkReport, NetworkState, StoreReport, TrafficReport
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.subnet.lease import HostIdentity
 
@@ -72,7 +72,9 @@ def test_a_healthy_interface_has_address_and_mtu_and_a_nat_its_public_ip() -> No
         ({"addresses": bridge("11.0.1.1", 20)}, ["bridge_prefix"]),
         ({"addresses": bridge("11.0.1.1", 32)}, []),
         ({"addresses": bridge("172.18.0.1", 16)}, ["bridge_elsewhere"]),
-        ({"addresses": [UNDERLAY, TUNNEL]}, []),
+        ({"links": [ETH1, FLANNEL0, replace(DOCKER0, is_up=False), PORT]}, ["bridge_down"]),
+        ({"addresses": [UNDERLAY, TUNNEL]}, ["bridge_without_address"]),
+        ({"links": [ETH1, FLANNEL0, DOCKER0], "addresses": [UNDERLAY, TUNNEL]}, []),
         ({"links": [ETH1, FLANNEL0, DOCKER0, replace(PORT, mtu=1500)]}, ["container_mtu"]),
         ({"links": [ETH1, FLANNEL0, replace(DOCKER0, mtu=1500), PORT]}, []),  # a bridge without ports keeps 1500
     ],
@@ -92,6 +94,12 @@ def test_an_interface_that_is_no_bridge_may_have_an_address_of_the_network() -> 
 def test_docker0_of_another_network_of_this_host_is_no_flaw() -> None:
     host = replace(HOST, addresses=bridge("12.0.1.1"))
     assert of_bridges(host, NETWORK, IPv4Network("12.0.0.0/16")) == []
+
+
+def test_docker0_of_another_daemon_on_this_host_is_no_flaw() -> None:
+    tunnel = Address(3, IPv4Address("12.0.1.0"), 16)
+    host = replace(HOST, addresses=[UNDERLAY, tunnel, Address(4, IPv4Address("12.0.1.1"), 24)])
+    assert of_bridges(host) == []
 
 
 @pytest.mark.parametrize(
@@ -124,11 +132,36 @@ def test_a_daemon_that_does_not_run_is_bad_and_its_own_report_counts_more() -> N
     assert line.text == "flannelpy 1.0 runs with PID 4711"
 
 
+@pytest.mark.parametrize("state", NetworkState)
+def test_what_a_network_has_only_in_service_is_no_flaw_before(state: NetworkState) -> None:
+    network = NetworkReport("", state)
+    missing = judge_host.device(DeviceSeen(None, ()), None)
+    assert judge_host.explained(missing, network) is not state.is_up
+    assert not judge_host.explained(found(Code.ETCD_SILENT, "no answer"), network)
+    assert not judge_host.explained(missing, None)
+
+
+def test_a_daemon_that_waits_for_what_another_line_names_runs_and_has_its_state() -> None:
+    waiting = NetworkReport("", NetworkState.WAITING_FOR_CONFIG, store=StoreReport(3, "http://a:1", None, 20.0, "away"))
+    report = DaemonReport((waiting,), "1.0", 4711, at=60.0)
+    [line] = judge_host.daemon(FILE, report, "", [found(Code.ETCD_SILENT, "no answer")])
+    assert (line.level, line.text) == (Level.OK, "flannelpy 1.0 runs with PID 4711, waiting for config")
+
+
+def test_a_rule_that_is_gone_is_no_problem_of_the_daemon_any_more() -> None:
+    blocked = NetworkReport("", NetworkState.DEGRADED, traffic=TrafficReport("'-A FORWARD -j DROP' drops; remove it"))
+    report = DaemonReport((blocked,), "1.0", 4711)
+    assert codes(judge_host.daemon(FILE, report, "", [])) == ["daemon_problem"]
+    seen = list(judge_host.forwarding(RulesSeen(), has_bridge=True))
+    assert codes(judge_host.daemon(FILE, report, "", seen)) == []
+
+
 def test_what_another_line_names_is_not_repeated() -> None:
     silent = NetworkReport("", NetworkState.READY, store=StoreReport(3, "http://a:1", 10.0, 20.0, "no answer in time"))
     report = DaemonReport((silent,), "1.0", 4711, at=60.0)
-    assert codes(judge_host.daemon(FILE, report, "", [Code.CLOCK_DIFFERS])) == ["daemon_problem"]
-    [line] = judge_host.daemon(FILE, report, "", [Code.CLOCK_DIFFERS, Code.ETCD_SILENT])
+    clock = found(Code.CLOCK_DIFFERS, "11 s behind")
+    assert codes(judge_host.daemon(FILE, report, "", [clock])) == ["daemon_problem"]
+    [line] = judge_host.daemon(FILE, report, "", [clock, found(Code.ETCD_SILENT, "no answer")])
     assert (line.level, line.text) == (Level.OK, "flannelpy 1.0 runs with PID 4711")
 
 

@@ -27,6 +27,8 @@ def echo(target: str, full: int, *, received: int = 3, path_mtu: int | None = No
 
 
 PUBLIC, TUNNEL, BRIDGE = echo("172.17.8.102", 1500), echo("11.0.2.0", 1472), echo("11.0.2.1", 1472)
+NARROW_PUBLIC = echo("172.17.8.102", 1500, path_mtu=1428)
+LOSSY_PUBLIC = echo("172.17.8.102", 1500, received=1)
 SILENT_PUBLIC, SILENT_TUNNEL, SILENT_BRIDGE = (
     echo(target, 1472, received=0) for target in ("172.17.8.102", "11.0.2.0", "11.0.2.1")
 )
@@ -57,7 +59,12 @@ def test_a_healthy_peer_has_a_line_for_each_address_with_source_loss_time_and_mt
         (CUT_OFF | {"port": PortSeen.CLOSED}, ["port_closed"]),
         (CUT_OFF | {"port": PortSeen.PROHIBITED}, ["port_prohibited"]),
         (CUT_OFF | {"port": PortSeen.SILENT}, ["datagrams_lost"]),
+        (CUT_OFF | {"port": PortSeen.NOT_PERMITTED}, ["datagrams_refused"]),
         (CUT_OFF, ["datagrams_lost"]),
+        (CUT_OFF | {"public": LOSSY_PUBLIC}, ["loss"]),  # the silence proves nothing
+        (CUT_OFF | {"public": LOSSY_PUBLIC, "is_forwarding": True}, ["loss"]),
+        (CUT_OFF | {"public": LOSSY_PUBLIC, "port": PortSeen.CLOSED}, ["loss", "port_closed"]),
+        ({"tunnel": SILENT_TUNNEL, "bridge": echo("11.0.2.1", 1472, received=1)}, ["loss", "loss"]),
         (CUT_OFF | {"is_forwarding": True}, ["pings_dropped"]),
         (CUT_OFF | {"public": SILENT_PUBLIC, "is_forwarding": True}, ["pings_dropped"]),
         (CUT_OFF | {"public": SILENT_PUBLIC, "tunnel": REJECTING_TUNNEL}, ["bridge_silent"]),
@@ -67,8 +74,10 @@ def test_a_healthy_peer_has_a_line_for_each_address_with_source_loss_time_and_mt
         ({"bridge": SILENT_BRIDGE}, ["bridge_silent"]),
         ({"public": SILENT_PUBLIC}, []),  # pings are filtered, and the overlay works
         ({"tunnel": SILENT_TUNNEL}, []),
-        ({"tunnel": echo("11.0.2.0", 1472, path_mtu=1400)}, ["mtu_too_large"]),
-        ({"bridge": echo("11.0.2.1", 1472, path_mtu=1400)}, ["mtu_too_large"]),
+        ({"public": NARROW_PUBLIC, "tunnel": echo("11.0.2.0", 1472, path_mtu=1400)}, ["mtu_too_large"]),
+        ({"public": NARROW_PUBLIC, "bridge": echo("11.0.2.1", 1472, path_mtu=1400)}, ["mtu_too_large"]),
+        ({"public": SILENT_PUBLIC, "tunnel": echo("11.0.2.0", 1472, path_mtu=1400)}, ["mtu_too_large"]),
+        ({"tunnel": echo("11.0.2.0", 1472, path_mtu=1400)}, ["long_packets_lost"]),  # no link is narrow
         ({"public": echo("172.17.8.102", 1500, path_mtu=1400)}, []),  # a router may fragment datagrams
         ({"tunnel": echo("11.0.2.0", 1472, received=2)}, ["loss"]),
         ({"tunnel": None, "bridge": None}, []),  # there is no device here, which has a line of its own
@@ -91,10 +100,27 @@ def test_what_routes_or_rp_filter_explain_has_no_second_line(plan: Plan) -> None
     assert codes(replace(cut_off, way=diverted, public=SILENT_PUBLIC), plan) == ["peer_silent"]
 
 
+@pytest.mark.parametrize("changed", [{"tunnel": SILENT_TUNNEL}, {"public": SILENT_PUBLIC}])
+def test_a_silent_address_of_a_peer_that_answers_is_explained(changed: dict[str, Any]) -> None:
+    texts = [line.text for line in lines(replace(HEALTHY, **changed))]
+    assert not any("3 of 3 lost" in text for text in texts)
+    assert any("answers no ping, and others of that host do" in text for text in texts)
+
+
+@pytest.mark.parametrize("port", PortSeen)
+def test_peers_are_not_blamed_while_the_own_daemon_hangs(port: PortSeen) -> None:
+    peer = replace(HEALTHY, **CUT_OFF, port=port)
+    found = list(judge_peers.answers(peer, UDP, is_hanging=True))
+    assert [line.code for line in found if line.code] == ["daemon_hangs"]
+    assert [line.code for line in judge_peers.answers(HEALTHY, UDP, is_hanging=True) if line.code] == []
+
+
 def test_a_narrow_link_is_one_line_for_tunnel_and_bridge_and_names_the_mtu_on_the_wire() -> None:
-    narrow = replace(
-        HEALTHY, tunnel=echo("11.0.2.0", 1472, path_mtu=1372), bridge=echo("11.0.2.1", 1472, path_mtu=1372)
-    )
+    inner: dict[str, Any] = {
+        "tunnel": echo("11.0.2.0", 1472, path_mtu=1372),
+        "bridge": echo("11.0.2.1", 1472, path_mtu=1372),
+    }
+    narrow = replace(HEALTHY, public=NARROW_PUBLIC, **inner)
     [line] = [line for line in lines(narrow) if line.code]
     assert line.code == "mtu_too_large"
     assert 'set "MTU": 1400 in the Backend' in line.remedy
@@ -103,7 +129,8 @@ def test_a_narrow_link_is_one_line_for_tunnel_and_bridge_and_names_the_mtu_on_th
 def test_without_a_tunnel_a_silent_bridge_is_a_warning_and_the_interface_has_the_mtu() -> None:
     peer = replace(HEALTHY, tunnel=None, bridge=SILENT_BRIDGE)
     assert codes(peer, HOST_GW) == ["bridge_silent"]
-    [line] = [line for line in lines(replace(peer, bridge=echo("11.0.2.1", 1500, path_mtu=1400)), HOST_GW) if line.code]
+    narrow = replace(peer, public=NARROW_PUBLIC, bridge=echo("11.0.2.1", 1500, path_mtu=1400))
+    [line] = [line for line in lines(narrow, HOST_GW) if line.code]
     assert "ip link set mtu 1400" in line.remedy
 
 

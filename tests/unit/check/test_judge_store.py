@@ -13,6 +13,7 @@ from flannelpy.check.lines import Level, Line
 from flannelpy.check.observations import EndpointSeen, FileSeen, StoreSeen
 from flannelpy.check.plan import Plan
 from flannelpy.registry.base import PERMANENT, expires_in
+from flannelpy.report import LeaseReport
 from flannelpy.subnet import config
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import Terms
@@ -102,6 +103,22 @@ def test_a_lease_is_overdue_in_the_second_half_of_its_margin(
     left: int | None, terms: Terms, expected: list[str]
 ) -> None:
     assert of_leases(OWN, left=left, terms=terms) == expected
+
+
+@pytest.mark.parametrize("problem", ["", "compare failed"])
+def test_the_daemon_tells_whether_it_renews_its_lease_by_other_flags(problem: str) -> None:
+    seen = replace(STORE, seconds_left=24)
+    reported = LeaseReport(OURS, 24.0, problem=problem)
+    found = list(judge_store.leases(seen, FILE, US, Terms(100, 3600), reported))
+    assert codes(found) == (["lease_overdue"] if problem else [])
+
+
+def test_the_lease_of_the_daemon_tells_the_host_id() -> None:
+    flags = HostIdentity(US.public_ip, "another")
+    assert judge_store.identity([PEER, OWN], flags, OURS) == US
+    assert judge_store.identity([PEER, OWN], flags, None) == flags
+    assert judge_store.identity([PEER, OWN], flags, THEIRS) == flags  # of another public IP: taken
+    assert judge_store.identity([lease(OURS, "172.17.8.101", "")], flags, OURS) == flags
 
 
 def test_the_own_lease_is_that_of_the_subnet_file() -> None:

@@ -21,6 +21,8 @@ VALUES = {
     Code.BRIDGE_OF_OLD_SUBNET: {"bridge"},
     Code.BRIDGE_PREFIX: {"bridge"},
     Code.BRIDGE_ELSEWHERE: {"bridge"},
+    Code.BRIDGE_DOWN: {"name"},
+    Code.BRIDGE_WITHOUT_ADDRESS: {"bridge", "name"},
     Code.CONTAINER_MTU: {"mtu"},
     Code.RP_FILTER: {"device"},
     Code.NO_ROUTE_TO_PEER: {"address"},
@@ -28,6 +30,7 @@ VALUES = {
     Code.PORT_CLOSED: {"port"},
     Code.PORT_PROHIBITED: {"port"},
     Code.DATAGRAMS_LOST: {"port"},
+    Code.DATAGRAMS_REFUSED: {"port"},
     Code.MTU_TOO_LARGE: {"change"},
 }
 
