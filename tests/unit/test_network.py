@@ -255,15 +255,15 @@ class World:
         monkeypatch.setattr(monitor, "_PAUSE_SECONDS", 0.001)
         self.opened: list[str] = []
 
-        def connect_host(options: Options, *_: object) -> FakeRegistry:
-            self.opened.append(options.etcd_api.value)
-            return self.store
-
-        monkeypatch.setattr(network, "connect_host", connect_host)
+        monkeypatch.setattr(network, "connect_host", self._connect_host)
         options = cli.parse([f"-subnet-file={self.file}", "-host-id=host-1", *flags])
         self.datagrams: Datagrams | None = None
         self.monitor = external_endpoint.watch(options, EXTERNAL)
         self.network = Network("", options, self.host, self.monitor, lambda: self.statuses.append(self.status))
+
+    def _connect_host(self, options: Options, *_: object) -> FakeRegistry:
+        self.opened.append(options.etcd_api.value)
+        return self.store
 
     @property
     def is_up(self) -> bool:
