@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Never
 
 from flannelpy.errors import DaemonUnavailable, MessageError
-from flannelpy.linux import instance_lock
 from flannelpy.options import control_socket
 from flannelpy.serving import wire
 
@@ -121,7 +120,7 @@ def _fail(path: Path, error: OSError, timeout: float) -> Never:
 
 
 def _why_unanswered(path: Path) -> str:
-    pid = next(filter(None, map(instance_lock.holder, _lock_files(path))), None)
+    pid = _running(path)
     if pid is None:
         return f"no daemon at {path}: start flannelpy, or name its -subnet-file, or with -networks its -subnet-dir"
     runs = f"flannelpy runs with the PID {pid}, but"
@@ -130,10 +129,20 @@ def _why_unanswered(path: Path) -> str:
     return f"{runs} its control socket {path} is missing: try again in some seconds; if it stays missing, restart it"
 
 
+def _running(path: Path) -> int | None:
+    """Return the PID of a daemon with this control socket, by its instance lock; None without one."""
+    if not (files := _lock_files(path)):
+        return None
+    from flannelpy.linux import instance_lock  # it is the daemon's, so other commands do not load it
+
+    return next(filter(None, map(instance_lock.holder, files)), None)
+
+
 def _lock_files(path: Path) -> list[Path]:
-    """Return the instance locks of a daemon with this control socket; with -networks, it has one for each network."""
+    """Return the lock files that a daemon with this control socket has; with -networks, one for each network."""
     if path.name != control_socket(path.with_name("subnet.env"), None).name:
-        return [instance_lock.lock_path(path.with_suffix(""))]
+        lock = path.with_name(f".{path.stem}.lock")
+        return [lock] if lock.exists() else []
     return [lock for lock in path.parent.glob(".*.lock") if not _has_own_socket(lock)]
 
 
