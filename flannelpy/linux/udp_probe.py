@@ -49,10 +49,8 @@ async def probe(source: IPv4Address, target: IPv4Address, port: int) -> PortStat
                     return state
     except ConnectionRefusedError:
         return PortState.CLOSED
-    except PermissionError:  # by the chain OUTPUT
-        return PortState.NOT_PERMITTED
-    except OSError:  # no route there
-        return PortState.UNKNOWN
+    except OSError as error:  # EPERM: by the chain OUTPUT; others: no route there
+        return PortState.NOT_PERMITTED if error.errno == errno.EPERM else PortState.UNKNOWN
     return PortState.SILENT
 
 
