@@ -457,7 +457,7 @@ FAULTS = {
     ),
 }
 CASES = [
-    pytest.param(backend, what, id=f"{backend}-{what}")
+    pytest.param(backend, what, id=f"{backend}-{what}", marks=() if backend is fault.backends[0] else pytest.mark.soak)
     for backend in (UDP, VXLAN, HOST_GW)
     for what, fault in FAULTS.items()
     if backend in fault.backends
