@@ -24,11 +24,12 @@ from flannelpy.check import (
     judge_store,
 )
 from flannelpy.check import plan as plans
+from flannelpy.check.codes import Code
 from flannelpy.check.gather_peers import Pings
 from flannelpy.check.lines import Line, in_order
 from flannelpy.check.observations import DaemonSeen, DeviceSeen, HostSeen, Peer, PeerSeen, StoreSeen, WaySeen
 from flannelpy.check.plan import Plan
-from flannelpy.check.verdicts import Code, found
+from flannelpy.check.verdicts import found
 from flannelpy.errors import HostError
 from flannelpy.host import container_traffic, subnet_file
 from flannelpy.linux.netlink.client import Netlink

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from flannelpy.check.codes import Code
 from flannelpy.check.lines import Line
 from flannelpy.check.observations import DaemonSeen
-from flannelpy.check.verdicts import Code, found
+from flannelpy.check.verdicts import found
 from flannelpy.packet.drops import DropReason
 from flannelpy.report import NetworkReport
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network
 
+from flannelpy.check.codes import Code
 from flannelpy.check.lines import Level, Line, Link, ok
 from flannelpy.check.observations import DeviceSeen, FileSeen, HostSeen, RulesSeen
 from flannelpy.check.plan import Plan
-from flannelpy.check.verdicts import Code, found
+from flannelpy.check.verdicts import found
 from flannelpy.diagnosis import ProblemCode, problems
 from flannelpy.netfilter import obstacles
 from flannelpy.report import DaemonReport, NetworkReport

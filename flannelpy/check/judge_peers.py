@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from flannelpy.check.codes import Code
 from flannelpy.check.lines import Echo, Line, Link, ok
 from flannelpy.check.observations import PeerSeen, PortSeen
 from flannelpy.check.plan import Plan
-from flannelpy.check.verdicts import Code, found
+from flannelpy.check.verdicts import found
 
 _CERTAIN = (PortSeen.CLOSED, PortSeen.PROHIBITED, PortSeen.NOT_PERMITTED)
 _PORTS = {

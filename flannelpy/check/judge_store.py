@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
+from flannelpy.check.codes import Code
 from flannelpy.check.lines import Line, Link, ok
 from flannelpy.check.observations import EndpointSeen, FileSeen, StoreSeen
 from flannelpy.check.plan import Plan
-from flannelpy.check.verdicts import Code, found
+from flannelpy.check.verdicts import found
 from flannelpy.report import LeaseReport
 from flannelpy.subnet.lease import HostIdentity, Lease
 from flannelpy.subnet.lease_policy import Terms, renewal_lead

@@ -1,75 +1,17 @@
 """The table of observations and verdicts.  Pure.
 
-docs/check.md has the same table; a test compares the two.  The codes are an API: scripts compare them.  Where two
-causes look alike from this host, the remedy names both, as "either … or …".
+docs/check.md has the same table; a test compares the two.  Where two causes look alike from this host, the remedy
+names both, as "either … or …".
 Counterpart: none.
 """
 
 from __future__ import annotations
 
-from enum import StrEnum
 from ipaddress import IPv4Network
 from typing import NamedTuple
 
+from flannelpy.check.codes import Code
 from flannelpy.check.lines import Echo, Level, Line, Link
-
-
-class Code(StrEnum):
-    """What was observed."""
-
-    NO_INTERFACE = "no_interface"
-    INTERFACE_DOWN = "interface_down"
-    ETCD_SILENT = "etcd_silent"
-    ENDPOINT_SILENT = "endpoint_silent"
-    CLOCK_DIFFERS = "clock_differs"
-    CONFIG_MISSING = "config_missing"
-    CONFIG_INVALID = "config_invalid"
-    CONFIG_CHANGED = "config_changed"
-    LEASE_MISSING = "lease_missing"
-    LEASE_TAKEN = "lease_taken"
-    LEASE_OVERDUE = "lease_overdue"
-    PUBLIC_IP_TWICE = "public_ip_twice"
-    PUBLIC_IP_LEFTOVER = "public_ip_leftover"
-    SUBNET_FILE_MISSING = "subnet_file_missing"
-    SUBNET_FILE_DIFFERS = "subnet_file_differs"
-    DAEMON_STOPPED = "daemon_stopped"
-    DAEMON_SILENT = "daemon_silent"
-    FLAGS_DIFFER = "flags_differ"
-    DAEMON_PROBLEM = "daemon_problem"
-    DEVICE_MISSING = "device_missing"
-    DEVICE_FLAW = "device_flaw"
-    BRIDGE_OF_OLD_SUBNET = "bridge_of_old_subnet"
-    BRIDGE_PREFIX = "bridge_prefix"
-    BRIDGE_ELSEWHERE = "bridge_elsewhere"
-    BRIDGE_DOWN = "bridge_down"
-    BRIDGE_WITHOUT_ADDRESS = "bridge_without_address"
-    SUBNET_DIVERTED = "subnet_diverted"
-    CONTAINER_MTU = "container_mtu"
-    FORWARDING_OFF = "forwarding_off"
-    PACKETS_DROPPED = "packets_dropped"
-    PACKETS_MAY_BE_DROPPED = "packets_may_be_dropped"
-    RULES_UNKNOWN = "rules_unknown"
-    CONNTRACK_FULL = "conntrack_full"
-    MASQUERADING_MISSING = "masquerading_missing"
-    ROUTE_DIVERTED = "route_diverted"
-    ENTRY_MISSING = "entry_missing"
-    RP_FILTER = "rp_filter"
-    LEASE_UNUSABLE = "lease_unusable"
-    PEERS_UNKNOWN = "peers_unknown"
-    PING_REFUSED = "ping_refused"
-    NO_ROUTE_TO_PEER = "no_route_to_peer"
-    PEER_SILENT = "peer_silent"
-    PINGS_DROPPED = "pings_dropped"
-    PORT_CLOSED = "port_closed"
-    PORT_PROHIBITED = "port_prohibited"
-    DATAGRAMS_LOST = "datagrams_lost"
-    MTU_TOO_LARGE = "mtu_too_large"
-    DATAGRAMS_REFUSED = "datagrams_refused"
-    SENDERS_REJECTED = "senders_rejected"
-    DAEMON_HANGS = "daemon_hangs"
-    LONG_PACKETS_LOST = "long_packets_lost"
-    BRIDGE_SILENT = "bridge_silent"
-    LOSS = "loss"
 
 
 class Verdict(NamedTuple):

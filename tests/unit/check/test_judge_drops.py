@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from flannelpy.check import judge_drops
+from flannelpy.check.codes import Code
 from flannelpy.check.lines import Link, ok
 from flannelpy.check.observations import DaemonSeen
-from flannelpy.check.verdicts import Code, found
+from flannelpy.check.verdicts import found
 from flannelpy.report import BackendReport, DaemonReport, NetworkReport, NetworkState
 
 

@@ -10,10 +10,11 @@ import pytest
 
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.check import judge_host
+from flannelpy.check.codes import Code
 from flannelpy.check.lines import Level, Line
 from flannelpy.check.observations import DeviceSeen, FileSeen, HostSeen, RulesSeen
 from flannelpy.check.plan import Plan
-from flannelpy.check.verdicts import Code, found
+from flannelpy.check.verdicts import found
 from flannelpy.netfilter.obstacles import Obstacle
 from flannelpy.report import DaemonReport, NetworkReport, NetworkState, StoreReport, TrafficReport
 from flannelpy.rtnetlink.links import Address, Link

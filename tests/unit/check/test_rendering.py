@@ -7,8 +7,9 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.check import rendering
+from flannelpy.check.codes import Code
 from flannelpy.check.lines import Echo, Link, in_order, ok
-from flannelpy.check.verdicts import Code, found
+from flannelpy.check.verdicts import found
 
 PEER = IPv4Network("11.0.2.0/24")
 ECHO = Echo(IPv4Address("11.0.1.0"), IPv4Address("11.0.2.0"), 3, 3, 0.5, 1472, 1400)

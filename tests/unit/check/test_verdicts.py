@@ -9,8 +9,9 @@ from string import Formatter
 import pytest
 
 from flannelpy.check import verdicts
+from flannelpy.check.codes import Code
 from flannelpy.check.lines import Level
-from flannelpy.check.verdicts import TABLE, Code
+from flannelpy.check.verdicts import TABLE
 
 PAGE = (Path(__file__).parents[3] / "docs/check.md").read_text()
 #: The values with which each remedy is completed where its code is used.

@@ -10,9 +10,10 @@ import pytest
 
 from flannelpy import cli
 from flannelpy.check import chain
+from flannelpy.check.codes import Code
 from flannelpy.check.lines import Line, Link, ok
 from flannelpy.check.observations import DaemonSeen
-from flannelpy.check.verdicts import Code, found
+from flannelpy.check.verdicts import found
 from flannelpy.commands import check
 from flannelpy.control import client
 from flannelpy.errors import DaemonUnavailable, FlannelError
