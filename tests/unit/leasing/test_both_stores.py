@@ -977,7 +977,7 @@ class TestNumberOfWrites:
         play(scenario)
 
     @given(value=st.sampled_from([None, *SHOWN]), store=st.sampled_from(["v2", "v3", "both"]))
-    @settings(max_examples=150, deadline=None, derandomize=True)
+    @settings(max_examples=60, deadline=None, derandomize=True)
     def test_writes_that_are_undone_each_time_have_pauses_in_between(self, value: str | None, store: str) -> None:
         async def scenario(world: World) -> None:
             stores = [world.v2, world.v3] if store == "both" else [getattr(world, store)]
