@@ -20,7 +20,8 @@ SANITIZED_PYTHON = env PYTHONPATH=. PYTHONMALLOC=malloc LD_PRELOAD="$$($(CC) -pr
 SANITIZED_TESTS := $(addprefix tests/,fuzz/test_packet.py fuzz/test_offload.py fuzz/test_engine.py \
 	unit/packet unit/datapath/test_engine.py unit/datapath/test_tallies.py)
 # The tests that run packet code: only that code differs between the compiled and the interpreted form.
-PACKET_TESTS := $(addprefix tests/,unit/packet unit/datapath unit/backend unit/cli fuzz golden)
+PACKET_TESTS := $(addprefix tests/,unit/packet unit/datapath unit/backend/test_proxy.py unit/backend/test_udp_backend.py \
+	unit/cli/test_cli.py unit/cli/test_cli_process.py fuzz golden)
 # Among those, the tests that run none, and have the same result in all forms.
 WITHOUT_PACKET_CODE := $(addprefix --ignore=tests/,unit/packet/test_compiled_types.py fuzz/test_subnet.py \
 	fuzz/test_lease_filter.py fuzz/test_oracle.py)

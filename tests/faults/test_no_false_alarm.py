@@ -55,7 +55,10 @@ def wait_for_pings(host: Host, count: int, *flags: str) -> None:
     wait_for(answered, DEADLINE, f"{count} answers of peers", pause=0.3)
 
 
-@pytest.mark.parametrize("masquerade", [("-ip-masq",), ()], ids=["-ip-masq", "without -ip-masq"])
+@pytest.mark.parametrize(
+    "masquerade",
+    [pytest.param(("-ip-masq",), id="-ip-masq"), pytest.param((), id="without -ip-masq", marks=pytest.mark.soak)],
+)
 @pytest.mark.parametrize(
     ("backend", "api"),
     [(UDP, Api.V2), (VXLAN, Api.V3), (HOST_GW, Api.V2), (ALLOC, Api.V3)],
