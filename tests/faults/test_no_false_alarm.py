@@ -25,6 +25,7 @@ DEADLINE = 30
 def assert_healthy(hosts: Sequence[Host], *flags: str, of_status: Sequence[str] = ()) -> None:
     """Assert that neither command has anything to say, nor changes anything; ``of_status``: flags of status."""
     for host in hosts:
+        wait_for(partial(has_zone, host), DEADLINE, "the last of the rules")
         before = belongings(host), sysctls(host)
         found = status(host, *of_status)
         checked = check(host, *flags)
@@ -35,6 +36,13 @@ def assert_healthy(hosts: Sequence[Host], *flags: str, of_status: Sequence[str] 
 
 def is_well(host: Host) -> bool:
     return status(host) == ({}, 0)
+
+
+def has_zone(host: Host) -> bool:
+    """Return whether the zone of a tunnel's datagrams is in iptables, or there is no tunnel: the last rules to come."""
+    found = belongings(host)
+    has_tunnel = any("flannel" in device for device in found.devices)
+    return not has_tunnel or any("--zone" in rule for rule in found.rules)
 
 
 def sysctls(host: Host) -> str:
