@@ -29,6 +29,8 @@ T = TypeVar("T")
 _PAUSE_FACTOR = 20
 # A failure may last, and an operator may remove the rule meanwhile.
 _OUTDATED_SECONDS = 300.0
+# An operator who changes rules reads each line; rules that come and go for ever are limited after so many.
+_MOST_LINES = 100
 # To follow a rule takes 20 microseconds, and to read a long one a millisecond.
 _TURN_SECONDS = 0.001
 
@@ -89,7 +91,7 @@ class ForwardCheck:
         self._nftables: dict[str, NftTable] = {}
         self._searched: object = None  # the tables and networks of the last search; None until one has ended
         self._next_at = 0.0
-        self._drops = logs.FailureLog(log, "Rules that drop packets of containers")
+        self._drops = logs.FailureLog(log, "Rules that drop packets of containers", _MOST_LINES)
         self._failures = logs.FailureLog(log, "Failed to check whether rules drop packets of containers")
         self._failing_since: dict[_Source, float] = {}  # the first failure in a row, by the event loop's clock
 
