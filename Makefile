@@ -18,15 +18,16 @@ SANITIZED := build/sanitized
 SANITIZED_PYTHON = env PYTHONPATH=. PYTHONMALLOC=malloc LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(abspath $(VENV))/bin/python
 SANITIZED_TESTS := $(addprefix tests/,fuzz/test_packet.py fuzz/test_offload.py fuzz/test_engine.py \
-	unit/packet unit/datapath/test_engine.py)
+	unit/packet unit/datapath/test_engine.py unit/datapath/test_tallies.py)
 # The tests that run packet code: only that code differs between the compiled and the interpreted form.
-PACKET_TESTS := $(addprefix tests/,unit/packet unit/datapath unit/backend unit/cli fuzz golden)
+PACKET_TESTS := $(addprefix tests/,unit/packet unit/datapath unit/backend/test_proxy.py unit/backend/test_udp_backend.py \
+	unit/cli/test_cli.py unit/cli/test_cli_process.py fuzz golden)
 # Among those, the tests that run none, and have the same result in all forms.
 WITHOUT_PACKET_CODE := $(addprefix --ignore=tests/,unit/packet/test_compiled_types.py fuzz/test_subnet.py \
 	fuzz/test_lease_filter.py fuzz/test_oracle.py)
 # These tests wait most of the time: for leases to expire and for etcd to return.
 WAITING_TESTS := $(patsubst %,tests/faults/test_%.py,etcd_outages change_over chaos new_address public_ip busy_store bad_config \
-	both_stores lease secrets etcd etcd_v2 etcd_v3 etcd_v3_watch)
+	both_stores lease secrets etcd etcd_v2 etcd_v3 etcd_v3_watch diagnosis no_false_alarm)
 COMPILED_TESTS := $(addprefix tests/,unit fuzz golden contract/test_registry.py)
 APART_TESTS := tests/soak tests/systemd tests/docker/matrix
 NAMESPACE_TESTS := tests $(addprefix --ignore=,$(APART_TESTS) $(WAITING_TESTS) $(COMPILED_TESTS))

@@ -63,6 +63,16 @@ class OutOfSubnets(FlannelError):
     """Every subnet of the network is leased: the caller logs the error and tries again later."""
 
 
+class DaemonUnavailable(FlannelError):
+    """The daemon gives no usable answer: a command prints the error and stops, a page of HTTP has status 503."""
+
+    exit_code = 3
+
+
+class MessageError(FlannelError):
+    """A line at the control socket is no message, or one of another schema: the daemon refuses it."""
+
+
 class LeaseLost(FlannelError):
     """Another host holds our subnet: the caller stops forwarding and exits, so that Docker can follow."""
 
@@ -78,7 +88,14 @@ class RegistryUnavailable(RegistryError):
 
 
 class ApiSwitchedOff(RegistryUnavailable):
-    """No endpoint has this version of etcd's API: the caller may ask another version."""
+    """No endpoint has this version of etcd's API: the caller may ask another version.
+
+    ``is_certain``: every endpoint answered so.  If it is false, some did not answer, and one of those may have the API.
+    """
+
+    def __init__(self, message: str, is_certain: bool = True) -> None:
+        super().__init__(message)
+        self.is_certain = is_certain
 
 
 class KeyNotFound(RegistryError):

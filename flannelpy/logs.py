@@ -195,4 +195,14 @@ def configure(verbosity: int) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(GlogFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    _set_level(verbosity)
+
+
+def change_level(verbosity: int) -> None:
+    """Log as with ``-v`` of that value from now on; a line names the value."""
+    _set_level(verbosity)
+    logging.getLogger(__name__).info("Changed the log level to %d, as flannelpy log-level asked", verbosity)
+
+
+def _set_level(verbosity: int) -> None:
     logging.getLogger("flannelpy").setLevel(logging.DEBUG if verbosity >= 1 else logging.INFO)

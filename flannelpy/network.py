@@ -28,7 +28,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -38,14 +38,10 @@ from typing import NamedTuple, Never
 from flannelpy import logs
 from flannelpy.backend import catalogue
 from flannelpy.backend.base import Backend
-from flannelpy.backend.lease_gate import LeaseGate
 from flannelpy.backend.leftovers import Keep, unmarked_leftovers, withdraw
-from flannelpy.backend.peer_routes import PeerRoutes
-from flannelpy.backend.repair_loop import RepairLoop
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import HostError, LeaseLost, one_line
 from flannelpy.host import ownership, subnet_file
-from flannelpy.host.container_traffic import ContainerTraffic
 from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
 from flannelpy.host.ready_file import ReadyFile
 from flannelpy.host.shared import Host
@@ -58,15 +54,13 @@ from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.own_devices import own_alias
 from flannelpy.logs import FailureLog
 from flannelpy.netfilter.network_rules import NetworkRules
-from flannelpy.options import Options
+from flannelpy.options import EtcdApi, Options
 from flannelpy.registry.connect import etcd_hosts
-from flannelpy.report import TRANSITIONS, NetworkReport, NetworkState
+from flannelpy.report import TRANSITIONS, Counts, NetworkReport, NetworkState, PeerReport
+from flannelpy.service import Service
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity
-from flannelpy.subnet.lease_filter import LeaseFilter
 from flannelpy.subnet.lease_policy import Terms
-from flannelpy.subnet.lease_table import LeaseEvent
-from flannelpy.tasks import run_together
 
 log = logging.getLogger(__name__)
 
@@ -91,9 +85,13 @@ class Network:
         self._subnet_file = options.subnet_file_of(name)
         self._host = host
         self._on_change = on_change
-        self._state = NetworkState.STARTING
+        self._clock = BootClock()
+        self._state, self._since = NetworkState.STARTING, self._now()
         self._problem = ""
-        self._service: _Service | None = None
+        self._earlier = Counts()  # of the runs that have ended
+        self._network: IPv4Network | None = None
+        self._manager: SubnetManager | None = None
+        self._service: Service | None = None
         self._underlay = Underlay(host.external, host.public_ip, etcd_hosts(options))
         self._unblock_failures = FailureLog(log, "Failed to look for own routes that lead to etcd")
 
@@ -116,8 +114,29 @@ class Network:
 
     def report(self) -> NetworkReport:
         """Return the state, and once a subnet is leased, the reports of all components."""
-        report = NetworkReport(self.name, self._state, self._problem)
+        report = NetworkReport(
+            self.name,
+            self._state,
+            self._problem,
+            since=self._since,
+            subnet_file=self._subnet_file,
+            network=self._network,
+            earlier=self._earlier,
+        )
+        if self._manager:
+            report = self._manager.complete(report)
         return self._service.complete(report) if self._service else report
+
+    async def refresh(self) -> None:
+        """Read the counters that only the kernel has, for the next ``report``."""
+        if self._service:
+            await self._service.refresh()
+
+    async def peer_reports(self) -> AsyncIterator[list[PeerReport]]:
+        """Yield the reports of all peers in chunks, between which packets are forwarded; nothing without a lease."""
+        if self._service:
+            async for chunk in self._service.peer_reports():
+                yield chunk
 
     def is_live(self) -> bool:
         """Return whether no task hangs; if one does, a restart of the process may help."""
@@ -137,22 +156,38 @@ class Network:
         registry = connect_host(self._options, self.name, host_identity)
         cleanup.push_async_callback(registry.close)
         terms = Terms(self._options.subnet_lease_ttl, self._options.subnet_lease_renew_margin)
-        manager = SubnetManager(registry, BootClock(), random.Random(), host_identity, terms)  # noqa: S311 - nothing secret
+        manager = SubnetManager(registry, self._clock, random.Random(), host_identity, terms)  # noqa: S311 - nothing secret
+        self._manager = manager
+        cleanup.callback(self._forget_run)
         self._enter(NetworkState.WAITING_FOR_CONFIG)
         cleanup.callback(self._host.release, self.name)
         chosen = await manager.read_config(self._claim, self._unblock)
+        self._options = replace(self._options, etcd_api=EtcdApi(registry.schema.value))  # also for the next run
         cleanup.callback(chosen.backend.close)
+        self._network = chosen.config.network
         try:
             cleanup.callback(self._forget_previous, await self._start(chosen, manager, host_identity))
             await self._serve(chosen, manager, ready_file)
         except LeaseLost:
             chosen.backend.close()
-            await self._withdraw(chosen.config.network)
+            async with self._host.resources.busy:
+                await self._withdraw(chosen.config.network)
             raise
 
+    def _forget_run(self) -> None:
+        self._manager = self._network = None
+
     async def _serve(self, chosen: _Chosen, manager: SubnetManager, ready_file: ReadyFile) -> None:
-        self._service = _Service(
-            self.name, manager, chosen, self._underlay, self._host, self._external, ready_file, self._enter
+        self._service = Service(
+            self.name,
+            manager,
+            chosen.config.network,
+            chosen.backend,
+            self._underlay,
+            self._host,
+            self._external,
+            ready_file,
+            self._enter,
         )
         try:
             self._enter(NetworkState.WAITING_FOR_PEERS)
@@ -161,9 +196,10 @@ class Network:
             ready_file.close()
             self._set_state(NetworkState.FAILED, one_line(error))
             self._on_change()
+            await self._service.refresh()
             raise
         finally:
-            self._service = None  # before the clean-up, after which nothing is left to check
+            self._earlier, self._service = self.report().counts, None  # before the clean-up: nothing is left to check
 
     async def _claim(self, config: NetworkConfig) -> _Chosen:
         """Return the backend of a config, after reserving its exclusive resources.  Raises ConfigError, HostError."""
@@ -240,7 +276,10 @@ class Network:
         self._lock.write(Run((config.network, *previous), config.backend.type, backend.device))
         keep = Keep(config.network, backend.device, backend.adopts_routes)
         async with Netlink() as netlink:
-            for left in await withdraw(netlink, scope, keep):
+            async with self._host.resources.busy:
+                removed = await withdraw(netlink, scope, keep)
+                self._host.isolation.forget(scope.networks - {config.network})
+            for left in removed:
                 log.warning("Removed leftover %s", left)
             unadopted = previous if backend.adopts_routes or backend.routed is Routed.NOTHING else scope.networks
             for command in await unmarked_leftovers(netlink, unadopted, subnet):
@@ -249,11 +288,16 @@ class Network:
         return previous
 
     async def _withdraw(self, network: IPv4Network) -> None:
-        """Remove devices and routes to peers, and the subnet file: another host or network has the addresses now."""
+        """Remove devices and routes to peers, and the subnet file: another host or network has the addresses now.
+
+        The caller holds ``busy`` of the host's resources.
+        """
         try:
             scope = ownership.scope(self._subnet_file, self._lock.read())
+            networks = scope.networks | {network}
             async with Netlink() as netlink:
-                await withdraw(netlink, scope._replace(networks=scope.networks | {network}))
+                await withdraw(netlink, scope._replace(networks=networks))
+            self._host.isolation.forget(networks)
         except HostError as error:
             log.warning("%s", error)
         try:
@@ -268,130 +312,9 @@ class Network:
         self._on_change()
 
     def _set_state(self, state: NetworkState, problem: str) -> None:
+        if state is not self._state:
+            self._since = self._now()
         self._state, self._problem = state, problem
 
-
-class _Service:
-    """A network with a lease: runs the tasks that keep the lease, carry packets and restore what others change."""
-
-    def __init__(
-        self,
-        name: str,
-        manager: SubnetManager,
-        chosen: _Chosen,
-        underlay: Underlay,
-        host: Host,
-        external: ExternalInterfaceMonitor,
-        ready_file: ReadyFile,
-        enter: Callable[[NetworkState, str], None],
-    ) -> None:
-        """``enter`` moves the network to a state, with a problem or "", and reports it."""
-        self._name = name
-        self._manager = manager
-        self._network, self._backend = chosen.config.network, chosen.backend
-        self._underlay = underlay
-        self._host = host
-        self._external = external
-        self._ready_file = ready_file
-        self._enter = enter
-        self._is_up = False
-        self._has_leases = asyncio.Event()
-        self.underlay_changed = asyncio.Event()
-        self._repair_loop = RepairLoop(self._check, self._network, self._update_state)
-        self._peer_routes = PeerRoutes(host.external)
-        self._reported: object = None  # on which the last report of a check depended
-        self._containers = ContainerTraffic(host.firewall, name, self._network, self._report_changes)
-
-    async def run(self, choose: Callable[[NetworkConfig], Awaitable[object]]) -> None:
-        """Carry packets, renew the lease, follow the peers, and restore what other programs change."""
-        log.info("Watching for new subnet leases")
-        async with Netlink() as netlink:
-            around = await self._underlay.observe(netlink)
-            leases = LeaseFilter(self._network, self._manager.own, around)
-            self._gate = LeaseGate(netlink, leases, self._underlay, self._forward)
-            await run_together(
-                self._announce(),
-                self._backend.run(),
-                self._repair_loop.run(),
-                self._follow_underlay(),
-                self._manager.keep_lease(),
-                self._manager.watch(self._gate.apply),
-                self._manager.watch_config(choose),
-            )
-
-    async def _announce(self) -> None:
-        """Report readiness once the peers' first leases are applied; Docker waits for it."""
-        await self._has_leases.wait()
-        await self._backend.settled()
-        async with Netlink() as netlink:
-            await self._check_peer_routes(netlink)
-        self._is_up = True
-        self._reported = None  # from now on what the checks found counts
-        self._report_changes()
-
-    def complete(self, report: NetworkReport) -> NetworkReport:
-        """Return ``report`` with the parts of the components added."""
-        return replace(
-            report,
-            lease=self._manager.report(),
-            backend=self._backend.report(),
-            interface=self._external.report(),
-            kernel_state=self._repair_loop.report(),
-            firewall=self._host.firewall.report(self._name),
-            peer_routes=self._peer_routes.report(),
-            traffic=self._containers.report(),
-        )
-
-    def is_live(self) -> bool:
-        """Return whether the watch of the leases and the repair loop still run, also if they only fail."""
-        return self._manager.is_live() and self._repair_loop.is_live()
-
-    def _forward(self, events: Sequence[LeaseEvent]) -> None:
-        self._backend.apply(events)
-        self._peer_routes.follow(events)
-        self._containers.apply(events)
-        self._host.firewall.apply(self._name, events)
-        self._has_leases.set()
-        self._update_state()
-
-    async def _follow_underlay(self) -> Never:
-        async with Netlink() as netlink:
-            while True:
-                await self.underlay_changed.wait()
-                self.underlay_changed.clear()
-                await self._check_peer_routes(netlink)
-                self._report_changes()
-
-    async def _check_peer_routes(self, netlink: Netlink) -> None:
-        """Check whether datagrams to peers leave the host, if the backend sends any."""
-        if self._backend.datagrams and not self._external.report().problem:  # which explains what routes are missing
-            with suppress(HostError):  # the kernel could not be asked: it is asked again within ten seconds
-                await self._peer_routes.check(netlink)
-
-    async def _check(self, netlink: Netlink) -> list[str]:
-        await self._containers.check(netlink, self._manager.own.subnet, self._backend.forwarding)
-        self._report_changes()
-        await self._gate.check()
-        rules = [f"Restored {rule}: it was missing" for rule in await self._host.isolation.restore(netlink)]
-        try:
-            return [*rules, *await self._backend.repair(netlink)]
-        finally:
-            self._report_changes()
-
-    def _report_changes(self) -> None:
-        """Update the state if a check has found a change of the interface, of an obstacle or of the reachable peers."""
-        backend = self._backend.report()
-        underlay = self._external.report(), self._peer_routes.report()
-        found = underlay, self._containers.report(), backend.next_hops, backend.unreachable
-        if found != self._reported:
-            self._reported = found
-            self._update_state()
-
-    def _update_state(self) -> None:
-        """Enter the state that the components are in, also if it is the same: their reports have changed."""
-        if not self._is_up:
-            self._enter(NetworkState.WAITING_FOR_PEERS, "")
-            return
-        problem = self.complete(NetworkReport(self._name, NetworkState.READY)).present_problem
-        self._ready_file.set(not problem)
-        self._enter(NetworkState.DEGRADED if problem else NetworkState.READY, problem)
+    def _now(self) -> float:
+        return self._clock.wall().timestamp()

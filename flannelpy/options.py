@@ -49,6 +49,10 @@ class Options:
     iptables_resync: int  # seconds
     source_check: SourceCheck
     offload: frozenset[str] | None
+    healthz_ip: IPv4Address
+    healthz_port: int  # 0: no HTTP
+    metrics_ip: tuple[IPv4Address, ...]
+    metrics_peers: bool
     cleanup: bool
     release: bool
     verbosity: int
@@ -57,7 +61,19 @@ class Options:
         """Return the path of a network's subnet file; the only network of a host has the name ""."""
         return self.subnet_dir / f"{network}.env" if network else self.subnet_file
 
+    @property
+    def control_socket(self) -> Path:
+        """Return the path of the daemon's control socket."""
+        return control_socket(self.subnet_file, self.subnet_dir if self.networks else None)
+
     def ready_file_of(self, network: str) -> Path:
         """Return the path of the file that exists while a network is ready."""
         file = self.subnet_file_of(network)
         return file.with_name("ready" if not network and file.name == "subnet.env" else f"{file.name}.ready")
+
+
+def control_socket(subnet_file: Path, subnet_dir: Path | None) -> Path:
+    """Return the path of a daemon's control socket; ``subnet_dir`` is None for a daemon without -networks."""
+    if subnet_dir:
+        return subnet_dir / "control.sock"
+    return subnet_file.with_name("control.sock" if subnet_file.name == "subnet.env" else f"{subnet_file.name}.sock")

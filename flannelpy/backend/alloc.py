@@ -6,12 +6,12 @@ Counterpart: backend/alloc/alloc.go.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.underlay import Routed
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.report import BackendReport
+from flannelpy.report import BackendReport, PeerReport
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseEvent
 
@@ -45,7 +45,16 @@ class AllocBackend:
 
     def report(self) -> BackendReport:
         """Return a report without peers: flannelpy carries no packets."""
-        return BackendReport("alloc")
+        return BackendReport("alloc", mtu=self._external.mtu)
+
+    async def refresh(self) -> None:
+        """Do nothing: there are no counters."""
+
+    async def peer_reports(self) -> AsyncIterator[list[PeerReport]]:
+        """Yield nothing: flannelpy carries no packets to peers."""
+        nothing: list[list[PeerReport]] = []
+        for chunk in nothing:
+            yield chunk
 
     async def run(self) -> None:
         """Wait until cancelled."""

@@ -7,13 +7,13 @@ Counterpart: backend/common.go.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from flannelpy.backend.underlay import Routed
 from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.report import BackendReport
+from flannelpy.report import BackendReport, PeerReport
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseEvent
 
@@ -89,6 +89,12 @@ class Backend(Protocol):
 
         Both numbers of peers together are the number of present leases, or both are None if it carries no packets.
         """
+
+    async def refresh(self) -> None:
+        """Read the counters that only the kernel has, for the next ``report``."""
+
+    def peer_reports(self) -> AsyncIterator[list[PeerReport]]:
+        """Yield the reports of all peers in chunks, between which the event loop runs."""
 
     async def run(self) -> None:
         """Carry packets until cancelled.  Raises HostError if the packet path fails.

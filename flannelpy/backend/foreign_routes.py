@@ -30,6 +30,7 @@ class ForeignRoutes:
     def __init__(self) -> None:
         self.blocking: dict[IPv4Network, KernelRoute] = {}
         self.equivalent: dict[IPv4Network, KernelRoute] = {}
+        self._texts: Mapping[IPv4Network, str] = {}  # about the blocking routes, as of the last ``report``
         self._failures = FailureLog(log, "Subnets are unreachable because of other programs' routes")
 
     async def judge(self, netlink: Netlink, wanted: Sequence[GatewayRoute]) -> list[tuple[GatewayRoute, KernelRoute]]:
@@ -60,6 +61,12 @@ class ForeignRoutes:
             for subnet in [subnet for subnet in found if subnet not in subnets]:
                 del found[subnet]
 
+    def why_blocked(self, subnet: IPv4Network) -> str:
+        """Return which route is in the way of ours; empty if there is none."""
+        if subnet not in self.blocking:
+            return ""
+        return f"the route {self._texts.get(subnet, subnet)} of another program is in the way"
+
     async def report(self, netlink: Netlink) -> None:
         """Log each blocking route once, in one line for all that differ by their destination only."""
         texts, ways = dict[IPv4Network, str](), dict[IPv4Network, str]()
@@ -67,6 +74,7 @@ class ForeignRoutes:
             for subnet, route in chunk:
                 texts[subnet] = route.text(netlink.name_of)
                 ways[subnet] = texts[subnet].replace(str(subnet), "", 1)
+        self._texts = texts
         self._failures.note_all(ways, lambda subnets, _: _about_blocked(sorted(subnets), texts))
 
 

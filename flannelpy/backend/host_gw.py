@@ -40,6 +40,7 @@ class HostGwBackend(KernelRoutedBackend[_Gateway]):
     exclusive_resources: Sequence[str] = ()
     datagrams = None
     device = ""
+    overhead = 0  # nothing encapsulates the packets
     routed = Routed.SUBNETS
 
     def __init__(self, config: NetworkConfig, external: ExternalInterface, public_ip: IPv4Address | None) -> None:

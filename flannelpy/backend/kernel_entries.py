@@ -91,6 +91,12 @@ class EntryReconciler:
         """Return the number of unreachable subnets: no subnet is both blocked and rejected."""
         return len(self._foreign.blocking) + len(self._rejected)
 
+    def why_unreachable(self, subnet: IPv4Network) -> str:
+        """Return why a subnet has no route; empty if it has one."""
+        if subnet in self._rejected:
+            return str(self._rejected[subnet][1])
+        return self._foreign.why_blocked(subnet)
+
     @property
     def blocked(self) -> Collection[IPv4Network]:
         """Return the unreachable subnets where another program's route is in the way."""

@@ -10,8 +10,9 @@ Counterpart: handleSubnetEvents in backend/hostgw/hostgw.go and backend/vxlan/vx
 from __future__ import annotations
 
 import logging
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from itertools import takewhile
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -23,7 +24,7 @@ from flannelpy.backend.on_link import OnLink
 from flannelpy.backend.route_check import RouteCheck, Way
 from flannelpy.chunks import in_chunks
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.report import BackendReport
+from flannelpy.report import BackendReport, PeerReport
 from flannelpy.rtnetlink.entries import GatewayRoute, PeerEntries
 from flannelpy.rtnetlink.links import Link
 from flannelpy.subnet.lease import Lease
@@ -55,10 +56,11 @@ class _Ignored(NamedTuple):
 class KernelRoutedBackend(ABC, Generic[PeerT]):
     """Keeps the kernel's entries equal to the leases; subclasses make the entries.
 
-    ``type``: the value of Backend.Type.
+    ``type``: the value of Backend.Type.  ``overhead``: the bytes that encapsulation adds to a packet.
     """
 
     type: str
+    overhead: int
     adopts_routes = True
 
     def __init__(
@@ -74,14 +76,22 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
         self._lease_log = LeaseLog(log)
         self._peers: dict[IPv4Network, PeerT] = {}
         self._leases_version = 0
+        self._since: dict[IPv4Network, float] = {}  # when each lease was added
         self._ignored: dict[IPv4Network, PeerT] = {}  # of the peers those that get no entries
+        self._obstacle_of: Mapping[IPv4Network, str] = {}  # to the entries of each of them
         self._unusable: dict[IPv4Network, str] = {}  # leases without a peer, each with the cause
         self._on_link = OnLink(external.name)
         self._ways: set[bool] = set()  # by which peers have entries: direct routes, or the backend's device
+        self._mtu = 0
         self._made_from: object = None  # on what the entries of the last comparison depend
         self._entries = EntryReconciler(network, self._wanted, self._own_link)
 
     # What differs between the backends.
+
+    @property
+    @abstractmethod
+    def device(self) -> str:
+        """Return the name of the backend's own device, empty without one."""
 
     @abstractmethod
     async def _set_up(self, lease: Lease) -> int:
@@ -133,14 +143,18 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
     async def start(self, lease: Lease) -> int:
         """Set up the device; the routes follow with the leases, in ``run``.  Raises HostError."""
         self._route_check = RouteCheck(self._network, lease.subnet)
-        return await self._set_up(lease)
+        self._mtu = await self._set_up(lease)
+        return self._mtu
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
         """Note the changed leases; ``run`` changes the kernel's entries."""
+        now = time.time()
         for event in events:
             if isinstance(event, LeaseAdded):
+                self._since.setdefault(event.lease.subnet, now)
                 self._add(event.lease)
             else:
+                self._since.pop(event.subnet, None)
                 self._remove(event.subnet)
         self._leases_version += 1
         self._entries.changed()
@@ -152,7 +166,33 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
     def report(self) -> BackendReport:
         """Return how many peers can be reached."""
         unreachable = len(self._ignored) + self._entries.unreachable_count + len(self._route_check.unreachable)
-        return BackendReport(self.type, len(self._peers) - unreachable, unreachable + len(self._unusable))
+        return BackendReport(
+            self.type,
+            len(self._peers) - unreachable,
+            unreachable + len(self._unusable),
+            device=self.device,
+            mtu=self._mtu,
+            overhead=self.overhead,
+        )
+
+    async def refresh(self) -> None:
+        """Do nothing: the kernel carries the packets, and counts them by device only."""
+
+    async def peer_reports(self) -> AsyncIterator[list[PeerReport]]:
+        """Yield the reports of all peers in chunks, as Backend demands."""
+        async for chunk in in_chunks(list(self._peers.items())):
+            yield [
+                PeerReport(subnet, peer.public_ip, self._since[subnet], self._why_unreachable(subnet))
+                for subnet, peer in chunk
+                if subnet in self._peers
+            ]
+
+    def _why_unreachable(self, subnet: IPv4Network) -> str:
+        return (
+            self._obstacle_of.get(subnet)
+            or self._entries.why_unreachable(subnet)
+            or self._route_check.why_unreachable(subnet)
+        )
 
     async def run(self) -> None:
         """Change the kernel's entries as the leases change, until cancelled."""
@@ -204,7 +244,7 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
         return found
 
     def _note_ignored(self, peers: Mapping[IPv4Network, PeerT], obstacles: Mapping[IPv4Network, str]) -> None:
-        self._ignored = {subnet: peers[subnet] for subnet in obstacles}
+        self._ignored, self._obstacle_of = {subnet: peers[subnet] for subnet in obstacles}, obstacles
         unusable = {_Ignored(subnet, None): cause for subnet, cause in self._unusable.items()}
         ignored = {_Ignored(subnet, peers[subnet].public_ip): cause for subnet, cause in obstacles.items()}
         self._lease_log.ignored(unusable | ignored)

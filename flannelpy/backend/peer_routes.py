@@ -59,9 +59,7 @@ class PeerRoutes:
             await self._ask(netlink, self._some())
 
     async def _ask(self, netlink: Netlink, peers: Sequence[IPv4Address]) -> None:
-        answers = await netlink.lookups([RouteQuery(peer, self._external.address) for peer in peers])
-        faults = await _faults_of_links(netlink, answers)
-        causes = [_fault(answer, faults) for answer in answers]
+        causes = await faults(netlink, self._external.address, peers)
         is_cut_off = bool(causes) and all(causes) and not await self._is_in_vrf(netlink)
         self._note(causes[0] if is_cut_off else "", peers)
 
@@ -92,6 +90,13 @@ class PeerRoutes:
             self._problem = problem
 
 
+async def faults(netlink: Netlink, source: IPv4Address, peers: Sequence[IPv4Address]) -> list[str]:
+    """Return why no datagram from ``source`` leaves for each peer, empty where one does.  Raises HostError."""
+    answers = await netlink.lookups([RouteQuery(peer, source) for peer in peers])
+    of_links = await _faults_of_links(netlink, answers)
+    return [_fault(answer, of_links) for answer in answers]
+
+
 async def _faults_of_links(netlink: Netlink, answers: Iterable[RouteAnswer]) -> dict[int, str]:
     """Return what is wrong with each interface by which the kernel would send; empty if nothing is."""
     faults = {}
@@ -101,7 +106,7 @@ async def _faults_of_links(netlink: Netlink, answers: Iterable[RouteAnswer]) -> 
     return faults
 
 
-def _fault(answer: RouteAnswer, faults: dict[int, str]) -> str:
+def _fault(answer: RouteAnswer, of_links: dict[int, str]) -> str:
     if answer.errno:
         return f"the kernel has no route: {os.strerror(answer.errno)}"
-    return faults[answer.link_index]
+    return of_links[answer.link_index]

@@ -54,6 +54,11 @@ class DivertingRoutes:
             return f"route {route.text(self._netlink.name_of)}{await self._leading_to(query, route.table)}"
         return f"the kernel rejects them ({os.strerror(answer.errno)})"
 
+    async def has_blackhole(self, query: RouteQuery) -> bool:
+        """Return whether a rule or route may discard the packets of a query.  Raises HostError."""
+        rule = await self._refusing_rule(query, errno.EINVAL)
+        return bool(rule or await self._refusing_route(query, errno.EINVAL))
+
     async def _leading_to(self, query: RouteQuery, table: int) -> str:
         """Return the rule that selects a table, in words; empty for the tables that the kernel always uses."""
         if table in (TABLE_MAIN, TABLE_LOCAL):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import NamedTuple
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 # In one check, and how many of them are reserved for naming causes.
 _QUERIES, _NAMING = 200, 20
 _ADDRESSES_OF_A_SUBNET = 8
-# The query proved nothing: rp_filter rejected its source, or the bridge has just been removed.
+# The query proved nothing: rp_filter rejected its source, or the bridge has just been removed.  Since Linux 6.14 the
+# answer for rp_filter is that of a blackhole, EINVAL.  Source: inet_rtm_getroute in net/ipv4/route.c of the kernel.
 _PROVES_NOTHING = (errno.EXDEV, errno.ENODEV)
 
 
@@ -70,6 +71,11 @@ class RouteCheck:
         self._are_leftovers_logged = False
         self.unreachable: set[IPv4Network] = set()
 
+    @property
+    def causes(self) -> Mapping[IPv4Network, Collection[str]]:
+        """The routes and rules that divert packets, in words, by the subnet of the peer."""
+        return self._causes
+
     async def check(
         self,
         netlink: Netlink,
@@ -90,6 +96,13 @@ class RouteCheck:
         if len(self.unreachable) == len(subnets):
             raise HostError(self._refusal("every peer"))
         self._report()
+
+    def why_unreachable(self, subnet: IPv4Network) -> str:
+        """Return why packets to a subnet do not take our route; empty if they do, as far as it is known."""
+        if subnet not in self.unreachable:
+            return ""
+        causes = "; ".join(sorted(self._causes.get(subnet, ()))) or "a rule or route of another program comes first"
+        return f"packets do not take flannelpy's route: {causes}"
 
     async def check_network(self, netlink: Netlink, own_link: int) -> None:
         """Ask about the network outside our own subnet.  Raises HostError if no packet takes our own device's route."""
@@ -121,13 +134,9 @@ class RouteCheck:
         some = self._in_turn(subnets, (_QUERIES - _NAMING) // (kinds * count))
         asked = {subnet: list(self._queries(subnet, count, bridge)) for subnet in some}
         await asyncio.sleep(0)
-        answers = iter(await netlink.lookups([query for queries in asked.values() for query in queries]))
+        answers = await _answers(netlink, [query for queries in asked.values() for query in queries])
         wrong = {
-            subnet: [
-                query
-                for query, answer in zip(queries, answers, strict=False)
-                if not way(subnet, query.destination).is_taken(query, answer)
-            ]
+            subnet: [query for query in queries if not way(subnet, query.destination).is_taken(query, answers[query])]
             for subnet, queries in asked.items()
         }
         await self._forget_all_but(subnets)
@@ -195,6 +204,17 @@ class RouteCheck:
                 kept.update(chunk)
             self._causes = {subnet: causes for subnet, causes in self._causes.items() if subnet in kept}
             self.unreachable &= kept
+
+
+async def _answers(netlink: Netlink, queries: Sequence[RouteQuery]) -> Mapping[RouteQuery, RouteAnswer]:
+    """Return the answer to each query; a rejection by rp_filter is EXDEV on every kernel."""
+    answers = dict(zip(queries, await netlink.lookups(queries), strict=True))
+    causes = DivertingRoutes(netlink)
+    for query, answer in answers.items():
+        is_ambiguous = query.input_index and answer.errno == errno.EINVAL
+        if is_ambiguous and not await causes.has_blackhole(query):
+            answers[query] = RouteAnswer(errno=errno.EXDEV)
+    return answers
 
 
 def _spread(subnet: IPv4Network, count: int, excluded: IPv4Network | None) -> list[IPv4Address]:

@@ -7,6 +7,7 @@ Counterpart: the flag set of flanneld v0.5.5, names and defaults; -etcd-username
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ PROGRAM = "flannelpy"
 
 ABOUT = """\
 Usage: flannelpy [flags]
-       flannelpy copy-to-v3 [flags]
+       flannelpy status | check | log-level N | cleanup | copy-to-v3 [flags]
 
 Leases a subnet to this host, from the network that is configured in etcd, and
 connects its containers to those of other hosts by UDP, VXLAN or plain routes.
@@ -55,6 +56,15 @@ Examples:
 def variable(name: str) -> str:
     """Return the name of a flag's variable: for etcd-prefix, FLANNELD_ETCD_PREFIX."""
     return "FLANNELD_" + name.upper().replace("-", "_")
+
+
+def _invalid_byte(text: str) -> int | None:
+    """Return the first byte of ``text`` that is not UTF-8; None if all are.
+
+    Python reads such a byte of argv or of a variable as a surrogate (PEP 383), which no request to etcd can have.
+    """
+    found = re.search("[\udc80-\udcff]", text)
+    return ord(found[0]) - 0xDC00 if found else None
 
 
 class Flag(click.Option):
@@ -116,6 +126,8 @@ class Flag(click.Option):
 
     def parsed(self, context: click.Context, text: str) -> object:
         """Return the value of one text.  Raises UsageError."""
+        if byte := _invalid_byte(text):
+            raise UsageError(f"bad value for {self.spelled(context)}: must be UTF-8, which byte {byte:#04x} is not")
         try:
             return self.read(text)
         except ValueError as error:
@@ -323,6 +335,40 @@ FLAGS = (
         "      or those named, of tso,uso,merge-tcp,merge-udp,gso,gro.",
         value="auto|off|NAMES",
         default="auto",
+    ),
+    Flag(
+        "healthz-port",
+        "HTTP",
+        values.port,
+        "The TCP port of /healthz, /livez and /readyz. Also of /metrics and\n"
+        "      /status.json, for clients on this host. 0: no HTTP.",
+        value="PORT",
+        default="0",
+    ),
+    Flag(
+        "healthz-ip",
+        "HTTP",
+        values.listen_address,
+        "The address at which they are served, beside loopback.",
+        value="IP",
+        default="0.0.0.0",  # noqa: S104 - the original's
+    ),
+    Flag(
+        "metrics-ip",
+        "HTTP",
+        values.metrics_address,
+        "An address of this host at which every client may read /metrics and\n"
+        "      /status.json, too. Repeat the flag for several. The variable separates\n"
+        "      them by spaces.",
+        value="IP",
+        is_repeatable=True,
+    ),
+    Flag(
+        "metrics-peers",
+        "HTTP",
+        values.boolean,
+        "Whether /metrics has series for each peer, beside the totals.",
+        default="false",
     ),
     Flag(
         "cleanup",

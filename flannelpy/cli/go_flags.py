@@ -15,7 +15,6 @@ from flannelpy.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-_NO_HEALTH_PORT = "there is no health port; the file ready beside the subnet file exists while the network is ready"
 _KEPT_IN_ETCD = "config and leases are kept in etcd; give every host -etcd-endpoints"
 
 #: Flags of flanneld, of v0.5.5 and later versions, that flannelpy does not have, and what to do instead.
@@ -38,8 +37,6 @@ UNSUPPORTED = {
     "net-config-path": "the network config is kept in etcd; put it at KEY/config, where KEY is -etcd-prefix",
     "set-node-network-unavailable": "there is no Kubernetes mode; leave it out",
     "public-ipv6": "there is no IPv6 overlay; use -public-ip",
-    "healthz-ip": _NO_HEALTH_PORT,
-    "healthz-port": _NO_HEALTH_PORT,
     "ip-masq-fully-random-disable": "-ip-masq lets the kernel choose source ports as it does by default; leave it out",
     "ip-blackhole-route": "flannelpy adds no blackhole routes; leave it out, or add them with ip route",
 }

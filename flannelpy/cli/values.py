@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from flannelpy.options import EtcdApi
 from flannelpy.subnet.lease import is_host_id
 
 _MAX_SECONDS = 3600
+_MAX_PORT = 65535
+MAX_LEVEL = 2**31 - 1
 # A lease must outlast a slow answer of etcd; etcd counts its TTL in nanoseconds, in 63 bits.
 MIN_LEASE_TTL = 5
 MAX_LEASE_TTL = 10 * 365 * 24 * 3600
@@ -42,10 +45,10 @@ def boolean(text: str) -> bool:
 
 
 def level(text: str) -> int:
-    """Return a whole number from 0 up."""
-    if not (text.isascii() and text.isdigit()):
-        raise ValueError("must be a whole number from 0 up")
-    return int(text)
+    """Return a whole number that glog takes.  Source: glog.Level of Go, an int32."""
+    if not re.fullmatch(r"0*\d{1,10}", text, re.ASCII) or int(text[-10:]) > MAX_LEVEL:
+        raise ValueError(f"must be a whole number from 0 to {MAX_LEVEL}")
+    return int(text[-10:])
 
 
 def regex(text: str) -> re.Pattern[str] | None:
@@ -112,6 +115,29 @@ def address(text: str) -> IPv4Address | None:
     return parsed
 
 
+def listen_address(text: str) -> IPv4Address:
+    """Return the IPv4 address of a listening socket; 0.0.0.0 is all."""
+    from flannelpy.addressing.addresses import special_use
+
+    with suppress(ValueError):
+        parsed = IPv4Address(text)
+        if parsed.is_unspecified or parsed.is_loopback or not special_use(parsed):
+            return parsed
+    raise ValueError("must be an IPv4 address of this host, such as 172.17.8.101, or 0.0.0.0 for all")
+
+
+def metrics_address(text: str) -> IPv4Address | None:
+    """Return an address of ``listen_address``; None if the text is empty, which means not given."""
+    return listen_address(text) if text else None
+
+
+def port(text: str) -> int:
+    """Return the number of a port; 0 is none."""
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or int(text) > _MAX_PORT:
+        raise ValueError(f"must be a port from 1 to {_MAX_PORT}, or 0 for none")
+    return int(text)
+
+
 def endpoints(text: str) -> tuple[str, ...]:
     """Return URLs that were separated by commas; the etcd client checks each.  Raises UsageError."""
     from flannelpy.registry.endpoints import parse_endpoint
@@ -158,3 +184,8 @@ def path(text: str) -> Path:
     if not file.name:
         raise ValueError("must name a file or directory below /")
     return file
+
+
+def optional_path(text: str) -> Path | None:
+    """Return the path of a file; None if the text is empty, which means not given."""
+    return path(text) if text else None

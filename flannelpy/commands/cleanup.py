@@ -1,4 +1,4 @@
-"""-cleanup: remove what an earlier run left on this host; with -release, also give the lease back.
+"""-cleanup, or cleanup: remove what an earlier run left on this host; with -release, also give the lease back.
 
 Each thing that is removed is logged.  A thing that does not exist is no error, so a second -cleanup changes nothing.
 Counterpart: none; flanneld leaves its devices, routes, rules and files behind.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from ipaddress import IPv4Network
 from pathlib import Path
 
 from flannelpy import logs
 from flannelpy.backend.leftovers import marked, unmarked_leftovers, withdraw
+from flannelpy.control import listener
 from flannelpy.errors import CompareFailed, HostError, KeyNotFound
 from flannelpy.host import external_endpoint, firewall_tables, ownership, subnet_file
 from flannelpy.leasing.host_registry import connect_host
@@ -48,10 +49,18 @@ async def _clean_up(options: Options) -> None:
         failures: list[HostError] = []
         for name, lock in zip(names, locks, strict=True):
             failures += await _remove_owned(options.subnet_file_of(name), options.ready_file_of(name), lock)
+        _remove_socket(options.control_socket)
         if options.release:
             await _release_all(options, names)
     if failures:
         raise failures[0]
+
+
+def _remove_socket(path: Path) -> None:
+    """Remove the control socket of a daemon that was killed; that of another daemon, which runs, stays."""
+    with suppress(HostError):
+        if listener.remove_stale(path):
+            log.info("Removed %s", path)
 
 
 async def _release_all(options: Options, names: Sequence[str]) -> None:

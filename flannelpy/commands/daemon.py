@@ -11,14 +11,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Never
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Never
 
-from flannelpy import logs
+from flannelpy import __version__, logs
 from flannelpy.backend.repair_loop import RepairLoop
+from flannelpy.control.server import ControlServer
 from flannelpy.errors import AlreadyRunning, ExternalAddressChanged, UsageError
 from flannelpy.host import external_endpoint
 from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
@@ -29,9 +33,13 @@ from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.netlink.monitor import ALL_ROUTES
 from flannelpy.network import Network
 from flannelpy.options import Options
-from flannelpy.report import DaemonReport
-from flannelpy.serving import text
+from flannelpy.packet import build
+from flannelpy.report import DaemonReport, NetworkState
+from flannelpy.serving.status_line import status_line
 from flannelpy.tasks import run_together
+
+if TYPE_CHECKING:
+    from flannelpy.web.process import HttpProcess
 
 log = logging.getLogger(__name__)
 
@@ -96,22 +104,57 @@ async def _serve(options: Options) -> None:
     names = options.networks or ("",)
     host = Host(external, public_ip, options.iptables_resync)
     networks: list[Network] = []
-    notifier = SystemdNotifier(partial(_report, networks), text.status, _set_start_up_aside)
+    report = partial(_report, networks, time.time())
+    notifier = SystemdNotifier(report, status_line, _set_start_up_aside)
+    control = ControlServer(networks, report, logs.change_level)
+    http = _http_process(options, control) if options.healthz_port else None
     monitor = external_endpoint.watch(options, external)
     underlay = _underlay_loop(monitor, networks)
-    networks += [Network(name, options, host, monitor, notifier.update) for name in names]
+    changed = asyncio.Event()
+
+    def on_change() -> None:
+        notifier.update()
+        changed.set()
+
+    networks += [Network(name, options, host, monitor, on_change) for name in names]
     await run_together(
-        *(_keep_up(network, notifier.update) if options.networks else network.run() for network in networks),
+        *(_keep_up(network, on_change) if options.networks else network.run() for network in networks),
         underlay.run(),
         host.firewall.run(),
+        _answer_clients(control, options.control_socket, networks, changed),
+        *([http.run()] if http else []),
         _report_status(notifier),
         _collect_young(),
         keep_alive(lambda: underlay.is_live() and _is_live(networks)),
     )
 
 
-def _report(networks: Sequence[Network]) -> DaemonReport:
-    return DaemonReport(tuple(network.report() for network in networks))
+def _http_process(options: Options, control: ControlServer) -> HttpProcess:
+    """Return the HTTP process, whose ports are open, so that one that is taken ends the start.  Raises HostError."""
+    from flannelpy.web import listeners
+    from flannelpy.web.process import HttpProcess
+
+    return HttpProcess(options, listeners.listen(options), control.answer)
+
+
+def _report(networks: Sequence[Network], started_at: float) -> DaemonReport:
+    reports = tuple(network.report() for network in networks)
+    return DaemonReport(reports, __version__, os.getpid(), started_at, build(), time.time())
+
+
+async def _answer_clients(
+    control: ControlServer, path: Path, networks: Sequence[Network], changed: asyncio.Event
+) -> None:
+    """Answer the clients of the control socket, once each network has its instance lock, or has failed to get it.
+
+    From then on no other daemon with these subnet files has the socket.  ``changed``: set when a network has changed.
+    """
+    is_locked = False
+    while not is_locked:
+        await changed.wait()
+        changed.clear()
+        is_locked = all(network.report().state is not NetworkState.STARTING for network in networks)
+    await control.run(path)
 
 
 def _is_live(networks: Sequence[Network]) -> bool:

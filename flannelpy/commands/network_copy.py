@@ -122,7 +122,7 @@ class NetworkCopy:
             except HistoryGone:
                 await asyncio.sleep(self._backoff.pause())
             except (RegistryError, ConfigError) as error:
-                if not self._is_complete and isinstance(error, KeyNotFound | ApiSwitchedOff):
+                if not self._is_complete and _is_without_config(error):
                     raise
                 self._failures.failed(error)
                 await asyncio.sleep(self._backoff.pause())
@@ -183,8 +183,8 @@ class NetworkCopy:
         """Copy the config, or note that v2 has none any more.  Raises RegistryError."""
         try:
             config = await self._v2.read_config()
-        except (KeyNotFound, ApiSwitchedOff):
-            if not self._is_complete:
+        except RegistryError as error:
+            if not (self._is_complete and _is_without_config(error)):
                 raise
             self._has_config = False
             return
@@ -332,6 +332,11 @@ class NetworkCopy:
 
 
 _FAILED = Plan(Step.FAILED, f"another program changed it at each of {_TRIES} tries", may_pass=True)
+
+
+def _is_without_config(error: Exception) -> bool:
+    """Return whether ``error`` shows that v2 has no config: an endpoint that does not answer may have it."""
+    return isinstance(error, KeyNotFound) or (isinstance(error, ApiSwitchedOff) and error.is_certain)
 
 
 def _note(table: dict[str, KeyValue], name: str, entry: KeyValue | None) -> None:

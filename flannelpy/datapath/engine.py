@@ -30,7 +30,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple, TypeAlias
 
 from flannelpy.datapath.icmp_limit import IcmpLimit
-from flannelpy.datapath.routes import NextHop, Routes
+from flannelpy.datapath.routes import NextHop, Route, Routes, Sender
 from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.packet import headers as hdr
 from flannelpy.packet import icmp, vnet_hdr
@@ -38,6 +38,7 @@ from flannelpy.packet.coalesce import Coalescer
 from flannelpy.packet.drops import DropReason
 from flannelpy.packet.group import Grouper, PacketGroup
 from flannelpy.packet.segment import Segmenter
+from flannelpy.packet.tally import Tally, count
 
 MAX_PACKET = 65535
 #: A batch ends with this many packets or bytes, so that it fits into the processor's cache.
@@ -57,12 +58,14 @@ Train: TypeAlias = tuple[int, int, tuple[str, int]]
 class Run(NamedTuple):
     """Datagrams for one next hop, all of ``segment_size`` bytes but for the last, which may be shorter.
 
-    ``data`` is borrowed from the engine: valid until the next call for the same direction.
+    ``data`` is borrowed from the engine: valid until the next call for the same direction.  ``tally``: counts those
+    that are sent.
     """
 
     next_hop: NextHop
     segment_size: int
     data: memoryview | bytes
+    tally: Tally
 
 
 @dataclass(slots=True)
@@ -133,15 +136,15 @@ class Engine:
         self._grouper.group(lengths, self._routes.mask)
         segments_end = 0
         for group in self._grouper.groups:
-            next_hop = self._routes.lookup(group.destination)
-            if next_hop is None:
+            route = self._routes.lookup(group.destination)
+            if route is None:
                 self._drop_group(plan, group, now)
             elif group.gso_size:
-                segments_end = self._send_super_packet(plan, next_hop, group, segments_end)
+                segments_end = self._send_super_packet(plan, route, group, segments_end)
             else:
                 _, start, end, segment_size, _ = group
                 self._grouper.decrement_ttls(start, end, segment_size)
-                plan.runs.append(Run(next_hop, segment_size, self._tun_view[start:end]))
+                plan.runs.append(Run(route.next_hop, segment_size, self._tun_view[start:end], route.tally))
         for reason, start, end in self._grouper.refused:
             self._drop(plan, reason, start, end, now)
         return plan
@@ -149,28 +152,40 @@ class Engine:
     def inbound(self, trains: Sequence[Train], now: float) -> Plan:
         """Return the plan for the ``trains`` that were received at time ``now``, in seconds."""
         coalescer = self._coalescer
-        coalescer.begin()
-        plan = Plan()
+        coalescer.begin(now)
+        plan = Plan([], coalescer.packets, [])
         start = 0
         for length, segment_size, sender in trains:
-            subnets = self._routes.by_public_ip.get(sender[0], ())
-            if (subnets and sender[1] == self._port) or self._any_sender:
-                if self._strict:
-                    coalescer.allow_sources(subnets)
-                coalescer.add(start, start + length, segment_size)
+            peer = self._routes.by_public_ip.get(sender[0])
+            if (peer is not None and sender[1] == self._port) or self._any_sender:
+                tally = None if peer is None else peer.tally
+                if tally is None:
+                    tally = self._tally_of_first(peer, start, length)
+                if self._strict and peer is not None:
+                    coalescer.allow_sources(peer.tallies)
+                coalescer.add(start, start + length, segment_size, tally)
             else:
-                reason = DropReason.WRONG_SENDER_PORT if subnets else DropReason.UNKNOWN_SENDER
+                reason = DropReason.UNKNOWN_SENDER if peer is None else DropReason.WRONG_SENDER_PORT
                 self.refused_senders[reason] = sender
-                plan.drops += [reason] * _count(length, segment_size)
+                plan.drops += [reason] * count(length, segment_size)
             start += length
         coalescer.finish()
-        plan.packets = coalescer.packets
         for number, start, end in coalescer.refused:
             plan.drops.append(_REASONS[number])
             self._answer_peer(plan, number, start, end, now)
         return plan
 
-    def _send_super_packet(self, plan: Plan, next_hop: NextHop, packet: PacketGroup, at: int) -> int:
+    def _tally_of_first(self, peer: Sender | None, start: int, length: int) -> Tally | None:
+        """Return the tally for a train by the source of its first packet, if the sender has no or several subnets."""
+        if length < hdr.IP_MIN_HEADER:
+            return None
+        source = _address(self._udp_view, start + hdr.IP_SOURCE)
+        if peer:
+            return peer.tally_of(source)
+        route = self._routes.lookup(source)
+        return route.tally if route else None
+
+    def _send_super_packet(self, plan: Plan, route: Route, packet: PacketGroup, at: int) -> int:
         """Write the segments behind those of earlier super-packets, and add their runs; return where they end."""
         _, start, end, size, gso_size = packet
         self._grouper.decrement_ttls(start, end, size)
@@ -182,7 +197,8 @@ class Engine:
         step = max(1, min(hdr.MAX_SEND_SEGMENTS, hdr.MAX_SEND_BYTES // segment_size)) * segment_size
         for run_start in range(at, segments_end, step):
             run_end = min(run_start + step, segments_end)
-            plan.runs.append(Run(next_hop, segment_size, self._segments_view[run_start:run_end]))
+            data = self._segments_view[run_start:run_end]
+            plan.runs.append(Run(route.next_hop, segment_size, data, route.tally))
         return segments_end
 
     def _drop_group(self, plan: Plan, group: PacketGroup, now: float) -> None:
@@ -209,9 +225,9 @@ class Engine:
         if reason in _ICMP_ERRORS and not self._icmp_limit.is_spent(now):
             packet = self._udp_view[start:end]
             reply = self._icmp_error(reason, packet, now)
-            next_hop = self._routes.lookup(_address(packet, hdr.IP_SOURCE)) if reply else None
-            if next_hop is not None:
-                plan.runs.append(Run(next_hop, len(reply), reply))
+            route = self._routes.lookup(_address(packet, hdr.IP_SOURCE)) if reply else None
+            if route is not None:
+                plan.runs.append(Run(route.next_hop, len(reply), reply, route.tally))
 
     def _icmp_error(self, reason: int, packet: memoryview, now: float) -> bytes:
         """Return the ICMP error for the packet's source; empty if RFC 1122 or the rate limit forbids one."""
@@ -234,11 +250,6 @@ _ICMP_ERRORS: dict[int, tuple[int, int]] = {
     DropReason.NO_ROUTE: icmp.NET_UNREACHABLE,
     DropReason.TTL_EXPIRED: icmp.TIME_EXCEEDED,
 }
-
-
-def _count(length: int, segment_size: int) -> int:
-    """Return the number of datagrams in a train; an empty datagram counts."""
-    return -(-length // segment_size) if length else 1
 
 
 def _address(packet: memoryview, at: int) -> int:

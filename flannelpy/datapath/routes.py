@@ -9,6 +9,8 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 from typing import NamedTuple
 
+from flannelpy.packet.tally import Tally
+
 _ALL_ONES = 0xFFFFFFFF
 # The mask of a /30: shorter subnets have no broadcast address.  Source: RFC 3021.
 _LONGEST_WITH_BROADCAST = 0xFFFFFFFC
@@ -21,14 +23,73 @@ class NextHop(NamedTuple):
     port: int
 
 
+class Route:
+    """The next hop of a leased subnet, and what is counted for it, also while the next hop changes."""
+
+    __slots__ = ("next_hop", "tally")
+
+    def __init__(self, next_hop: NextHop, tally: Tally) -> None:
+        self.next_hop = next_hop
+        self.tally = tally
+
+
+class Totals:
+    """The counts of several tallies, and when the last of their packets was accepted."""
+
+    def __init__(self) -> None:
+        self.packets_out = self.bytes_out = self.packets_in = self.bytes_in = 0
+        self.heard_at = 0.0
+
+    def add(self, counts: Tally | Totals) -> None:
+        """Add the counts of a tally, or of other tallies."""
+        self.packets_out += counts.packets_out
+        self.bytes_out += counts.bytes_out
+        self.packets_in += counts.packets_in
+        self.bytes_in += counts.bytes_in
+        self.heard_at = max(self.heard_at, counts.heard_at)
+
+
+class Sender:
+    """What a peer with one public IP leases: the tally of each subnet, which is (network, mask).
+
+    ``tally``: that of the only subnet; None if there are several.
+    """
+
+    __slots__ = ("tallies", "tally")
+
+    def __init__(self) -> None:
+        self.tallies: dict[tuple[int, int], Tally] = {}
+        self.tally: Tally | None = None
+
+    def add(self, subnet: tuple[int, int], tally: Tally) -> None:
+        """Add a subnet."""
+        self.tallies[subnet] = tally
+        self._choose()
+
+    def remove(self, subnet: tuple[int, int]) -> None:
+        """Remove a subnet."""
+        del self.tallies[subnet]
+        self._choose()
+
+    def tally_of(self, source: int) -> Tally:
+        """Return the tally for a train whose first packet is from ``source``: of its subnet, else of any."""
+        found = (tally for (network, mask), tally in self.tallies.items() if source & mask == network)
+        return next(found, next(iter(self.tallies.values())))
+
+    def _choose(self) -> None:
+        self.tally = next(iter(self.tallies.values())) if len(self.tallies) == 1 else None
+
+
 class Routes:
     """The routing table of the data path."""
 
     def __init__(self) -> None:
-        self._by_length: dict[int, dict[int, NextHop]] = {}
-        self._longest_first: tuple[tuple[int, dict[int, NextHop]], ...] = ()
-        #: The subnets of each peer as (network, mask), by its public IP.
-        self.by_public_ip: dict[str, set[tuple[int, int]]] = {}
+        self._by_length: dict[int, dict[int, Route]] = {}
+        self._longest_first: tuple[tuple[int, dict[int, Route]], ...] = ()
+        #: What each peer leases, by its public IP.
+        self.by_public_ip: dict[str, Sender] = {}
+        #: What was counted for subnets that were removed.
+        self.removed = Totals()
         #: Addresses that are equal under it have the same next hop.
         self.mask = _ALL_ONES
 
@@ -41,22 +102,33 @@ class Routes:
 
     def set(self, subnet: IPv4Network, next_hop: NextHop) -> None:
         """Send packets for ``subnet`` to ``next_hop`` from now on."""
-        self._discard(subnet)
-        self._by_length.setdefault(subnet.prefixlen, {})[int(subnet.network_address)] = next_hop
-        self.by_public_ip.setdefault(next_hop.public_ip, set()).add(_numbers(subnet))
+        before = self._discard(subnet)
+        route = Route(next_hop, before.tally if before else Tally())
+        self._by_length.setdefault(subnet.prefixlen, {})[int(subnet.network_address)] = route
+        self.by_public_ip.setdefault(next_hop.public_ip, Sender()).add(_numbers(subnet), route.tally)
         self._reorder()
 
     def remove(self, subnet: IPv4Network) -> None:
         """Remove ``subnet``, if it is there."""
-        self._discard(subnet)
+        route = self._discard(subnet)
+        if route is not None:
+            self.removed.add(route.tally)
         self._reorder()
 
-    def lookup(self, destination: int) -> NextHop | None:
-        """Return the next hop for an address (0..2^32-1), or None if no peer leases it."""
+    def get(self, subnet: IPv4Network) -> Route | None:
+        """Return the route of exactly this subnet, or None."""
+        return self._by_length.get(subnet.prefixlen, {}).get(int(subnet.network_address))
+
+    def tallies(self) -> list[Tally]:
+        """Return the tallies of all subnets."""
+        return [route.tally for entries in self._by_length.values() for route in entries.values()]
+
+    def lookup(self, destination: int) -> Route | None:
+        """Return the route for an address (0..2^32-1), or None if no peer leases it."""
         for mask, entries in self._longest_first:
-            next_hop = entries.get(destination & mask)
-            if next_hop is not None:
-                return next_hop
+            route = entries.get(destination & mask)
+            if route is not None:
+                return route
         return None
 
     def is_broadcast(self, address: int) -> bool:
@@ -66,17 +138,19 @@ class Routes:
                 return address | mask == _ALL_ONES and mask <= _LONGEST_WITH_BROADCAST
         return False
 
-    def _discard(self, subnet: IPv4Network) -> None:
+    def _discard(self, subnet: IPv4Network) -> Route | None:
+        """Remove the route of a subnet, and return it."""
         entries = self._by_length.get(subnet.prefixlen, {})
-        next_hop = entries.pop(int(subnet.network_address), None)
-        if next_hop is None:
-            return
+        route = entries.pop(int(subnet.network_address), None)
+        if route is None:
+            return None
         if not entries:
             del self._by_length[subnet.prefixlen]
-        subnets = self.by_public_ip[next_hop.public_ip]
-        subnets.remove(_numbers(subnet))
-        if not subnets:
-            del self.by_public_ip[next_hop.public_ip]
+        sender = self.by_public_ip[route.next_hop.public_ip]
+        sender.remove(_numbers(subnet))
+        if not sender.tallies:
+            del self.by_public_ip[route.next_hop.public_ip]
+        return route
 
     def _reorder(self) -> None:
         self._longest_first = tuple(

@@ -41,7 +41,7 @@ class ContainerTraffic:
 
         ``forwarding``: None if the backend has this host forward no packets.
         """
-        indices = _bridges(subnet, await netlink.addresses())
+        indices = bridges(subnet, await netlink.addresses())
         self._bridges = tuple(map(netlink.name_of, sorted(indices)))
         devices = [*forwarding.devices, *self._bridges] if forwarding and self._bridges else []
         await self._sysctls.check(devices)
@@ -65,6 +65,6 @@ class ContainerTraffic:
         return Traffic(self._network, subnet, devices, masquerading, tuple(self._bridges), peers)
 
 
-def _bridges(subnet: IPv4Network, addresses: Iterable[Address]) -> set[int]:
+def bridges(subnet: IPv4Network, addresses: Iterable[Address]) -> set[int]:
     """Return the link indices of devices with an address of the subnet, except its first, which is the tunnel's."""
     return {one.link_index for one in addresses if one.address in subnet and one.address != subnet.network_address}

@@ -58,6 +58,7 @@ class ExternalInterfaceMonitor:
         self._fault: _Fault | None = None
         self._failures = FailureLog(log, "The external interface fails")
         self._replacements = FailureLog(log, "The external interface is replaced")
+        self._mtu = external.mtu
         self._mtus = FailureLog(log, "The external interface has another MTU")
         self._public_ips = FailureLog(log, "This machine has the public IP")
         self._placed_at = math.inf  # since when another address is in the place of ours
@@ -83,7 +84,10 @@ class ExternalInterfaceMonitor:
 
     def report(self) -> InterfaceReport:
         """Return the interface, and what is wrong with it: its address is gone, or its link is down."""
-        return InterfaceReport(self._external.name, self._problem)
+        address = self._external.address
+        return InterfaceReport(
+            self._external.name, self._problem, address, self._wanted.public_ip or address, self._mtu
+        )
 
     def due(self) -> float:
         """Return in how many seconds ``check`` may raise; infinite if the address is not replaced."""
@@ -181,6 +185,7 @@ class ExternalInterfaceMonitor:
         self._public_ips.failed(str(public_ip), line, logging.WARNING)
 
     def _log_mtu(self, mtu: int) -> None:
+        self._mtu = mtu
         name, at_start = self._external.name, self._external.mtu
         if mtu == at_start:
             self._mtus.recovered(f"MTU of {name} is {mtu} again")

@@ -46,7 +46,7 @@ def _accept_local_of(device: str) -> str:
 
 
 class Firewall:
-    """The rules of all networks, by their names; ``repairs``: the number of changes restored for each network."""
+    """The rules of all networks, by their names; ``repairs``: the number of changes restored in each network's run."""
 
     def __init__(self, resync: float) -> None:
         """``resync``: seconds between two checks."""
@@ -80,6 +80,7 @@ class Firewall:
         """Stop checking the rules of a network; the rules stay in the kernel for the next start of the network."""
         rules = self._networks.pop(name, None)
         self._on_repair.pop(name, None)
+        self.repairs.pop(name, None)
         self._traffic.pop(name, None)
         self._on_check.pop(name, None)
         self._forward_check.forget(name)

@@ -150,10 +150,10 @@ class ForwardCheck:
         return {source for source, first in self._failing_since.items() if first <= since}
 
     async def _search(self, traffic: Traffic, outdated: set[_Source]) -> list[Obstacle]:
-        found = await _run(self._iptables.values(), self._nftables.values(), traffic)
+        found = await search(self._iptables.values(), self._nftables.values(), traffic)
         if not outdated:
             return found
-        current = await _run(
+        current = await search(
             [each for name, each in self._iptables.items() if _Source(_IPTABLES, name) not in outdated],
             [each for name, each in self._nftables.items() if not {_NFTABLES, _Source(_TABLE, name)} & outdated],
             traffic,
@@ -217,7 +217,8 @@ class ForwardCheck:
         self._drops.recovered(line, _Drop(network, obstacle, is_certain=False))
 
 
-async def _run(listings: Collection[Tables], nft_tables: Collection[NftTable], traffic: Traffic) -> list[Obstacle]:
+async def search(listings: Collection[Tables], nft_tables: Collection[NftTable], traffic: Traffic) -> list[Obstacle]:
+    """Return what drops packets in these tables of iptables and nftables."""
     searches = obstacles.searches(listings, nft_tables, traffic)
     return [obstacle for search in searches for obstacle in await _in_turns(search)]
 

@@ -7,6 +7,8 @@ Counterpart: none; the networks of flanneld reach each other.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from ipaddress import IPv4Network
 from itertools import permutations
 
 from flannelpy.host.resources import Resources
@@ -41,3 +43,10 @@ class Isolation:
             lost = [str(rule) for rule in missing if rule in self._rules and rule not in unmarked]
             self._rules = wanted
             return lost
+
+    def forget(self, networks: Collection[IPv4Network]) -> None:
+        """Note that this daemon has removed the rules of these networks.  The caller holds ``busy`` of the resources.
+
+        ``restore`` adds again those that are needed, and does not take another program for the cause.
+        """
+        self._rules = {rule for rule in self._rules if not {rule.source, rule.destination} & {*networks}}

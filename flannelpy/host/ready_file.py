@@ -38,6 +38,17 @@ class ReadyFile:
             self._ready = ready
             self._failures.recovered()
 
+    def check(self) -> None:
+        """Create or remove the file again if another program has changed it."""
+        ready = self._ready
+        if ready is None or ready == self._path.exists():
+            return
+        self._ready = None
+        self.set(ready)
+        if self._ready is ready:
+            done, why = ("Restored", "it was missing") if ready else ("Removed", "the network is not ready")
+            log.warning("%s %s: %s", done, self._path, why)
+
     def close(self) -> None:
         """Remove the file."""
         self.set(False)

@@ -11,6 +11,7 @@ import stat
 from contextlib import suppress
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import NamedTuple
 
 from flannelpy.errors import HostError
 
@@ -68,6 +69,24 @@ def remove(path: Path) -> bool:
     return True
 
 
+class SubnetFile(NamedTuple):
+    """What a subnet file promises to Docker and CNI; ``mtu`` is 0 without a number."""
+
+    network: IPv4Network
+    subnet: IPv4Network
+    mtu: int
+    ip_masq: bool
+
+
+def read(path: Path) -> SubnetFile | None:
+    """Read the file; None if there is none with a network and a subnet."""
+    network, subnet = previous_network(path), previous_subnet(path)
+    if not network or not subnet:
+        return None
+    mtu = _value(path, "FLANNEL_MTU")
+    return SubnetFile(network, subnet, int(mtu) if mtu.isdecimal() else 0, _value(path, "FLANNEL_IPMASQ") == "true")
+
+
 def previous_subnet(path: Path) -> IPv4Network | None:
     """Read the subnet of an earlier run; None if the file has none."""
     return _network(path, "FLANNEL_SUBNET")
@@ -80,11 +99,18 @@ def previous_network(path: Path) -> IPv4Network | None:
 
 def _network(path: Path, name: str) -> IPv4Network | None:
     try:
-        lines = _read(path).decode("ascii").splitlines()
-        value = next(line.partition("=")[2] for line in lines if line.startswith(f"{name}="))
-        return IPv4Network(value, strict=False)
-    except (OSError, StopIteration, ValueError):
+        return IPv4Network(_value(path, name), strict=False)
+    except ValueError:
         return None
+
+
+def _value(path: Path, name: str) -> str:
+    """Return the first value of a variable; empty without one."""
+    try:
+        lines = _read(path).decode("ascii").splitlines()
+    except (OSError, ValueError):
+        return ""
+    return next((line.partition("=")[2] for line in lines if line.startswith(f"{name}=")), "")
 
 
 def _read(path: Path) -> bytes:

@@ -53,6 +53,7 @@ class Acquisition:
         self._identity = claims.host_identity
         self._clock = clock
         self._rng = rng
+        self._logged: set[str] = set()
 
     async def run(self) -> Lease:
         """Return the acquired lease.
@@ -94,7 +95,7 @@ class Acquisition:
         hosts = {lease.attrs.public_ip for lease in leases} | around.underlay | around.endpoints
         taken = [*_taken(snapshot, config.network), *tried]
         subnet = pick_subnet(config, taken, self._previous, self._rng, hosts, around.connected)
-        log.info("Picking subnet in range %s ... %s", config.subnet_min, config.subnet_max)
+        self._log_once(f"Picking subnet in range {config.subnet_min} ... {config.subnet_max}")
         return subnet
 
     def _with_our_ip(self, leases: Iterable[Lease]) -> list[Lease]:
@@ -129,7 +130,7 @@ class Acquisition:
             if why := self._why_unfit(lease, leases):
                 await self._give_up(lease, why)
             elif kept is None:
-                log.info("Found lease (%s) for current IP (%s), reusing", lease.subnet, self._identity.public_ip)
+                self._log_once(f"Found lease ({lease.subnet}) for current IP ({self._identity.public_ip}), reusing")
                 kept = await self._store.swap(lease, lease.version, attrs)
             elif was_anothers and not lease.is_reservation:  # a host needs one lease only
                 await self._store.delete(lease)
@@ -155,6 +156,12 @@ class Acquisition:
         else:
             log.info(f"{message}, deleting", lease.subnet, self._identity.public_ip, why)
             await self._store.delete(lease)
+
+    def _log_once(self, line: str) -> None:
+        """Log what the host is about to do, but not at each try."""
+        if line not in self._logged:
+            self._logged.add(line)
+            log.info("%s", line, stacklevel=2)
 
     def _refuse_around_us(self, candidates: Iterable[IPv4Network | None]) -> None:
         """Raise HostError if a subnet that would be ours again contains an address by which peers reach us."""

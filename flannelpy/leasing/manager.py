@@ -10,19 +10,29 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Network
 from math import inf
 from typing import NamedTuple, TypeVar
 
 from flannelpy.addressing.surroundings import NO_SURROUNDINGS, Surroundings
-from flannelpy.errors import ConfigError, HistoryOverrun, HostError, KeyNotFound, RegistryError, RegistryUnavailable
+from flannelpy.errors import (
+    ConfigError,
+    FlannelError,
+    HistoryOverrun,
+    HostError,
+    KeyNotFound,
+    RegistryError,
+    RegistryUnavailable,
+    one_line,
+)
 from flannelpy.leasing.acquisition import Describe, Request
 from flannelpy.leasing.lease_store import LeaseStore
 from flannelpy.leasing.own_lease import OwnLease
 from flannelpy.leasing.retry import Backoff, Clock, until_done
 from flannelpy.logs import FailureLog, LogLimit
 from flannelpy.registry.base import Changes, Registry
-from flannelpy.report import LeaseReport
+from flannelpy.report import ConfigReport, ConfigState, LeaseReport, NetworkReport
 from flannelpy.subnet import config as network_config
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease
@@ -61,6 +71,7 @@ class ConfigVerdict(NamedTuple):
     """The log line about a config that differs from the one read at start; ``value``: the config itself."""
 
     level: int
+    state: ConfigState
     line: str
     value: str = ""
 
@@ -85,6 +96,8 @@ class SubnetManager:
         self._own = OwnLease(LeaseStore(registry, terms.lease_ttl), clock, rng, host_identity, terms)
         self._grace = min(MAX_GRACE_SECONDS, terms.lease_ttl)
         self._config_text = ""
+        self._config = ConfigReport()
+        self._lease_problem = ""
         self._progress_at = clock.now()
         self._pause = 0.0
         self._may_list_at = clock.now()
@@ -98,7 +111,18 @@ class SubnetManager:
 
     def report(self) -> LeaseReport:
         """Return the subnet that this host holds, and how long the lease lasts if it is never renewed again."""
-        return LeaseReport(self.own.subnet, self._own.seconds_left())
+        return self._own.report()
+
+    def complete(self, report: NetworkReport) -> NetworkReport:
+        """Return ``report`` with what is known before a subnet is leased: of the store, its config and the lease."""
+        store, *second = self._registry.store_reports()
+        return replace(
+            report,
+            config=self._config,
+            lease_problem=self._lease_problem,
+            store=store,
+            second_store=second[0] if second else None,
+        )
 
     def is_live(self) -> bool:
         """Return whether the watch still polls the store, also if the store does not answer."""
@@ -115,12 +139,17 @@ class SubnetManager:
         async def read() -> T:
             try:
                 self._config_text = await self._registry.read_config()
+                config = network_config.parse(self._config_text, self._registry.schema)
+                accepted = await accept(config)
             except RegistryUnavailable:
+                self._config = ConfigReport()
                 if on_silence:
                     await on_silence()
                 raise
-            config = network_config.parse(self._config_text, self._registry.schema)
-            accepted = await accept(config)
+            except (KeyNotFound, ConfigError) as error:
+                self._config = ConfigReport(_state_after(error), one_line(error))
+                raise
+            self._config = ConfigReport(ConfigState.IN_USE)
             if config.ignored:
                 log.warning("Ignored %s of the network config: flannelpy routes IPv4 only", ", ".join(config.ignored))
             return accepted
@@ -137,6 +166,7 @@ class SubnetManager:
                 verdict = await self._judge_config(accept)
             except RegistryError:
                 continue  # the watch logs the failure
+            self._config = ConfigReport(verdict.state, verdict.line) if verdict else ConfigReport(ConfigState.IN_USE)
             if verdict:
                 changes.failed(f"{verdict.line}{verdict.value}", verdict.line, verdict.level)
             elif changes.recovered():
@@ -149,12 +179,14 @@ class SubnetManager:
             if text == self._config_text:
                 return None
             await accept(network_config.parse(text, self._registry.schema))
-        except KeyNotFound:
-            return ConfigVerdict(logging.ERROR, f"Network config in etcd was removed; {_CONTINUING}")
+        except KeyNotFound as error:
+            line = f"Network config in etcd was removed; {_CONTINUING}"
+            return ConfigVerdict(logging.ERROR, _state_after(error), line)
         except (ConfigError, HostError) as error:
-            return ConfigVerdict(logging.ERROR, f"Network config in etcd became invalid: {error}; {_CONTINUING}")
+            line = f"Network config in etcd became invalid: {error}; {_CONTINUING}"
+            return ConfigVerdict(logging.ERROR, _state_after(error), line)
         line = "Network config in etcd was changed; restart flannelpy, then Docker, to apply the change"
-        return ConfigVerdict(logging.WARNING, line, text)
+        return ConfigVerdict(logging.WARNING, ConfigState.CHANGED, line, text)
 
     async def acquire(
         self,
@@ -167,7 +199,12 @@ class SubnetManager:
 
         Raises LeaseLost, HostError.
         """
-        return await self._own.acquire(Request(config, describe, previous, around))
+        lease = await self._own.acquire(Request(config, describe, previous, around), self._note_lease_problem)
+        self._lease_problem = ""
+        return lease
+
+    def _note_lease_problem(self, error: FlannelError) -> None:
+        self._lease_problem = one_line(error)
 
     async def keep_lease(self) -> None:
         """Renew the own lease whenever its renewal is due, for ever.  Raises LeaseLost."""
@@ -261,3 +298,8 @@ class SubnetManager:
             await apply(update.events)
         for event in update.own:
             await self._own.react(event)
+
+
+def _state_after(error: FlannelError) -> ConfigState:
+    """Return what an error shows about the config."""
+    return ConfigState.MISSING if isinstance(error, KeyNotFound) else ConfigState.INVALID

@@ -5,6 +5,7 @@ Counterpart: subnet/etcd.go, renew.go.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -13,12 +14,22 @@ from datetime import timedelta
 from functools import partial
 from ipaddress import IPv4Network
 
-from flannelpy.errors import CompareFailed, KeyExists, KeyNotFound, LeaseLost, OutOfSubnets, RegistryError
+from flannelpy.errors import (
+    CompareFailed,
+    FlannelError,
+    KeyExists,
+    KeyNotFound,
+    LeaseLost,
+    OutOfSubnets,
+    RegistryError,
+    one_line,
+)
 from flannelpy.leasing.acquisition import Acquisition, Request
 from flannelpy.leasing.claims import Claims, describe_conflict
 from flannelpy.leasing.lease_store import LeaseStore
 from flannelpy.leasing.retry import Clock, RepeatedWrites, until_done
 from flannelpy.logs import FailureLog, LogLimit
+from flannelpy.report import LeaseReport
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_policy import Action, Condition, Terms, action, classify, renewal_lead, retry_delay
 from flannelpy.subnet.lease_table import LeaseAdded, Malformed, Overlapping, OwnEvent, SameIPElsewhere
@@ -44,7 +55,10 @@ class OwnLease:
         self._attrs = LeaseAttrs(host_identity.public_ip)  # as flannelpy writes them; the store's may differ
         self._network: IPv4Network | None = None
         self._lead = self._renew_at = self._ends_at = 0.0
+        self._is_planned = asyncio.Event()  # set by each plan of a renewal
         self._failures = 0
+        self._problem = ""
+        self._acquired_at = self._confirmed_at = 0.0
         self._repeated = RepeatedWrites(rng)
         self._renewal_failures = FailureLog(log, "Error renewing lease")
         self._losses = LogLimit(log, "Own lease was deleted", now=clock.now)
@@ -64,24 +78,43 @@ class OwnLease:
         assert self._network is not None, "acquire comes first"
         return self._network
 
+    def report(self) -> LeaseReport:
+        """Return the subnet that this host holds, and how long the lease lasts if it is never renewed again.
+
+        A renewal that fails once is repeated within seconds and is no problem yet.
+        """
+        problem = self._problem if self._failures > 1 else ""
+        return LeaseReport(
+            self.lease.subnet, self.seconds_left(), self._acquired_at, self._confirmed_at, self.lease.version, problem
+        )
+
     def seconds_left(self) -> float | None:
         """Return the seconds until the lease expires if no renewal succeeds; None for a reservation."""
         if self.lease.is_reservation:
             return None
         return max(self._ends_at - self._clock.now(), 0)
 
-    async def acquire(self, request: Request) -> Lease:
+    async def acquire(self, request: Request, on_failure: Callable[[FlannelError], None] = lambda _: None) -> Lease:
         """Return the lease of our public IP, else that of our former one, else ``previous``, else a new one.
 
-        Raises LeaseLost if another live host holds the lease, HostError if the lease contains our own address.
+        ``on_failure`` is called with the error of each try that fails.  Raises LeaseLost if another live host holds the
+        lease, HostError if the lease contains our own address.
         """
         self._network = request.config.network
         acquisition = Acquisition(request, self._store, self._claims, self._clock, self._rng)
-        lease = await until_done(
-            self._clock, self._rng, acquisition.run, "Failed to acquire subnet", OutOfSubnets, RegistryError
-        )
+
+        async def run() -> Lease:
+            try:
+                return await acquisition.run()
+            except (OutOfSubnets, RegistryError) as error:
+                on_failure(error)
+                raise
+
+        lease = await until_done(self._clock, self._rng, run, "Failed to acquire subnet", OutOfSubnets, RegistryError)
         self._attrs = lease.attrs
-        return self._hold(lease)
+        self._hold(lease)
+        self._acquired_at = self._confirmed_at
+        return lease
 
     # Renewing
 
@@ -96,13 +129,25 @@ class OwnLease:
                 await self._renew()
             else:
                 # Short sleeps: the lease may change meanwhile, and sleep does not count suspended time.
-                await self._clock.sleep(min(wait, _LONGEST_SLEEP) if wait > 0 else _LONGEST_SLEEP)
+                await self._sleep(min(wait, _LONGEST_SLEEP) if wait > 0 else _LONGEST_SLEEP)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep until a renewal is planned, ``seconds`` at most."""
+        self._is_planned.clear()
+        waits = [asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(self._is_planned.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
 
     async def _renew(self) -> None:
+        await self._clock.sleep(self._repeated.pause(self._clock.now()))
         try:
             await self._renew_or_read_back()
         except RegistryError as error:
             self._failures += 1
+            self._problem = one_line(error)
             delay = self._put_off()
             when = "1 min" if delay > 50 else f"{delay:.1f} s"
             self._renewal_failures.failed(error, f"Error renewing lease (trying again in {when}): {error}")
@@ -115,7 +160,8 @@ class OwnLease:
             self._put_off()
             await self.react(await self._store.find(lease.subnet))
             return
-        if self.lease is lease:  # the watch has not replaced it meanwhile
+        self._repeated.note(self._clock.now())
+        if self.lease is lease or self.lease.version == renewed.version:  # the watch has reported no later write
             self._hold(renewed)
         expiration = self._clock.wall() + timedelta(seconds=renewed.lifetime.seconds or self._terms.lease_ttl)
         log.info("Lease renewed, new expiration: %s", expiration.strftime("%Y-%m-%d %H:%M:%S.%f +0000 UTC"))
@@ -220,6 +266,7 @@ class OwnLease:
     def _hold(self, lease: Lease) -> Lease:
         """Make ``lease`` the state of the own lease."""
         self._lease = lease
+        self._confirmed_at = self._clock.wall().timestamp()
         self._failures = 0
         self._renewal_failures.recovered()
         if lease.lifetime.expires:
@@ -232,3 +279,4 @@ class OwnLease:
         self._lead = renewal_lead(seconds or self._terms.lease_ttl, self._terms, self._rng.random())
         self._renew_at = now if seconds is None else now + seconds - self._lead
         self._ends_at = self._renew_at + self._lead
+        self._is_planned.set()

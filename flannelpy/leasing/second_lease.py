@@ -20,7 +20,6 @@ import logging
 import random
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from flannelpy.errors import (
     ApiSwitchedOff,
@@ -32,12 +31,13 @@ from flannelpy.errors import (
     RegistryError,
     RegistryUnavailable,
 )
+from flannelpy.leasing.holder import holder_of, is_held_by, is_written_by
 from flannelpy.leasing.retry import Backoff, RepeatedWrites
 from flannelpy.logs import FailureLog
 from flannelpy.registry.base import Changes, Deleted, KeyValue, Put, Registry
 from flannelpy.registry.entries import find, put
 from flannelpy.subnet import copied
-from flannelpy.subnet.lease import HostIdentity, LeaseAttrs
+from flannelpy.subnet.lease import HostIdentity
 
 log = logging.getLogger(__name__)
 
@@ -58,28 +58,21 @@ class _Held:
     entry: KeyValue | None
 
 
-class _Holder(NamedTuple):
-    """By whom a lease is held."""
-
-    public_ip: object
-    host_id: str
-    is_claim: bool
-
-
 class SecondLease:
     """The lease in ``v2`` of the host ``host_identity``, whose lease is in ``v3``.
 
-    Raises, from every coroutine: RegistryUnavailable if v2 gave no usable answer.
+    ``has_config``: whether v2 has a network config; None: v2 was not asked yet.  Raises, from every coroutine:
+    RegistryUnavailable if v2 gave no usable answer.
     """
 
-    def __init__(self, v2: Registry, v3: Registry, host_identity: HostIdentity) -> None:
+    def __init__(self, v2: Registry, v3: Registry, host_identity: HostIdentity, has_config: bool | None = None) -> None:
         self._v2 = v2
         self._v3 = v3
         self._identity = host_identity
         self._rng = random.Random()  # noqa: S311 - nothing secret
         self._backoff = Backoff(self._rng)
         self._repeated = RepeatedWrites(self._rng)
-        self._has_config: bool | None = None  # None: v2 was not asked yet
+        self._has_config = has_config
         self._config_read_at = 0.0
         self._held: _Held | None = None
         self._due: int | None = None  # the lifetime to which the task has to renew the lease
@@ -87,11 +80,16 @@ class SecondLease:
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def has_config(self) -> bool:
+        """Whether v2 has a network config, as far as it is known."""
+        return bool(self._has_config)
+
     async def is_wanted(self) -> bool:
         """Return whether v2 has a network config, as far as the last look has shown."""
         if self._has_config is None:
             await self._look_for_config()
-        return bool(self._has_config)
+        return self.has_config
 
     async def create(self, name: str, value: str, lease_ttl: int | None) -> KeyValue:
         """Create the lease, or take the one that is ours already.
@@ -102,7 +100,7 @@ class SecondLease:
             return await self._create(name, value, lease_ttl)
         except KeyExists:
             found = await find(self._v2, name)
-            if found and self.is_ours(found.value):
+            if found and is_held_by(self._identity, found.value):
                 return await self._swap(found, value, lease_ttl)
             if found:
                 await self._show_in_v3(found, None)
@@ -133,9 +131,11 @@ class SecondLease:
         self._woken.set()
 
     def renew(self, name: str, lease_ttl: int) -> None:
-        """Have the task renew the lease, and retry that until it succeeds."""
-        entry = self._held.entry if self._held else None
-        if self._has_config and entry and entry.name == name and entry.lifetime.expires:
+        """Have the task renew the lease, and retry that until it succeeds: also if v2's config comes back later."""
+        if self._held is None or not self._is_held_name(name):
+            return
+        self._held = replace(self._held, lease_ttl=lease_ttl)
+        if self._held.entry and self._held.entry.lifetime.expires:
             self._due = lease_ttl
             self._woken.set()
 
@@ -153,14 +153,26 @@ class SecondLease:
             await self._v2.compare_and_delete(entry.name, entry.version)
 
     async def note(self, first: KeyValue) -> None:
-        """Give the lease up if ``first``, an entry of v3, shows that another host holds its subnet."""
-        holder = _holder(first.value)
-        if not self._is_held_name(first.name) or holder is None or holder.public_ip == self._identity.public_ip:
+        """Give the lease up if ``first``, an entry of v3, shows that another host holds its subnet.
+
+        If ``first`` is ours and a reservation, the lease becomes one in v2, too.
+        """
+        holder = holder_of(first.value)
+        if not self._is_held_name(first.name) or holder is None:
+            return
+        if holder.public_ip == self._identity.public_ip:
+            if not first.lifetime.expires and is_written_by(self._identity, first.value):
+                self._hold_reservation()
             return
         held, self._held = self._held, None
         if held and held.entry:
             with suppress(RegistryError):
                 await self.remove(held.entry)
+
+    def _hold_reservation(self) -> None:
+        if self._held and self._held.lease_ttl is not None:
+            self._held = replace(self._held, lease_ttl=None)
+            self._woken.set()
 
     def check(self) -> None:
         """Raise the exception that ended the task, if there is one: a fault of flannelpy's."""
@@ -172,24 +184,14 @@ class SecondLease:
         if self._task:
             self._task.cancel()
 
-    def is_ours(self, value: str) -> bool:
-        """Return whether this host holds a lease with ``value``, also if flanneld wrote it, which has no host ID."""
-        holder = _holder(value)
-        return bool(
-            holder
-            and holder.public_ip == self._identity.public_ip
-            and holder.host_id in ("", self._identity.host_id)
-            and not holder.is_claim
-        )
-
     def _corresponds(self, found: KeyValue, first: KeyValue) -> bool:
         """Return whether ``found`` in v2 and ``first`` in v3 are the lease of one host."""
         if self._held and self._held.entry and found.version == self._held.entry.version:
             return True
-        if self.is_ours(found.value) or copied.shows(first.value, found.value):
+        if is_held_by(self._identity, found.value) or copied.shows(first.value, found.value):
             return True
-        holder = _holder(found.value)
-        return holder is not None and holder == _holder(first.value)
+        holder = holder_of(found.value)
+        return holder is not None and holder == holder_of(first.value)
 
     async def _create(self, name: str, value: str, lease_ttl: int | None) -> KeyValue:
         return await put(self._v2, name, value, lease_ttl, None)
@@ -255,7 +257,7 @@ class SecondLease:
         if self._is_held_name(name):
             await self._settle(next(iter(snapshot.entries), None))
         while self._has_config and self._is_held_name(name):
-            await self._renew_if_due()
+            await self._write_if_due()
             changes = await self._next(cursor)
             self._failures.recovered()
             self._backoff.reset()
@@ -266,7 +268,10 @@ class SecondLease:
                 await self._look_for_config()
 
     async def _look_for_config(self) -> None:
-        """Find out whether v2 has a config.  Raises RegistryUnavailable."""
+        """Find out whether v2 has a config.  Raises RegistryUnavailable.
+
+        A config that v2 had is not gone because some endpoints are without the v2 API and the others do not answer.
+        """
         had_config = self._has_config
         try:
             await self._v2.read_config()
@@ -274,11 +279,13 @@ class SecondLease:
             if not had_config:
                 log.info("Found network config in etcd v2, too: the lease is kept in both until that config is deleted")
         except (KeyNotFound, ApiSwitchedOff) as missing:
+            if had_config and isinstance(missing, ApiSwitchedOff) and not missing.is_certain:
+                raise RegistryUnavailable(str(missing)) from missing
             self._has_config = False
             if had_config:
                 log.info("Network config is gone from etcd v2 (%s): the lease is kept in v3 only from now on", missing)
         except ConfigError as error:  # a directory in its place, which an operator may correct
-            raise RegistryUnavailable(f"etcd v2: {error}") from error
+            raise RegistryUnavailable(str(error)) from error
         self._config_read_at = asyncio.get_running_loop().time()
 
     def _is_held_name(self, name: str) -> bool:
@@ -303,17 +310,30 @@ class SecondLease:
             case Deleted(name) if self._is_held_name(name):
                 await self._settle(None)
 
-    async def _renew_if_due(self) -> None:
-        held, due = self._held, self._due
-        if due is None or held is None or held.entry is None:
+    async def _write_if_due(self) -> None:
+        """Renew the lease, or make it a reservation, if it has to be."""
+        held = self._held
+        if held is None or held.entry is None:
             return
+        must_be_reserved = held.lease_ttl is None and held.entry.lifetime.expires
+        lease_ttl = None if must_be_reserved else self._due
+        if lease_ttl is None and not must_be_reserved:
+            return
+        await self._pause()
         try:
-            entry = await self._v2.renew(held.name, held.value, due, held.entry.version)
+            entry = await self._extend(held, held.entry.version, lease_ttl)
         except (CompareFailed, KeyNotFound):
             await self._settle(await find(self._v2, held.name))
         else:
+            self._note_write()
             self._replace_entry(held, entry)
-        self._due = None
+            self._due = None
+
+    async def _extend(self, held: _Held, version: int, lease_ttl: int | None) -> KeyValue:
+        """Renew the lease for ``lease_ttl`` seconds; None: make it a reservation."""
+        if lease_ttl is None:
+            return await self._v2.compare_and_swap(held.name, held.value, None, version)
+        return await self._v2.renew(held.name, held.value, lease_ttl, version)
 
     async def _settle(self, found: KeyValue | None) -> None:
         """Act on ``found``, the present state of our lease in v2: adopt it, recreate it, or give it up."""
@@ -322,21 +342,29 @@ class SecondLease:
             return
         if found is None:
             await self._recreate(held)
-        elif self._is_written_by_us(found.value):
-            self._adopt(held, found)
+        elif is_written_by(self._identity, found.value):
+            await self._adopt(held, found)
         else:
             await self._give_up(held, found)
 
-    def _adopt(self, held: _Held, found: KeyValue) -> None:
-        """Keep the entry that v2 has.  Renew it if it is from an earlier time at which v2 had a config."""
-        if held.entry is None and found.lifetime.expires:
-            self._due = held.lease_ttl
+    async def _adopt(self, held: _Held, found: KeyValue) -> None:
+        """Keep the entry that v2 has.  Renew it, because another program, or this one earlier, chose its lifetime."""
+        if not found.lifetime.expires:
+            await self._reserve_in_v3(held.name)
+        self._due = held.lease_ttl if found.lifetime.expires else None
         self._replace_entry(held, found)
+
+    async def _reserve_in_v3(self, name: str) -> None:
+        """Make our lease in v3 a reservation, as that in v2 has become one; the watch of v3 reports it."""
+        first = await find(self._v3, name)
+        if first and first.lifetime.expires and is_written_by(self._identity, first.value):
+            with suppress(CompareFailed, KeyNotFound):
+                await self._v3.compare_and_swap(name, first.value, None, first.version)
 
     async def _give_up(self, held: _Held, found: KeyValue) -> None:
         """Show ``found``, which another host has written to v2, in the place of our lease in v3."""
         first = await find(self._v3, found.name)
-        if first and self._is_written_by_us(first.value):
+        if first and is_written_by(self._identity, first.value):
             log.warning("Lease %s was overwritten in etcd v2 by another host", found.name)
             await self._show_in_v3(found, first)
         if self._held is held:
@@ -348,27 +376,19 @@ class SecondLease:
         if first is None or first.value != held.value:
             return
         await self._pause()
-        with suppress(KeyExists):  # the watch reports the other entry
+        try:
             entry = await self._create(held.name, held.value, held.lease_ttl)
-            self._note_write()
-            if held.entry:
-                log.warning("Own lease %s was deleted in etcd v2 or has expired there; recreated the lease", held.name)
-            self._replace_entry(held, entry)
+        except KeyExists as error:
+            if await find(self._v2, held.name) is None:  # a directory, which another program may remove
+                raise RegistryUnavailable(str(error)) from error
+            return  # the watch reports the other entry
+        self._note_write()
+        if held.entry:
+            log.warning("Own lease %s was deleted in etcd v2 or has expired there; recreated the lease", held.name)
+        self._due = None
+        self._replace_entry(held, entry)
 
     def _replace_entry(self, held: _Held, entry: KeyValue) -> None:
         """Note the entry in v2, unless this host has written another one meanwhile."""
         if self._held is held:
             self._held = replace(held, entry=entry)
-
-    def _is_written_by_us(self, value: str) -> bool:
-        holder = _holder(value)
-        return holder == _Holder(self._identity.public_ip, self._identity.host_id, is_claim=False)
-
-
-def _holder(value: str) -> _Holder | None:
-    """Return the holder of a lease with ``value``; None if that is malformed."""
-    try:
-        attrs = LeaseAttrs.decode(value)
-    except ValueError:
-        return None
-    return _Holder(attrs.public_ip, attrs.host_id, attrs.claim)

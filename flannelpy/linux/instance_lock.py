@@ -27,6 +27,7 @@ from flannelpy.rtnetlink.messages import Message, attributes, decode, encode
 
 _MAX_RECORD_BYTES = 64 << 10
 _MODE = 0o600
+_LOCKS = Path("/proc/locks")
 
 # Source: linux/sock_diag.h, linux/unix_diag.h.
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _DUMP_REQUEST = 4, 20, 0x301
@@ -67,12 +68,7 @@ class InstanceLock:
 
     def read(self) -> Run | None:
         """Return the record of the last run; None without a valid record."""
-        try:
-            record = json.loads(os.pread(self._fd, _MAX_RECORD_BYTES, 0).split(b"\n")[0])
-            networks = tuple(IPv4Network(network) for network in record["networks"] if isinstance(network, str))
-            return Run(networks, _text(record["backend"]), _text(record["device"])) if networks else None
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            return None
+        return _record(self._fd)
 
     def write(self, run: Run | None) -> None:
         """Replace the record; None removes it.  A crash leaves the old record or the new one.  Raises HostError."""
@@ -89,6 +85,55 @@ class InstanceLock:
         """Release the lock; from then on there is no record to read."""
         os.close(self._fd)
         self._fd = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What a lock file shows without taking the lock: whether a process holds it, and the record of the last run."""
+
+    is_running: bool
+    run: Run | None
+
+
+def look(subnet_file: Path) -> Holder:
+    """Return what the lock file of a subnet file shows; without one, that none runs.  Raises HostError.
+
+    Source: proc(5), /proc/locks.
+    """
+    path = lock_path(subnet_file)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Holder(is_running=False, run=None)
+    except OSError as error:
+        raise HostError(f"cannot read the lock file {path}: {_cause(error)}; only its owner and root may") from error
+    try:
+        return Holder(_holder(os.fstat(fd)) is not None, _record(fd))
+    finally:
+        os.close(fd)
+
+
+def holder(lock_file: Path) -> int | None:
+    """Return the PID of the process that holds a lock file, which only its owner may open; None without one."""
+    try:
+        return _holder(lock_file.lstat())
+    except OSError:
+        return None
+
+
+def _holder(status: os.stat_result) -> int | None:
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    locks = [line.split() for line in _LOCKS.read_text().splitlines()]
+    return next((int(words[4]) for words in locks if words[1] == "FLOCK" and words[5] == place), None)
+
+
+def _record(fd: int) -> Run | None:
+    try:
+        record = json.loads(os.pread(fd, _MAX_RECORD_BYTES, 0).split(b"\n")[0])
+        networks = tuple(IPv4Network(network) for network in record["networks"] if isinstance(network, str))
+        return Run(networks, _text(record["backend"]), _text(record["device"])) if networks else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def lock_path(subnet_file: Path) -> Path:

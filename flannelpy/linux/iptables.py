@@ -78,11 +78,16 @@ async def restore(text: bytes, flavour: str = "") -> None:
         raise HostError(f"{' '.join(words)} failed: {failures}")
 
 
-async def tables() -> dict[str, Tables | HostError]:
-    """Return all tables that exist, by the command that lists them, or why it does not."""
+async def tables(*, may_load: bool = True) -> dict[str, Tables | HostError]:
+    """Return all tables that exist, by the command that lists them, or why it does not.
+
+    ``may_load``: iptables-nft is asked also where the kernel has to load nf_tables for that.
+    """
     own_program = _program("iptables-save")
     found: dict[str, Tables | HostError] = {}
     for words in _list_commands():
+        if not (may_load or "legacy" in words[0] or may_exist("", "nft")):
+            continue
         tables = Tables(words[0], has_own_rules=bool(own_program) and own_program == _program(words[0]))
         found[" ".join(words)] = await _list(tables, words)
     return found

@@ -1,25 +1,36 @@
 """Finds out whether a program or device of another host listens on a UDP port.
 
-Source: udp(7), ECONNREFUSED; RFC 1122, section 4.1.3.1: a host answers a datagram for a closed port by ICMP.
+Source: udp(7), ECONNREFUSED; RFC 1122, section 4.1.3.1: a host answers a datagram for a closed port by ICMP.  Of the
+other ICMP errors, the kernel reports to a connected socket only those that a firewall causes, "prohibited": the table
+icmp_err_convert in net/ipv4/icmp.c.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
+import errno
 import socket
 from ipaddress import IPv4Address
 
 # A datagram or the ICMP error may be lost, and hosts limit how many errors they send.
 _TRIES = 3
 _WAIT_SECONDS = 0.3
+_PROHIBITED = (errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 class PortState(enum.Enum):
-    """The state of a port.  ``SILENT``: it is open, or a firewall drops the datagrams."""
+    """The state of a port.
+
+    ``CLOSED``: no program listens, or a firewall answers as if none did.  ``PROHIBITED``: a firewall rejects the
+    datagrams.  ``SILENT``: it is open, or a firewall drops the datagrams.  ``NOT_PERMITTED``: a rule of this host
+    itself drops them.
+    """
 
     CLOSED = enum.auto()
+    PROHIBITED = enum.auto()
     SILENT = enum.auto()
+    NOT_PERMITTED = enum.auto()
     UNKNOWN = enum.auto()
 
 
@@ -34,21 +45,25 @@ async def probe(source: IPv4Address, target: IPv4Address, port: int) -> PortStat
             end.bind((str(source), 0))
             end.connect((str(target), port))
             for _ in range(_TRIES):
-                if await _is_answered(end):
-                    break
+                if state := await _answer(end):
+                    return state
     except ConnectionRefusedError:
         return PortState.CLOSED
-    except OSError:  # no route there, or a rule of this host rejects it
-        return PortState.UNKNOWN
+    except OSError as error:  # EPERM: by the chain OUTPUT; others: no route there
+        return PortState.NOT_PERMITTED if error.errno == errno.EPERM else PortState.UNKNOWN
     return PortState.SILENT
 
 
-async def _is_answered(end: socket.socket) -> bool:
-    """Send one datagram; return whether an answer came.  Raises OSError, for the ICMP error ConnectionRefusedError."""
+async def _answer(end: socket.socket) -> PortState | None:
+    """Send one datagram; return what the answer tells, None without one.  Raises OSError."""
     end.send(b"")
     try:
         async with asyncio.timeout(_WAIT_SECONDS):
             await asyncio.get_running_loop().sock_recv(end, 1)
     except TimeoutError:
-        return False
-    return True
+        return None
+    except OSError as error:
+        if error.errno in _PROHIBITED:
+            return PortState.PROHIBITED
+        raise
+    return PortState.SILENT

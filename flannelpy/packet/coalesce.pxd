@@ -5,6 +5,7 @@ from flannelpy.packet cimport drops
 from flannelpy.packet cimport headers as hdr
 from flannelpy.packet.checksum cimport fold, ones_sum, wide_sum
 from flannelpy.packet.ipv4 cimport check, ip_ttl, decrement_ttl
+from flannelpy.packet.tally cimport Tally, count
 
 cdef unsigned int _ALL_ONES
 
@@ -24,16 +25,22 @@ cdef class Coalescer:
     cdef unsigned int _network, _mask
     cdef bint _merge_tcp, _merge_udp, _merges
     cdef readonly list packets, refused
+    # When the batch was received, and what was refused of the train that is being added.
+    cdef double _now
+    cdef Py_ssize_t _refused_packets, _refused_bytes
     # The item being built: its first packet, how many it has, where it lies once it has more than one.
     cdef Py_ssize_t _start, _stop, _count, _header, _gso_size, _built_at, _end
     cdef bint _complete, _verified, _built
 
-    cpdef void begin(self)
+    cpdef void begin(self, double now=*)
 
     cpdef void allow_sources(self, subnets)
 
+    @cython.locals(accepted=cython.Py_ssize_t)
+    cpdef void add(self, Py_ssize_t start, Py_ssize_t end, Py_ssize_t segment_size, Tally tally=*)
+
     @cython.locals(stop=cython.Py_ssize_t)
-    cpdef void add(self, Py_ssize_t start, Py_ssize_t end, Py_ssize_t segment_size)
+    cdef void _add_datagrams(self, Py_ssize_t start, Py_ssize_t end, Py_ssize_t segment_size)
 
     cpdef void finish(self)
 

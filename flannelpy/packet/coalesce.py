@@ -40,6 +40,7 @@ from flannelpy.packet import drops, vnet_hdr
 from flannelpy.packet import headers as hdr
 from flannelpy.packet.checksum import fold, ones_sum, wide_sum
 from flannelpy.packet.ipv4 import check, decrement_ttl, ip_ttl
+from flannelpy.packet.tally import Tally, count
 
 # A literal of this size would be a Python object to Cython; coalesce.pxd gives the name a C type.
 _ALL_ONES = 0xFFFFFFFF
@@ -82,8 +83,8 @@ class Coalescer:
         self._merges = merge_tcp or merge_udp
         self.begin()
 
-    def begin(self) -> None:
-        """Clear the results of the last batch.
+    def begin(self, now: float = 0.0) -> None:
+        """Clear the results of the last batch; the next one was received at time ``now``, in seconds.
 
         ``packets`` are (vnet header, packet) pairs for the TUN, ``refused`` are (DropReason, start, stop).  The packets
         are borrowed: valid until the next ``begin``.
@@ -92,6 +93,7 @@ class Coalescer:
         self.refused: list[tuple[int, int, int]] = []
         self._count = 0
         self._end = 0
+        self._now = now
 
     def allow_sources(self, subnets: Iterable[tuple[int, int]]) -> None:
         """Refuse sources outside these subnets from now on; before the first call, only our own subnet is refused."""
@@ -99,8 +101,18 @@ class Coalescer:
         self._subnets = list(subnets)
         self._network, self._mask = _NO_SUBNET
 
-    def add(self, start: int, end: int, segment_size: int) -> None:
-        """Add adjacent datagrams of ``segment_size`` bytes each; the last may be shorter."""
+    def add(self, start: int, end: int, segment_size: int, tally: Tally | None = None) -> None:
+        """Add adjacent datagrams of ``segment_size`` bytes each; the last may be shorter.
+
+        ``tally``: counts those that are not refused.
+        """
+        self._refused_packets = self._refused_bytes = 0
+        self._add_datagrams(start, end, segment_size)
+        accepted = count(end - start, segment_size) - self._refused_packets
+        if accepted and tally is not None:
+            tally.accepted(accepted, end - start - self._refused_bytes, self._now)
+
+    def _add_datagrams(self, start: int, end: int, segment_size: int) -> None:
         while True:
             stop = start + segment_size
             if stop > end:
@@ -123,6 +135,8 @@ class Coalescer:
         if reason:
             self._close()
             self.refused.append((reason, start, stop))
+            self._refused_packets += 1
+            self._refused_bytes += stop - start
             return
         decrement_ttl(self._source_raw, start)
         if self._merges:

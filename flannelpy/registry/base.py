@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from flannelpy.report import StoreReport
+
 
 class Schema(enum.Enum):
     """Which originals share a store with flannelpy: the JSON of a lease and the rules of the config differ.
@@ -109,6 +111,9 @@ class Registry(Protocol):
     @property
     def relist_seconds(self) -> float:
         """A watch without events for this long is replaced by a new snapshot, because the store may hide a loss."""
+
+    def store_reports(self) -> tuple[StoreReport, ...]:
+        """Return when the store answered last; second, the same of a store that holds this host's lease as well."""
 
     async def read_config(self) -> str:
         """Return the network config as stored.  Raises KeyNotFound."""

@@ -13,10 +13,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from flannelpy.errors import ApiSwitchedOff, KeyNotFound, RegistryError, RegistryUnavailable
+from flannelpy.registry.answers import undecided
 from flannelpy.registry.base import Changes, KeyValue, Registry, Schema, Snapshot, all_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from flannelpy.report import StoreReport
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,12 @@ class EitherRegistry:
     def _known(self) -> Registry:
         assert self._chosen is not None, "read_config comes first"
         return self._chosen
+
+    def store_reports(self) -> tuple[StoreReport, ...]:
+        """Return when the chosen store answered, as Registry demands; until there is one, when either did."""
+        if self._chosen:
+            return self._chosen.store_reports()
+        return (undecided([*self._v2.store_reports(), *self._v3.store_reports()]),)
 
     async def read_config(self) -> str:
         """Read the network config, as Registry demands.  Raises KeyNotFound if neither store has one."""
@@ -104,6 +113,8 @@ class EitherRegistry:
         try:
             return self._v2, await self._v2.read_config()
         except (KeyNotFound, ApiSwitchedOff) as missing:
+            if self._chosen is self._v2 and isinstance(missing, ApiSwitchedOff) and not missing.is_certain:
+                raise RegistryUnavailable(str(missing)) from missing  # v2 had a config
             not_in_v2 = missing
         try:
             return self._v3, await self._v3.read_config()

@@ -23,9 +23,12 @@ from urllib.parse import urlsplit
 
 from flannelpy.errors import ApiSwitchedOff, FlannelError, HostError, RegistryUnavailable, UsageError
 from flannelpy.foreign import shown
+from flannelpy.registry.answers import Answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from flannelpy.report import StoreReport
 
 DEFAULT_PORT = 2379
 REPLY_TIMEOUT = 4.0  # seconds for a whole call of one endpoint; bounded_http.py gives a long answer more
@@ -158,6 +161,7 @@ class Rotation(Generic[Client]):
         if not clients:
             raise UsageError("-etcd-endpoints: name at least one endpoint")
         self.clients = clients
+        self.answers = Answers()
         self._first = 0  # shared by all threads: each only ever stores a valid index
 
     def ask(self, request: Callable[[Client], Answer], settle: Callable[[Client], Answer] | None = None) -> Answer:
@@ -166,14 +170,15 @@ class Rotation(Generic[Client]):
         If an endpoint may have executed ``request`` but its reply was lost, ``settle`` replaces ``request``.  Raises
         etcd's refusals as RegistryError, RegistryUnavailable, and ApiSwitchedOff if at least half of the endpoints
         answer that they do not have this API, and none has it.  Each member of etcd has a flag of its own, so one
-        endpoint does not speak for all; and a cluster works with one half of its members being down at most.
+        endpoint does not speak for all; and a cluster works with one half of its members being down at most.  The error
+        is certain if all of them answer so.
         """
         failures = []
         start, count = self._first, len(self.clients)
         for turn in range(start, start + count):
             client = self.clients[turn % count]
             try:
-                return _usable_answer(request, client)
+                return self._usable_answer(request, client)
             except NoAnswer as failure:
                 self.pass_over(client)
                 if settle and failure.sent:
@@ -184,10 +189,28 @@ class Rotation(Generic[Client]):
     def ask_at(self, client: Client, request: Callable[[Client], Answer]) -> Answer:
         """Return the answer of one endpoint.  Raises etcd's refusals as RegistryError, and RegistryUnavailable."""
         try:
-            return _usable_answer(request, client)
+            return self._usable_answer(request, client)
         except NoAnswer as failure:
             self.pass_over(client)
             raise RegistryUnavailable(f"{client.url}: {failure}") from failure
+
+    def _usable_answer(self, request: Callable[[Client], Answer], client: Client) -> Answer:
+        """Return the answer, and note whether there was one; a refusal is one, too."""
+        began = self.answers.now()
+        try:
+            answer = _usable_answer(request, client)
+        except (FlannelError, NoSuchApi):
+            self.answers.answered()
+            raise
+        except NoAnswer as failure:
+            self.answers.failed(began, f"{client.url}: {failure}")
+            raise
+        self.answers.answered()
+        return answer
+
+    def report(self, api: int) -> StoreReport:
+        """Return when the store answered; ``api``: the version of etcd's API that the clients use."""
+        return self.answers.report(api, str(self.preferred.url))
 
     @property
     def preferred(self) -> Client:
@@ -203,7 +226,9 @@ def _unavailable(failures: Sequence[tuple[EndpointClient, NoAnswer]]) -> Registr
     """Return the error for a call that no endpoint has answered."""
     text = "; ".join(f"{client.url}: {failure}" for client, failure in failures)
     without = sum(isinstance(failure, NoSuchApi) for _, failure in failures)
-    return ApiSwitchedOff(text) if 2 * without >= len(failures) else RegistryUnavailable(text)
+    if 2 * without < len(failures):
+        return RegistryUnavailable(text)
+    return ApiSwitchedOff(text, is_certain=without == len(failures))
 
 
 def _usable_answer(request: Callable[[Client], Answer], client: Client) -> Answer:

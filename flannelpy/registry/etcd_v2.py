@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
     from etcd import EtcdResult
 
+    from flannelpy.report import StoreReport
+
 Answer = TypeVar("Answer")
 
 SHORTEST_POLL = 0.5  # seconds that a watch waits even if it begins late, on the last endpoint in the rotation
@@ -84,6 +86,10 @@ class EtcdV2Registry:
         self._subnets = f"{root}/subnets/"
         self._stream: _Stream | None = None
         self._is_streaming = True
+
+    def store_reports(self) -> tuple[StoreReport, ...]:
+        """Return when etcd answered, as Registry demands."""
+        return (self._cluster.report(2),)
 
     async def read_config(self) -> str:
         """Read the network config, as Registry demands."""
@@ -292,6 +298,7 @@ class EtcdV2Registry:
         for event in events:
             if event.removed_directory:
                 raise self._history_gone(f"{event.removed_directory}: the directory was removed")
+        self._cluster.answers.answered()
         changes = tuple(event.change for event in events if event.change)
         stream.cursor = events[-1].at + 1
         # If the first event is older than the stream, no more will come: etcd does not register such a watch.

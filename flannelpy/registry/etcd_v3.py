@@ -30,6 +30,8 @@ from flannelpy.registry.etcd_v3_writes import Writes
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from flannelpy.report import StoreReport
+
 
 class EtcdV3Registry:
     """The network kept below ``prefix`` in the etcd cluster reached at ``urls``.
@@ -49,6 +51,10 @@ class EtcdV3Registry:
         self._known = Known()
         self._writes = Writes(self._cluster, self._keys)
         self._watch = Watch(self._cluster, self._threads, self._keys, self._known)
+
+    def store_reports(self) -> tuple[StoreReport, ...]:
+        """Return when etcd answered, as Registry demands."""
+        return (self._cluster.report(3),)
 
     async def read_config(self) -> str:
         """Read the network config, as Registry demands."""
@@ -97,6 +103,10 @@ class EtcdV3Registry:
     async def watch(self, cursor: int, timeout: float) -> Changes:
         """Return what happens from ``cursor`` on, as Registry demands."""
         return await self._watch.changes(cursor, timeout)
+
+    async def seconds_left(self, name: str) -> int | None:
+        """Return in how many seconds an entry expires; None for a permanent entry, and without one."""
+        return await self._threads.run(functools.partial(self._writes.seconds_left, name))
 
     async def find_config(self) -> tuple[str, int]:
         """Return the network config and its version; an empty text and 0 if there is none."""

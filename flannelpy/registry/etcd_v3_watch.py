@@ -189,6 +189,7 @@ class Watch:
         """Return the changes and the new cursor; None if the cursor has not moved.  Raises HistoryGone."""
         before = stream.cursor
         changes = []
+        self._cluster.answers.answered()
         self._plan_look(stream)
         for item in items:
             match item:

@@ -127,6 +127,14 @@ class Writes:
 
         return self._cluster.ask(send)
 
+    def seconds_left(self, name: str) -> int | None:
+        """Return in how many seconds an entry expires; None for a permanent entry, and without one."""
+        found = self.find(self._keys.of(name))
+        if found is None or not found.lease:
+            return None
+        request = {"ID": str(found.lease)}
+        return self._cluster.ask(lambda client: number(client.call("lease/timetolive", request), "TTL"))
+
     def _write_leased(
         self,
         name: str,

@@ -39,6 +39,9 @@ _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_TENTATIVE = 0x08, 0x20, 0x40
 _SCOPE_LINK, _SCOPE_HOST = 253, 254
 _TAKING_FRAMES = ("bridge", "bond", "team", "openvswitch")
 _NUMBER = struct.Struct("=I")
+# struct rtnl_link_stats64 { __u64 rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped,
+#                            tx_dropped; … }
+_IFLA_STATS64, _STATS64 = 23, struct.Struct("=56xQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +143,16 @@ ALL_ADDRESSES = Message(RTM_GETADDR, _IFADDRMSG.pack(_AF_INET, 0, 0, 0, 0))
 
 def link_named(name: str) -> Message:
     """Return the request for the interface of that name."""
-    return Message(
-        RTM_GETLINK,
-        _IFINFOMSG.pack(0, 0, 0, 0, 0)
-        + _NO_STATISTICS
-        + attribute(_IFLA_IFNAME, name.encode(errors="surrogateescape") + b"\0"),
-    )
+    return Message(RTM_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0) + _NO_STATISTICS + _name(name))
+
+
+def statistics_of(name: str) -> Message:
+    """Return the request for the interface of that name with its counters."""
+    return Message(RTM_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0) + _name(name))
+
+
+def _name(name: str) -> bytes:
+    return attribute(_IFLA_IFNAME, name.encode(errors="surrogateescape") + b"\0")
 
 
 def link(message: Message) -> Link:
@@ -169,6 +176,12 @@ def link(message: Message) -> Link:
         _number(has.get(_IFLA_MASTER)),
         _number(has.get(_IFLA_CARRIER_CHANGES)),
     )
+
+
+def transmit_drops(message: Message) -> int:
+    """Return how many packets the interface that a message with counters describes dropped instead of sending them."""
+    dropped: int = _STATS64.unpack_from(attributes(message.body, _IFINFOMSG.size)[_IFLA_STATS64])[0]
+    return dropped
 
 
 def address(message: Message) -> Address:

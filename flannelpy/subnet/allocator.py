@@ -42,7 +42,7 @@ def pick_subnet(
     if not choices:
         raise OutOfSubnets(
             f"out of subnets: no /{config.subnet_len} is free in the range {config.subnet_min} ... {config.subnet_max},"
-            f" there are {len(taken)} leases{_left_out(overlapping)}"
+            f" there are {len(set(taken))} leases{_left_out(overlapping)}"
         )
     return rng.choice(choices)
 

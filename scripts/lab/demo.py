@@ -285,6 +285,19 @@ def print_how_to_look_around(lab: Lab, dockers: Sequence[Docker]) -> None:
     say("\nmake demo-down removes it.")
 
 
+def print_the_checks(lab: Lab) -> bool:
+    """Print what flannelpy check finds on each host.  Returns whether nothing is bad."""
+    title("flannelpy check on each host")
+    results = []
+    for host in lab.hosts:
+        flags = ("check", "-iface=eth1", f"-etcd-endpoints={lab.etcd.url}")
+        say(f"  {prompt(host)} flannelpy {' '.join(flags)}")
+        command = ("env", f"FLANNELD_HOST_ID={host.name}", sys.executable, "-P", "-m", "flannelpy", *flags)
+        results.append(host.run(*command, check=False))
+        say(indented(results[-1].stdout + results[-1].stderr) + "\n")
+    return not any(result.returncode for result in results)
+
+
 def print_what_went_wrong(lab: Lab, error: Exception) -> None:
     """Print the error, and the end of every log."""
     title(f"The demo failed: {error}")
@@ -324,7 +337,7 @@ def say(text: str) -> None:
 
 
 def demo(backend: Backend, api: Api, release: str, keep: bool) -> int:
-    """Build the lab, show the steps, remove the lab unless it is kept.  Returns the exit code.
+    """Build the lab, show the steps, and remove the lab, or check its hosts and keep it.  Returns the exit code.
 
     ``api``: of etcd, in whose store the leases are.  ``release``: of the real Docker to use; none if empty.
     """
@@ -340,6 +353,7 @@ def demo(backend: Backend, api: Api, release: str, keep: bool) -> int:
             if keep:
                 parts.pop_all()
                 lab.keep()
+                well &= print_the_checks(lab)
                 print_how_to_look_around(lab, dockers)
             else:
                 how = f"BACKEND={backend.name} API={api.value}{' RUNTIME=docker' if release else ''} KEEP=1"

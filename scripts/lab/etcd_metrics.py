@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 if TYPE_CHECKING:
@@ -31,6 +32,13 @@ class EtcdWork(NamedTuple):
             total(metrics, "process_cpu_seconds_total"),
             total(metrics, "process_resident_memory_bytes") / 1e6,
         )
+
+
+def calls(metrics: Mapping[str, float]) -> dict[str, int]:
+    """Return how often each method of the v3 API was called.  Other services have methods of the same names."""
+    pattern = re.compile(r'grpc_server_started_total\{grpc_method="(\w+)",grpc_service="etcdserverpb\.')
+    found = ((pattern.match(name), value) for name, value in metrics.items())
+    return {match[1]: int(value) for match, value in found if match}
 
 
 def total(metrics: Mapping[str, float], name: str) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -13,6 +12,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from lab.etcd_http import EtcdHttp
+from lab.etcd_metrics import calls
 from lab.etcd_stores import Api, Key, Store, V2Store, V3Store
 
 if TYPE_CHECKING:
@@ -205,9 +205,7 @@ class EtcdServer:
 
     def calls(self) -> dict[str, int]:
         """Return how often each method of the v3 API was called, such as ``Range``, ``Txn`` and ``Watch``."""
-        pattern = re.compile(r'grpc_server_started_total\{grpc_method="(\w+)",')
-        found = ((pattern.match(name), value) for name, value in self.metrics().items())
-        return {match[1]: int(value) for match, value in found if match}
+        return calls(self.metrics())
 
     def _running(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "not started"

@@ -207,6 +207,17 @@ class TestBothStores:
         ends = time.monotonic() + 16
         self.hold(etcd, disturb, lambda: time.monotonic() > ends and values(etcd) == [OURS, OURS], ttl=6)
 
+    @pytest.mark.parametrize("store", ["v2", "v3"])
+    def test_what_is_reserved_in_either_store_is_reserved_in_both(self, etcd: EtcdServer, store: str) -> None:
+        def lifetimes() -> list[int | None]:
+            return [key.ttl for each in (etcd.v2, etcd.v3) for key in each.list(SUBNETS)]
+
+        def disturb() -> None:
+            getattr(etcd, store).put(KEY, OURS)
+
+        self.hold(etcd, disturb, lambda: lifetimes() == [None, None])
+        assert values(etcd) == [OURS, OURS]
+
     def test_the_end_of_v2_is_noticed(self, etcd: EtcdServer) -> None:
         """Within half a minute by the clock; here by the deletion of the whole directory, which the watch reports."""
 

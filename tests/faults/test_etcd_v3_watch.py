@@ -82,7 +82,7 @@ class TestStream:
                 watching = asyncio.create_task(changes_after(registry, cursor))
             watching.cancel()
             after = server.calls()
-            assert after["Watch"] == before["Watch"]
+            assert after["Watch"] == before["Watch"] > 0
             assert after["Range"] == before["Range"]
 
         use(connect(server.url), test)
@@ -99,6 +99,7 @@ class TestStream:
                 cursor = changes.cursor
             after = server.calls()
             assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {}
+            assert before["Watch"] > 0
 
         use(connect(server.url), test)
 
@@ -128,7 +129,7 @@ class TestStream:
             assert changes == [Put(entry._replace(lifetime=EXPIRES))]
             assert not waiting.done()
             waiting.cancel()
-            assert server.calls()["Watch"] == before
+            assert server.calls()["Watch"] == before > 0
 
         server.put("/network/config", "{}")
         use(connect(server.url), test)

@@ -347,8 +347,9 @@ def test_a_look_up_finds_what_a_scan_of_all_leases_finds(
     for address in addresses + edges:
         holding = [subnet for subnet in leases if IPv4Address(address) in subnet]
         best = max(holding, key=lambda subnet: subnet.prefixlen, default=None)
-        assert routes.lookup(address) == (None if best is None else NextHop(str(leases[best]), 8285))
-    assert routes.by_public_ip == {
+        route = routes.lookup(address)
+        assert (route and route.next_hop) == (None if best is None else NextHop(str(leases[best]), 8285))
+    assert {public_ip: set(sender.tallies) for public_ip, sender in routes.by_public_ip.items()} == {
         str(host): {numbers(subnet) for subnet in leases if leases[subnet] == host} for host in leases.values()
     }
 

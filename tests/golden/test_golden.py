@@ -29,7 +29,7 @@ from support.fakes_iptables import FakeTables
 from support.packets import checksum, hop_taken
 from support.pcap import RAW_IP, read, udp_datagrams
 
-from flannelpy import cli, logs, network
+from flannelpy import cli, logs, network, service
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend import catalogue, repair_loop
 from flannelpy.backend.udp import backend as udp_backend
@@ -421,6 +421,7 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
     monkeypatch.setattr(network, "connect_host", lambda *_: store)
     monkeypatch.setattr(external_endpoint, "Netlink", Machine)
     monkeypatch.setattr(network, "Netlink", Machine)
+    monkeypatch.setattr(service, "Netlink", Machine)
     monkeypatch.setattr(udp_backend, "Netlink", Machine)
     monkeypatch.setattr(repair_loop, "Netlink", Machine)
     monkeypatch.setattr(monitor, "notifications", no_changes)

@@ -15,7 +15,9 @@ from lab import ETCD_PREFIX, Daemon, Host, Lab, wait_for
 from support.hosts import asleep
 from support.tenants import NETWORKS, Tenant, subnet_file
 
+from flannelpy.control import client
 from flannelpy.host.subnet_file import previous_subnet, render
+from flannelpy.serving.metrics import exposition
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -35,6 +37,15 @@ def is_ready(host: Host, name: str) -> bool:
 
 def rules(host: Host) -> list[str]:
     return sorted(host.run("ip", "rule").stdout.splitlines())
+
+
+def counters(host: Host, name: str) -> dict[str, float]:
+    """Return the counters of a network in the metrics, by their names and labels."""
+    answer = client.fetch(host.run_dir / "flannel/networks/control.sock", with_peers=False)
+    lines = [
+        line for line in exposition(answer.report).splitlines() if "_total{" in line and f'network="{name}"' in line
+    ]
+    return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines)}
 
 
 def status(daemon: Daemon) -> str:
@@ -150,15 +161,24 @@ def test_a_network_that_loses_its_subnet_gets_another_and_the_others_continue(wo
     far = next(tenant for tenant in world.tenants if (tenant.host, tenant.network) == (world.hosts[1], "blue"))
     subnet = previous_subnet(subnet_file(host, "green"))
     key = f"{ETCD_PREFIX}/green/subnets/{str(subnet).replace('/', '-')}"
+    counted = counters(host, "green")
+    assert counted['flannelpy_packets_total{direction="in",network="green"}'] > 0
+
+    def is_ready_again() -> bool:
+        now = counters(host, "green")
+        assert all(now.get(series, -1) >= value for series, value in counted.items())
+        return is_ready(host, "green")
+
     world.etcd_request("PUT", key, value='{"PublicIP":"172.17.8.200"}', ttl="600")
     daemon.wait_for_log(rf"E.*\] green: subnet {subnet} is held by 172\.17\.8\.200 now.*; trying again in 10 s")
     wait_for(lambda: not subnet_file(host, "green").exists(), 2, "the subnet file to go")
     assert not is_ready(host, "green")
     wait_for(lambda: "green: not ready: subnet" in status(daemon), 2, "the status line")
     assert blue.ping(far).returncode == 0
-    wait_for(lambda: is_ready(host, "green"), 20, "another subnet")
+    wait_for(is_ready_again, 20, "another subnet")
     assert previous_subnet(subnet_file(host, "green")) != subnet
     assert daemon.process.poll() is None
+    assert "Restored rule" not in daemon.log().partition(f"subnet {subnet} is held")[2]  # flannelpy itself removed it
 
 
 DUPLICATE = "from 11.1.0.0/16 to 11.2.0.0/16 fwmark 7 prohibit"

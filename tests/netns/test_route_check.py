@@ -96,6 +96,27 @@ def test_what_leads_packets_elsewhere_is_named(lab: Lab, case: str) -> None:
     host.run("ip", "route", "delete", "11.0.240.0/24", check=False)
 
 
+def test_packets_that_rp_filter_rejects_are_no_evidence(lab: Lab) -> None:
+    """Since Linux 6.14 the kernel answers about them as about those that a blackhole takes."""
+    host, peer, _ = lab.hosts
+    daemon = host.daemons[-1]
+    wait_for(lambda: is_ready(host) and "unreachable" not in status(daemon), 12, "the host to be undisturbed")
+    before = daemon.log()
+    (_, own), (_, blocked) = host.subnet().subnets(1), peer.subnet().subnets(1)
+    host.run("sysctl", "-qw", "net.ipv4.conf.docker0.rp_filter=1")
+    host.configure(f"route add {own} dev elsewhere")  # so packets from there must not come by docker0
+    query = ["ip", "route", "get", str(peer.subnet()[9]), "from", str(own[9]), "iif", "docker0"]
+    assert host.run(*query, check=False).returncode != 0
+    host.configure(f"route add blackhole {blocked}")
+    daemon.wait_for_log(rf"E.*Packets to .* do not take flannelpy's routes: .*route blackhole {blocked}", 12)
+    host.configure(f"route delete blackhole {blocked}", f"route delete {own}")
+    host.run("sysctl", "-qw", "net.ipv4.conf.docker0.rp_filter=0")
+    logged = daemon.log()[len(before) :]
+    assert len(re.findall("do not take flannelpy's routes", logged)) <= 2, logged
+    assert "Invalid argument" not in logged
+    assert is_ready(host)
+
+
 @pytest.mark.parametrize(
     "way", ["via 192.0.2.9", "via 192.0.2.9 proto static", "dev elsewhere proto 77", "nexthop via 192.0.2.9 weight 2"]
 )

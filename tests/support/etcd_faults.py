@@ -310,8 +310,8 @@ def gateway(*streams: Sequence[str], **answers: str) -> Iterator[str]:
             over.set()
 
 
-def issue_certificates(directory: Path) -> None:
-    """Write .crt and .key of ca, server (for 127.0.0.1 only), client and stranger (of no CA).
+def issue_certificates(directory: Path, server: str = "127.0.0.1") -> None:
+    """Write .crt and .key of ca, server (for that address only), client and stranger (of no CA).
 
     ``server-only`` is a server certificate that lacks the usage clientAuth.
     """
@@ -323,7 +323,7 @@ def issue_certificates(directory: Path) -> None:
         subprocess.run(command, cwd=directory, check=True, capture_output=True)
 
     leaf = ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=CA:FALSE"]
-    address = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    address = ["-addext", f"subjectAltName=IP:{server}"]
     # Python 3.13 rejects a CA without key usage.
     issue("ca", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
     issue("server", *leaf, *address)

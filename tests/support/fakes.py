@@ -21,6 +21,7 @@ from flannelpy.registry.base import (
     all_names,
     expires_in,
 )
+from flannelpy.report import StoreReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +69,9 @@ class FakeRegistry:
         self._down = self._closed = self._reply_is_lost = False
 
     # The protocol
+
+    def store_reports(self) -> tuple[StoreReport, ...]:
+        return (StoreReport(int(self.schema.value), "http://127.0.0.1:2379", None, None),)
 
     async def read_config(self) -> str:
         self._begin()

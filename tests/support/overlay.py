@@ -107,10 +107,15 @@ def unbroken_stream(
 
 
 class Capture:
-    """A tcpdump that is listening: ``readline`` is the next packet, or all go to a ``file``."""
+    """A tcpdump that is listening: ``readline`` is the next packet, or all go to a ``file``.
 
-    def __init__(self, node: Node, device: str, what: str, file: Path | None = None) -> None:
-        how = ["-l", "--immediate-mode"] if file is None else ["-w", str(file), "-B", "65536", "-Z", "root"]
+    ``size``: how much of a frame the file has; 0 for all of it.  ``missed``: how many frames it lacks, in the end.
+    """
+
+    def __init__(self, node: Node, device: str, what: str, file: Path | None = None, size: int = 0) -> None:
+        to_file = ["-w", str(file), f"-s{size}", "-B", "65536", "-Z", "root"]
+        how = ["-l", "--immediate-mode"] if file is None else to_file
+        self.missed = 0
         self.process = node.popen("tcpdump", "-n", *how, "-i", device, what)
 
     def __enter__(self) -> Self:
@@ -129,7 +134,9 @@ class Capture:
 
     def __exit__(self, *_: object) -> None:
         self.process.send_signal(signal.SIGINT)
-        self.process.communicate(timeout=10)
+        summary = self.process.communicate(timeout=10)[1]
+        if found := re.search(r"^(\d+) packets? dropped by kernel", summary, re.MULTILINE):
+            self.missed = int(found[1])
 
 
 def _output(stream: IO[str] | None) -> IO[str]:

@@ -17,7 +17,7 @@ from support.oracle import VnetHeader
 from support.packets import BOUND, OWN_SUBNET, PORT, numbers
 
 from flannelpy import packet as package
-from flannelpy.packet import checksum, coalesce, group, ipv4, segment
+from flannelpy.packet import checksum, coalesce, group, ipv4, segment, tally
 from flannelpy.packet.drops import DropReason
 
 #: Bytes that a segmenter may look at behind its packet, where the rest of a truncated header would be.
@@ -30,6 +30,7 @@ class PacketCode(NamedTuple):
 
     checksum: ModuleType
     ipv4: ModuleType
+    tally: ModuleType
     segment: ModuleType
     coalesce: ModuleType
     group: ModuleType
@@ -50,7 +51,7 @@ def _interpreted() -> PacketCode:
     return PacketCode(**loaded)
 
 
-INSTALLED = PacketCode(checksum, ipv4, segment, coalesce, group)
+INSTALLED = PacketCode(checksum, ipv4, tally, segment, coalesce, group)
 INTERPRETED = _interpreted()
 
 

@@ -30,15 +30,21 @@ class Datagram(NamedTuple):
 
 def read(path: Path, link_type: int) -> Iterator[bytes]:
     """The frames of a capture of that link type, each captured whole."""
+    for frame, length in beginnings(path, link_type):
+        assert len(frame) == length, f"{path} has a frame that was cut"
+        yield frame
+
+
+def beginnings(path: Path, link_type: int) -> Iterator[tuple[bytes, int]]:
+    """What a capture of that link type has of each frame, and the length of the frame."""
     data = path.read_bytes()
     magic, *_, found = _FILE_HEADER.unpack_from(data)
     assert (magic, found) == (_MAGIC, link_type), f"{path} is no capture of link type {link_type}"
     at = _FILE_HEADER.size
     while at < len(data):
         _, _, captured, length = _RECORD_HEADER.unpack_from(data, at)
-        assert captured == length, f"{path} has a frame that was cut"
         at += _RECORD_HEADER.size
-        yield data[at : at + captured]
+        yield data[at : at + captured], length
         at += captured
 
 

@@ -312,3 +312,25 @@ def test_a_line_names_its_network_if_there_are_several() -> None:
 
     assert contextvars.copy_context().run(line) == "E1122 10:59:23.000000 11737 udp.py:222] blue: text"
     assert formatted(record()) == "I1122 10:59:23.000000 11737 udp.py:222] text"
+
+
+def test_the_level_changes_while_the_daemon_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    package = logging.getLogger("flannelpy")
+    before, handlers = package.level, logging.getLogger().handlers[:]
+    try:
+        logging.getLogger().handlers.clear()
+        logs.configure(0)
+        for level in (0, 1, 0):
+            logs.change_level(level)
+            package.debug("a detail at level %d", level)
+    finally:
+        logging.getLogger().handlers[:] = handlers
+        package.setLevel(before)
+    lines = [line.partition("] ")[2] for line in capsys.readouterr().err.splitlines()]
+    asked = "as flannelpy log-level asked"
+    assert lines == [
+        f"Changed the log level to 0, {asked}",
+        f"Changed the log level to 1, {asked}",
+        "a detail at level 1",
+        f"Changed the log level to 0, {asked}",
+    ]

@@ -7,6 +7,7 @@ import errno
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, ClassVar, Self
 import pytest
 from support.fakes import FakeRegistry
 
-from flannelpy import cli, network
+from flannelpy import cli, network, service
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.addressing.surroundings import NO_SURROUNDINGS, Surroundings
 from flannelpy.backend import repair_loop
@@ -31,19 +32,26 @@ from flannelpy.linux.netlink import monitor
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.own_devices import own_alias
 from flannelpy.network import Network
+from flannelpy.options import Options
 from flannelpy.report import (
     TRANSITIONS,
     BackendReport,
+    ConfigReport,
+    ConfigState,
+    Counts,
     FirewallReport,
     InterfaceReport,
     NetworkReport,
     NetworkState,
+    PeerReport,
     RepairReport,
+    StoreReport,
+    Traffic,
 )
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import KernelRoute, RouteAnswer, RouteFilter, RouteQuery
 from flannelpy.rtnetlink.rules import ProhibitRule
-from flannelpy.serving.text import network_status
+from flannelpy.serving.status_line import network_status
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent, LeaseRemoved
@@ -143,11 +151,19 @@ class FakeBackend:
         await self._world.settled.wait()
 
     def report(self) -> BackendReport:
-        return BackendReport("udp", 1, 0)
+        return replace(BackendReport("udp", 1, 0), **self._world.backend_counts)
+
+    async def refresh(self) -> None:
+        self._world.story.append("refresh")
+
+    async def peer_reports(self) -> AsyncIterator[list[PeerReport]]:
+        yield [PeerReport(OTHER, PUBLIC_IP, 1.0)]
+        yield [PeerReport(NETWORK, PUBLIC_IP, 2.0)]
 
     async def run(self) -> None:
         self._world.runs += 1
-        await asyncio.Event().wait()
+        self._world.run_failure = asyncio.Future()
+        await self._world.run_failure
 
     async def repair(self, netlink: Netlink) -> list[str]:
         self._world.checks += 1
@@ -178,6 +194,8 @@ class World:
         self.unadopted: list[tuple[Collection[IPv4Network], IPv4Network]] = []
         self.runs = self.checks = 0
         self.repaired: list[str] = []
+        self.backend_counts: dict[str, Any] = {}
+        self.run_failure: asyncio.Future[None]
         self.lost_rules: list[str] = []
         self.start_failure: Exception | None = None
         self.repair_failure: Exception | None = None
@@ -218,21 +236,34 @@ class World:
             rules, self.lost_rules = self.lost_rules, []
             return rules
 
+        def forget(networks: Collection[IPv4Network]) -> None:
+            assert self.host.resources.busy.locked()  # or a check would take the removal for another program's
+            if NETWORK in networks:
+                self.story.append("forget rules")
+
         monkeypatch.setattr(self.host.isolation, "restore", restore)
+        monkeypatch.setattr(self.host.isolation, "forget", forget)
         monkeypatch.setattr(self.host.firewall, "masquerade", masquerade)
         monkeypatch.setattr(network, "withdraw", withdraw)
         monkeypatch.setattr(network, "unmarked_leftovers", unmarked_leftovers)
         monkeypatch.setattr(network, "Netlink", FakeNetlink)
+        monkeypatch.setattr(service, "Netlink", FakeNetlink)
         monkeypatch.setattr(network, "Underlay", FakeUnderlay)
         monkeypatch.setattr(network.catalogue, "create", create)  # type: ignore[attr-defined]
         monkeypatch.setattr(repair_loop, "Netlink", FakeNetlink)
         monkeypatch.setattr(monitor, "notifications", notifications)
         monkeypatch.setattr(monitor, "_PAUSE_SECONDS", 0.001)
-        monkeypatch.setattr(network, "connect_host", lambda *_: self.store)
+        self.opened: list[str] = []
+
+        monkeypatch.setattr(network, "connect_host", self._connect_host)
         options = cli.parse([f"-subnet-file={self.file}", "-host-id=host-1", *flags])
         self.datagrams: Datagrams | None = None
         self.monitor = external_endpoint.watch(options, EXTERNAL)
         self.network = Network("", options, self.host, self.monitor, lambda: self.statuses.append(self.status))
+
+    def _connect_host(self, options: Options, *_: object) -> FakeRegistry:
+        self.opened.append(options.etcd_api.value)
+        return self.store
 
     @property
     def is_up(self) -> bool:
@@ -547,7 +578,7 @@ def test_a_lost_lease_withdraws_everything(world: World) -> None:
             await task
 
     play(world, scenario)
-    assert world.story[-3:] == ["close", "withdraw", "close"]  # packets cease first
+    assert world.story[-4:] == ["close", "withdraw", "forget rules", "close"]  # packets cease first
     scope, keep = world.withdrawn[-1]
     assert (NETWORK in scope.networks, keep) == (True, None)
     assert not world.file.exists()
@@ -685,6 +716,16 @@ def test_repairs_are_counted_and_a_problem_turns_readiness_off(world: World, cap
     assert any("not ready: no such device" in status for status in world.statuses)
 
 
+def test_a_ready_file_that_another_program_removes_comes_back(world: World) -> None:
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up and world.ready.exists())
+        world.ready.unlink()
+        world.bell.set()
+        await world.until(world.ready.exists)
+
+    play(world, scenario)
+
+
 def test_what_the_monitor_finds_turns_readiness_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(_: asyncio.Task[Any]) -> None:
         await world.until(world.ready.exists)
@@ -753,7 +794,10 @@ def test_a_failed_network_reports_the_cause_until_it_runs_again(world: World) ->
 
     play(world, scenario)
     assert world.status == "not ready: port 8285 is taken"
-    assert world.network.report() == NetworkReport("", NetworkState.FAILED, "port 8285 is taken")
+    report = world.network.report()
+    assert report == NetworkReport(
+        "", NetworkState.FAILED, "port 8285 is taken", since=report.since, subnet_file=world.file
+    )
     assert world.network.is_live()
     world.start_failure = None
     world.store = FakeRegistry(time.monotonic)
@@ -765,6 +809,51 @@ def test_a_failed_network_reports_the_cause_until_it_runs_again(world: World) ->
     play(world, again)
 
 
+def test_the_api_of_the_first_run_holds_for_the_next(world: World) -> None:
+    async def scenario(task: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+        task.cancel()
+        await asyncio.wait([task])
+        again = asyncio.create_task(world.network.run())
+        await asyncio.wait([again], timeout=0.1)
+        again.cancel()
+        await asyncio.wait([again])
+
+    play(world, scenario)
+    assert world.opened == ["auto", world.store.schema.value]
+
+
+def test_what_a_run_has_counted_stays_when_it_has_failed(world: World) -> None:
+    """So that no counter of the metrics goes back."""
+    world.backend_counts = {"drops": {"no_route": 2}, "carried": Traffic(5, 500, 3, 300, 1500.0)}
+    world.host.firewall.repairs[""] = 4
+
+    async def scenario(task: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+        world.repaired = ["Restored the device"]
+        world.bell.set()
+        await world.until(lambda: world.network.report().repairs == 5)
+        world.run_failure.set_exception(HostError("port 8285 is taken"))
+        with pytest.raises(HostError):
+            await task
+
+    play(world, scenario)
+    report = world.network.report()
+    assert (report.state, report.backend) == (NetworkState.FAILED, None)
+    assert report.counts == Counts({"no_route": 2}, Traffic(5, 500, 3, 300, 1500.0), 1, 4)
+    assert world.story[-2:] == ["refresh", "close"]
+    world.file.unlink()
+    world.bell = asyncio.Event()  # of the next event loop
+    world.store = FakeRegistry(time.monotonic)
+    world.store.set_config('{"Network":"11.0.0.0/16"}')
+
+    async def again(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+        assert world.network.report().counts == Counts({"no_route": 4}, Traffic(10, 1000, 6, 600, 1500.0), 1, 4)
+
+    play(world, again)
+
+
 def test_the_report_has_a_part_for_each_component(world: World) -> None:
     async def scenario(_: asyncio.Task[Any]) -> None:
         await world.until(lambda: world.checks)
@@ -772,9 +861,41 @@ def test_the_report_has_a_part_for_each_component(world: World) -> None:
         assert report.lease is not None
         assert report.lease.subnet.subnet_of(NETWORK)
         assert report.backend == BackendReport("udp", 1, 0)
-        assert report.interface == InterfaceReport("eth1")
+        assert report.interface == InterfaceReport("eth1", "", PUBLIC_IP, PUBLIC_IP, 1500)
         assert report.kernel_state == RepairReport()
         assert report.firewall == FirewallReport()
+        assert (report.network, report.subnet_file) == (NETWORK, world.file)
+        assert (report.config, report.lease_problem) == (ConfigReport(ConfigState.IN_USE), "")
+        assert report.store == StoreReport(2, "http://127.0.0.1:2379", None, None)
+        assert report.second_store is None
+
+    play(world, scenario)
+
+
+def test_peers_come_in_chunks_while_the_network_is_in_service(world: World) -> None:
+    async def chunks() -> list[list[float]]:
+        return [[peer.since for peer in chunk] async for chunk in world.network.peer_reports()]
+
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        assert await chunks() == []
+        await world.network.refresh()
+        await world.until(lambda: world.is_up)
+        assert await chunks() == [[1.0], [2.0]]
+        await world.network.refresh()
+        assert world.story[-1] == "refresh"
+
+    play(world, scenario)
+
+
+def test_the_time_of_a_state_is_that_of_its_entry(world: World) -> None:
+    async def scenario(_: asyncio.Task[Any]) -> None:
+        await world.until(lambda: world.is_up)
+        since = world.network.report().since
+        assert abs(since - time.time()) < 60
+        world.network._enter(NetworkState.READY)
+        assert world.network.report().since == since
+        world.network._enter(NetworkState.DEGRADED, "eth1 is down")
+        assert world.network.report().since > since
 
     play(world, scenario)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, suppress
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.device_config import DeviceConfig
@@ -21,10 +22,11 @@ from flannelpy.backend.udp.device import Device, QueueDrops
 from flannelpy.backend.udp.proxy import Proxy
 from flannelpy.backend.udp.sender_queues import SenderQueues
 from flannelpy.backend.underlay import Routed
+from flannelpy.chunks import in_chunks
 from flannelpy.datapath import udp_settings
 from flannelpy.datapath.engine import Engine
 from flannelpy.datapath.offloads import Offload, choose, probe
-from flannelpy.datapath.routes import NextHop, Routes
+from flannelpy.datapath.routes import NextHop, Route, Routes, Totals
 from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.errors import HostError
@@ -33,7 +35,8 @@ from flannelpy.linux.tun import check_access
 from flannelpy.linux.udp_socket import UdpSocket
 from flannelpy.packet import build
 from flannelpy.packet.drops import DropReason
-from flannelpy.report import BackendReport
+from flannelpy.packet.tally import Tally
+from flannelpy.report import BackendReport, PeerReport, Traffic
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
@@ -73,11 +76,14 @@ class UdpBackend:
         self._lease_log = LeaseLog(log)
         self._routes = Routes()
         self._route_check: RouteCheck | None = None
-        self._subnets: dict[IPv4Network, None] = {}  # of the peers, in the order of their leases
+        self._subnets: dict[IPv4Network, float] = {}  # of the peers, in the order of their leases: when each was added
         self._resources = ExitStack()
         self._alias = alias
         self.device = ""
         self._queue_drops = QueueDrops()
+        self._carried = Traffic()  # as of the last ``refresh``
+        self._used_offloads: tuple[str, ...] = ()
+        self._is_open = False  # from the end of ``start`` to ``close``
         self._logged_drops: Counter[DropReason] = Counter()
 
     @property
@@ -129,6 +135,7 @@ class UdpBackend:
         expected_port = None if self._source_check is SourceCheck.OFF else self._port
         self._sender_queues = SenderQueues(self._udp, self._routes, expected_port)
         self._resources.callback(self._sender_queues.close)
+        self._is_open = True
         return self._mtu
 
     def _offloads(self) -> set[str]:
@@ -141,15 +148,17 @@ class UdpBackend:
         if missing:
             log.warning("Kernel lacks offload %s; throughput is reduced", ", ".join(sorted(missing)))
         present = {str(offload) for offload in has if has[offload]}
+        self._used_offloads = tuple(sorted(present))
         log.info("Packet code %s, offloads: %s", build(), ", ".join(sorted(present)) or "none")
         return present
 
     def apply(self, events: Sequence[LeaseEvent]) -> None:
         """Update the next hops, and the receive queues of their senders."""
+        now = time.time()
         for event in events:
             if isinstance(event, LeaseAdded):
                 self._lease_log.added(event.lease.subnet)
-                self._subnets[event.lease.subnet] = None
+                self._subnets.setdefault(event.lease.subnet, now)
                 self._routes.set(event.lease.subnet, NextHop(str(event.lease.attrs.public_ip), self._port))
             elif event.subnet in self._subnets:
                 self._lease_log.removed(event.subnet)
@@ -164,10 +173,49 @@ class UdpBackend:
             self._sender_queues.settle()
 
     def report(self) -> BackendReport:
-        """Return how many peers can be reached, and what was dropped up to the last count."""
+        """Return how many peers can be reached, and what was carried and dropped.
+
+        What was carried, and what the device's queue dropped, is as of the last ``refresh``.
+        """
         unreachable = len(self._route_check.unreachable) if self._route_check else 0
-        drops = {reason.name.lower(): count for reason, count in self._logged_drops.items() if count}
-        return BackendReport("udp", len(self._routes) - unreachable, unreachable, drops)
+        return BackendReport(
+            "udp",
+            len(self._routes) - unreachable,
+            unreachable,
+            {reason.name.lower(): count for reason, count in self._drops().items() if count},
+            self.device,
+            self._mtu,
+            self._used_offloads,
+            udp_settings.ENCAP_OVERHEAD,
+            self._carried,
+        )
+
+    async def refresh(self) -> None:
+        """Add up the packets of all peers, and read the kernel's counter of those that found the device's queue full.
+
+        If the kernel cannot be asked, the former value stays.
+        """
+        total = Totals()
+        total.add(self._routes.removed)
+        async for chunk in in_chunks(self._routes.tallies()):
+            for tally in chunk:
+                total.add(tally)
+        self._carried = _traffic(total, _boot_time())
+        with suppress(HostError, OSError):
+            async with Netlink() as netlink:
+                await self._queue_drops.read(netlink, self._device.tun.name)
+
+    async def peer_reports(self) -> AsyncIterator[list[PeerReport]]:
+        """Yield the reports of all peers in chunks, as Backend demands."""
+        async for chunk in in_chunks(list(self._subnets)):
+            boot = _boot_time()
+            yield [self._peer_report(subnet, route, boot) for subnet in chunk if (route := self._routes.get(subnet))]
+
+    def _peer_report(self, subnet: IPv4Network, route: Route, boot: float) -> PeerReport:
+        """Return the report of a peer; ``boot``: as ``_boot_time`` returns it."""
+        traffic = _traffic(route.tally, boot)
+        cause = self._route_check.why_unreachable(subnet) if self._route_check else ""
+        return PeerReport(subnet, IPv4Address(route.next_hop.public_ip), self._subnets[subnet], cause, traffic)
 
     async def run(self) -> None:
         """Log drops once a minute and when cancelled.  Raises the error of the packet path if it fails."""
@@ -212,21 +260,22 @@ class UdpBackend:
 
     def close(self) -> None:
         """Close device and socket; the kernel removes the device's address and route with it."""
+        self._is_open = False
         self._resources.close()
 
-    async def _drops(self) -> Counter[DropReason]:
-        """Return our own counters and the kernel's, since the start; a counter that cannot be read keeps its value."""
+    def _drops(self) -> Counter[DropReason]:
+        """Return our own counters and the kernel's, since the start; those of a closed socket are the last logged."""
+        if not self._is_open:
+            return self._logged_drops
         drops = self._proxy.drops.copy()
         drops[DropReason.SOCKET_FILTERED_OR_FULL] = self._udp.kernel_drops()
-        with suppress(HostError, OSError):
-            async with Netlink() as netlink:
-                await self._queue_drops.read(netlink, self._device.tun.name)
         drops[DropReason.TUN_QUEUE_FULL] = self._queue_drops.total
         return drops
 
     async def _log_drops(self) -> None:
         """Log the packets dropped since the last call, if there are any."""
-        drops = await self._drops()
+        await self.refresh()
+        drops = self._drops()
         fresh = drops - self._logged_drops
         self._logged_drops = drops
         if fresh:
@@ -246,3 +295,13 @@ class UdpBackend:
         if reason is DropReason.WRONG_SENDER_PORT:
             return f" (last from {address}:{port}, not port {self._port}; -source-check=off if a NAT changes ports)"
         return f" (last from {address}:{port})"
+
+
+def _boot_time() -> float:
+    """Return the Unix time at which the event loop's clock was 0."""
+    return time.time() - asyncio.get_running_loop().time()
+
+
+def _traffic(counts: Tally | Totals, boot: float) -> Traffic:
+    heard_at = boot + counts.heard_at if counts.packets_in else None
+    return Traffic(counts.packets_out, counts.bytes_out, counts.packets_in, counts.bytes_in, heard_at)

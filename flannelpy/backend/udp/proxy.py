@@ -127,20 +127,23 @@ class Proxy:
         """Send the unsent runs; False if the send buffer is full, and then the TUN is not read until they are sent."""
         while self._unsent:
             run = self._unsent.popleft()
-            several = len(run.data) > run.segment_size
+            length = len(run.data)
+            several = length > run.segment_size
             if several and not self._udp.gso:
                 self._unsent.extendleft(_one_by_one(run))
                 continue
             reason = self._udp.send(run.data, run.segment_size, run.next_hop)
-            if reason is DropReason.SEND_BUFFER_FULL:
+            if reason is None:
+                run.tally.sent(length, run.segment_size)
+            elif reason is DropReason.SEND_BUFFER_FULL:
                 self._unsent.appendleft(run)
                 self._wait_for_send_buffer()
                 return False
-            if reason is not None and several:
+            elif several:
                 # One of its datagrams is too large for the path, or all together are for the network card.
                 self._unsent.extendleft(_one_by_one(run))
             else:
-                self._count(reason)
+                self.drops[reason] += 1
         return True
 
     def _wait_for_send_buffer(self) -> None:
@@ -165,8 +168,8 @@ class Proxy:
             if trains:
                 plan = self._engine.inbound(trains, now)
                 self._write_to_tun(plan)
-                for run in plan.runs:  # ICMP errors: if the send buffer is full, they are dropped
-                    self._count(self._udp.send(run.data, run.segment_size, run.next_hop))
+                if plan.runs:
+                    self._send_errors(plan)
                 now = self._loop.time()
 
     def _receive_batch(self, queue: UdpQueue, budget: int) -> tuple[list[Train], bool]:
@@ -192,9 +195,14 @@ class Proxy:
         if plan.drops:
             self.drops.update(plan.drops)
 
-    def _count(self, reason: DropReason | None) -> None:
-        if reason is not None:
-            self.drops[reason] += 1
+    def _send_errors(self, plan: Plan) -> None:
+        """Send ICMP errors; those that the send buffer has no space for are dropped."""
+        for run in plan.runs:
+            reason = self._udp.send(run.data, run.segment_size, run.next_hop)
+            if reason is None:
+                run.tally.sent(len(run.data), run.segment_size)
+            else:
+                self.drops[reason] += 1
 
 
 def _one_by_one(run: Run) -> list[Run]:

@@ -41,6 +41,7 @@ class VxlanBackend(KernelRoutedBackend[_Vtep]):
     """One VXLAN device; VNI and port are the same on all hosts."""
 
     type = vtep.BACKEND_TYPE
+    overhead = vxlan_settings.ENCAP_OVERHEAD
     routed = Routed.NETWORK
 
     def __init__(self, config: NetworkConfig, external: ExternalInterface, alias: str) -> None:

@@ -6,7 +6,6 @@ Source: rtnetlink(7), ip-link(8).
 from __future__ import annotations
 
 import errno
-from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.errors import HostError
@@ -98,10 +97,3 @@ class Devices(Listings):
                     proto=ROUTE_PROTOCOL,
                     scope=_RT_SCOPE_LINK,
                 )
-
-    async def transmit_drops(self, name: str) -> int:
-        """Return how many packets the device dropped because its queue was full; 0 if there is no such device."""
-        with suppress(HostError):
-            async with self._iproute(f"cannot read the counters of {name}") as route:
-                return sum([int(m.get("stats64")["tx_dropped"]) async for m in await route.get_links(ifname=name)])
-        return 0

@@ -41,13 +41,26 @@ class Listings(Connection):
 
     async def link(self, name: str) -> Link | None:
         """Return the interface of that name, if there is one.  Raises HostError."""
-        [message] = await self._ask([links.link_named(name)])
+        message = await self._ask_about(name, links.link_named(name))
+        return links.link(message) if message else None
+
+    async def transmit_drops(self, name: str) -> int:
+        """Return how many packets the interface dropped because its queue was full; 0 if there is none of that name.
+
+        Raises HostError.
+        """
+        message = await self._ask_about(name, links.statistics_of(name))
+        return links.transmit_drops(message) if message else 0
+
+    async def _ask_about(self, name: str, request: Message) -> Message | None:
+        """Return the answer to a request for the interface of that name, None without one.  Raises HostError."""
+        [message] = await self._ask([request])
         error = error_of(message)
         if error == errno.ENODEV:
             return None
         if error:
             raise HostError(f"cannot read the state of {name}: {os.strerror(error)}")
-        return links.link(message)
+        return message
 
     async def addresses(self) -> list[Address]:
         """Return all IPv4 addresses, those of an interface in the kernel's order.  Raises HostError."""

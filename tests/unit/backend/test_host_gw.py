@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from support.fakes_netlink import ETH1, EXTERNAL, FakeNetlink, no_changes
+from support.reports import peer_counts
 
 from flannelpy.backend import kernel_entries, on_link
 from flannelpy.backend.host_gw import HostGwBackend
 from flannelpy.linux.netlink import monitor
 from flannelpy.registry.base import expires_in
-from flannelpy.report import BackendReport
 from flannelpy.rtnetlink import entries, routes
 from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.links import Address
@@ -66,7 +67,7 @@ def test_routes_follow_the_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
         backend.apply([added(1, "172.17.8.102"), added(2, "172.17.8.103")])
         await netlink.settled(route(1, "172.17.8.102"), route(2, "172.17.8.103"))
-        assert backend.report() == BackendReport("host-gw", 2, 0)
+        assert peer_counts(backend.report()) == ("host-gw", 2, 0)
         backend.apply([added(1, "172.17.8.104"), LeaseRemoved(IPv4Network("11.0.2.0/24"))])
         await netlink.settled(route(1, "172.17.8.104"))
         backend.apply([LeaseRemoved(IPv4Network("11.0.1.0/24"))])
@@ -105,12 +106,19 @@ def test_a_peer_off_the_link_is_logged_once_and_gets_a_route_on_the_link(
     async def scenario(backend: HostGwBackend, netlink: FakeNetlink) -> None:
         backend.apply([added(1, "172.17.8.102"), added(2, "172.17.9.103")])
         await netlink.settled(route(1, "172.17.8.102"))
-        assert backend.report() == BackendReport("host-gw", 1, 1)
+        assert peer_counts(backend.report()) == ("host-gw", 1, 1)
+        [chunk] = [chunk async for chunk in backend.peer_reports()]
+        assert [(str(peer.subnet), str(peer.public_ip)) for peer in chunk] == [
+            ("11.0.1.0/24", "172.17.8.102"),
+            ("11.0.2.0/24", "172.17.9.103"),
+        ]
+        assert [peer.unreachable.partition(", which")[0] for peer in chunk] == ["", "it is not on the link of eth1"]
+        assert all(abs(peer.since - time.time()) < 60 and peer.traffic is None for peer in chunk)
         assert await backend.repair(netlink) == []
         netlink.own_addresses.append(Address(ETH1, IPv4Address("172.17.9.101"), 24))
         assert await backend.repair(netlink) == []
         await netlink.settled(route(1, "172.17.8.102"), route(2, "172.17.9.103"))
-        assert backend.report() == BackendReport("host-gw", 2, 0)
+        assert peer_counts(backend.report()) == ("host-gw", 2, 0)
 
     play(scenario, monkeypatch)
     [failures] = [message for message in caplog.messages if message.startswith("Ignoring")]
@@ -156,10 +164,10 @@ def test_a_peer_whose_packets_take_another_route_is_unreachable(
         await asyncio.sleep(0.001)
         netlink.diverted[away, False] = RouteAnswer(0, ETH1, foreign.gateway, 254, 1, 4, 0, away, found)
         assert await backend.repair(netlink) == []
-        assert backend.report() == BackendReport("host-gw", 2, 1)
+        assert peer_counts(backend.report()) == ("host-gw", 2, 1)
         netlink.diverted.clear()
         assert await backend.repair(netlink) == []
-        assert backend.report() == BackendReport("host-gw", 3, 0)
+        assert peer_counts(backend.report()) == ("host-gw", 3, 0)
 
     play(scenario, monkeypatch)
     assert [message.partition(": route")[0] for message in caplog.messages] == [
@@ -177,7 +185,7 @@ def test_a_subnet_whose_route_is_blocked_is_not_asked_about(monkeypatch: pytest.
         await asyncio.sleep(0.001)
         assert await backend.repair(netlink) == []
         assert asked_about(netlink) == {OTHER}
-        assert backend.report() == BackendReport("host-gw", 1, 1)
+        assert peer_counts(backend.report()) == ("host-gw", 1, 1)
 
     play(scenario, monkeypatch)
 
@@ -191,7 +199,7 @@ def test_of_overlapping_leases_the_longer_one_decides(monkeypatch: pytest.Monkey
         await netlink.settled(route(2, "172.17.8.102"), inside)
         await asyncio.sleep(0.001)
         assert await backend.repair(netlink) == []
-        assert backend.report() == BackendReport("host-gw", 2, 0)
+        assert peer_counts(backend.report()) == ("host-gw", 2, 0)
 
     play(scenario, monkeypatch)
 

@@ -13,7 +13,7 @@ from support.fakes_netlink import ETH1, FLANNEL1, FakeNetlink
 
 from flannelpy.backend.route_check import RouteCheck, Way
 from flannelpy.errors import HostError
-from flannelpy.rtnetlink import entries, routes
+from flannelpy.rtnetlink import entries, routes, rules
 from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.links import Address
 from flannelpy.rtnetlink.routes import RouteAnswer
@@ -133,7 +133,6 @@ def test_at_most_200_questions_in_a_check_and_every_peer_in_turn(peers: int, has
     [
         (elsewhere(), "route 11.0.0.0/17 via 172.17.8.1 dev eth1 proto static"),
         (elsewhere("11.0.1.0/25"), "route 11.0.1.0/25 via 172.17.8.1 dev eth1 proto static"),
-        (RouteAnswer(errno=BLACKHOLE), "the kernel rejects them (Invalid argument)"),
         (RouteAnswer(errno=PROHIBIT), "the kernel rejects them (Permission denied)"),
         (RouteAnswer(errno=UNREACHABLE), "the kernel rejects them (No route to host)"),
         (RouteAnswer(errno=NO_ROUTE), "the kernel rejects them (Network is unreachable)"),
@@ -168,6 +167,23 @@ def test_a_rejection_by_rp_filter_proves_nothing(error: int) -> None:
         world.netlink.diverted = {(subnet(1), False): RouteAnswer(errno=error)}
         await world.ask(1, 2)
         assert world.check.unreachable == {subnet(1)}, "of the host's own packets it is an answer"
+
+    play(scenario)
+
+
+def test_a_rejection_by_rp_filter_is_no_blackhole() -> None:
+    """Since Linux 6.14 both are EINVAL."""
+
+    async def scenario(world: World) -> None:
+        world.add_bridge()
+        world.netlink.diverted = {(NETWORK, True): RouteAnswer(errno=BLACKHOLE)}
+        await world.ask(1, 2)
+        assert not world.check.unreachable
+        assert not world.check.causes
+        world.netlink.policy = [PolicyRule(100, OWN, subnet(1), "", rules.BLACKHOLE, 0)]
+        await world.ask(1, 2)
+        assert world.check.unreachable == {subnet(1)}
+        assert set(world.check.causes) == {subnet(1)}
 
     play(scenario)
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import socket
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Network
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from support.fakes_netlink import NO_ROUTE, FakeNetlink
+from support.reports import peer_counts
 
 from flannelpy import cli
 from flannelpy.addressing.interface_choice import ExternalInterface
@@ -33,7 +35,7 @@ from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import Tun
 from flannelpy.packet.drops import DropReason
 from flannelpy.registry.base import expires_in
-from flannelpy.report import BackendReport
+from flannelpy.report import PeerReport, Traffic
 from flannelpy.rtnetlink.links import Link
 from flannelpy.subnet.config import NetworkConfig, parse
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
@@ -102,13 +104,13 @@ def test_other_hosts_learn_the_public_ip_and_nothing_else() -> None:
 def test_next_hops_follow_the_leases(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="flannelpy")
     backend = UdpBackend(config(), EXTERNAL, ALIAS, None)
-    assert backend.report() == BackendReport("udp", 0, 0)
+    assert peer_counts(backend.report()) == ("udp", 0, 0)
     backend.apply([added("172.17.8.102")])
-    assert backend.report() == BackendReport("udp", 1, 0)
+    assert peer_counts(backend.report()) == ("udp", 1, 0)
     backend.apply([added("172.17.8.103")])
-    assert backend.report() == BackendReport("udp", 1, 0)
+    assert peer_counts(backend.report()) == ("udp", 1, 0)
     backend.apply([LeaseRemoved(SUBNET)])
-    assert backend.report() == BackendReport("udp", 0, 0)
+    assert peer_counts(backend.report()) == ("udp", 0, 0)
     assert caplog.messages == [
         "Subnet added: 11.0.101.0/24",
         "Subnet added: 11.0.101.0/24",
@@ -122,7 +124,7 @@ def test_a_backend_that_never_started_can_be_closed() -> None:
     backend.apply([added("172.17.8.102")])
     backend.close()
     backend.close()
-    assert backend.report() == BackendReport("udp", 1, 0)
+    assert peer_counts(backend.report()) == ("udp", 1, 0)
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
@@ -370,10 +372,68 @@ def test_a_peer_whose_packets_go_elsewhere_counts_as_unreachable(monkeypatch: py
         life.backend.apply([added("172.17.8.102"), other])
         life.netlink.diverted = {(SUBNET, False): NO_ROUTE}
         await life.repair()
-        assert life.backend.report() == BackendReport("udp", 1, 1)
+        assert peer_counts(life.backend.report()) == ("udp", 1, 1)
         life.backend.apply([LeaseRemoved(SUBNET)])
         await life.repair()
-        assert life.backend.report() == BackendReport("udp", 1, 0)
+        assert peer_counts(life.backend.report()) == ("udp", 1, 0)
+
+    live(monkeypatch, scenario)
+
+
+def test_peers_are_reported_with_their_traffic_until_their_lease_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def peers(life: Life) -> list[PeerReport]:
+        return [peer async for chunk in life.backend.peer_reports() for peer in chunk]
+
+    async def transmit_drops(_: str) -> int:
+        return 0
+
+    async def scenario(life: Life) -> None:
+        await life.backend.start(OWN)
+        life.backend.apply([added("172.17.8.102")])
+        [peer] = await peers(life)
+        assert (peer.subnet, str(peer.public_ip), peer.unreachable) == (SUBNET, "172.17.8.102", "")
+        assert peer.traffic == Traffic()
+        route = life.backend._routes.get(SUBNET)
+        assert route is not None
+        route.tally.sent(250, 100)
+        route.tally.accepted(2, 180, asyncio.get_running_loop().time())
+        life.backend.apply([added("172.17.8.103")])
+        life.netlink.diverted = {(SUBNET, False): NO_ROUTE}
+        with pytest.raises(HostError):
+            await life.repair()
+        [later] = await peers(life)
+        assert (str(later.public_ip), later.since) == ("172.17.8.103", peer.since)
+        assert later.unreachable.startswith("packets do not take flannelpy's route: ")
+        traffic = later.traffic
+        assert traffic is not None
+        assert (traffic.packets_out, traffic.bytes_out, traffic.packets_in, traffic.bytes_in) == (3, 250, 2, 180)
+        assert abs((traffic.heard_at or 0) - time.time()) < 60
+        life.backend.apply([LeaseRemoved(SUBNET)])
+        assert await peers(life) == []
+        monkeypatch.setattr(life.netlink, "transmit_drops", transmit_drops)
+        await life.backend.refresh()
+        carried = life.backend.report().carried
+        assert carried is not None
+        assert (carried.packets_out, carried.bytes_out, carried.packets_in, carried.bytes_in) == (3, 250, 2, 180)
+        assert abs((carried.heard_at or 0) - time.time()) < 60
+
+    live(monkeypatch, scenario)
+
+
+def test_drops_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def transmit_drops(_: str) -> int:
+        return 5
+
+    async def scenario(life: Life) -> None:
+        await life.backend.start(OWN)
+        monkeypatch.setattr(life.netlink, "transmit_drops", transmit_drops)
+        life.backend._proxy.drops[DropReason.NO_ROUTE] += 2
+        assert life.backend.report().drops == {"no_route": 2}
+        await life.backend.refresh()
+        report = life.backend.report()
+        assert report.drops == {"no_route": 2, "tun_queue_full": 5}
+        assert (report.device, report.mtu, report.overhead) == ("flannel0", 1472, 28)
+        assert "gro" in report.offloads
 
     live(monkeypatch, scenario)
 

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from support.fakes_netlink import ETH1, EXTERNAL, FLANNEL1, FakeNetlink, no_changes
+from support.reports import peer_counts
 
 from flannelpy.backend import kernel_entries, on_link
 from flannelpy.backend.vxlan import backend as vxlan_backend
@@ -24,7 +25,6 @@ from flannelpy.errors import ConfigError, HostError
 from flannelpy.linux.netlink import monitor
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.registry.base import Schema, expires_in
-from flannelpy.report import BackendReport
 from flannelpy.rtnetlink.entries import Entry, FdbEntry, GatewayRoute, Neighbour
 from flannelpy.rtnetlink.links import Address
 from flannelpy.subnet import config
@@ -226,7 +226,7 @@ def test_entries_follow_the_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(backend: VxlanBackend, netlink: FakeNetlink) -> None:
         backend.apply([added(1, 102), added(2, 103)])
         await netlink.settled(*by_vxlan(1, 102), *by_vxlan(2, 103))
-        assert backend.report() == BackendReport("vxlan", 2, 0)
+        assert peer_counts(backend.report()) == ("vxlan", 2, 0)
         backend.apply([added(1, 104), LeaseRemoved(IPv4Network("11.0.2.0/24"))])
         await netlink.settled(*by_vxlan(1, 104))
 
@@ -265,7 +265,7 @@ def test_a_peer_without_a_mac_is_logged_and_its_entries_are_removed(
         backend.apply([added(1, 102, mac="02:00"), LeaseRemoved(IPv4Network("11.0.2.0/24"))])
         await netlink.settled(*by_vxlan(3, 104))
         backend.apply([LeaseRemoved(IPv4Network("11.0.1.0/24"))])
-        assert backend.report() == BackendReport("vxlan", 1, 0)
+        assert peer_counts(backend.report()) == ("vxlan", 1, 0)
 
     play(scenario, monkeypatch)
     assert [message for message in caplog.messages if message.startswith("Ignoring")] == [
@@ -303,7 +303,7 @@ def test_of_two_peers_with_one_mac_the_earlier_keeps_its_entries(
         for _ in range(3):
             assert await backend.repair(netlink) == []
         assert netlink.changes == changes
-        assert backend.report() == BackendReport("vxlan", 2, 1)
+        assert peer_counts(backend.report()) == ("vxlan", 2, 1)
 
     play(scenario, monkeypatch)
     assert [message for message in caplog.messages if message.startswith("Ignoring")] == [

@@ -47,6 +47,10 @@ DEFAULTS = {
     "iptables_resync": 5,
     "source_check": SourceCheck.PEER,
     "offload": None,
+    "healthz_ip": IPv4Address("0.0.0.0"),
+    "healthz_port": 0,
+    "metrics_ip": (),
+    "metrics_peers": False,
     "cleanup": False,
     "release": False,
     "verbosity": 0,
@@ -71,6 +75,8 @@ GOOD = {
     "iptables-resync": ("60", "iptables_resync", 60),
     "source-check": ("strict", "source_check", SourceCheck.STRICT),
     "offload": ("tso,gso", "offload", frozenset({"tso", "gso"})),
+    "healthz-ip": ("127.0.0.1", "healthz_ip", IPv4Address("127.0.0.1")),
+    "healthz-port": ("8471", "healthz_port", 8471),
     "v": ("3", "verbosity", 3),
 }
 
@@ -139,6 +145,20 @@ def test_each_subnet_file_has_a_ready_file_of_its_own(flag: str, network: str, r
     assert cli.parse([flag]).ready_file_of(network) == Path(ready)
 
 
+@pytest.mark.parametrize(
+    ("argv", "socket"),
+    [
+        ([], "/run/flannel/control.sock"),
+        (["-subnet-file=/tmp/subnet.env"], "/tmp/control.sock"),
+        (["-subnet-file=/tmp/blue.env"], "/tmp/blue.env.sock"),
+        (["-networks=blue,green"], "/run/flannel/networks/control.sock"),
+        (["-networks=blue", "-subnet-dir=/tmp/nets"], "/tmp/nets/control.sock"),
+    ],
+)
+def test_each_daemon_has_a_control_socket_of_its_own(argv: list[str], socket: str) -> None:
+    assert cli.parse(argv).control_socket == Path(socket)
+
+
 def test_flag_wins_over_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLANNELD_IFACE", "eth0")
     monkeypatch.setenv("FLANNELD_V", "not looked at")
@@ -176,6 +196,10 @@ def test_variable_names() -> None:
         "iptables-resync": "FLANNELD_IPTABLES_RESYNC",
         "source-check": "FLANNELD_SOURCE_CHECK",
         "offload": "FLANNELD_OFFLOAD",
+        "healthz-port": "FLANNELD_HEALTHZ_PORT",
+        "healthz-ip": "FLANNELD_HEALTHZ_IP",
+        "metrics-ip": "FLANNELD_METRICS_IP",
+        "metrics-peers": "FLANNELD_METRICS_PEERS",
         "cleanup": None,
         "release": None,
         "v": "FLANNELD_V",
@@ -230,6 +254,15 @@ def test_boolean(text: str, value: bool, monkeypatch: pytest.MonkeyPatch) -> Non
         (["-etcd-keyfile=k", "-etcd-certfile=c"], {"etcd_keyfile": "k", "etcd_certfile": "c"}),
         (["-etcd-username=u", "-etcd-password=p"], {"etcd_username": "u", "etcd_password": "p"}),
         (["-cleanup", "-release"], {"cleanup": True, "release": True}),
+        (
+            ["-healthz-port=8471", "-metrics-ip=10.0.0.1", "-metrics-ip", "0.0.0.0", "-metrics-ip=", "-metrics-peers"],
+            {
+                "healthz_port": 8471,
+                "metrics_ip": (IPv4Address("10.0.0.1"), IPv4Address("0.0.0.0")),
+                "metrics_peers": True,
+            },
+        ),
+        (["-metrics-ip=", "-metrics-peers=false"], {}),
         (["-subnet-lease-ttl=10s"], {"subnet_lease_ttl": 10}),
         (
             ["-subnet-lease-ttl=48h", "-subnet-lease-renew-margin=2879"],
@@ -278,7 +311,7 @@ def test_as_go_reads_it(argv: list[str], expected: dict[str, object]) -> None:
         (["-ip-masq="], "bad value '' for -ip-masq: must be true or false"),
         (["-help=yes"], "bad value 'yes' for -help: must be true or false"),
         *(
-            ([f"-v={text}"], f"bad value {text!r} for -v: must be a whole number from 0 up")
+            ([f"-v={text}"], f"bad value {text!r} for -v: must be a whole number from 0 to 2147483647")
             for text in ("", "x", "-1", "1.0", " 1", "1_0", "²", "٣")
         ),
         *(
@@ -305,6 +338,24 @@ def test_as_go_reads_it(argv: list[str], expected: dict[str, object]) -> None:
                 ("255.255.255.255", "240.0.0.0/4 (reserved and broadcast)"),
             )
         ),
+        *(
+            (
+                [f"-healthz-port={text}"],
+                f"bad value {text!r} for -healthz-port: must be a port from 1 to 65535, or 0 for none",
+            )
+            for text in ("", "65536", "-1", "http", "80.0", "٣", "1" * 10)
+        ),
+        *(
+            (
+                [f"-{flag}={text}"],
+                f"bad value {text!r} for -{flag}: must be an IPv4 address of this host, such as 172.17.8.101, or"
+                " 0.0.0.0 for all",
+            )
+            for flag in ("healthz-ip", "metrics-ip")
+            for text in ("eth1", "::", "10.0.0.0/8", "localhost", "224.0.0.1", "255.255.255.255", "0.0.0.1")
+        ),
+        (["-metrics-ip=10.0.0.1"], "-metrics-ip needs -healthz-port, the port of /metrics"),
+        (["-metrics-peers", "-healthz-port=0"], "-metrics-peers needs -healthz-port, the port of /metrics"),
         *(
             (
                 [f"-offload={text}"],
@@ -391,6 +442,19 @@ def test_bad_endpoints(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert refusal([]) == of_flag.replace("-etcd-endpoints: ", "FLANNELD_ETCD_ENDPOINTS: ")
 
 
+TEXT_FLAGS = [flag for flag in flags.FLAGS if flag.takes_value]
+
+
+@pytest.mark.parametrize("flag", TEXT_FLAGS, ids=[flag.flag for flag in TEXT_FLAGS])
+def test_bytes_that_are_not_utf_8_are_refused(flag: flags.Flag, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line has no other part of the value, which may be a password."""
+    text = os.fsdecode(b"/secret\xff\xfe")
+    message = "must be UTF-8, which byte 0xff is not"
+    assert refusal([f"-{flag.flag}={text}"]) == f"bad value for -{flag.flag}: {message}"
+    monkeypatch.setenv(flags.variable(flag.flag), text)
+    assert refusal([]) == f"bad value for {flags.variable(flag.flag)}: {message}"
+
+
 def test_password_in_an_endpoint_is_not_repeated() -> None:
     assert "secret" not in refusal(["-etcd-endpoints=http://user:secret@a:1"])
 
@@ -398,7 +462,7 @@ def test_password_in_an_endpoint_is_not_repeated() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("FLANNELD_V", "x", "bad value 'x' for FLANNELD_V: must be a whole number from 0 up"),
+        ("FLANNELD_V", "x", "bad value 'x' for FLANNELD_V: must be a whole number from 0 to 2147483647"),
         ("FLANNELD_IP_MASQ", "yes", "bad value 'yes' for FLANNELD_IP_MASQ: must be true or false"),
         (
             "FLANNELD_PUBLIC_IP",
@@ -406,6 +470,7 @@ def test_password_in_an_endpoint_is_not_repeated() -> None:
             "bad value 'eth1' for FLANNELD_PUBLIC_IP: must be an IPv4 address, such as 172.17.8.101",
         ),
         ("FLANNELD_ETCD_USERNAME", "u", "FLANNELD_ETCD_USERNAME needs -etcd-password"),
+        ("FLANNELD_METRICS_IP", "10.0.0.1", "FLANNELD_METRICS_IP needs -healthz-port, the port of /metrics"),
         ("FLANNELD_ETCD_CERTFILE", "c", "FLANNELD_ETCD_CERTFILE needs -etcd-keyfile"),
     ],
 )
@@ -649,7 +714,9 @@ class TestCopyToV3:
         assert caught.value.code == 0
         text = capsys.readouterr().err
         assert text.startswith("Usage: flannelpy copy-to-v3 [flags]\n")
-        assert set(re.findall(r"^  -([a-z0-9-]+)", text, re.MULTILINE)) == {flag.flag for flag in copy_to_v3.FLAGS}
+        assert set(re.findall(r"^  -([a-z0-9-]+)", text, re.MULTILINE)) == {
+            flag.flag for flag in copy_to_v3.COMMAND.flags
+        }
         assert max(map(len, text.splitlines())) <= 80
 
     @pytest.mark.parametrize("argv", [["copy-to-v4"], ["-v=1", "copy-to-v3"], ["--", "copy-to-v3"]])

@@ -33,13 +33,18 @@ def run(arguments: list[str], variables: dict[str, str]) -> subprocess.Completed
     ("arguments", "variables", "message"),
     [
         (["--ifcae", "eth1"], {}, "unknown flag -ifcae: did you mean -iface?"),
-        (["-v=much"], {}, "bad value 'much' for -v: must be a whole number from 0 up"),
+        (["-v=much"], {}, "bad value 'much' for -v: must be a whole number from 0 to 2147483647"),
         (["-ip-masq=yes"], {}, "bad value 'yes' for -ip-masq: must be true or false"),
-        ([], {"FLANNELD_V": "much"}, "bad value 'much' for FLANNELD_V: must be a whole number from 0 up"),
+        ([], {"FLANNELD_V": "much"}, "bad value 'much' for FLANNELD_V: must be a whole number from 0 to 2147483647"),
         (
             ["-public-ip=172.17.8"],
             {},
             "bad value '172.17.8' for -public-ip: must be an IPv4 address, such as 172.17.8.101",
+        ),
+        (
+            ["copy-to-v3", os.fsdecode(b"-etcd-prefix=/\xff\xfe")],
+            {},
+            "bad value for -etcd-prefix: must be UTF-8, which byte 0xff is not",
         ),
         (["-iface"], {}, "-iface needs a value: -iface=NAME|IP"),
         (["-iface=eth1", "eth2"], {}, "extra argument 'eth2': only flags are expected, -help lists them"),
@@ -68,9 +73,16 @@ def test_help() -> None:
     assert done.stderr.startswith("Usage: flannelpy [flags]\n")
 
 
+def loaded(code: str) -> set[str]:
+    """Return the modules that Python has imported after ``code``."""
+    argv = [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"]
+    done = subprocess.run(argv, env=os.environ | SOURCE, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
 COMMAND = [sys.executable, "-m", "flannelpy"]
 # What a command does that prints to stdout and does not wait for the end of the block.
-PRINTS = "from flannelpy import cli; cli._run = lambda _: print('text') or 0; cli.main([])"
+PRINTS = "from flannelpy import cli; cli._daemon = lambda _: print('text') or 0; cli.main([])"
 TO_STDERR, TO_STDOUT = [*COMMAND, "-version"], [sys.executable, "-c", PRINTS]
 OUTPUTS = pytest.mark.parametrize(("command", "stream"), [(TO_STDERR, "stderr"), (TO_STDOUT, "stdout")])
 
@@ -106,33 +118,19 @@ def test_a_usage_error_that_cannot_be_printed_keeps_its_exit_code() -> None:
         assert subprocess.run(shell, env=os.environ | SOURCE, check=False, timeout=30).returncode == 2
 
 
-def loaded_after(code: str, *names: str) -> list[str]:
-    """Return which of these modules and packages a Python has loaded after it has run ``code``."""
-    question = f"import sys; print(*(name for name in {names} if name in sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{question}"],
-        env=os.environ | SOURCE,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.split()
-
-
 def test_what_is_loaded_before_the_daemon() -> None:
     """Docker waits for us, and -help should not wait at all."""
-    assert loaded_after("import flannelpy.cli", "asyncio", "etcd", "pyroute2", "ssl") == []
+    assert not loaded("import flannelpy.cli") & {"asyncio", "etcd", "pyroute2", "ssl"}
 
 
 def test_what_is_loaded_when_it_is_needed() -> None:
     """What only some networks need costs no other start processor time and memory."""
     libraries = ["dns", "etcd", "pyroute2", "urllib3"]
     backends = [f"flannelpy.backend.{name}" for name in ("alloc", "host_gw", "kernel_entries", "udp", "vxlan")]
-    commands = ["flannelpy.cli.copy_to_v3", "flannelpy.commands.cleanup", "flannelpy.commands.copy_to_v3"]
     stores = ["flannelpy.leasing.both_stores", "flannelpy.leasing.second_lease", "flannelpy.registry.bounded_http"]
-    rest = ["flannelpy.packet", "flannelpy.subnet.copy_plan"]
+    rest = ["flannelpy.packet.group", "flannelpy.subnet.copy_plan"]
     code = "import flannelpy.cli, flannelpy.commands.daemon"
-    assert loaded_after(code, *libraries, *backends, *commands, *stores, *rest) == []
+    assert not loaded(code) & {*libraries, *backends, *stores, *rest}
 
 
 def test_listings_of_the_kernel_do_without_pyroute2() -> None:
@@ -146,10 +144,32 @@ async def listed():
 
 asyncio.run(listed())
 """
-    assert loaded_after(code, "pyroute2") == []
+    assert "pyroute2" not in loaded(code)
+
+
+def test_the_daemon_loads_nothing_of_the_commands() -> None:
+    of_commands = {
+        *("control.client", "commands.status", "commands.log_level", "commands.cleanup", "commands.copy_to_v3"),
+        *("commands.check", "commands.prometheus_file", "check", "serving.status_text", "serving.metrics"),
+        *("cli.copy_to_v3", "cli.status", "cli.log_level", "cli.check", "cli.control", "cli.subcommand"),
+    }
+    daemon = loaded("import flannelpy.cli, flannelpy.commands.daemon")
+    assert "flannelpy.control.server" in daemon
+    assert not daemon & {f"flannelpy.{name}" for name in of_commands}
+
+
+@pytest.mark.parametrize("command", ["status", "log-level 1"])
+def test_commands_that_ask_the_daemon_load_nothing_of_it(command: str, tmp_path: Path) -> None:
+    argv = [*command.split(), f"-subnet-file={tmp_path}/subnet.env"]
+    code = f"from flannelpy import cli\ntry: cli.main({argv})\nexcept SystemExit as end: assert end.code == 3"
+    modules = loaded(code)
+    assert "flannelpy.control.client" in modules
+    assert not modules & {"asyncio", "etcd", "pyroute2", "ssl", "urllib3", "logging"}
+    names = ("network", "commands.daemon", "control.server", "host", "backend", "leasing", "linux", "rtnetlink")
+    assert not modules & {f"flannelpy.{name}" for name in names}
 
 
 def test_python_etcd_is_loaded_without_dnspython() -> None:
     code = "from flannelpy.registry.python_etcd import etcd; etcd.Client"
-    assert loaded_after(code, "etcd", "dns.resolver", "dns.message") == ["etcd"]
-    assert loaded_after(f"{code}\nfrom dns.resolver import query", "dns.resolver", "dns.message") != []
+    assert not {"dns.resolver", "dns.message"} & loaded(code)
+    assert {"dns.resolver", "dns.message"} <= loaded(f"{code}\nfrom dns.resolver import query")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import time
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -135,3 +136,17 @@ def test_a_store_that_does_not_answer_is_an_error(
     monkeypatch.setattr(world.store, "snapshot", snapshot)
     assert world.run() == 1
     assert caplog.messages[-1] == "no endpoint answers"
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+def test_the_control_socket_is_removed_unless_another_daemon_has_it(
+    is_live: bool, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = world.file.with_name("control.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        if is_live:
+            listener.listen()
+        assert world.run() == 0
+    assert path.exists() is is_live
+    assert (f"Removed {path}" in caplog.messages) is not is_live

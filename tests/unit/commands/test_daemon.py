@@ -23,6 +23,7 @@ from flannelpy import cli, logs
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend import repair_loop
 from flannelpy.commands import daemon
+from flannelpy.control import client
 from flannelpy.errors import AlreadyRunning, ExternalAddressChanged, FlannelError, HostError, LeaseLost, UsageError
 from flannelpy.host import external_endpoint
 from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
@@ -33,7 +34,7 @@ from flannelpy.linux.netlink.client import Netlink
 from flannelpy.network import Network
 from flannelpy.options import Options
 from flannelpy.report import BackendReport, DaemonReport, LeaseReport, NetworkReport, NetworkState
-from flannelpy.serving import text
+from flannelpy.serving.status_line import status_line
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -43,6 +44,7 @@ class FakeNetwork(Network):
 
     def __init__(self, name: str = "", *failures: Exception, up: bool = False, live: bool = True) -> None:
         self.name = name
+        self.on_change: Callable[[], None] = lambda: None
         self.up = up
         self.live = live
         self.runs = self.underlay_checks = 0
@@ -56,6 +58,9 @@ class FakeNetwork(Network):
 
     def is_live(self) -> bool:
         return self.live
+
+    async def refresh(self) -> None:
+        pass
 
     def underlay_changed(self) -> None:
         self.underlay_checks += 1
@@ -103,6 +108,14 @@ def _signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def control_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the control socket of the daemons."""
+    monkeypatch.setenv("FLANNELD_SUBNET_FILE", str(tmp_path / "subnet.env"))
+    monkeypatch.setenv("FLANNELD_SUBNET_DIR", str(tmp_path))
+    return tmp_path / "control.sock"
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -273,7 +286,7 @@ def serve(
         name: str, options: Options, host: Host, external: ExternalInterfaceMonitor, on_change: Callable[[], None]
     ) -> FakeNetwork:
         assert host.public_ip == IPv4Address("172.17.8.101")
-        networks[name].on_change = on_change  # type: ignore[attr-defined]
+        networks[name].on_change = on_change
         assert external is watched
         return networks[name]
 
@@ -319,6 +332,33 @@ def test_one_of_several_is_started_again_while_the_others_run_on(
         assert line.startswith("Unexpected error in daemon.py:")
         assert type(fault).__name__ in line
         assert line.endswith("; trying again in 0 s")
+
+
+def test_the_control_socket_exists_from_the_instance_lock_to_the_end(
+    monkeypatch: pytest.MonkeyPatch, control_socket: Path
+) -> None:
+    blue, green = FakeNetwork("blue", up=True), FakeNetwork("green")
+    exists = control_socket.exists
+
+    async def scenario() -> None:
+        task = asyncio.create_task(serve(monkeypatch, {"blue": blue, "green": green}, "-networks=blue,green"))
+        await until(lambda: blue.runs and green.runs)
+        blue.on_change()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not exists()
+        green.up = True
+        green.on_change()
+        await until(exists)
+        report = (await asyncio.to_thread(client.fetch, control_socket, with_peers=False)).report
+        assert [network.name for network in report.networks] == ["blue", "green"]
+        assert report.pid == os.getpid()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert not exists()
+
+    within(5, scenario)
 
 
 def test_a_monitor_that_hangs_stops_the_watchdogs_keep_alives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +475,7 @@ def test_the_status_is_sent_again_and_again(monkeypatch: pytest.MonkeyPatch, not
 
     async def scenario() -> None:
         task = asyncio.create_task(
-            daemon._report_status(SystemdNotifier(lambda: DaemonReport(()), text.status, gc.disable))
+            daemon._report_status(SystemdNotifier(lambda: DaemonReport(()), status_line, gc.disable))
         )
         await until(lambda: len(collected) > 2)
         task.cancel()

@@ -13,7 +13,7 @@ from support.fakes import FakeRegistry
 from support.fakes_clock import run
 
 from flannelpy.commands.network_copy import NetworkCopy
-from flannelpy.errors import CompareFailed, KeyNotFound, RegistryUnavailable
+from flannelpy.errors import ApiSwitchedOff, CompareFailed, KeyNotFound, RegistryUnavailable
 from flannelpy.registry.base import Changes, KeyValue, Schema, Snapshot, all_names
 from flannelpy.subnet.copied import copy_of, original
 from flannelpy.subnet.copy_plan import Step
@@ -23,6 +23,10 @@ CONFIG = '{"Network":"11.0.0.0/16"}'
 A, B, C = "11.0.1.0-24", "11.0.2.0-24", "11.0.3.0-24"
 VXLAN = '{"PublicIP":"172.17.8.101","BackendType":"vxlan","BackendData":{"VtepMAC":"%s"},"HostID":"host1"}'
 ONE, TWO, THREE = (f'{{"PublicIP":"172.17.8.10{n}","HostID":"host{n}"}}' for n in (1, 2, 3))
+
+# What a host on v3 writes into both stores.
+ONE_OF_V3 = '{"PublicIP":"172.17.8.101","PublicIPv6":null,"HostID":"host1"}'
+VXLAN_OF_V3 = (VXLAN % "ce:01").replace('"VtepMAC"', '"VNI":1,"VtepMAC"')
 
 
 class V2(FakeRegistry):
@@ -211,10 +215,9 @@ class TestOnce:
 
         play(scenario)
 
-    @pytest.mark.parametrize("before", [ONE, '{"PublicIP":"172.17.8.101"}'])
-    def test_a_host_that_uses_v3_already_keeps_its_lease(self, before: str) -> None:
+    def test_a_host_that_uses_v3_already_keeps_its_lease(self) -> None:
         async def scenario(world: World) -> None:
-            world.v2.put_raw(A, before, 3600)
+            world.v2.put_raw(A, ONE, 3600)
             entry = world.v3.put_raw(A, ONE, 100)
             assert await world.make() == {Step.COPY: 1, Step.MOVED: 1}
             assert (await world.entries())[A] == entry
@@ -237,6 +240,39 @@ class TestOnce:
             world.v3.set_config(config)
             assert await world.make() == {step: 1}
             assert await world.v3.read_config() == config
+
+        play(scenario)
+
+    @pytest.mark.parametrize(
+        ("config", "reason"),
+        [
+            ("nonsense", "not JSON"),
+            ("[]", "not a JSON object"),
+            ("{}", "Network is missing"),
+            ('{"Network":"11.0.0.0/99"}', "is not an IPv4 network"),
+            ('{"Network":"11.0.0.0/16","EnableIPv4":false}', "EnableIPv4 false leaves nothing to route"),
+        ],
+    )
+    @pytest.mark.parametrize("before", [None, copy_of(CONFIG, 0)])
+    def test_a_config_that_hosts_on_v3_refuse_is_not_copied(self, config: str, reason: str, before: str | None) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.set_config(config)
+            world.v3.set_config(before)
+            assert await world.make() == {Step.FAILED: 1}
+            assert await world.v3.find_config() == (before or "", world.v3.config_version)
+            assert world.lines[0].startswith("config: failed, hosts with -etcd-api=3 refuse the config that v2 has: ")
+            assert reason in world.lines[0]
+
+        play(scenario)
+
+    @pytest.mark.parametrize("first", [copy_of(CONFIG, 0), CONFIG])
+    def test_a_config_that_was_copied_back_to_v2_with_its_mark_is_not_marked_twice(self, first: str) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.set_config(copy_of(CONFIG, 0))
+            assert await world.make() == {Step.COPY: 1}
+            assert await world.v3.read_config() == copy_of(CONFIG, 0)
+            world.v3.set_config(first)
+            assert await world.make() == {Step.MOVED if first == CONFIG else Step.EQUAL: 1}
 
         play(scenario)
 
@@ -280,6 +316,9 @@ class TestOnce:
         [
             ((VXLAN % "ce:01", 3600), (VXLAN % "ce:02", 100), "BackendData"),
             ((VXLAN % "ce:01", 3600), (ONE, 100), "BackendType vxlan, v3 has"),
+            ((ONE, 3600), (ONE_OF_V3, 100), "the host seems to use v2, where its lease has another text than in v3"),
+            (('{"PublicIP":"172.17.8.101"}', 3600), (ONE, 100), "the host seems to use v2"),
+            ((VXLAN % "ce:01", 3600), (VXLAN_OF_V3, 100), "the host seems to use v2"),
             ((ONE, None), (ONE, 100), "only v2 has a reservation"),
             ((ONE, 3600), (ONE, None), "only v3 has a reservation"),
         ],
@@ -296,16 +335,6 @@ class TestOnce:
             assert (await world.entries())[A].version == entry.version
             assert difference in world.lines[1]
             assert "delete the key in v3 if the host uses v2" in world.lines[1]
-
-        play(scenario)
-
-    def test_a_vni_is_no_difference(self) -> None:
-        """A host writes it into v3 only, and no host reads it."""
-
-        async def scenario(world: World) -> None:
-            world.v2.put_raw(A, VXLAN % "ce:01", 3600)
-            world.v3.put_raw(A, (VXLAN % "ce:01").replace('"VtepMAC"', '"VNI":1,"VtepMAC"'), 100)
-            assert await world.make() == {Step.COPY: 1, Step.MOVED: 1}
 
         play(scenario)
 
@@ -622,6 +651,31 @@ def test_without_a_config_in_v2_there_is_nothing_to_follow() -> None:
         with pytest.raises(KeyNotFound):
             await NetworkCopy(world.v2, world.v3, say=world.lines.append).follow()
         assert world.lines == []
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("seconds", [0, 10])
+def test_an_endpoint_without_the_v2_api_beside_a_silent_one_does_not_end_it(seconds: float) -> None:
+    """``seconds``: when that begins.  The silent endpoint may have the config."""
+
+    async def scenario(world: World) -> None:
+        read_config, is_certain = world.v2.read_config, False
+
+        async def refuse() -> str:
+            if world.now() < seconds:
+                return await read_config()
+            raise ApiSwitchedOff("the v2 API is switched off", is_certain)
+
+        world.v2.read_config = refuse  # type: ignore[method-assign]
+        world.v2.put_raw(A, ONE, 3600)
+        following = asyncio.create_task(NetworkCopy(world.v2, world.v3, say=world.lines.append).follow())
+        await asyncio.sleep(300)
+        assert not following.done()
+        is_certain = True
+        async with asyncio.timeout(61):
+            await asyncio.wait([following])
+        assert isinstance(following.exception(), ApiSwitchedOff if seconds == 0 else type(None))
 
     play(scenario)
 

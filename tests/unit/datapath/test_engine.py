@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from importlib import import_module
 from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
 
 import pytest
 from support import oracle
@@ -28,7 +29,7 @@ from support.packets import (
 )
 
 from flannelpy.datapath import engine as engine_module
-from flannelpy.datapath.engine import Engine, Plan, Run
+from flannelpy.datapath.engine import Engine, Plan
 from flannelpy.datapath.icmp_limit import BURST, TOTAL_BURST
 from flannelpy.datapath.routes import NextHop, Routes
 from flannelpy.datapath.source_check import SourceCheck
@@ -51,9 +52,17 @@ def engine(source_check: SourceCheck = SourceCheck.PEER, *, merge_tcp: bool = Tr
     )
 
 
-def same(plan: Plan, runs: list[Run], packets: list[bytes], drops: dict[DropReason, int]) -> bool:
+class Sent(NamedTuple):
+    """A run without its tally."""
+
+    next_hop: NextHop
+    segment_size: int
+    data: bytes
+
+
+def same(plan: Plan, runs: list[Sent], packets: list[bytes], drops: dict[DropReason, int]) -> bool:
     """Whether the plan is this one by its bytes; the packets for the TUN are whole ones."""
-    found = [Run(run.next_hop, run.segment_size, bytes(run.data)) for run in plan.runs]
+    found = [Sent(run.next_hop, run.segment_size, bytes(run.data)) for run in plan.runs]
     given = [(vnet_hdr.PLAIN, packet) for packet in packets]
     return (found, for_the_tun(plan), Counter(plan.drops)) == (runs, given, Counter(drops))
 
@@ -87,7 +96,7 @@ BROKEN = to(ON_A)[:-1]
 def test_neighbours_for_one_next_hop_form_a_run(packets: list[bytes], runs: list[tuple[NextHop, list[int]]]) -> None:
     plan = outbound(engine(), packets)
     sent = iter([hop_taken(packet) for packet in packets if packet is not BROKEN])
-    expected = [Run(next_hop, lengths[0], b"".join(next(sent) for _ in lengths)) for next_hop, lengths in runs]
+    expected = [Sent(next_hop, lengths[0], b"".join(next(sent) for _ in lengths)) for next_hop, lengths in runs]
     assert same(plan, expected, [], {DropReason.BAD_LENGTH: 1} if BROKEN in packets else {})
 
 
@@ -147,9 +156,9 @@ def test_each_packet_of_a_mixed_batch_gets_what_is_its_own() -> None:
     assert same(
         plan,
         [
-            Run(A, 100, hop_taken(to(ON_A))),
-            Run(B, 60, hop_taken(to(ON_B, 60)) * 2),
-            Run(A, 80, hop_taken(to(ON_A, 80))),
+            Sent(A, 100, hop_taken(to(ON_A))),
+            Sent(B, 60, hop_taken(to(ON_B, 60)) * 2),
+            Sent(A, 80, hop_taken(to(ON_A, 80))),
         ],
         [error(icmp.NET_UNREACHABLE, unroutable), error(icmp.TIME_EXCEEDED, dying)],
         {DropReason.NO_ROUTE: 1, DropReason.TTL_EXPIRED: 1, DropReason.BAD_LENGTH: 1},
@@ -209,7 +218,7 @@ def test_our_own_datagram_that_comes_back_is_dropped_without_an_icmp_error(
     """A route of the underlay leads into the overlay: sent once more it would come back once more."""
     packet = ipv4_packet(address, destination, udp_datagram(to(ON_A), ports=(PORT, PORT)), ttl=ttl)
     plan = outbound(engine(), [to(ON_A), packet, to(ON_A)])
-    runs = [Run(A, 100, hop_taken(to(ON_A)))] * 2
+    runs = [Sent(A, 100, hop_taken(to(ON_A)))] * 2
     assert same(plan, runs, [], {DropReason.OWN_DATAGRAM: 1})
 
 
@@ -252,7 +261,7 @@ def test_a_datagram_that_is_no_packet_is_only_counted(datagram: bytes, reason: D
 def test_a_remote_sender_gets_time_exceeded_over_the_wire(ttl: int, source: str, next_hop: NextHop) -> None:
     packet = arriving(ttl=ttl, source=source)
     reply = error(icmp.TIME_EXCEEDED, packet)
-    assert same(inbound(engine(), [packet]), [Run(next_hop, len(reply), reply)], [], {DropReason.TTL_EXPIRED: 1})
+    assert same(inbound(engine(), [packet]), [Sent(next_hop, len(reply), reply)], [], {DropReason.TTL_EXPIRED: 1})
 
 
 @pytest.mark.parametrize("source", [NOWHERE, "8.8.8.8", "0.0.0.0"])
@@ -425,7 +434,7 @@ def test_neighbours_of_our_own_subnet_are_not_sent_together_with_them() -> None:
         Engine(OWN_SUBNET, routes, network=NETWORK, bound=BOUND, port=PORT),
         [to(ON_A), own, to(ON_B), to("11.0.58.255"), own],
     )
-    runs = [Run(A, 100, hop_taken(to(ON_A))), Run(A, 100, hop_taken(to(ON_B)) + hop_taken(to("11.0.58.255")))]
+    runs = [Sent(A, 100, hop_taken(to(ON_A))), Sent(A, 100, hop_taken(to(ON_B)) + hop_taken(to("11.0.58.255")))]
     assert same(plan, runs, [error(icmp.NET_UNREACHABLE, own)] * 2, {DropReason.NO_ROUTE: 2})
 
 

@@ -19,7 +19,8 @@ def routes(*entries: tuple[str, NextHop]) -> Routes:
 
 
 def lookup(table: Routes, address: str) -> NextHop | None:
-    return table.lookup(int(IPv4Address(address)))
+    route = table.lookup(int(IPv4Address(address)))
+    return route.next_hop if route else None
 
 
 NESTED = [("11.0.0.0/16", A), ("11.0.64.0/20", B), ("11.0.65.0/24", C)]
@@ -90,8 +91,8 @@ def test_there_are_no_next_hops_at_first() -> None:
 def known(table: Routes) -> dict[str, set[str]]:
     """The subnets of each public IP."""
     return {
-        public_ip: {str(IPv4Network((network, str(IPv4Address(mask))))) for network, mask in subnets}
-        for public_ip, subnets in table.by_public_ip.items()
+        public_ip: {str(IPv4Network((network, str(IPv4Address(mask))))) for network, mask in sender.tallies}
+        for public_ip, sender in table.by_public_ip.items()
     }
 
 
@@ -148,3 +149,18 @@ def test_removing_an_unknown_subnet_keeps_all_public_ips() -> None:
     for subnet in ("11.0.65.0/25", "11.0.66.0/24", "12.0.0.0/8"):
         table.remove(IPv4Network(subnet))
     assert known(table) == known(routes(*NESTED))
+
+
+def test_the_counts_of_removed_subnets_are_kept() -> None:
+    table = routes(("11.0.65.0/24", A), ("11.0.66.0/24", B))
+    for subnet, length in (("11.0.65.0/24", 100), ("11.0.66.0/24", 50)):
+        route = table.get(IPv4Network(subnet))
+        assert route
+        route.tally.sent(length, 1400)
+        route.tally.accepted(2, length, 1.5)
+    table.remove(IPv4Network("11.0.65.0/24"))
+    table.remove(IPv4Network("11.0.65.0/24"))
+    assert [tally.bytes_out for tally in table.tallies()] == [50]
+    kept = table.removed
+    assert (kept.packets_out, kept.bytes_out, kept.packets_in, kept.bytes_in) == (1, 100, 2, 100)
+    assert kept.heard_at == 1.5

@@ -89,6 +89,23 @@ def test_two_networks_that_start_at_once_add_each_rule_once(resources: Resources
     assert len(netlink.marked) == len(set(netlink.marked)) == 2
 
 
+def test_rules_that_the_daemon_itself_removed_are_no_repair(resources: Resources, isolation: Isolation) -> None:
+    """A network that lost its lease removes its rules; its containers may still run, so they are added again."""
+    green, red = IPv4Network("11.2.0.0/16"), IPv4Network("11.3.0.0/16")
+    take(resources, "green", green)
+    take(resources, "red", red)
+    netlink = FakeNetlink()
+    asyncio.run(isolation.restore(netlink))
+    everything = set(netlink.marked)
+    other = ProhibitRule(green, red)
+    netlink.marked = [rule for rule in netlink.marked if BLUE not in (rule.source, rule.destination) and rule != other]
+    isolation.forget([BLUE])
+    assert asyncio.run(isolation.restore(netlink)) == [str(other)]
+    assert set(netlink.marked) == everything
+    netlink.marked.remove(ProhibitRule(BLUE, red))
+    assert asyncio.run(isolation.restore(netlink)) == [str(ProhibitRule(BLUE, red))]
+
+
 def test_rules_of_an_ended_network_stay_until_another_has_its_addresses(
     resources: Resources, isolation: Isolation
 ) -> None:

@@ -36,6 +36,42 @@ def test_a_file_that_another_program_removed_is_no_failure(tmp_path: Path, caplo
     assert caplog.messages == []
 
 
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_check_undoes_what_another_program_did(ready: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "ready"
+    file = ReadyFile(path)
+    file.set(ready)
+    file.check()
+    assert caplog.messages == []
+    if ready:
+        path.unlink()
+    else:
+        path.touch()
+    file.check()
+    file.check()
+    assert path.exists() is ready
+    line = f"Restored {path}: it was missing" if ready else f"Removed {path}: the network is not ready"
+    assert caplog.messages == [line]
+
+
+def test_a_check_of_a_file_that_cannot_be_written_logs_the_failure_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "later/ready"
+    path.parent.mkdir()
+    file = ReadyFile(path)
+    file.set(True)
+    path.unlink()
+    path.parent.rmdir()
+    for _ in range(3):
+        file.check()
+        file.set(True)
+    assert caplog.messages == [f"Cannot write {path}: No such file or directory"]
+    path.parent.mkdir()
+    file.set(True)
+    assert path.exists()
+
+
 def test_a_file_that_cannot_be_written_is_logged_and_ends_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

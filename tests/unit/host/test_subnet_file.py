@@ -198,3 +198,23 @@ def test_a_link_in_place_of_the_draft_is_not_followed(tmp_path: Path, put: Calla
     assert (path.read_text(), target.read_text()) == (TEXT, "precious\n")
     assert not path.is_symlink()
     assert sorted(tmp_path.iterdir()) == [target, path]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (TEXT, subnet_file.SubnetFile(NETWORK, SUBNET, 1472, ip_masq=False)),
+        (TEXT.replace("false", "true"), subnet_file.SubnetFile(NETWORK, SUBNET, 1472, ip_masq=True)),
+        (TEXT.replace("1472", "wide"), subnet_file.SubnetFile(NETWORK, SUBNET, 0, ip_masq=False)),
+        ("FLANNEL_SUBNET=11.0.59.1/24\n", None),
+        ("FLANNEL_NETWORK=11.0.0.0/16\nFLANNEL_SUBNET=x\n", None),
+        ("", None),
+    ],
+)
+def test_the_whole_file_is_read_if_it_has_network_and_subnet(
+    tmp_path: Path, text: str, expected: subnet_file.SubnetFile | None
+) -> None:
+    path = tmp_path / "subnet.env"
+    path.write_text(text)
+    assert subnet_file.read(path) == expected
+    assert subnet_file.read(tmp_path / "missing") is None

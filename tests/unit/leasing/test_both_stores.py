@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
+from unittest import mock
 
 import pytest
 from hypothesis import example, given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from support.fakes import FakeRegistry
 from support.fakes_clock import LoopClock, run
 
+from flannelpy import cli
 from flannelpy.errors import (
     ApiSwitchedOff,
     CompareFailed,
@@ -24,11 +26,14 @@ from flannelpy.errors import (
     LeaseLost,
     RegistryUnavailable,
 )
+from flannelpy.leasing import host_registry, second_lease
 from flannelpy.leasing.both_stores import BothStores
 from flannelpy.leasing.manager import SubnetManager
 from flannelpy.leasing.retry import LONGEST_PAUSE_OF_WRITES
 from flannelpy.leasing.second_lease import CONFIG_SECONDS, LOOK_AGAIN_SECONDS
 from flannelpy.registry.base import KeyValue, Schema
+from flannelpy.registry.etcd_v2 import EtcdV2Registry
+from flannelpy.registry.etcd_v3 import EtcdV3Registry
 from flannelpy.subnet.config import parse
 from flannelpy.subnet.copied import MARK, copy_of, original
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
@@ -53,10 +58,14 @@ def schema() -> None:
 
 
 class Store(FakeRegistry):
-    """Counts the writes of hosts; ``undo``, if there is one, acts after each."""
+    """Counts the writes of hosts; ``undo``, if there is one, acts after each.  Grants ``shortest`` seconds at least."""
 
     writes = 0
+    shortest = 0
     undo: Callable[[str], None] | None = None
+
+    def _extend(self, name: str, lease_ttl: int) -> None:
+        super()._extend(name, max(lease_ttl, self.shortest))
 
     def _reply(self) -> None:
         super()._reply()
@@ -66,10 +75,15 @@ class Store(FakeRegistry):
 
 
 class V2(Store):
-    """Counts its calls; ``is_off``: answers 404 to all of them."""
+    """Counts its calls; ``is_off``: answers 404 to all of them, ``is_certain``: at each endpoint.
+
+    ``is_directory``: there is one in the place of the config, ``is_blocked``: in that of each lease.
+    """
 
     is_off = False
+    is_certain = True
     is_directory = False
+    is_blocked = False
     calls = 0
 
     async def read_config(self) -> str:
@@ -77,10 +91,15 @@ class V2(Store):
             raise ConfigError("/coreos.com/network/config is a directory instead of the network config")
         return await super().read_config()
 
+    async def create(self, name: str, value: str, lease_ttl: int) -> KeyValue:
+        if self.is_blocked:
+            raise KeyExists(f"{name}: key already exists")
+        return await super().create(name, value, lease_ttl)
+
     def _begin(self) -> None:
         self.calls += 1
         if self.is_off:
-            raise ApiSwitchedOff("the v2 API is switched off")
+            raise ApiSwitchedOff("the v2 API is switched off", self.is_certain)
         super()._begin()
 
 
@@ -92,8 +111,14 @@ class World:
         self.v2, self.v3 = V2(clock.now), Store(clock.now, Schema.V3)
         self.v2.set_config(TEXT)
         self.v3.set_config(TEXT)
-        self.registry = BothStores(self.v3, self.v2, US)
-        self.manager = SubnetManager(self.registry, clock, random.Random(1), US, TERMS)
+        self.use("3")
+
+    def use(self, api: str) -> None:
+        """Open the stores by -etcd-api."""
+        stores = {EtcdV2Registry: self.v2, EtcdV3Registry: self.v3}
+        with mock.patch.object(host_registry, "open_as", lambda kind, *_: stores[kind]):
+            self.registry = host_registry.connect_host(cli.parse([f"-etcd-api={api}"]), "", US)
+        self.manager = SubnetManager(self.registry, LoopClock(), random.Random(1), US, TERMS)
 
     async def acquire(self, previous: IPv4Network | None = None) -> Lease:
         return await self.manager.acquire(CONFIG, lambda _: ATTRS, previous)
@@ -128,6 +153,11 @@ def play(scenario: Callable[[World], Awaitable[None]]) -> None:
 async def entries(store: FakeRegistry) -> dict[str, KeyValue]:
     await store.snapshot()  # removes what has expired
     return {entry.name: entry for entry in store.stored()}
+
+
+async def are_reserved(world: World) -> list[bool]:
+    """Whether the lease in each store is a reservation."""
+    return [not (await entries(store))[NAME].lifetime.expires for store in (world.v2, world.v3)]
 
 
 async def values(store: FakeRegistry) -> dict[str, str]:
@@ -203,6 +233,35 @@ class TestAcquiring:
             world.v2.come_up()
             assert (await acquiring).subnet == OWN
             assert await values(world.v2) == {NAME: OURS}
+
+        play(scenario)
+
+    @pytest.mark.parametrize("is_config_known", [False, True])
+    @pytest.mark.parametrize(
+        ("found", "line"),
+        [
+            (None, "Picking subnet in range 11.0.1.0 ... 11.0.255.0"),
+            (OURS, "Found lease (11.0.59.0/24) for current IP (172.17.8.101), reusing"),
+        ],
+    )
+    def test_a_v2_without_an_answer_is_named_and_nothing_is_logged_at_each_try(
+        self, found: str | None, line: str, is_config_known: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario(world: World) -> None:
+            if found:
+                world.v3.put_raw(NAME, found, 600)
+            if is_config_known:
+                await world.registry.snapshot()
+                caplog.clear()
+            world.v2.go_down()
+            acquiring = asyncio.create_task(world.acquire(OWN))
+            await asyncio.sleep(60)
+            what = "the lease in etcd v2" if is_config_known else "etcd v2, which may have a network config"
+            failed = f"Failed to acquire subnet: the fake registry is down ({what})"
+            assert caplog.messages == ([line, failed] if is_config_known else [failed])
+            world.v2.come_up()
+            await acquiring
+            assert caplog.messages.count(line) == 1
 
         play(scenario)
 
@@ -294,14 +353,13 @@ class TestMoving:
 
         play(scenario)
 
-    def test_a_reservation_in_v2_alone_stays_one(self) -> None:
+    def test_a_reservation_in_v2_alone_becomes_one_in_v3(self) -> None:
         async def scenario(world: World) -> None:
             world.v2.put_raw(NAME, FLANNELDS, None)
             world.v3.put_raw(NAME, FLANNELDS, 300)
             async with world.running():
                 await asyncio.sleep(10 * TERMS.lease_ttl)
-                assert not (await entries(world.v2))[NAME].lifetime.expires
-                assert (await entries(world.v3))[NAME].lifetime.expires
+                assert await are_reserved(world) == [True, True]
 
         play(scenario)
 
@@ -377,6 +435,91 @@ class TestKeeping:
                 assert (await entries(world.v2))[NAME].lifetime.seconds in range(590, 601)
 
         play(scenario)
+
+    @pytest.mark.parametrize("store", ["v2", "v3"])
+    def test_what_an_operator_reserves_in_either_store_is_reserved_in_both(
+        self, store: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running():
+                getattr(world, store).put_raw(NAME, OURS, None)
+                await asyncio.sleep(1)
+                assert await are_reserved(world) == [True, True]
+                writes = world.v2.writes, world.v3.writes
+                await asyncio.sleep(10 * TERMS.lease_ttl)
+                assert (world.v2.writes, world.v3.writes) == writes
+                assert await values(world.v2) == await values(world.v3) == {NAME: OURS}
+                assert world.manager.own.is_reservation
+
+        play(scenario)
+        assert not any("recreated" in message for message in caplog.messages)
+
+    def test_a_reservation_in_v2_becomes_one_in_v3_as_soon_as_that_answers(self) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running():
+                world.v3.go_down()
+                world.v2.put_raw(NAME, OURS, None)
+                await asyncio.sleep(30)
+                world.v3.come_up()
+                await asyncio.sleep(6)
+                assert await are_reserved(world) == [True, True]
+
+        play(scenario)
+
+    def test_a_reservation_ends_in_v3_first_then_in_v2(self) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running():
+                world.v3.put_raw(NAME, OURS, None)
+                await asyncio.sleep(1)
+                world.v2.put_raw(NAME, OURS, 300)
+                await asyncio.sleep(1)
+                assert await are_reserved(world) == [True, True]
+                for store in (world.v3, world.v2):
+                    store.put_raw(NAME, OURS, 300)
+                    await asyncio.sleep(70)
+                assert await are_reserved(world) == [False, False]
+                await asyncio.sleep(10 * TERMS.lease_ttl)
+                assert await values(world.v2) == await values(world.v3) == {NAME: OURS}
+
+        play(scenario)
+
+    def test_a_lease_whose_time_in_v2_was_cut_short_is_renewed_there(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running():
+                world.v2.put_raw(NAME, OURS, 20)
+                await asyncio.sleep(2)
+                assert (await entries(world.v2))[NAME].lifetime.seconds in range(590, 601)
+
+        play(scenario)
+        assert not any("recreated" in message for message in caplog.messages)
+
+    def test_the_shorter_of_the_times_that_the_stores_grant_counts(self, caplog: pytest.LogCaptureFixture) -> None:
+        """An etcd with a long election time-out grants no shorter lease in v3."""
+
+        async def scenario(world: World) -> None:
+            world.v3.shortest = 3 * TERMS.lease_ttl
+            async with world.running():
+                await asyncio.sleep(10 * TERMS.lease_ttl)
+                assert (world.manager.report().seconds_left or 0) <= TERMS.lease_ttl
+
+        play(scenario)
+        assert not any("recreated" in message for message in caplog.messages)
+        assert len([message for message in caplog.messages if "Lease renewed" in message]) >= 10
+
+    def test_a_lease_in_whose_place_a_directory_was_is_recreated(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def scenario(world: World) -> None:
+            async with world.running():
+                world.v2.is_blocked = True
+                world.v2.delete_raw(NAME)
+                await asyncio.sleep(60)
+                assert await values(world.v2) == {}
+                world.v2.is_blocked = False
+                await asyncio.sleep(6)
+                assert await values(world.v2) == {NAME: OURS}
+
+        play(scenario)
+        errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert errors[:1] == [f"Error keeping the lease in etcd v2: {NAME}: key already exists"]
 
     def test_a_lease_that_vanished_in_v2_is_recreated_there(self, caplog: pytest.LogCaptureFixture) -> None:
         async def scenario(world: World) -> None:
@@ -551,6 +694,25 @@ class TestEnd:
 
         play(scenario)
 
+    def test_a_renewal_that_v2_missed_without_a_config_follows(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(second_lease, "LOOK_AGAIN_SECONDS", 20)
+
+        async def scenario(world: World) -> None:
+            async with world.running():
+                await asyncio.sleep(200)
+                world.v2.set_config(None)
+                await asyncio.sleep(110)
+                assert (await entries(world.v3))[NAME].lifetime.seconds in range(550, 601)
+                assert (await entries(world.v2))[NAME].lifetime.seconds in range(280, 300)
+                world.v2.set_config(TEXT)
+                await asyncio.sleep(25)
+                assert (await entries(world.v2))[NAME].lifetime.seconds in range(570, 601)
+
+        play(scenario)
+        assert not any("recreated" in message for message in caplog.messages)
+
     def test_a_config_that_comes_back_to_v2_beside_another_holder_of_the_subnet(self) -> None:
         async def scenario(world: World) -> None:
             world.v2.set_config(None)
@@ -613,6 +775,29 @@ class TestEnd:
 
         play(scenario)
 
+    def test_a_v2_api_that_only_some_endpoints_are_without_is_no_end(self, caplog: pytest.LogCaptureFixture) -> None:
+        """The others do not answer: v2 and its config may be there."""
+
+        async def scenario(world: World) -> None:
+            async with world.running():
+                world.v2.is_off, world.v2.is_certain = True, False
+                await asyncio.sleep(10 * CONFIG_SECONDS)
+                assert world.registry.store_reports()[1].api == 2
+                world.v2.is_off = False
+                await asyncio.sleep(6)
+                assert (await entries(world.v2))[NAME].lifetime.seconds in range(TERMS.lease_ttl - 320, 601)
+
+        play(scenario)
+        assert not any("gone from etcd v2" in message for message in caplog.messages)
+
+    def test_a_start_needs_no_answer_of_every_endpoint(self) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.is_off, world.v2.is_certain = True, False
+            await world.acquire(OWN)
+            assert await values(world.v3) == {NAME: OURS}
+
+        play(scenario)
+
     def test_a_v2_without_an_answer_is_no_end(self) -> None:
         async def scenario(world: World) -> None:
             async with world.running():
@@ -670,6 +855,38 @@ class TestEnd:
             with pytest.raises(CompareFailed):
                 await call(version=entry.version + 1)
             assert await values(world.v2) == {NAME: OURS}
+
+        play(scenario)
+
+
+class TestAuto:
+    """-etcd-api=auto that has chosen v3."""
+
+    def test_a_config_that_comes_back_to_v2_brings_the_lease(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def scenario(world: World) -> None:
+            world.v2.set_config(None)
+            world.use("auto")
+            assert await world.registry.read_config() == TEXT
+            async with world.running():
+                assert await values(world.v2) == {}
+                calls = world.v2.calls
+                await asyncio.sleep(3600)
+                assert world.v2.calls - calls <= 3600 / (0.75 * LOOK_AGAIN_SECONDS)
+                world.v2.set_config(TEXT)
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                assert await values(world.v2) == await values(world.v3) == {NAME: OURS}
+
+        play(scenario)
+        found = [message.split(":")[0] for message in caplog.messages if "Found network config" in message]
+        assert found == ["Found network config in etcd v3", "Found network config in etcd v2, too"]
+
+    def test_v2_is_used_alone_while_it_has_a_config(self) -> None:
+        async def scenario(world: World) -> None:
+            world.use("auto")
+            await world.registry.read_config()
+            async with world.running():
+                assert await values(world.v2) == {NAME: OURS_BEFORE}
+                assert await values(world.v3) == {}
 
         play(scenario)
 
@@ -760,7 +977,7 @@ class TestNumberOfWrites:
         play(scenario)
 
     @given(value=st.sampled_from([None, *SHOWN]), store=st.sampled_from(["v2", "v3", "both"]))
-    @settings(max_examples=150, deadline=None, derandomize=True)
+    @settings(max_examples=60, deadline=None, derandomize=True)
     def test_writes_that_are_undone_each_time_have_pauses_in_between(self, value: str | None, store: str) -> None:
         async def scenario(world: World) -> None:
             stores = [world.v2, world.v3] if store == "both" else [getattr(world, store)]

@@ -143,20 +143,20 @@ def test_a_lease_whose_store_gave_it_less_time_is_renewed_accordingly() -> None:
 
 
 @pytest.mark.parametrize("schema", [Schema.V3], indirect=True)
-def test_a_lease_with_an_unknown_time_left_is_renewed_within_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lease_with_an_unknown_time_left_is_renewed_at_once(caplog: pytest.LogCaptureFixture) -> None:
     """As after a write of our value by another client, of which the watch of etcd v3 does not tell the seconds."""
 
     async def scenario(world: World) -> None:
         async with world.running():
             await asyncio.sleep(3600)
-            world.registry.put_raw(OWN_NAME, OURS, 600)
-            await asyncio.sleep(61)
+            world.registry.put_raw(OWN_NAME, OURS, 3)
+            await asyncio.sleep(2)
             [entry] = (await world.entries()).values()
-            assert entry.lifetime.seconds in range(LEASE_TTL - 61, LEASE_TTL + 1)
+            assert entry.lifetime.seconds in range(LEASE_TTL - 2, LEASE_TTL + 1)
             assert world.manager.report().seconds_left == pytest.approx(entry.lifetime.seconds, abs=1)
 
     play(scenario)
-    assert caplog.messages[2:] == ["Lease renewed, new expiration: 2026-11-23 12:00:23.000000 +0000 UTC"]
+    assert caplog.messages[2:] == ["Lease renewed, new expiration: 2026-11-23 11:59:23.001000 +0000 UTC"]
 
 
 @pytest.mark.parametrize("schema", [Schema.V3], indirect=True)
@@ -258,6 +258,26 @@ class Overtaken(FakeRegistry):
         return renewed
 
 
+class Slow(FakeRegistry):
+    """Replies to a renewal after the watch has reported it."""
+
+    async def renew(self, name: str, value: str, lease_ttl: int, version: int) -> KeyValue:
+        renewed = await super().renew(name, value, lease_ttl, version)
+        await asyncio.sleep(1)
+        return renewed
+
+
+@pytest.mark.parametrize("schema", [Schema.V3], indirect=True)
+def test_a_renewal_that_the_watch_reports_before_its_reply_is_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            world.registry.put_raw(OWN_NAME, OURS, 600)
+            await asyncio.sleep(100)
+
+    play(scenario, Slow)
+    assert len([message for message in caplog.messages if "Lease renewed" in message]) == 1
+
+
 def test_a_late_reply_to_a_renewal_does_not_hide_what_the_watch_has_reported() -> None:
     async def scenario(world: World) -> None:
         async with world.running():
@@ -339,5 +359,25 @@ def test_a_lost_reply_to_a_renewal_does_no_harm() -> None:
             assert entry.version == world.manager.own.version
             assert world.manager.report().seconds_left == pytest.approx(LEASE_TTL, abs=0.1 * RENEW_MARGIN + 80)
             assert not watch.done()
+
+    play(scenario)
+
+
+def test_the_report_of_the_lease_has_its_times_and_why_renewals_fail() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            first = world.manager.report()
+            assert first.acquired_at == first.renewed_at == pytest.approx(BOOT.timestamp(), abs=10)
+            assert (first.version, first.problem) == (world.manager.own.version, "")
+            await asyncio.sleep(LEASE_TTL - 0.9 * RENEW_MARGIN)
+            renewed = world.manager.report()
+            assert renewed.acquired_at == first.acquired_at
+            assert renewed.renewed_at > first.renewed_at + LEASE_TTL - 1.2 * RENEW_MARGIN
+            world.registry.go_down()
+            await asyncio.sleep(LEASE_TTL - 0.9 * RENEW_MARGIN)
+            assert world.manager.report().problem
+            world.registry.come_up()
+            await asyncio.sleep(0.5 * RENEW_MARGIN)
+            assert world.manager.report().problem == ""
 
     play(scenario)

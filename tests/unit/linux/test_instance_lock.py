@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from flannelpy.errors import AlreadyRunning, HostError
-from flannelpy.linux.instance_lock import InstanceLock, Run, lock_path
+from flannelpy.linux.instance_lock import Holder, InstanceLock, Run, holder, lock_path, look
 
 RUN = Run((IPv4Network("11.0.0.0/16"), IPv4Network("10.7.0.0/20")), "vxlan", "flannel.1")
 OTHER_USER = 61999
@@ -245,3 +245,23 @@ def test_a_lock_of_another_process_counts(subnet_file: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(AlreadyRunning):
             InstanceLock(subnet_file)
+
+
+def test_a_look_at_the_lock_neither_takes_nor_creates_it(tmp_path: Path) -> None:
+    file = tmp_path / "subnet.env"
+    assert look(file) == Holder(is_running=False, run=None)
+    assert not list(tmp_path.iterdir())
+    lock = InstanceLock(file)
+    lock.write(RUN)
+    assert look(file) == Holder(is_running=True, run=RUN)
+    assert holder(lock_path(file)) == os.getpid()
+    lock.close()
+    assert holder(lock_path(file)) is None
+    assert look(file) == Holder(is_running=False, run=RUN)
+    InstanceLock(file).close()
+
+
+def test_a_lock_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".subnet.env.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(HostError, match=r"cannot read the lock file .*/\.subnet\.env\.lock"):
+        look(tmp_path / "subnet.env")

@@ -140,6 +140,7 @@ def test_a_user_who_may_not_list_the_legacy_tables_asks_for_each_that_may_exist(
     )
     (tmp_path / "modules").write_text("x_tables 1 2\niptable_filter 1 0\n")
     assert list(all_iptables()) == ["iptables-nft-save", "iptables-legacy-save -t filter"]
+    assert list(asyncio.run(iptables.tables(may_load=False))) == ["iptables-legacy-save -t filter"]
     (tmp_path / "modules").write_text("")
     found = all_iptables()
     assert list(found)[1:] == [f"iptables-legacy-save -t {name}" for name in ("filter", "mangle", "raw")]

@@ -34,6 +34,7 @@ TAKE_OBJECTS = {
     "group": {"__init__", "group", "_close"},
     "ipv4": set[str](),
     "segment": {"__init__"},
+    "tally": {"__init__"},
 }
 # Cython checks that a typed memoryview is set before its use; no line's checks score more.
 MEMORYVIEW_CHECKS = 10

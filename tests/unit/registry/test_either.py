@@ -28,7 +28,8 @@ class Failing(FakeRegistry):
     error: Exception = ApiSwitchedOff("the v2 API is switched off")
 
     async def read_config(self) -> str:
-        await super().read_config() if self._config else None
+        if self._config:
+            return await super().read_config()
         raise self.error
 
 
@@ -123,6 +124,21 @@ def test_no_answer_of_v2_decides_nothing(caplog: pytest.LogCaptureFixture) -> No
 
     play(scenario)
     assert lines(caplog) == ["Found network config in etcd v3"]
+
+
+def test_a_config_that_v2_had_is_not_gone_while_an_endpoint_does_not_answer() -> None:
+    async def scenario(stores: Stores) -> None:
+        for store, config in ((stores.v2, "two"), (stores.v3, "three")):
+            store.set_config(config)
+        await stores.registry.read_config()
+        stores.v2.set_config(None)
+        stores.v2.error = ApiSwitchedOff("off at one of two", is_certain=False)  # type: ignore[attr-defined]
+        with pytest.raises(RegistryUnavailable, match="off at one of two"):
+            await stores.registry.read_config()
+        stores.v2.error = ApiSwitchedOff("off")  # type: ignore[attr-defined]
+        assert await stores.registry.read_config() == "three"
+
+    play(scenario, Failing)
 
 
 def test_a_config_that_v2_cannot_show_decides_nothing() -> None:

@@ -88,6 +88,8 @@ def test_an_api_is_switched_off_if_half_of_the_endpoints_say_so(
     with pytest.raises(RegistryUnavailable, match="no v2 at 0") as caught:
         Rotation(clients).ask(request)
     assert isinstance(caught.value, ApiSwitchedOff) == is_off
+    if isinstance(caught.value, ApiSwitchedOff):
+        assert caught.value.is_certain == (silent == 0)
 
 
 def test_an_api_is_not_switched_off_because_no_endpoint_answers() -> None:

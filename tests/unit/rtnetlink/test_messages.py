@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import sys
 from ipaddress import IPv4Address, IPv4Network
@@ -279,12 +280,51 @@ def test_links_and_addresses_are_those_that_pyroute2_lists() -> None:
     assert [(each.link_index, str(each.address), each.prefix_len) for each in addresses] == expected_addresses
 
 
-def test_a_missing_link_is_none() -> None:
-    async def found() -> Link | None:
+def test_a_missing_link_is_none_and_has_dropped_nothing() -> None:
+    async def found() -> tuple[Link | None, int]:
         async with Netlink() as netlink:
-            return await netlink.link("flannel.9999999")
+            return await netlink.link("flannel.9999999"), await netlink.transmit_drops("flannel.9999999")
 
-    assert asyncio.run(found()) is None
+    assert asyncio.run(found()) == (None, 0)
+
+
+def test_the_counter_of_dropped_packets_is_the_one_that_pyroute2_reads() -> None:
+    counters = dict.fromkeys(("rx_packets", "tx_packets", "rx_bytes", "tx_bytes", "rx_errors", "tx_errors"), 5)
+    stats = {**counters, "rx_dropped": 6, "tx_dropped": (1 << 40) + 7, "multicast": 8}
+    message = written(ifinfmsg, 16, {"index": 7}, IFLA_IFNAME="flannel0", IFLA_STATS64=stats)
+    assert links.transmit_drops(message) == (1 << 40) + 7
+
+
+def test_counters_are_read_from_the_kernel() -> None:
+    """The loopback interface drops nothing."""
+
+    async def found() -> int:
+        async with Netlink() as netlink:
+            return await netlink.transmit_drops("lo")
+
+    assert asyncio.run(found()) == 0
+
+
+def test_reading_a_counter_leaves_no_garbage() -> None:
+    """Clients of the control socket have it read each second, and the daemon collects garbage by the clock."""
+
+    async def read() -> None:
+        async with Netlink() as netlink:
+            await netlink.transmit_drops("lo")
+
+    async def garbage_of(times: int) -> int:
+        await read()
+        gc.collect()
+        for _ in range(times):
+            await read()
+        return gc.collect()
+
+    gc.disable()
+    try:
+        # The least of three: threads of other tests leave garbage, too.
+        assert min(asyncio.run(garbage_of(50)) for _ in range(3)) < 50
+    finally:
+        gc.enable()
 
 
 def test_a_vxlan_device_and_its_alias() -> None:

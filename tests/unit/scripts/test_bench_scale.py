@@ -13,7 +13,7 @@ from benchmark.scale.growth import growth, slope
 from benchmark.scale.meter import Usage, connection_bytes
 from benchmark.scale.report import CROWD_METRICS, SWARM_METRICS, ScaleReport, subject
 from benchmark.scale.swarm import Tally
-from lab.etcd_metrics import EtcdWork, total
+from lab.etcd_metrics import EtcdWork, calls, total
 
 METRICS = {
     "process_cpu_seconds_total": 1.25,
@@ -68,6 +68,16 @@ def test_nothing_is_fitted_to_too_few_figures_or_to_zero(figures: dict[int, floa
 def test_the_sum_of_a_metric_is_over_its_labels() -> None:
     assert total(METRICS, "etcd_http_received_total") == 10
     assert total(METRICS, "no_such_metric") == 0
+
+
+def test_the_calls_of_etcd_are_those_of_its_own_services() -> None:
+    """Behind the gateway, gRPC's health service has a method Watch as well."""
+    names = {"etcdserverpb.KV": "Range", "etcdserverpb.Watch": "Watch", "grpc.health.v1.Health": "Watch"}
+    metrics = {
+        f'grpc_server_started_total{{grpc_method="{method}",grpc_service="{service}",grpc_type="unary"}}': count
+        for count, (service, method) in enumerate(names.items(), 1)
+    }
+    assert calls(metrics | METRICS) == {"Range": 1, "Watch": 2}
 
 
 def test_the_work_of_etcd_is_read_from_its_metrics() -> None:

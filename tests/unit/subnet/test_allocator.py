@@ -108,7 +108,7 @@ def test_the_subnet_of_the_last_run_may_overlap_a_connected_network() -> None:
 
 def test_running_out_is_an_error_with_leases_and_range() -> None:
     with pytest.raises(OutOfSubnets) as caught:
-        pick_subnet(SMALL, nets("11.0.0.64/26", "11.0.0.128/25"), None, random.Random(0))
+        pick_subnet(SMALL, nets("11.0.0.64/26", "11.0.0.128/25", "11.0.0.64/26"), None, random.Random(0))
     assert str(caught.value) == (
         "out of subnets: no /26 is free in the range 11.0.0.64 ... 11.0.0.192, there are 2 leases"
     )

@@ -7,18 +7,29 @@ import json
 import pytest
 
 from flannelpy.subnet import config
-from flannelpy.subnet.copied import MARK, Original, copy_of, original
+from flannelpy.subnet.copied import MARK, Original, copy_of, original, shows
 from flannelpy.subnet.lease import LeaseAttrs
 
 LEASE = '{"PublicIP":"172.17.8.101","BackendType":"vxlan","BackendData":{"VtepMAC":"ce:fb:01:02:03:04"},"HostID":"a"}'
 CONFIG = '{ "Network": "11.0.0.0/16",\n  "Backend": {"Type": "vxlan", "VNI": 1}\n}\n'
 
 
-@pytest.mark.parametrize("text", [LEASE, CONFIG, "{}", "{ }", '{"a":{}}', '{"ä":"\\"}"}', '{"CopiedFromV2":1}'])
+@pytest.mark.parametrize("text", [LEASE, CONFIG, "{}", "{ }", '{"a":{}}', '{"ä":"\\"}"}', '{"CopiedFromV2":1,"a":2}'])
 def test_a_copy_is_the_text_with_one_more_key(text: str) -> None:
     copy = copy_of(text, 1042)
     assert original(copy) == Original(text.rstrip(), 1042)
     assert {**json.loads(text), MARK: json.loads(copy)[MARK]} == json.loads(copy)
+
+
+@pytest.mark.parametrize("text", [LEASE, CONFIG, "{}"])
+@pytest.mark.parametrize("old_new", [("C", "C"), ('":"7-', '" : "8-'), (',"Cop', ',\n  "Cop'), ('"}', '"\n}\n')])
+def test_a_copy_of_a_copy_has_one_mark(text: str, old_new: tuple[str, str]) -> None:
+    """As of a config that an operator has written back to v2, perhaps in another format."""
+    old, new = old_new
+    copied_back = new.join(copy_of(text, 7).rsplit(old, 1))
+    assert copy_of(copied_back, 9).count(MARK) == 1
+    assert json.loads(copy_of(copied_back, 9)) == json.loads(copy_of(text, 9))
+    assert shows(copy_of(text, 9), copied_back)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "x", '{"a":1', '"a"'])

@@ -14,7 +14,7 @@ from flannelpy.report import (
     NetworkState,
     RepairReport,
 )
-from flannelpy.serving.text import status
+from flannelpy.serving.status_line import status_line
 
 LEASE = LeaseReport(IPv4Network("11.0.59.0/24"), 86399.6)
 RESERVATION = LeaseReport(IPv4Network("11.0.59.0/24"), None)
@@ -29,7 +29,7 @@ HEALTHY = BackendReport("udp", 2, 0)
         (NetworkReport("", NetworkState.WAITING_FOR_LEASE), "Waiting for a subnet lease"),
         (
             NetworkReport("", NetworkState.WAITING_FOR_PEERS, "", LEASE, BackendReport("udp", 0, 0)),
-            "subnet 11.0.59.0/24 (1 day, 0:00:00 left), waiting for the leases of other hosts, next hops: 0",
+            "subnet 11.0.59.0/24 (23 h 59 min left), waiting for the leases of other hosts, next hops: 0",
         ),
         (
             NetworkReport("", NetworkState.READY, "", RESERVATION, HEALTHY),
@@ -57,11 +57,11 @@ HEALTHY = BackendReport("udp", 2, 0)
     ],
 )
 def test_the_status_of_a_network(report: NetworkReport, text: str) -> None:
-    assert status(DaemonReport((report,))) == text
+    assert status_line(DaemonReport((report,))) == text
 
 
 def test_every_network_stands_after_its_name() -> None:
     blue = NetworkReport("blue", NetworkState.READY, "", RESERVATION, HEALTHY)
     green = NetworkReport("green", NetworkState.FAILED, "busy")
     expected = "blue: subnet 11.0.59.0/24 (reserved), next hops: 2; green: not ready: busy"
-    assert status(DaemonReport((blue, green))) == expected
+    assert status_line(DaemonReport((blue, green))) == expected

@@ -5,9 +5,8 @@ Counterpart: none; flanneld sends no status.
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from flannelpy.report import BackendReport, DaemonReport, LeaseReport, NetworkReport, NetworkState
+from flannelpy.units import span
 
 _STEPS = {
     NetworkState.STARTING: "Starting",
@@ -16,7 +15,7 @@ _STEPS = {
 }
 
 
-def status(report: DaemonReport) -> str:
+def status_line(report: DaemonReport) -> str:
     """Return all networks in one line, each after its name if it has one."""
     return "; ".join(f"{each.name}: {network_status(each)}".removeprefix(": ") for each in report.networks)
 
@@ -41,7 +40,7 @@ def network_status(report: NetworkReport) -> str:
 def _time_left(lease: LeaseReport) -> str:
     if lease.seconds_left is None:
         return "reserved"
-    return f"{timedelta(seconds=round(lease.seconds_left))} left"
+    return f"{span(lease.seconds_left)} left"
 
 
 def _peers(backend: BackendReport) -> str:
