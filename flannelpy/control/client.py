@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,8 +20,6 @@ TIMEOUT = 10.0
 # A daemon with a hundred networks has a report of some hundred kilobytes.
 _LONGEST_LINE = 4 << 20
 _READ_BYTES = 1 << 16
-# Between two attempts to connect while too many connections wait.
-_PAUSE_SECONDS = 0.02
 
 
 def fetch(path: Path, *, with_peers: bool, timeout: float = TIMEOUT) -> wire.Answer:
@@ -69,16 +68,15 @@ def _ask(path: Path, request: wire.Request, timeout: float) -> Iterator[wire.Par
 
 
 def _connect(sock: socket.socket, path: Path, deadline: float) -> None:
-    """Connect, after others that do too.  Raises OSError: BlockingIOError if they are still first at ``deadline``."""
-    while True:
-        try:
-            _limit(sock, deadline)
-            sock.connect(str(path))
-            return
-        except BlockingIOError:
-            if time.monotonic() + _PAUSE_SECONDS > deadline:
-                raise
-            time.sleep(_PAUSE_SECONDS)
+    """Connect after the clients that came before.  Raises OSError: BlockingIOError if they are first at ``deadline``.
+
+    The kernel keeps the order for sockets that block.  It refuses others at once, also Python's sockets with a timeout:
+    a client that tries again and again could keep those out.
+    """
+    seconds, fraction = divmod(_left(deadline), 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(fraction * 1e6) + 1))
+    sock.connect(str(path))
+    sock.settimeout(_left(deadline))
 
 
 def _lines(sock: socket.socket, deadline: float) -> Iterator[bytes]:
@@ -92,15 +90,16 @@ def _lines(sock: socket.socket, deadline: float) -> Iterator[bytes]:
 
 
 def _receive(sock: socket.socket, deadline: float) -> bytes:
-    _limit(sock, deadline)
+    sock.settimeout(_left(deadline))
     return sock.recv(_READ_BYTES)
 
 
-def _limit(sock: socket.socket, deadline: float) -> None:
+def _left(deadline: float) -> float:
+    """Return the seconds until ``deadline``.  Raises TimeoutError after it."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
-    sock.settimeout(left)
+    return left
 
 
 def _fail(path: Path, error: OSError, timeout: float) -> Never:

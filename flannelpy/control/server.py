@@ -1,7 +1,8 @@
 """Answers the clients of the control socket, one request of each, in the event loop that also forwards packets.
 
 No client can delay packets: the server accepts one connection, renders one part of one answer, and does so once, per
-turn of the loop, and neither a report nor a part with peers takes more than two milliseconds.  No client can make it
+turn of the loop, and neither a report nor a part with peers takes more than two milliseconds.  No number of clients can
+keep the loop busy: the server pauses between connections, and renders for a quarter of the time.  No client can make it
 grow: there are at most 32 clients, a request has at most 4 KB, and the next part of an answer is rendered when the
 client has taken the last one.  A client has 10 s for its request and 30 s to take the answer.  If another one connects
 meanwhile, it takes the place of the client for which the server has waited longest; if the server waits for none, the
@@ -14,6 +15,7 @@ import asyncio
 import logging
 import math
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -35,6 +37,10 @@ _ANSWER_SECONDS = 30.0
 _REFRESH_SECONDS = 1.0
 # Peers of a line: half a millisecond of work.
 _PEERS = 50
+# The pause between two connections, of which each costs a tenth of a millisecond.
+_CONNECTION_SECONDS = 0.001
+# The pause after a turn, as a multiple of the work in it.
+_PAUSES = 3
 # The pause after a connection could not be accepted, because the process has too many open files.
 _PAUSE_SECONDS = 1.0
 # Between two checks whether the file of the socket is still there.
@@ -118,7 +124,7 @@ class ControlServer:
     async def _accept_all(self, listener: socket.socket, tasks: asyncio.TaskGroup) -> Never:
         while True:
             await self._accept(listener, tasks)
-            await asyncio.sleep(0)  # many may wait, and each would be accepted at once
+            await asyncio.sleep(_CONNECTION_SECONDS)  # many may wait, and each would be accepted at once
 
     async def _accept(self, listener: socket.socket, tasks: asyncio.TaskGroup) -> None:
         try:
@@ -196,7 +202,7 @@ class ControlServer:
         yield wire.part_line(wire.End())
 
     async def _report_line(self) -> bytes:
-        async with self._turn():
+        async with self._lock:
             await self._refresh()
         async with self._turn():
             return wire.part_line(self._report())
@@ -226,8 +232,9 @@ class ControlServer:
     async def _turn(self) -> AsyncIterator[None]:
         """Let one client at a time work, and packets be forwarded after each time."""
         async with self._lock:
+            began = time.perf_counter()
             yield
-            await asyncio.sleep(0)
+            await asyncio.sleep(_PAUSES * (time.perf_counter() - began))
 
 
 async def _receive_line(connection: socket.socket) -> bytes:

@@ -29,6 +29,9 @@ from flannelpy.causes import Causes
 from flannelpy.subnet.lease import Lease
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent, LeaseRemoved
 
+# The backend of leases that name none: flanneld's udp.
+_UNNAMED = "udp"
+
 
 class Cause(enum.Enum):
     """Why a lease is unusable, as text for the log."""
@@ -81,7 +84,7 @@ class LeaseFilter:
     def __init__(self, network: IPv4Network, own: Lease, around: Surroundings) -> None:
         self._network = network
         self._own = own.subnet
-        self._backend_type = own.attrs.backend_type
+        self._backend_type = own.attrs.backend_type or _UNNAMED
         self._around = around
         self._first, self._last = _span(network)
         self._own_first, self._own_last = _span(own.subnet)
@@ -186,10 +189,10 @@ class LeaseFilter:
 
     def _faults(self, lease: Lease) -> Iterator[Fault]:
         """Yield the causes that make the lease unusable, the simplest first."""
-        theirs = lease.attrs.backend_type
+        theirs = lease.attrs.backend_type or _UNNAMED
         first, last = _span(lease.subnet)
         if theirs != self._backend_type:
-            yield Fault(Cause.BACKEND, (theirs or "udp", self._backend_type or "udp"))
+            yield Fault(Cause.BACKEND, (theirs, self._backend_type))
         if not self._first <= first <= last <= self._last or lease.subnet.prefixlen == self._network.prefixlen:
             yield Fault(Cause.OUTSIDE, (self._network,))
         if first <= self._own_last and self._own_first <= last:

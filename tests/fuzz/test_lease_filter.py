@@ -30,7 +30,7 @@ LEASES = st.builds(
     lambda subnet, address, backend_type: Lease(subnet, LeaseAttrs(address, backend_type), PERMANENT, 1, 1),
     SUBNETS,
     ADDRESSES,
-    st.sampled_from(["", "", "", "vxlan"]),
+    st.sampled_from(["", "", "udp", "vxlan"]),
 )
 AROUND = st.builds(
     lambda prefix_len, others, endpoints: surroundings(
@@ -54,7 +54,7 @@ def is_usable(lease: Lease, others: list[Lease], around: Surroundings, captured:
     """The rules of the issue, one by one, with all that the standard library offers."""
     subnet, address = lease.subnet, lease.attrs.public_ip
     return not (
-        lease.attrs.backend_type
+        lease.attrs.backend_type not in ("", "udp")
         or subnet == NETWORK
         or not subnet.subnet_of(NETWORK)
         or subnet.overlaps(OWN)

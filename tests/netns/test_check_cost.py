@@ -81,7 +81,7 @@ def leases(backend: str) -> dict[str, str]:
                 "PublicIP": f"172.17.8.{110 + number % 100}"
                 if backend == "host-gw"
                 else f"172.18.{number >> 8}.{number & 255}",
-                "BackendType": backend,
+                **({} if backend == "udp" else {"BackendType": backend}),
                 "BackendData": {"VtepMAC": f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"},
             }
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from lab import Daemon, Host, Lab, prometheus_packages, wait_for
-from support.lateness import assert_no_packet_is_late
+from support.lateness import assert_no_packet_is_late, ended
 
 PORT = 8471
 PROJECT = Path(__file__).parents[2]
@@ -134,8 +134,8 @@ def test_hostile_clients_delay_no_packet_and_keep_no_probe_out(lab: Lab) -> None
     daemon = first.daemons[-1]
     get(second, "172.17.8.101", "/status.json")
     log, before = daemon.log(), resident_kb(daemon.pid)
-    attack = second.popen("nice", "-n19", sys.executable, "-I", str(ATTACK), "172.17.8.101", str(PORT))
-    with attack:
+    argv = ["nice", "-n19", sys.executable, "-I", str(ATTACK), "172.17.8.101", str(PORT)]
+    with ended(second.popen(*argv)) as attack:
         assert attack.stdout
         assert attack.stdout.readline() == "1000 idle connections\n"
         assert_no_packet_is_late(second, first.subnet().network_address, attack)

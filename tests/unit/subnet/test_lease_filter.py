@@ -92,6 +92,14 @@ def test_a_lease_inside_the_network_of_a_host_is_usable(good: Lease) -> None:
     assert decide(leases) == Decisions([LeaseAdded(good)], [])
 
 
+def test_a_lease_that_names_udp_is_that_of_a_host_with_udp() -> None:
+    """flanneld's udp writes no backend type."""
+    leases = LeaseFilter(NETWORK, Lease(OWN, LeaseAttrs(OUR_IP), expires_in(86400), 1, 1), AROUND)
+    good = lease("10.9.0.0/24", backend_type="udp")
+    leases.update([LeaseAdded(good)])
+    assert decide(leases) == Decisions([LeaseAdded(good)], [])
+
+
 @pytest.mark.parametrize(
     ("bad", "fault"),
     [
