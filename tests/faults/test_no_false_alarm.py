@@ -39,10 +39,11 @@ def is_well(host: Host) -> bool:
 
 
 def has_zone(host: Host) -> bool:
-    """Return whether the zone of a tunnel's datagrams is in iptables, or there is no tunnel: the last rules to come."""
+    """Return whether the last rules of a start are there: with masquerading, the zone of a tunnel's datagrams."""
     found = belongings(host)
+    is_masqueraded = any("MASQUERADE" in rule for rule in found.rules)
     has_tunnel = any("flannel" in device for device in found.devices)
-    return not has_tunnel or any("--zone" in rule for rule in found.rules)
+    return not (is_masqueraded and has_tunnel) or any("--zone" in rule for rule in found.rules)
 
 
 def sysctls(host: Host) -> str:
