@@ -491,13 +491,12 @@ def test_a_counter_that_cannot_be_read_keeps_its_value_and_ends_nothing(
     monkeypatch.setattr(udp_backend, "_DROP_REPORT_SECONDS", 0.01)
     answers: list[int | Exception] = [7, error]
 
-    refusals = 0
+    refused = asyncio.Event()
 
     async def transmit_drops(_: str) -> int:
-        nonlocal refusals
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if isinstance(answer, Exception):
-            refusals += 1
+            refused.set()
             raise answer
         return answer
 
@@ -506,8 +505,7 @@ def test_a_counter_that_cannot_be_read_keeps_its_value_and_ends_nothing(
         monkeypatch.setattr(life.netlink, "transmit_drops", transmit_drops)
         task = asyncio.create_task(life.backend.run())
         async with asyncio.timeout(10):
-            while refusals < 3:
-                await asyncio.sleep(0.01)
+            await refused.wait()
         assert not task.done()
         assert life.backend.report().drops == {"tun_queue_full": 7}
         task.cancel()
