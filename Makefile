@@ -186,7 +186,7 @@ namespaces: $(VENV)/stamp build/docker/debian12 # a part of make test
 
 timed: $(VENV)/stamp # a part of make test
 	@echo "Tests that measure time, alone:"
-	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m timed tests $(addprefix --ignore=,$(APART_TESTS)))
+	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m "timed and not soak" tests $(addprefix --ignore=,$(APART_TESTS)))
 
 test-systemd: $(VENV)/stamp ## the units in a Debian that boots in a namespace, with Docker, firewalld and ufw: minutes
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -s --timeout=900 tests/systemd)
@@ -214,9 +214,13 @@ test: $(INTERPRETED)/stamp ## all tests and lint: 18 minutes
 
 SOAK = $(AS_ROOT) env $(if $(SECONDS),FLANNELPY_SOAK_SECONDS=$(SECONDS)) $(if $(SEED),FLANNELPY_SEED=$(SEED)) \
 	$(VENV)/bin/pytest -q -s --timeout=0
+# Of the tests of make test, the variants that it omits.
+VARIANTS = tests $(addprefix --ignore=,$(APART_TESTS))
 soak: $(VENV)/stamp ## random failures for 90 minutes (ONLY=chaos: one test; SECONDS=60: the length of each)
 	@$(call unskipped,$(SOAK) -m "not timed" $(if $(ONLY),tests/soak/test_$(ONLY).py,tests/soak))
-	@$(if $(ONLY),,$(call unskipped,$(SOAK) -m soak tests/faults))
+	@$(if $(ONLY),,$(call unskipped,$(SOAK) --numprocesses=$(WORKERS) --dist=load --maxschedchunk=1 -m "soak and not timed" \
+		$(VARIANTS)))
+	@$(if $(ONLY),,$(call unskipped,$(SOAK) -m "soak and timed" $(VARIANTS)))
 
 bench: $(INTERPRETED)/stamp ## compare with socat and VXLAN, into docs/benchmarks.md (ARGS="--only tcp": a part)
 	@$(AS_ROOT) $(SCRIPT) benchmark $(ARGS)

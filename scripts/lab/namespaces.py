@@ -33,12 +33,18 @@ class CommandError(subprocess.CalledProcessError):
 
 
 def wait_for(condition: Callable[[], T | None], deadline: float, what: str, *, pause: float = 0.01) -> T:
-    """Return the condition's first true value.  Raises TimeoutError when there is none within ``deadline`` seconds."""
+    """Return the condition's first true value.  Raises TimeoutError when there is none within ``deadline`` seconds.
+
+    The condition is asked for a third of the time at most: those that start a program would keep a processor busy.
+    """
     end = time.monotonic() + deadline
+    asked = time.monotonic()
     while not (value := condition()):
-        if time.monotonic() > end:
+        now = time.monotonic()
+        if now > end:
             raise TimeoutError(f"waited {deadline:g} s for {what}")
-        time.sleep(pause)
+        time.sleep(max(pause, 2 * (now - asked)))
+        asked = time.monotonic()
     return value
 
 

@@ -23,7 +23,7 @@ RANGE = {"SubnetMin": "172.20.1.0", "SubnetMax": "172.20.255.0"}
 PEER, ETCD, OURS, OTHER = "172.17.8.102", "172.17.8.1", "172.17.8.101", "172.17.8.150"
 ELSEWHERE = "192.0.2.9"
 
-pytestmark = [pytest.mark.usefixtures("root")]
+pytestmark = [pytest.mark.usefixtures("root"), pytest.mark.sample("world", 2, together=True)]
 
 
 def ignoring(subnet: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from faults.backends import ALLOC, HOST_GW, UDP, VXLAN, Backend, over
 from lab import Lab, wait_for
 
-pytestmark = [pytest.mark.usefixtures("root")]
+pytestmark = [pytest.mark.usefixtures("root"), pytest.mark.sample("backend", 1)]
 
 GOOD = "11.0.0.0/16"
 

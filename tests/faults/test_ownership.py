@@ -18,7 +18,7 @@ from faults.backends import HOST_GW, UDP, VXLAN, Backend, over
 from lab import ETCD_PREFIX, Daemon, Host, Lab, wait_for
 from support.hosts import freeze, thaw
 
-pytestmark = pytest.mark.usefixtures("root")
+pytestmark = [pytest.mark.usefixtures("root"), pytest.mark.sample("backend", 1)]
 
 ALIAS = "flannelpy /run/flannel/subnet.env"
 ANOTHERS_ALIAS = "flannelpy /run/another/subnet.env"
@@ -130,6 +130,7 @@ FOREIGN_DEVICES = {
 }
 
 
+@pytest.mark.sample("kind", 3)
 @over(VXLAN)
 @pytest.mark.parametrize("kind", FOREIGN_DEVICES)
 def test_a_foreign_device_of_our_name_ends_the_start_with_one_line(host: Host, backend: Backend, kind: str) -> None:

@@ -20,7 +20,7 @@ from support.overlay import unbroken_stream
 
 from flannelpy.linux.instance_lock import lock_path
 
-pytestmark = pytest.mark.usefixtures("root")
+pytestmark = [pytest.mark.usefixtures("root"), pytest.mark.sample("backend", 1)]
 
 RATE = 2_000_000  # bytes a second
 

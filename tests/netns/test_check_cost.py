@@ -26,7 +26,11 @@ FOREIGN, OWN = 20_000, 10_000
 SECONDS = 7.0
 WINDOWS = 3
 
-pytestmark = [pytest.mark.usefixtures("root"), pytest.mark.timed]
+pytestmark = [
+    pytest.mark.usefixtures("root"),
+    pytest.mark.timed,
+    pytest.mark.sample("busy", 1, together=True),
+]
 
 
 class Busy(NamedTuple):

@@ -101,6 +101,7 @@ SABOTAGE = {
 CASES = [(flavour, kind) for flavour in FLAVOURS for kind in SABOTAGE if flavour == "nft" or kind in BOTH]
 
 
+@pytest.mark.sample("kind", 9)
 # Without the scope, every test would have a lab of its own: ``kind`` is no fixture.
 @pytest.mark.parametrize(("checked", "kind"), CASES, indirect=["checked"], scope="module")
 def test_lost_rules_are_restored(checked: Checked, kind: str) -> None:
@@ -264,6 +265,7 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
+@pytest.mark.sample("script", 3)
 @pytest.mark.parametrize("script", BROKEN.values(), ids=BROKEN)
 def test_failures_of_the_default_rules_never_stop_a_daemon(host: Host, tmp_path: Path, script: str | None) -> None:
     daemon = host.start_daemon("-iface=eth1", "-iptables-resync=1", env=broken(tmp_path, script))
@@ -353,6 +355,7 @@ def test_a_container_cannot_send_datagrams_as_its_host(config: str, port: int) -
         assert answers(container, two.add_container()) == 5
 
 
+@pytest.mark.sample("masquerades", 1)
 @pytest.mark.parametrize("config", [UDP, VXLAN])
 @pytest.mark.parametrize("masquerades", ["-ip-masq", "an operator"])
 def test_a_container_that_used_our_ports_first_changes_nothing(config: str, masquerades: str) -> None:

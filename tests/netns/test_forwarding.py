@@ -64,6 +64,7 @@ def start(make_lab: Callable[..., Lab]) -> Start:
     return start
 
 
+@pytest.mark.sample("is_masquerading", 1)
 @pytest.mark.parametrize("is_masquerading", [True, False])
 @pytest.mark.parametrize("config", CONFIGS)
 def test_containers_of_different_hosts_reach_each_other(start: Start, config: str, is_masquerading: bool) -> None:
@@ -85,6 +86,7 @@ def test_with_masq_containers_reach_the_world_too(start: Start) -> None:
     assert reaches(one, OUTSIDE)
 
 
+@pytest.mark.sample("config", 1)
 @pytest.mark.parametrize("config", ["udp", "host-gw"])
 def test_masq_rules_do_not_precede_the_isolation_of_networks(start: Start, config: str) -> None:
     """Docker's isolation rules follow DOCKER-USER.  Packets from the link with a forged source are not forwarded."""
@@ -193,6 +195,7 @@ def test_a_drop_of_the_operator_wins(start: Start) -> None:
     ]
 
 
+@pytest.mark.sample("config", 2)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_cleanup_removes_our_rules_and_nothing_else(make_lab: Callable[..., Lab], config: str) -> None:
     lab = make_lab(hosts=1)
@@ -210,6 +213,7 @@ def test_cleanup_removes_our_rules_and_nothing_else(make_lab: Callable[..., Lab]
     assert rules(host) == before
 
 
+@pytest.mark.sample("before", 2)
 @pytest.mark.parametrize(
     ("before", "after"), [("-N DOCKER-USER", ""), ("-N DOCKER-USER", "-F"), ("", "-F DOCKER-USER"), ("", "-F")]
 )

@@ -279,6 +279,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sample("flood", 5)
 @pytest.mark.timed
 @pytest.mark.parametrize(
     ("scene", "flood"),

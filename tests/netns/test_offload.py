@@ -71,6 +71,7 @@ def test_a_gigabyte_arrives(containers: list[Container]) -> None:
     transfer(one, other, str(other.address), GIGABYTE)
 
 
+@pytest.mark.sample("gro", 1)
 @pytest.mark.parametrize("gro", ["off", "on"])
 def test_a_gigabyte_arrives_with_every_hundredth_datagram_lost(lab: Lab, containers: list[Container], gro: str) -> None:
     """``gro``: whether the receiving device merges the remaining datagrams, as network cards do."""

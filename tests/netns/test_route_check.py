@@ -69,6 +69,7 @@ CASES = {
 }
 
 
+@pytest.mark.sample("case", 4)
 @pytest.mark.parametrize("case", CASES)
 def test_what_leads_packets_elsewhere_is_named(lab: Lab, case: str) -> None:
     host, peer, _ = lab.hosts
@@ -136,6 +137,7 @@ def test_two_more_specific_halves_are_named(lab: Lab, way: str) -> None:
     assert takes_all or daemon.log().count("do not take flannelpy's routes") == before
 
 
+@pytest.mark.sample("backend", 1)
 @pytest.mark.parametrize("backend", ["vxlan", "udp"])
 @pytest.mark.parametrize(
     ("interference", "refusal"),
