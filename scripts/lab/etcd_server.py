@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 READY_LINE = b"ready to serve client requests"
 START_DEADLINE = 20.0  # seconds
 STOP_DEADLINE = 10.0
+_FIRST_PORT, _FIRST_EPHEMERAL_PORT = 10000, 32768  # net.ipv4.ip_local_port_range
+_PORTS = random.SystemRandom()
 
 
 class ServerTls(NamedTuple):
@@ -218,12 +221,26 @@ class EtcdServer:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return different TCP ports that are free at 127.0.0.1 right now."""
-    with ExitStack() as open_sockets:
-        sockets = [open_sockets.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Return different TCP ports that are free at 127.0.0.1 right now.
+
+    They are none of those that the kernel gives to connections: between two tests at a time, such a port does not stay
+    free.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = _PORTS.randrange(_FIRST_PORT, _FIRST_EPHEMERAL_PORT)
+        if port not in found and _is_free(port):
+            found.append(port)
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def _addresses(client_url: str, peer_url: str, peers: Mapping[str, str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+from lab.etcd_server import free_ports
 
 from flannelpy import cli
 from flannelpy.errors import HostError
@@ -32,8 +33,8 @@ def test_addresses(flags: list[str], expected: list[str]) -> None:
 
 
 def test_a_port_that_is_taken_is_one_line_and_leaves_nothing_open() -> None:
-    with socket.create_server(("127.0.0.2", 0)) as taken:
-        port = taken.getsockname()[1]
+    [port] = free_ports(1)
+    with socket.create_server(("127.0.0.2", port)):
         options = cli.parse([f"-healthz-port={port}", "-healthz-ip=127.0.0.1", "-metrics-ip=127.0.0.2"])
         with pytest.raises(HostError) as caught:
             listeners.listen(options)

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 from lab import wait_for
+from lab.etcd_server import free_ports
 
 from flannelpy import cli
 from flannelpy.report import DaemonReport, NetworkReport, NetworkState
@@ -47,8 +47,7 @@ def environment_of(pid: int) -> bytes:
 
 def run(work: Callable[[tuple[str, int]], Coroutine[Any, Any, None]], answer: process.Answer = report) -> None:
     """Run ``work`` with the address of a process that serves, and asks a daemon with these answers."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     options = cli.parse([f"-healthz-port={port}", "-healthz-ip=127.0.0.1"])
     opened = listeners.listen(options)
 
