@@ -124,9 +124,11 @@ class LossyProxy(socketserver.ThreadingTCPServer):
         thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
         with self:
             thread.start()
-            yield
-            self.shutdown()
-            thread.join()
+            try:
+                yield
+            finally:  # a thread that polled a closed descriptor would poll the next socket with its number
+                self.shutdown()
+                thread.join()
 
 
 class _Relay(socketserver.BaseRequestHandler):
@@ -251,9 +253,11 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        server.block_on_close = False
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            server.block_on_close = False
 
 
 INCOMPLETE = '{"result":'

@@ -111,8 +111,10 @@ def served(answer: Answer, context: ssl.SSLContext | None = None, to_watches: An
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=accept, daemon=True).start()
         scheme = "https" if context else "http"
-        yield f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
-        listener.shutdown(socket.SHUT_RDWR)
+        try:
+            yield f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture(autouse=True)
