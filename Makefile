@@ -142,7 +142,7 @@ sanitize: $(VENV)/stamp ## fuzz the compiled packet code under AddressSanitizer 
 	@cp -R flannelpy tests scripts $(PACKAGING) README.md LICENSE $(SANITIZED)
 	@rm -f $(SANITIZED)/flannelpy/packet/*.so
 	@cd $(SANITIZED) && export CC=$(CC) FLANNELPY_SANITIZE=1; \
-		nice -n 19 $(abspath $(VENV))/bin/python setup.py build_ext --inplace --parallel 2 >build.log 2>&1 || { cat build.log; exit 1; }
+		nice -n 19 $(abspath $(VENV))/bin/python setup.py build_ext --inplace >build.log 2>&1 || { cat build.log; exit 1; }
 	@cd $(SANITIZED) && $(SANITIZED_PYTHON) -c "import flannelpy.packet.ipv4 as ipv4; file = ipv4.__file__; \
 		assert '$(SANITIZED)' in file and file.endswith('.so'), file"
 	@cd $(SANITIZED) && $(call unskipped,nice -n 19 $(SANITIZED_PYTHON) -m pytest -q --capture=sys $(SANITIZED_TESTS) \
@@ -155,7 +155,7 @@ waiting: $(VENV)/stamp # a part of make test
 
 compiled: $(VENV)/stamp # a part of make test
 	@echo "With compiled packet code:"
-	@$(call unskipped,$(VENV)/bin/pytest -q -m "not timed" --numprocesses=2 $(COMPILED_TESTS))
+	@$(call unskipped,$(VENV)/bin/pytest -q -m "not timed" --numprocesses=3 $(COMPILED_TESTS))
 
 interpreted: $(INTERPRETED)/stamp # a part of make test
 	@echo "With interpreted packet code:"

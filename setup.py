@@ -44,4 +44,4 @@ extensions = cythonize(
 for extension in extensions:
     extension.optional = not SANITIZE  # cythonize drops this attribute
 
-setup(ext_modules=extensions)
+setup(ext_modules=extensions, options={"build_ext": {"parallel": True}})

@@ -20,7 +20,7 @@ FILES_STOPPED = {"subnet.env"}
 
 @pytest.mark.parametrize(
     ("backend", "restarts"),
-    [(UDP, 15), pytest.param(UDP, 50, marks=pytest.mark.soak), (VXLAN, 10), (HOST_GW, 10)],
+    [(UDP, 10), pytest.param(UDP, 50, marks=pytest.mark.soak), (VXLAN, 6), (HOST_GW, 6)],
     ids=str,
 )
 def test_daemons_killed_again_and_again_under_traffic(

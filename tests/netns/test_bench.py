@@ -49,6 +49,7 @@ def test_a_quick_run(tmp_path: Path) -> None:
     assert "</svg>" in (tmp_path / "benchmarks.svg").read_text()
 
 
+@pytest.mark.soak
 def test_a_quick_run_of_the_scale_benchmark(tmp_path: Path) -> None:
     page = tmp_path / "scale.md"
     flags = ["--quick", "--quiet=1", "--only=v3", f"--output={page}"]

@@ -16,7 +16,7 @@ from faults.backends import HOST_GW, UDP, VXLAN
 from lab import Container, Host, Lab, Node, wait_connected, wait_for
 from support.firewalls import is_forwarding_accepted, reaches
 
-pytestmark = [pytest.mark.usefixtures("root"), pytest.mark.sample("pair", 4, together=True)]
+pytestmark = [pytest.mark.usefixtures("root"), pytest.mark.sample("pair", 3, together=True)]
 
 NETWORK = "11.0.0.0/16"
 DIRECT = json.dumps({"Network": NETWORK, "Backend": {"Type": "vxlan", "DirectRouting": True}})

@@ -226,7 +226,7 @@ def pair() -> Iterator[Pair]:
         yield Pair(one, other, daemons[0], one.host.run("iptables-save").stdout)
 
 
-@pytest.mark.sample("kind", 10)
+@pytest.mark.sample("kind", 7)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_named_is_what_stops_pings(pair: Pair, kind: str) -> None:
     """Only certain drops make the host not ready."""

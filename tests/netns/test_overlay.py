@@ -13,6 +13,8 @@ from support.overlay import Capture, all_but, listening, traffic, transfer
 
 from flannelpy.datapath.offloads import Offload
 
+pytestmark = pytest.mark.sample("offloads", 5, together=True)
+
 MTU = 1472
 UNLEASED = "11.0.0.9"  # the first subnet is never leased
 #: The value of -offload on each host.

@@ -20,7 +20,7 @@ from lab import Node
 
 WINDOWS = 5
 ROUNDS = 3
-PINGS = 60
+PINGS = 50
 #: Two of a hundred may be late, because the machine delays some.
 LATE = ROUNDS * PINGS // 50
 #: A request and its reply each pass the daemon once, and wait for one turn of its event loop, which takes 2 ms at most.
@@ -77,5 +77,5 @@ def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
 
 def _round_trips(one: Node, address: IPv4Address) -> list[float]:
     """Return the milliseconds of the pings that were answered."""
-    done = one.run("ping", "-n", f"-c{PINGS}", "-i0.005", "-W2", str(address), check=False)
+    done = one.run("ping", "-n", f"-c{PINGS}", "-i0.01", "-W2", str(address), check=False)
     return [float(found) for found in re.findall(r"time=([\d.]+) ms", done.stdout)]

@@ -606,7 +606,7 @@ def test_many_clients_leave_most_of_the_time_to_packets(path: Path) -> None:
 
     async def measure() -> None:
         async with Daemon(path, FakeNetwork("blue", 10_000)).running():
-            argv = [sys.executable, "-I", "-S", "-c", _READER, str(path), "16", request]
+            argv = [sys.executable, "-I", "-S", "-c", _READER, str(path), "4", request]
             reader = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
             began, worked = time.monotonic(), time.thread_time()
             await reader.communicate()
