@@ -196,6 +196,7 @@ def test_a_device_without_a_carrier_is_named_and_not_ready(host: Host, daemon: D
     wait_for(ready.exists, 15, "the ready file to come back")
 
 
+@pytest.mark.sample("backend", 1)
 @pytest.mark.timed
 @over(UDP, VXLAN)
 def test_an_idle_hour_after_repairs_costs_nothing(host: Host, daemon: Daemon, backend: Backend) -> None:
@@ -206,6 +207,7 @@ def test_an_idle_hour_after_repairs_costs_nothing(host: Host, daemon: Daemon, ba
     assert cpu_seconds(daemon) - before < 0.3
 
 
+@pytest.mark.sample("backend", 1)
 @pytest.mark.timed
 @over(UDP, VXLAN)
 def test_a_program_that_deletes_the_device_all_the_time_costs_no_processor(

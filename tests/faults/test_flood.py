@@ -48,6 +48,7 @@ def flood(source: Host, target: Host, size: int, count: int) -> Iterator[None]:
         wait_for(lambda: sent() > enough, 10, "the flood to continue")
 
 
+@pytest.mark.sample("size", 2)
 @pytest.mark.parametrize(("size", "count"), [(28, 1), (28, 64), (1400, 46)])
 def test_a_flood_of_an_unknown_host_costs_peers_no_more_than_its_processor_time(
     lab: Lab, size: int, count: int

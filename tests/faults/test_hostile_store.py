@@ -10,8 +10,8 @@ from lab.etcd_stores import Api
 from support.chaos import seed
 from support.hostile_store import endure
 
-SECONDS = 12.0
-OTHERS_SECONDS = 6.0
+SECONDS = 9.0
+OTHERS_SECONDS = 5.0
 
 
 @over_stores(UDP, VXLAN, HOST_GW, v2=[UDP])

@@ -36,6 +36,7 @@ def labs_of(pid: int) -> list[Path]:
     return [path for where in ("/run", "/run/netns") for path in Path(where).glob(f"flannelpy-{pid}-*")]
 
 
+@pytest.mark.soak
 def test_a_quick_run(tmp_path: Path) -> None:
     command = [*QUICK, f"--contenders={','.join(MEASURED)}", f"--output={tmp_path}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:

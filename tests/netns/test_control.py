@@ -271,7 +271,7 @@ while True:
 """
 
 
-@pytest.mark.sample("kind", 5)
+@pytest.mark.sample("kind", 4)
 @pytest.mark.timed
 @pytest.mark.parametrize("kind", ["idle", "half", "bytes", "mute", "greedy", "leaver", "closed", "storm"])
 def test_hostile_clients_delay_no_packet_and_leave_nothing(lab: Lab, kind: str) -> None:

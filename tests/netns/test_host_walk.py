@@ -11,7 +11,7 @@ from support.chaos import seed
 from support.host_walk import BACKENDS, WALKERS, walk
 
 SEED = seed()
-_STEPS = 4
+_STEPS = 3
 
 
 @pytest.mark.timeout(180)

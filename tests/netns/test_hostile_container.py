@@ -279,7 +279,7 @@ CASES = [
 ]
 
 
-@pytest.mark.sample("flood", 5)
+@pytest.mark.sample("flood", 3)
 @pytest.mark.timed
 @pytest.mark.parametrize(
     ("scene", "flood"),

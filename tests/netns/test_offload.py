@@ -86,6 +86,7 @@ def test_a_gigabyte_arrives_with_every_hundredth_datagram_lost(lab: Lab, contain
     assert 0.009 < lost / datagrams < 0.011
 
 
+@pytest.mark.soak
 def test_a_gigabyte_arrives_with_datagrams_reordered_and_duplicated(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(hosts=2)
     lab.put_config()
@@ -348,6 +349,7 @@ def test_memory_and_descriptors_stay_as_they_are(containers: list[Container], da
         assert descriptors(daemon) - files in (0, 1)
 
 
+@pytest.mark.sample("streams", 1)
 @pytest.mark.timed
 @pytest.mark.parametrize("streams", [1, 8])
 def test_tcp_slows_down_to_what_the_underlay_takes(lab: Lab, containers: list[Container], streams: int) -> None:
