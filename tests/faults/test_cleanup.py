@@ -113,10 +113,14 @@ def test_nothing_is_removed_while_a_daemon_runs(host: Host, backend: Backend) ->
     daemon = host.start_daemon("-iface=eth1", "-ip-masq")
     daemon.wait_ready()
     wait_for(lambda: ways(host) >= backend.wanted(host), 5, "the ways to the other host")
-    before = belongings(host)
     logged = "a flannelpy runs here with the subnet file /run/flannel/subnet.env: stop it first"
-    assert clean_up(host, "-release") == (1, [logged])
-    assert belongings(host) == before
+
+    def is_kept() -> bool:
+        before = belongings(host)
+        assert clean_up(host, "-release") == (1, [logged])
+        return belongings(host) == before
+
+    wait_for(is_kept, 5, "all to be kept")  # once the daemon has added its last rules
     assert len(own_leases(host)) == 1
     assert daemon.stop() == 0
 

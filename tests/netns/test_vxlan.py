@@ -303,10 +303,13 @@ def test_removed_or_changed_state_is_restored(lab: Lab, steal: Callable[[Host, H
     host, other, _ = lab.hosts
     count = repairs(host)
     before = mac(host)
-    host.run(*steal(host, other))
+    command = steal(host, other)
+    host.run(*command)
     wait_for(lambda: is_as_it_should_be(host) and mac(host) == before, 2, "the entry to come back")
     assert pings(host.containers[0], other.containers[0])
-    wait_for(lambda: repairs(host) == count + 1, 2, "one repair in the log")
+    wait_for(lambda: repairs(host) > count, 2, "a repair in the log")
+    if "address" not in command:  # with the MAC the kernel forgets the neighbours, too
+        assert repairs(host) == count + 1
 
 
 def test_another_backend_finds_no_conflicting_leftovers(make_lab: Callable[..., Lab]) -> None:
