@@ -255,7 +255,7 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
+        finally:  # as in LossyProxy.running
             server.shutdown()
             server.block_on_close = False
 

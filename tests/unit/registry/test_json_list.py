@@ -6,16 +6,16 @@ import asyncio
 import gc
 import itertools
 import json
-import threading
 import tracemalloc
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import etcd_faults
 
 from flannelpy.registry.etcd_v2 import EtcdV2Registry
 from flannelpy.registry.etcd_v2_client import children
@@ -156,10 +156,8 @@ def serving(body: bytes) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with etcd_faults.serving(Handler) as url:
+        yield url
 
 
 @pytest.fixture
