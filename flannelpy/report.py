@@ -109,7 +109,7 @@ class BackendReport:
     in use, in alphabetical order.  ``carried``: the packets of all peers since the start, also of peers that have left;
     None if the kernel carries the packets without counting them for flannelpy.  ``datapath``: what carries them, of
     ``loop`` and ``kernel``; empty if the backend has no choice.  ``loop_cause``: why the loop does although the kernel
-    may; empty if the kernel does, or if nobody asked for it.
+    may; empty if the kernel does, or may not.
     """
 
     type: str
