@@ -13,7 +13,7 @@ import resource
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from flannelpy.bpf.map_kind import MapKind
 from flannelpy.errors import HostError
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _PROG_LOAD, _PROG_TEST_RUN = 0, 1, 2, 3, 5, 10
+_OBJ_GET_INFO_BY_FD = 15
 # The number of the system call; newer architectures share one.
 _NUMBERS = {"x86_64": 321, "i686": 357, "armv7l": 386, "ppc64": 361, "ppc64le": 361, "s390x": 351}
 _SHARED_NUMBER = 280
@@ -36,6 +37,10 @@ _ELEMENT = struct.Struct("=I4xQQQ")
 _LOAD = struct.Struct("=IIQQIIQII16s")
 _TEST_RUN = struct.Struct("=IIIIQQIIIIQQ")
 _TEST_RESULT, _TEST_SIZE = struct.Struct("=4xi"), struct.Struct("=12xI")
+
+_INFO = struct.Struct("=IIQ")
+# struct bpf_prog_info { __u32 type, id; … }
+_PROG_INFO = struct.Struct("=4xI")
 
 _LOG_BYTES = 1 << 16
 _OUT_BYTES = 1 << 16
@@ -82,6 +87,10 @@ class BpfMap(Descriptor):
         self._value.raw = bytes(len(self._value))
         return self._call(_MAP_UPDATE, key, _NOEXIST, (errno.EEXIST, errno.E2BIG)) != errno.E2BIG
 
+    def clear(self, key: bytes) -> None:
+        """Put zeros in place of a value.  Raises HostError."""
+        self.set(key, bytes(len(self._value)))
+
     def remove(self, key: bytes) -> None:
         """Remove a value, if it is there.  Raises HostError."""
         self._call(_MAP_DELETE, key, 0, (errno.ENOENT,))
@@ -93,7 +102,8 @@ class BpfMap(Descriptor):
     def _call(self, command: int, key: bytes, flags: int, harmless: tuple[int, ...]) -> int:
         """Return 0, or the errno if it is harmless.  Raises HostError."""
         self._key.raw = key
-        attributes = _ELEMENT.pack(self.fd, ctypes.addressof(self._key), ctypes.addressof(self._value), flags)
+        value = 0 if command == _MAP_DELETE else ctypes.addressof(self._value)
+        attributes = _ELEMENT.pack(self.fd, ctypes.addressof(self._key), value, flags)
         try:
             _bpf(command, ctypes.create_string_buffer(attributes, _ELEMENT.size))
         except OSError as error:
@@ -125,6 +135,17 @@ class BpfProgram(Descriptor):
             with suppress(OSError):  # the log costs time, so only a second attempt asks for it
                 os.close(_load(name, code, licence, log))
             raise HostError(_refused(f"program {name}", error, _last_words(log.value))) from error
+
+    @cached_property
+    def id(self) -> int:
+        """The number by which the kernel lists the program.  Raises HostError."""
+        info = ctypes.create_string_buffer(_PROG_INFO.size)
+        attributes = _INFO.pack(self.fd, len(info), ctypes.addressof(info))
+        try:
+            _bpf(_OBJ_GET_INFO_BY_FD, ctypes.create_string_buffer(attributes, _INFO.size))
+        except OSError as error:
+            raise HostError(_refused(f"query of the program {self._name}", error)) from error
+        return int(_PROG_INFO.unpack(info.raw)[0])
 
     def test_run(self, packet: bytes, gso_size: int = 0) -> TestRun:
         """Run the program on a packet with an Ethernet header, which no interface sends.  Raises HostError.

@@ -37,9 +37,9 @@ class Outgoing(Check):
     OWN_DATAGRAM = 6, None  # UDP from an address of our socket: a fragment, or with our port
     SUPER_PACKET = 7, None  # not of TCP, or with IP options: segments get checksums that a receiver's loop wants
     OWN_SUBNET = 8, DropReason.NO_ROUTE
-    TTL = 9, DropReason.TTL_EXPIRED
-    TOO_LONG = 10, None  # for the outer header, or for the kernel to add it
-    NO_PEER = 11, None  # no peer leases the destination, or the loop serves the peer
+    TOO_LONG = 9, None  # for the outer header, or for the kernel to add it
+    NO_PEER = 10, None  # no peer leases the destination, or the loop serves the peer
+    TTL = 11, DropReason.TTL_EXPIRED
     TOO_BIG = 12, None  # for the underlay's MTU: the loop sends fragments
     NOT_FORWARDING = 13, None  # the kernel answers no look-up while forwarding is off
     OTHER_WAY = 14, None  # the underlay's route leads elsewhere than to the external interface

@@ -23,7 +23,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.bpf.map_kind import MapKind, MapType
 from flannelpy.datapath.fast_path.checks import Incoming, Outgoing
-from flannelpy.packet.tally import Tally
+from flannelpy.datapath.routes import Totals
 
 # A subnet has at least 4 addresses, and a network of so many subnets is larger than etcd serves.
 _MAX_PEERS = 1 << 16
@@ -83,14 +83,16 @@ def settings(deadline: float, external: int) -> bytes:
     return _SETTINGS.pack(int(nanoseconds) if nanoseconds < _NEVER else _NEVER, external)
 
 
-def add_peer(tally: Tally, values: bytes) -> None:
-    """Add the values that all processors have of a peer; ``heard_at`` becomes seconds since boot, 0 for never."""
+def totals(values: bytes) -> Totals:
+    """Return the sum of the values that all processors have of a peer; ``heard_at``: seconds since boot, or 0."""
+    total = Totals()
     for packets_out, bytes_out, packets_in, bytes_in, heard in _PEER.iter_unpack(values):
-        tally.packets_out += packets_out
-        tally.bytes_out += bytes_out
-        tally.packets_in += packets_in
-        tally.bytes_in += bytes_in
-        tally.heard_at = max(tally.heard_at, heard / _NANOSECONDS)
+        total.packets_out += packets_out
+        total.bytes_out += bytes_out
+        total.packets_in += packets_in
+        total.bytes_in += bytes_in
+        total.heard_at = max(total.heard_at, heard / _NANOSECONDS)
+    return total
 
 
 def left(values: bytes) -> int:

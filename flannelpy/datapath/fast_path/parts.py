@@ -24,6 +24,8 @@ SKB_IFINDEX, SKB_GSO_SIZE = 40, 176
 #: The next program or the stack gets the packet; so it is for packets that no program saw.
 TC_ACT_UNSPEC = -1
 TC_ACT_SHOT = 2
+#: What the redirect helpers return.
+TC_ACT_REDIRECT = 7
 
 ETH_HEADER = 14
 ETH_P_IP = 0x0800
