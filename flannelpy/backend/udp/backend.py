@@ -198,9 +198,8 @@ class UdpBackend:
         now = time.time()
         for event in events:
             if isinstance(event, LeaseAdded):
-                self._lease_log.added(event.lease.subnet)
                 self._subnets.setdefault(event.lease.subnet, now)
-                self._routes.set(event.lease.subnet, NextHop(str(event.lease.attrs.public_ip), self._port))
+                self._set_next_hop(event.lease)
             elif event.subnet in self._subnets:
                 self._lease_log.removed(event.subnet)
                 del self._subnets[event.subnet]
@@ -209,6 +208,14 @@ class UdpBackend:
             self._sender_queues.changed()
         if self._kernel is not None:
             self._kernel.apply(events)
+
+    def _set_next_hop(self, lease: Lease) -> None:
+        """Send packets for a lease to its public IP; a lease that differs in something else is not logged again."""
+        next_hop = NextHop(str(lease.attrs.public_ip), self._port)
+        route = self._routes.get(lease.subnet)
+        if route is None or route.next_hop != next_hop:
+            self._lease_log.added(lease.subnet)
+            self._routes.set(lease.subnet, next_hop)
 
     async def settled(self) -> None:
         """Return once queues and programs follow the leases; the next hops already do."""
