@@ -139,9 +139,8 @@ class FastPath:
         """
         return {
             f"{direction}_{check.label}": number
-            for direction, checks in _CHECKS.items()
-            for check in checks
-            if (number := self._left(direction, check))
+            for direction in _CHECKS
+            for check, number in self._left(direction).items()
         }
 
     async def close_outgoing(self, netlink: Netlink) -> None:
@@ -217,8 +216,8 @@ class FastPath:
         self._attached.discard(name)
         await self._places[name].detach(netlink)
 
-    def _left(self, direction: str, check: Check) -> int:
-        return maps.left(self._maps[f"left_{direction}"].get(maps.index_key(check.index)) or b"")
+    def _left(self, direction: str) -> dict[Check, int]:
+        return maps.left(self._maps[f"left_{direction}"].get(maps.index_key(0)) or b"", _CHECKS[direction])
 
     def _test(self) -> None:
         """Run both programs on a packet of a peer that does not exist.  Raises HostError."""
@@ -237,9 +236,8 @@ class FastPath:
             self.extend(0.0)
             self._peers.remove(peer)
             self._peers.removed = Totals()
-            for direction, checks in _CHECKS.items():
-                for check in checks:
-                    self._maps[f"left_{direction}"].clear(maps.index_key(check.index))
+            for direction in _CHECKS:
+                self._maps[f"left_{direction}"].clear(maps.index_key(0))
 
     def _expect(self, direction: str, packet: golden.Golden) -> None:
         """Raise HostError if the program makes something else of the packet.
@@ -247,7 +245,7 @@ class FastPath:
         If the underlay has no route to that peer, the end of the outgoing program remains untested.
         """
         result, made = self._programs[direction].test_run(packet.packet)
-        left = [check for check in _CHECKS[direction] if self._left(direction, check)]
+        left = list(self._left(direction))
         if left == [Outgoing.OTHER_WAY]:
             return
         if left == [Outgoing.NOT_FORWARDING]:

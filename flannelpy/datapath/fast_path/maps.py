@@ -8,7 +8,7 @@ map           key                               value
 routes        prefix length, address            network, mask, public IP; 0: the loop serves the peer
 senders       public IP                         network and mask of the peer's only subnet
 peers         network, mask                     packets and bytes out, packets and bytes in, last heard
-left          number of a check                 packets left to the loop
+left_…        0                                 packets left to the loop, for each check
 settings      0                                 deadline, index of the external interface
 devices       TUN = 0, GRO = 1                  index of the interface; gone when the interface is
 ============  ================================  ======================================================
@@ -22,7 +22,7 @@ import struct
 from ipaddress import IPv4Address, IPv4Network
 
 from flannelpy.bpf.map_kind import MapKind, MapType
-from flannelpy.datapath.fast_path.checks import Incoming, Outgoing
+from flannelpy.datapath.fast_path.checks import Check, Incoming, Outgoing
 from flannelpy.datapath.routes import Totals
 
 # A subnet has at least 4 addresses, and a network of so many subnets is larger than etcd serves.
@@ -34,12 +34,13 @@ NETWORK, MASK, PUBLIC_IP = 0, 4, 8
 PACKETS_OUT, BYTES_OUT, PACKETS_IN, BYTES_IN, HEARD = 0, 8, 16, 24, 32
 DEADLINE, EXTERNAL = 0, 8
 TUN, GRO = 0, 1
+#: The bytes of a counter.
+COUNTER = 8
 
 _ROUTE_KEY = struct.Struct("=I4s")
 _SETTINGS = struct.Struct("=QI4x")
 _INDEX = struct.Struct("=I")
 _PEER = struct.Struct("=5Q")
-_LEFT = struct.Struct("=Q")
 #: The peer is reached by the loop.
 LOOP = IPv4Address(0)
 #: No time is later.
@@ -50,8 +51,8 @@ MAPS = {
     "routes": MapKind(MapType.LPM_TRIE, _ROUTE_KEY.size, 12, _MAX_PEERS),
     "senders": MapKind(MapType.HASH, 4, 8, _MAX_PEERS),
     "peers": MapKind(MapType.PERCPU_HASH, 8, _PEER.size, _MAX_PEERS),
-    "left_outgoing": MapKind(MapType.PERCPU_ARRAY, 4, _LEFT.size, len(Outgoing)),
-    "left_incoming": MapKind(MapType.PERCPU_ARRAY, 4, _LEFT.size, len(Incoming)),
+    "left_outgoing": MapKind(MapType.PERCPU_ARRAY, 4, COUNTER * len(Outgoing), 1),
+    "left_incoming": MapKind(MapType.PERCPU_ARRAY, 4, COUNTER * len(Incoming), 1),
     "settings": MapKind(MapType.ARRAY, 4, _SETTINGS.size, 1),
     "devices": MapKind(MapType.DEVMAP, 4, 4, 2),
 }
@@ -95,6 +96,9 @@ def totals(values: bytes) -> Totals:
     return total
 
 
-def left(values: bytes) -> int:
-    """Return the sum of the values that all processors have of a check."""
-    return sum(value for (value,) in _LEFT.iter_unpack(values))
+def left(values: bytes, checks: type[Check]) -> dict[Check, int]:
+    """Return the sum of the values that all processors have of each check, without those that are 0."""
+    width = len(checks)
+    numbers = struct.unpack(f"={len(values) // COUNTER}Q", values)
+    sums = {check: sum(numbers[check.index :: width]) for check in checks}
+    return {check: number for check, number in sums.items() if number}
