@@ -15,6 +15,7 @@ from pathlib import Path
 
 from flannelpy import logs
 from flannelpy.backend.leftovers import marked, unmarked_leftovers, withdraw
+from flannelpy.backend.udp.left_programs import remove_left_programs
 from flannelpy.control import listener
 from flannelpy.errors import CompareFailed, HostError, KeyNotFound
 from flannelpy.host import external_endpoint, firewall_tables, ownership, subnet_file
@@ -79,7 +80,8 @@ async def _remove_owned(file: Path, ready: Path, lock: InstanceLock) -> list[Hos
     """
     scope = ownership.scope(file, lock.read())
     async with Netlink() as netlink:
-        removed = await withdraw(netlink, scope) if scope.networks else []
+        removed = await remove_left_programs(netlink, scope.alias)
+        removed += await withdraw(netlink, scope) if scope.networks else []
         unmarked = await unmarked_leftovers(netlink, scope.networks)
         if not scope.networks:
             found = [*await marked(netlink), *await firewall_tables.chains()]
