@@ -1,4 +1,4 @@
-"""The kernel carries packets of the udp backend: beside the loop, without the daemon, and not where something forbids it."""
+"""The kernel carries packets of the udp backend: beside the loop, without the daemon, and not where it must not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import permutations
 
 import pytest
@@ -42,9 +42,7 @@ def start(lab: Lab, *flags: tuple[str, ...]) -> list[Daemon]:
 def announces(host: Host) -> bool:
     """Return whether the lease of a host announces the kernel."""
     values = [json.loads(lease["value"]) for lease in host.lab.leases()]
-    return {"PublicIP": str(host.public_ip), "Datapath": "kernel"}.items() <= next(
-        value for value in values if value["PublicIP"] == str(host.public_ip)
-    ).items()
+    return {str(host.public_ip): "kernel"} in [{value["PublicIP"]: value.get("Datapath")} for value in values]
 
 
 def status(host: Host) -> dict[str, object]:
@@ -340,7 +338,7 @@ def seccomp(host: Host) -> str:
 
 
 @pytest.fixture(params=["CAP_BPF", "seccomp"])
-def powerless(request: pytest.FixtureRequest, pair: Lab) -> Iterator[str]:
+def powerless(request: pytest.FixtureRequest, pair: Lab) -> str:
     """Return a Python on the first host that may not load BPF programs."""
     host = pair.hosts[0]
     prefix = "setpriv --bounding-set=-bpf,-sys_admin" if request.param == "CAP_BPF" else seccomp(host)
