@@ -25,7 +25,7 @@ SUBNETS = [IPv4Network("11.0.1.0/24"), IPv4Network("11.0.2.0/24")]
 
 
 class KernelHost:
-    """A host with a TUN that nobody reads, a fast path and a container."""
+    """A host with a container, a fast path, and a TUN that no loop reads."""
 
     def __init__(self, host: Host, subnet: IPv4Network) -> None:
         self.host = host

@@ -134,7 +134,7 @@ async def attached(fast_path: FastPath, netlink: Netlink) -> None:
     await fast_path.attach(netlink)
 
 
-class Twins:
+class Comparison:
     """An engine, and the programs that are attached."""
 
     def __init__(self, fast_path: FastPath, source_check: SourceCheck) -> None:
@@ -283,7 +283,7 @@ def is_unusual(packet: bytes, gso_size: int, next_hop: str) -> bool:
 
 
 class Traffic:
-    """An endless source of packets for twins; equal seeds make equal traffic."""
+    """An endless source of packets for comparison; equal seeds make equal traffic."""
 
     def __init__(self, seed: int) -> None:
         self._mutator = Mutator(seed)
