@@ -28,6 +28,8 @@ T = TypeVar("T")
 _PAUSE_FACTOR = 20
 # A failure may last, and an operator may remove the rule meanwhile.
 _OUTDATED_SECONDS = 300.0
+# Rules that change all the time are searched as they were listed last.
+_MOST_LISTINGS = 3
 # An operator who changes rules reads each line; rules that come and go for ever are limited after so many.
 _MOST_LINES = 100
 
@@ -127,7 +129,7 @@ class ForwardCheck:
             self._next_at = start + _PAUSE_FACTOR * (asyncio.get_running_loop().time() - start)
 
     async def _search_all(self, networks: Mapping[str, Traffic]) -> None:
-        self._iptables, self._nftables = await self._list_iptables(), await self._list_nftables()
+        await self._list_all()
         await asyncio.sleep(0)  # to compare long listings takes a while
         traffics = dict(networks)
         outdated = self._outdated()
@@ -156,6 +158,14 @@ class ForwardCheck:
             traffic,
         )
         return [each if each in current else each._replace(is_certain=False) for each in found]
+
+    async def _list_all(self) -> None:
+        """List all rules, again if they have changed: some are read from the listings of both commands together."""
+        for _ in range(_MOST_LISTINGS):
+            before = self._iptables, self._nftables
+            self._iptables, self._nftables = await self._list_iptables(), await self._list_nftables()
+            if (self._iptables, self._nftables) == before:
+                return
 
     async def _list_iptables(self) -> dict[str, Tables]:
         return self._or_last_result(_IPTABLES, await iptables.tables(), self._iptables)

@@ -51,8 +51,9 @@ class Daemon:
         self.pid = self.process.pid
 
     def log(self) -> str:
-        """Return what this run has logged so far."""
-        return self.host.log_file.read_bytes()[self._log_start :].decode(errors="replace")
+        """Return the lines that this run has logged so far; of a line that is being written, nothing."""
+        logged = self.host.log_file.read_bytes()[self._log_start :]
+        return logged[: logged.rfind(b"\n") + 1].decode(errors="replace")
 
     def wait_for_log(self, pattern: str, deadline: float = 10) -> re.Match[str]:
         """Return the first match in the log.  Raises TimeoutError, RuntimeError when the daemon ends without it."""

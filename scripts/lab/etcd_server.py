@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import random
 import shutil
@@ -17,14 +19,15 @@ from lab.etcd_metrics import calls
 from lab.etcd_stores import Api, Key, Store, V2Store, V3Store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 READY_LINE = b"ready to serve client requests"
 START_DEADLINE = 20.0  # seconds
 STOP_DEADLINE = 10.0
 _FIRST_PORT, _FIRST_EPHEMERAL_PORT = 10000, 32768  # net.ipv4.ip_local_port_range
-_PORTS = random.SystemRandom()
+_BLOCK = 256  # ports of one process
+_reservations: list[socket.socket] = []
 
 
 class ServerTls(NamedTuple):
@@ -223,15 +226,30 @@ class EtcdServer:
 def free_ports(count: int) -> list[int]:
     """Return different TCP ports that are free at 127.0.0.1 right now.
 
-    They are none of those that the kernel gives to connections: between two tests at a time, such a port does not stay
-    free.
+    They are none of those that the kernel gives to connections, and no other process of the lab gets them: the clients
+    of a server that is down must not meet that of another test.
     """
-    found: list[int] = []
-    while len(found) < count:
-        port = _PORTS.randrange(_FIRST_PORT, _FIRST_EPHEMERAL_PORT)
-        if port not in found and _is_free(port):
-            found.append(port)
-    return found
+    return list(itertools.islice(filter(_is_free, _own_ports()), count))
+
+
+@functools.cache
+def _own_ports() -> Iterator[int]:
+    """Yield the ports of a block that no other process has, again and again."""
+    starts = range(_FIRST_PORT, _FIRST_EPHEMERAL_PORT - _BLOCK, _BLOCK)
+    start = next(start for start in random.sample(starts, len(starts)) if _reserve(start))
+    return itertools.cycle(range(start, start + _BLOCK))
+
+
+def _reserve(start: int) -> bool:
+    """Return whether the block from ``start`` is ours, until this process ends."""
+    reservation = socket.socket(socket.AF_UNIX)
+    try:
+        reservation.bind(f"\0flannelpy-lab-ports-{start}")
+    except OSError:
+        reservation.close()
+        return False
+    _reservations.append(reservation)
+    return True
 
 
 def _is_free(port: int) -> bool:

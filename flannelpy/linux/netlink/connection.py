@@ -1,7 +1,7 @@
 """The sockets of one connection to the kernel, and what their errors mean.
 
 What a check reads goes through our own messages, because pyroute2 takes milliseconds; pyroute2 makes all other
-requests.  It takes a tenth of a second and 7 MB to import, so it is imported for the first such request: with host-gw,
+requests.  It takes tens of milliseconds to import, so it is imported for the first such request: with host-gw,
 or while the config in etcd is missing or wrong, there is none.
 """
 
@@ -17,7 +17,7 @@ from flannelpy.errors import HostError
 from flannelpy.linux.netlink.socket import RtnetlinkSocket
 
 if TYPE_CHECKING:
-    from pyroute2 import AsyncIPRoute
+    from flannelpy.linux.netlink.iproute import AsyncIPRoute
 
 #: The errno of a removal if the object has been removed already, or went with its interface.
 GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV)
@@ -57,7 +57,7 @@ class Connection:
 
         An errno in ``harmless`` is no error, and one in ``taken`` becomes a ``Taken`` with the text ``what``.
         """
-        from pyroute2 import NetlinkError
+        from flannelpy.linux.netlink.iproute import NetlinkError
 
         route = await self._open_route()
         try:
@@ -69,7 +69,7 @@ class Connection:
                 raise HostError(f"{what}: {error}{hint}") from error
 
     async def _open_route(self) -> AsyncIPRoute:
-        from pyroute2 import AsyncIPRoute
+        from flannelpy.linux.netlink.iproute import AsyncIPRoute
 
         if self._route is None:
             try:

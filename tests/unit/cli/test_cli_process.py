@@ -173,3 +173,25 @@ def test_python_etcd_is_loaded_without_dnspython() -> None:
     code = "from flannelpy.registry.python_etcd import etcd; etcd.Client"
     assert not {"dns.resolver", "dns.message"} & loaded(code)
     assert {"dns.resolver", "dns.message"} <= loaded(f"{code}\nfrom dns.resolver import query")
+
+
+def test_of_pyroute2_what_changes_devices_is_loaded() -> None:
+    code = """
+import asyncio
+from contextlib import suppress
+from flannelpy.errors import HostError
+from flannelpy.linux.netlink.client import Netlink
+from flannelpy.rtnetlink.links import Link
+
+async def changed():
+    async with Netlink() as netlink:
+        with suppress(HostError):
+            await netlink.remove_link(Link(9_999_999, "gone", 1500))
+
+asyncio.run(changed())
+"""
+    rest = {"pyroute2", "pyroute2.ndb.main", "pyroute2.conntrack"}
+    of_change = loaded(code)
+    assert "pyroute2.iproute" in of_change
+    assert not rest & of_change
+    assert rest <= loaded(f"{code}\nfrom pyroute2 import NDB, IPRoute, netns")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from ipaddress import IPv4Network
 
@@ -121,6 +122,32 @@ def test_what_has_not_changed_is_not_searched_again(
     assert look(check)
 
 
+def test_tables_that_change_between_the_two_commands_are_listed_again(
+    check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the rule is known from one of the two listings only, and the warning does not name it as it is."""
+
+    async def change() -> dict[str, NftTable | HostError]:
+        tables.tables["filter"]["FORWARD"] = ["-j DROP"]
+        return {"inet one": dropping("one")}
+
+    assert look(check) == ""
+    monkeypatch.setattr(nftables, "tables", change)
+    assert "'-A FORWARD -j DROP' drops" in look(check)
+
+
+def test_tables_that_change_all_the_time_are_searched(
+    check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = itertools.count()
+
+    async def change() -> dict[str, NftTable | HostError]:
+        return {f"inet {name}": dropping(str(name)) for name in [next(names)]}
+
+    monkeypatch.setattr(nftables, "tables", change)
+    assert "drops packets" in look(check)
+
+
 def test_a_search_that_fails_is_repeated(
     check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +165,7 @@ def test_a_network_that_ends_during_a_search_leaves_no_obstacle(
     networks = {"": TRAFFIC}
 
     async def end() -> dict[str, NftTable | HostError]:
-        del networks[""]
+        networks.clear()
         check.forget("")
         return {"inet one": dropping("one")}
 

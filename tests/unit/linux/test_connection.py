@@ -8,11 +8,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-import pyroute2
 import pytest
 
 from flannelpy.errors import HostError
-from flannelpy.linux.netlink import connection
+from flannelpy.linux.netlink import connection, iproute
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.rtnetlink.links import Link
 
@@ -51,7 +50,7 @@ def test_the_first_request_of_pyroute2_opens_a_socket_that_goes_with_the_connect
         before = open_files()
         async with Netlink() as netlink:
             with monkeypatch.context() as failing:
-                failing.setattr(pyroute2, "AsyncIPRoute", refuse)
+                failing.setattr(iproute, "AsyncIPRoute", refuse)
                 with pytest.raises(HostError) as caught:
                     await netlink.remove_link(Link(1, "gone", 1500))
             assert str(caught.value) == "cannot open a netlink socket: Too many open files"
