@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 # A listing takes a tenth of the time at most: iptables takes seconds to list 30,000 rules.
 _PAUSE_FACTOR = 10
-# The pause between two searches when peers change.
+# The pause between two searches when peers change, and before a listing that failed is repeated.
 _PAUSE_SECONDS = 1.0
 _UNCHECKED = "the firewall rules have not been checked yet"
 
@@ -93,7 +93,9 @@ class BypassGuard:
         while True:
             start = clock()
             await self.check()
-            end = start + max(self._resync, _PAUSE_FACTOR * (clock() - start))
+            is_repeated = self._has_failed and not self._rules
+            period = min(_PAUSE_SECONDS, self._resync) if is_repeated else self._resync
+            end = start + max(period, _PAUSE_FACTOR * (clock() - start))
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(end):
                     await self._follow_peers()
@@ -125,7 +127,7 @@ class BypassGuard:
         except HostError:
             if self._has_failed or self._listings is None:
                 raise
-            self._has_failed = True  # one failure may be that of a busy host
+            self._has_failed = True  # one failure may be that of a busy host: the next check comes soon
             return
         self._has_failed = False
         if listings != self._listings:  # what is the same is kept with the rules that have been read

@@ -36,7 +36,7 @@ class Match(enum.IntEnum):
 class Verdict(enum.Enum):
     """What a rule does with the packets that it matches."""
 
-    CONTINUE = enum.auto()  # the rule does something else with the packets, and they go on
+    CONTINUE = enum.auto()  # the rule does something else with the packets, which then meet the next rule
     ACCEPT = enum.auto()
     DROP = enum.auto()
     RETURN = enum.auto()

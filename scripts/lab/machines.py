@@ -138,7 +138,13 @@ class Host(Machine):
         """
         datapaths = os.environ.get("LAB_DATAPATH", "loop").split(",")
         datapath = {"FLANNELD_DATAPATH": datapaths[(self.number - 1) % len(datapaths)]}
-        daemon = Daemon(self, flags, {**datapath, **(env or {})}, self.lab.etcd_endpoints if endpoints is None else endpoints, python)
+        daemon = Daemon(
+            self,
+            flags,
+            {**datapath, **(env or {})},
+            self.lab.etcd_endpoints if endpoints is None else endpoints,
+            python,
+        )
         self.daemons.append(daemon)
         return daemon
 

@@ -146,7 +146,7 @@ NATIVE = {
     "ip saddr . udp dport { 172.17.8.102 . 8285 } drop": True,
     "ip saddr . udp dport { 172.17.8.102 . 53 } drop": False,
     "ip saddr . tcp dport != { 172.17.8.102 . 22 } drop": False,
-    "ip saddr & 255.255.255.0 == 10.0.0.0 drop": True,
+    "ip saddr & 0.0.255.255 == 0.0.8.102 drop": True,
     "ip6 saddr fe80::1 drop": False,
     'iifname "eth*" drop': True,
     'iifname { "lo", "docker0" } drop': False,
@@ -168,7 +168,6 @@ NATIVE = {
     'log prefix "x" accept': True,
     "udp dport 8285 notrack": True,
     "udp dport 8285 meta mark set 1": True,
-    "udp dport 8285 queue num 1": True,
     "tcp dport 22 log": False,
     "goto sub": True,
     "return": False,
@@ -225,7 +224,7 @@ def test_rules_of_iptables(asked: Callable[..., str], flavour: str, rule: str) -
     assert found.startswith(f"the iptables rule '{rule[:9]}" if IPTABLES[rule] else "None")
 
 
-#: Native rules in tables of iptables-nft, some of which iptables-save prints without their sets.
+#: Native rules in tables of iptables-nft: iptables-save prints some without their sets, and fails at others.
 MIXED = {
     "udp dport { 53, 123 } drop": False,
     "udp dport { 53, 8285 } drop": True,
@@ -235,7 +234,6 @@ MIXED = {
     "meta skuid 0 drop": True,
     "quota over 1 mbytes drop": True,
     "ip dscp 1 drop": True,
-    "rt mtu 1400 drop": True,
     "numgen random mod 2 0 drop": True,
 }
 
@@ -243,6 +241,7 @@ MIXED = {
 @pytest.mark.parametrize("rule", MIXED)
 def test_native_rules_in_a_table_of_iptables(asked: Callable[..., str], rule: str) -> None:
     assert asked("iptables-nft -A INPUT -p tcp -j ACCEPT") == "None"
-    found = asked("nft -f -", stdin=f"add rule ip filter INPUT {rule}\n")
+    asked("nft -f -", stdin=f"add rule ip filter INPUT {rule}\n")
+    found = asked()  # one failure is none yet
     assert asked("nft flush chain ip filter INPUT") == "None"
     assert (found != "None") is MIXED[rule]

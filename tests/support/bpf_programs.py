@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import random
+import socket
 import struct
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import NamedTuple
 
 from fuzz.mutation import Mutator
+from lab import Node
+from lab.namespaces import NAMESPACES
 from support.packets import BOUND, DONT_FRAGMENT, NETWORK, OWN_SUBNET, PORT, TCP, UDP, checksum
 
 from flannelpy.backend.udp.fast_path import FastPath, FastPathConfig
 from flannelpy.datapath.engine import Engine
-from flannelpy.datapath.fast_path.checks import Check, Outgoing
+from flannelpy.datapath.fast_path.checks import Check, Incoming, Outgoing
 from flannelpy.datapath.routes import NextHop, Routes
 from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.linux.netlink.client import Netlink
@@ -40,6 +44,7 @@ class _NotOurs(Check):
     NOT_OURS = 0, None
 
 
+CHECKS: dict[str, list[Check]] = {"outgoing": list(Outgoing), "incoming": list(Incoming)}
 NOT_OURS = _NotOurs.NOT_OURS
 
 
@@ -69,10 +74,8 @@ SENDERS = {peer.public_ip: peer.subnet for peer in PEERS if peer.in_kernel and p
 @contextmanager
 def own_namespace() -> Iterator[None]:
     """Have this thread in a network namespace of its own, with an underlay."""
-    libc = ctypes.CDLL(None, use_errno=True)
     with Path("/proc/thread-self/ns/net").open() as outside:
-        if libc.unshare(CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "unshare")
+        _call("unshare", CLONE_NEWNET)
         try:
             shell(
                 f"ip link set lo up; ip link add eth1 mtu {MTU} type veth peer name switch; ip link set eth1 up;"
@@ -80,8 +83,24 @@ def own_namespace() -> Iterator[None]:
             )
             yield
         finally:
-            if libc.setns(outside.fileno(), CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
+            _call("setns", outside.fileno(), CLONE_NEWNET)
+
+
+@contextmanager
+def inside(node: Node) -> Iterator[None]:
+    """Have this thread in the network namespace of a node of a lab."""
+    with Path("/proc/thread-self/ns/net").open() as outside, (NAMESPACES / node.netns).open() as namespace:
+        _call("setns", namespace.fileno(), CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            _call("setns", outside.fileno(), CLONE_NEWNET)
+
+
+def _call(function: str, *arguments: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, function)(*arguments):
+        raise OSError(ctypes.get_errno(), function)
 
 
 def shell(commands: str) -> str:
@@ -90,11 +109,12 @@ def shell(commands: str) -> str:
 
 
 @contextmanager
-def own_tun() -> Iterator[Tun]:
-    """Open a TUN as the backend does."""
+def own_tun(subnet: IPv4Network = OWN_SUBNET) -> Iterator[Tun]:
+    """Open a TUN as the backend does; packets that come to it are lost."""
     tun = Tun()
     try:
-        shell(f"ip addr add {OWN_SUBNET[0]}/{NETWORK.prefixlen} dev {tun.name}; ip link set {tun.name} up mtu 1472")
+        tun.offload(tso=True, uso=True)
+        shell(f"ip addr add {subnet[0]}/{NETWORK.prefixlen} dev {tun.name}; ip link set {tun.name} up mtu 1472")
         yield tun
     finally:
         tun.close()
@@ -114,13 +134,13 @@ async def attached(fast_path: FastPath, netlink: Netlink) -> None:
     await fast_path.attach(netlink)
 
 
-class Twins:
+class Comparison:
     """An engine, and the programs that are attached."""
 
     def __init__(self, fast_path: FastPath, source_check: SourceCheck) -> None:
         self.fast_path = fast_path
         self._programs = fast_path._programs
-        self._left = fast_path._left
+        self._maps = fast_path._maps
         routes = Routes()
         for peer in PEERS:
             routes.set(peer.subnet, NextHop(peer.public_ip, PORT))
@@ -137,7 +157,7 @@ class Twins:
         self._source_check = source_check
         self.forwarded: Counter[str] = Counter()
         self.left: Counter[Check] = Counter()
-        self._counted: dict[str, dict[Check, int]] = {"outgoing": {}, "incoming": {}}
+        self._counted: dict[str, tuple[int, ...]] = {}
 
     # From the TUN.
 
@@ -199,14 +219,21 @@ class Twins:
             return None, made[14:]
         assert result == PASSED, (result, packet.hex())
         assert made == ETHERNET + packet, (packet.hex(), made.hex())
-        left = self._left(direction)
-        found = [check for check in left if left[check] != self._counted[direction].get(check, 0)]
-        self._counted[direction] = left
-        self.left.update(found)
-        assert len(found) <= 1
-        return (found[0] if found else NOT_OURS), b""
+        checks = self._checks_since_last(direction)
+        self.left.update(checks)
+        assert len(checks) <= 1
+        return (checks[0] if checks else NOT_OURS), b""
+
+    def _checks_since_last(self, direction: str) -> list[Check]:
+        """Return the checks whose counters, which each processor has, differ from the last time."""
+        values = self._maps[f"left_{direction}"].get(bytes(4)) or b""
+        numbers = struct.unpack(f"={len(values) // 8}Q", values)
+        before, self._counted[direction] = self._counted.get(direction, (0,) * len(numbers)), numbers
+        checks = CHECKS[direction]
+        return [checks[at % len(checks)] for at in range(len(numbers)) if numbers[at] != before[at]]
 
 
+@cache
 def outer_headers(source: str, destination: str, length: int) -> bytes:
     """The headers of a datagram with so many bytes, as the socket's are, without a UDP checksum."""
     header = bytearray(struct.pack("!BBHHHBBH", 0x45, 0, length + 28, 0, DONT_FRAGMENT, 64, UDP, 0))
@@ -217,17 +244,24 @@ def outer_headers(source: str, destination: str, length: int) -> bytes:
 
 def sender_of(datagram: bytes) -> tuple[str, int]:
     """Return the address and port of the sender."""
-    return str(IPv4Address(datagram[12:16])), int.from_bytes(datagram[20:22], "big")
+    return socket.inet_ntoa(datagram[12:16]), int.from_bytes(datagram[20:22], "big")
 
 
 def is_of_program(datagram: bytes) -> bool:
     """Whether the outer headers are right, and such as a program sends them: whole, and without a UDP checksum."""
+    if datagram[:28] == outer_headers(sender_of(datagram)[0], str(BOUND), len(datagram) - 28):
+        return True
     length, udp_length = (int.from_bytes(datagram[at : at + 2], "big") for at in (2, 24))
     fragment = int.from_bytes(datagram[6:8], "big") & 0x3FFF
     is_right = datagram[0] == 0x45 and datagram[9] == UDP and not fragment and not checksum(datagram[:20])
     is_whole = length == len(datagram) == udp_length + 20
     is_ours = datagram[16:20] == BOUND.packed and datagram[22:24] == PORT.to_bytes(2, "big")
     return is_right and is_whole and is_ours and datagram[26:28] == bytes(2)
+
+
+_OWN_ADDRESSES = BOUND.packed, OWN_SUBNET[0].packed
+_OWN_PORTS = struct.pack("!HH", PORT, PORT)
+_OF_KERNELS = {peer.public_ip for peer in PEERS if peer.in_kernel}
 
 
 def is_unusual(packet: bytes, gso_size: int, next_hop: str) -> bool:
@@ -249,7 +283,7 @@ def is_unusual(packet: bytes, gso_size: int, next_hop: str) -> bool:
 
 
 class Traffic:
-    """An endless source of packets for twins; equal seeds make equal traffic."""
+    """An endless source of packets for comparison; equal seeds make equal traffic."""
 
     def __init__(self, seed: int) -> None:
         self._mutator = Mutator(seed)
@@ -258,11 +292,25 @@ class Traffic:
         self._senders = [*list(SENDERS) * 4, *senders]
 
     def leaving(self) -> tuple[bytes, int]:
-        """Return a packet of this host, and the payload bytes per segment if it is a super-packet."""
+        """Return a packet of this host, and the payload bytes per segment if it is a super-packet.
+
+        One in thirty may be a datagram of our own socket.
+        """
         while True:
             header, packet = self._mutator.given()
-            if 20 <= len(packet) <= MOST:
-                return packet, header.gso_size if header.gso_type and self._uniform() < 0.3 else 0
+            if 20 <= len(packet) <= MOST:  # BPF_PROG_TEST_RUN wants an IPv4 header
+                break
+        if self._uniform() < 0.03:
+            return self._own_datagram(packet), 0
+        return packet, header.gso_size if header.gso_type and self._uniform() < 0.3 else 0
+
+    def _own_datagram(self, packet: bytes) -> bytes:
+        changed = bytearray(packet.ljust(32, b"\0"))
+        changed[9] = UDP
+        changed[12:16] = self._mutator.pick(_OWN_ADDRESSES)
+        at = (changed[0] & 0xF) * 4
+        changed[at : at + 4] = self._mutator.pick((_OWN_PORTS, _OWN_PORTS[:2] + b"\x00\x35"))
+        return bytes(changed)
 
     def arriving(self) -> bytes:
         """Return a datagram; one in ten has something changed in its outer headers."""

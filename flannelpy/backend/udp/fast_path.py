@@ -5,7 +5,7 @@ egress of the TUN, ``incoming`` at the ingress of the external interface.  Their
 ``datapath/fast_path/checks.py``.  The filters stay when this process ends, until the deadline is over.
 
 The order at the start: ``open``; ``set`` for the peers and ``extend``; ``attach``.  Until ``attach``, programs that an
-earlier process left carry on; ``attach`` swaps each in one step.
+earlier process left stay at work; ``attach`` swaps each in one step.
 """
 
 from __future__ import annotations

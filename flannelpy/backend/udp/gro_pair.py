@@ -41,7 +41,7 @@ class GroPair:
         return await self._own(netlink, self.sending)
 
     async def flaws(self, netlink: Netlink) -> list[str]:
-        """Return what differs from the pair as it was set up.  Raises HostError."""
+        """Return how the pair differs from what ``set_up`` made.  Raises HostError."""
         found = []
         for name, feature, is_on in self._features():
             link = await netlink.link(name)

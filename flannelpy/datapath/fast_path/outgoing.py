@@ -71,6 +71,7 @@ _FIB_PROTOCOL, _FIB_TOTAL_LENGTH, _FIB_INDEX, _FIB_SOURCE, _FIB_DESTINATION = 1,
 # struct bpf_redir_neigh: the family, and an address of up to 16 bytes.
 _NEIGHBOUR, _NEIGHBOUR_SIZE = -144, 20
 _SCRATCH = -152
+_LOOK_UP_RESULT = -160
 
 
 def program(constants: Constants) -> Program:
@@ -188,10 +189,10 @@ def _find_next_hop(code: Assembler, constants: Constants) -> None:
     code.set(R3, _FIB_SIZE)
     code.set(R4, 0)
     code.call(Helper.FIB_LOOKUP)
+    code.store(Size.WORD, R10, _LOOK_UP_RESULT, R0)
     code.jump_if(R0, "==", _FIB_SUCCESS, to="found")
     code.jump_if(R0, "==", _FIB_FRAG_NEEDED, to=Outgoing.TOO_BIG.label)
     code.jump_if(R0, "==", _FIB_FWD_DISABLED, to=Outgoing.NOT_FORWARDING.label)
-    # Without a neighbour entry, redirect_neigh resolves the neighbour.
     code.jump_if(R0, "!=", _FIB_NO_NEIGH, to=Outgoing.OTHER_WAY.label)
     code.label("found")
     code.load(Size.BYTE, R2, R10, _FIB)
@@ -275,15 +276,29 @@ def _send(code: Assembler) -> None:
     code.set(R2, 0)
     code.store(Size.WORD, R6, SKB_MARK, R2)
     code.store(Size.WORD, R6, SKB_PRIORITY, R2)
+    _redirect(code)
+
+
+def _redirect(code: Assembler) -> None:
+    """Name the next hop only if its neighbour entry is valid.
+
+    While the kernel resolves a neighbour, the packet waits, and then goes the way of its route, which is still that to
+    the TUN.  Without a next hop, redirect_neigh looks up a route for the datagram, and gives it to the packet.
+    """
+    code.load(Size.WORD, R1, R10, _FIB + _FIB_INDEX)
+    code.set(R2, 0)
+    code.set(R3, 0)
+    code.load(Size.WORD, R4, R10, _LOOK_UP_RESULT)
+    code.jump_if(R4, "!=", _FIB_SUCCESS, to="unresolved")
     code.store(Size.DOUBLE, R10, _NEIGHBOUR + 8, 0)
     code.store(Size.WORD, R10, _NEIGHBOUR + 16, 0)
     code.store(Size.WORD, R10, _NEIGHBOUR, _AF_INET)
     code.load(Size.WORD, R2, R10, _FIB + _FIB_DESTINATION)
     code.store(Size.WORD, R10, _NEIGHBOUR + 4, R2)
-    code.load(Size.WORD, R1, R10, _FIB + _FIB_INDEX)
     code.set(R2, R10)
     code.compute(R2, "+=", _NEIGHBOUR)
     code.set(R3, _NEIGHBOUR_SIZE)
+    code.label("unresolved")
     code.set(R4, 0)
     code.call(Helper.REDIRECT_NEIGH)
     code.leave()

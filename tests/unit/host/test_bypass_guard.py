@@ -16,6 +16,7 @@ from flannelpy.errors import HostError
 from flannelpy.host import bypass_guard
 from flannelpy.host.bypass_guard import BypassGuard
 from flannelpy.linux import iptables
+from flannelpy.netfilter import bypassed
 from flannelpy.netfilter.address_ranges import AddressRanges
 from flannelpy.netfilter.bypassed import OuterDatagrams
 
@@ -80,14 +81,14 @@ class World:
         self.blocked.append(self.guard.reason())
 
     def run(self, story: Callable[[], Awaitable[None]]) -> None:
-        async def told() -> None:
+        async def bounded() -> None:
             try:
                 async with asyncio.timeout(10):
                     await story()
             finally:
                 self.guard.close()
 
-        asyncio.run(told())
+        asyncio.run(bounded())
 
 
 @pytest.fixture
@@ -178,6 +179,21 @@ def test_rules_that_cannot_be_listed_twice_forbid_the_fast_path(world: World) ->
     world.run(story)
 
 
+def test_a_listing_that_failed_is_repeated_before_the_period_ends(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        monkeypatch.setattr(bypass_guard, "_PAUSE_SECONDS", 0.01)
+        await world.guard.check()
+        world.tables.failure = "busy"
+        running = asyncio.create_task(world.guard.run())
+        await world.guard.wait_change()
+        assert world.guard.reason() == "the firewall rules cannot be checked: busy"
+        running.cancel()
+
+    world.run(story)
+
+
 def test_rules_that_have_never_been_listed_forbid_the_fast_path(world: World) -> None:
     async def story() -> None:
         world.tables.nft_tables = {"inet fw": HostError("the command nft is missing")}
@@ -200,7 +216,7 @@ def test_tables_for_which_there_is_no_command_forbid_the_fast_path(
 def test_a_fault_of_ours_forbids_the_fast_path(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         await world.guard.check()
-        monkeypatch.setattr(bypass_guard.bypassed, "searches", lambda *_: 1 // 0)
+        monkeypatch.setattr(bypassed, "searches", lambda *_: 1 // 0)
         world.peers = None
         reason = await world.guard.check()
         assert reason is not None

@@ -1,0 +1,110 @@
+"""Two hosts whose programs carry everything: no loop runs, and no socket has the port."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
+from ipaddress import IPv4Network
+from typing import TypeVar
+
+import pytest
+from lab import Container, Host, Lab
+from support.bpf_programs import ALIAS, inside, own_tun, shell
+from support.overlay import throughput
+from support.packets import NETWORK, PORT
+
+from flannelpy.backend.udp.fast_path import FastPath, FastPathConfig
+from flannelpy.datapath.source_check import SourceCheck
+from flannelpy.linux.netlink.client import Netlink
+
+T = TypeVar("T")
+SUBNETS = [IPv4Network("11.0.1.0/24"), IPv4Network("11.0.2.0/24")]
+
+
+class KernelHost:
+    """A host with a container, a fast path, and a TUN that no loop reads."""
+
+    def __init__(self, host: Host, subnet: IPv4Network) -> None:
+        self.host = host
+        self.subnet = subnet
+        config = FastPathConfig(subnet, NETWORK, host.public_ip, PORT, SourceCheck.STRICT, "flannel0", "eth1", ALIAS)
+        self.fast_path = FastPath(config)
+        (host.run_dir / "flannel").mkdir()
+        (host.run_dir / "flannel" / "subnet.env").write_text(f"FLANNEL_SUBNET={subnet[1]}/24\nFLANNEL_MTU=1472\n")
+        self.container: Container = host.add_container()
+
+    def do(self, work: Callable[[Netlink], Awaitable[T]]) -> T:
+        """Run a part of the fast path in the host's namespace."""
+
+        async def with_netlink() -> T:
+            async with Netlink() as netlink:
+                return await work(netlink)
+
+        with inside(self.host):
+            return asyncio.run(with_netlink())
+
+    def shell(self, commands: str) -> str:
+        """Run commands in the host's namespace."""
+        with inside(self.host):
+            return shell(commands)
+
+
+@pytest.fixture
+def hosts(lab: Lab) -> Iterator[list[KernelHost]]:
+    with ExitStack() as tuns:
+        found = [KernelHost(host, subnet) for host, subnet in zip(lab.hosts, SUBNETS, strict=False)]
+        for own, other in (found, found[::-1]):
+            with inside(own.host):
+                tuns.enter_context(own_tun(own.subnet))
+            own.do(own.fast_path.open)
+            own.fast_path.set(other.subnet, other.host.public_ip, in_kernel=True)
+            own.fast_path.extend(float("inf"))
+            own.do(own.fast_path.attach)
+        yield found
+        for own in found:
+            own.do(own.fast_path.close)
+
+
+@pytest.fixture
+def lab(make_lab: Callable[..., Lab]) -> Lab:
+    return make_lab(hosts=2)
+
+
+def lost(text: str) -> int:
+    """Return how many percent of its packets ping has lost."""
+    match = re.search(r"([\d.]+)% packet loss", text)
+    assert match, text
+    return int(float(match[1]))
+
+
+def test_programs_carry_ping_and_tcp(hosts: list[KernelHost]) -> None:
+    one, other = hosts
+    assert lost(one.container.ping_text(other.container.address, 5)) == 0
+    carried = one.fast_path.tally(other.subnet)
+    assert carried
+    assert (carried.packets_out, carried.bytes_out) == (carried.packets_in, carried.bytes_in) == (5, 5 * 84)
+    assert throughput(one.container, other.container) > 500e6
+    assert throughput(other.container, one.container) > 500e6
+    assert not one.fast_path.counts()
+    assert not other.fast_path.counts()
+
+
+def test_over_a_wire_single_packets_are_merged(hosts: list[KernelHost]) -> None:
+    """As with network cards, packets of MTU size cross; the GRO pair merges them again."""
+    one, other = hosts
+    off = "tso off gso off tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off"
+    for each in hosts:
+        each.shell(f"ethtool -K eth1 {off}")
+        each.host.lab.switch.run("ethtool", "-K", each.host.name, "tso", "off")
+    crossed, delivered = packets(other, "eth1", "rx"), packets(other, "veth1", "tx")
+    assert throughput(one.container, other.container) > 200e6
+    assert packets(other, "veth1", "tx") - delivered < (packets(other, "eth1", "rx") - crossed) / 4
+
+
+def packets(host: KernelHost, interface: str, direction: str) -> int:
+    """Return how many packets an interface has sent (tx) or received (rx); a super-packet counts as one."""
+    [link] = json.loads(host.shell(f"ip -j -s link show {interface}"))
+    return int(link["stats64"][direction]["packets"])
