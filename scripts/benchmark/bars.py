@@ -110,6 +110,8 @@ KERNEL_BARS = (
 _REASONS = {
     "udp-": "the loop moves packets on another processor than the sender's and buffers 8 MB in its socket; with the "
     "fast path, and with kernel VXLAN, the sender's system call does the work of both hosts, one packet at a time",
+    "sent-again": "the loop stops reading the TUN while its socket is full, so that TCP waits; in the kernel, with the "
+    "fast path and with kernel VXLAN, full queues drop",
     "rss-": "the daemon also has the code that loads programs and searches the firewall's rules",
     "start-up": "the daemon also searches the firewall's rules and tests its programs",
 }
@@ -122,6 +124,11 @@ class Loss(NamedTuple):
     metric: Metric
     ratio: Spread
     reason: str
+
+    def __str__(self) -> str:
+        """Return a line for a list."""
+        rounds = "not in every round" if self.ratio.low <= 1 <= self.ratio.high else "in every round"
+        return f"{self.metric.label}: {self.ratio} × the loop's figure, {rounds}: {self.reason}"
 
 
 def missed(results: Results) -> list[Bar]:

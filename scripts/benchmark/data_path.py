@@ -69,7 +69,7 @@ class DataPath:
         return self._measurement(metric, names, take)
 
     def retransmits(self, names: Sequence[str]) -> Measurement:
-        """Segments that a long TCP stream sends again."""
+        """Segments that a TCP stream sends again in ten seconds."""
 
         def take(name: str) -> Values:
             return {"retransmits": self._tcp(name, self.effort.retransmit_seconds).retransmits}
@@ -130,7 +130,8 @@ class DataPath:
         tcp = self._tcp(name, self.effort.stream_seconds)
         machine = traffic.machine_cpu_seconds() - machine
         used = [after - before for before, after in zip(daemons, contender.cpu_seconds(), strict=True)]
-        values = {"tcp-1": tcp.goodput, "machine-cpu": machine / tcp.data}
+        sent_again = tcp.retransmits / tcp.data
+        values = {"tcp-1": tcp.goodput, "sent-again": sent_again, "machine-cpu": machine / tcp.data}
         if used:
             values |= {"cpu": sum(used) / tcp.data, "daemon-load": max(used) / tcp.seconds * 100}
         return values
@@ -160,7 +161,7 @@ def plain_measurements(plain: DataPath, jumbo: DataPath, names: Sequence[str]) -
     in_full = measured_in_full(names)
     return [
         plain.stream(names),
-        plain.retransmits([name for name in names if name in ("flannelpy", "flannelpy-kernel")]),
+        plain.retransmits([name for name in names if name == "flannelpy"]),
         plain.tcp("tcp-8", names, "-P", "8"),
         plain.tcp("tcp-both", in_full, "--bidir"),
         plain.idle_round_trips(names),

@@ -31,6 +31,7 @@ CONTENDER_METRICS = {
     "tcp-8": Metric("TCP, 8 streams", "Gbit/s"),
     "tcp-both": Metric("TCP, 1 stream each way at once, sum", "Gbit/s"),
     "retransmits": Metric("TCP, 1 stream: retransmits in 10 s", "segments"),
+    "sent-again": Metric("TCP, 1 stream: retransmits", "segments/Gbit"),
     "cpu": Metric("TCP, 1 stream: CPU of both daemons", "s/Gbit"),
     "machine-cpu": Metric("TCP, 1 stream: CPU of the whole machine", "s/Gbit"),
     "daemon-load": Metric("TCP, 1 stream: the busier daemon, of one processor", "%"),
@@ -61,6 +62,7 @@ CONTENDER_METRICS = {
 _ON_WIRE = (
     "tcp-1",
     "tcp-8",
+    "sent-again",
     "cpu",
     "machine-cpu",
     "daemon-load",

@@ -17,7 +17,7 @@ _CLOSE = 1.1
 # A sender that offers less than this share of what it is asked for can do no more.
 _SENDER_AT_ITS_LIMIT = 0.95
 _LARGEST_STEP = 2.0
-_FIRST_RATE = 10_000.0
+_FIRST_RATE = 40_000.0
 # From rates that are near the one sought, two trials and one between them suffice: its root is less than _CLOSE.
 _NEAR_STEP = 1.2
 

@@ -41,7 +41,7 @@ def labs_of(pid: int) -> list[Path]:
 def test_a_quick_run(tmp_path: Path) -> None:
     command = [*QUICK, f"--contenders={','.join(MEASURED)}", f"--output={tmp_path}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
     assert not labs_of(process.pid)
     data = json.loads((tmp_path / "benchmarks.json").read_text())
