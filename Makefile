@@ -155,11 +155,11 @@ waiting: $(VENV)/stamp # a part of make test
 
 compiled: $(VENV)/stamp # a part of make test
 	@echo "With compiled packet code:"
-	@$(call unskipped,$(VENV)/bin/pytest -q -m "not timed" --numprocesses=3 $(COMPILED_TESTS))
+	@$(call unskipped,$(VENV)/bin/pytest -q -m "not timed and not soak" --numprocesses=3 $(COMPILED_TESTS))
 
 interpreted: $(INTERPRETED)/stamp # a part of make test
 	@echo "With interpreted packet code:"
-	@$(call unskipped,$(INTERPRETED)/bin/python -P -m pytest -q -m "not timed" --numprocesses=2 $(PACKET_TESTS) \
+	@$(call unskipped,$(INTERPRETED)/bin/python -P -m pytest -q -m "not timed and not soak" --numprocesses=2 $(PACKET_TESTS) \
 		$(WITHOUT_PACKET_CODE))
 
 test-faults: $(VENV)/stamp ## failures of etcd, hosts and daemons, under traffic (a part of make test)

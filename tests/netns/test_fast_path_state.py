@@ -150,6 +150,29 @@ def test_two_networks_on_one_interface(tun: str, first_to_go: int) -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize(
+    "frame",
+    {
+        "of a VLAN": bytes(12) + b"\x81\x00\x00\x05" + ARRIVING[12:],
+        "for all hosts": b"\xff" * 6 + ARRIVING[6:],
+        "for another host": b"\x02" + ARRIVING[1:],
+        "no IPv4": bytes(12) + b"\x88\xb5" + ARRIVING[14:],
+        "no UDP": ARRIVING[:23] + b"\x84" + ARRIVING[24:],
+        "too short": ARRIVING[:41],
+    }.items(),
+    ids=lambda named: named[0],
+)
+def test_what_is_not_for_our_socket_passes_without_a_count(tun: str, frame: tuple[str, bytes]) -> None:
+    async def scenario(netlink: Netlink) -> None:
+        fast_path = FastPath(config(tun))
+        await attached(fast_path, netlink)
+        assert fast_path._programs["incoming"].test_run(frame[1]).result == PASSED
+        assert fast_path.counts() == {}
+        await fast_path.close(netlink)
+
+    run(scenario)
+
+
 def test_the_deadline_ends_everything(tun: str) -> None:
     async def scenario(netlink: Netlink) -> None:
         fast_path = FastPath(config(tun))
