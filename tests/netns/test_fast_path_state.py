@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -341,6 +345,42 @@ def test_each_helper_refused(tun: str, monkeypatch: pytest.MonkeyPatch, helper: 
         assert own_links() == []
 
     run(scenario)
+
+
+def test_a_kernel_that_attaches_nothing(tun: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without cls_bpf: nothing is left."""
+
+    async def refuse(*_: object) -> None:
+        raise HostError("cannot attach a BPF program to flannel0-rx: Operation not supported")
+
+    async def scenario(netlink: Netlink) -> None:
+        monkeypatch.setattr(Netlink, "replace_filter", refuse)
+        with pytest.raises(HostError, match="cannot attach"):
+            await FastPath(config(tun)).open(netlink)
+        assert own_links() == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "answer"),
+    {
+        "-all,+bpf,+net_admin": "attached",
+        "-bpf,-sys_admin": "the kernel refused the BPF map routes: Operation not permitted; it needs CAP_BPF, and the "
+        "system call bpf",
+    }.items(),
+)
+def test_capabilities(capabilities: str, answer: str) -> None:
+    script = str(Path(__file__).parent / "fast_path_probe.py")
+    path = os.pathsep.join(str(Path(__file__).parents[1] / each) for each in (".", "../scripts"))
+    done = subprocess.run(
+        ["setpriv", f"--bounding-set={capabilities}", sys.executable, script],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == (f"{answer}\n", "")
 
 
 def test_a_host_that_does_not_forward_has_no_fast_path(tun: str) -> None:

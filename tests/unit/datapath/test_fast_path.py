@@ -67,6 +67,8 @@ def test_the_values_of_all_processors_are_added_up() -> None:
     total = maps.totals(struct.pack("=5Q", 1, 100, 2, 200, 5_000_000_000) + struct.pack("=5Q", 10, 1000, 20, 2000, 0))
     assert (total.packets_out, total.bytes_out, total.packets_in, total.bytes_in) == (11, 1100, 22, 2200)
     assert total.heard_at == 5.0
-    numbers = [0] * 2 * len(Outgoing)
-    numbers[Outgoing.TTL.index], numbers[len(Outgoing) + Outgoing.TTL.index] = 3, 4
+
+
+def test_the_counters_of_the_checks() -> None:
+    numbers = [7 * (index == Outgoing.TTL.index) for index in range(len(Outgoing))]
     assert maps.left(struct.pack(f"={len(numbers)}Q", *numbers), Outgoing) == {Outgoing.TTL: 7}
