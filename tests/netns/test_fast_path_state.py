@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from support.packets import BOUND, ICMP, PORT, ipv4_packet
 
 from flannelpy.backend.udp.fast_path import FastPath, remove_left
 from flannelpy.bpf.instructions import Helper, call
-from flannelpy.datapath.fast_path import incoming, outgoing
+from flannelpy.datapath.fast_path import incoming, maps, outgoing
 from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.errors import HostError
 from flannelpy.linux.clock import BootClock
@@ -398,6 +398,25 @@ def test_an_interface_of_another_program_with_the_name_of_the_pair_is_an_error(t
         with pytest.raises(HostError, match="flannel0-gro"):
             await FastPath(config(tun)).open(netlink)
         assert own_links() == ["flannel0-gro"]
+
+    run(scenario)
+
+
+def test_peers_for_which_a_map_has_no_space_stay_with_the_loop(tun: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(netlink: Netlink) -> None:
+        for name in ("routes", "senders", "peers"):
+            monkeypatch.setitem(maps.MAPS, name, maps.MAPS[name]._replace(entries=2))
+        fast_path = FastPath(config(tun))
+        await attached(fast_path, netlink)
+        results(fast_path)
+        subnets = [IPv4Network(f"11.0.{number}.0/24") for number in range(110, 120)]
+        for number, subnet in enumerate(subnets):
+            fast_path.set(subnet, BOUND + 100 + number, in_kernel=True)
+        assert results(fast_path) == (REDIRECTED, REDIRECTED)
+        assert fast_path.tally(subnets[-1]) is not None
+        for subnet in subnets:
+            fast_path.remove(subnet)
+        await fast_path.close(netlink)
 
     run(scenario)
 

@@ -68,9 +68,9 @@ def route_key(subnet: IPv4Network) -> bytes:
     return _ROUTE_KEY.pack(subnet.prefixlen, subnet.network_address.packed)
 
 
-def route_value(subnet: IPv4Network, public_ip: IPv4Address) -> bytes:
-    """Return a value of ``routes``; ``public_ip``: LOOP if the loop serves the peer."""
-    return subnet_key(subnet) + public_ip.packed
+def route_value(key: bytes, public_ip: IPv4Address) -> bytes:
+    """Return a value of ``routes``; ``key``: that of ``peers``, ``public_ip``: LOOP if the loop serves the peer."""
+    return key + public_ip.packed
 
 
 def index_key(number: int) -> bytes:

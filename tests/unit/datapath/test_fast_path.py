@@ -54,12 +54,17 @@ def test_the_engine_makes_the_golden_packets() -> None:
 
 def test_layouts() -> None:
     assert maps.route_key(PEER) == struct.pack("=I", 24) + bytes((11, 0, 101, 0))
-    assert maps.route_value(PEER, PUBLIC_IP) == bytes((11, 0, 101, 0, 255, 255, 255, 0, 172, 17, 8, 102))
+    assert maps.route_value(maps.subnet_key(PEER), PUBLIC_IP) == bytes(
+        (11, 0, 101, 0, 255, 255, 255, 0, 172, 17, 8, 102)
+    )
     assert maps.subnet_key(PEER) == bytes((11, 0, 101, 0, 255, 255, 255, 0))
     assert maps.settings(1.5, 7) == struct.pack("=QII", 1_500_000_000, 7, 0)
     assert maps.settings(float("inf"), 7) == struct.pack("=QII", (1 << 64) - 1, 7, 0)
     assert maps.settings(-1.0, 7) == struct.pack("=QII", 0, 7, 0)
-    for kind, value in (("routes", maps.route_value(PEER, PUBLIC_IP)), ("settings", maps.settings(0, 1))):
+    for kind, value in (
+        ("routes", maps.route_value(maps.subnet_key(PEER), PUBLIC_IP)),
+        ("settings", maps.settings(0, 1)),
+    ):
         assert maps.MAPS[kind].value_size == len(value)
 
 
