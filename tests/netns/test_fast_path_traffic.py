@@ -36,11 +36,22 @@ class KernelHost:
     def __init__(self, host: Host, subnet: IPv4Network) -> None:
         self.host = host
         self.subnet = subnet
-        config = FastPathConfig(subnet, NETWORK, host.public_ip, PORT, SourceCheck.STRICT, "flannel0", "eth1", ALIAS)
-        self.fast_path = FastPath(config)
+        self._config = FastPathConfig(
+            subnet, NETWORK, host.public_ip, PORT, SourceCheck.STRICT, "flannel0", "eth1", ALIAS
+        )
+        self.fast_path = FastPath(self._config)
         (host.run_dir / "flannel").mkdir()
         (host.run_dir / "flannel" / "subnet.env").write_text(f"FLANNEL_SUBNET={subnet[1]}/24\nFLANNEL_MTU=1472\n")
         self.container: Container = host.add_container()
+
+    def start(self, peer: KernelHost) -> FastPath:
+        """Return a fast path that is attached."""
+        fast_path = FastPath(self._config)
+        self.do(fast_path.open)
+        fast_path.set(peer.subnet, peer.host.public_ip, in_kernel=True)
+        fast_path.extend(float("inf"))
+        self.do(fast_path.attach)
+        return fast_path
 
     def do(self, work: Callable[[Netlink], Awaitable[T]]) -> T:
         """Run a part of the fast path in the host's namespace."""
@@ -65,10 +76,7 @@ def hosts(lab: Lab) -> Iterator[list[KernelHost]]:
         for own, other in (found, found[::-1]):
             with inside(own.host):
                 tuns.enter_context(own_tun(own.subnet))
-            own.do(own.fast_path.open)
-            own.fast_path.set(other.subnet, other.host.public_ip, in_kernel=True)
-            own.fast_path.extend(float("inf"))
-            own.do(own.fast_path.attach)
+            own.fast_path = own.start(other)
         yield found
         for own in found:
             own.do(own.fast_path.close)
@@ -96,6 +104,31 @@ def test_programs_carry_ping_and_tcp(hosts: list[KernelHost]) -> None:
     assert throughput(other.container, one.container) > 500e6
     assert not one.fast_path.counts()
     assert not other.fast_path.counts()
+
+
+def test_a_packet_waits_for_the_mac_of_its_neighbour(hosts: list[KernelHost]) -> None:
+    """No loop could send it."""
+    one, other = hosts
+    for _ in range(3):
+        for each in hosts:
+            each.shell("ip neigh flush dev eth1")
+        assert lost(one.container.ping_text(other.container.address, 1)) == 0
+
+
+def test_no_packet_is_lost_while_processes_follow_each_other(hosts: list[KernelHost]) -> None:
+    """Each loads programs with maps of its own, fills these, and swaps; the TUN stays open."""
+    one, other = hosts
+    ping = one.container.popen("ping", "-n", "-c200", "-i0.02", "-W2", str(other.container.address))
+    swaps = 0
+    while ping.poll() is None:
+        for own, peer in (hosts, hosts[::-1]):
+            later = own.start(peer)
+            own.fast_path.release()
+            own.fast_path = later
+        swaps += 1
+    assert ping.stdout
+    assert lost(ping.stdout.read()) == 0
+    assert swaps > 3
 
 
 @pytest.mark.parametrize("checksums", ["on", "off"])
