@@ -402,6 +402,38 @@ def test_an_interface_of_another_program_with_the_name_of_the_pair_is_an_error(t
     run(scenario)
 
 
+@pytest.mark.parametrize(
+    ("command", "size", "counted"),
+    [
+        ("true", 1472, None),
+        ("true", 1473, "outgoing_too_big"),
+        ("ip link set eth1 mtu 1000", 972, None),
+        ("ip link set eth1 mtu 1000", 973, "outgoing_too_big"),
+        ("ip route add 172.17.8.102 dev eth1 mtu lock 1000", 973, "outgoing_too_big"),
+        ("ip route add 172.17.8.102 dev switch", 100, "outgoing_other_way"),
+        ("ip rule add pref 1 to 172.17.8.102 unreachable", 100, "outgoing_other_way"),
+        ("ip rule add pref 1 to 172.17.8.102 iif lo unreachable", 100, "outgoing_other_way"),
+        ("ip rule add pref 1 to 172.17.8.102 iif eth1 unreachable", 100, None),
+        ("ip -6 addr add fd00::1/64 dev eth1; ip route add 172.17.8.102 via inet6 fd00::2", 100, "outgoing_other_way"),
+        ("ip link set eth1 down", 100, "outgoing_other_way"),
+        ("sysctl -qw net.ipv4.ip_forward=0", 100, "outgoing_not_forwarding"),
+    ],
+)
+def test_the_underlay_decides(tun: str, command: str, size: int, counted: str | None) -> None:
+    """The look-up is that of a packet of this host."""
+    packet = ETHERNET + ipv4_packet("11.0.59.2", "11.0.101.2", bytes(size - 20), protocol=ICMP)
+
+    async def scenario(netlink: Netlink) -> None:
+        fast_path = FastPath(config(tun))
+        await attached(fast_path, netlink)
+        shell(command)
+        result = fast_path._programs["outgoing"].test_run(packet).result
+        assert (result, fast_path.counts()) == ((PASSED, {counted: 1}) if counted else (REDIRECTED, {}))
+        await fast_path.close(netlink)
+
+    run(scenario)
+
+
 def test_peers_for_which_a_map_has_no_space_stay_with_the_loop(tun: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(netlink: Netlink) -> None:
         for name in ("routes", "senders", "peers"):
