@@ -158,7 +158,7 @@ class Comparison:
         self.forwarded: Counter[str] = Counter()
         self.left: Counter[Check] = Counter()
         self._carried = Totals()
-        self._counted: dict[str, tuple[int, ...]] = {}
+        self._counted: dict[str, bytes] = {}
 
     def compare_tallies(self) -> None:
         """Compare what the programs have counted with what they forwarded."""
@@ -244,12 +244,13 @@ class Comparison:
         return (checks[0] if checks else NOT_OURS), b""
 
     def _checks_since_last(self, direction: str) -> list[Check]:
-        """Return the checks whose counters, which each processor has, differ from the last time."""
+        """Return the checks whose counters differ from the last time."""
         values = self._maps[f"left_{direction}"].get(bytes(4)) or b""
-        numbers = struct.unpack(f"={len(values) // 8}Q", values)
-        before, self._counted[direction] = self._counted.get(direction, (0,) * len(numbers)), numbers
-        checks = CHECKS[direction]
-        return [checks[at % len(checks)] for at in range(len(numbers)) if numbers[at] != before[at]]
+        before, self._counted[direction] = self._counted.get(direction, bytes(len(values))), values
+        if values == before:
+            return []
+        numbers, former = struct.unpack(f"={len(values) // 8}Q", values), struct.unpack(f"={len(values) // 8}Q", before)
+        return [check for check in CHECKS[direction] if numbers[check.index] != former[check.index]]
 
 
 @lru_cache(1 << 16)

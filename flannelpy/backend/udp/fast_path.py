@@ -11,6 +11,7 @@ earlier process left stay at work; ``attach`` swaps each in one step.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
@@ -71,7 +72,7 @@ class FastPath:
         """Load the programs, test them with golden packets, set up the GRO pair; the TUN must exist.
 
         The packets of the overlay stay with the loop, or with the programs of an earlier process, until ``attach``.
-        Raises HostError with the reason for which this host has no fast path.
+        Raises HostError with the reason for which this host has no fast path; then nothing new is left.
         """
         try:
             for name, kind in maps.MAPS.items():
@@ -84,6 +85,8 @@ class FastPath:
             await self._set_up_gro(netlink)
         except BaseException:
             self.release()
+            with suppress(HostError):
+                await self._gro_pair.remove(netlink)
             raise
 
     async def attach(self, netlink: Netlink) -> None:

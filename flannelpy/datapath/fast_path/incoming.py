@@ -88,7 +88,7 @@ def program(constants: Constants) -> Program:
     _decapsulate(code)
     _count(code)
     _deliver(code)
-    leave_to_loop(code, Incoming, "left_incoming", _SCRATCH)
+    leave_to_loop(code, Incoming, "left_incoming")
     return code.program()
 
 
