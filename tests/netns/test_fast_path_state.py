@@ -327,8 +327,8 @@ def test_each_helper_refused(tun: str, monkeypatch: pytest.MonkeyPatch, helper: 
         for module in (outgoing, incoming):
             original = module.program
 
-            def without(constants: Any, original: Any = original) -> Any:
-                program = original(constants)
+            def without(*arguments: Any, original: Any = original, **how: Any) -> Any:
+                program = original(*arguments, **how)
                 return program._replace(
                     instructions=tuple(unknown if one == refused else one for one in program.instructions)
                 )
