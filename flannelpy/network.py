@@ -38,11 +38,13 @@ from typing import NamedTuple, Never
 from flannelpy import logs
 from flannelpy.backend import catalogue
 from flannelpy.backend.base import Backend
+from flannelpy.backend.left_programs import remove_left_programs
 from flannelpy.backend.leftovers import Keep, unmarked_leftovers, withdraw
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import HostError, LeaseLost, one_line
 from flannelpy.host import ownership, subnet_file
 from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
+from flannelpy.host.kernel_mode import kernel_mode
 from flannelpy.host.ready_file import ReadyFile
 from flannelpy.host.shared import Host
 from flannelpy.leasing.host_registry import connect_host
@@ -163,13 +165,13 @@ class Network:
         cleanup.callback(self._host.release, self.name)
         chosen = await manager.read_config(self._claim, self._unblock)
         self._options = replace(self._options, etcd_api=EtcdApi(registry.schema.value))  # also for the next run
-        cleanup.callback(chosen.backend.close)
+        cleanup.push_async_callback(chosen.backend.close)
         self._network = chosen.config.network
         try:
             cleanup.callback(self._forget_previous, await self._start(chosen, manager, host_identity))
             await self._serve(chosen, manager, ready_file)
         except LeaseLost:
-            chosen.backend.close()
+            await chosen.backend.close()
             async with self._host.resources.busy:
                 await self._withdraw(chosen.config.network)
             raise
@@ -210,7 +212,9 @@ class Network:
 
     async def _choose(self, config: NetworkConfig) -> _Chosen:
         """Return the backend of a config that this host can run.  Raises ConfigError, HostError."""
-        backend = catalogue.create(config, self._host.external, self._options, own_alias(self._subnet_file))
+        assert self._manager, "a config is read by the manager"
+        kernel = kernel_mode(self._options, self._manager)
+        backend = catalogue.create(config, self._host.external, self._options, own_alias(self._subnet_file), kernel)
         self._host.resources.check(self.name, config.network, backend.exclusive_resources)
         async with Netlink() as netlink:
             await self._underlay.check(netlink, config.network, backend.routed)
@@ -274,10 +278,11 @@ class Network:
         scope = ownership.scope(self._subnet_file, self._lock.read(), (config.network, subnet))
         previous = sorted(scope.networks.union(evicted) - {config.network})
         self._lock.write(Run((config.network, *previous), config.backend.type, backend.device))
-        keep = Keep(config.network, backend.device, backend.adopts_routes)
+        keep = Keep(config.network, backend.device, backend.adopts_routes, tun=backend.adopts_device)
         async with Netlink() as netlink:
             async with self._host.resources.busy:
-                removed = await withdraw(netlink, scope, keep)
+                removed = [] if backend.adopts_device else await remove_left_programs(netlink, scope.alias)
+                removed += await withdraw(netlink, scope, keep)
                 self._host.isolation.forget(scope.networks - {config.network})
             for left in removed:
                 log.warning("Removed leftover %s", left)
@@ -296,6 +301,7 @@ class Network:
             scope = ownership.scope(self._subnet_file, self._lock.read())
             networks = scope.networks | {network}
             async with Netlink() as netlink:
+                await remove_left_programs(netlink, scope.alias)
                 await withdraw(netlink, scope._replace(networks=networks))
             self._host.isolation.forget(networks)
         except HostError as error:

@@ -22,6 +22,18 @@ class EtcdApi(enum.StrEnum):
     V3 = "3"
 
 
+class Datapath(enum.StrEnum):
+    """What carries the packets of the udp backend.
+
+    ``LOOP``: this process.  ``AUTO``: eBPF programs in the kernel where that is possible, otherwise the loop.
+    ``KERNEL``: the same, but a host that cannot have the programs does not start.
+    """
+
+    LOOP = "loop"
+    AUTO = "auto"
+    KERNEL = "kernel"
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The checked values of all flags; None stands for a flag that was not given and has no default."""
@@ -49,6 +61,7 @@ class Options:
     iptables_resync: int  # seconds
     source_check: SourceCheck
     offload: frozenset[str] | None
+    datapath: Datapath
     healthz_ip: IPv4Address
     healthz_port: int  # 0: no HTTP
     metrics_ip: tuple[IPv4Address, ...]

@@ -107,7 +107,9 @@ class BackendReport:
     reason; empty if the kernel alone carries the packets.  ``device`` is empty if there is none.  ``mtu``: that of the
     containers, 0 before the start.  ``overhead``: the bytes that encapsulation adds to a packet.  ``offloads``: those
     in use, in alphabetical order.  ``carried``: the packets of all peers since the start, also of peers that have left;
-    None if the kernel carries the packets.
+    None if the kernel carries the packets without counting them for flannelpy.  ``datapath``: what carries them, of
+    ``loop`` and ``kernel``; empty if the backend has no choice.  ``loop_cause``: why the loop does although the kernel
+    may; empty if the kernel does, or may not.
     """
 
     type: str
@@ -119,6 +121,8 @@ class BackendReport:
     offloads: tuple[str, ...] = ()
     overhead: int = 0
     carried: Traffic | None = None
+    datapath: str = ""
+    loop_cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ class AllocBackend:
     datagrams = None
     forwarding = None
     device = ""
-    adopts_routes = False
+    adopts_routes = adopts_device = False
     routed = Routed.NOTHING
 
     def __init__(self, external: ExternalInterface) -> None:
@@ -64,5 +64,5 @@ class AllocBackend:
         """Return an empty list: there is nothing to repair."""
         return []
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Do nothing: there is nothing to remove."""

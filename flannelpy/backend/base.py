@@ -26,10 +26,12 @@ class Backend(Protocol):
     kernel's state.  A backend never changes kernel state of other programs, except on its own device.
 
     ``adopts_routes``: whether its routes stay when it stops, so that its next start adopts them.
+    ``adopts_device``: whether its next start adopts a TUN device of its that an earlier process has kept.
     ``routed``: which part of the network it routes to other hosts.
     """
 
     adopts_routes: bool
+    adopts_device: bool
     routed: Routed
 
     @property
@@ -109,8 +111,9 @@ class Backend(Protocol):
         repair waits for the next call.
         """
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Remove what ``start`` set up, except what lets traffic continue during a restart.
 
-        With ``adopts_routes`` nothing changes; otherwise nothing is left.  Further calls do nothing.
+        With ``adopts_routes`` nothing changes; otherwise nothing is left, unless systemd keeps the device that the next
+        start adopts.  Further calls do nothing.
         """

@@ -5,6 +5,8 @@ Counterpart: backend/manager.go.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.base import Backend
 from flannelpy.errors import ConfigError
@@ -12,9 +14,20 @@ from flannelpy.foreign import shown
 from flannelpy.options import Options
 from flannelpy.subnet.config import NetworkConfig
 
+if TYPE_CHECKING:
+    from flannelpy.backend.udp.datapath import KernelMode
 
-def create(config: NetworkConfig, external: ExternalInterface, options: Options, alias: str) -> Backend:
+
+def create(
+    config: NetworkConfig,
+    external: ExternalInterface,
+    options: Options,
+    alias: str,
+    kernel_mode: KernelMode | None = None,
+) -> Backend:
     """Return the backend that the config asks for; it marks its device with ``alias``.  Raises ConfigError, HostError.
+
+    ``kernel_mode``: how the kernel may carry packets of the udp backend; None if it may not.
 
     A backend is imported when a config asks for it: the packet code and the netlink modules take time to import.
     """
@@ -30,7 +43,7 @@ def create(config: NetworkConfig, external: ExternalInterface, options: Options,
         case "udp":
             from flannelpy.backend.udp.backend import UdpBackend
 
-            return UdpBackend(config, external, alias, options.offload, options.source_check)
+            return UdpBackend(config, external, alias, options.offload, options.source_check, kernel_mode)
         case "vxlan":
             from flannelpy.backend.vxlan.backend import VxlanBackend
 

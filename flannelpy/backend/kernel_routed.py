@@ -62,6 +62,7 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
     type: str
     overhead: int
     adopts_routes = True
+    adopts_device = False
 
     def __init__(
         self, network: IPv4Network, external: ExternalInterface, log: logging.Logger, *, has_direct_routes: bool
@@ -211,7 +212,7 @@ class KernelRoutedBackend(ABC, Generic[PeerT]):
             self._check_peers()
         return repairs
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Keep device and entries, so that traffic continues while flannelpy restarts."""
 
     async def _wanted(self, netlink: Netlink) -> Mapping[IPv4Network, PeerEntries]:

@@ -35,11 +35,15 @@ class Scope(NamedTuple):
 
 
 class Keep(NamedTuple):
-    """What a start leaves in place: the rules of its network, its device, and with ``routes`` the network's routes."""
+    """What a start leaves in place: the rules of its network, its device, and with ``routes`` the network's routes.
+
+    ``tun``: the first TUN device is the start's device, under any name.
+    """
 
     network: IPv4Network
     device: str
     routes: bool
+    tun: bool = False
 
 
 async def withdraw(netlink: Netlink, scope: Scope, keep: Keep | None = None) -> list[str]:
@@ -50,7 +54,7 @@ async def withdraw(netlink: Netlink, scope: Scope, keep: Keep | None = None) -> 
     devices = await own_devices(netlink, scope.alias, scope.addresses)
     _check_unused(devices)
     routes = [route for route in await netlink.marked_routes() if _is_unwanted(route, scope, keep)]
-    kept = [link for link in devices if keep and link.name == keep.device]
+    kept = [link for link in devices if keep and link.name == _kept_device(keep, devices)]
     links = [link for link in devices if link not in kept]
     dropped = scope.networks - {keep.network} if keep else scope.networks
     rules = [rule for rule in await netlink.prohibit_rules() if dropped & {rule.source, rule.destination}]
@@ -89,6 +93,13 @@ async def unmarked_leftovers(
 def route_text(route: KernelRoute) -> str:
     """Return the route in words."""
     return f"route to {route.destination} via {route.gateway}" if route.gateway else f"route to {route.destination}"
+
+
+def _kept_device(keep: Keep, devices: Iterable[Link]) -> str:
+    """Return the name of the start's device."""
+    if not keep.tun:
+        return keep.device
+    return next((link.name for link in devices if link.kind == "tun" and is_device_alias(link.alias)), "")
 
 
 def _check_unused(devices: Iterable[Link]) -> None:

@@ -337,6 +337,17 @@ FLAGS = (
         default="auto",
     ),
     Flag(
+        "datapath",
+        "Packets",
+        values.datapath,
+        "What carries the packets of the udp backend. loop: this process; auto:\n"
+        "      eBPF in the kernel to and from hosts that have it too, where nothing\n"
+        "      forbids it, and the loop for all else; kernel: the same, but flannelpy\n"
+        "      does not start without it.",
+        value="loop|auto|kernel",
+        default="loop",
+    ),
+    Flag(
         "healthz-port",
         "HTTP",
         values.port,

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from flannelpy.datapath.source_check import SourceCheck
-from flannelpy.options import EtcdApi
+from flannelpy.options import Datapath, EtcdApi
 from flannelpy.subnet.lease import is_host_id
 
 _MAX_SECONDS = 3600
@@ -176,6 +176,14 @@ def offload(text: str) -> frozenset[str] | None:
     from flannelpy.datapath.offloads import parse
 
     return frozenset(parse(text))
+
+
+def datapath(text: str) -> Datapath:
+    """Return what carries the packets of the udp backend."""
+    try:
+        return Datapath(text)
+    except ValueError:
+        raise ValueError(f"must be {', '.join(Datapath)}") from None
 
 
 def path(text: str) -> Path:

@@ -14,6 +14,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from flannelpy import logs
+from flannelpy.backend.left_programs import remove_left_programs
 from flannelpy.backend.leftovers import marked, unmarked_leftovers, withdraw
 from flannelpy.control import listener
 from flannelpy.errors import CompareFailed, HostError, KeyNotFound
@@ -79,7 +80,8 @@ async def _remove_owned(file: Path, ready: Path, lock: InstanceLock) -> list[Hos
     """
     scope = ownership.scope(file, lock.read())
     async with Netlink() as netlink:
-        removed = await withdraw(netlink, scope) if scope.networks else []
+        removed = await remove_left_programs(netlink, scope.alias)
+        removed += await withdraw(netlink, scope) if scope.networks else []
         unmarked = await unmarked_leftovers(netlink, scope.networks)
         if not scope.networks:
             found = [*await marked(netlink), *await firewall_tables.chains()]

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 from flannelpy import logs
-from flannelpy.chunks import in_chunks
+from flannelpy.chunks import in_chunks, in_turns
 from flannelpy.errors import HostError
 from flannelpy.linux import ip_forward, iptables, nftables
 from flannelpy.netfilter import obstacles
 from flannelpy.netfilter.iptables_listing import Tables
 from flannelpy.netfilter.nft_listing import NftTable
-from flannelpy.netfilter.obstacles import Obstacle, Search, Traffic
+from flannelpy.netfilter.obstacles import Obstacle, Traffic
 from flannelpy.report import TrafficReport
 
 log = logging.getLogger(__name__)
@@ -33,8 +32,6 @@ _OUTDATED_SECONDS = 300.0
 _MOST_LISTINGS = 3
 # An operator who changes rules reads each line; rules that come and go for ever are limited after so many.
 _MOST_LINES = 100
-# To follow a rule takes 20 microseconds, and to read a long one a millisecond.
-_TURN_SECONDS = 0.001
 
 
 class SysctlCheck:
@@ -230,17 +227,4 @@ class ForwardCheck:
 async def search(listings: Collection[Tables], nft_tables: Collection[NftTable], traffic: Traffic) -> list[Obstacle]:
     """Return what drops packets in these tables of iptables and nftables."""
     searches = obstacles.searches(listings, nft_tables, traffic)
-    return [obstacle for search in searches for obstacle in await _in_turns(search)]
-
-
-async def _in_turns(search: Search) -> list[Obstacle]:
-    """Return the result of a search; before it and in between the event loop runs."""
-    await asyncio.sleep(0)
-    try:
-        while True:
-            end = time.perf_counter() + _TURN_SECONDS
-            while time.perf_counter() < end:
-                next(search)
-            await asyncio.sleep(0)
-    except StopIteration as stop:
-        return cast(list[Obstacle], stop.value)
+    return [obstacle for search in searches for obstacle in await in_turns(search)]

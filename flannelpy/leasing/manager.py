@@ -210,6 +210,14 @@ class SubnetManager:
         """Renew the own lease whenever its renewal is due, for ever.  Raises LeaseLost."""
         await self._own.keep()
 
+    def announce(self, *, in_kernel: bool) -> None:
+        """Tell peers by the own lease, as soon as the store answers, whether our kernel takes their datagrams."""
+        self._own.announce(in_kernel=in_kernel)
+
+    def seconds_left(self) -> float | None:
+        """Return the seconds until the own lease expires if no renewal succeeds; None for a reservation."""
+        return self._own.seconds_left()
+
     async def watch(self, apply: Apply) -> None:
         """Pass the leases of peers to ``apply``: first all of them, then changes, for ever.  Raises LeaseLost."""
         table = LeaseTable(self.own.subnet, self._own.host_identity.public_ip, self._grace, self._own.network)

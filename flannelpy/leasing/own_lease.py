@@ -10,6 +10,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from ipaddress import IPv4Network
@@ -55,7 +56,7 @@ class OwnLease:
         self._attrs = LeaseAttrs(host_identity.public_ip)  # as flannelpy writes them; the store's may differ
         self._network: IPv4Network | None = None
         self._lead = self._renew_at = self._ends_at = 0.0
-        self._is_planned = asyncio.Event()  # set by each plan of a renewal
+        self._is_planned = asyncio.Event()  # set by each plan of a renewal, and by ``announce``
         self._failures = 0
         self._problem = ""
         self._acquired_at = self._confirmed_at = 0.0
@@ -116,14 +117,22 @@ class OwnLease:
         self._acquired_at = self._confirmed_at
         return lease
 
+    def announce(self, *, in_kernel: bool) -> None:
+        """Have ``keep`` tell peers by the lease whether the kernel of this host takes their datagrams."""
+        self._attrs = replace(self._attrs, in_kernel=in_kernel)
+        self._is_planned.set()
+
     # Renewing
 
     async def keep(self) -> None:
-        """Renew the lease whenever its renewal is due, for ever.  Raises LeaseLost."""
+        """Renew the lease whenever its renewal is due, and write what was announced, for ever.  Raises LeaseLost."""
         while True:
             self._losses.report()
             self._conflicts.report()
             self._renewal_failures.report()
+            if self.lease.attrs.in_kernel != self._attrs.in_kernel:
+                await until_done(self._clock, self._rng, self._rewrite, "Failed to write own lease", RegistryError)
+                continue
             wait = self._renew_at - self._clock.now()
             if wait <= 0 and action(self.lease, Condition.RENEWAL_DUE) is Action.RENEW:
                 await self._renew()
@@ -131,8 +140,17 @@ class OwnLease:
                 # Short sleeps: the lease may change meanwhile, and sleep does not count suspended time.
                 await self._sleep(min(wait, _LONGEST_SLEEP) if wait > 0 else _LONGEST_SLEEP)
 
+    async def _rewrite(self) -> None:
+        """Write the lease with other attributes; if it has changed meanwhile, act on that."""
+        await self._clock.sleep(self._repeated.pause(self._clock.now()))
+        try:
+            self._hold(await self._write(self.lease.version))
+            self._repeated.note(self._clock.now())
+        except (CompareFailed, KeyNotFound):
+            await self.react(await self._store.find(self.lease.subnet))
+
     async def _sleep(self, seconds: float) -> None:
-        """Sleep until a renewal is planned, ``seconds`` at most."""
+        """Sleep until a renewal is planned or attributes are announced, ``seconds`` at most."""
         self._is_planned.clear()
         waits = [asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(self._is_planned.wait())]
         try:

@@ -27,8 +27,9 @@ _OTHER_FLAVOUR = {"xtables-nft-multi": "legacy", "xtables-legacy-multi": "nft"}
 _NO_TABLE = re.compile(
     "Table does not exist|Failed to initialize nft: Protocol not supported|rule set generation id: Invalid argument"
 )
-# Those in which the kernel accepts a DROP, and operators add one.
+# Those in which the kernel accepts a DROP, and operators add one; and the others.
 _TABLES = ("filter", "mangle", "raw")
+_OTHER_TABLES = ("nat", "security")
 
 
 def is_installed() -> bool:
@@ -78,19 +79,27 @@ async def restore(text: bytes, flavour: str = "") -> None:
         raise HostError(f"{' '.join(words)} failed: {failures}")
 
 
-async def tables(*, may_load: bool = True) -> dict[str, Tables | HostError]:
+async def tables(*, may_load: bool = True, with_nat: bool = False) -> dict[str, Tables | HostError]:
     """Return all tables that exist, by the command that lists them, or why it does not.
 
-    ``may_load``: iptables-nft is asked also where the kernel has to load nf_tables for that.
+    ``may_load``: iptables-nft is asked also where the kernel has to load nf_tables for that.  ``with_nat``: also those
+    in which nothing is dropped.
     """
     own_program = _program("iptables-save")
     found: dict[str, Tables | HostError] = {}
-    for words in _list_commands():
+    for words in _list_commands((*_TABLES, *_OTHER_TABLES) if with_nat else _TABLES):
         if not (may_load or "legacy" in words[0] or may_exist("", "nft")):
             continue
-        tables = Tables(words[0], has_own_rules=bool(own_program) and own_program == _program(words[0]))
+        is_own = bool(own_program) and own_program == _program(words[0])
+        tables = Tables(words[0], has_own_rules=is_own, with_nat=with_nat)
         found[" ".join(words)] = await _list(tables, words)
     return found
+
+
+def unlisted_tables() -> list[str]:
+    """Return the tables of iptables-legacy that the kernel has, and for which there is no command."""
+    commands = {_program("iptables-legacy-save"), _program("iptables-save")} - {"", "xtables-nft-multi"}
+    return [] if commands else _legacy_tables() or []
 
 
 async def _list(tables: Tables, words: Sequence[str]) -> Tables | HostError:
@@ -113,17 +122,17 @@ def _program(command: str) -> str:
     return Path(path).resolve().name if path else ""
 
 
-def _list_commands() -> list[list[str]]:
-    """Return the commands that list all tables of both flavours, which may both be in use."""
+def _list_commands(names: Sequence[str]) -> list[list[str]]:
+    """Return the commands that list all tables of both flavours, which may both be in use; ``names``: if unknown."""
     legacy = _program("iptables-legacy-save")
     found = [word for word in ("iptables-nft-save", "iptables-save") if _program(word)][:1]
-    return [[word] for word in found if _program(word) != legacy] + (_legacy_commands() if legacy else [])
+    return [[word] for word in found if _program(word) != legacy] + (_legacy_commands(names) if legacy else [])
 
 
-def _legacy_commands() -> list[list[str]]:
+def _legacy_commands(names: Sequence[str]) -> list[list[str]]:
     existing = _legacy_tables()
     if existing is None:  # without -t the command reads the names, too
-        return [["iptables-legacy-save", "-t", name] for name in _TABLES if may_exist(name, "legacy")]
+        return [["iptables-legacy-save", "-t", name] for name in names if may_exist(name, "legacy")]
     return [["iptables-legacy-save"]] if existing else []
 
 

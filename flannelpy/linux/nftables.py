@@ -1,4 +1,4 @@
-"""Lists the tables of nftables with base chains that forwarded packets pass, beside the rules of iptables.
+"""Lists the tables of nftables with base chains at some hooks, beside the rules of iptables.
 
 Source: nft(8), libnftables-json(5).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,20 +16,21 @@ from flannelpy.linux import command, kernel_modules
 from flannelpy.netfilter.nft_listing import Entries, NftTable
 
 _FAMILIES = ("ip", "inet")
-_HOOKS = ("prerouting", "forward", "postrouting")
+#: The hooks that forwarded packets pass.
+FORWARDED = ("PREROUTING", "FORWARD", "POSTROUTING")
 # Where iptables-nft drops nothing; kube-proxy has tens of thousands of rules there.
 _NAT_OF_IPTABLES = ("ip", "nat")
-_CHAINS_OF_IPTABLES = tuple(hook.upper() for hook in _HOOKS)
 # More is not kept in memory.
 _MOST_BYTES = 1 << 24
 _GONE = "No such file or directory"
 _MODULE = "nf_tables"
 
 
-async def tables() -> dict[str, NftTable | HostError]:
+async def tables(hooks: Collection[str] = FORWARDED, *, with_nat: bool = False) -> dict[str, NftTable | HostError]:
     """Return those of IPv4 by family and name, or why a table cannot be read; none if the kernel has no nftables.
 
-    Raises HostError if there is no list of tables.
+    ``hooks``: in capitals, those at one of which a table has a chain.  ``with_nat``: also the table nat of iptables, in
+    which nothing is dropped.  Raises HostError if there is no list of tables.
     """
     if not shutil.which("nft"):
         if kernel_modules.may_be_loaded(_MODULE):
@@ -38,7 +39,7 @@ async def tables() -> dict[str, NftTable | HostError]:
     passed: set[tuple[str, str]] = set()
 
     def take(entry: bytes) -> None:
-        if entry.startswith(b'{"chain"') and _is_passed(chain := json.loads(entry)["chain"]):
+        if entry.startswith(b'{"chain"') and _is_passed(chain := json.loads(entry)["chain"], hooks, with_nat=with_nat):
             passed.add((str(chain["family"]), str(chain["table"])))
 
     await _list(take, "chains")
@@ -46,11 +47,11 @@ async def tables() -> dict[str, NftTable | HostError]:
     return {name: table for name, table in found.items() if table}
 
 
-def _is_passed(chain: dict[str, Any]) -> bool:
-    """Whether packets that are forwarded come to the chain and may be dropped."""
+def _is_passed(chain: dict[str, Any], hooks: Collection[str], *, with_nat: bool) -> bool:
+    """Whether packets at the hooks come to the chain, and it matters."""
     family, table, name = chain["family"], chain["table"], chain["name"]
-    is_of_iptables = (family, table) == _NAT_OF_IPTABLES and name in _CHAINS_OF_IPTABLES
-    return chain.get("hook") in _HOOKS and family in _FAMILIES and not is_of_iptables
+    is_left_out = not with_nat and (family, table) == _NAT_OF_IPTABLES and name in hooks
+    return str(chain.get("hook", "")).upper() in hooks and family in _FAMILIES and not is_left_out
 
 
 async def _read(family: str, name: str) -> NftTable | HostError | None:

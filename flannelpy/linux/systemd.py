@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import socket
+from collections.abc import Sequence
 
 from flannelpy.foreign import shown
 
@@ -13,8 +14,8 @@ _LONGEST = 1000
 _INFINITY = 2**64 - 1
 
 
-def notify(*lines: str) -> None:
-    """Send assignments such as ``READY=1``, each on one line, if a supervisor asked for them."""
+def notify(*lines: str, fds: Sequence[int] = ()) -> None:
+    """Send assignments such as ``READY=1``, each on one line, with descriptors, if a supervisor asked for them."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -24,7 +25,8 @@ def notify(*lines: str) -> None:
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
         sock.connect(address)
-        sock.send("\n".join(shown(line, _LONGEST) for line in lines).encode())
+        text = "\n".join(shown(line, _LONGEST) for line in lines).encode()
+        socket.send_fds(sock, [text], fds) if fds else sock.send(text)
 
 
 def watchdog_seconds() -> float | None:

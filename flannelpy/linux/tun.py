@@ -1,4 +1,4 @@
-"""The TUN device: created by an ioctl, removed by the kernel when it is closed.
+"""The TUN device: created by an ioctl, removed by the kernel when it is closed, unless it is persistent.
 
 Source: Documentation/networking/tuntap.rst and include/uapi/linux/if_tun.h of the kernel.
 """
@@ -21,7 +21,9 @@ _TUNSETIFF = 0x400454CA
 _IFF_TUN = 0x0001
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
+_TUNSETPERSIST = 0x400454CB
 _TUNSETOFFLOAD = 0x400454D0
+_TUNGETIFF = 0x800454D2
 _TUN_F_CSUM = 0x01
 _TUN_F_TSO4 = 0x02
 _TUN_F_USO4 = 0x20
@@ -54,7 +56,10 @@ class Tun:
     """An open TUN device.  Reads and writes whole packets and never blocks."""
 
     def __init__(self, pattern: str = "flannel%d") -> None:
-        """Open the first free device of that name.  Raises HostError."""
+        """Create the first free device of that name, or open the persistent one of exactly this name.
+
+        Raises HostError.
+        """
         self.fd = _open()
         try:
             reply = fcntl.ioctl(
@@ -64,6 +69,27 @@ class Tun:
             os.close(self.fd)
             raise HostError(f"cannot make a TUN device {pattern}: {error.strerror}; it needs CAP_NET_ADMIN") from error
         self.name: str = _IFREQ.unpack(reply)[0].rstrip(b"\0").decode()
+
+    @classmethod
+    def of_descriptor(cls, fd: int) -> Tun:
+        """Return the open device that ``fd`` refers to, and own ``fd``.  Raises HostError, and then closes ``fd``."""
+        try:
+            reply = fcntl.ioctl(fd, _TUNGETIFF, _IFREQ.pack(b"", 0))
+            os.set_blocking(fd, False)
+        except OSError as error:
+            os.close(fd)
+            raise HostError(f"descriptor {fd} is no TUN device: {error.strerror}") from error
+        tun = cls.__new__(cls)
+        tun.fd = fd
+        tun.name = _IFREQ.unpack(reply)[0].rstrip(b"\0").decode()
+        return tun
+
+    def persist(self, *, on: bool) -> None:
+        """Have the kernel keep the device when it is closed, or not.  Raises HostError."""
+        try:
+            fcntl.ioctl(self.fd, _TUNSETPERSIST, int(on))
+        except OSError as error:
+            raise HostError(f"cannot make {self.name} persistent: {error.strerror}") from error
 
     def offload(self, *, tso: bool, uso: bool) -> tuple[bool, bool]:
         """Ask the kernel for super-packets; return whether it will give those of (TCP, UDP)."""
@@ -106,7 +132,7 @@ class Tun:
         return True
 
     def close(self) -> None:
-        """Close the device, unless it is closed; the kernel removes it with its address and routes."""
+        """Close the device, unless it is closed; the kernel removes it with address and routes if it is not kept."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -5,7 +5,7 @@ Source: libnftables-json(5), nft(8).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
@@ -18,6 +18,8 @@ from flannelpy.netfilter.packet_filter import Predicate
 # Source: IP_OFFSET and IP_MF in net/ip.h of the kernel.
 _FRAGMENT_BITS = {0x1FFF, 0x3FFF, 0x2000}
 _OTHER_PROTOCOLS = ("ip6", "icmpv6", "arp")
+# The headers behind that of IP, each of which one transport protocol has.
+_TRANSPORT_PROTOCOLS = {"ah", "comp", "dccp", "esp", "gre", "icmp", "igmp", "sctp", "tcp", "udp", "udplite"}
 
 
 def key_of(key: Any) -> Any:
@@ -31,8 +33,13 @@ def match(value: dict[str, Any]) -> Predicate:
     left, right = value["left"], value["right"]
     if is_of_other_protocol(left):
         return packet_filter.never
+    exists, condition = has_header(left), _match(operator, left, right)
+    return lambda packets: min(exists(packets), condition(packets))
+
+
+def _match(operator: str, left: Any, right: Any) -> Predicate:
     if _is_flags(left):
-        return _with_unknown(_match_flags(operator, left, right))
+        return _match_flags(operator, left, right)
     if operator not in ("==", "!=", "in"):
         return packet_filter.unknown
     condition = compare(left, right)
@@ -41,25 +48,29 @@ def match(value: dict[str, Any]) -> Predicate:
 
 def is_of_other_protocol(left: Any) -> bool:
     """Return whether only packets of other protocols than IPv4 have a field; nft lists no condition for that."""
-    if not isinstance(left, dict):
-        return False
-    if "concat" in left:
-        return any(map(is_of_other_protocol, left["concat"]))
-    field = left["&"][0] if "&" in left else left
-    return isinstance(field, dict) and (
-        "exthdr" in field or field.get("payload", {}).get("protocol") in _OTHER_PROTOCOLS
+    return any(
+        "exthdr" in field or field.get("payload", {}).get("protocol") in _OTHER_PROTOCOLS for field in _fields(left)
     )
 
 
-def _with_unknown(condition: Predicate) -> Predicate:
-    """Return a condition on TCP segments for packets of which some may be of other protocols."""
-    return lambda packets: min(condition(packets), packet_filter.unknown(packets))
+def has_header(left: Any) -> Predicate:
+    """Return the condition that a packet has the transport header of a field; nft lists no condition for that."""
+    found = {field.get("payload", {}).get("protocol") for field in _fields(left)} & _TRANSPORT_PROTOCOLS
+    return packet_filter.protocol(sorted(found)) if found else packet_filter.always
+
+
+def _fields(left: Any) -> Iterator[dict[str, Any]]:
+    """Yield the fields of which an expression consists, without their masks."""
+    parts = left["concat"] if isinstance(left, dict) and "concat" in left else [left]
+    for part in parts:
+        field = part["&"][0] if isinstance(part, dict) and "&" in part else part
+        if isinstance(field, dict):
+            yield field
 
 
 def _is_flags(left: Any) -> bool:
-    field = left["&"][0] if isinstance(left, dict) and "&" in left else left
-    payload = field.get("payload", {}) if isinstance(field, dict) else {}
-    return (payload.get("protocol"), payload.get("field")) == ("tcp", "flags")
+    payloads = [field.get("payload", {}) for field in _fields(left)]
+    return [(each.get("protocol"), each.get("field")) for each in payloads] == [("tcp", "flags")]
 
 
 def _match_flags(operator: str, left: dict[str, Any], right: Any) -> Predicate:
@@ -122,7 +133,7 @@ def _compare_fragment(operands: Sequence[Any], values: Sequence[Any]) -> Predica
     field, mask = operands
     payload = field.get("payload", {}) if isinstance(field, dict) else {}
     is_fragment = payload.get("field") == "frag-off" and mask in _FRAGMENT_BITS and values == [0]
-    return packet_filter.always if is_fragment else packet_filter.unknown
+    return packet_filter.negated(packet_filter.rare) if is_fragment else packet_filter.unknown
 
 
 def _compare_route(fib: dict[str, Any], values: Sequence[Any]) -> Predicate:
@@ -133,7 +144,7 @@ def _compare_route(fib: dict[str, Any], values: Sequence[Any]) -> Predicate:
         return packet_filter.source_type(list(map(str, values)))
     is_source_check = fib.get("result") == "oif" and "saddr" in flags
     if is_source_check and values in ([False], [True]):
-        return packet_filter.always if values == [True] else packet_filter.never
+        return packet_filter.negated(packet_filter.rare) if values == [True] else packet_filter.rare
     return packet_filter.unknown
 
 
@@ -145,7 +156,13 @@ def _compare_meta(meta: dict[str, Any], values: Sequence[Any]) -> Predicate:
         return packet_filter.outgoing(list(map(str, values)))
     if key in ("nfproto", "protocol"):
         return _for_protocol(values)
-    return packet_filter.unknown
+    return _compare_transport(values) if key == "l4proto" else packet_filter.unknown
+
+
+def _compare_transport(values: Sequence[Any]) -> Predicate:
+    if any(map(_is_range, values)):
+        return packet_filter.unknown
+    return packet_filter.protocol(list(map(str, values)))
 
 
 def _for_protocol(values: Sequence[Any]) -> Predicate:
@@ -168,9 +185,18 @@ def _compare_payload(payload: dict[str, Any], values: Sequence[Any]) -> Predicat
         with suppress(ValueError):
             ranges = AddressRanges(map(_range, values))
             return (packet_filter.source if field == "saddr" else packet_filter.destination)(ranges)
-    elif field in ("sport", "dport") and all(isinstance(value, int) for value in values):
-        return packet_filter.few
+    if (protocol, field) == ("ip", "protocol"):
+        return _compare_transport(values)
+    if field in ("sport", "dport"):
+        with suppress(ValueError, TypeError, KeyError):
+            return packet_filter.ports(list(map(_port_range, values)))
     return packet_filter.unknown
+
+
+def _port_range(value: Any) -> tuple[int, int]:
+    """Raise ValueError, TypeError or KeyError for what is neither a number nor a range."""
+    first, last = value["range"] if _is_range(value) else (value, value)
+    return int(first), int(last)
 
 
 def _values(right: Any) -> list[Any] | None:

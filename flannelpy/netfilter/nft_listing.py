@@ -29,8 +29,9 @@ _VERDICTS = {
     "goto": Verdict.GOTO,
     "queue": Verdict.UNKNOWN,
 }
-# Statements that neither decide nor choose packets.
-_HARMLESS = {"counter", "log", "mangle", "notrack", "comment", "set", "flow", "ct helper", "ct timeout"}
+# Statements that neither decide nor choose packets, but log them, count them or change something.
+_EFFECTS = {"counter", "log", "mangle", "notrack", "set", "flow", "ct helper", "ct timeout"}
+_HARMLESS = {"comment", "continue"}
 # Flags of a table that leave its chains at their hooks; nft 1.0.6 prints other flags as garbage, also ``dormant``.
 _ACTIVE_FLAGS = {"owner", "persist"}
 # To read 32 KB of JSON takes a millisecond.
@@ -225,7 +226,7 @@ def read_rule(rule: bytes, maps: Maps | None = None) -> Iterator[Rule]:
     """Yield a rule for each verdict of one rule; a rule that cannot be read may match any packet."""
     chain = _chain_of(rule)
     if len(rule) > _MOST_BYTES_OF_RULE:
-        yield _of_long_rule(chain, rule)
+        yield from _of_long_rule(chain, rule)
         return
     try:
         yield from _rules(chain, json.loads(rule)["rule"].get("expr", []), maps or {})
@@ -233,11 +234,13 @@ def read_rule(rule: bytes, maps: Maps | None = None) -> Iterator[Rule]:
         yield Rule(f"a rule in chain {chain}", (packet_filter.unknown,), Verdict.UNKNOWN)
 
 
-def _of_long_rule(chain: str, rule: bytes) -> Rule:
+def _of_long_rule(chain: str, rule: bytes) -> Iterator[Rule]:
+    yield Rule(f"a long rule in chain {chain}", (packet_filter.unknown,), Verdict.CONTINUE)
     if found := _DECISION.search(rule, len(rule) - _HEAD_BYTES):
         [(word, value)] = json.loads(found[1]).items()
-        return _decide(chain, (packet_filter.unknown,), word, value)
-    return Rule(f"a long rule in chain {chain}", (packet_filter.unknown,), Verdict.UNKNOWN)
+        yield _decide(chain, (packet_filter.unknown,), word, value)
+    else:
+        yield Rule(f"a long rule in chain {chain}", (packet_filter.unknown,), Verdict.UNKNOWN)
 
 
 def _rules(chain: str, statements: Sequence[dict[str, Any]], maps: Maps) -> Iterator[Rule]:
@@ -247,25 +250,34 @@ def _rules(chain: str, statements: Sequence[dict[str, Any]], maps: Maps) -> Iter
         if word == "match":
             conditions.append(nft_conditions.match(value))
         elif word == "vmap":
-            yield from _mapped(chain, tuple(conditions), value, maps)
+            mapped = _mapped(chain, tuple(conditions), value, maps)
+            yield from (rule for rule in mapped if rule.verdict is not Verdict.CONTINUE)
         elif word in _VERDICTS:
             yield _decide(chain, tuple(conditions), word, value)
         elif word in ("limit", "ct count"):
             is_above = isinstance(value, dict) and value.get("inv")
-            conditions.append(packet_filter.never if is_above else packet_filter.unknown)
+            conditions.append(packet_filter.rare if is_above else packet_filter.unknown)
         elif word == "xt" and statement is statements[-1]:
-            yield from _of_target(chain, tuple(conditions), value)
-        elif word not in _HARMLESS:
+            yield _of_target(chain, tuple(conditions), value)
+        elif word == "xt":
             conditions.append(packet_filter.unknown)
+        elif _has_effect(word, value, is_last=statement is statements[-1]):
+            yield Rule(f"{word} in chain {chain}", tuple(conditions), Verdict.CONTINUE)
+            conditions += [] if word in _EFFECTS else [packet_filter.unknown]
 
 
-def _of_target(chain: str, conditions: tuple[Predicate, ...], value: Any) -> Iterator[Rule]:
-    """Yield the rule of a target of iptables; a version of nft that prints null does not name it."""
+def _has_effect(word: str, value: Any, *, is_last: bool) -> bool:
+    """Whether a statement is more than the counter of a rule that decides."""
+    if word == "counter":
+        return is_last or isinstance(value, str)  # which is the name of a counter of its own
+    return word not in _HARMLESS
+
+
+def _of_target(chain: str, conditions: tuple[Predicate, ...], value: Any) -> Rule:
+    """Return the rule of a target of iptables; a version of nft that prints null does not name it."""
     name = value["name"] if value else ""
-    if name == "REJECT":
-        yield _decide(chain, conditions, "reject", None)
-    elif name in ("NFQUEUE", ""):
-        yield _decide(chain, conditions, "queue", None)
+    word = {"REJECT": "reject", "NFQUEUE": "queue", "": "queue"}.get(name, name)
+    return _decide(chain, conditions, word, None)
 
 
 def _decide(chain: str, conditions: tuple[Predicate, ...], word: str, value: Any) -> Rule:
@@ -277,6 +289,7 @@ def _decide(chain: str, conditions: tuple[Predicate, ...], word: str, value: Any
 def _mapped(chain: str, conditions: tuple[Predicate, ...], value: dict[str, Any], maps: Maps) -> Iterator[Rule]:
     if nft_conditions.is_of_other_protocol(value["key"]):
         return
+    conditions = (*conditions, nft_conditions.has_header(value["key"]))
     elements = _elements(value["data"], maps)
     if elements is None:
         yield Rule(f"vmap in chain {chain}", (*conditions, packet_filter.unknown), Verdict.UNKNOWN)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from ipaddress import IPv4Address, IPv4Network, summarize_address_range
 from typing import NamedTuple
 
-from flannelpy.netfilter import address_ranges, network_rules
+from flannelpy.netfilter import address_ranges, hooked_chains, network_rules
 from flannelpy.netfilter.address_ranges import ANYWHERE, AddressRanges
 from flannelpy.netfilter.iptables_listing import Table, Tables
 from flannelpy.netfilter.network_rules import KINDS
@@ -105,17 +105,10 @@ Search = Generator[None, None, list[Obstacle]]
 
 def searches(listings: Collection[Tables], nft_tables: Collection[NftTable], traffic: Traffic) -> Iterator[Search]:
     """Yield a search for what drops packets for each table; a table of iptables-nft is searched once."""
-    native = {(table.family, table.name): table.rules for table in nft_tables}
-    for tables in listings:
-        for table in tables.found:
-            yield of_table(table, tables, traffic, native.get(("ip", table.name), {}) if tables.is_nft else None)
-    tables_of_nft = (table for tables in listings if tables.is_nft for table in tables.found)
-    listed = {("ip", table.name, chain) for table in tables_of_nft for chain in table.policies}
-    for nft_table in nft_tables:
-        for chain in nft_table.base_chains():
-            is_listed = (chain.family, chain.table, chain.name) in listed
-            if chain.hook.upper() in _HOOKS and not is_listed:
-                yield of_base_chain(chain, traffic)
+    for table, tables, native in hooked_chains.of_iptables(listings, nft_tables):
+        yield of_table(table, tables, traffic, native)
+    for chain in hooked_chains.of_nftables(listings, nft_tables, _HOOKS):
+        yield of_base_chain(chain, traffic)
 
 
 def of_table(table: Table, tables: Tables, traffic: Traffic, native: NativeRules | None = None) -> Search:
@@ -134,7 +127,7 @@ def of_table(table: Table, tables: Tables, traffic: Traffic, native: NativeRules
         ]
         drop = yield from _search(ways, lambda packets: Walk(chains, packets), hook, policy)
         if drop:
-            found.append(_of_rule(drop, table.name, tables.program))
+            found.append(_of_rule(drop, table, tables))
     return found
 
 
@@ -193,13 +186,13 @@ def _of_any_device(packets: Packets) -> Packets:
     return packets._replace(incoming=incoming, outgoing=outgoing)
 
 
-def _of_rule(drop: Drop, table: str, program: str) -> Obstacle:
+def _of_rule(drop: Drop, table: Table, tables: Tables) -> Obstacle:
     effect = "drops" if drop.is_certain else "may drop"
-    listed = f"table {table}, listed by {program}"
+    listed = f"table {table.name}, listed by {tables.program}"
     return Obstacle(
         f"The iptables rule '{drop.by}' {effect} packets between containers of different hosts ({listed}); remove it, "
         "or accept these packets before it",
-        f"the iptables rule '{drop.by}' ({listed})",
+        hooked_chains.name_of_rule(drop.by, table, tables),
         drop.is_certain,
     )
 
@@ -234,7 +227,7 @@ def _of_chain(chain: BaseChain, drop: Drop, traffic: Traffic) -> Obstacle:
     return Obstacle(
         f"The nftables chain {chain} {effect} packets between containers of different hosts, also those that iptables "
         f"accepts ({drop.by}); {remedy}",
-        f"the nftables chain {chain} ({drop.by})",
+        hooked_chains.name_of_chain(chain, drop.by),
         drop.is_certain,
     )
 

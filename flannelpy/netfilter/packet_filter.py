@@ -1,8 +1,9 @@
-"""What the chains at one hook of the kernel do with the packets between containers of different hosts.  Pure.
+"""What the chains at one hook of the kernel do with packets between containers of different hosts, or hosts.  Pure.
 
 The packets are a set, so a rule matches all of them, none, or perhaps some: a match that this module does not know may
-match any of them.  A rule that names single ports matches few: what it accepts, or sends back, makes no other drop less
-certain.  A match of malformed or rare packets only matches none.
+match any of them.  For packets of containers, a rule that names single ports matches few: what it accepts, or sends
+back, makes no other drop less certain; and a match of malformed or rare packets only matches none.  Of the datagrams
+between hosts, ports and protocol are known, and each one counts.
 Source: iptables(8), iptables-extensions(8), nft(8).
 """
 
@@ -17,6 +18,8 @@ from flannelpy.netfilter.address_ranges import ANYWHERE, AddressRanges
 #: The states of the connections that are followed.
 NEW, ESTABLISHED = "new", "established"
 _STATES = {NEW, ESTABLISHED, "related", "invalid"}
+# Source: IPPROTO_UDP in include/uapi/linux/in.h of the kernel.
+_UDP = {"udp", "17"}
 #: A device of containers that does not exist yet: no rule names it.
 UNNAMED = ""
 
@@ -33,7 +36,7 @@ class Match(enum.IntEnum):
 class Verdict(enum.Enum):
     """What a rule does with the packets that it matches."""
 
-    CONTINUE = enum.auto()
+    CONTINUE = enum.auto()  # the rule does something else with the packets, which then meet the next rule
     ACCEPT = enum.auto()
     DROP = enum.auto()
     RETURN = enum.auto()
@@ -47,6 +50,8 @@ class Packets(NamedTuple):
 
     ``incoming``, ``outgoing``: the devices by which they may come and go; empty if unknown, None where there is none.
     ``is_tracked``: whether their connections are tracked when they come to the hook.  ``state``: of their connections.
+    ``port``: the source and destination port of UDP datagrams between hosts, each of which counts, and of which only
+    addresses, devices, protocol and ports are evaluated; None for packets of containers, which have any protocol.
     """
 
     source: AddressRanges
@@ -55,6 +60,12 @@ class Packets(NamedTuple):
     outgoing: tuple[str, ...] | None
     is_tracked: bool = True
     state: str = NEW
+    port: int | None = None
+
+    @property
+    def is_between_hosts(self) -> bool:
+        """Whether they are datagrams between hosts."""
+        return self.port is not None
 
 
 Predicate = Callable[[Packets], Match]
@@ -98,13 +109,23 @@ def few(_: Packets) -> Match:
 
 
 def never(_: Packets) -> Match:
-    """Match no packet of ours, or only malformed and rare ones."""
+    """Match no packet of ours."""
     return Match.NONE
 
 
 def always(_: Packets) -> Match:
-    """Match all packets of ours, or all but malformed and rare ones."""
+    """Match all packets of ours."""
     return Match.ALL
+
+
+def rare(packets: Packets) -> Match:
+    """Match only malformed and rare packets."""
+    return Match.SOME if packets.is_between_hosts else Match.NONE
+
+
+def incomplete(packets: Packets) -> Match:
+    """Match like the other conditions of a rule, of which a listing may lack one."""
+    return Match.SOME if packets.is_between_hosts else Match.ALL
 
 
 def negated(condition: Predicate) -> Predicate:
@@ -136,14 +157,42 @@ def _match_addresses(ours: AddressRanges, ranges: AddressRanges) -> Match:
     return Match.ALL if ours.is_within(ranges) else Match.SOME
 
 
+def protocol(names: Sequence[str]) -> Predicate:
+    """Return the condition that the transport protocol is one of these, each a name or a number."""
+    found = Match.ALL if _UDP & set(map(str.lower, names)) else Match.NONE
+    return lambda packets: found if packets.is_between_hosts else Match.SOME
+
+
+def ports(ranges: Sequence[tuple[int, int]]) -> Predicate:
+    """Return the condition that the source port, or the destination port, is in one of the ranges, first to last."""
+    amount = Match.FEW if all(first == last for first, last in ranges) else Match.SOME
+
+    def match(packets: Packets) -> Match:
+        if packets.port is None:
+            return amount
+        return Match.ALL if any(first <= packets.port <= last for first, last in ranges) else Match.NONE
+
+    return match
+
+
 def source_type(names: Sequence[str]) -> Predicate:
     """Return the condition that the source address has one of the types of routes, such as local or unicast."""
-    return lambda packets: Match.SOME if packets.source == ANYWHERE else _match_types(names)
+    return lambda packets: Match.SOME if packets.is_between_hosts or packets.source == ANYWHERE else _match_types(names)
 
 
 def destination_type(names: Sequence[str]) -> Predicate:
-    """Return the condition that the destination address has one of the types of routes."""
-    return lambda _: _match_types(names)
+    """Return the condition that the destination address has one of the types of routes.
+
+    Of datagrams between hosts, none that leaves this host goes to an address of this host.
+    """
+
+    def match(packets: Packets) -> Match:
+        if not packets.is_between_hosts:
+            return _match_types(names)
+        is_leaving = packets.outgoing is not None
+        return Match.NONE if is_leaving and {name.lower() for name in names} == {"local"} else Match.SOME
+
+    return match
 
 
 def _match_types(names: Sequence[str]) -> Match:
@@ -167,7 +216,7 @@ def states(names: Iterable[str]) -> Predicate:
     other = Match.NONE if found <= _STATES else Match.SOME
 
     def match(packets: Packets) -> Match:
-        if not packets.is_tracked:
+        if packets.is_between_hosts or not packets.is_tracked:
             return Match.SOME
         return Match.ALL if packets.state in found else other
 
@@ -195,7 +244,7 @@ def tcp_flags(mask: Iterable[str], wanted: Iterable[str]) -> Predicate:
 def tcp_flags_that(is_wanted: Callable[[frozenset[str]], bool]) -> Predicate:
     """Return the condition that the flags of a TCP segment pass a test."""
     found = {state: {is_wanted(flags) for flags in each} for state, each in _FLAGS.items()}
-    return lambda packets: _match_found(found[packets.state])
+    return lambda packets: Match.NONE if packets.is_between_hosts else _match_found(found[packets.state])
 
 
 def _match_found(found: set[bool]) -> Match:
@@ -253,11 +302,13 @@ class Walk:
     """One way of packets through a base chain; ``chains`` has the rules of each chain, read as they are needed.
 
     It keeps a stack of its own, because iptables-legacy takes chains that are nested by the hundred.
+    ``is_any_effect_a_drop``: a rule that logs, counts or changes packets counts like one that drops them.
     """
 
-    def __init__(self, chains: Chains, packets: Packets) -> None:
+    def __init__(self, chains: Chains, packets: Packets, *, is_any_effect_a_drop: bool = False) -> None:
         self._chains = chains
         self._packets = packets
+        self._is_any_effect_a_drop = is_any_effect_a_drop
         self._passes = False  # some packets, and not only few
         self._drops: list[tuple[str, bool]] = []  # by what, and whether it drops all that come to it
         self._back: dict[tuple[str, bool], Match] = {}  # what returns from a chain, which is walked once for all jumps
@@ -310,6 +361,7 @@ class Walk:
     def _apply(self, frame: _Frame, rule: Rule, match: Match) -> None:
         amount = frame.amount(match)
         if rule.verdict is Verdict.CONTINUE:
+            self._drops += [(rule.text, False)] if self._is_any_effect_a_drop else []
             return
         if rule.verdict in (Verdict.JUMP, Verdict.GOTO):
             self._jump(frame, rule, match, is_few=amount is Match.FEW)

@@ -135,6 +135,11 @@ def _mtu(network: NetworkReport) -> Iterator[Sample]:
     return _known(network.backend.mtu or None if network.backend else None)
 
 
+def _datapath(network: NetworkReport) -> Iterator[Sample]:
+    path = network.backend.datapath if network.backend else ""
+    return _known(path == "kernel" if path else None)
+
+
 def _drops(network: NetworkReport) -> Iterator[Sample]:
     """Yield the counts.  Where flannelpy carries packets, each reason has a series before its first packet."""
     counts = network.counts
@@ -183,6 +188,9 @@ _NETWORK_SAMPLES: dict[Family, Callable[[NetworkReport], Iterable[Sample]]] = {
     Family("flannelpy_store_silent", "Whether the last request to etcd got no answer.", _NETWORK): _store_silence,
     Family("flannelpy_peers", "Peers by whether packets can be sent to them.", (*_NETWORK, "state")): _peers,
     Family("flannelpy_mtu_bytes", "MTU of the containers.", _NETWORK): _mtu,
+    Family(
+        "flannelpy_datapath_kernel", "Whether eBPF programs in the kernel carry packets, beside the loop.", _NETWORK
+    ): _datapath,
     Family("flannelpy_repairs_total", "Changes by other programs that were undone.", (*_NETWORK, "part")): _repairs,
     Family("flannelpy_dropped_packets_total", "Packets dropped, by reason.", (*_NETWORK, "reason")): _drops,
     Family(

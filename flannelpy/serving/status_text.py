@@ -94,7 +94,14 @@ def _backend(backend: BackendReport) -> str:
     parts = [backend.type, *([f"device {backend.device}"] if backend.device else [])]
     if backend.mtu:
         parts.append(f"MTU {backend.mtu}")
-    return ", ".join([*parts, *([f"offloads {' '.join(backend.offloads)}"] if backend.offloads else [])])
+    parts += [f"offloads {' '.join(backend.offloads)}"] if backend.offloads else []
+    return ", ".join([*parts, *_datapath(backend)])
+
+
+def _datapath(backend: BackendReport) -> Iterator[str]:
+    if backend.datapath:
+        cause = f" ({backend.loop_cause})" if backend.loop_cause else ""
+        yield f"datapath {backend.datapath}{cause}"
 
 
 def _peer_counts(backend: BackendReport) -> str:

@@ -20,7 +20,8 @@ _KEY = re.compile(r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})-(0|[1-9]\d?)", re.ASCII
 _IPV6_SEPARATOR = "&"
 #: Characters of a lease's value; the original's values have a few hundred.
 _LONGEST_VALUE = 65536
-
+# The value of the key Datapath.
+_KERNEL = "kernel"
 
 # A host ID has at most 64 characters; the number of a claim takes nine of them.
 _CLAIMANT_PREFIX = 55
@@ -49,8 +50,9 @@ class LeaseAttrs:
     """The value of a lease.  ``backend_data`` is any JSON that the backend has stored.
 
     ``host_id`` distinguishes hosts with one public IP; ``claim`` marks a lease that its writer only claims
-    (lease_policy.py).  Both are keys of flannelpy, which every version of the original ignores.  They do not concern
-    peers, so leases that differ only in them are equal.
+    (lease_policy.py).  They do not concern peers, so leases that differ only in them are equal.  ``in_kernel``: the
+    kernel of this host takes datagrams of the udp backend whose inner checksums are unfinished.  All three are keys of
+    flannelpy, which every version of the original ignores.
     """
 
     public_ip: IPv4Address
@@ -58,6 +60,7 @@ class LeaseAttrs:
     backend_data: object = None
     host_id: str = field(default="", compare=False)
     claim: bool = field(default=False, compare=False)
+    in_kernel: bool = False
 
     def encode(self, schema: Schema = Schema.V2) -> str:
         """Return the JSON that the original would write, byte for byte, followed by the keys of flannelpy."""
@@ -72,6 +75,8 @@ class LeaseAttrs:
             document["HostID"] = self.host_id
         if self.claim:
             document["Claim"] = True
+        if self.in_kernel:
+            document["Datapath"] = _KERNEL
         return go_json.dump(document)
 
     @classmethod
@@ -93,6 +98,7 @@ class LeaseAttrs:
             go_json.get(document, "BackendData"),
             host_id if isinstance(host_id, str) and is_host_id(host_id) else "",
             go_json.get(document, "Claim") is True,
+            go_json.get(document, "Datapath") == _KERNEL,
         )
 
 

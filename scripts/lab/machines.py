@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import TYPE_CHECKING
@@ -107,6 +108,7 @@ class Host(Machine):
 
     def __init__(self, lab: Lab, number: int) -> None:
         super().__init__(lab, f"host{number}", FIRST_HOST + number - 1)
+        self.number = number
         self.run_dir = self.dir / "run"
         self.log_file = self.dir / "flannelpy.log"
         self.daemons: list[Daemon] = []
@@ -131,9 +133,18 @@ class Host(Machine):
         """Start the flannelpy of ``python``, with the lab's etcd or other ``endpoints`` (empty: no such flag).
 
         The environment is ours without any FLANNELD_* variable, plus ``env``, and the host's name for its identity:
-        all hosts of the lab have this machine's id.
+        all hosts of the lab have this machine's id.  LAB_DATAPATH has values of -datapath, which the hosts get in turn:
+        with ``kernel,loop``, tests of the udp backend run on hosts that differ.
         """
-        daemon = Daemon(self, flags, env or {}, self.lab.etcd_endpoints if endpoints is None else endpoints, python)
+        datapaths = os.environ.get("LAB_DATAPATH", "loop").split(",")
+        datapath = {"FLANNELD_DATAPATH": datapaths[(self.number - 1) % len(datapaths)]}
+        daemon = Daemon(
+            self,
+            flags,
+            {**datapath, **(env or {})},
+            self.lab.etcd_endpoints if endpoints is None else endpoints,
+            python,
+        )
         self.daemons.append(daemon)
         return daemon
 

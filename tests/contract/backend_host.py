@@ -113,7 +113,7 @@ class BackendHost:
                 with suppress(asyncio.CancelledError):
                     await run
         finally:
-            backend.close()
+            await backend.close()
 
     def wanted(self, peers: Iterable[Peer]) -> set[str]:
         """Return what ``ways`` must return while these peers are known."""

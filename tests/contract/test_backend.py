@@ -92,7 +92,7 @@ def test_before_the_start_nothing_changes(backend_host: BackendHost) -> None:
         backend = backend_host.create()
         resources = list(backend.exclusive_resources)
         backend_host.own_lease(backend)
-        backend.close()
+        await backend.close()
         assert backend_host.state() == before
         async with backend_host.running() as started:
             assert list(started.exclusive_resources) == resources
@@ -142,7 +142,7 @@ def test_start_opens_what_it_reports(backend_host: BackendHost) -> None:
         assert (backend.forwarding is None) == (backend.routed is Routed.NOTHING)
         network_route = any(way.startswith(f"{NETWORK} ") for way in backend_host.ways())
         assert network_route == (backend.routed is Routed.NETWORK)
-        backend.close()
+        await backend.close()
 
     backend_host.run(test)
 
@@ -250,7 +250,7 @@ def test_close_keeps_what_the_next_start_adopts_and_leaves_nothing_else(backend_
             during = backend_host.state()
         left = backend_host.state()
         assert left == (during if backend.adopts_routes else before)
-        backend.close()
+        await backend.close()
         assert backend_host.state() == left
 
     backend_host.run(test)
@@ -280,7 +280,7 @@ def test_two_without_a_common_resource_run_beside_each_other(backend_host: Backe
             assert not {*first.exclusive_resources} & {*second.exclusive_resources}
             await second.start(backend_host.own_lease(second, OTHER_NETWORK))
             assert not first.device or first.device != second.device
-            second.close()
+            await second.close()
             assert ways <= backend_host.ways()
 
     backend_host.run(test)
@@ -295,7 +295,7 @@ def test_a_start_that_fails_for_a_taken_resource_leaves_nothing(backend_host: Ba
             assert {*first.exclusive_resources} & {*second.exclusive_resources}
             with pytest.raises(HostError):
                 await second.start(backend_host.own_lease(second, OTHER_NETWORK))
-            second.close()
+            await second.close()
             assert backend_host.state() == before
 
     backend_host.run(test)

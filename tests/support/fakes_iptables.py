@@ -45,15 +45,15 @@ class FakeTables:
         monkeypatch.setattr("flannelpy.linux.iptables.may_exist", lambda table, _: table in (self.other or self).tables)
         monkeypatch.setattr("flannelpy.linux.nftables.tables", self.all_nft_tables)
 
-    async def all_tables(self) -> dict[str, Tables | HostError]:
+    async def all_tables(self, *, may_load: bool = True, with_nat: bool = False) -> dict[str, Tables | HostError]:
         if self.failure:
             return {"iptables-save": HostError(self.failure)}
-        found = Tables("iptables-save")
+        found = Tables("iptables-save", with_nat=with_nat)
         for table in self.tables:
             found.feed(self.text(table).encode())
         return {"iptables-save": found}
 
-    async def all_nft_tables(self) -> dict[str, NftTable | HostError]:
+    async def all_nft_tables(self, *_: object, with_nat: bool = False) -> dict[str, NftTable | HostError]:
         return self.nft_tables
 
     async def save(self, table: str, listing: Listing, flavour: str = "") -> None:

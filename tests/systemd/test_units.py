@@ -369,3 +369,53 @@ def test_both_units_start_at_boot(world: World) -> None:
     start_container(machine)
     world.wait_for_answers()
     assert machine.sh("cat /proc/sys/net/ipv4/ip_forward").strip() == "1"
+
+
+# -datapath=auto, by the drop-in
+
+
+@contextmanager
+def in_kernel(world: World) -> Iterator[None]:
+    """Have the kernel of both hosts carry packets, as the manual describes it, during the block."""
+    machine, other = world.machine, world.lab.hosts[1]
+    machine.sh("cp -r /usr/src/flannelpy/scripts/systemd/flannelpy.service.d /etc/systemd/system")
+    world.set_defaults(f"{DEFAULTS}FLANNELD_DATAPATH=auto\n")
+    machine.sh("systemctl daemon-reload && systemctl restart flannelpy")
+    other.daemons[-1].stop()
+    other.start_daemon("-iface=eth1", "-datapath=kernel").wait_ready()
+    try:
+        wait_for(lambda: "Datapath" in str(world.lab.leases()), 10, "the leases")
+        world.wait_for_answers()
+        yield
+    finally:
+        machine.sh("rm -r /etc/systemd/system/flannelpy.service.d")
+        world.set_defaults(DEFAULTS)
+        machine.sh("systemctl daemon-reload && systemctl restart flannelpy")
+        other.daemons[-1].stop()
+        other.start_daemon("-iface=eth1").wait_ready()
+    world.wait_for_answers()
+    assert "flannel0-gro" not in machine.sh("ip link")
+
+
+def test_with_the_drop_in_no_packet_is_lost_while_the_service_restarts(world: World) -> None:
+    with in_kernel(world):
+        machine = world.machine
+        [backend] = re.findall("backend: .*", machine.sh("/opt/flannelpy/bin/flannelpy status"))
+        assert backend.endswith("datapath kernel")
+        index = machine.sh("cat /sys/class/net/flannel0/ifindex")
+        for end in ("systemctl restart flannelpy", "systemctl kill --signal=KILL --kill-whom=main flannelpy"):
+            old = world.pid()
+            ping = world.other.popen("ping", "-nq", "-i0.05", "-c200", "-W1", world.container()["address"])
+            machine.sh(end)
+            wait_for(lambda old=old: world.pid() not in {0, old}, 15, "another daemon", pause=0.1)  # type: ignore[misc]
+            world.wait_until_up()
+            assert "200 received" in ping.communicate(timeout=30)[0]
+            assert machine.sh("cat /sys/class/net/flannel0/ifindex") == index
+
+
+def test_with_the_drop_in_a_stopped_service_leaves_no_device_and_no_traffic(world: World) -> None:
+    with in_kernel(world):
+        world.machine.systemctl("stop", "flannelpy")
+        wait_for(lambda: "flannel0:" not in world.machine.sh("ip link"), 5, "the removal of the device")
+        assert not world.reaches()
+        world.machine.sh("/opt/flannelpy/bin/flannelpy cleanup; ! tc qdisc show dev eth1 | grep clsact")

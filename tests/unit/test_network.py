@@ -123,7 +123,7 @@ class FakeBackend:
     exclusive_resources = ("a thing",)
     forwarding = None
     device = "flannel9"
-    adopts_routes = False
+    adopts_routes = adopts_device = False
     routed = Routed.NETWORK
 
     def __init__(self, world: World) -> None:
@@ -172,7 +172,7 @@ class FakeBackend:
         repaired, self._world.repaired = self._world.repaired, []
         return repaired
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._world.story.append("close")
 
 

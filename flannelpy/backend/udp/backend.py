@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING
 
 from flannelpy.addressing.interface_choice import ExternalInterface
 from flannelpy.backend.device_config import DeviceConfig
@@ -40,6 +41,11 @@ from flannelpy.report import BackendReport, PeerReport, Traffic
 from flannelpy.subnet.config import NetworkConfig
 from flannelpy.subnet.lease import HostIdentity, Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
+from flannelpy.tasks import run_together
+
+if TYPE_CHECKING:
+    from flannelpy.backend.udp.datapath import KernelDatapath, KernelMode
+    from flannelpy.linux.tun import Tun
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +67,20 @@ class UdpBackend:
         alias: str,
         offload: frozenset[str] | None,
         source_check: SourceCheck = SourceCheck.PEER,
+        kernel_mode: KernelMode | None = None,
     ) -> None:
         """Mark the device with ``alias``; ``offload``: names of offloads, None for the best ones.
+
+        ``kernel_mode``: the kernel may carry packets, too.
 
         Raises ConfigError for an invalid port or MTU, HostError if the host cannot open a TUN device.
         """
         check_access()
         self._offload = choose(offload, compiled=build() == "compiled", kernel=os.uname().release)
         self._source_check = source_check
+        self._kernel_mode = kernel_mode
+        self._kernel: KernelDatapath | None = None
+        self.adopts_device = kernel_mode is not None
         self._sender_queues: SenderQueues | None = None
         self._network = config.network
         self._port, self._mtu = udp_settings.parse(config.backend.options, external.mtu)
@@ -102,8 +114,12 @@ class UdpBackend:
         return Forwarding([self._device.tun.name], self._external.name)
 
     def lease_attrs(self, host_identity: HostIdentity, found: LeaseAttrs | None) -> LeaseAttrs:
-        """Return the public IP alone, as the original does: all hosts use one port."""
-        return LeaseAttrs(host_identity.public_ip)
+        """Return the public IP, as the original does: all hosts use one port.
+
+        Programs that an earlier process has left in the kernel take datagrams until ``start`` finds that they cannot.
+        """
+        in_kernel = self._kernel_mode is not None and found is not None and found.in_kernel
+        return LeaseAttrs(host_identity.public_ip, in_kernel=in_kernel)
 
     async def start(self, lease: Lease) -> int:
         """Open the socket, then the device, so that a taken port leaves no device; return the device's MTU."""
@@ -113,12 +129,13 @@ class UdpBackend:
         )
         self._resources.callback(self._udp.close)
         async with Netlink() as netlink:
-            self._device = Device(device_config, self._alias)
+            self._device = Device(device_config, self._alias, await self._adopted_tun(netlink))
             self.device = self._device.tun.name
             self._resources.callback(self._device.close)
             await self._device.set_up(netlink)
             self._route_check = RouteCheck(self._network, lease.subnet)
             await self._check_routes(netlink)
+            await self._open_kernel(netlink, lease)
         offloads = self._offloads()
         self._engine = Engine(
             lease.subnet,
@@ -137,6 +154,30 @@ class UdpBackend:
         self._resources.callback(self._sender_queues.close)
         self._is_open = True
         return self._mtu
+
+    async def _adopted_tun(self, netlink: Netlink) -> Tun | None:
+        """Return the device that an earlier process has kept, or None.  Raises HostError."""
+        return await self._kernel_mode.keeper.adopt(netlink, self._alias) if self._kernel_mode else None
+
+    async def _open_kernel(self, netlink: Netlink, lease: Lease) -> None:
+        """Load the programs if the kernel may carry packets.  Raises HostError if it must and cannot."""
+        if self._kernel_mode is None:
+            return
+        from flannelpy.backend.udp.datapath import KernelDatapath
+        from flannelpy.backend.udp.fast_path import FastPathConfig
+
+        config = FastPathConfig(
+            lease.subnet,
+            self._network,
+            self._external.address,
+            self._port,
+            self._source_check,
+            self.device,
+            self._external.name,
+            self._alias,
+        )
+        self._kernel = KernelDatapath(self._kernel_mode, config, self._device.tun)
+        await self._kernel.open(netlink)
 
     def _offloads(self) -> set[str]:
         """Set up the chosen offloads; return those that the kernel supports."""
@@ -157,20 +198,31 @@ class UdpBackend:
         now = time.time()
         for event in events:
             if isinstance(event, LeaseAdded):
-                self._lease_log.added(event.lease.subnet)
                 self._subnets.setdefault(event.lease.subnet, now)
-                self._routes.set(event.lease.subnet, NextHop(str(event.lease.attrs.public_ip), self._port))
+                self._set_next_hop(event.lease)
             elif event.subnet in self._subnets:
                 self._lease_log.removed(event.subnet)
                 del self._subnets[event.subnet]
                 self._routes.remove(event.subnet)
         if self._sender_queues is not None:
             self._sender_queues.changed()
+        if self._kernel is not None:
+            self._kernel.apply(events)
+
+    def _set_next_hop(self, lease: Lease) -> None:
+        """Send packets for a lease to its public IP; a lease that differs in something else is not logged again."""
+        next_hop = NextHop(str(lease.attrs.public_ip), self._port)
+        route = self._routes.get(lease.subnet)
+        if route is None or route.next_hop != next_hop:
+            self._lease_log.added(lease.subnet)
+            self._routes.set(lease.subnet, next_hop)
 
     async def settled(self) -> None:
-        """Return once the receive queues follow the leases; the next hops already do."""
+        """Return once queues and programs follow the leases; the next hops already do."""
         if self._sender_queues is not None:
             self._sender_queues.settle()
+        if self._kernel is not None:
+            await self._kernel.settled()
 
     def report(self) -> BackendReport:
         """Return how many peers can be reached, and what was carried and dropped.
@@ -188,6 +240,8 @@ class UdpBackend:
             self._used_offloads,
             udp_settings.ENCAP_OVERHEAD,
             self._carried,
+            "kernel" if self._kernel and self._kernel.is_used else "loop",
+            self._kernel.loop_cause if self._kernel else "",
         )
 
     async def refresh(self) -> None:
@@ -200,6 +254,11 @@ class UdpBackend:
         async for chunk in in_chunks(self._routes.tallies()):
             for tally in chunk:
                 total.add(tally)
+        if self._kernel:
+            total.add(self._kernel.removed)
+            async for subnets in in_chunks(list(self._subnets)):
+                for subnet in subnets:
+                    total.add(self._kernel.carried(subnet))
         self._carried = _traffic(total, _boot_time())
         with suppress(HostError, OSError):
             async with Netlink() as netlink:
@@ -214,10 +273,16 @@ class UdpBackend:
     def _peer_report(self, subnet: IPv4Network, route: Route, boot: float) -> PeerReport:
         """Return the report of a peer; ``boot``: as ``_boot_time`` returns it."""
         traffic = _traffic(route.tally, boot)
+        if self._kernel:
+            traffic += _traffic(self._kernel.carried(subnet), boot)
         cause = self._route_check.why_unreachable(subnet) if self._route_check else ""
         return PeerReport(subnet, IPv4Address(route.next_hop.public_ip), self._subnets[subnet], cause, traffic)
 
     async def run(self) -> None:
+        """Carry packets, in the kernel too if it may.  Raises the error of the packet path if it fails."""
+        await run_together(self._run_loop(), *([self._kernel.run()] if self._kernel else []))
+
+    async def _run_loop(self) -> None:
         """Log drops once a minute and when cancelled.  Raises the error of the packet path if it fails."""
         failure = self._proxy.failure
         try:
@@ -246,7 +311,10 @@ class UdpBackend:
             flaws += [flaw for flaw in removed if flaw not in flaws]  # addresses added meanwhile
         if not flaws:
             await self._check_routes(netlink)
-        return [f"{name} {flaw}; restored" for flaw in flaws]
+        repairs = [f"{name} {flaw}; restored" for flaw in flaws]
+        if self._kernel:
+            repairs += [f"{flaw}; restored" for flaw in await self._kernel.repair(netlink, self._device.tun)]
+        return repairs
 
     async def _check_routes(self, netlink: Netlink) -> None:
         """Ask the kernel whether packets to the peers come to our device.  Raises HostError."""
@@ -258,9 +326,14 @@ class UdpBackend:
             if lower:
                 await self._route_check.report_leftovers(netlink, lower.index, ())
 
-    def close(self) -> None:
-        """Close device and socket; the kernel removes the device's address and route with it."""
+    async def close(self) -> None:
+        """Close device and socket; the kernel removes the device's address and route with it, unless systemd keeps it.
+
+        With systemd's descriptor store, the programs carry packets while the service restarts.
+        """
         self._is_open = False
+        if self._kernel:
+            await self._kernel.close()
         self._resources.close()
 
     def _drops(self) -> Counter[DropReason]:

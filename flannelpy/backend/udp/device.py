@@ -16,12 +16,12 @@ from flannelpy.rtnetlink.links import Link
 class Device:
     """An open TUN device with the settings of ``device_config``; ``alias`` marks it as ours."""
 
-    def __init__(self, device_config: DeviceConfig, alias: str) -> None:
-        """Open the device.  Raises HostError."""
+    def __init__(self, device_config: DeviceConfig, alias: str, adopted: Tun | None = None) -> None:
+        """Use the ``adopted`` device of an earlier process, or create one.  Raises HostError."""
         self._alias = alias
         self._device_config = device_config
         self._offload = (False, False)
-        self.tun = Tun()
+        self.tun = adopted or Tun()
 
     def offload(self, *, tso: bool, uso: bool) -> tuple[bool, bool]:
         """Ask the kernel for super-packets, now and after ``recreate``; return whether it gives (TCP, UDP)."""
@@ -56,6 +56,7 @@ class Device:
         """Open another device in place of one that was removed or can no longer be used.  Raises HostError."""
         if link := await netlink.link(self.tun.name):
             await log_routes_removed_with(netlink, link, [self._device_config.network])
+            await netlink.remove_link(link)  # one that something keeps outlives the next line
         self.tun.close()
         self.tun = Tun()
         self.tun.offload(tso=self._offload[0], uso=self._offload[1])

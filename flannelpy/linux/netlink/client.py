@@ -12,7 +12,7 @@ from socket import AF_INET
 
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.connection import GONE
-from flannelpy.linux.netlink.devices import Devices
+from flannelpy.linux.netlink.filters import Filters
 from flannelpy.marks import ROUTE_PROTOCOL
 from flannelpy.rtnetlink import entries
 from flannelpy.rtnetlink.entries import Entry, GatewayRoute, Identity
@@ -21,7 +21,7 @@ from flannelpy.rtnetlink.routes import KernelRoute
 from flannelpy.rtnetlink.rules import RULE_PRIORITY, ProhibitRule
 
 
-class Netlink(Devices):
+class Netlink(Filters):
     """The kernel of this network namespace, inside ``async with``."""
 
     async def remove_routes(self, unwanted: Sequence[KernelRoute]) -> None:

@@ -122,8 +122,8 @@ def test_a_backend_that_never_started_can_be_closed() -> None:
     before = sorted(Path("/proc/self/fd").iterdir())
     backend = UdpBackend(config(), EXTERNAL, ALIAS, None)
     backend.apply([added("172.17.8.102")])
-    backend.close()
-    backend.close()
+    asyncio.run(backend.close())
+    asyncio.run(backend.close())
     assert peer_counts(backend.report()) == ("udp", 1, 0)
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
@@ -154,7 +154,7 @@ class FakeTun(Tun):
 class FakeDevice:
     """Flaws are what the test says."""
 
-    def __init__(self, device_config: DeviceConfig, alias: str) -> None:
+    def __init__(self, device_config: DeviceConfig, alias: str, adopted: Tun | None) -> None:
         assert alias == ALIAS
         self.device_config = device_config
         self.tun = FakeTun("flannel0")
@@ -235,7 +235,7 @@ def live(
         try:
             await scenario(life)
         finally:
-            life.backend.close()
+            await life.backend.close()
 
     packet_loop.run(whole())
 
@@ -277,7 +277,7 @@ def test_a_port_that_is_taken_leaves_no_device_and_a_stop_leaves_the_port(monkey
                 await life.backend.start(OWN)
             assert life.backend.device == ""
         await life.backend.start(OWN)
-        life.backend.close()
+        await life.backend.close()
         assert not life.device.is_open
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind(("127.0.0.1", life.port))

@@ -18,7 +18,7 @@ from flannelpy.cli import copy_to_v3, flags
 from flannelpy.cli.go_flags import UNSUPPORTED
 from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.errors import HostError, LeaseLost, UsageError
-from flannelpy.options import EtcdApi
+from flannelpy.options import Datapath, EtcdApi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,6 +47,7 @@ DEFAULTS = {
     "iptables_resync": 5,
     "source_check": SourceCheck.PEER,
     "offload": None,
+    "datapath": Datapath.LOOP,
     "healthz_ip": IPv4Address("0.0.0.0"),
     "healthz_port": 0,
     "metrics_ip": (),
@@ -75,6 +76,7 @@ GOOD = {
     "iptables-resync": ("60", "iptables_resync", 60),
     "source-check": ("strict", "source_check", SourceCheck.STRICT),
     "offload": ("tso,gso", "offload", frozenset({"tso", "gso"})),
+    "datapath": ("auto", "datapath", Datapath.AUTO),
     "healthz-ip": ("127.0.0.1", "healthz_ip", IPv4Address("127.0.0.1")),
     "healthz-port": ("8471", "healthz_port", 8471),
     "v": ("3", "verbosity", 3),
@@ -196,6 +198,7 @@ def test_variable_names() -> None:
         "iptables-resync": "FLANNELD_IPTABLES_RESYNC",
         "source-check": "FLANNELD_SOURCE_CHECK",
         "offload": "FLANNELD_OFFLOAD",
+        "datapath": "FLANNELD_DATAPATH",
         "healthz-port": "FLANNELD_HEALTHZ_PORT",
         "healthz-ip": "FLANNELD_HEALTHZ_IP",
         "metrics-ip": "FLANNELD_METRICS_IP",
@@ -401,6 +404,10 @@ def test_as_go_reads_it(argv: list[str], expected: dict[str, object]) -> None:
             for text in ("router.example", "::1", "10.0.0.0/8")
         ),
         (["-source-check=on"], "bad value 'on' for -source-check: must be peer, strict, off"),
+        *(
+            ([f"-datapath={text}"], f"bad value {text!r} for -datapath: must be loop, auto, kernel")
+            for text in ("", "off", "Kernel", "ebpf")
+        ),
         *(
             ([f"-etcd-api={text}"], f"bad value {text!r} for -etcd-api: must be auto, 2, 3")
             for text in ("", "v3", "4", "AUTO")

@@ -381,3 +381,43 @@ def test_the_report_of_the_lease_has_its_times_and_why_renewals_fail() -> None:
             assert world.manager.report().problem == ""
 
     play(scenario)
+
+
+def test_an_announced_datapath_is_written_at_once_and_kept_by_renewals() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            for in_kernel in (True, False, True):
+                world.manager.announce(in_kernel=in_kernel)
+                await asyncio.sleep(1)
+                assert world.manager.own.attrs.in_kernel is in_kernel
+                assert LeaseAttrs.decode((await world.entries())[OWN_NAME].value).in_kernel is in_kernel
+            await asyncio.sleep(LEASE_TTL)
+            assert LeaseAttrs.decode((await world.entries())[OWN_NAME].value).in_kernel
+        assert not world.events
+
+    play(scenario)
+
+
+def test_the_last_announcement_is_written_when_the_store_is_back(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            world.registry.go_down()
+            world.manager.announce(in_kernel=True)
+            await asyncio.sleep(10)
+            world.registry.come_up()
+            await asyncio.sleep(10)
+            assert LeaseAttrs.decode((await world.entries())[OWN_NAME].value).in_kernel
+
+    play(scenario)
+    assert [message for message in caplog.messages if "Failed to write own lease" in message]
+
+
+def test_an_announcement_survives_a_write_by_another_program() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            world.manager.announce(in_kernel=True)
+            world.registry.put_raw(OWN_NAME, OURS, LEASE_TTL)
+            await asyncio.sleep(5)
+            assert LeaseAttrs.decode((await world.entries())[OWN_NAME].value).in_kernel
+
+    play(scenario)

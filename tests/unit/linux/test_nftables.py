@@ -41,6 +41,17 @@ def test_tables_with_chains_that_forwarded_packets_pass_are_read(command: Comman
     assert [str(chain) for chain in table.base_chains()] == ["inet fw f"]
 
 
+@pytest.mark.parametrize(("with_nat", "found"), [(False, []), (True, ["ip nat"])])
+def test_the_table_nat_of_iptables_is_read_only_if_it_is_asked_for(
+    command: Command, with_nat: bool, found: list[str]
+) -> None:
+    chain = {**CHAIN, "family": "ip", "table": "nat", "name": "OUTPUT", "hook": "output"}
+    listing = printed({"chain": chain})
+    command("nft", nft(listing, "", f'*"list table ip nat"*) {listing}\n;;\n'))
+    assert list(asyncio.run(nftables.tables(("OUTPUT",), with_nat=with_nat))) == found
+    assert asyncio.run(nftables.tables(("INPUT",), with_nat=True)) == {}
+
+
 def test_a_table_that_is_gone_is_no_error(command: Command) -> None:
     error = "Error: No such file or directory; did you mean table \u2018x\u2019?"
     gone = f"printf '{error}\\nlist table\\n     ^^\\n' >&2; exit 1"
@@ -170,6 +181,26 @@ def test_with_one_flavour_each_table_is_listed_once(
         (tmp_path / name).symlink_to(tmp_path / "xtables-legacy-multi")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert list(all_iptables()) == ["iptables-legacy-save"]
+
+
+@pytest.mark.usefixtures("names")
+@pytest.mark.parametrize(
+    ("links", "unlisted"),
+    [
+        ({}, ["filter"]),
+        ({"iptables-save": "xtables-nft-multi"}, ["filter"]),
+        ({"iptables-save": "xtables-multi"}, []),  # of iptables before 1.8
+        ({"iptables-save": "xtables-nft-multi", "iptables-legacy-save": "xtables-legacy-multi"}, []),
+    ],
+)
+def test_tables_of_iptables_legacy_without_their_command_are_named(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: dict[str, str], unlisted: list[str]
+) -> None:
+    for name, program in links.items():
+        command(program, "true")
+        (tmp_path / name).symlink_to(tmp_path / program)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert iptables.unlisted_tables() == unlisted
 
 
 @pytest.mark.usefixtures("names")

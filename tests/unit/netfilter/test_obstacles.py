@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.listings import feed, listing, result
 
 from flannelpy.datapath.traffic import Datagrams, Forwarding
 from flannelpy.netfilter import obstacles
@@ -18,7 +17,7 @@ from flannelpy.netfilter.address_ranges import AddressRanges
 from flannelpy.netfilter.iptables_listing import Tables
 from flannelpy.netfilter.network_rules import NetworkRules
 from flannelpy.netfilter.nft_listing import Entries, NftTable
-from flannelpy.netfilter.obstacles import Obstacle, Search, Traffic
+from flannelpy.netfilter.obstacles import Obstacle, Traffic
 from flannelpy.registry.base import PERMANENT
 from flannelpy.subnet.lease import Lease, LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded
@@ -33,15 +32,6 @@ HOST_GW = UDP._replace(devices=("eth1",), masquerading="eth1")
 DIRECT = UDP._replace(devices=("flannel.1", "eth1"), masquerading="eth1")
 
 
-def result(search: Search) -> list[Obstacle]:
-    try:
-        while True:
-            next(search)
-    except StopIteration as end:
-        found: list[Obstacle] = end.value
-        return found
-
-
 def of_iptables(
     *rules: str, table: str = "filter", chains: str = "", policy: str = "ACCEPT", traffic: Traffic = UDP
 ) -> dict[str, bool]:
@@ -51,14 +41,6 @@ def of_iptables(
     text = "\n".join(["# by", f"*{table}", *heads, *(f"-A {rule}" for rule in rules), "COMMIT", ""]).encode()
     listed = searched([listing(text)], [], traffic)
     return {re.findall("'(?:-A )?(.*)'", one.text, re.DOTALL)[0]: one.is_certain for one in listed}
-
-
-def listing(text: bytes, program: str = "iptables-save", *, has_own_rules: bool = True) -> Tables:
-    """As it comes from the command, in parts."""
-    tables = Tables(program, has_own_rules=has_own_rules)
-    for start in range(0, len(text), 50):
-        tables.feed(text[start : start + 50])
-    return tables
 
 
 def searched(listings: list[Tables], nft_tables: list[NftTable], traffic: Traffic) -> list[Obstacle]:
@@ -405,15 +387,6 @@ def of_nftables(
         assert found.map_names == ["map"]
         feed(found.take_elements, [{"map": {**entries[1]["map"], "elem": elements}}], size)
     return searched([], [found], traffic)
-
-
-def feed(take: Callable[[bytes], object], entries: list[dict[str, Any]], size: int = 70) -> None:
-    """As nft prints them, in parts."""
-    text = json.dumps({"nftables": [{"metainfo": {"version": "1.0.6"}}, *entries]}).encode() + b"\n"
-    listed = Entries(take)
-    for start in range(0, len(text), size):
-        listed.feed(text[start : start + size])
-    listed.close()
 
 
 ESTABLISHED = [match(STATE, ["established", "related"], "in"), ACCEPT]

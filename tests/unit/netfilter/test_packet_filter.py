@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.listings import result
 
 from flannelpy.netfilter.address_ranges import between, of_networks
 from flannelpy.netfilter.iptables_listing import Tables
@@ -91,15 +92,6 @@ def followed(chains: dict[str, list[tuple[str, str]]], policy: str, state: str) 
     tables = Tables("iptables-save")
     tables.feed("".join(f"{line}\n" for line in lines).encode())
     return result(Walk(tables.found[0].rules(None, {}), PACKETS._replace(state=state)).run("FORWARD", policy))
-
-
-def result(walk: Generator[None, None, Drop | None]) -> Drop | None:
-    try:
-        while True:
-            next(walk)
-    except StopIteration as end:
-        found: Drop | None = end.value
-        return found
 
 
 @given(

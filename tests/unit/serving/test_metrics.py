@@ -7,6 +7,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from flannelpy.diagnosis import ProblemCode
@@ -91,6 +92,12 @@ def test_a_running_network() -> None:
     assert len([name for name in found if name.startswith("flannelpy_network_state network")]) == len(NetworkState)
     assert len([name for name in found if "dropped" in name]) == len(DropReason)
     assert not [name for name in found if "peer_" in name]
+
+
+@pytest.mark.parametrize(("datapath", "value"), [("kernel", 1.0), ("loop", 0.0), ("", None)])
+def test_the_datapath(datapath: str, value: float | None) -> None:
+    network = replace(RUNNING, backend=BackendReport("udp", 0, 0, datapath=datapath))
+    assert samples(exposition(daemon(network))).get("flannelpy_datapath_kernel network=") == value
 
 
 def test_a_network_that_waits_has_no_values_that_are_unknown() -> None:

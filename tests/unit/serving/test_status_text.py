@@ -6,6 +6,8 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+import pytest
+
 from flannelpy.report import (
     BackendReport,
     DaemonReport,
@@ -95,6 +97,20 @@ def test_blocks_peers_and_problems() -> None:
     text = status_text(report, PEERS)
     assert text.startswith(FULL)
     assert text.endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("datapath", "cause", "text"),
+    [
+        ("kernel", "", "udp, device flannel0, MTU 1472, datapath kernel"),
+        ("loop", "", "udp, device flannel0, MTU 1472, datapath loop"),
+        ("loop", "an XFRM policy", "udp, device flannel0, MTU 1472, datapath loop (an XFRM policy)"),
+    ],
+)
+def test_the_status_names_the_datapath_and_why_it_is_the_loop(datapath: str, cause: str, text: str) -> None:
+    backend = BackendReport("udp", 0, 0, device="flannel0", mtu=1472, datapath=datapath, loop_cause=cause)
+    report = DaemonReport((NetworkReport("", NetworkState.READY, backend=backend),), "0.3.0", at=NOW)
+    assert f"  backend:   {text}" in status_text(report, {}).splitlines()
 
 
 def test_without_peers_the_rest_is_the_same() -> None:

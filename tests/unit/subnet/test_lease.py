@@ -56,6 +56,18 @@ def test_our_own_keys_stand_behind_the_originals_and_make_no_other_lease() -> No
     assert LeaseAttrs(PUBLIC_IP, host_id="ab12").encode() == '{"PublicIP":"172.17.8.101","HostID":"ab12"}'
 
 
+def test_a_peer_learns_whether_the_kernel_of_a_host_carries_packets() -> None:
+    attrs = LeaseAttrs(PUBLIC_IP, host_id="ab12", in_kernel=True)
+    assert attrs.encode() == '{"PublicIP":"172.17.8.101","HostID":"ab12","Datapath":"kernel"}'
+    assert LeaseAttrs.decode(attrs.encode()).in_kernel
+    assert attrs != LeaseAttrs(PUBLIC_IP, host_id="ab12")
+
+
+@pytest.mark.parametrize("value", ["true", '"Kernel"', '"loop"', "null", '["kernel"]'])
+def test_a_host_whose_lease_names_another_datapath_has_none_in_the_kernel(value: str) -> None:
+    assert not LeaseAttrs.decode(f'{{"PublicIP":"172.17.8.101","Datapath":{value}}}').in_kernel
+
+
 @pytest.mark.parametrize("ours", ['"HostID":7', '"HostID":null,"Claim":"yes"', '"HostID":["a"],"Claim":1'])
 def test_other_values_of_our_keys_are_ignored(ours: str) -> None:
     read = LeaseAttrs.decode(f'{{"PublicIP":"172.17.8.101",{ours}}}')

@@ -1,0 +1,1 @@
+"""Assembles eBPF programs.  Pure: nothing here knows what a program is for, or how it is loaded."""
