@@ -286,13 +286,12 @@ _OF_KERNELS = {peer.public_ip for peer in PEERS if peer.in_kernel}
 
 def is_unusual(packet: bytes, gso_size: int, next_hop: str) -> bool:
     """Whether the engine sends the packet, and the program leaves it to the loop."""
-    words = packet[0] & 0xF
-    is_own = packet[12:16] in (BOUND.packed, OWN_SUBNET[0].packed) and packet[9] == UDP
-    if is_own and (
-        packet[6] & 0x3F or packet[7] or packet[words * 4 : words * 4 + 4] == struct.pack("!HH", PORT, PORT)
-    ):
-        return True
-    if next_hop not in {peer.public_ip for peer in PEERS if peer.in_kernel}:
+    if packet[9] == UDP and packet[12:16] in _OWN_ADDRESSES:
+        l4 = (packet[0] & 0xF) * 4
+        ports = packet[l4 : l4 + 4]
+        if packet[6] & 0x3F or packet[7] or len(ports) < 4 or ports == _OWN_PORTS:
+            return True
+    if next_hop not in _OF_KERNELS:
         return True
     if not gso_size:
         return len(packet) + 28 > MTU
