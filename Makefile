@@ -68,7 +68,7 @@ borrowing = $(PYTHON) -m venv --clear --without-pip $(1); site='import sysconfig
 # $(call installing,DIRECTORY): install the arguments that follow into it, without a C compiler.
 installing = CC=/bin/false $(VENV)/bin/pip --python $(1)/bin/python install --quiet --no-deps --no-build-isolation
 
-.PHONY: help setup venv demo demo-down run lint unit check sanitize waiting compiled interpreted namespaces timed test-faults \
+.PHONY: help setup venv demo demo-down run lint unit check sanitize waiting compiled interpreted namespaces datapath timed test-faults \
 	test test-docker test-etcd test-systemd dist soak bench bench-scale clean
 
 help: ## list the targets
@@ -155,11 +155,11 @@ waiting: $(VENV)/stamp # a part of make test
 
 compiled: $(VENV)/stamp # a part of make test
 	@echo "With compiled packet code:"
-	@$(call unskipped,$(VENV)/bin/pytest -q -m "not timed" --numprocesses=3 $(COMPILED_TESTS))
+	@$(call unskipped,$(VENV)/bin/pytest -q -m "not timed and not soak" --numprocesses=3 $(COMPILED_TESTS))
 
 interpreted: $(INTERPRETED)/stamp # a part of make test
 	@echo "With interpreted packet code:"
-	@$(call unskipped,$(INTERPRETED)/bin/python -P -m pytest -q -m "not timed" --numprocesses=2 $(PACKET_TESTS) \
+	@$(call unskipped,$(INTERPRETED)/bin/python -P -m pytest -q -m "not timed and not soak" --numprocesses=2 $(PACKET_TESTS) \
 		$(WITHOUT_PACKET_CODE))
 
 test-faults: $(VENV)/stamp ## failures of etcd, hosts and daemons, under traffic (a part of make test)
@@ -183,6 +183,19 @@ namespaces: $(VENV)/stamp build/docker/debian12 # a part of make test
 	@echo "In network namespaces, by $(WORKERS) workers:"
 	@$(call unskipped,$(AS_ROOT) $(VENV)/bin/pytest -q -m "not timed and not soak" --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder \
 		$(NAMESPACE_TESTS))
+
+# Tests of the udp backend, again with hosts that use the kernel, and with a host that does beside one that does not.
+MIXED_TESTS := $(addprefix tests/,netns/test_overlay.py netns/test_offload.py faults/test_intruders.py)
+KERNEL_TESTS := $(MIXED_TESTS) $(addprefix tests/,netns/test_counters.py netns/test_mtu.py netns/test_hostile_container.py \
+	faults/test_device.py faults/test_restarts.py)
+# $(call over_datapaths,DATAPATHS,TESTS)
+over_datapaths = $(call unskipped,$(AS_ROOT) env LAB_DATAPATH=$(1) $(VENV)/bin/pytest -q --numprocesses=$(WORKERS) \
+	--dist=loadfile -m "not timed and not soak and not loop" -k "not vxlan and not host-gw" $(2))
+comma := ,
+datapath: $(VENV)/stamp # a part of make test
+	@echo "Between hosts with the kernel's datapath, then with a host that has the loop, by $(WORKERS) workers:"
+	@$(call over_datapaths,auto,$(KERNEL_TESTS))
+	@$(call over_datapaths,auto$(comma)loop,$(MIXED_TESTS))
 
 timed: $(VENV)/stamp # a part of make test
 	@echo "Tests that measure time, alone:"
@@ -210,6 +223,7 @@ test: $(INTERPRETED)/stamp ## all tests and lint: 18 minutes
 	@ls flannelpy/packet/*.so >/dev/null 2>&1 || { echo "The packet code doesn't compile here."; exit 1; }
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target waiting interpreted compiled dist lint
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target namespaces sanitize
+	@$(MAKE) --no-print-directory datapath
 	@$(MAKE) --no-print-directory timed
 
 SOAK = $(AS_ROOT) env $(if $(SECONDS),FLANNELPY_SOAK_SECONDS=$(SECONDS)) $(if $(SEED),FLANNELPY_SEED=$(SEED)) \

@@ -38,8 +38,8 @@ from typing import NamedTuple, Never
 from flannelpy import logs
 from flannelpy.backend import catalogue
 from flannelpy.backend.base import Backend
+from flannelpy.backend.left_programs import remove_left_programs
 from flannelpy.backend.leftovers import Keep, unmarked_leftovers, withdraw
-from flannelpy.backend.udp.left_programs import remove_left_programs
 from flannelpy.backend.underlay import Routed, Underlay
 from flannelpy.errors import HostError, LeaseLost, one_line
 from flannelpy.host import ownership, subnet_file

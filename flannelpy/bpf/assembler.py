@@ -81,13 +81,17 @@ class Assembler:
         """Store to ``base + offset``."""
         self._instructions.append(instructions.store(size, base, offset, value))
 
+    def atomic_add(self, base: Register, offset: int, operand: Register) -> None:
+        """Add a register to the 64 bits at ``base + offset``, which all processors may do at once."""
+        self._instructions.append(instructions.atomic_add(base, offset, operand))
+
     def load_map(self, register: Register, name: str) -> None:
         """Load the address of a map, as helper functions want it."""
-        self._refer_to_map(register, MAP, name)
+        self._refer_to_map(register, MAP, name, 0)
 
-    def load_map_value(self, register: Register, name: str) -> None:
-        """Load the address of the first value of an array."""
-        self._refer_to_map(register, MAP_VALUE, name)
+    def load_map_value(self, register: Register, name: str, offset: int = 0) -> None:
+        """Load the address of a byte of an array's first value."""
+        self._refer_to_map(register, MAP_VALUE, name, offset)
 
     def jump(self, *, to: str) -> None:
         """Jump to a label that follows."""
@@ -119,6 +123,6 @@ class Assembler:
         self._jumps[len(self._instructions)] = to
         self._instructions.append(instruction)
 
-    def _refer_to_map(self, register: Register, kind: int, name: str) -> None:
+    def _refer_to_map(self, register: Register, kind: int, name: str, offset: int) -> None:
         self._maps[len(self._instructions)] = name
-        self._instructions += instructions.load_64(register, kind, 0)
+        self._instructions += instructions.load_64(register, kind, offset << 32)

@@ -67,13 +67,14 @@ COMPARISONS = {"==": 0x10, ">": 0x20, ">=": 0x30, "&": 0x40, "!=": 0x50, "<": 0x
 
 _CLASS_LD, _CLASS_LDX, _CLASS_ST, _CLASS_STX = 0x00, 0x01, 0x02, 0x03
 _CLASS_ALU, _CLASS_JMP, _CLASS_ALU64 = 0x04, 0x05, 0x07
-_IMMEDIATE_MODE, _MEMORY_MODE = 0x00, 0x60
+_IMMEDIATE_MODE, _MEMORY_MODE, _ATOMIC_MODE = 0x00, 0x60, 0xC0
 _SOURCE_REGISTER = 0x08
 _SWAP = 0xD0  # with _SOURCE_REGISTER: to big endian
 _CALL, _EXIT = 0x80, 0x90
 
 _LOAD_64 = _CLASS_LD | Size.DOUBLE | _IMMEDIATE_MODE
-#: In the source register of a 64-bit load: the immediate is a map's descriptor, for the map or for its first value.
+#: In the source register of a 64-bit load: the first half is a map's descriptor, for the map or for its first value;
+#: then the second half is an offset in the value.
 MAP, MAP_VALUE = 1, 2
 
 # struct bpf_insn { __u8 code; __u8 dst_reg:4, src_reg:4; __s16 off; __s32 imm; }
@@ -121,6 +122,11 @@ def store(size: Size, base: Register, offset: int, value: Register | int) -> Ins
     if isinstance(value, Register):
         return Instruction(_CLASS_STX | _MEMORY_MODE | size, base, value, offset)
     return Instruction(_CLASS_ST | _MEMORY_MODE | size, base, 0, offset, value)
+
+
+def atomic_add(base: Register, offset: int, operand: Register) -> Instruction:
+    """Return an addition to the 64 bits at ``base + offset``, which all processors may do at once."""
+    return Instruction(_CLASS_STX | _ATOMIC_MODE | Size.DOUBLE, base, operand, offset)
 
 
 def big_endian(register: Register, bits: int) -> Instruction:

@@ -12,12 +12,11 @@ _NO_PREALLOC = 1
 
 
 class MapType(enum.IntEnum):
-    """The kinds of maps; those per processor have a value for each."""
+    """The kinds of maps; one per processor has a value for each."""
 
     HASH = 1
     ARRAY = 2
     PERCPU_HASH = 5
-    PERCPU_ARRAY = 6
     LPM_TRIE = 11  # the longest prefix matches
     DEVMAP = 14  # indices of interfaces; an entry is gone when its interface is
 
@@ -38,4 +37,4 @@ class MapKind(NamedTuple):
     @property
     def per_cpu(self) -> bool:
         """Return whether each processor has a value of its own."""
-        return self.type in (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY)
+        return self.type is MapType.PERCPU_HASH

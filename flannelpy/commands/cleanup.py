@@ -14,8 +14,8 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from flannelpy import logs
+from flannelpy.backend.left_programs import remove_left_programs
 from flannelpy.backend.leftovers import marked, unmarked_leftovers, withdraw
-from flannelpy.backend.udp.left_programs import remove_left_programs
 from flannelpy.control import listener
 from flannelpy.errors import CompareFailed, HostError, KeyNotFound
 from flannelpy.host import external_endpoint, firewall_tables, ownership, subnet_file

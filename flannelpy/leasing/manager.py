@@ -289,7 +289,8 @@ class SubnetManager:
         """Return the changes within one poll, ``seconds`` at most.  Raises RegistryError."""
         to_forget = max(table.seconds_to_forget(self._clock.now()), 0)
         changes = await self._registry.watch(cursor, min(self._jittered(_POLL_SECONDS), seconds, to_forget))
-        self._watch_failures.recovered()
+        if self._watch_failures.recovered():
+            table.begin_grace_again(self._clock.now())
         self._backoff.reset()
         self._ignored.report()
         self._relists.report()

@@ -5,7 +5,7 @@ it notices a host whose public IP changed between two snapshots.  A malformed ke
 
 A peer's lease that is gone stays in the table for a while, the *grace*.  A live peer recreates its lease within that
 time, and until then packets still reach the peer.  All leases are gone at once after an outage of the store that lasts
-longer than the leases.
+longer than the leases.  The grace begins again after an outage, in which no peer can write.
 Counterpart: leaseWatcher in subnet/watch.go.
 """
 
@@ -111,6 +111,7 @@ class LeaseTable:
         self._own_public_ip = own_public_ip
         self._grace = grace
         self._gone_at: dict[IPv4Network, float] = {}
+        self._answers_since = -inf
         self._peers: dict[IPv4Network, LeaseAttrs] = {}
         self._reported = Causes()  # of ignored keys; their values are the causes
 
@@ -155,13 +156,17 @@ class LeaseTable:
     def forget(self, now: float) -> Update:
         """Remove the leases that were gone for longer than the grace."""
         update = Update()
-        for subnet in [subnet for subnet, at in self._gone_at.items() if at <= now]:
+        for subnet in [subnet for subnet, at in self._gone_at.items() if self._end_of_grace(at) <= now]:
             self._drop(subnet, update)
         return update
 
+    def begin_grace_again(self, now: float) -> None:
+        """Note that the store answers again after an outage: hosts could not recreate their leases before ``now``."""
+        self._answers_since = now
+
     def seconds_to_forget(self, now: float) -> float:
         """Return the seconds until ``forget`` has a lease to remove."""
-        return min(self._gone_at.values(), default=inf) - now
+        return min(map(self._end_of_grace, self._gone_at.values()), default=inf) - now
 
     def is_key(self, name: str) -> bool:
         """Return whether ``name`` is the key of a lease of this network."""
@@ -237,7 +242,10 @@ class LeaseTable:
         elif not self._grace:
             self._drop(subnet, update)
         elif subnet in self._peers:
-            self._gone_at.setdefault(subnet, now + self._grace)
+            self._gone_at.setdefault(subnet, now)
+
+    def _end_of_grace(self, gone_at: float) -> float:
+        return max(gone_at, self._answers_since) + self._grace
 
     def _drop(self, subnet: IPv4Network, update: Update) -> None:
         self._gone_at.pop(subnet, None)

@@ -14,7 +14,7 @@ SECONDS = 9.0
 OTHERS_SECONDS = 5.0
 
 
-@over_stores(UDP, VXLAN, HOST_GW, v2=[UDP])
+@over_stores(UDP, VXLAN, HOST_GW)
 def test_no_host_notices_random_keys_and_values(make_lab: Callable[..., Lab], backend: Backend, api: Api) -> None:
     number = seed()
     print(f"FLANNELPY_SEED={number}")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +30,7 @@ from support.packets import BOUND, ICMP, PORT, ipv4_packet
 
 from flannelpy.backend.udp.fast_path import FastPath, remove_left
 from flannelpy.bpf.instructions import Helper, call
-from flannelpy.datapath.fast_path import incoming, outgoing
+from flannelpy.datapath.fast_path import incoming, maps, outgoing
 from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.errors import HostError
 from flannelpy.linux.clock import BootClock
@@ -146,6 +150,29 @@ def test_two_networks_on_one_interface(tun: str, first_to_go: int) -> None:
             assert await paths[0].flaws(netlink) == []
             await paths[0].close(netlink)
             assert shell(STATE) == before
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    {
+        "of a VLAN": bytes(12) + b"\x81\x00\x00\x05" + ARRIVING[12:],
+        "for all hosts": b"\xff" * 6 + ARRIVING[6:],
+        "for another host": b"\x02" + ARRIVING[1:],
+        "no IPv4": bytes(12) + b"\x88\xb5" + ARRIVING[14:],
+        "no UDP": ARRIVING[:23] + b"\x84" + ARRIVING[24:],
+        "too short": ARRIVING[:41],
+    }.items(),
+    ids=lambda named: named[0],
+)
+def test_what_is_not_for_our_socket_passes_without_a_count(tun: str, frame: tuple[str, bytes]) -> None:
+    async def scenario(netlink: Netlink) -> None:
+        fast_path = FastPath(config(tun))
+        await attached(fast_path, netlink)
+        assert fast_path._programs["incoming"].test_run(frame[1]).result == PASSED
+        assert fast_path.counts() == {}
+        await fast_path.close(netlink)
 
     run(scenario)
 
@@ -300,8 +327,8 @@ def test_each_helper_refused(tun: str, monkeypatch: pytest.MonkeyPatch, helper: 
         for module in (outgoing, incoming):
             original = module.program
 
-            def without(constants: Any, original: Any = original) -> Any:
-                program = original(constants)
+            def without(*arguments: Any, original: Any = original, **how: Any) -> Any:
+                program = original(*arguments, **how)
                 return program._replace(
                     instructions=tuple(unknown if one == refused else one for one in program.instructions)
                 )
@@ -320,6 +347,42 @@ def test_each_helper_refused(tun: str, monkeypatch: pytest.MonkeyPatch, helper: 
     run(scenario)
 
 
+def test_a_kernel_that_attaches_nothing(tun: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without cls_bpf: nothing is left."""
+
+    async def refuse(*_: object) -> None:
+        raise HostError("cannot attach a BPF program to flannel0-rx: Operation not supported")
+
+    async def scenario(netlink: Netlink) -> None:
+        monkeypatch.setattr(Netlink, "replace_filter", refuse)
+        with pytest.raises(HostError, match="cannot attach"):
+            await FastPath(config(tun)).open(netlink)
+        assert own_links() == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "answer"),
+    {
+        "-all,+bpf,+net_admin": "attached",
+        "-bpf,-sys_admin": "the kernel refused the BPF map routes: Operation not permitted; it needs CAP_BPF, and the "
+        "system call bpf",
+    }.items(),
+)
+def test_capabilities(capabilities: str, answer: str) -> None:
+    script = str(Path(__file__).parent / "fast_path_probe.py")
+    path = os.pathsep.join(str(Path(__file__).parents[1] / each) for each in (".", "../scripts"))
+    done = subprocess.run(
+        ["setpriv", f"--bounding-set={capabilities}", sys.executable, script],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == (f"{answer}\n", "")
+
+
 def test_a_host_that_does_not_forward_has_no_fast_path(tun: str) -> None:
     async def scenario(netlink: Netlink) -> None:
         shell("sysctl -qw net.ipv4.ip_forward=0")
@@ -335,6 +398,57 @@ def test_an_interface_of_another_program_with_the_name_of_the_pair_is_an_error(t
         with pytest.raises(HostError, match="flannel0-gro"):
             await FastPath(config(tun)).open(netlink)
         assert own_links() == ["flannel0-gro"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("command", "size", "counted"),
+    [
+        ("true", 1472, None),
+        ("true", 1473, "outgoing_too_big"),
+        ("ip link set eth1 mtu 1000", 972, None),
+        ("ip link set eth1 mtu 1000", 973, "outgoing_too_big"),
+        ("ip route add 172.17.8.102 dev eth1 mtu lock 1000", 973, "outgoing_too_big"),
+        ("ip route add 172.17.8.102 dev switch", 100, "outgoing_other_way"),
+        ("ip rule add pref 1 to 172.17.8.102 unreachable", 100, "outgoing_other_way"),
+        ("ip rule add pref 1 to 172.17.8.102 iif lo unreachable", 100, "outgoing_other_way"),
+        ("ip rule add pref 1 to 172.17.8.102 iif eth1 unreachable", 100, None),
+        ("ip -6 addr add fd00::1/64 dev eth1; ip route add 172.17.8.102 via inet6 fd00::2", 100, "outgoing_other_way"),
+        ("ip link set eth1 down", 100, "outgoing_other_way"),
+        ("sysctl -qw net.ipv4.ip_forward=0", 100, "outgoing_not_forwarding"),
+    ],
+)
+def test_the_underlay_decides(tun: str, command: str, size: int, counted: str | None) -> None:
+    """The look-up is that of a packet of this host."""
+    packet = ETHERNET + ipv4_packet("11.0.59.2", "11.0.101.2", bytes(size - 20), protocol=ICMP)
+
+    async def scenario(netlink: Netlink) -> None:
+        fast_path = FastPath(config(tun))
+        await attached(fast_path, netlink)
+        shell(command)
+        result = fast_path._programs["outgoing"].test_run(packet).result
+        assert (result, fast_path.counts()) == ((PASSED, {counted: 1}) if counted else (REDIRECTED, {}))
+        await fast_path.close(netlink)
+
+    run(scenario)
+
+
+def test_peers_for_which_a_map_has_no_space_stay_with_the_loop(tun: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(netlink: Netlink) -> None:
+        for name in ("routes", "senders", "peers"):
+            monkeypatch.setitem(maps.MAPS, name, maps.MAPS[name]._replace(entries=2))
+        fast_path = FastPath(config(tun))
+        await attached(fast_path, netlink)
+        results(fast_path)
+        subnets = [IPv4Network(f"11.0.{number}.0/24") for number in range(110, 120)]
+        for number, subnet in enumerate(subnets):
+            fast_path.set(subnet, BOUND + 100 + number, in_kernel=True)
+        assert results(fast_path) == (REDIRECTED, REDIRECTED)
+        assert fast_path.tally(subnets[-1]) is not None
+        for subnet in subnets:
+            fast_path.remove(subnet)
+        await fast_path.close(netlink)
 
     run(scenario)
 

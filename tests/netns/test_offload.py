@@ -71,6 +71,7 @@ def test_a_gigabyte_arrives(containers: list[Container]) -> None:
     transfer(one, other, str(other.address), GIGABYTE)
 
 
+@pytest.mark.loop
 @pytest.mark.sample("gro", 1)
 @pytest.mark.parametrize("gro", ["off", "on"])
 def test_a_gigabyte_arrives_with_every_hundredth_datagram_lost(lab: Lab, containers: list[Container], gro: str) -> None:
@@ -153,6 +154,7 @@ def every_hundredth_lost(switch: Node) -> Iterator[Callable[[str], tuple[int, in
 # The wire
 
 
+@pytest.mark.loop
 def test_each_datagram_fits_and_is_one_inner_packet_that_is_right(
     lab: Lab, containers: list[Container], tmp_path: Path
 ) -> None:
@@ -222,7 +224,7 @@ def test_a_card_without_checksums_costs_speed_only(lab: Lab, containers: list[Co
     assert lab.hosts[0].log().count("rejected UDP_SEGMENT") <= 1
 
 
-@pytest.mark.parametrize("narrow", ["route", "device"])
+@pytest.mark.parametrize("narrow", [pytest.param("route", marks=pytest.mark.loop), "device"])
 def test_a_narrow_path_costs_speed_only_and_while_it_is_narrow(
     lab: Lab, containers: list[Container], daemons: list[Daemon], narrow: str
 ) -> None:

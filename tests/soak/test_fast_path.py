@@ -30,7 +30,8 @@ def test_millions_of_packets(root: None, source_check: SourceCheck) -> None:
             comparison, traffic = Comparison(fast_path, source_check), Traffic(SEED)
             for _ in range(PACKETS // 2 // len(SourceCheck)):
                 comparison.send(*traffic.leaving())
-                comparison.receive(traffic.arriving())
+                comparison.receive(*traffic.arriving())
+            comparison.compare_tallies()
             await fast_path.close(netlink)
 
     with own_namespace(), own_tun() as tun:

@@ -69,5 +69,5 @@ libraries=$(dirname root/usr/lib/*/systemd/libsystemd-shared-*.so | head -n 1)
 export SYSTEMD_NSPAWN_API_VFS_WRITABLE=network LD_LIBRARY_PATH="$libraries"
 exec root/usr/bin/systemd-nspawn --quiet --directory=root --boot --register=no --keep-unit --machine=flannelpy \
 	--network-namespace-path=/proc/self/fd/8 --resolv-conf=off --link-journal=no \
-	--capability=CAP_NET_ADMIN,CAP_NET_RAW,CAP_MKNOD,CAP_SYS_ADMIN --system-call-filter='add_key keyctl bpf' \
+	--capability=CAP_BPF,CAP_NET_ADMIN,CAP_NET_RAW,CAP_MKNOD,CAP_SYS_ADMIN --system-call-filter='add_key keyctl bpf' \
 	--tmpfs=/var/lib/docker --tmpfs=/var/lib/containerd --console=pipe systemd.unit=multi-user.target

@@ -326,7 +326,7 @@ class KernelDatapath:
             flaws = await self._fast_path.flaws(netlink)
             if flaws:
                 await self._fast_path.repair(netlink)
-            return flaws
+            return [] if recreated else flaws  # those of a recreated device follow from its own
 
     async def _move(self, netlink: Netlink) -> None:
         """Load and attach the programs for a device of another name.  Raises HostError."""

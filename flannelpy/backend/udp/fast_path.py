@@ -11,6 +11,7 @@ earlier process left stay at work; ``attach`` swaps each in one step.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
@@ -71,19 +72,20 @@ class FastPath:
         """Load the programs, test them with golden packets, set up the GRO pair; the TUN must exist.
 
         The packets of the overlay stay with the loop, or with the programs of an earlier process, until ``attach``.
-        Raises HostError with the reason for which this host has no fast path.
+        Raises HostError with the reason for which this host has no fast path; then nothing new is left.
         """
         try:
             for name, kind in maps.MAPS.items():
                 self._maps[name] = BpfMap(name, kind)
             self._load("outgoing", outgoing.program(self._constants))
-            self._load("incoming", incoming.program(self._constants))
             self._peers = Peers(self._maps)
             await self._find_devices(netlink)
             self._test()
             await self._set_up_gro(netlink)
         except BaseException:
             self.release()
+            with suppress(HostError):
+                await self._gro_pair.remove(netlink)
             raise
 
     async def attach(self, netlink: Netlink) -> None:
@@ -185,6 +187,9 @@ class FastPath:
                 await self._attach(netlink, name)
 
     def _load(self, name: str, program: Program) -> None:
+        """Load a program in place of another one, which works on where it is attached.  Raises HostError."""
+        if name in self._programs:
+            self._programs[name].close()
         self._programs[name] = BpfProgram(f"flannel_{name}", program, self._maps, LICENSE)
 
     async def _find_devices(self, netlink: Netlink) -> None:
@@ -201,11 +206,8 @@ class FastPath:
     async def _set_up_gro(self, netlink: Netlink) -> None:
         """Set up the pair, and attach a program that knows the TUN.  Raises HostError."""
         sending = await self._gro_pair.set_up(netlink)
-        before = self._programs.pop("gro", None)
         self._load("gro", gro.program(self._tun_index))
         await self._attach(netlink, "gro")
-        if before:
-            before.close()
         self._maps["devices"].set(maps.index_key(maps.GRO), maps.index_key(sending.index))
 
     async def _attach(self, netlink: Netlink, name: str) -> None:
@@ -230,14 +232,28 @@ class FastPath:
         self._peers.set(peer, public_ip, in_kernel=True)
         self.extend(float("inf"))
         try:
-            self._expect("incoming", golden.incoming(self._constants, peer, public_ip))
+            self._load_incoming(golden.incoming(self._constants, peer, public_ip))
             self._expect("outgoing", golden.outgoing(self._constants, peer, public_ip))
         finally:
             self.extend(0.0)
             self._peers.remove(peer)
             self._peers.removed = Totals()
             for direction in _CHECKS:
-                self._maps[f"left_{direction}"].clear(maps.index_key(0))
+                self._clear_counts(direction)
+
+    def _load_incoming(self, packet: golden.Golden) -> None:
+        """Load the program that the kernel can run, and test it.  Raises HostError."""
+        for forgets in (True, False):
+            self._load("incoming", incoming.program(self._constants, forgets_encapsulation=forgets))
+            self._programs["incoming"].test_run(packet.packet)
+            is_refused = list(self._left("incoming")) == [Incoming.REFUSED]
+            self._clear_counts("incoming")
+            if not is_refused:
+                break
+        self._expect("incoming", packet)
+
+    def _clear_counts(self, direction: str) -> None:
+        self._maps[f"left_{direction}"].clear(maps.index_key(0))
 
     def _expect(self, direction: str, packet: golden.Golden) -> None:
         """Raise HostError if the program makes something else of the packet.

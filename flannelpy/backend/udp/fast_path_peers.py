@@ -31,9 +31,10 @@ class Peers:
         before = self._peers.get(subnet)
         if before == (public_ip, in_kernel):
             return
-        in_kernel = self._tallies.add_zero(maps.subnet_key(subnet)) and in_kernel
+        key = maps.subnet_key(subnet)
+        in_kernel = self._tallies.add_zero(key) and in_kernel
         self._peers[subnet] = _Peer(public_ip, in_kernel)
-        self._routes.set(maps.route_key(subnet), maps.route_value(subnet, public_ip if in_kernel else maps.LOOP))
+        self._routes.set(maps.route_key(subnet), maps.route_value(key, public_ip if in_kernel else maps.LOOP))
         if before and before.public_ip != public_ip:
             self._leave(before.public_ip, subnet)
         self._by_public_ip.setdefault(public_ip, set()).add(subnet)

@@ -55,6 +55,8 @@ from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.packet import headers as hdr
 
 _PACKET_HOST = 0
+# Has the kernel forget that a super-packet was encapsulated, so that no bridge cuts it; in kernels after 6.18.
+_BPF_F_ADJ_ROOM_DECAP_L4_UDP = 1 << 10
 
 # The stack.  The outer headers and the inner one lie together, as in the packet.
 _OUTER = -48
@@ -67,8 +69,8 @@ _SCRATCH = -80
 _INNER_AT = ETH_HEADER + OUTER_HEADERS
 
 
-def program(constants: Constants) -> Program:
-    """Return the program.
+def program(constants: Constants, *, forgets_encapsulation: bool) -> Program:
+    """Return the program; ``forgets_encapsulation``: only where the kernel can, else it refuses every packet.
 
     R6: the packet's __sk_buff; R7: the length of the inner packet; R8: the bytes of headers of a super-packet, or 0;
     R9: the index of the TUN.
@@ -85,10 +87,10 @@ def program(constants: Constants) -> Program:
     code.jump_if(R2, "<=", 1, to=Incoming.TTL.label)
     measure_super_packet(code, Incoming, _INNER, _SCRATCH, _INNER_AT + hdr.IP_MIN_HEADER)
     decrement_ttl(code, _INNER)
-    _decapsulate(code)
+    _decapsulate(code, _BPF_F_ADJ_ROOM_DECAP_L4_UDP if forgets_encapsulation else 0)
     _count(code)
     _deliver(code)
-    leave_to_loop(code, Incoming, "left_incoming", _SCRATCH)
+    leave_to_loop(code, Incoming, "left_incoming")
     return code.program()
 
 
@@ -183,12 +185,12 @@ def _check_addresses(code: Assembler, constants: Constants) -> None:
     code.jump_if(R2, "==", R3, to=Incoming.DESTINATION.label)
 
 
-def _decapsulate(code: Assembler) -> None:
+def _decapsulate(code: Assembler, flags: int) -> None:
     """Remove the outer headers, and write TTL, protocol and checksum.  From here on the loop cannot get the packet."""
     code.set(R1, R6)
     code.set(R2, -OUTER_HEADERS)
     code.set(R3, BPF_ADJ_ROOM_MAC)
-    code.set(R4, BPF_F_ADJ_ROOM_FIXED_GSO)
+    code.set(R4, BPF_F_ADJ_ROOM_FIXED_GSO | flags)
     code.call(Helper.SKB_ADJUST_ROOM)
     code.jump_if(R0, "!=", 0, to=Incoming.REFUSED.label)
     store_bytes(code, ETH_HEADER + hdr.IP_TTL, _INNER + hdr.IP_TTL, 4, failed="drop")

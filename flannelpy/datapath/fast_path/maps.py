@@ -51,8 +51,8 @@ MAPS = {
     "routes": MapKind(MapType.LPM_TRIE, _ROUTE_KEY.size, 12, _MAX_PEERS),
     "senders": MapKind(MapType.HASH, 4, 8, _MAX_PEERS),
     "peers": MapKind(MapType.PERCPU_HASH, 8, _PEER.size, _MAX_PEERS),
-    "left_outgoing": MapKind(MapType.PERCPU_ARRAY, 4, COUNTER * len(Outgoing), 1),
-    "left_incoming": MapKind(MapType.PERCPU_ARRAY, 4, COUNTER * len(Incoming), 1),
+    "left_outgoing": MapKind(MapType.ARRAY, 4, COUNTER * len(Outgoing), 1),
+    "left_incoming": MapKind(MapType.ARRAY, 4, COUNTER * len(Incoming), 1),
     "settings": MapKind(MapType.ARRAY, 4, _SETTINGS.size, 1),
     "devices": MapKind(MapType.DEVMAP, 4, 4, 2),
 }
@@ -68,9 +68,9 @@ def route_key(subnet: IPv4Network) -> bytes:
     return _ROUTE_KEY.pack(subnet.prefixlen, subnet.network_address.packed)
 
 
-def route_value(subnet: IPv4Network, public_ip: IPv4Address) -> bytes:
-    """Return a value of ``routes``; ``public_ip``: LOOP if the loop serves the peer."""
-    return subnet_key(subnet) + public_ip.packed
+def route_value(key: bytes, public_ip: IPv4Address) -> bytes:
+    """Return a value of ``routes``; ``key``: that of ``peers``, ``public_ip``: LOOP if the loop serves the peer."""
+    return key + public_ip.packed
 
 
 def index_key(number: int) -> bytes:
@@ -97,8 +97,6 @@ def totals(values: bytes) -> Totals:
 
 
 def left(values: bytes, checks: type[Check]) -> dict[Check, int]:
-    """Return the sum of the values that all processors have of each check, without those that are 0."""
-    width = len(checks)
-    numbers = struct.unpack(f"={len(values) // COUNTER}Q", values)
-    sums = {check: sum(numbers[check.index :: width]) for check in checks}
-    return {check: number for check, number in sums.items() if number}
+    """Return the counter of each check, without those that are 0."""
+    numbers = struct.unpack(f"={len(checks)}Q", values)
+    return {check: numbers[check.index] for check in checks if numbers[check.index]}

@@ -100,7 +100,7 @@ def program(constants: Constants) -> Program:
     decrement_ttl(code, _INNER)
     _encapsulate(code)
     _send(code)
-    leave_to_loop(code, Outgoing, "left_outgoing", _SCRATCH)
+    leave_to_loop(code, Outgoing, "left_outgoing")
     return code.program()
 
 

@@ -37,12 +37,12 @@ def test_a_number_that_the_sign_would_change_takes_two_instructions(value: int, 
 def test_maps_get_their_descriptors() -> None:
     code = Assembler()
     code.load_map(R1, "routes")
-    code.load_map_value(R1, "settings")
+    code.load_map_value(R1, "settings", 16)
     code.leave()
     encoded = code.program().encode({"routes": 7, "settings": 9})
     expected = [
         *instructions.load_64(R1, instructions.MAP, 7),
-        *instructions.load_64(R1, instructions.MAP_VALUE, 9),
+        *instructions.load_64(R1, instructions.MAP_VALUE, 16 << 32 | 9),
         instructions.leave(),
     ]
     assert encoded == b"".join(one.encode() for one in expected)

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="the golden by
         (instructions.store(Size.WORD, R10, -56, R2), "632ac8ff00000000"),  # *(u32 *)(r10 - 56) = r2
         (instructions.store(Size.DOUBLE, R10, -120, 0), "7a0a88ff00000000"),  # *(u64 *)(r10 - 120) = 0
         (instructions.store(Size.HALF, R10, -44, 7), "6a0ad4ff07000000"),  # *(u16 *)(r10 - 44) = 7
+        (instructions.atomic_add(R1, 0, R2), "db21000000000000"),  # lock *(u64 *)(r1 + 0) += r2
         (instructions.big_endian(R2, 16), "dc02000010000000"),  # r2 = be16 r2
         (instructions.big_endian(R2, 32), "dc02000020000000"),  # r2 = be32 r2
         (instructions.jump(3), "0500030000000000"),  # goto +3

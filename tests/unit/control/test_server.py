@@ -497,13 +497,13 @@ def test_two_hundred_commands_at_once_are_all_answered(path: Path) -> None:
     """They are more than the server has places, and more than can wait for one."""
 
     async def ask() -> None:
-        daemon = Daemon(path, FakeNetwork("blue", 300))
+        daemon = Daemon(path, FakeNetwork("blue", 30))
         fetch = partial(client.fetch, path, with_peers=True, timeout=60)
         with ThreadPoolExecutor(200) as threads:
             async with daemon.running():
                 loop = asyncio.get_running_loop()
                 answers = await asyncio.gather(*(loop.run_in_executor(threads, fetch) for _ in range(200)))
-        assert {len(answer.peers["blue"]) for answer in answers} == {300}
+        assert {len(answer.peers["blue"]) for answer in answers} == {30}
 
     run(ask())
 

@@ -172,6 +172,7 @@ def test_a_reservation_that_an_earlier_lease_overlaps_stays_when_we_leave() -> N
     play(scenario)
 
 
+@pytest.mark.sample("name", 2)
 @pytest.mark.parametrize("name", ["11.0.59.0-25", "11.0.56.0-21", "11.0.0.0-16", "0.0.0.0-0"])
 def test_an_overlapping_lease_that_was_created_later_changes_nothing_nor_does_one_of_no_network(name: str) -> None:
     async def scenario(world: World) -> None:

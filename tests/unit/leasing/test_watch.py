@@ -108,6 +108,23 @@ def test_no_peer_is_removed_while_the_store_is_silent() -> None:
     play(scenario)
 
 
+def test_a_peer_whose_grace_ends_in_an_outage_has_the_grace_again_to_recreate_its_lease() -> None:
+    async def scenario(world: World) -> None:
+        world.registry.put_raw("11.0.101.0-24", B, None)
+        async with world.running():
+            world.registry.delete_raw("11.0.101.0-24")
+            await asyncio.sleep(10)
+            world.registry.go_down()
+            await asyncio.sleep(3600)
+            world.registry.come_up()
+            await asyncio.sleep(50)
+            assert len(world.events) == 1
+            await asyncio.sleep(30)
+            assert len(world.events) == 2
+
+    play(scenario)
+
+
 def test_with_short_leases_the_grace_is_as_short() -> None:
     async def scenario(world: World) -> None:
         manager = SubnetManager(world.registry, LoopClock(), random.Random(1), HostIdentity(OUR_IP), Terms(10))

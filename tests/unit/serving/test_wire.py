@@ -73,7 +73,7 @@ REPORT = DaemonReport(
 PEER = PeerReport(IPv4Network("11.0.101.0/24"), IPv4Address("172.17.8.102"), 3.5, "no route", Traffic(1, 84, 2, 168))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)  # each takes a tenth of a second to make
 @given(REPORTS)
 def test_a_report_is_read_back_equal(report: DaemonReport) -> None:
     line = wire.part_line(report)

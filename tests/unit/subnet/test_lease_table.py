@@ -177,6 +177,16 @@ def test_a_peer_that_is_gone_is_kept_for_the_grace_and_then_removed() -> None:
     assert leases.forget(5000) == Update()
 
 
+def test_the_grace_begins_again_after_an_outage_of_the_store() -> None:
+    leases = LeaseTable(OWN, grace=60)
+    leases.replace(snapshot(*KNOWN), 1000)
+    leases.apply(Changes((Deleted("11.0.101.0-24"),), 6), 1001)
+    leases.begin_grace_again(1050)
+    assert leases.seconds_to_forget(1050) == 60
+    assert leases.forget(1109) == Update()
+    assert leases.forget(1110) == Update([LeaseRemoved(B)])
+
+
 def test_a_peer_that_returns_within_the_grace_was_never_gone_unless_changed() -> None:
     leases = LeaseTable(OWN, grace=60)
     leases.replace(snapshot(*KNOWN), 0)
