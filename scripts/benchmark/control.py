@@ -110,13 +110,11 @@ class Control:
         self._prefixes = {name: put_network(lab, backend) for name, backend in BACKENDS.items()}
         for count in self.counts:
             put_leases(lab, count)
+        for count in self._ends if self.with_kernel else ():
+            put_leases(lab, count, in_kernel=True)
         self._host, *others = lab.hosts
         self._pairs = self._build_pairs(others[:4])
-        self._kernel_pairs = {}
-        if self.with_kernel:
-            for count in self._ends:
-                put_leases(lab, count, in_kernel=True)
-            self._kernel_pairs = self._build_pairs(others[4:], in_kernel=True)
+        self._kernel_pairs = self._build_pairs(others[4:], in_kernel=True) if self.with_kernel else {}
 
     @property
     def _ends(self) -> tuple[int, int]:
