@@ -126,9 +126,8 @@ class Loss(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        """Return a line for a list."""
         rounds = "not in every round" if self.ratio.low <= 1 <= self.ratio.high else "in every round"
-        return f"{self.metric.label}: {self.ratio} × the loop's figure, {rounds}: {self.reason}"
+        return f"{self.metric.label}: {self.ratio} × the loop's figure, {rounds}"
 
 
 def missed(results: Results) -> list[Bar]:

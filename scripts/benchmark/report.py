@@ -92,10 +92,14 @@ class Report:
         ]
 
     def _losses(self) -> list[str]:
-        """Return a list with a head, or nothing."""
-        if not (found := [f"- {loss}" for loss in losses(self.results)]):
+        """Return a head and a list with an item for each reason, or nothing."""
+        by_reason: dict[str, list[str]] = {}
+        for loss in losses(self.results):
+            by_reason.setdefault(loss.reason, []).append(f"  - {loss}")
+        if not by_reason:
             return []
-        return [f"On {self.facts['machine']}, `-datapath=kernel` is worse than the loop in:", "\n".join(found)]
+        head = f"On {self.facts['machine']}, `-datapath=kernel` is worse than the loop in these figures:"
+        return [head, "\n".join(line for reason, found in by_reason.items() for line in (f"- {reason}:", *found))]
 
     def _senders_limits(self) -> str:
         limited = Counter(
