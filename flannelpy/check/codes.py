@@ -54,6 +54,7 @@ class Code(StrEnum):
     DATAGRAMS_LOST = "datagrams_lost"
     MTU_TOO_LARGE = "mtu_too_large"
     DATAGRAMS_REFUSED = "datagrams_refused"
+    SEND_FAILED = "send_failed"
     SENDERS_REJECTED = "senders_rejected"
     DAEMON_HANGS = "daemon_hangs"
     LONG_PACKETS_LOST = "long_packets_lost"

@@ -269,7 +269,8 @@ TABLE: dict[Code, Verdict] = {
         Link.PEERS,
         WARNING,
         "this host cannot ping",
-        "either run the check as root (CAP_NET_RAW), or have the rules of OUTPUT on this host accept its pings",
+        "either run the check as root (CAP_NET_RAW), or have the rules of OUTPUT on this host accept its pings, and "
+        "its IPsec policies pass them: see ip xfrm policy",
     ),
     Code.NO_ROUTE_TO_PEER: Verdict(
         Link.PEERS,
@@ -323,7 +324,16 @@ TABLE: dict[Code, Verdict] = {
         BAD,
         "the public IP answers, the tunnel address does not, and this host's own rules drop datagrams for the UDP port "
         "of the backend",
-        "have the rules of OUTPUT on this host accept UDP port {port}",
+        "either a rule drops them: have the rules of OUTPUT on this host accept UDP port {port}; or an IPsec policy "
+        "blocks them: see ip xfrm policy",
+    ),
+    Code.SEND_FAILED: Verdict(
+        Link.PEERS,
+        BAD,
+        "packets to a peer were lost, and the kernel of this host rejected datagrams of the daemon meanwhile (drop "
+        "reason send_failed)",
+        "either a rule drops them: have the rules of OUTPUT on this host accept the UDP datagrams of flannelpy; or an "
+        "IPsec policy blocks them: see ip xfrm policy",
     ),
     Code.SENDERS_REJECTED: Verdict(
         Link.PEERS,

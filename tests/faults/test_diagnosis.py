@@ -29,6 +29,7 @@ FLAGS = {"host-gw": (*DAEMON, "-iptables-resync=300")}
 # Within this time a problem must be named.
 DEADLINE = 60
 SECOND = "172.17.8.102"
+BLOCK = {"add": "action block", "delete": ""}
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,16 @@ def input_rule(action: str, rule: str) -> Callable[[Site], None]:
     def run(site: Site) -> None:
         port = PORTS.get(site.backend.name, 0)
         site.lab.hosts[1].run("iptables", action, "INPUT", *rule.format(port=port).split())
+
+    return run
+
+
+def ipsec(action: str, selector: str) -> Callable[[Site], None]:
+    """Return what adds or deletes an IPsec policy of the first host that blocks packets; {port}: the backend's."""
+
+    def run(site: Site) -> None:
+        words = selector.format(port=PORTS.get(site.backend.name, 0)).split()
+        site.lab.hosts[0].run("ip", "xfrm", "policy", action, "dir", "out", *words, *BLOCK[action].split())
 
     return run
 
@@ -283,9 +294,33 @@ FAULTS = {
         on_first("iptables -I OUTPUT -p udp --dport 8285 -j DROP"),
         on_first("iptables -D OUTPUT -p udp --dport 8285 -j DROP"),
         Named(
-            "datagrams_refused", r"7 of 7 lost, and UDP port 8285 of \S+ may not be sent to; have the rules of OUTPUT"
+            "datagrams_refused",
+            r"7 of 7 lost, and UDP port 8285 of \S+ may not be sent to; either a rule drops",
         ),
         "have the rules of OUTPUT on this host accept UDP port 8285",
+    ),
+    "datagrams blocked by IPsec": Fault(
+        (VXLAN, UDP),
+        ipsec("add", "proto udp dport {port}"),
+        ipsec("delete", "proto udp dport {port}"),
+        Named("datagrams_refused", r"7 of 7 lost, and UDP port \d+ of \S+ may not be sent to; either a rule"),
+        "or an IPsec policy blocks them: see ip xfrm policy",
+    ),
+    "only the daemon's datagrams dropped on the way out": Fault(
+        (UDP,),
+        on_first("iptables -I OUTPUT -p udp --sport 8285 -j DROP"),
+        on_first("iptables -D OUTPUT -p udp --sport 8285 -j DROP"),
+        Named("send_failed", "during the check, the kernel rejected datagrams of flannelpy: send_failed .*; either a"),
+        "have the rules of OUTPUT on this host accept the UDP datagrams of flannelpy",
+        besides=frozenset({"datagrams_lost"}),
+    ),
+    "all packets to a peer blocked by IPsec": Fault(
+        (UDP,),
+        ipsec("add", f"dst {SECOND}/32"),
+        ipsec("delete", f"dst {SECOND}/32"),
+        Named("send_failed", "during the check, the kernel rejected datagrams of flannelpy: send_failed .*; either a"),
+        "or an IPsec policy blocks them: see ip xfrm policy",
+        besides=frozenset({"ping_refused"}),
     ),
     "wrong checksums": Fault(
         (UDP,),
@@ -460,6 +495,8 @@ FAULTS = {
 VARIANTS = {
     "UDP port rejected as closed",
     "datagrams dropped on the way out",
+    "datagrams blocked by IPsec",
+    "all packets to a peer blocked by IPsec",
     "pings dropped on the way out",
     "MTU of the interface lowered",
 }
