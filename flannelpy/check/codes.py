@@ -10,6 +10,8 @@ class Code(StrEnum):
     INTERFACE_DOWN = "interface_down"
     ETCD_SILENT = "etcd_silent"
     ENDPOINT_SILENT = "endpoint_silent"
+    ETCD_FULL = "etcd_full"
+    ETCD_CORRUPT = "etcd_corrupt"
     CLOCK_DIFFERS = "clock_differs"
     CONFIG_MISSING = "config_missing"
     CONFIG_INVALID = "config_invalid"

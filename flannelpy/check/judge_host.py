@@ -21,13 +21,15 @@ _CONTAINER_BRIDGES = (_DOCKER0, "cni0")
 _TUNNELS = ("tun", "vxlan")
 # The part of the limit of tracked connections at which the next load may exceed it.
 _FULL = 0.95
+_ALARMS = frozenset({Code.ETCD_FULL, Code.ETCD_CORRUPT})
 # The lines that name the cause of what the daemon reports, by the code of its problem.
 _NAMED_BY: dict[ProblemCode, frozenset[Code]] = {
     ProblemCode.STORE_SILENT: frozenset({Code.ETCD_SILENT}),
     ProblemCode.CONFIG_MISSING: frozenset({Code.CONFIG_MISSING}),
     ProblemCode.CONFIG_INVALID: frozenset({Code.CONFIG_INVALID}),
     ProblemCode.CONFIG_CHANGED: frozenset({Code.CONFIG_CHANGED}),
-    ProblemCode.LEASE_ENDING: frozenset({Code.ETCD_SILENT, Code.LEASE_OVERDUE}),
+    ProblemCode.LEASE_MISSING: _ALARMS,
+    ProblemCode.LEASE_ENDING: frozenset({Code.ETCD_SILENT, Code.LEASE_OVERDUE, *_ALARMS}),
     ProblemCode.EXTERNAL_INTERFACE: frozenset({Code.NO_INTERFACE, Code.INTERFACE_DOWN}),
     ProblemCode.NO_ROUTE_TO_PEERS: frozenset({Code.NO_ROUTE_TO_PEER}),
     ProblemCode.KERNEL_STATE: frozenset(

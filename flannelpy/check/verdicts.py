@@ -51,6 +51,20 @@ TABLE: dict[Code, Verdict] = {
         "one of several endpoints gives no answer",
         "start that member of etcd, or leave it out of -etcd-endpoints",
     ),
+    Code.ETCD_FULL: Verdict(
+        Link.ETCD,
+        BAD,
+        "etcd v3 has the alarm NOSPACE, so it refuses writes: its database is as large as its quota",
+        "compact it: etcdctl compact REVISION, of etcdctl endpoint status -w json; defragment each member: etcdctl "
+        "defrag; then etcdctl alarm disarm; raise --quota-backend-bytes if it is soon full again",
+    ),
+    Code.ETCD_CORRUPT: Verdict(
+        Link.ETCD,
+        BAD,
+        "etcd v3 has the alarm CORRUPT, so it refuses writes: the data of its members differ",
+        "replace that member: etcdctl member remove {member}, then etcdctl member add, and start it with an empty data "
+        "directory; then etcdctl alarm disarm",
+    ),
     Code.CLOCK_DIFFERS: Verdict(
         Link.CLOCK,
         WARNING,

@@ -268,6 +268,20 @@ FAULTS = {
         "etcdctl put /coreos.com/network/config",
         Named("config_missing", "Network config in etcd was removed; continuing .*; write the network config to etcd"),
     ),
+    "etcd's database full": Fault(
+        (VXLAN,),
+        lambda site: site.lab.etcd.v3.raise_alarm("NOSPACE"),
+        lambda site: site.lab.etcd.v3.disarm("NOSPACE"),
+        Named("etcd_full", "refuses writes: alarm NOSPACE of member [0-9a-f]+; compact it: .*; defragment each member"),
+        "then etcdctl alarm disarm; raise --quota-backend-bytes if it is soon full again",
+    ),
+    "etcd's data corrupt": Fault(
+        (VXLAN,),
+        lambda site: site.lab.etcd.v3.raise_alarm("CORRUPT"),
+        lambda site: site.lab.etcd.v3.disarm("CORRUPT"),
+        Named("etcd_corrupt", r"refuses writes: alarm CORRUPT of member ([0-9a-f]+); .*: etcdctl member remove \1, "),
+        "start it with an empty data directory; then etcdctl alarm disarm",
+    ),
     "UDP port filtered": Fault(
         (UDP, VXLAN),
         input_rule("-I", "-p udp --dport {port} -j DROP"),
@@ -493,6 +507,7 @@ FAULTS = {
 }
 # These resemble another fault each.
 VARIANTS = {
+    "etcd's data corrupt",
     "UDP port rejected as closed",
     "datagrams dropped on the way out",
     "datagrams blocked by IPsec",

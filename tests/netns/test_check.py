@@ -17,7 +17,7 @@ import pytest
 from faults.backends import UDP, VXLAN
 from lab import ETCD_PREFIX, Host, Lab, wait_for
 from lab.etcd_stores import Api
-from support.checks import Checked, argv, check, set_up, wait_until_well
+from support.checks import Checked, argv, check, set_up, status, wait_until_well
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -49,6 +49,22 @@ def test_without_etcd_the_peers_are_those_that_the_daemon_knows(lone: Host) -> N
         {"etcd_silent", "daemon_stopped", "device_missing"},
         {"peers_unknown"},
     ), without
+
+
+def test_a_daemon_that_can_lease_no_subnet_because_of_etcds_alarm_says_so(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(hosts=1, api=Api.V3)
+    lab.put_config(VXLAN.config())
+    [host] = lab.hosts
+    lab.etcd.v3.raise_alarm("NOSPACE")
+    daemon = host.start_daemon("-iface=eth1")
+    wait_for(lambda: "lease_missing" in status(host).problems, 20, "the daemon to ask for a subnet", pause=0.3)
+    found, checked = status(host), check(host)
+    lab.etcd.v3.disarm("NOSPACE")
+    [problem] = found.problems["lease_missing"]
+    assert found.problems.keys() == {"lease_missing"}
+    assert "etcd v3 refuses writes: its database is full (alarm NOSPACE): compact and defragment it, then " in problem
+    assert (checked.codes(), checked.codes("warning")) == ({"etcd_full"}, set()), checked
+    daemon.wait_ready(30)
 
 
 def test_a_daemon_that_hangs_is_a_warning_and_what_it_does_not_restore_is_bad(make_lab: Callable[..., Lab]) -> None:
