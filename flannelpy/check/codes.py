@@ -35,6 +35,7 @@ class Code(StrEnum):
     BRIDGE_DOWN = "bridge_down"
     BRIDGE_WITHOUT_ADDRESS = "bridge_without_address"
     SUBNET_DIVERTED = "subnet_diverted"
+    CONTAINER_UNPLUGGED = "container_unplugged"
     CONTAINER_MTU = "container_mtu"
     FORWARDING_OFF = "forwarding_off"
     PACKETS_DROPPED = "packets_dropped"

@@ -208,6 +208,13 @@ TABLE: dict[Code, Verdict] = {
         "either another program added a route: remove the one that the line names; or two bridges have an address of "
         "the subnet: leave it to the one with the containers",
     ),
+    Code.CONTAINER_UNPLUGGED: Verdict(
+        Link.BRIDGE,
+        WARNING,
+        "the veth of a container is at no bridge, although the subnet has one",
+        "either its bridge was removed or has lost it: restart the container, or ip link set {name} master … up; or "
+        "another program uses it without a bridge",
+    ),
     Code.CONTAINER_MTU: Verdict(
         Link.BRIDGE,
         WARNING,
@@ -226,7 +233,8 @@ TABLE: dict[Code, Verdict] = {
     Code.PACKETS_MAY_BE_DROPPED: Verdict(
         Link.FORWARDING,
         WARNING,
-        "such a rule may drop packets of containers",
+        "such a rule drops a part of these packets, such as those of TCP or of single ports, which may be intended; or "
+        "the check cannot tell whether it does",
         "remove the rule that the line names, or accept these packets before it",
     ),
     Code.RULES_UNKNOWN: Verdict(

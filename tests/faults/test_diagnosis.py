@@ -392,6 +392,13 @@ FAULTS = {
         "remove it, or accept these packets before it",
         Named("containers_blocked", "'-A FORWARD -j DROP' drops packets .*; remove it, or accept"),
     ),
+    "FORWARD DROP for TCP": Fault(
+        (UDP,),
+        on_first("iptables -I FORWARD -p tcp -j DROP"),
+        on_first("iptables -D FORWARD -p tcp -j DROP"),
+        Named("packets_may_be_dropped", "'-A FORWARD -p tcp -j DROP' may drop packets .*; remove it, or accept"),
+        "remove it, or accept these packets before it",
+    ),
     "raw DROP": Fault(
         (VXLAN,),
         on_first("iptables -t raw -I PREROUTING -s 11.0.0.0/16 -j DROP"),
@@ -467,6 +474,13 @@ FAULTS = {
         on_first("ip address delete 11.0.0.1/24 dev docker0", "ip address add {own} dev docker0"),
         Named("bridge_of_old_subnet", "docker0 has 11.0.0.1/24, which is not of our subnet .* --bip=11"),
         "restart Docker with the present subnet file",
+    ),
+    "container without its bridge": Fault(
+        (VXLAN,),
+        on_first("ip link set veth1 down nomaster name veth0a1b2c3", "ip link set veth0a1b2c3 up"),
+        on_first("ip link set veth0a1b2c3 down name veth1", "ip link set veth1 master docker0 up"),
+        Named("container_unplugged", "^veth0a1b2c3: no port of a bridge, .*, or ip link set veth0a1b2c3 master"),
+        "either its bridge was removed or has lost it: restart the container",
     ),
     "MTU of containers too large": Fault(
         (VXLAN,),

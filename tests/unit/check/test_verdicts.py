@@ -25,6 +25,7 @@ VALUES = {
     Code.BRIDGE_ELSEWHERE: {"bridge"},
     Code.BRIDGE_DOWN: {"name"},
     Code.BRIDGE_WITHOUT_ADDRESS: {"bridge", "name"},
+    Code.CONTAINER_UNPLUGGED: {"name"},
     Code.CONTAINER_MTU: {"mtu"},
     Code.RP_FILTER: {"device"},
     Code.NO_ROUTE_TO_PEER: {"address"},
