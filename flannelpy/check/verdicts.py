@@ -132,10 +132,7 @@ TABLE: dict[Code, Verdict] = {
         "either flannelpy has not leased a subnet yet, or it writes another file: check with its -subnet-file",
     ),
     Code.SUBNET_FILE_DIFFERS: Verdict(
-        Link.LEASE,
-        BAD,
-        "the subnet file has another subnet than the lease",
-        "restart flannelpy, then Docker",
+        Link.LEASE, BAD, "the subnet file has another subnet than the lease", "restart flannelpy, then Docker"
     ),
     Code.DAEMON_STOPPED: Verdict(
         Link.DAEMON,
@@ -238,10 +235,7 @@ TABLE: dict[Code, Verdict] = {
         "remove the rule that the line names, or accept these packets before it",
     ),
     Code.RULES_UNKNOWN: Verdict(
-        Link.FORWARDING,
-        WARNING,
-        "the rules cannot be listed",
-        "run the check as root, with iptables and nft installed",
+        Link.FORWARDING, WARNING, "the rules cannot be listed", "run the check as root, with iptables and nft installed"
     ),
     Code.CONNTRACK_FULL: Verdict(
         Link.FORWARDING,
@@ -282,10 +276,7 @@ TABLE: dict[Code, Verdict] = {
         "correct what the line names, on that host or on this one",
     ),
     Code.PEERS_UNKNOWN: Verdict(
-        Link.PEERS,
-        WARNING,
-        "neither etcd nor a daemon tells which peers there are",
-        "see the line about etcd",
+        Link.PEERS, WARNING, "neither etcd nor a daemon tells which peers there are", "see the line about etcd"
     ),
     Code.PING_REFUSED: Verdict(
         Link.PEERS,

@@ -14,7 +14,7 @@ from ipaddress import IPv4Network
 from typing import Any
 
 import pytest
-from faults.backends import UDP, VXLAN
+from faults.backends import HOST_GW, UDP, VXLAN
 from lab import ETCD_PREFIX, Host, Lab, wait_for
 from lab.etcd_stores import Api
 from support.checks import Checked, argv, check, set_up, status, wait_until_well
@@ -123,6 +123,22 @@ def test_a_second_daemon_that_finds_the_device_taken_has_no_bridge_that_is_wrong
     checked = check(lone, "-subnet-file=/run/flannel/two.env")
     assert checked.codes() == {"subnet_file_missing", "daemon_stopped", "device_missing"}, checked
     assert "there is no tunnel device of flannelpy, and flannel.1 has its address" in checked.texts("device_missing")[0]
+
+
+def test_docker0_of_another_daemon_with_host_gw_is_no_bridge_that_is_wrong(lone: Host) -> None:
+    others = ("-subnet-file=/run/flannel/two.env", "-etcd-prefix=/two/network")
+    lone.lab.put_config(HOST_GW.config())
+    lone.lab.etcd.put("/two/network/config", HOST_GW.config(IPv4Network("12.0.0.0/16")))
+    first = lone.start_daemon("-iface=eth1")
+    first.wait_ready()
+    lone.start_daemon("-iface=eth1", *others).wait_ready()
+    lone.add_container()
+    wait_until_well(lone)
+    beside = check(lone, "-iface=eth1", *others)
+    assert beside.flaws == [], beside
+    assert first.stop() == 0
+    alone = check(lone, "-iface=eth1", *others)
+    assert alone.codes("warning") == {"bridge_elsewhere"}, alone
 
 
 def test_what_takes_the_packets_of_the_own_containers_is_named(lone: Host) -> None:
