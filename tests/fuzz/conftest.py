@@ -13,7 +13,7 @@ from flannelpy.packet import build
 
 # The compiled code has the same examples, and more.  Interpreted, or under sanitizers, they take ten times as long.
 _IS_FAST = build() == "compiled" and "libasan" not in os.environ.get("LD_PRELOAD", "")
-_EXAMPLES = 200 if _IS_FAST else 40
+_EXAMPLES = 100 if _IS_FAST else 40
 settings.register_profile("local", max_examples=_EXAMPLES, deadline=None, print_blob=True)
 settings.register_profile("ci", max_examples=_EXAMPLES, deadline=None, print_blob=True, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")

@@ -466,7 +466,7 @@ def test_clients_that_never_read_are_closed_and_cost_one_part_each(path: Path, m
 
 def test_a_newcomer_takes_the_place_of_a_client_that_does_not_read(path: Path) -> None:
     async def disturb() -> None:
-        daemon = Daemon(path, FakeNetwork("blue", 10_000))
+        daemon = Daemon(path, FakeNetwork("blue", 3_000))
         async with daemon.running():
             with contextlib.ExitStack() as readers:
                 for _ in range(server.MOST_CLIENTS):
@@ -474,7 +474,7 @@ def test_a_newcomer_takes_the_place_of_a_client_that_does_not_read(path: Path) -
                     sock.send(wire.request_line(wire.GetReport(with_peers=True)))
                 await until(lambda: len(daemon.server._awaited) == server.MOST_CLIENTS)
                 for _ in range(3):
-                    assert len((await daemon.fetch(with_peers=True)).peers["blue"]) == 10_000
+                    assert len((await daemon.fetch(with_peers=True)).peers["blue"]) == 3_000
             await until(lambda: not daemon.server._clients)
 
     run(disturb())

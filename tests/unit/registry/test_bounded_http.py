@@ -173,6 +173,7 @@ def fast_urls() -> Iterator[dict[str, str]]:
         yield {kind: servers.enter_context(served(answer)) for kind, answer in answers.items()}
 
 
+@pytest.mark.sample("name", 2)
 @pytest.mark.parametrize("name", CALLS)
 def test_progress_gives_no_more_time_and_a_reply_takes_no_more_memory_than_etcd_can_need(
     name: str, fast_urls: dict[str, str], monkeypatch: pytest.MonkeyPatch
