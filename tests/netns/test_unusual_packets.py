@@ -95,7 +95,7 @@ def test_ip_options(containers: list[Container], options: str) -> None:
 
 
 def test_a_learned_path_mtu(lab: Lab, containers: list[Container]) -> None:
-    """A router on the way has told the host, by an ICMP error."""
+    """A router on the way has sent the host an ICMP error."""
     one, other = containers
     host, peer = lab.hosts
     whole = 16 * MEGABYTE // JUMBO  # about so many datagrams are needed

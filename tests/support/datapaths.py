@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import time
+from itertools import chain
 
 from lab import Container, Daemon, Host, Lab, wait_for
 from lab.lab import wait_connected
@@ -16,6 +17,8 @@ FLAGS = ("-iface=eth1", "-ip-masq")
 KERNEL = (*FLAGS, "-datapath=kernel")
 AUTO = (*FLAGS, "-datapath=auto")
 LOOP = (*FLAGS, "-datapath=loop")
+#: What a device does with super-packets of the loop and of the fast path.
+SEGMENTATION = ("tso", "gso", "tx-udp-segmentation", "tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
 #: Adds an XFRM policy that blocks the datagrams which the loop sends.
 POLICY = "ip xfrm policy add src 172.17.8.0/24 dst 172.17.8.0/24 proto udp dport 8285 dir out action block"
 #: Rules that stop the datagrams of a loop: the commands that add and remove each.
@@ -78,6 +81,11 @@ def state(host: Host) -> list[str]:
         for line in host.run("tc", "filter", "show", "dev", link, hook, check=False).stdout.splitlines()
     ]
     return sorted([*links, *qdiscs, *filters])
+
+
+def segment_before_the_device(host: Host) -> None:
+    """Have the kernel cut super-packets for the external interface, so that datagrams cross the lab singly."""
+    host.run("ethtool", "-K", "eth1", *chain.from_iterable((each, "off") for each in SEGMENTATION))
 
 
 def index_of(host: Host, device: str) -> int:
