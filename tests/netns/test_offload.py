@@ -198,7 +198,7 @@ def has_data(segment: bytes) -> bool:
 
 
 def inspect(packet: bytes) -> tuple[bytes, int, int]:
-    """Return (flow, protocol, identification) of one complete, valid packet: TCP, UDP, or an ICMP error after a flood."""
+    """Return (flow, protocol, identification) of one complete, valid packet: TCP, UDP or ICMP."""
     version_ihl, _, length, identification, fragment, _, protocol = struct.unpack_from("!BBHHHBB", packet)
     assert version_ihl == 0x45
     assert length == len(packet)
