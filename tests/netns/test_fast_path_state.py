@@ -26,11 +26,12 @@ from support.bpf_programs import (
     own_tun,
     shell,
 )
-from support.packets import BOUND, ICMP, PORT, ipv4_packet
+from support.packets import BOUND, ICMP, OWN_SUBNET, PORT, ipv4_packet
 
 from flannelpy.backend.udp.fast_path import FastPath, remove_left
 from flannelpy.bpf.instructions import Helper, call
-from flannelpy.datapath.fast_path import incoming, maps, outgoing
+from flannelpy.datapath.fast_path import golden, incoming, maps, outgoing
+from flannelpy.datapath.fast_path.parts import Constants
 from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.errors import HostError
 from flannelpy.linux.clock import BootClock
@@ -383,11 +384,19 @@ def test_capabilities(capabilities: str, answer: str) -> None:
     assert (done.stdout, done.stderr) == (f"{answer}\n", "")
 
 
-def test_a_host_that_does_not_forward_has_no_fast_path(tun: str) -> None:
+def test_a_host_that_does_not_forward_yet_has_the_loop_send(tun: str) -> None:
+    """Docker switches forwarding on when it starts, after flannelpy."""
+
     async def scenario(netlink: Netlink) -> None:
         shell("sysctl -qw net.ipv4.ip_forward=0")
-        with pytest.raises(HostError, match="does not forward packets"):
-            await FastPath(config(tun)).open(netlink)
+        fast_path = FastPath(config(tun))
+        await attached(fast_path, netlink)
+        packet = golden.outgoing(Constants(OWN_SUBNET, BOUND, PORT, SourceCheck.PEER), PEERS[0].subnet, BOUND).packet
+        program = fast_path._programs["outgoing"]
+        assert program.test_run(packet) == (PASSED, packet)
+        shell("sysctl -qw net.ipv4.ip_forward=1")
+        assert program.test_run(packet)[0] == REDIRECTED
+        await fast_path.close(netlink)
 
     run(scenario)
 

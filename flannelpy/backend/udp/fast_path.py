@@ -272,14 +272,13 @@ class FastPath:
     def _expect(self, direction: str, packet: golden.Golden) -> None:
         """Raise HostError if the program makes something else of the packet.
 
-        If the underlay has no route to that peer, the end of the outgoing program remains untested.
+        If the underlay has no route to that peer, or the kernel does not forward yet because Docker starts later, the
+        end of the outgoing program remains untested.
         """
         result, made = self._programs[direction].test_run(packet.packet)
         left = list(self._left(direction))
-        if left == [Outgoing.OTHER_WAY]:
+        if left in ([Outgoing.OTHER_WAY], [Outgoing.NOT_FORWARDING]):
             return
-        if left == [Outgoing.NOT_FORWARDING]:
-            raise HostError("the kernel does not forward packets: sysctl net.ipv4.ip_forward=1")
         if result != TC_ACT_REDIRECT or made[ETH_HEADER:] != packet.result:
             cause = left[0].label if left else f"result {result}, {made.hex()}"
             raise HostError(f"the {direction} BPF program fails its test: {cause}")
