@@ -98,6 +98,12 @@ class ApiSwitchedOff(RegistryUnavailable):
         self.is_certain = is_certain
 
 
+class WritesRefused(RegistryUnavailable):
+    """The store answers, and an alarm of its own makes it refuse all writes: the caller tries again later."""
+
+    sent = False  # the write has had no effect
+
+
 class KeyNotFound(RegistryError):
     """The key does not exist."""
 

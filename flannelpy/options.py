@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from flannelpy.datapath.source_check import SourceCheck
 
+# A subnet file is not named by dots alone.
+_LOCK_NAME = re.compile(r"\.(.*[^.].*)\.lock", re.DOTALL)
+
 
 class EtcdApi(enum.StrEnum):
     """The version of etcd's API by which config and leases are kept; ``AUTO``: that of the config."""
@@ -90,3 +93,14 @@ def control_socket(subnet_file: Path, subnet_dir: Path | None) -> Path:
     if subnet_dir:
         return subnet_dir / "control.sock"
     return subnet_file.with_name("control.sock" if subnet_file.name == "subnet.env" else f"{subnet_file.name}.sock")
+
+
+def lock_path(subnet_file: Path) -> Path:
+    """Return the lock file of a subnet file: each subnet file has a lock file of its own."""
+    return subnet_file.with_name(f".{subnet_file.name}.lock")
+
+
+def locked_by(lock_file: Path) -> Path | None:
+    """Return the subnet file whose lock file this is; None if no lock file has such a name."""
+    match = _LOCK_NAME.fullmatch(lock_file.name)
+    return lock_file.with_name(match[1]) if match else None

@@ -148,6 +148,9 @@ class _Chain:
             self._lines += judge_host.own_subnet(plan, diverted)
             await self._rules(plan, device, peers, len(kernel.direct))
         await self._ping(plan, peers, ways)
+        if plan:
+            unplugged = await gather_subnet.unplugged(self._netlink, self._host, plan)
+            self._lines += judge_host.containers(unplugged)
 
     async def _device(self, plan: Plan, own: Lease | None) -> DeviceSeen:
         mtu = self._file.mtu or plan.mtu
@@ -157,8 +160,9 @@ class _Chain:
         return device
 
     def _networks(self, plan: Plan) -> Sequence[IPv4Network]:
-        """Return all networks of this host."""
+        """Return all networks of this host, also those of other daemons."""
         files = [self._options.subnet_file_of(name) for name in self._options.networks]
+        files += gather_host.running(self._options)
         return [plan.network, *filter(None, map(subnet_file.previous_network, files))]
 
     async def _rules(self, plan: Plan, device: DeviceSeen | None, peers: Sequence[Peer], direct: int) -> None:

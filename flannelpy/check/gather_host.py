@@ -20,7 +20,7 @@ from flannelpy.host import external_endpoint, ownership, subnet_file
 from flannelpy.linux import identity, instance_lock
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.own_devices import own_alias, own_devices
-from flannelpy.options import Options
+from flannelpy.options import Options, locked_by
 from flannelpy.report import InterfaceReport
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.subnet.config import NetworkConfig
@@ -101,6 +101,20 @@ def file(path: Path) -> FileSeen:
     if found is None:
         return FileSeen(str(path), is_running=holder.is_running, backend=backend)
     return FileSeen(str(path), *found, is_running=holder.is_running, backend=backend)
+
+
+def running(options: Options) -> Sequence[Path]:
+    """Return the subnet files of all flannelpys that run with one in the directories of the flags."""
+    directories = dict.fromkeys([options.subnet_file.parent, options.subnet_dir])
+    found = (locked_by(lock) for directory in directories for lock in sorted(directory.glob(".*.lock")))
+    return [path for path in found if path and _is_running(path)]
+
+
+def _is_running(path: Path) -> bool:
+    try:
+        return instance_lock.look(path).is_running
+    except HostError:  # a file of another program
+        return False
 
 
 async def flaw(netlink: Netlink, options: Options, host: HostSeen, config: NetworkConfig, path: Path) -> str:

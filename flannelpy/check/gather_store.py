@@ -9,7 +9,7 @@ from contextlib import suppress
 from ipaddress import IPv4Network, ip_address
 
 from flannelpy.check import judge_store
-from flannelpy.check.observations import EndpointSeen, FileSeen, StoreSeen
+from flannelpy.check.observations import AlarmSeen, EndpointSeen, FileSeen, StoreSeen
 from flannelpy.errors import ConfigError, KeyNotFound, RegistryError
 from flannelpy.options import Options
 from flannelpy.registry import etcd_clock
@@ -61,14 +61,23 @@ async def look(
 async def _read(
     registry: Registry, options: Options, name: str, empty: StoreSeen, file: FileSeen, leased: IPv4Network | None
 ) -> StoreSeen:
-    """Return config and leases.  Raises RegistryError, ConfigError."""
+    """Return config, leases and alarms.  Raises RegistryError, ConfigError."""
     config = network_config.parse(await registry.read_config(), registry.schema)
     leases = well_formed((await registry.snapshot()).entries)
     assert empty.identity
     identity = judge_store.identity(leases, empty.identity, leased)
     own = judge_store.own_lease(leases, identity, file)
+    alarms = await _alarms(options, name) if registry.schema is Schema.V3 else []
     left = await _seconds_left(options, name, registry.schema, own) if own else None
-    return StoreSeen(empty.key, config, leases=leases, seconds_left=left, identity=identity)
+    return StoreSeen(empty.key, config, leases=leases, seconds_left=left, identity=identity, alarms=alarms)
+
+
+async def _alarms(options: Options, name: str) -> Sequence[AlarmSeen]:
+    """Return the alarms of etcd v3; none if it does not tell them to this user."""
+    registry = open_as(EtcdV3Registry, options, name)
+    with suppress(RegistryError):
+        return [AlarmSeen(*alarm) for alarm in await registry.alarms()]
+    return []
 
 
 async def _seconds_left(options: Options, name: str, schema: Schema, own: Lease) -> int | None:

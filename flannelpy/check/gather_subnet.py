@@ -1,7 +1,8 @@
-"""Asks the kernel whether packets for the containers of this host reach their bridge."""
+"""Asks the kernel whether packets for the containers of this host reach their bridge, and containers are at it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
@@ -9,12 +10,17 @@ from flannelpy.backend.route_cause import DivertingRoutes
 from flannelpy.check.observations import HostSeen, Peer
 from flannelpy.check.plan import Plan, bridge_address
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.rtnetlink.routes import RouteAnswer, RouteQuery
+from flannelpy.rtnetlink.links import Link
+from flannelpy.rtnetlink.routes import RouteAnswer, RouteFilter, RouteQuery
 
 # All addresses of a subnet of 24 bits.
 _ADDRESSES = 256
 _NAMED = 4
 _HOST_BITS = 32
+_ALL_TABLES = 0
+# Docker's libnetwork has 7 digits, CNI's bridge and ptp plugins have 8.  Programs that need no bridge use other names,
+# such as Cilium lxc and Calico cali.
+_FOR_BRIDGE = re.compile(r"veth[0-9a-f]{7,8}")
 
 
 async def diverted(netlink: Netlink, host: HostSeen, plan: Plan, device: int, peers: Sequence[Peer]) -> Sequence[str]:
@@ -68,6 +74,32 @@ def _is_wrong(query: RouteQuery, answer: RouteAnswer, *, bridges: Collection[int
     if answer.errno:
         return not query.input_index
     return wanted != {answer.link_index} if wanted else answer.link_index not in bridges
+
+
+async def unplugged(netlink: Netlink, host: HostSeen, plan: Plan) -> Sequence[Link]:
+    """Return the ends of containers' veth pairs that are at no bridge, although the subnet has one.  Raises HostError.
+
+    ``host`` was observed some time ago: a CNI plugin plugs an end in milliseconds after it has come to this host.
+    """
+    before = {link.index for link in host.links if _is_unplugged(link)}
+    if not before or not _bridges(host, plan.subnet):
+        return []
+    held = {one.link_index for one in await netlink.addresses()}
+    lost = [link for link in await netlink.links() if link.index in before - held and _is_unplugged(link)]
+    return [link for link in lost if not await _has_routes(netlink, link)]
+
+
+def _is_unplugged(link: Link) -> bool:
+    """Return whether Docker or the bridge plugin of CNI has made a veth pair for a bridge, and this end is at none."""
+    return link.leads_elsewhere and not link.master and link.kind == "veth" and bool(_FOR_BRIDGE.fullmatch(link.name))
+
+
+async def _has_routes(netlink: Netlink, link: Link) -> bool:
+    """Return whether packets are routed to the end itself, as by CNI's ptp plugin."""
+    is_found = False
+    async for chunk in netlink.routes_of(RouteFilter(link_index=link.index, table=_ALL_TABLES)):
+        is_found |= bool(chunk)
+    return is_found
 
 
 async def _causes(netlink: Netlink, wrong: Sequence[RouteQuery]) -> Sequence[str]:

@@ -18,16 +18,19 @@ from flannelpy.rtnetlink.links import Link as LinkOfHost
 
 _DOCKER0 = "docker0"
 _CONTAINER_BRIDGES = (_DOCKER0, "cni0")
+_NAMED = 4
 _TUNNELS = ("tun", "vxlan")
 # The part of the limit of tracked connections at which the next load may exceed it.
 _FULL = 0.95
+_ALARMS = frozenset({Code.ETCD_FULL, Code.ETCD_CORRUPT})
 # The lines that name the cause of what the daemon reports, by the code of its problem.
 _NAMED_BY: dict[ProblemCode, frozenset[Code]] = {
     ProblemCode.STORE_SILENT: frozenset({Code.ETCD_SILENT}),
     ProblemCode.CONFIG_MISSING: frozenset({Code.CONFIG_MISSING}),
     ProblemCode.CONFIG_INVALID: frozenset({Code.CONFIG_INVALID}),
     ProblemCode.CONFIG_CHANGED: frozenset({Code.CONFIG_CHANGED}),
-    ProblemCode.LEASE_ENDING: frozenset({Code.ETCD_SILENT, Code.LEASE_OVERDUE}),
+    ProblemCode.LEASE_MISSING: _ALARMS,
+    ProblemCode.LEASE_ENDING: frozenset({Code.ETCD_SILENT, Code.LEASE_OVERDUE, *_ALARMS}),
     ProblemCode.EXTERNAL_INTERFACE: frozenset({Code.NO_INTERFACE, Code.INTERFACE_DOWN}),
     ProblemCode.NO_ROUTE_TO_PEERS: frozenset({Code.NO_ROUTE_TO_PEER}),
     ProblemCode.KERNEL_STATE: frozenset(
@@ -118,6 +121,14 @@ def own_subnet(plan: Plan, diverted: Sequence[str]) -> Iterator[Line]:
     if diverted:
         text = f"packets for our subnet {plan.subnet} do not reach its bridge: {'; '.join(diverted)}"
         yield found(Code.SUBNET_DIVERTED, text)
+
+
+def containers(unplugged: Sequence[LinkOfHost]) -> Iterator[Line]:
+    """Yield the line about the ends of containers' veth pairs that are at no bridge, if there are any."""
+    if unplugged:
+        names, others = ", ".join(link.name for link in unplugged[:_NAMED]), len(unplugged[_NAMED:])
+        text = f"{names}{f' and {others} more' if others else ''}: no port of a bridge, without address and route"
+        yield found(Code.CONTAINER_UNPLUGGED, text, name=unplugged[0].name)
 
 
 def _bridge(host: HostSeen, address: Address, plan: Plan) -> Line:

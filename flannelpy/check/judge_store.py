@@ -20,6 +20,7 @@ CLOCK_LIMIT = 10
 # A lease that has this part of its lead left was due long ago.
 _OVERDUE = 0.5
 _NAMED = 4
+_ALARMS = {"NOSPACE": Code.ETCD_FULL, "CORRUPT": Code.ETCD_CORRUPT}
 
 
 def endpoints(seen: Sequence[EndpointSeen]) -> Iterator[Line]:
@@ -47,13 +48,21 @@ def store(seen: StoreSeen, file: FileSeen, plan: Plan | None) -> Iterator[Line]:
         yield found(Code.ETCD_SILENT, f"no answer: {seen.failure}")
         return
     schema = seen.config.schema.value if seen.config else ""
-    yield ok(Link.ETCD, f"answers, with the leases in v{schema}" if schema else "answers")
+    alarms = list(_alarms(seen))
+    yield from alarms or [ok(Link.ETCD, f"answers, with the leases in v{schema}" if schema else "answers")]
     if seen.flaw:
         yield found(Code.CONFIG_INVALID, seen.flaw, key=seen.key)
     elif seen.config is None:
         yield found(Code.CONFIG_MISSING, f"{seen.key} has no network config", key=seen.key)
     else:
         yield _config(seen, file, plan)
+
+
+def _alarms(seen: StoreSeen) -> Iterator[Line]:
+    for name, code in _ALARMS.items():
+        members = [one.member for one in seen.alarms if one.name == name]
+        if members:
+            yield found(code, f"refuses writes: alarm {name} of member {', '.join(members)}", member=members[0])
 
 
 def _config(seen: StoreSeen, file: FileSeen, plan: Plan | None) -> Line:

@@ -12,7 +12,10 @@ from ipaddress import IPv4Address, IPv4Network
 
 
 class Level(StrEnum):
-    """``BAD``: packets are lost, or will be; ``WARNING``: packets may be lost, or the check cannot know."""
+    """``BAD``: packets are lost, or will be.
+
+    ``WARNING``: packets may be lost, or a part of them is, perhaps on purpose; or the check cannot know.
+    """
 
     OK = "ok"
     WARNING = "warning"

@@ -74,13 +74,20 @@ class EndpointSeen(NamedTuple):
     is_on_this_host: bool
 
 
+class AlarmSeen(NamedTuple):
+    """An alarm of a member of etcd, whose ID is in hexadecimal digits."""
+
+    member: str
+    name: str
+
+
 @dataclass(frozen=True, slots=True)
 class StoreSeen:
     """What the store has of one network.
 
     ``key``: of the config.  ``failure``: why there is neither config nor leases, if etcd gave no answer; ``flaw``: why
     the config cannot be used; without both, a config that is None is missing.  ``seconds_left``: of the own lease.
-    ``identity``: that of this host; None if the leases are not known.
+    ``identity``: that of this host; None if the leases are not known.  ``alarms``: of etcd v3, if the leases are there.
     """
 
     key: str
@@ -90,6 +97,7 @@ class StoreSeen:
     leases: Sequence[Lease] = ()
     seconds_left: int | None = None
     identity: HostIdentity | None = None
+    alarms: Sequence[AlarmSeen] = ()
 
 
 @dataclass(frozen=True, slots=True)

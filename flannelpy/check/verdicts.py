@@ -51,6 +51,20 @@ TABLE: dict[Code, Verdict] = {
         "one of several endpoints gives no answer",
         "start that member of etcd, or leave it out of -etcd-endpoints",
     ),
+    Code.ETCD_FULL: Verdict(
+        Link.ETCD,
+        BAD,
+        "etcd v3 has the alarm NOSPACE, so it refuses writes: its database is as large as its quota",
+        "compact it: etcdctl compact REVISION, of etcdctl endpoint status -w json; defragment each member: etcdctl "
+        "defrag; then etcdctl alarm disarm; raise --quota-backend-bytes if it is soon full again",
+    ),
+    Code.ETCD_CORRUPT: Verdict(
+        Link.ETCD,
+        BAD,
+        "etcd v3 has the alarm CORRUPT, so it refuses writes: the data of its members differ",
+        "replace that member: etcdctl member remove {member}, then etcdctl member add, and start it with an empty data "
+        "directory; then etcdctl alarm disarm",
+    ),
     Code.CLOCK_DIFFERS: Verdict(
         Link.CLOCK,
         WARNING,
@@ -118,10 +132,7 @@ TABLE: dict[Code, Verdict] = {
         "either flannelpy has not leased a subnet yet, or it writes another file: check with its -subnet-file",
     ),
     Code.SUBNET_FILE_DIFFERS: Verdict(
-        Link.LEASE,
-        BAD,
-        "the subnet file has another subnet than the lease",
-        "restart flannelpy, then Docker",
+        Link.LEASE, BAD, "the subnet file has another subnet than the lease", "restart flannelpy, then Docker"
     ),
     Code.DAEMON_STOPPED: Verdict(
         Link.DAEMON,
@@ -194,6 +205,13 @@ TABLE: dict[Code, Verdict] = {
         "either another program added a route: remove the one that the line names; or two bridges have an address of "
         "the subnet: leave it to the one with the containers",
     ),
+    Code.CONTAINER_UNPLUGGED: Verdict(
+        Link.BRIDGE,
+        WARNING,
+        "the veth of a container is at no bridge, although the subnet has one",
+        "either its bridge was removed or has lost it: restart the container, or ip link set {name} master … up; or "
+        "another program uses it without a bridge",
+    ),
     Code.CONTAINER_MTU: Verdict(
         Link.BRIDGE,
         WARNING,
@@ -212,14 +230,12 @@ TABLE: dict[Code, Verdict] = {
     Code.PACKETS_MAY_BE_DROPPED: Verdict(
         Link.FORWARDING,
         WARNING,
-        "such a rule may drop packets of containers",
+        "such a rule drops a part of these packets, such as those of TCP or of single ports, which may be intended; or "
+        "the check cannot tell whether it does",
         "remove the rule that the line names, or accept these packets before it",
     ),
     Code.RULES_UNKNOWN: Verdict(
-        Link.FORWARDING,
-        WARNING,
-        "the rules cannot be listed",
-        "run the check as root, with iptables and nft installed",
+        Link.FORWARDING, WARNING, "the rules cannot be listed", "run the check as root, with iptables and nft installed"
     ),
     Code.CONNTRACK_FULL: Verdict(
         Link.FORWARDING,
@@ -260,16 +276,14 @@ TABLE: dict[Code, Verdict] = {
         "correct what the line names, on that host or on this one",
     ),
     Code.PEERS_UNKNOWN: Verdict(
-        Link.PEERS,
-        WARNING,
-        "neither etcd nor a daemon tells which peers there are",
-        "see the line about etcd",
+        Link.PEERS, WARNING, "neither etcd nor a daemon tells which peers there are", "see the line about etcd"
     ),
     Code.PING_REFUSED: Verdict(
         Link.PEERS,
         WARNING,
         "this host cannot ping",
-        "either run the check as root (CAP_NET_RAW), or have the rules of OUTPUT on this host accept its pings",
+        "either run the check as root (CAP_NET_RAW), or have the rules of OUTPUT on this host accept its pings, and "
+        "its IPsec policies pass them: see ip xfrm policy",
     ),
     Code.NO_ROUTE_TO_PEER: Verdict(
         Link.PEERS,
@@ -323,7 +337,16 @@ TABLE: dict[Code, Verdict] = {
         BAD,
         "the public IP answers, the tunnel address does not, and this host's own rules drop datagrams for the UDP port "
         "of the backend",
-        "have the rules of OUTPUT on this host accept UDP port {port}",
+        "either a rule drops them: have the rules of OUTPUT on this host accept UDP port {port}; or an IPsec policy "
+        "blocks them: see ip xfrm policy",
+    ),
+    Code.SEND_FAILED: Verdict(
+        Link.PEERS,
+        BAD,
+        "packets to a peer were lost, and the kernel of this host rejected datagrams of the daemon meanwhile (drop "
+        "reason send_failed)",
+        "either a rule drops them: have the rules of OUTPUT on this host accept the UDP datagrams of flannelpy; or an "
+        "IPsec policy blocks them: see ip xfrm policy",
     ),
     Code.SENDERS_REJECTED: Verdict(
         Link.PEERS,

@@ -35,7 +35,7 @@ def run(options: Options, is_json: bool) -> int:
         lines = asyncio.run(chain.follow(options, daemon))
         if judge_drops.is_worth_asking(lines):
             after = _ask_daemon(options.control_socket)
-            lines = in_order([*lines, *judge_drops.senders(daemon, after)])
+            lines = in_order([*lines, *judge_drops.during(daemon, after, lines)])
     except FlannelError:
         raise
     except Exception as error:

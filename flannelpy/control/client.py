@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Never
 
 from flannelpy.errors import DaemonUnavailable, MessageError
-from flannelpy.options import control_socket
+from flannelpy.options import control_socket, lock_path, locked_by
 from flannelpy.serving import wire
 
 #: Seconds for a whole answer: a daemon that forwards packets at full load renders ten thousand peers in fewer.
@@ -140,12 +140,12 @@ def _running(path: Path) -> int | None:
 def _lock_files(path: Path) -> list[Path]:
     """Return the lock files that a daemon with this control socket has; with -networks, one for each network."""
     if path.name != control_socket(path.with_name("subnet.env"), None).name:
-        lock = path.with_name(f".{path.stem}.lock")
+        lock = lock_path(path.with_suffix(""))
         return [lock] if lock.exists() else []
     return [lock for lock in path.parent.glob(".*.lock") if not _has_own_socket(lock)]
 
 
 def _has_own_socket(lock_file: Path) -> bool:
-    """Return whether the lock is that of a daemon without -networks, and thus with another control socket."""
-    subnet_file = lock_file.with_name(lock_file.name.removeprefix(".").removesuffix(".lock"))
-    return subnet_file.name != "subnet.env" and control_socket(subnet_file, None).exists()
+    """Return whether the lock is none, or that of a daemon without -networks, and thus with another control socket."""
+    subnet_file = locked_by(lock_file)
+    return subnet_file is None or (subnet_file.name != "subnet.env" and control_socket(subnet_file, None).exists())

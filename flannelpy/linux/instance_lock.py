@@ -23,6 +23,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from flannelpy.errors import AlreadyRunning, HostError
+from flannelpy.options import lock_path
 from flannelpy.rtnetlink.messages import Message, attributes, decode, encode
 
 _MAX_RECORD_BYTES = 64 << 10
@@ -134,11 +135,6 @@ def _record(fd: int) -> Run | None:
         return Run(networks, _text(record["backend"]), _text(record["device"])) if networks else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-
-
-def lock_path(subnet_file: Path) -> Path:
-    """Return the lock file of a subnet file: each subnet file has a lock file of its own."""
-    return subnet_file.with_name(f".{subnet_file.name}.lock")
 
 
 def _text(value: object) -> str:

@@ -23,6 +23,7 @@ from flannelpy.registry.base import Changes, KeyValue, Schema, Snapshot, all_nam
 from flannelpy.registry.endpoints import ANONYMOUS, Access, CallThreads, Rotation, parse_endpoint
 from flannelpy.registry.etcd_v3_client import V3Client
 from flannelpy.registry.etcd_v3_listing import Listing
+from flannelpy.registry.etcd_v3_messages import Alarm, alarms_of
 from flannelpy.registry.etcd_v3_store import Keys, Known
 from flannelpy.registry.etcd_v3_watch import Watch
 from flannelpy.registry.etcd_v3_writes import Writes
@@ -108,6 +109,10 @@ class EtcdV3Registry:
         """Return in how many seconds an entry expires; None for a permanent entry, and without one."""
         return await self._threads.run(functools.partial(self._writes.seconds_left, name))
 
+    async def alarms(self) -> list[Alarm]:
+        """Return the alarms of all members."""
+        return await self._threads.run(functools.partial(self._cluster.ask, _alarms))
+
     async def find_config(self) -> tuple[str, int]:
         """Return the network config and its version; an empty text and 0 if there is none."""
         node = await self._threads.run(functools.partial(self._writes.find, self._keys.config))
@@ -121,6 +126,10 @@ class EtcdV3Registry:
         """Close the registry, as Registry demands; connections in use end by their own time-outs."""
         self._watch.close()
         self._threads.close()
+
+
+def _alarms(client: V3Client) -> list[Alarm]:
+    return alarms_of(client.call("maintenance/alarm", {"action": "GET"}))
 
 
 def _check(lease_ttl: int | None) -> None:

@@ -25,6 +25,7 @@ from flannelpy.registry.etcd_v3_messages import (
     checked,
     in_words,
     refusal_of,
+    writes_refused,
 )
 from flannelpy.registry.json_list import elements
 
@@ -51,7 +52,7 @@ class OpenedWatch(NamedTuple):
 class V3Client:
     """A client of one endpoint, for the keys below ``root``.
 
-    Raises NoAnswer from every call; a ``Refusal`` if etcd has answered.
+    Raises NoAnswer from every call; a ``Refusal`` if etcd has answered, and WritesRefused if it has an alarm.
     """
 
     def __init__(self, url: Endpoint, access: Access, root: str) -> None:
@@ -105,7 +106,7 @@ class V3Client:
             self._authenticate()
             return self._send(path, request, headers)
         except Refusal as refusal:
-            raise in_words(refusal, self._access, self._root) from None
+            raise writes_refused(refusal) or in_words(refusal, self._access, self._root) from None
 
     def _lacks_token(self, refusal: Refusal) -> bool:
         """Return whether a new token may change etcd's answer.

@@ -12,6 +12,7 @@ import base64
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flannelpy.errors import WritesRefused
 from flannelpy.registry.base import EXPIRES, PERMANENT, KeyValue
 from flannelpy.registry.endpoints import NoAnswer, NoSuchApi
 
@@ -37,6 +38,16 @@ _NO_CLIENT_AUTH = (
     "lacks the extended key usage clientAuth"
 )
 _CUT_OFF = ("connection", "handshake", "SubConn")  # texts of gRPC about its connection
+# By the message with which etcd refuses a write while it has an alarm.
+_ALARMS = {
+    "database space exceeded": (
+        "its database is full (alarm NOSPACE): compact and defragment it, then etcdctl alarm disarm"
+    ),
+    "corrupt cluster": (
+        "the data of its members differ (alarm CORRUPT): replace the member that etcdctl alarm list names, then "
+        "etcdctl alarm disarm"
+    ),
+}
 _NAME_REFUSED = "CommonName of client"
 _NAME_IN_CERTIFICATE = (
     "etcd's JSON gateway takes no client certificate with a Common Name while authentication is on: let -etcd-certfile "
@@ -49,6 +60,13 @@ class Header(NamedTuple):
 
     cluster: int
     revision: int
+
+
+class Alarm(NamedTuple):
+    """An alarm of a member, whose ID is in hexadecimal digits, as etcdctl shows it; ``name``: such as NOSPACE."""
+
+    member: str
+    name: str
 
 
 class Node(NamedTuple):
@@ -126,6 +144,11 @@ def only_node_of(message: dict[str, Any]) -> Node | None:
     return node_of(kvs[0]) if kvs else None
 
 
+def alarms_of(message: dict[str, Any]) -> list[Alarm]:
+    """Return the alarms in an answer about them."""
+    return [Alarm(f"{number(one, 'memberID'):x}", str(one["alarm"])) for one in message.get("alarms", ())]
+
+
 def refusal_in(document: Any) -> Refusal | None:
     """Return the error in an answer, in any of the three forms of etcd's versions; None if there is none."""
     if not isinstance(document, dict):
@@ -169,6 +192,12 @@ def refusal_of_cancel(reason: str) -> Refusal:
     """Return the refusal that ``cancel_reason`` of a watch describes."""
     message = reason.rpartition("desc = ")[2].removeprefix("etcdserver: ")
     return Refusal(DENIED if "permission denied" in message else UNAVAILABLE, message)
+
+
+def writes_refused(refusal: Refusal) -> WritesRefused | None:
+    """Return what a refusal means that is due to an alarm; None for any other one."""
+    cause = next((cause for message, cause in _ALARMS.items() if message in refusal.message), "")
+    return WritesRefused(f"etcd v3 refuses writes: {cause}") if cause else None
 
 
 def in_words(refusal: Refusal, access: Access, root: str) -> Refusal:

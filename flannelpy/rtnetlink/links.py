@@ -25,7 +25,7 @@ _AF_INET = 2
 #                    ifi_change; }
 _IFINFOMSG = struct.Struct("=BxHiII")
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_CARRIER = 1, 3, 4, 18, 20, 33
-_IFLA_MASTER, _IFLA_CARRIER_CHANGES, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 10, 35, 52, 53
+_IFLA_MASTER, _IFLA_CARRIER_CHANGES, _IFLA_LINK_NETNSID, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 10, 35, 37, 52, 53
 _IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS = 29, 8
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFLA_VXLAN_ID, _IFLA_VXLAN_LINK, _IFLA_VXLAN_LOCAL, _IFLA_VXLAN_LEARNING = 1, 3, 4, 7
@@ -62,7 +62,8 @@ class Link:
 
     A TUN device has a carrier while a process has it open.  ``master``: the index of the bridge or bond that the
     interface is a port of, of the VRF that it belongs to, or 0.
-    ``carrier_changes``: how often it got or lost a carrier.
+    ``carrier_changes``: how often it got or lost a carrier.  ``leads_elsewhere``: the other end of a veth pair, or the
+    interface below, is in another network namespace.
     """
 
     index: int
@@ -78,6 +79,7 @@ class Link:
     altnames: tuple[str, ...] = ()
     master: int = 0
     carrier_changes: int = field(default=0, compare=False)
+    leads_elsewhere: bool = field(default=False, compare=False)
 
     @property
     def is_exit(self) -> bool:
@@ -175,6 +177,7 @@ def link(message: Message) -> Link:
         tuple(_text(name) for name in repeated(has.get(_IFLA_PROP_LIST | NLA_F_NESTED, b""), _IFLA_ALT_IFNAME)),
         _number(has.get(_IFLA_MASTER)),
         _number(has.get(_IFLA_CARRIER_CHANGES)),
+        _IFLA_LINK_NETNSID in has,
     )
 
 

@@ -20,21 +20,24 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmark.bars import missed
 from benchmark.contenders import NAMES, Rack, measured_in_full
 from benchmark.control import Control, lease_counts
-from benchmark.data_path import DataPath, Effort, Measurement
+from benchmark.data_path import DataPath, Effort, Measurement, plain_measurements, wire_measurements
 from benchmark.report import Report, facts, traffic_programs
 from benchmark.results import METRICS, Results, number
 from benchmark.starts import Starts
-from benchmark.traffic import MeasurementError
+from benchmark.traffic import PINGS_PER_SECOND, MeasurementError
+from benchmark.udp_rate import Trial
+from benchmark.underlay import Underlay
 
-PROGRAMS = ("etcd", "ip", "iperf3", "ping", "socat")
+PROGRAMS = ("etcd", "ethtool", "ip", "iperf3", "ping", "socat")
 PROJECT = Path(__file__).parents[2]
-STREAM_SECONDS = 10
+RETRANSMIT_SECONDS = 10
 UDP_TRIALS = 14
 LONGEST_CAUSE = 300  # characters
-QUICK_EFFORT = Effort(seconds=1, stream_seconds=1, pings=100, trials=1)
-QUICK = "^(tcp-1|udp-1400|rtt|rss|start-up|leases)"
+QUICK_EFFORT = Effort(seconds=1, stream_seconds=1, retransmit_seconds=1, pings=100, trials=1)
+QUICK = "^(tcp-1|wire-tcp-1|udp-1400|rtt|rss|start-up|leases)"
 
 
 def arguments() -> argparse.Namespace:
@@ -96,16 +99,15 @@ def measure(measurements: list[Measurement], rounds: int) -> Results:
 
 def run(given: argparse.Namespace) -> Report:
     """Build the labs, measure, take them down."""
-    effort = QUICK_EFFORT if given.quick else Effort(given.seconds, STREAM_SECONDS, given.seconds * 500, UDP_TRIALS)
+    effort = QUICK_EFFORT if given.quick else full_effort(given.seconds)
     counts = lease_counts(100 if given.quick else 10_000)
     command = f"make bench ARGS={shlex.quote(shlex.join(sys.argv[1:]))}" if sys.argv[1:] else "make bench"
     known = facts(command, traffic_programs())
     began, date = time.monotonic(), datetime.now(UTC)
-    rack = Rack(given.contenders, given.interpreted, 1500)
-    jumbo_rack = Rack(measured_in_full(given.contenders), given.interpreted, 9000)
-    data_path = DataPath(rack, jumbo_rack, effort)
-    parts = data_path, Starts(), Control(counts, given.interpreted, effort)
-    every = [each for part in parts for each in part.measurements(given.contenders)]
+    trials: list[Trial] = []
+    every = [*data_paths(given, effort, trials), *Starts().measurements(given.contenders)]
+    control = Control(counts, given.interpreted, effort, "flannelpy-kernel" in given.contenders)
+    every += control.measurements(given.contenders)
     chosen = [each for each in every if each.subjects and re.search(given.only, each.name)]
     with ExitStack() as cleanup:
         for site in dict.fromkeys(each.site for each in chosen):
@@ -116,7 +118,25 @@ def run(given: argparse.Namespace) -> Report:
         "date": f"{date:%Y-%m-%d %H:%M} UTC, it took {minutes:.0f} minutes",
         "effort": f"{given.rounds} rounds; {effort.seconds} s for most, the single stream {effort.stream_seconds} s",
     }
-    return Report(results, given.contenders, list(map(str, counts)), known, data_path.trials)
+    return Report(results, given.contenders, list(map(str, counts)), known, trials)
+
+
+def full_effort(seconds: int) -> Effort:
+    """Return that of a run in which most things take so long."""
+    return Effort(seconds, 2 * seconds, RETRANSMIT_SECONDS, seconds * PINGS_PER_SECOND, UDP_TRIALS)
+
+
+def data_paths(given: argparse.Namespace, effort: Effort, trials: list[Trial]) -> list[Measurement]:
+    """Return what is measured about packets; ``trials`` gets those of UDP."""
+    plain = Rack(given.contenders, given.interpreted)
+    jumbo = Rack(measured_in_full(given.contenders), given.interpreted, mtu=9000)
+    wire = Rack(measured_in_full(given.contenders), given.interpreted, underlay=Underlay.WIRE)
+    return [
+        *plain_measurements(
+            DataPath(plain, effort, trials), DataPath(jumbo, effort, trials, "mtu-9000-"), given.contenders
+        ),
+        *wire_measurements(DataPath(wire, effort, trials, "wire-"), given.contenders),
+    ]
 
 
 def say(text: str) -> None:
@@ -131,7 +151,7 @@ def main() -> None:
     report = run(given)
     report.write(given.output)
     print(f"\n{report.text()}\n\nWritten: {given.output}/benchmarks.md, .svg, .json")
-    if report.results.failures or (report.results.missed() and not given.quick):
+    if report.results.failures or (missed(report.results) and not given.quick):
         raise SystemExit(1)
 
 

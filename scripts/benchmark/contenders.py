@@ -3,8 +3,9 @@
 All contenders of a rack share one switch; each has two hosts.  Every host has a container behind a bridge, with the
 address and MTU of its subnet file, which the benchmark writes for contenders that write none.
 
-flannelpy          its packet code compiled
-interpreted        the same, uncompiled, in an environment of its own
+flannelpy          the udp backend's loop, its packet code compiled
+flannelpy-kernel   the same with -datapath=kernel: eBPF programs carry the packets
+interpreted        the loop, uncompiled, in an environment of its own
 socat              a TUN and a UDP socket, and C that moves one packet a system call
 vxlan              the kernel's own overlay, made by hand; it has no daemon
 flannelpy-vxlan    flannelpy's vxlan backend, which makes the same
@@ -23,7 +24,8 @@ from typing import TYPE_CHECKING
 
 from lab import UNDERLAY, Host, Lab, wait_connected, wait_for
 
-from benchmark.traffic import resident_megabytes
+from benchmark.traffic import cpu_seconds, resident_megabytes
+from benchmark.underlay import Underlay
 from flannelpy.host import subnet_file
 
 if TYPE_CHECKING:
@@ -32,15 +34,29 @@ if TYPE_CHECKING:
     from lab import Container, Daemon
 
 #: In the order in which they are measured: what is made by hand, and at once what flannelpy makes of the same kind.
-NAMES = ("flannelpy", "interpreted", "socat", "vxlan", "flannelpy-vxlan", "veth", "flannelpy-host-gw")
+NAMES = (
+    "flannelpy",
+    "flannelpy-kernel",
+    "interpreted",
+    "socat",
+    "vxlan",
+    "flannelpy-vxlan",
+    "veth",
+    "flannelpy-host-gw",
+)
 #: The contenders of which the kernel moves the packets and flannelpy sets that up, and the backend that does it.
 BACKENDS = {"flannelpy-vxlan": "vxlan", "flannelpy-host-gw": "host-gw"}
+#: The contenders without a daemon.
+BY_HAND = ("vxlan", "veth")
+#: The flag that has eBPF programs carry the packets.
+KERNEL_FLAG = "-datapath=kernel"
 
 _NETWORK = IPv4Network("11.0.0.0/16")
 _UDP_OVERHEAD = 28
 _VXLAN_OVERHEAD = 50
 _PORT = 8285
 _VXLAN_PORT = 8472
+_IN_FULL = ("flannelpy", "flannelpy-kernel", "socat", "vxlan")
 
 #: Connects two hosts; the processes that carry the packets.
 Connect = Callable[[Sequence[Host]], list[int]]
@@ -62,18 +78,26 @@ class Contender:
         """Resident size of the larger process, 0 when there is none."""
         return max(map(resident_megabytes, self.pids), default=0)
 
+    def cpu_seconds(self) -> list[float]:
+        """Return the processor time of each process up to now."""
+        return [cpu_seconds([pid]) for pid in self.pids]
+
 
 class Rack:
     """A lab with two hosts for each of the contenders."""
 
-    def __init__(self, names: Sequence[str], interpreter: str, mtu: int) -> None:
+    def __init__(
+        self, names: Sequence[str], interpreter: str, mtu: int = 1500, underlay: Underlay = Underlay.PLAIN
+    ) -> None:
         self.contenders: dict[str, Contender] = {}
+        self.underlay = underlay
         self._connect = {name: connect for name, connect in _all(interpreter).items() if name in names}
         self._mtu = mtu
 
     def build(self, cleanup: ExitStack) -> None:
         """Connect all hosts, until ``cleanup``."""
         lab = cleanup.enter_context(Lab(hosts=2 * len(self._connect), mtu=self._mtu))
+        self.underlay.set_up(lab)
         lab.put_config(f'{{"Network":"{_NETWORK}"}}')
         for (name, connect), *pair in zip(self._connect.items(), lab.hosts[::2], lab.hosts[1::2], strict=True):
             self.contenders[name] = contender(pair, connect)
@@ -94,11 +118,18 @@ def flannelpy(hosts: Sequence[Host], *flags: str, python: str = sys.executable, 
     for daemon in daemons:
         if f"Packet code {form}," not in daemon.log():
             raise RuntimeError(f"the packet code of {python} is not {form}:\n{daemon.log()}")
+    if KERNEL_FLAG in flags:
+        wait_for(lambda: all(_is_carried_by_kernel(*pair) for pair in _each_way(hosts)), 30, "packets in the kernel")
     return [daemon.pid for daemon in daemons]
 
 
 def measured_in_full(names: Sequence[str]) -> list[str]:
-    """Without those that only have to be like what is made by hand."""
+    """Return those that are also measured on the wire, with an MTU of 9000, and by what takes long."""
+    return [name for name in names if name in _IN_FULL]
+
+
+def not_like_by_hand(names: Sequence[str]) -> list[str]:
+    """Return those that do not only have to be like what is made by hand."""
     return [name for name in names if name not in BACKENDS]
 
 
@@ -112,6 +143,7 @@ def put_network(lab: Lab, backend: str) -> str:
 def _all(interpreter: str) -> dict[str, Connect]:
     connects: dict[str, Connect] = {
         "flannelpy": flannelpy,
+        "flannelpy-kernel": _flannelpy_kernel,
         "interpreted": partial(flannelpy, python=interpreter, form="interpreted"),
         "socat": _socat,
         "vxlan": _vxlan,
@@ -124,6 +156,22 @@ def _by_backend(backend: str, hosts: Sequence[Host]) -> list[int]:
     """Return a daemon on each, in a network of their own."""
     prefix = put_network(hosts[0].lab, backend)
     return [daemon.pid for daemon in _started(hosts, f"-etcd-prefix={prefix}")]
+
+
+def _flannelpy_kernel(hosts: Sequence[Host]) -> list[int]:
+    """Return a daemon on each, in a network of their own: no peer of theirs is served by the loop."""
+    return flannelpy(hosts, f"-etcd-prefix={put_network(hosts[0].lab, 'udp')}", KERNEL_FLAG)
+
+
+def _is_carried_by_kernel(host: Host, other: Host) -> bool:
+    """Whether a ping to the other host is answered, and the loop of this one gets no packet of it."""
+    before = _packets_for_loop(host)
+    done = host.run("ping", "-c1", "-W1", str(other.subnet().network_address), check=False)
+    return done.returncode == 0 and _packets_for_loop(host) == before
+
+
+def _packets_for_loop(host: Host) -> int:
+    return int(host.run("cat", "/sys/class/net/flannel0/statistics/tx_packets").stdout)
 
 
 def _started(hosts: Sequence[Host], *flags: str, python: str = sys.executable) -> list[Daemon]:

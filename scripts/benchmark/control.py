@@ -1,7 +1,8 @@
 """What is measured about the control part: start-up, and how everything grows with the number of leases.
 
 etcd holds a network for each number of leases, most of them of hosts that do not exist.  A daemon is started in each
-network.  In the smallest and the largest, two pairs of hosts forward packets all the time, to compare the cost of each.
+network.  In the smallest and the largest, pairs of hosts forward packets all the time, to compare the cost of each.
+Two more networks have the fewest and the most leases that announce the kernel, for pairs with -datapath=kernel.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from typing import TYPE_CHECKING
 from lab import ETCD_PREFIX, Lab
 
 from benchmark import traffic
-from benchmark.contenders import BACKENDS, Contender, contender, flannelpy, put_network
+from benchmark.contenders import BACKENDS, KERNEL_FLAG, Contender, contender, flannelpy, put_network
 from benchmark.data_path import Effort, Measurement
 from benchmark.starts import running_daemon, seconds_to_subnet_file, seconds_until
 from flannelpy.datapath.routes import NextHop, Routes
+from flannelpy.subnet.lease import LeaseAttrs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +41,9 @@ _FIRST_HOST = IPv4Address("10.0.0.0")
 _LEASE_TTL = 86_400
 # Well below what the slowest contender can do, so that all packets arrive.
 _PACKETS_PER_SECOND = 20_000
+_KERNEL_PACKETS_PER_SECOND = 50_000
+# A daemon with 10,000 peers needs some % of a processor for this check, with and without packets.
+_NO_RESYNC = "-iptables-resync=3600"
 _LOOK_UPS = 100_000
 _ROUTE_CHANGES = 20_000
 
@@ -48,9 +53,9 @@ def lease_counts(largest: int) -> tuple[int, ...]:
     return tuple(10**power for power in range(1, round(math.log10(largest)) + 1))
 
 
-def prefix(count: int) -> str:
-    """Where etcd keeps the network with so many leases."""
-    return f"/leases-{count}"
+def prefix(count: int, *, in_kernel: bool = False) -> str:
+    """Where etcd keeps the network with so many leases, which may announce the kernel."""
+    return f"/kernel-leases-{count}" if in_kernel else f"/leases-{count}"
 
 
 def subnet(number: int) -> IPv4Network:
@@ -58,15 +63,22 @@ def subnet(number: int) -> IPv4Network:
     return IPv4Network((int(_FIRST_SUBNET) + (number << 8), 24))
 
 
-def lease(count: int, number: int) -> tuple[str, str]:
+def lease(count: int, number: int, *, in_kernel: bool = False) -> tuple[str, str]:
     """Its key and value, in the network with so many."""
-    key = f"{prefix(count)}/subnets/{subnet(number).network_address}-24"
-    return key, f'{{"PublicIP":"{_FIRST_HOST + number}"}}'
+    key = f"{prefix(count, in_kernel=in_kernel)}/subnets/{subnet(number).network_address}-24"
+    return key, LeaseAttrs(_FIRST_HOST + number, in_kernel=in_kernel).encode()
 
 
-def pair(hosts: Sequence[Host], count: int) -> Contender:
+def put_leases(lab: Lab, count: int, *, in_kernel: bool = False) -> None:
+    """Write a network with so many leases to etcd."""
+    lab.etcd.put(f"{prefix(count, in_kernel=in_kernel)}/config", _CONFIG)
+    lab.etcd.put_all(dict(lease(count, number, in_kernel=in_kernel) for number in range(count)), _LEASE_TTL)
+
+
+def connected(hosts: Sequence[Host], count: int, *, in_kernel: bool = False) -> Contender:
     """Return a contender in the network with so many leases."""
-    return contender(hosts, lambda hosts: flannelpy(hosts, f"-etcd-prefix={prefix(count)}"))
+    flags = [f"-etcd-prefix={prefix(count, in_kernel=in_kernel)}", _NO_RESYNC, *([KERNEL_FLAG] if in_kernel else [])]
+    return contender(hosts, lambda hosts: flannelpy(hosts, *flags))
 
 
 @dataclass(eq=False)
@@ -76,34 +88,47 @@ class Control:
     counts: tuple[int, ...]
     interpreter: str
     effort: Effort
+    with_kernel: bool
 
     def measurements(self, names: Sequence[str]) -> list[Measurement]:
         """All there are; ``names`` are the contenders, of which those with flannelpy have a start-up."""
         counts = [str(count) for count in self.counts]
-        ends = [counts[0], counts[-1]]
-        started = [name for name in ("flannelpy", "interpreted", *BACKENDS) if name in names]
+        ends = list(map(str, self._ends))
+        started = [name for name in ("flannelpy", "flannelpy-kernel", "interpreted", *BACKENDS) if name in names]
         return [
             Measurement("start-up", started, self._start_up, self),
             Measurement("leases-routes", counts, self._routes, self),
             Measurement("leases-look-up", counts, look_up, self),
             Measurement("leases-cost", ends, self._cost, self),
+            Measurement("leases-kernel-cost", ends if self.with_kernel else [], self._kernel_cost, self),
         ]
 
     def build(self, cleanup: ExitStack) -> None:
-        """Set up the leases, two pairs of hosts with the fewest and the most leases, and a host to start on."""
-        lab = cleanup.enter_context(Lab(hosts=5))
+        """Set up the leases, pairs of hosts with the fewest and the most leases, and a host to start on."""
+        lab = cleanup.enter_context(Lab(hosts=9 if self.with_kernel else 5))
         lab.put_config()
         self._prefixes = {name: put_network(lab, backend) for name, backend in BACKENDS.items()}
         for count in self.counts:
-            lab.etcd.put(f"{prefix(count)}/config", _CONFIG)
-            lab.etcd.put_all(dict(lease(count, number) for number in range(count)), _LEASE_TTL)
-        fewest, most = self.counts[0], self.counts[-1]
-        self._pairs = {str(fewest): pair(lab.hosts[:2], fewest), str(most): pair(lab.hosts[2:4], most)}
-        self._host = lab.hosts[4]
+            put_leases(lab, count)
+        for count in self._ends if self.with_kernel else ():
+            put_leases(lab, count, in_kernel=True)
+        self._host, *others = lab.hosts
+        self._pairs = self._build_pairs(others[:4])
+        self._kernel_pairs = self._build_pairs(others[4:], in_kernel=True) if self.with_kernel else {}
+
+    @property
+    def _ends(self) -> tuple[int, int]:
+        return self.counts[0], self.counts[-1]
+
+    def _build_pairs(self, hosts: Sequence[Host], *, in_kernel: bool = False) -> dict[str, Contender]:
+        pairs = zip(self._ends, (hosts[:2], hosts[2:]), strict=True)
+        return {str(count): connected(pair, count, in_kernel=in_kernel) for count, pair in pairs}
 
     def _start_up(self, name: str) -> Values:
         python = self.interpreter if name == "interpreted" else sys.executable
-        return {"start-up": seconds_to_subnet_file(self._host, self._prefixes.get(name, ETCD_PREFIX), python)}
+        flags = [KERNEL_FLAG] if name == "flannelpy-kernel" else []
+        etcd_prefix = self._prefixes.get(name, ETCD_PREFIX)
+        return {"start-up": seconds_to_subnet_file(self._host, etcd_prefix, *flags, python=python)}
 
     def _routes(self, subject: str) -> Values:
         """Start among so many leases, then have one more."""
@@ -131,6 +156,14 @@ class Control:
         ended = traffic.cpu_seconds(hosts.pids)
         packets = udp.offered * self.effort.seconds
         return {"leases-cost": (between - began) / packets * 1e6, "leases-cost-tcp": (ended - between) / tcp.data}
+
+    def _kernel_cost(self, subject: str) -> Values:
+        """Return what a packet costs the whole machine among so many leases, in µs, sender and receiver included."""
+        hosts = self._kernel_pairs[subject]
+        began = traffic.machine_cpu_seconds()
+        udp = traffic.udp(hosts.client, hosts.server, self.effort.seconds, 64, _KERNEL_PACKETS_PER_SECOND)
+        used = traffic.machine_cpu_seconds() - began
+        return {"leases-kernel-cost": used / (udp.offered * self.effort.seconds) * 1e6}
 
 
 def look_up(subject: str) -> Values:

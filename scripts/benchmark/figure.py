@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 _COLUMNS = 2
 _WIDTH, _ROW, _TITLE = 490, 22, 34
+_HEAD = 24  # pixels for the line that names the machine
 _LABELS, _BARS = 120, 260  # pixels for the names, and for the longest whisker
 _COLOURS = {
     "flannelpy": "#1f77b4",
+    "flannelpy-kernel": "#08519c",
     "interpreted": "#9ecae1",
     "flannelpy-vxlan": "#1f77b4",
     "flannelpy-host-gw": "#1f77b4",
@@ -41,23 +43,37 @@ CHARTS = (
     Chart("rtt-loaded-p99", "less is better"),
     Chart("cpu", "less is better"),
     Chart("mtu-9000-tcp-1", "more is better"),
+    Chart("wire-tcp-1", "more is better"),
+    Chart("wire-tcp-8", "more is better"),
+    Chart("wire-machine-cpu", "less is better"),
+    Chart("wire-udp-1400", "more is better"),
+    Chart("wire-rtt-idle-p50", "less is better"),
+    Chart("wire-rtt-loaded-p50", "less is better"),
 )
 
 
-def draw(results: Results, subjects: Sequence[str]) -> str:
+def draw(results: Results, subjects: Sequence[str], machine: str) -> str:
     """Return the whole figure; charts of which nothing was measured are left out."""
     charts = [chart for chart in CHARTS if chart.metric in results.values]
     height = _TITLE + _ROW * len(subjects) + 14
     rows = -(-len(charts) // _COLUMNS)
-    places = (f"{i % _COLUMNS * _WIDTH} {i // _COLUMNS * height}" for i in range(len(charts)))
+    places = (f"{i % _COLUMNS * _WIDTH} {_HEAD + i // _COLUMNS * height}" for i in range(len(charts)))
     drawn = [
         f'<g transform="translate({place})">{_chart(results, chart, subjects)}</g>'
         for chart, place in zip(charts, places, strict=True)
     ]
-    size = f'width="{_COLUMNS * _WIDTH}" height="{rows * height}"'
+    size = f'width="{_COLUMNS * _WIDTH}" height="{_HEAD + rows * height}"'
+    head = f'<text class="title" x="10" y="16">{escape(machine)}</text>'
     background = '<rect width="100%" height="100%" fill="#fff"/>'
     return "\n".join(
-        [f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', f"<style>{_STYLE}</style>", background, *drawn, "</svg>\n"]
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size}>',
+            f"<style>{_STYLE}</style>",
+            background,
+            head,
+            *drawn,
+            "</svg>\n",
+        ]
     )
 
 

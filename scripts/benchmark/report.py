@@ -13,20 +13,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import figure
-from benchmark.results import BARS, CONTENDER_METRICS, LEASE_METRICS, METRICS, Bar, Metric, Results
+from benchmark.bars import BARS, KERNEL_BARS, Bar, losses
+from benchmark.contenders import measured_in_full
+from benchmark.results import CONTENDER_METRICS, LEASE_METRICS, METRICS, WIRE_METRICS, Metric, Results
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from benchmark.data_path import Trial
+    from benchmark.udp_rate import Trial
 
 _NOTES = """\
 Medians of all rounds, in brackets the lowest and the highest. A ratio is taken within each round, in which all
 contenders are measured one right after the other; its median is not the ratio of the medians. Both hosts, sender and
 receiver share the processors of one machine. Goodput is payload that arrived. The kernel's VXLAN and the bare veth have
 no daemon; what they cost is in the CPU of the whole machine, which includes sender, receiver and everything else. The
-same is true of flannelpy-vxlan and flannelpy-host-gw, whose daemons no packet passes: of them only that is measured
-which shows whether they equal a manual set-up, and what the daemon costs.
+same is true of flannelpy-kernel, flannelpy-vxlan and flannelpy-host-gw, whose daemons no packet passes. Of the last two
+only that is measured which shows whether they equal a manual set-up, and what the daemon costs. So that a run takes
+less than half an hour, interpreted and veth are measured in part, too.
+
+Daemons check the firewall every five seconds. The CPU of a daemon does not include iptables-save, which it starts for
+that. The daemons with many leases check once an hour, because with 10,000 leases the check takes some percent of a
+processor, with and without packets.
+
+*Plain*: veths as the kernel creates them, so super-packets cross from host to host as one. *Wire*: only packets of the
+MTU cross, as on a network. The hosts' ends of the veths have tso, gso, tx-udp_tnl-segmentation,
+tx-udp_tnl-csum-segmentation and tx-udp-segmentation off and gro on; the switch's ends have tso off, because a veth does
+GRO only then.
 
 TCP: iperf3. RTT: 500 pings a second. UDP: the highest rate at which less than 1 % is lost in one second, found by
 doubling and bisection to 10 %; where the sender can offer no more, its rate stands."""
@@ -43,14 +55,15 @@ class Report:
     trials: Sequence[Trial]
 
     def text(self) -> str:
-        """Return the tables, in Markdown."""
+        """Return the tables, in Markdown; each names the machine."""
+        machine = self.facts["machine"]
         parts = [
             "\n".join(f"- {name}: {value}" for name, value in self.facts.items()),
-            table(["", "measured", "bar", "", "goal", ""], [_verdict(self.results, bar) for bar in BARS]),
+            _verdicts(self.results, BARS, machine),
+            _verdicts(self.results, KERNEL_BARS, f"{machine}: -datapath=kernel"),
+            *self._losses(),
             _NOTES + self._senders_limits(),
-            figures(self.results, "", CONTENDER_METRICS, self.contenders),
-            "Leases:",
-            figures(self.results, "leases", LEASE_METRICS, self.counts),
+            *self._figures(machine),
         ]
         if self.results.failures:
             parts += ["What failed:", "\n".join(f"- {failure}" for failure in self.results.failures)]
@@ -60,14 +73,38 @@ class Report:
         """benchmarks.md, .svg and .json; what stands outside the marks in the page is kept."""
         directory.mkdir(parents=True, exist_ok=True)
         page = directory / "benchmarks.md"
-        picture = figure.draw(self.results, self.contenders)
+        picture = figure.draw(self.results, self.contenders, self.facts["machine"])
         image = "![bar charts of the tables below](benchmarks.svg)\n\n" if picture else ""
         write_file(page, inserted(page.read_text() if page.exists() else "", f"{image}{self.text()}", "make bench"))
         write_file(directory / "benchmarks.svg", picture)
         write_file(directory / "benchmarks.json", json.dumps(self._data(), indent=1, ensure_ascii=False) + "\n")
 
+    def _figures(self, machine: str) -> list[str]:
+        tables = [
+            ("plain", CONTENDER_METRICS, self.contenders),
+            ("wire", WIRE_METRICS, measured_in_full(self.contenders)),
+            ("leases", LEASE_METRICS, self.counts),
+        ]
+        return [
+            figures(self.results, f"{machine}: {title}", metrics, subjects)
+            for title, metrics, subjects in tables
+            if metrics.keys() & self.results.values
+        ]
+
+    def _losses(self) -> list[str]:
+        """Return a head and a list with an item for each reason, or nothing."""
+        by_reason: dict[str, list[str]] = {}
+        for loss in losses(self.results):
+            by_reason.setdefault(loss.reason, []).append(f"  - {loss}")
+        if not by_reason:
+            return []
+        head = f"On {self.facts['machine']}, `-datapath=kernel` is worse than the loop in these figures:"
+        return [head, "\n".join(line for reason, found in by_reason.items() for line in (f"- {reason}:", *found))]
+
     def _senders_limits(self) -> str:
-        limited = Counter(f"{each.subject} {each.size} B" for each in self.trials if each.at_senders_limit)
+        limited = Counter(
+            f"{each.underlay} {each.subject} {each.size} B" for each in self.trials if each.at_senders_limit
+        )
         if not limited:
             return ""
         return f" That was so for {', '.join(f'{what} ({rounds}×)' for what, rounds in limited.items())}."
@@ -127,13 +164,23 @@ def first_line(*argv: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.partition("\n")[0]
 
 
+def _verdicts(results: Results, bars: Sequence[Bar], title: str) -> str:
+    return table([title, "measured", "bar", "", "goal", ""], [_verdict(results, bar) for bar in bars])
+
+
 def _verdict(results: Results, bar: Bar) -> list[str]:
     spread = results.spread(bar.metric, bar.subject, bar.against)
     if spread is None:
         return [bar.label, "not measured", bar.shown(bar.bar), "", bar.shown(bar.goal), ""]
-    met = ["met" if bar.met(spread.median, limit) else "**missed**" for limit in (bar.bar, bar.goal)]
+    met = [_judged(bar, spread.median, limit) for limit in (bar.bar, bar.goal)]
     value = f"{spread}{' ×' if bar.against else ''}"
     return [bar.label, value, bar.shown(bar.bar), met[0], bar.shown(bar.goal), met[1]]
+
+
+def _judged(bar: Bar, value: float, limit: float | None) -> str:
+    if limit is None:
+        return ""
+    return "met" if bar.met(value, limit) else "**missed**"
 
 
 def figures(results: Results, title: str, metrics: Mapping[str, Metric], subjects: Sequence[str]) -> str:

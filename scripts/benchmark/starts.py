@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _CONFIG = '{"Network":"11.0.0.0/16"}'
 #: The etcd prefixes of two equal networks, by the API in whose store each is.
 _PREFIXES = {Api.V2: "/start-v2", Api.V3: "/start-v3"}
-_STARTS = 20
+_STARTS = 10
 _DEADLINE = 60
 
 
@@ -54,19 +54,19 @@ class Starts:
         return {"start-v2": medians[Api.V2], "start-v3": medians[Api.V3], "start-ratio": ratio}
 
 
-def seconds_to_subnet_file(host: Host, prefix: str, python: str = sys.executable) -> float:
+def seconds_to_subnet_file(host: Host, prefix: str, *flags: str, python: str = sys.executable) -> float:
     """Start with an existing config, on a host without a subnet file, with a local etcd; return the seconds to it."""
     file = host.run_dir / "flannel/subnet.env"
     file.unlink(missing_ok=True)
     began = time.monotonic()
-    with running_daemon(host, prefix, python):
+    with running_daemon(host, prefix, *flags, python=python):
         return seconds_until(file.exists, began)
 
 
 @contextmanager
-def running_daemon(host: Host, prefix: str, python: str = sys.executable) -> Iterator[Daemon]:
+def running_daemon(host: Host, prefix: str, *flags: str, python: str = sys.executable) -> Iterator[Daemon]:
     """Return a daemon that is stopped at the end, and not before it is ready; its device goes, too."""
-    daemon = host.start_daemon("-iface=eth1", f"-etcd-prefix={prefix}", python=python)
+    daemon = host.start_daemon("-iface=eth1", f"-etcd-prefix={prefix}", *flags, python=python)
     try:
         yield daemon
         daemon.wait_ready(_DEADLINE)

@@ -173,6 +173,17 @@ class V3Store:
         """Return the remaining seconds of a lease, -1 if it has expired."""
         return int(self.call("lease/timetolive", ID=lease).get("TTL", 0))
 
+    def raise_alarm(self, alarm: str) -> None:
+        """Raise NOSPACE or CORRUPT, so that etcd refuses writes."""
+        self.call("maintenance/alarm", action="ACTIVATE", memberID=self._member(), alarm=alarm)
+
+    def disarm(self, alarm: str) -> None:
+        """End an alarm that ``raise_alarm`` has raised."""
+        self.call("maintenance/alarm", action="DEACTIVATE", memberID=self._member(), alarm=alarm)
+
+    def _member(self) -> str:
+        return str(self.call("maintenance/status")["header"]["member_id"])
+
     def add_role(self, role: str, prefix: str) -> None:
         """Create a role that may read and write the keys that begin with ``prefix``."""
         self.call("auth/role/add", name=role)

@@ -29,6 +29,7 @@ FLAGS = {"host-gw": (*DAEMON, "-iptables-resync=300")}
 # Within this time a problem must be named.
 DEADLINE = 60
 SECOND = "172.17.8.102"
+BLOCK = {"add": "action block", "delete": ""}
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,16 @@ def input_rule(action: str, rule: str) -> Callable[[Site], None]:
     def run(site: Site) -> None:
         port = PORTS.get(site.backend.name, 0)
         site.lab.hosts[1].run("iptables", action, "INPUT", *rule.format(port=port).split())
+
+    return run
+
+
+def ipsec(action: str, selector: str) -> Callable[[Site], None]:
+    """Return what adds or deletes an IPsec policy of the first host that blocks packets; {port}: the backend's."""
+
+    def run(site: Site) -> None:
+        words = selector.format(port=PORTS.get(site.backend.name, 0)).split()
+        site.lab.hosts[0].run("ip", "xfrm", "policy", action, "dir", "out", *words, *BLOCK[action].split())
 
     return run
 
@@ -257,6 +268,20 @@ FAULTS = {
         "etcdctl put /coreos.com/network/config",
         Named("config_missing", "Network config in etcd was removed; continuing .*; write the network config to etcd"),
     ),
+    "etcd's database full": Fault(
+        (VXLAN,),
+        lambda site: site.lab.etcd.v3.raise_alarm("NOSPACE"),
+        lambda site: site.lab.etcd.v3.disarm("NOSPACE"),
+        Named("etcd_full", "refuses writes: alarm NOSPACE of member [0-9a-f]+; compact it: .*; defragment each member"),
+        "then etcdctl alarm disarm; raise --quota-backend-bytes if it is soon full again",
+    ),
+    "etcd's data corrupt": Fault(
+        (VXLAN,),
+        lambda site: site.lab.etcd.v3.raise_alarm("CORRUPT"),
+        lambda site: site.lab.etcd.v3.disarm("CORRUPT"),
+        Named("etcd_corrupt", r"refuses writes: alarm CORRUPT of member ([0-9a-f]+); .*: etcdctl member remove \1, "),
+        "start it with an empty data directory; then etcdctl alarm disarm",
+    ),
     "UDP port filtered": Fault(
         (UDP, VXLAN),
         input_rule("-I", "-p udp --dport {port} -j DROP"),
@@ -283,9 +308,33 @@ FAULTS = {
         on_first("iptables -I OUTPUT -p udp --dport 8285 -j DROP"),
         on_first("iptables -D OUTPUT -p udp --dport 8285 -j DROP"),
         Named(
-            "datagrams_refused", r"7 of 7 lost, and UDP port 8285 of \S+ may not be sent to; have the rules of OUTPUT"
+            "datagrams_refused",
+            r"7 of 7 lost, and UDP port 8285 of \S+ may not be sent to; either a rule drops",
         ),
         "have the rules of OUTPUT on this host accept UDP port 8285",
+    ),
+    "datagrams blocked by IPsec": Fault(
+        (VXLAN, UDP),
+        ipsec("add", "proto udp dport {port}"),
+        ipsec("delete", "proto udp dport {port}"),
+        Named("datagrams_refused", r"7 of 7 lost, and UDP port \d+ of \S+ may not be sent to; either a rule"),
+        "or an IPsec policy blocks them: see ip xfrm policy",
+    ),
+    "only the daemon's datagrams dropped on the way out": Fault(
+        (UDP,),
+        on_first("iptables -I OUTPUT -p udp --sport 8285 -j DROP"),
+        on_first("iptables -D OUTPUT -p udp --sport 8285 -j DROP"),
+        Named("send_failed", "during the check, the kernel rejected datagrams of flannelpy: send_failed .*; either a"),
+        "have the rules of OUTPUT on this host accept the UDP datagrams of flannelpy",
+        besides=frozenset({"datagrams_lost"}),
+    ),
+    "all packets to a peer blocked by IPsec": Fault(
+        (UDP,),
+        ipsec("add", f"dst {SECOND}/32"),
+        ipsec("delete", f"dst {SECOND}/32"),
+        Named("send_failed", "during the check, the kernel rejected datagrams of flannelpy: send_failed .*; either a"),
+        "or an IPsec policy blocks them: see ip xfrm policy",
+        besides=frozenset({"ping_refused"}),
     ),
     "wrong checksums": Fault(
         (UDP,),
@@ -342,6 +391,13 @@ FAULTS = {
         Named("packets_dropped", "'-A FORWARD -j DROP' drops packets .*; remove it, or accept"),
         "remove it, or accept these packets before it",
         Named("containers_blocked", "'-A FORWARD -j DROP' drops packets .*; remove it, or accept"),
+    ),
+    "FORWARD DROP for TCP": Fault(
+        (UDP,),
+        on_first("iptables -I FORWARD -p tcp -j DROP"),
+        on_first("iptables -D FORWARD -p tcp -j DROP"),
+        Named("packets_may_be_dropped", "'-A FORWARD -p tcp -j DROP' may drop packets .*; remove it, or accept"),
+        "remove it, or accept these packets before it",
     ),
     "raw DROP": Fault(
         (VXLAN,),
@@ -419,6 +475,13 @@ FAULTS = {
         Named("bridge_of_old_subnet", "docker0 has 11.0.0.1/24, which is not of our subnet .* --bip=11"),
         "restart Docker with the present subnet file",
     ),
+    "container without its bridge": Fault(
+        (VXLAN,),
+        on_first("ip link set veth1 down nomaster name veth0a1b2c3", "ip link set veth0a1b2c3 up"),
+        on_first("ip link set veth0a1b2c3 down name veth1", "ip link set veth1 master docker0 up"),
+        Named("container_unplugged", "^veth0a1b2c3: no port of a bridge, .*, or ip link set veth0a1b2c3 master"),
+        "either its bridge was removed or has lost it: restart the container",
+    ),
     "MTU of containers too large": Fault(
         (VXLAN,),
         container_mtu(1500),
@@ -458,8 +521,11 @@ FAULTS = {
 }
 # These resemble another fault each.
 VARIANTS = {
+    "etcd's data corrupt",
     "UDP port rejected as closed",
     "datagrams dropped on the way out",
+    "datagrams blocked by IPsec",
+    "all packets to a peer blocked by IPsec",
     "pings dropped on the way out",
     "MTU of the interface lowered",
 }

@@ -44,6 +44,7 @@ from flannelpy.errors import (
     KeyNotFound,
     RegistryError,
     RegistryUnavailable,
+    WritesRefused,
 )
 from flannelpy.registry.base import EXPIRES, PERMANENT, Put, expires_in
 from flannelpy.registry.etcd_v3 import EtcdV3Registry
@@ -56,6 +57,31 @@ GRANT, TXN, KEEP_ALIVE, REVOKE, RANGE = "lease/grant", "kv/txn", "lease/keepaliv
 def held_leases(server: EtcdServer) -> set[int]:
     """Return the leases of the keys in the network; a lease beyond them was left behind."""
     return {server.v3.lease_of(key.key) for key in server.list(SUBNETS)} - {0}
+
+
+class TestAlarm:
+    @pytest.mark.parametrize("alarm", ["NOSPACE", "CORRUPT"])
+    def test_writes_are_refused_by_name_until_it_is_disarmed_and_reads_and_renewals_are_not(
+        self, server: EtcdServer, alarm: str
+    ) -> None:
+        async def run(registry: EtcdV3Registry) -> None:
+            entry = await registry.create(A, "mine", DAY)
+            assert await registry.alarms() == []
+            server.v3.raise_alarm(alarm)
+            try:
+                assert [one.name for one in await registry.alarms()] == [alarm]
+                with pytest.raises(WritesRefused, match=f"^etcd v3 refuses writes: .*alarm {alarm}.*alarm disarm$"):
+                    await registry.create(B, "mine", DAY)
+                [report] = registry.store_reports()
+                assert report.silent_since is None
+                assert (await registry.snapshot()).entries[0].name == A
+                assert (await registry.renew(A, "mine", DAY, entry.version)).version == entry.version
+            finally:
+                server.v3.disarm(alarm)
+            assert (await registry.create(B, "mine", DAY)).name == B
+
+        use(connect(server.url), run)
+        assert server.v3.leases() == held_leases(server)
 
 
 class TestLostWrite:

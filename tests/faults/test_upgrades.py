@@ -18,7 +18,7 @@ from lab import Host, Lab, wait_connected, wait_for
 from support.hosts import belongings
 from support.overlay import unbroken_stream
 
-from flannelpy.linux.instance_lock import lock_path
+from flannelpy.options import lock_path
 
 pytestmark = [pytest.mark.usefixtures("root"), pytest.mark.sample("backend", 1)]
 

@@ -7,20 +7,21 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from benchmark import traffic
 from benchmark.contenders import Rack
+from benchmark.underlay import Underlay
 from lab import INTERRUPTIBLE, Host
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 QUICK = [*INTERRUPTIBLE, f"PYTHONPATH={SCRIPTS}", sys.executable, "-P", "-m", "benchmark", "--quick"]
-# Each kind of contender once: user space of both kinds, and a kernel's way that flannelpy sets up.
-MEASURED = ("flannelpy", "socat", "flannelpy-vxlan")
-CONTENDERS = ("flannelpy", "socat", "vxlan", "flannelpy-vxlan", "veth", "flannelpy-host-gw")
-
+# Each kind of contender once: user space of both kinds, the fast path, and a kernel's way that flannelpy sets up.
+MEASURED = ("flannelpy", "flannelpy-kernel", "socat", "flannelpy-vxlan")
+BY_HAND_AND_ALIKE = ("vxlan", "flannelpy-vxlan", "veth", "flannelpy-host-gw")
 
 # With all details (-d).
 SHOWN = (
@@ -40,11 +41,14 @@ def labs_of(pid: int) -> list[Path]:
 def test_a_quick_run(tmp_path: Path) -> None:
     command = [*QUICK, f"--contenders={','.join(MEASURED)}", f"--output={tmp_path}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
     assert not labs_of(process.pid)
     data = json.loads((tmp_path / "benchmarks.json").read_text())
     assert all(goodput > 0 for name in MEASURED for goodput in data["values"]["tcp-1"][name])
+    assert set(data["values"]["wire-tcp-1"]) == {"flannelpy", "flannelpy-kernel", "socat"}
+    assert set(data["values"]["leases-kernel-cost"]) == {"10", "100"}
+    assert data["values"]["daemon-load"]["flannelpy-kernel"][0] < data["values"]["daemon-load"]["flannelpy"][0]
     assert set(data["values"]["leases-routes"]) == {"10", "100"}
     assert "| TCP, 1 stream, against socat " in (tmp_path / "benchmarks.md").read_text()
     assert "</svg>" in (tmp_path / "benchmarks.svg").read_text()
@@ -63,7 +67,7 @@ def test_a_quick_run_of_the_scale_benchmark(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
-    command = [*QUICK, "--contenders=socat", "--only=rtt", f"--output={tmp_path}"]
+    command = [*QUICK, "--contenders=socat", "--only=^rtt", f"--output={tmp_path}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         assert "rtt-idle socat" in process.stdout.readline()
@@ -79,7 +83,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def rack() -> Iterator[Rack]:
     """Return overlays that are created by hand, and by flannelpy."""
-    rack = Rack(CONTENDERS[2:], sys.executable, 1500)
+    rack = Rack(BY_HAND_AND_ALIKE, sys.executable)
     with ExitStack() as cleanup:
         rack.build(cleanup)
         yield rack
@@ -112,3 +116,24 @@ def test_the_benchmark_creates_by_hand_what_flannelpy_creates(
     assert re.search(way, shown(one.client.host))
     assert shown(one.client.host) == shown(other.client.host)
     assert shown(one.server.host) == shown(other.server.host)
+
+
+def bytes_per_packet(host: Host, transfer: Callable[[], object]) -> float:
+    """Return the mean size of the frames that eth1 receives meanwhile."""
+
+    def received(what: str) -> int:
+        return int(host.run("cat", f"/sys/class/net/eth1/statistics/rx_{what}").stdout)
+
+    packets, size = received("packets"), received("bytes")
+    transfer()
+    return (received("bytes") - size) / (received("packets") - packets)
+
+
+@pytest.mark.parametrize("underlay", Underlay)
+def test_on_the_wire_no_frame_is_larger_than_the_mtu(underlay: Underlay) -> None:
+    rack = Rack(["vxlan"], sys.executable, underlay=underlay)
+    with ExitStack() as cleanup:
+        rack.build(cleanup)
+        pair = rack.contenders["vxlan"]
+        mean = bytes_per_packet(pair.server.host, lambda: traffic.tcp(pair.client, pair.server, 1))
+    assert (mean <= 1514) == (underlay is Underlay.WIRE)

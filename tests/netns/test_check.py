@@ -14,11 +14,11 @@ from ipaddress import IPv4Network
 from typing import Any
 
 import pytest
-from faults.backends import UDP, VXLAN
+from faults.backends import HOST_GW, UDP, VXLAN
 from lab import ETCD_PREFIX, Host, Lab, wait_for
 from lab.etcd_stores import Api
 from support import datapaths
-from support.checks import Checked, argv, check, set_up, wait_until_well
+from support.checks import Checked, argv, check, set_up, status, wait_until_well
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -50,6 +50,22 @@ def test_without_etcd_the_peers_are_those_that_the_daemon_knows(lone: Host) -> N
         {"etcd_silent", "daemon_stopped", "device_missing"},
         {"peers_unknown"},
     ), without
+
+
+def test_a_daemon_that_can_lease_no_subnet_because_of_etcds_alarm_says_so(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(hosts=1, api=Api.V3)
+    lab.put_config(VXLAN.config())
+    [host] = lab.hosts
+    lab.etcd.v3.raise_alarm("NOSPACE")
+    daemon = host.start_daemon("-iface=eth1")
+    wait_for(lambda: "lease_missing" in status(host).problems, 20, "the daemon to ask for a subnet", pause=0.3)
+    found, checked = status(host), check(host)
+    lab.etcd.v3.disarm("NOSPACE")
+    [problem] = found.problems["lease_missing"]
+    assert found.problems.keys() == {"lease_missing"}
+    assert "etcd v3 refuses writes: its database is full (alarm NOSPACE): compact and defragment it, then " in problem
+    assert (checked.codes(), checked.codes("warning")) == ({"etcd_full"}, set()), checked
+    daemon.wait_ready(30)
 
 
 def test_a_daemon_that_hangs_is_a_warning_and_what_it_does_not_restore_is_bad(make_lab: Callable[..., Lab]) -> None:
@@ -136,6 +152,22 @@ def test_a_second_daemon_that_finds_the_device_taken_has_no_bridge_that_is_wrong
     checked = check(lone, "-subnet-file=/run/flannel/two.env")
     assert checked.codes() == {"subnet_file_missing", "daemon_stopped", "device_missing"}, checked
     assert "there is no tunnel device of flannelpy, and flannel.1 has its address" in checked.texts("device_missing")[0]
+
+
+def test_docker0_of_another_daemon_with_host_gw_is_no_bridge_that_is_wrong(lone: Host) -> None:
+    others = ("-subnet-file=/run/flannel/two.env", "-etcd-prefix=/two/network")
+    lone.lab.put_config(HOST_GW.config())
+    lone.lab.etcd.put("/two/network/config", HOST_GW.config(IPv4Network("12.0.0.0/16")))
+    first = lone.start_daemon("-iface=eth1")
+    first.wait_ready()
+    lone.start_daemon("-iface=eth1", *others).wait_ready()
+    lone.add_container()
+    wait_until_well(lone)
+    beside = check(lone, "-iface=eth1", *others)
+    assert beside.flaws == [], beside
+    assert first.stop() == 0
+    alone = check(lone, "-iface=eth1", *others)
+    assert alone.codes("warning") == {"bridge_elsewhere"}, alone
 
 
 def test_what_takes_the_packets_of_the_own_containers_is_named(lone: Host) -> None:

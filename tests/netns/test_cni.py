@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from lab import Container, Host, Lab, wait_for
+from support.checks import check, wait_until_well
 from support.overlay import transfer
 
 PLUGINS = "/usr/lib/cni"
@@ -30,10 +31,10 @@ def flannel_config() -> dict[str, Any]:
     return config
 
 
-def delegated(config: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
-    """Return the config for the bridge plugin."""
+def delegated(config: Mapping[str, Any], env: Mapping[str, str], plugin: str) -> dict[str, Any]:
+    """Return the config for the bridge plugin, or another one."""
     return {
-        "type": "bridge",
+        "type": plugin,
         "ipMasq": env["FLANNEL_IPMASQ"] != "true",
         "mtu": int(env["FLANNEL_MTU"]),
         "isGateway": True,
@@ -50,11 +51,11 @@ def delegated(config: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, An
 
 
 class Pod(Container):
-    """A network namespace that the bridge plugin connects."""
+    """A network namespace that the bridge plugin, or another one, connects."""
 
-    def __init__(self, host: Host, number: int) -> None:
+    def __init__(self, host: Host, number: int, plugin: str = "bridge") -> None:
         super().__init__(host, number)
-        self._config = delegated(flannel_config(), host.subnet_env())
+        self._config = delegated(flannel_config(), host.subnet_env(), plugin)
         self._result: dict[str, Any] = {}
         self.create()
         self._inside = self.popen("sleep", "infinity").pid
@@ -77,7 +78,7 @@ class Pod(Container):
         }
         environment = [f"{name}={value}" for name, value in variables.items()]
         config = json.dumps({**self._config, **more})
-        return self.host.run("env", *environment, f"{PLUGINS}/bridge", input=config).stdout
+        return self.host.run("env", *environment, f"{PLUGINS}/{self._config['type']}", input=config).stdout
 
 
 def reaches(pod: Pod, address: object) -> bool:
@@ -105,3 +106,19 @@ def test_pods_of_two_hosts_reach_each_other_and_the_world(
     for pod in pods:
         pod.delete()
         assert pod.run("ip", "link", "show", "eth0", check=False).returncode
+
+
+def test_a_pod_whose_veth_is_at_no_bridge_is_named_and_one_with_a_route_of_its_own_is_not(lone: Host) -> None:
+    lone.start_daemon("-iface=eth1").wait_ready()
+    for pod in (Pod(lone, 1), Pod(lone, 2, "ptp")):
+        pod.add()
+        wait_for(partial(reaches, pod, lone.subnet().network_address + 1), 10, f"the host for {pod.name}")
+    ports = json.loads(lone.run("ip", "-json", "link", "show", "type", "veth").stdout)
+    [at_bridge] = [port["ifname"] for port in ports if port.get("master") == "cni0"]
+    assert re.fullmatch("veth[0-9a-f]{8}", at_bridge)
+    assert [port["ifname"][:4] for port in ports if "master" not in port and port["ifname"] != "eth1"] == ["veth"]
+    wait_until_well(lone)
+    lone.configure(f"link set {at_bridge} nomaster")
+    assert [text.partition(":")[0] for text in check(lone).texts("container_unplugged")] == [at_bridge]
+    lone.configure(f"link set {at_bridge} master cni0")
+    wait_until_well(lone)

@@ -27,12 +27,12 @@ from flannelpy.errors import AlreadyRunning, ConfigError, HostError, LeaseLost, 
 from flannelpy.host import external_endpoint, subnet_file
 from flannelpy.host.shared import Host
 from flannelpy.leasing.manager import SubnetManager
-from flannelpy.linux.instance_lock import InstanceLock, Run, lock_path
+from flannelpy.linux.instance_lock import InstanceLock, Run
 from flannelpy.linux.netlink import monitor
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.own_devices import own_alias
 from flannelpy.network import Network
-from flannelpy.options import Options
+from flannelpy.options import Options, lock_path
 from flannelpy.report import (
     TRANSITIONS,
     BackendReport,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 from support.fakes_clock import run
@@ -14,6 +15,7 @@ from flannelpy.check import gather_host
 from flannelpy.check.observations import DaemonSeen, HostSeen
 from flannelpy.errors import HostError
 from flannelpy.host import external_endpoint
+from flannelpy.linux.instance_lock import InstanceLock
 from flannelpy.options import Options
 from flannelpy.report import DaemonReport, InterfaceReport, NetworkReport, NetworkState
 from flannelpy.rtnetlink.links import Link
@@ -63,3 +65,17 @@ def test_an_address_that_the_host_has_lost_does_not_count(monkeypatch: pytest.Mo
     assert look(monkeypatch, EXTERNAL, lost).external == EXTERNAL
     with pytest.raises(HostError, match="no default route"):
         look(monkeypatch, None, lost)
+
+
+def test_the_subnet_files_of_other_daemons_are_found_by_their_locks(tmp_path: Path) -> None:
+    one, other, gone = (tmp_path / name for name in ("subnet.env", "networks/blue.env", "gone.env"))
+    locks = [InstanceLock(file) for file in (one, other)]
+    InstanceLock(gone).close()
+    (tmp_path / ".foreign.lock").symlink_to("nowhere")
+    (tmp_path / "..lock").touch()
+    try:
+        options = cli.parse([f"-subnet-file={tmp_path}/mine.env", f"-subnet-dir={tmp_path}/networks"])
+        assert gather_host.running(options) == [one, other]
+    finally:
+        for lock in locks:
+            lock.close()

@@ -51,6 +51,37 @@ def test_an_invalid_config_is_a_flaw_and_no_failure(monkeypatch: pytest.MonkeyPa
     assert (seen.config, seen.failure, seen.key) == (None, "", "/coreos.com/network/blue/config")
 
 
+@pytest.mark.parametrize(("schema", "expected"), [(Schema.V2, []), (Schema.V3, [("8e", "NOSPACE")])])
+def test_only_a_store_in_v3_is_asked_for_alarms(
+    monkeypatch: pytest.MonkeyPatch, schema: Schema, expected: list[tuple[str, str]]
+) -> None:
+    class Details:
+        async def alarms(self) -> list[tuple[str, str]]:
+            return [("8e", "NOSPACE")]
+
+        async def seconds_left(self, _: str) -> int:
+            return 90
+
+    monkeypatch.setattr(gather_store, "open_as", lambda *_: Details())
+    registry = store()
+    registry.schema = schema
+    assert look(monkeypatch, registry).alarms == expected
+
+
+def test_a_store_that_denies_its_alarms_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Denying:
+        async def alarms(self, *_: object) -> list[tuple[str, str]]:
+            raise RegistryUnavailable("permission denied")
+
+        seconds_left = alarms
+
+    monkeypatch.setattr(gather_store, "open_as", lambda *_: Denying())
+    registry = store()
+    registry.schema = Schema.V3
+    seen = look(monkeypatch, registry)
+    assert (seen.failure, seen.alarms) == ("", [])
+
+
 class _Silent(FakeRegistry):
     async def read_config(self) -> str:
         await asyncio.sleep(3600)

@@ -15,6 +15,7 @@ from flannelpy.backend.route_cause import DivertingRoutes
 from flannelpy.check import gather_subnet
 from flannelpy.check.observations import HostSeen, Peer
 from flannelpy.check.plan import Plan
+from flannelpy.rtnetlink.entries import GatewayRoute
 from flannelpy.rtnetlink.links import Address, Link
 from flannelpy.rtnetlink.routes import UNICAST, RouteAnswer, RouteQuery
 from flannelpy.subnet.lease import HostIdentity
@@ -49,6 +50,61 @@ def look(
     eth1 = Link(ETH1, "eth1", 1500)
     host = HostSeen(EXTERNAL, HostIdentity(EXTERNAL.address), eth1, [eth1, *links], fake.own_addresses)
     return asyncio.run(gather_subnet.diverted(fake, host, PLAN, FLANNEL1, [PEER]))
+
+
+class Kernel(FakeNetlink):
+    """A kernel that lists its links."""
+
+    async def links(self) -> list[Link]:
+        return list(self.there.values())
+
+
+LOST = Link(7, "veth0a1b2c3", 1450, "veth", leads_elsewhere=True)
+
+
+def unplugged(now: Link, *more: Address, before: Link = LOST, route: GatewayRoute | None = None) -> Sequence[Link]:
+    """Return what is found if a link has become another one since the host was observed."""
+    fake = Kernel()
+    fake.own_addresses = [ADDRESS, *more]
+    fake.there = {link.name: link for link in (DOCKER0, PORT, now)}
+    fake.gateways = [route] if route else []
+    host = HostSeen(EXTERNAL, HostIdentity(EXTERNAL.address), None, [DOCKER0, PORT, before], fake.own_addresses)
+    return asyncio.run(gather_subnet.unplugged(fake, host, PLAN))
+
+
+def test_a_containers_end_without_a_bridge_is_unplugged() -> None:
+    assert unplugged(LOST) == [LOST]
+    assert unplugged(replace(LOST, name="veth0a1b2c3d")) == [replace(LOST, name="veth0a1b2c3d")]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(LOST, master=4),
+        replace(LOST, leads_elsewhere=False),
+        replace(LOST, kind="bridge"),
+        *(
+            replace(LOST, name=name)
+            for name in ("eth1", "veth1", "lxc0a1b2c3d4e5f6", "cali0a1b2c3d4e5", "vethwepl1234")
+        ),
+    ],
+)
+def test_another_end_is_not(other: Link) -> None:
+    assert unplugged(other, before=other) == []
+    assert unplugged(other) == []  # plugged in meanwhile
+    assert unplugged(LOST, before=replace(other, index=9)) == []  # new
+
+
+def test_an_end_with_an_address_or_a_route_needs_no_bridge() -> None:
+    assert unplugged(LOST, Address(7, IPv4Address("11.0.1.1"))) == []
+    assert unplugged(LOST, route=GatewayRoute(IPv4Network("11.0.1.7/32"), IPv4Address("11.0.1.7"), 7)) == []
+
+
+def test_without_a_bridge_of_the_subnet_no_end_is_missing_there() -> None:
+    fake = Kernel()
+    fake.own_addresses, fake.there = [], {LOST.name: LOST}
+    host = HostSeen(EXTERNAL, HostIdentity(EXTERNAL.address), None, [LOST], [])
+    assert asyncio.run(gather_subnet.unplugged(fake, host, PLAN)) == []
 
 
 def test_packets_that_reach_the_bridge_have_no_flaw() -> None:

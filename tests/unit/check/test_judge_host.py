@@ -103,6 +103,14 @@ def test_docker0_of_another_daemon_on_this_host_is_no_flaw() -> None:
     assert of_bridges(host) == []
 
 
+def test_containers_at_no_bridge_have_one_line() -> None:
+    ends = [Link(number, f"veth{number:07x}", 1450, "veth") for number in range(16, 22)]
+    [line] = judge_host.containers(ends)
+    assert (line.code, line.level) == ("container_unplugged", Level.WARNING)
+    assert line.text.startswith("veth0000010, veth0000011, veth0000012, veth0000013 and 2 more: no port of a bridge")
+    assert list(judge_host.containers([])) == []
+
+
 @pytest.mark.parametrize(
     ("seen", "code"),
     [

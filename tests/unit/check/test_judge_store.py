@@ -10,7 +10,7 @@ import pytest
 
 from flannelpy.check import judge_store
 from flannelpy.check.lines import Level, Line
-from flannelpy.check.observations import EndpointSeen, FileSeen, StoreSeen
+from flannelpy.check.observations import AlarmSeen, EndpointSeen, FileSeen, StoreSeen
 from flannelpy.check.plan import Plan
 from flannelpy.registry.base import PERMANENT, expires_in
 from flannelpy.report import LeaseReport
@@ -59,9 +59,12 @@ def test_a_healthy_store_has_no_flaw() -> None:
         (replace(STORE, config=None, flaw="Network is missing"), ["config_invalid"]),
         (replace(STORE, flaw="Network would capture packets"), ["config_invalid"]),
         (replace(STORE, config=None), ["config_missing"]),
+        (replace(STORE, alarms=[AlarmSeen("1", "NOSPACE"), AlarmSeen("2", "NOSPACE")]), ["etcd_full"]),
+        (replace(STORE, alarms=[AlarmSeen("1", "CORRUPT"), AlarmSeen("2", "NOSPACE")]), ["etcd_full", "etcd_corrupt"]),
+        (replace(STORE, alarms=[AlarmSeen("1", "ANOTHER")]), []),
     ],
 )
-def test_a_store_without_a_usable_config_is_named_once(seen: StoreSeen, expected: list[str]) -> None:
+def test_what_is_wrong_with_a_store_is_named_once(seen: StoreSeen, expected: list[str]) -> None:
     assert of_store(seen) == expected
 
 

@@ -17,6 +17,7 @@ PAGE = (Path(__file__).parents[3] / "docs/check.md").read_text()
 #: The values with which each remedy is completed where its code is used.
 VALUES = {
     Code.INTERFACE_DOWN: {"name"},
+    Code.ETCD_CORRUPT: {"member"},
     Code.CONFIG_MISSING: {"key"},
     Code.CONFIG_INVALID: {"key"},
     Code.BRIDGE_OF_OLD_SUBNET: {"bridge"},
@@ -24,6 +25,7 @@ VALUES = {
     Code.BRIDGE_ELSEWHERE: {"bridge"},
     Code.BRIDGE_DOWN: {"name"},
     Code.BRIDGE_WITHOUT_ADDRESS: {"bridge", "name"},
+    Code.CONTAINER_UNPLUGGED: {"name"},
     Code.CONTAINER_MTU: {"mtu"},
     Code.RP_FILTER: {"device"},
     Code.NO_ROUTE_TO_PEER: {"address"},

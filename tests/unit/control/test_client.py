@@ -174,6 +174,12 @@ def test_the_lock_of_a_daemon_with_another_socket_is_not_counted(tmp_path: Path)
     lock.close()
 
 
+@pytest.mark.parametrize("name", ["..lock", "...lock"])
+def test_a_file_that_is_the_lock_of_no_subnet_file_is_not_counted(name: str, path: Path) -> None:
+    path.with_name(name).touch()
+    assert refusal(path).startswith("no daemon at")
+
+
 def test_a_daemon_that_does_not_answer(path: Path) -> None:
     done = threading.Event()
     with daemon(path, lambda _: assert_set(done)):

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from flannelpy.errors import AlreadyRunning, HostError
-from flannelpy.linux.instance_lock import Holder, InstanceLock, Run, holder, lock_path, look
+from flannelpy.linux.instance_lock import Holder, InstanceLock, Run, holder, look
+from flannelpy.options import lock_path
 
 RUN = Run((IPv4Network("11.0.0.0/16"), IPv4Network("10.7.0.0/20")), "vxlan", "flannel.1")
 OTHER_USER = 61999

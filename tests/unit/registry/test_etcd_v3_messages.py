@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from flannelpy.registry.endpoints import ANONYMOUS, Access, NoAnswer
 from flannelpy.registry.etcd_v3_messages import (
     Header,
     Refusal,
+    alarms_of,
     checked,
     decoded,
     encoded,
@@ -21,6 +23,7 @@ from flannelpy.registry.etcd_v3_messages import (
     number,
     refusal_of,
     refusal_of_cancel,
+    writes_refused,
 )
 
 CERTIFICATE = Access(certfile="/client.crt", keyfile="/client.key")
@@ -126,7 +129,7 @@ def test_statuses_in_words(status: int, body: bytes, text: str) -> None:
         (14, "connection closed", CERTIFICATE, r"extended key usage clientAuth \(connection closed\)"),
         (14, "connection closed", ANONYMOUS, "^connection closed$"),
         (14, "no leader", CERTIFICATE, "^no leader$"),
-        (8, "mvcc: database space exceeded", ANONYMOUS, "^mvcc: database space exceeded$"),
+        (8, "too many requests", ANONYMOUS, "^too many requests$"),
     ],
 )
 def test_refusals_in_words(code: int, message: str, access: Access, text: str) -> None:
@@ -134,6 +137,31 @@ def test_refusals_in_words(code: int, message: str, access: Access, text: str) -
         raise in_words(Refusal(code, message), access, "/network")
     assert (caught.value.code, caught.value.message) == (code, message)
     assert not str(caught.value).endswith("characters)")
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "text"),
+    [
+        (
+            8,
+            "mvcc: database space exceeded",
+            r"its database is full \(alarm NOSPACE\): compact and defragment it, then",
+        ),
+        (15, "corrupt cluster", r"the data of its members differ \(alarm CORRUPT\): replace the member that etcdctl"),
+    ],
+)
+def test_a_write_that_is_refused_because_of_an_alarm(code: int, message: str, text: str) -> None:
+    error = writes_refused(Refusal(code, message))
+    assert error
+    assert not error.sent
+    assert re.match(f"etcd v3 refuses writes: {text}", str(error))
+    assert writes_refused(Refusal(code, "too many requests")) is None
+
+
+def test_alarms_are_those_of_members_as_etcdctl_shows_them() -> None:
+    found = alarms_of({"alarms": [{"memberID": "10276657743932975437", "alarm": "NOSPACE"}]})
+    assert found == [("8e9e05c52164694d", "NOSPACE")]
+    assert alarms_of({}) == []
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,13 @@ def test_altnames_master_and_kind_of_a_link(names: tuple[str, ...]) -> None:
     assert (link.is_up, link.is_loopback, link.is_exit) == (True, True, False)
 
 
+@pytest.mark.parametrize("namespace", [None, 0, 7])
+def test_a_link_that_leads_into_another_namespace_has_the_number_of_that(namespace: int | None) -> None:
+    body = struct.pack("=BxHiII", 0, 1, 3, 1, 0) + attribute(3, b"veth1\0")
+    body += attribute(37, number(namespace)) if namespace is not None else b""
+    assert links.link(Message(RTM_GETLINK, body)).leads_elsewhere is (namespace is not None)
+
+
 def test_malformed_altnames_end_the_list() -> None:
     body = (
         struct.pack("=BxHiII", 0, 1, 3, 1, 0)
