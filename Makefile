@@ -188,14 +188,17 @@ namespaces: $(VENV)/stamp build/docker/debian12 # a part of make test
 MIXED_TESTS := $(addprefix tests/,netns/test_overlay.py netns/test_offload.py faults/test_intruders.py)
 KERNEL_TESTS := $(MIXED_TESTS) $(addprefix tests/,netns/test_counters.py netns/test_mtu.py netns/test_hostile_container.py \
 	faults/test_device.py faults/test_restarts.py)
-# $(call over_datapaths,DATAPATHS,TESTS)
+# $(call over_datapaths,DATAPATHS,TESTS[,WORD]); WORD: leave out tests with it in their names
 over_datapaths = $(call unskipped,$(AS_ROOT) env LAB_DATAPATH=$(1) $(VENV)/bin/pytest -q --numprocesses=$(WORKERS) \
-	--dist=loadfile -m "not timed and not soak and not loop" -k "not vxlan and not host-gw" $(2))
+	--dist=loadfile -m "not timed and not soak and not loop" -k "not vxlan and not host-gw$(if $(3), and not $(3))" $(2))
 comma := ,
+# The suites of udp, for make soak.  Failures of etcd are the same for both datapaths.
+ALL_KERNEL_TESTS = tests/netns tests/faults $(addprefix --ignore=,$(WAITING_TESTS) tests/netns/test_vxlan.py \
+	tests/netns/test_vxlan_ports.py tests/netns/test_bench.py)
 datapath: $(VENV)/stamp # a part of make test
 	@echo "Between hosts with the kernel's datapath, then with a host that has the loop, by $(WORKERS) workers:"
 	@$(call over_datapaths,auto,$(KERNEL_TESTS))
-	@$(call over_datapaths,auto$(comma)loop,$(MIXED_TESTS))
+	@$(call over_datapaths,auto$(comma)loop,$(MIXED_TESTS),gigabyte)
 
 timed: $(VENV)/stamp # a part of make test
 	@echo "Tests that measure time, alone:"
@@ -234,6 +237,8 @@ soak: $(VENV)/stamp ## random failures for 90 minutes (ONLY=chaos: one test; SEC
 	@$(call unskipped,$(SOAK) -m "not timed" $(if $(ONLY),tests/soak/test_$(ONLY).py,tests/soak))
 	@$(if $(ONLY),,$(call unskipped,$(SOAK) --numprocesses=$(WORKERS) --dist=load --maxschedchunk=1 -m "soak and not timed" \
 		$(VARIANTS)))
+	@$(if $(ONLY),,$(call over_datapaths,auto,$(ALL_KERNEL_TESTS)))
+	@$(if $(ONLY),,$(call over_datapaths,auto$(comma)loop,$(MIXED_TESTS)))
 	@$(if $(ONLY),,$(call unskipped,$(SOAK) -m "soak and timed" $(VARIANTS)))
 
 bench: $(INTERPRETED)/stamp ## compare with socat and VXLAN, into docs/benchmarks.md (ARGS="--only tcp": a part)

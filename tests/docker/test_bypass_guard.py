@@ -1,4 +1,4 @@
-"""On a host with real Docker and no firewall, no rule may match the datagrams between hosts."""
+"""On a host with real Docker and no firewall, no rule forbids the fast path, and it is used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from faults.backends import UDP
-from support.docker_rig import Rig
+from support.datapaths import announces, status
+from support.docker_rig import Rig, assert_connected
 
 PROBE = str(Path(__file__).parents[1] / "netns" / "guard_probe.py")
 
@@ -21,3 +22,30 @@ def test_rules_of_docker_forbid_no_fast_path(start_rig: Callable[..., Rig]) -> N
     for rule in ("--dst-type LOCAL -j DOCKER", "--dport 5353 -j DNAT", "-j FLANNEL-Z-"):
         assert rule in saved
     assert ours.hosts[0].run(sys.executable, PROBE, input="\n").stdout.split()[1:] == ["None"]
+
+
+def test_hosts_with_docker_take_the_fast_path(start_rig: Callable[..., Rig]) -> None:
+    """-datapath=auto uses it also when Docker restarts, and packets of containers get there by it."""
+    ours = start_rig(UDP.config(), "-ip-masq", "-datapath=auto", "-iptables-resync=1")
+    one, other = ours.containers
+    for docker in ours.dockers:
+        docker.run_container("published", "-p8080:80", "-p5353:53/udp")
+    for host in ours.hosts:
+        assert announces(host)
+    before = taken_by_loop(ours)
+    assert_connected(one, other)
+    assert_connected(other, one)
+    assert max(after - was for after, was in zip(taken_by_loop(ours), before, strict=True)) < 50
+    ours.dockers[0].stop()
+    ours.dockers[0].start()
+    ours.look()
+    assert_connected(one, other)
+    for host in ours.hosts:
+        assert status(host) == {"datapath": "kernel", "cause": ""}
+        assert "Datapath switched" not in host.log()
+
+
+def taken_by_loop(ours: Rig) -> list[int]:
+    """Return how many packets and super-packets the TUN of each host has handed to its daemon."""
+    file = "/sys/class/net/flannel0/statistics/tx_packets"
+    return [int(host.run("cat", file).stdout) for host in ours.hosts]

@@ -11,7 +11,9 @@ from faults.backends import ALLOC, HOST_GW, UDP, VXLAN, Backend
 from lab import ETCD_PREFIX, Host, Lab, wait_connected, wait_for
 from lab.etcd_server import EtcdServer, ServerTls
 from lab.etcd_stores import Api
+from support import datapaths
 from support.checks import check, set_up, status
+from support.datapaths import KERNEL
 from support.etcd_faults import issue_certificates
 from support.hosts import belongings
 from support.tenants import NETWORKS, Tenant
@@ -85,6 +87,17 @@ def test_backends_and_stores(make_lab: MakeLab, backend: Backend, api: Api, masq
         assert daemon.stop() == 0
         lab.hosts[0].start_daemon("-iface=eth1", *masquerade).wait_ready()
         assert_healthy(lab.hosts, *masquerade)  # at once
+
+
+def test_the_kernels_datapath(make_lab: MakeLab) -> None:
+    lab = make_lab(hosts=2)
+    lab.put_config()
+    set_up(lab, *KERNEL)
+    assert_healthy(lab.hosts, "-ip-masq")
+    assert [datapaths.status(host)["datapath"] for host in lab.hosts] == ["kernel", "kernel"]
+    assert lab.hosts[0].daemons[-1].stop() == 0
+    lab.hosts[0].start_daemon(*KERNEL).wait_ready()
+    assert_healthy(lab.hosts, "-ip-masq")  # at once
 
 
 def test_direct_routes(make_lab: MakeLab) -> None:

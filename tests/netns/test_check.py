@@ -17,6 +17,7 @@ import pytest
 from faults.backends import HOST_GW, UDP, VXLAN
 from lab import ETCD_PREFIX, Host, Lab, wait_for
 from lab.etcd_stores import Api
+from support import datapaths
 from support.checks import Checked, argv, check, set_up, status, wait_until_well
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -85,6 +86,34 @@ def test_a_daemon_that_hangs_is_a_warning_and_what_it_does_not_restore_is_bad(ma
     assert (stale.codes(), stale.codes("warning")) == ({"entry_missing"}, {"daemon_silent"}), stale
     [line] = stale.texts("entry_missing")
     assert f"packets to {second.subnet()} of 172.17.8.102: the kernel has no neighbour {tunnel} at " in line
+    wait_until_well(first)
+
+
+FILTERED = {
+    "by the peer": ("iptables -A INPUT -p udp --dport 8285 -j DROP", "iptables -F INPUT"),
+    "on the way": (
+        "nft table netdev fw { chain in { type filter hook ingress device host1 priority 0; udp dport 8285 drop; }; }",
+        "nft delete table netdev fw",
+    ),
+}
+
+
+@pytest.mark.parametrize("where", FILTERED)
+def test_with_the_kernels_datapath_a_filtered_udp_port_is_named(make_lab: Callable[..., Lab], where: str) -> None:
+    """The peer's guard sees its own rule, and the peer has the loop from then on."""
+    lab = make_lab(hosts=2)
+    lab.put_config()
+    set_up(lab, "-iface=eth1", "-datapath=auto", "-iptables-resync=1")
+    first, second = lab.hosts
+    filtering, (add, remove) = second if where == "by the peer" else lab.switch, FILTERED[where]
+    filtering.run(*add.split())
+    expected = "loop" if where == "by the peer" else "kernel"
+    wait_for(lambda: datapaths.status(second)["datapath"] == expected, 15, "the datapath of the peer")
+    wait_for(lambda: "datagrams_lost" in check(first).codes(), 30, "the fault to be named")
+    checked = check(first)
+    assert checked.codes() == {"datagrams_lost"}, checked
+    assert "UDP port 8285 of 172.17.8.102 rejects nothing" in checked.texts("datagrams_lost")[0]
+    filtering.run(*remove.split())
     wait_until_well(first)
 
 

@@ -91,15 +91,6 @@ def test_capabilities(capabilities: str, answer: str) -> None:
     assert (done.stdout, done.stderr) == (f"{answer}\n", "")
 
 
-def test_a_host_that_does_not_forward_has_no_fast_path(tun: str) -> None:
-    async def scenario(netlink: Netlink) -> None:
-        shell("sysctl -qw net.ipv4.ip_forward=0")
-        with pytest.raises(HostError, match="does not forward packets"):
-            await FastPath(config(tun)).open(netlink)
-
-    run(scenario)
-
-
 def test_an_interface_of_another_program_with_the_name_of_the_pair_is_an_error(tun: str) -> None:
     async def scenario(netlink: Netlink) -> None:
         shell("ip link add flannel0-gro type veth peer name other")

@@ -200,3 +200,18 @@ def test_what_a_dead_process_left_can_be_removed(tun: str) -> None:
         assert await remove_left(netlink, ALIAS) == []
 
     run(scenario)
+
+
+def test_a_host_that_does_not_forward_yet_has_the_loop_send(tun: str) -> None:
+    """Docker switches forwarding on when it starts, after flannelpy."""
+
+    async def scenario(netlink: Netlink) -> None:
+        shell("sysctl -qw net.ipv4.ip_forward=0")
+        fast_path = FastPath(config(tun))
+        await attached(fast_path, netlink)
+        assert results(fast_path) == (PASSED, REDIRECTED)
+        shell("sysctl -qw net.ipv4.ip_forward=1")
+        assert results(fast_path) == (REDIRECTED, REDIRECTED)
+        await fast_path.close(netlink)
+
+    run(scenario)
