@@ -192,9 +192,11 @@ KERNEL_TESTS := $(MIXED_TESTS) $(addprefix tests/,netns/test_counters.py netns/t
 over_datapaths = $(call unskipped,$(AS_ROOT) env LAB_DATAPATH=$(1) $(VENV)/bin/pytest -q --numprocesses=$(WORKERS) \
 	--dist=loadfile -m "not timed and not soak and not loop" -k "not vxlan and not host-gw$(if $(3), and not $(3))" $(2))
 comma := ,
-# The suites of udp, for make soak.  Failures of etcd are the same for both datapaths.
-ALL_KERNEL_TESTS = tests/netns tests/faults $(addprefix --ignore=,$(WAITING_TESTS) tests/netns/test_vxlan.py \
-	tests/netns/test_vxlan_ports.py tests/netns/test_bench.py)
+# The suites of udp, for make soak.  Failures of etcd are the same for both datapaths.  The files of the last line say
+# what a daemon logs, has and leaves when it dies or hangs: with the kernel's datapath, the device stays and carries packets.
+ALL_KERNEL_TESTS = tests/netns tests/faults $(addprefix --ignore=,$(WAITING_TESTS) $(addprefix tests/, \
+	netns/test_vxlan.py netns/test_vxlan_ports.py netns/test_bench.py \
+	netns/test_daemon.py netns/test_lifecycle.py netns/test_check.py netns/test_cni.py faults/test_ownership.py))
 datapath: $(VENV)/stamp # a part of make test
 	@echo "Between hosts with the kernel's datapath, then with a host that has the loop, by $(WORKERS) workers:"
 	@$(call over_datapaths,auto,$(KERNEL_TESTS))
