@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lab.daemon import Daemon
     from lab.etcd_stores import Key
 
+_SWITCH_MAC = "02:00:00:00:00:01"
 FIRST_ETCD = IPv4Address("172.17.8.11")
 ETCD_PREFIX = "/coreos.com/network"
 CONFIG = '{"Network":"11.0.0.0/16"}'
@@ -86,8 +87,11 @@ class Lab:
 
     def _build(self) -> None:
         self.switch.create()
+        # Without a MAC of its own a bridge takes the lowest of its ports, and hosts that know another one lose it.
         self.switch.configure(
-            f"link add br0 mtu {self.mtu} type bridge", f"address add {UNDERLAY} dev br0", "link set br0 up"
+            f"link add br0 address {_SWITCH_MAC} mtu {self.mtu} type bridge",
+            f"address add {UNDERLAY} dev br0",
+            "link set br0 up",
         )
         # Where br_netfilter is loaded, packets that a switch passes on would go through this namespace's iptables.
         self.switch.run("sh", "-c", "f=/proc/sys/net/bridge/bridge-nf-call-iptables; ! [ -e $f ] || echo 0 > $f")
