@@ -67,7 +67,8 @@ _INNER = _HEADERS + OUTER_HEADERS
 _KEY = -56
 # struct bpf_fib_lookup, and the offsets of its members.
 _FIB, _FIB_SIZE = -120, 64
-_FIB_PROTOCOL, _FIB_TOTAL_LENGTH, _FIB_INDEX, _FIB_SOURCE, _FIB_DESTINATION = 1, 6, 8, 16, 32
+_FIB_PROTOCOL, _FIB_SOURCE_PORT, _FIB_DESTINATION_PORT, _FIB_TOTAL_LENGTH = 1, 2, 4, 6
+_FIB_INDEX, _FIB_SOURCE, _FIB_DESTINATION = 8, 16, 32
 # struct bpf_redir_neigh: the family, and an address of up to 16 bytes.
 _NEIGHBOUR, _NEIGHBOUR_SIZE = -144, 20
 _SCRATCH = -152
@@ -169,6 +170,8 @@ def _find_next_hop(code: Assembler, constants: Constants) -> None:
         code.store(Size.DOUBLE, R10, at, 0)
     code.store(Size.BYTE, R10, _FIB, _AF_INET)
     code.store(Size.BYTE, R10, _FIB + _FIB_PROTOCOL, hdr.UDP)
+    for port in (_FIB_SOURCE_PORT, _FIB_DESTINATION_PORT):
+        code.store(Size.HALF, R10, _FIB + port, network_half(constants.port))
     # With the loopback interface as input, the look-up is the one that a socket would do.
     code.store(Size.WORD, R10, _FIB + _FIB_INDEX, LOOPBACK)
     code.set(R2, network_order(constants.bound))
