@@ -130,6 +130,30 @@ def test_repair(tun: str, command: str) -> None:
     run(scenario)
 
 
+def test_a_renamed_interface_loses_filter_and_qdisc(tun: str) -> None:
+    async def scenario(netlink: Netlink) -> None:
+        fast_path = FastPath(config(tun))
+        await attached(fast_path, netlink)
+        shell("ip link set eth1 name eth9")
+        await fast_path.close(netlink)
+        assert "clsact" not in shell("tc qdisc show dev eth9")
+
+    run(scenario)
+
+
+def test_the_qdisc_goes_also_if_only_the_filter_was_removed_before(tun: str) -> None:
+    async def scenario(netlink: Netlink) -> None:
+        fast_path = FastPath(config(tun))
+        await attached(fast_path, netlink)
+        shell("tc filter del dev eth1 ingress pref 65520")
+        await fast_path.repair(netlink)
+        assert ALIAS in shell("tc filter show dev eth1 ingress")
+        await fast_path.close(netlink)
+        assert "clsact" not in shell("tc qdisc show dev eth1")
+
+    run(scenario)
+
+
 def test_a_recreated_tun_gets_its_programs() -> None:
     async def scenario(netlink: Netlink) -> None:
         with own_tun() as tun:

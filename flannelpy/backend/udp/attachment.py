@@ -8,7 +8,6 @@ with the last filter.
 from __future__ import annotations
 
 from itertools import count
-from typing import NamedTuple
 
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.netlink.filters import FILTER_PRIORITY
@@ -19,12 +18,15 @@ from flannelpy.rtnetlink.links import Link
 _OWN_CLSACT = 1 << 16
 
 
-class Attachment(NamedTuple):
+class Attachment:
     """The place of the filter with the name ``alias``."""
 
-    interface: str
-    hook: Hook
-    alias: str
+    def __init__(self, interface: str, hook: Hook, alias: str) -> None:
+        self.interface = interface
+        self.hook = hook
+        self._alias = alias
+        self._index = 0  # of the interface, which may get another name
+        self._added_clsact_to = 0  # the index of an interface
 
     async def attach(self, netlink: Netlink, program: int) -> None:
         """Attach a program by its descriptor, in one step in place of an earlier one.  Raises HostError."""
@@ -32,24 +34,28 @@ class Attachment(NamedTuple):
         if link is None:
             return  # the repair loop attaches the program once there is a new one
         found = await netlink.filters(link.index, self.hook)
-        own = [one for one in found if _is_ours(one, self.alias)]
+        own = [one for one in found if _is_ours(one, self._alias)]
         handle = own[0].handle if own else await self._free_handle(netlink, link)
-        await netlink.replace_filter(link, self.hook, handle, self.alias, program)
+        if handle & _OWN_CLSACT:
+            self._added_clsact_to = link.index
+        self._index = link.index
+        await netlink.replace_filter(link, self.hook, handle, self._alias, program)
 
     async def attached_program(self, netlink: Netlink) -> int:
         """Return the id of the program that is attached, 0 without one.  Raises HostError."""
         link = await netlink.link(self.interface)
         found = await netlink.filters(link.index, self.hook) if link else []
-        return next((one.program_id for one in found if _is_ours(one, self.alias)), 0)
+        return next((one.program_id for one in found if _is_ours(one, self._alias)), 0)
 
     async def detach(self, netlink: Netlink) -> None:
-        """Remove the filter, if it is there.  Raises HostError."""
-        link = await netlink.link(self.interface)
-        if link:
-            await detach_from(netlink, link, self.alias, (self.hook,))
+        """Remove the filter, also from an interface that was renamed, if it is there.  Raises HostError."""
+        for link in await netlink.links():
+            if link.index == self._index or link.name == self.interface:
+                await detach_from(netlink, link, self._alias, (self.hook,))
 
     async def _free_handle(self, netlink: Netlink, link: Link) -> int:
-        is_own = await netlink.add_clsact(link)
+        # If another program removed our filter alone, clsact is still the one that this process added.
+        is_own = await netlink.add_clsact(link) or self._added_clsact_to == link.index
         everywhere = [one for hook in Hook for one in await netlink.filters(link.index, hook)]
         # If another network's flannelpy added it, any of the two may have the last filter.
         is_own |= any(is_device_alias(one.name) and one.handle & _OWN_CLSACT for one in everywhere)
