@@ -16,6 +16,7 @@ from flannelpy.rtnetlink.filters import Filter, Hook
 from flannelpy.rtnetlink.links import Link
 
 _OWN_CLSACT = 1 << 16
+_ETH_P_ALL, _ETH_P_IP = 0x0003, 0x0800
 
 
 class Attachment:
@@ -47,6 +48,21 @@ class Attachment:
         found = await netlink.filters(link.index, self.hook) if link else []
         return next((one.program_id for one in found if _is_ours(one, self._alias)), 0)
 
+    async def obstacle(self, netlink: Netlink) -> str:
+        """Return a phrase for the log if a filter of another program gets IPv4 packets before ours, else nothing.
+
+        It may accept a packet in such a way that ours does not see it.  Raises HostError.
+        """
+        link = await netlink.link(self.interface)
+        found = await netlink.filters(link.index, self.hook) if link else []
+        first = next((one for one in found if _is_foreign(one) and one.priority <= FILTER_PRIORITY), None)
+        if first is None:
+            return ""
+        name = f"{first.kind} {first.name}".strip()
+        return f"{self.interface} has a filter of another program at its {self.hook.name.lower()}: {name}" + (
+            f", priority {first.priority}"
+        )
+
     async def detach(self, netlink: Netlink) -> None:
         """Remove the filter, also from an interface that was renamed, if it is there.  Raises HostError."""
         for link in await netlink.links():
@@ -74,6 +90,10 @@ async def detach_from(netlink: Netlink, link: Link, alias: str, hooks: tuple[Hoo
         if not left:
             await netlink.remove_clsact(link)
     return bool(own)
+
+
+def _is_foreign(one: Filter) -> bool:
+    return one.protocol in (_ETH_P_ALL, _ETH_P_IP) and not (one.kind == "bpf" and is_device_alias(one.name))
 
 
 def _is_ours(one: Filter, alias: str) -> bool:

@@ -91,8 +91,10 @@ class FastPath:
     async def attach(self, netlink: Netlink) -> None:
         """Attach the incoming program, then the outgoing one, in place of those of an earlier process.
 
-        Also attaches the outgoing program again after ``close_outgoing``.  Raises HostError.
+        Also attaches the outgoing program again after ``close_outgoing``.
+        Raises HostError, also if a filter of another program comes first.
         """
+        await self._refuse_obstacles(netlink)
         for name in ("incoming", "outgoing"):
             await self._attach(netlink, name)
 
@@ -167,7 +169,7 @@ class FastPath:
 
         Raises HostError.
         """
-        found = await self._gro_pair.flaws(netlink)
+        found = [*await self._obstacles(netlink), *await self._gro_pair.flaws(netlink)]
         tun = await netlink.link(self._config.device)
         if tun and tun.index != self._tun_index:
             found.append(f"{tun.name} was recreated, and the incoming program does not know it")
@@ -179,12 +181,25 @@ class FastPath:
         return found
 
     async def repair(self, netlink: Netlink) -> None:
-        """Restore what ``flaws`` names, also for a TUN or external interface that was recreated.  Raises HostError."""
+        """Restore what ``flaws`` names, also for a TUN or external interface that was recreated.
+
+        Raises HostError, also if a filter of another program comes first: the loop must carry the packets then.
+        """
+        await self._refuse_obstacles(netlink)
         await self._find_devices(netlink)
         await self._set_up_gro(netlink)
         for name in sorted(self._attached - {"gro"}):
             if await self._places[name].attached_program(netlink) != self._programs[name].id:
                 await self._attach(netlink, name)
+
+    async def _obstacles(self, netlink: Netlink) -> list[str]:
+        """Return what may keep packets from the programs, as phrases of the log.  Raises HostError."""
+        found = [await self._places[direction].obstacle(netlink) for direction in _CHECKS]
+        return list(filter(None, found))
+
+    async def _refuse_obstacles(self, netlink: Netlink) -> None:
+        if obstacles := await self._obstacles(netlink):
+            raise HostError(obstacles[0])
 
     def _load(self, name: str, program: Program) -> None:
         """Load a program in place of another one, which works on where it is attached.  Raises HostError."""
