@@ -14,8 +14,8 @@ from support.bpf_programs import (
     outer_headers,
     shell,
 )
-from support.fast_path_host import ARRIVING, PEER, namespace, results, run, tun
-from support.packets import BOUND, ICMP, PORT, ipv4_packet
+from support.fast_path_host import ARRIVING, LEAVING, PEER, namespace, results, run, tun
+from support.packets import BOUND, ICMP, PORT, checksum, ipv4_packet
 
 from flannelpy.backend.udp.fast_path import FastPath
 from flannelpy.datapath.fast_path import maps
@@ -203,3 +203,15 @@ def _packets_in(fast_path: FastPath, subnet: IPv4Network) -> int:
     carried = fast_path.tally(subnet)
     assert carried
     return carried.packets_in
+
+
+def test_datagrams_have_the_ttl_of_a_socket(tun: str) -> None:
+    async def scenario(netlink: Netlink) -> None:
+        shell("sysctl -qw net.ipv4.ip_default_ttl=99")
+        fast_path = FastPath(config(tun))
+        await attached(fast_path, netlink)
+        result, made = fast_path._programs["outgoing"].test_run(LEAVING)
+        assert (result, made[22], checksum(made[14:34])) == (REDIRECTED, 99, 0)
+        await fast_path.close(netlink)
+
+    run(scenario)

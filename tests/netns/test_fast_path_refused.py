@@ -91,10 +91,11 @@ def test_capabilities(capabilities: str, answer: str) -> None:
     assert (done.stdout, done.stderr) == (f"{answer}\n", "")
 
 
-def test_a_host_that_does_not_forward_has_no_fast_path(tun: str) -> None:
+@pytest.mark.parametrize("sysctl", ["net.ipv4.ip_forward", "net.ipv4.conf.lo.forwarding"])
+def test_a_host_that_does_not_forward_has_no_fast_path(tun: str, sysctl: str) -> None:
     async def scenario(netlink: Netlink) -> None:
-        shell("sysctl -qw net.ipv4.ip_forward=0")
-        with pytest.raises(HostError, match="does not forward packets"):
+        shell(f"sysctl -qw {sysctl}=0")
+        with pytest.raises(HostError, match=f"does not forward packets: .*{sysctl}=1"):
             await FastPath(config(tun)).open(netlink)
 
     run(scenario)

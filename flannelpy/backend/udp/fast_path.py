@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import NamedTuple
 
 from flannelpy.backend.udp.attachment import Attachment, detach_from
@@ -29,6 +30,8 @@ from flannelpy.linux.bpf import BpfMap, BpfProgram
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.rtnetlink.filters import Hook
 
+# Source: ip_default_ttl in Documentation/networking/ip-sysctl.rst of the kernel.
+_TTL_FILE, _DEFAULT_TTL = Path("/proc/sys/net/ipv4/ip_default_ttl"), 64
 _CHECKS: Mapping[str, type[Check]] = {"outgoing": Outgoing, "incoming": Incoming}
 
 
@@ -55,7 +58,7 @@ class FastPath:
 
     def __init__(self, config: FastPathConfig) -> None:
         self._config = config
-        self._constants = Constants(config.subnet, config.bound, config.port, config.source_check)
+        self._constants = Constants(config.subnet, config.bound, config.port, config.source_check, _DEFAULT_TTL)
         self._gro_pair = GroPair(config.device, config.alias)
         self._places = {
             "outgoing": Attachment(config.device, Hook.EGRESS, config.alias),
@@ -77,6 +80,7 @@ class FastPath:
         try:
             for name, kind in maps.MAPS.items():
                 self._maps[name] = BpfMap(name, kind)
+            self._constants = self._constants._replace(ttl=_default_ttl())
             self._load("outgoing", outgoing.program(self._constants))
             self._peers = Peers(self._maps)
             await self._find_devices(netlink)
@@ -280,10 +284,20 @@ class FastPath:
         if left == [Outgoing.OTHER_WAY]:
             return
         if left == [Outgoing.NOT_FORWARDING]:
-            raise HostError("the kernel does not forward packets: sysctl net.ipv4.ip_forward=1")
+            raise HostError(
+                "the kernel does not forward packets: sysctl net.ipv4.ip_forward=1 net.ipv4.conf.lo.forwarding=1"
+            )
         if result != TC_ACT_REDIRECT or made[ETH_HEADER:] != packet.result:
             cause = left[0].label if left else f"result {result}, {made.hex()}"
             raise HostError(f"the {direction} BPF program fails its test: {cause}")
+
+
+def _default_ttl() -> int:
+    """Return the TTL of our socket's datagrams; the usual one if the kernel does not tell it."""
+    try:
+        return int(_TTL_FILE.read_text())
+    except (OSError, ValueError):
+        return _DEFAULT_TTL
 
 
 async def remove_left(netlink: Netlink, alias: str) -> list[str]:

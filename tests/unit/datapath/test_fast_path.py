@@ -16,7 +16,7 @@ from flannelpy.datapath.fast_path.parts import Constants
 from flannelpy.datapath.routes import NextHop, Routes
 from flannelpy.datapath.source_check import SourceCheck
 
-CONSTANTS = Constants(OWN_SUBNET, BOUND, PORT, SourceCheck.PEER)
+CONSTANTS = Constants(OWN_SUBNET, BOUND, PORT, SourceCheck.PEER, ttl=64)
 PEER = IPv4Network("11.0.101.0/24")
 PUBLIC_IP = IPv4Address("172.17.8.102")
 
