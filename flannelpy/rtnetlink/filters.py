@@ -27,7 +27,10 @@ class Hook(enum.IntEnum):
 
 
 class Filter(NamedTuple):
-    """A filter.  ``name`` and ``program_id`` are empty and 0 if its kind is not ``bpf``."""
+    """A filter.  ``name`` and ``program_id`` are empty and 0 if its kind is not ``bpf``.
+
+    ``protocol``: of the packets that it gets, as in an Ethernet header, or ETH_P_ALL.
+    """
 
     link_index: int
     hook: Hook
@@ -36,6 +39,7 @@ class Filter(NamedTuple):
     kind: str
     name: str
     program_id: int
+    protocol: int
 
 
 #: The request that lists the queueing disciplines of all interfaces.
@@ -58,7 +62,8 @@ def filter_of(message: Message, hook: Hook) -> Filter | None:
     if not handle:
         return None
     program_id = _NUMBER.unpack(options[_TCA_BPF_ID])[0] if kind == "bpf" and _TCA_BPF_ID in options else 0
-    return Filter(link_index, hook, info >> 16, handle, kind, name if kind == "bpf" else "", program_id)
+    protocol = int.from_bytes(struct.pack("=H", info & 0xFFFF), "big")
+    return Filter(link_index, hook, info >> 16, handle, kind, name if kind == "bpf" else "", program_id, protocol)
 
 
 def filtering_link(message: Message) -> int:

@@ -11,10 +11,11 @@ from support.bpf_programs import (
     REDIRECTED,
     attached,
     config,
+    outer_headers,
     shell,
 )
-from support.fast_path_host import ARRIVING, PEER, namespace, results, run, tun
-from support.packets import BOUND, ICMP, ipv4_packet
+from support.fast_path_host import ARRIVING, LEAVING, PEER, namespace, results, run, tun
+from support.packets import BOUND, ICMP, PORT, checksum, ipv4_packet
 
 from flannelpy.backend.udp.fast_path import FastPath
 from flannelpy.datapath.fast_path import maps
@@ -99,6 +100,10 @@ def test_without_the_pair_packets_go_to_the_tun(tun: str) -> None:
         ("ip rule add pref 1 to 172.17.8.102 unreachable", 100, "outgoing_other_way"),
         ("ip rule add pref 1 to 172.17.8.102 iif lo unreachable", 100, "outgoing_other_way"),
         ("ip rule add pref 1 to 172.17.8.102 iif eth1 unreachable", 100, None),
+        (f"ip rule add pref 1 ipproto udp dport {PORT} prohibit", 100, "outgoing_other_way"),
+        (f"ip rule add pref 1 ipproto udp sport {PORT} prohibit", 100, "outgoing_other_way"),
+        (f"ip rule add pref 1 ipproto udp dport {PORT + 1} prohibit", 100, None),
+        ("ip rule add pref 1 ipproto tcp prohibit", 100, None),
         ("ip -6 addr add fd00::1/64 dev eth1; ip route add 172.17.8.102 via inet6 fd00::2", 100, "outgoing_other_way"),
         ("ip link set eth1 down", 100, "outgoing_other_way"),
         ("sysctl -qw net.ipv4.ip_forward=0", 100, "outgoing_not_forwarding"),
@@ -121,7 +126,7 @@ def test_the_underlay_decides(tun: str, command: str, size: int, counted: str | 
 
 def test_peers_for_which_a_map_has_no_space_stay_with_the_loop(tun: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(netlink: Netlink) -> None:
-        for name in ("routes", "senders", "peers"):
+        for name in ("routes", "senders", "subnets", "peers"):
             monkeypatch.setitem(maps.MAPS, name, maps.MAPS[name]._replace(entries=2))
         fast_path = FastPath(config(tun))
         await attached(fast_path, netlink)
@@ -144,8 +149,9 @@ def test_peers_change(tun: str, source_check: SourceCheck) -> None:
         fast_path = FastPath(config(tun, source_check))
         await attached(fast_path, netlink)
         public_ip = IPv4Address(PEER.public_ip)
+        # It announces the loop, but what its kernel has sent may still arrive.
         fast_path.set(PEER.subnet, public_ip, in_kernel=False)
-        assert results(fast_path) == (PASSED, PASSED)
+        assert results(fast_path) == (PASSED, REDIRECTED)
         fast_path.set(PEER.subnet, public_ip, in_kernel=True)
         assert results(fast_path) == (REDIRECTED, REDIRECTED)
         # It moves to another host: its packets no longer come from the old one.
@@ -153,11 +159,59 @@ def test_peers_change(tun: str, source_check: SourceCheck) -> None:
         assert results(fast_path) == (REDIRECTED, PASSED)
         carried = fast_path.tally(PEER.subnet)
         assert carried
-        assert (carried.packets_out, carried.packets_in) == (2, 1)
+        assert (carried.packets_out, carried.packets_in) == (2, 2)
         fast_path.remove(PEER.subnet)
         assert results(fast_path) == (PASSED, PASSED)
         assert fast_path.tally(PEER.subnet) is None
-        assert (fast_path.removed_tally.packets_out, fast_path.removed_tally.bytes_in) == (2, 28)
+        assert (fast_path.removed_tally.packets_out, fast_path.removed_tally.bytes_in) == (2, 56)
+        await fast_path.close(netlink)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("source_check", SourceCheck)
+def test_a_sender_may_have_several_subnets(tun: str, source_check: SourceCheck) -> None:
+    """As for a minute after its subnet has changed; each packet counts for the subnet of its source."""
+    public_ip, former = IPv4Address(PEER.public_ip), IPv4Network("11.0.110.0/24")
+
+    async def scenario(netlink: Netlink) -> None:
+        fast_path = FastPath(config(tun, source_check))
+        await attached(fast_path, netlink)
+        for subnet in (former, PEER.subnet):
+            fast_path.set(subnet, public_ip, in_kernel=True)
+            assert _received(fast_path, "11.0.101.2", "11.0.110.2") == [REDIRECTED, REDIRECTED]
+        is_strict = source_check is SourceCheck.STRICT
+        assert _received(fast_path, "11.0.111.2") == [PASSED if is_strict else REDIRECTED]
+        assert [_packets_in(fast_path, subnet) for subnet in (PEER.subnet, former)] == [2 if is_strict else 3, 2]
+        fast_path.remove(former)
+        assert _received(fast_path, "11.0.110.2") == [PASSED if is_strict else REDIRECTED]
+        fast_path.remove(PEER.subnet)
+        assert _received(fast_path, "11.0.101.2", "11.0.110.2") == [PASSED, PASSED]
+        await fast_path.close(netlink)
+
+    run(scenario)
+
+
+def _received(fast_path: FastPath, *sources: str) -> list[int]:
+    """Return what the incoming program does with one packet of the peer from each source."""
+    packets = [ipv4_packet(source, "11.0.59.2", bytes(8), protocol=ICMP) for source in sources]
+    datagrams = [ETHERNET + outer_headers(PEER.public_ip, str(BOUND), len(packet)) + packet for packet in packets]
+    return [fast_path._programs["incoming"].test_run(datagram).result for datagram in datagrams]
+
+
+def _packets_in(fast_path: FastPath, subnet: IPv4Network) -> int:
+    carried = fast_path.tally(subnet)
+    assert carried
+    return carried.packets_in
+
+
+def test_datagrams_have_the_ttl_of_a_socket(tun: str) -> None:
+    async def scenario(netlink: Netlink) -> None:
+        shell("sysctl -qw net.ipv4.ip_default_ttl=99")
+        fast_path = FastPath(config(tun))
+        await attached(fast_path, netlink)
+        result, made = fast_path._programs["outgoing"].test_run(LEAVING)
+        assert (result, made[22], checksum(made[14:34])) == (REDIRECTED, 99, 0)
         await fast_path.close(netlink)
 
     run(scenario)

@@ -99,3 +99,13 @@ def test_an_interface_of_another_program_with_the_name_of_the_pair_is_an_error(t
         assert own_links() == ["flannel0-gro"]
 
     run(scenario)
+
+
+def test_a_pair_of_another_program_with_our_names_is_an_error(tun: str) -> None:
+    async def scenario(netlink: Netlink) -> None:
+        shell("ip link add flannel0-gro type veth peer name flannel0-rx")
+        with pytest.raises(HostError, match="flannel0-gro exists, and is not flannelpy's"):
+            await FastPath(config(tun)).open(netlink)
+        assert sorted(own_links()) == ["flannel0-gro", "flannel0-rx"]
+
+    run(scenario)

@@ -106,6 +106,16 @@ def test_programs_carry_ping_and_tcp(hosts: list[KernelHost]) -> None:
     assert not other.fast_path.counts()
 
 
+def test_a_peer_may_have_several_leases(hosts: list[KernelHost]) -> None:
+    """Its checksums are unfinished; a loop that got its datagrams could do nothing with them."""
+    one, other = hosts
+    for subnet, in_kernel in (("11.0.250.0/24", True), ("11.0.251.0/24", False)):
+        other.fast_path.set(IPv4Network(subnet), one.host.public_ip, in_kernel=in_kernel)
+    assert throughput(one.container, other.container) > 500e6
+    assert throughput(other.container, one.container) > 500e6
+    assert not other.fast_path.counts()
+
+
 def test_a_packet_waits_for_the_mac_of_its_neighbour(hosts: list[KernelHost]) -> None:
     """No loop could send it."""
     one, other = hosts

@@ -75,6 +75,21 @@ def test_a_host_with_the_loop_gets_finished_checksums(pair: Lab, flags: tuple[tu
     assert [status(host)["datapath"] for host in pair.hosts] == ["loop" if each == LOOP else "kernel" for each in flags]
 
 
+def test_a_host_whose_own_filter_accepts_datagrams_has_the_loop(pair: Lab) -> None:
+    """The programs would not see them, and the loop would get unfinished checksums."""
+    accepting = "tc filter add dev eth1 ingress prio 10 protocol all bpf bytecode '1,6 0 0 0' da"
+    pair.hosts[1].run("sh", "-ec", f"tc qdisc add dev eth1 clsact; {accepting}")
+    daemon = pair.hosts[1].start_daemon(*AUTO)
+    start_one = pair.hosts[0].start_daemon(*KERNEL)
+    wait_connected([start_one, daemon])
+    wait_for(lambda: status(pair.hosts[1])["cause"], 10, "the cause")
+    cause = "eth1 has a filter of another program at its ingress: bpf, priority 10"
+    assert status(pair.hosts[1]) == {"datapath": "loop", "cause": cause}
+    one, other = containers(pair)
+    for source, sink in ((one, other), (other, one)):
+        transfer(source, sink, str(sink.address), 4 * MIB)
+
+
 def test_a_peer_changes_its_datapath_under_tcp(pair: Lab) -> None:
     _, daemon = start(pair, KERNEL, KERNEL)
     one, other = containers(pair)

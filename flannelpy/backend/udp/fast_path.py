@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import NamedTuple
 
 from flannelpy.backend.udp.attachment import Attachment, detach_from
@@ -29,6 +30,8 @@ from flannelpy.linux.bpf import BpfMap, BpfProgram
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.rtnetlink.filters import Hook
 
+# Source: ip_default_ttl in Documentation/networking/ip-sysctl.rst of the kernel.
+_TTL_FILE, _DEFAULT_TTL = Path("/proc/sys/net/ipv4/ip_default_ttl"), 64
 _CHECKS: Mapping[str, type[Check]] = {"outgoing": Outgoing, "incoming": Incoming}
 
 
@@ -55,7 +58,7 @@ class FastPath:
 
     def __init__(self, config: FastPathConfig) -> None:
         self._config = config
-        self._constants = Constants(config.subnet, config.bound, config.port, config.source_check)
+        self._constants = Constants(config.subnet, config.bound, config.port, config.source_check, _DEFAULT_TTL)
         self._gro_pair = GroPair(config.device, config.alias)
         self._places = {
             "outgoing": Attachment(config.device, Hook.EGRESS, config.alias),
@@ -78,6 +81,7 @@ class FastPath:
         try:
             for name, kind in maps.MAPS.items():
                 self._maps[name] = BpfMap(name, kind)
+            self._constants = self._constants._replace(ttl=_default_ttl())
             self._load("outgoing", outgoing.program(self._constants))
             self._peers = Peers(self._maps)
             await self._find_devices(netlink)
@@ -92,8 +96,10 @@ class FastPath:
     async def attach(self, netlink: Netlink) -> None:
         """Attach the incoming program, then the outgoing one, in place of those of an earlier process.
 
-        Also attaches the outgoing program again after ``close_outgoing``.  Raises HostError.
+        Also attaches the outgoing program again after ``close_outgoing``.
+        Raises HostError, also if a filter of another program comes first.
         """
+        await self._refuse_obstacles(netlink)
         for name in ("incoming", "outgoing"):
             await self._attach(netlink, name)
 
@@ -176,7 +182,7 @@ class FastPath:
 
         Raises HostError.
         """
-        found = await self._gro_pair.flaws(netlink)
+        found = [*await self._obstacles(netlink), *await self._gro_pair.flaws(netlink)]
         tun = await netlink.link(self._config.device)
         if tun and tun.index != self._tun_index:
             found.append(f"{tun.name} was recreated, and the incoming program does not know it")
@@ -188,7 +194,11 @@ class FastPath:
         return found
 
     async def repair(self, netlink: Netlink) -> None:
-        """Restore what ``flaws`` names, also for a TUN or external interface that was recreated.  Raises HostError."""
+        """Restore what ``flaws`` names, also for a TUN or external interface that was recreated.
+
+        Raises HostError, also if a filter of another program comes first: the loop must carry the packets then.
+        """
+        await self._refuse_obstacles(netlink)
         await self._find_devices(netlink)
         await self._set_up_gro(netlink)
         for name in sorted(self._attached - {"gro"}):
@@ -199,6 +209,15 @@ class FastPath:
         # No way leads to interface 0, so all packets have another way than that which the outgoing program may use.
         external = self._external_index if self._may_send else 0
         self._maps["settings"].set(maps.index_key(0), maps.settings(self._deadline, external))
+
+    async def _obstacles(self, netlink: Netlink) -> list[str]:
+        """Return what may keep packets from the programs, as phrases of the log.  Raises HostError."""
+        found = [await self._places[direction].obstacle(netlink) for direction in _CHECKS]
+        return list(filter(None, found))
+
+    async def _refuse_obstacles(self, netlink: Netlink) -> None:
+        if obstacles := await self._obstacles(netlink):
+            raise HostError(obstacles[0])
 
     def _load(self, name: str, program: Program) -> None:
         """Load a program in place of another one, which works on where it is attached.  Raises HostError."""
@@ -282,6 +301,14 @@ class FastPath:
         if result != TC_ACT_REDIRECT or made[ETH_HEADER:] != packet.result:
             cause = left[0].label if left else f"result {result}, {made.hex()}"
             raise HostError(f"the {direction} BPF program fails its test: {cause}")
+
+
+def _default_ttl() -> int:
+    """Return the TTL of our socket's datagrams; the usual one if the kernel does not tell it."""
+    try:
+        return int(_TTL_FILE.read_text())
+    except (OSError, ValueError):
+        return _DEFAULT_TTL
 
 
 async def remove_left(netlink: Netlink, alias: str) -> list[str]:

@@ -18,12 +18,13 @@ class _Peer(NamedTuple):
 
 
 class Peers:
-    """Keeps the maps ``routes``, ``senders`` and ``peers`` in step with the leases."""
+    """Keeps the maps ``routes``, ``senders``, ``subnets`` and ``peers`` in step with the leases."""
 
     def __init__(self, opened: Mapping[str, BpfMap]) -> None:
-        self._routes, self._senders, self._tallies = opened["routes"], opened["senders"], opened["peers"]
+        self._routes, self._tallies = opened["routes"], opened["peers"]
+        self._senders, self._subnets = opened["senders"], opened["subnets"]
         self._peers: dict[IPv4Network, _Peer] = {}
-        self._by_public_ip: dict[IPv4Address, set[IPv4Network]] = {}
+        self._by_public_ip: dict[IPv4Address, list[IPv4Network]] = {}
         self.removed = Totals()
 
     def set(self, subnet: IPv4Network, public_ip: IPv4Address, *, in_kernel: bool) -> None:
@@ -37,8 +38,8 @@ class Peers:
         self._routes.set(maps.route_key(subnet), maps.route_value(key, public_ip if in_kernel else maps.LOOP))
         if before and before.public_ip != public_ip:
             self._leave(before.public_ip, subnet)
-        self._by_public_ip.setdefault(public_ip, set()).add(subnet)
-        self._set_sender(public_ip)
+        if before is None or before.public_ip != public_ip:
+            self._join(public_ip, subnet)
 
     def remove(self, subnet: IPv4Network) -> None:
         """Remove a peer, if it was set.  Raises HostError."""
@@ -61,17 +62,20 @@ class Peers:
             carried.heard_at -= time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
         return carried
 
+    def _join(self, public_ip: IPv4Address, subnet: IPv4Network) -> None:
+        """Take packets from that address; those of the subnet count for it."""
+        self._subnets.set(maps.sender_key(public_ip, subnet), maps.subnet_key(subnet))
+        self._by_public_ip.setdefault(public_ip, []).append(subnet)
+        self._set_sender(public_ip)
+
     def _leave(self, public_ip: IPv4Address, subnet: IPv4Network) -> None:
-        subnets = self._by_public_ip[public_ip]
-        subnets.discard(subnet)
-        if not subnets:
-            del self._by_public_ip[public_ip]
+        self._subnets.remove(maps.sender_key(public_ip, subnet))
+        self._by_public_ip[public_ip].remove(subnet)
         self._set_sender(public_ip)
 
     def _set_sender(self, public_ip: IPv4Address) -> None:
-        """Take packets from this address if it leases one subnet, and sends from the kernel."""
-        subnets = list(self._by_public_ip.get(public_ip, ()))
-        if len(subnets) == 1 and self._peers[subnets[0]].in_kernel:
+        if subnets := self._by_public_ip[public_ip]:
             self._senders.set(public_ip.packed, maps.subnet_key(subnets[0]))
         else:
+            del self._by_public_ip[public_ip]
             self._senders.remove(public_ip.packed)

@@ -29,16 +29,20 @@ class GroPair:
         """Make and configure the pair as far as it is not; return the sending end.  Raises HostError."""
         if await netlink.link(self.sending) is None or await netlink.link(self.receiving) is None:
             await self._remove_ours(netlink)
-            await netlink.add_veth(self.sending, self.receiving, _MTU)
+            await self._add(netlink)
         # The receiving end only merges what comes from an end that cannot cut super-packets itself.
         for name, feature, is_on in self._features():
             link = await self._own(netlink, name)
-            if link.alias != self._alias:
-                await netlink.set_alias(link, self._alias)
             set_feature(name, feature, is_on)
             _disable_ipv6(name)
             await netlink.set_up(link)
         return await self._own(netlink, self.sending)
+
+    async def _add(self, netlink: Netlink) -> None:
+        await netlink.add_veth(self.sending, self.receiving, _MTU)
+        for name in (self.sending, self.receiving):
+            if link := await netlink.link(name):
+                await netlink.set_alias(link, self._alias)
 
     async def flaws(self, netlink: Netlink) -> list[str]:
         """Return how the pair differs from what ``set_up`` made.  Raises HostError."""
@@ -65,7 +69,7 @@ class GroPair:
         link = await netlink.link(name)
         if link is None:
             raise HostError(f"{name} is gone")
-        if link.kind != "veth" or link.alias not in ("", self._alias):
+        if link.kind != "veth" or link.alias != self._alias:
             raise HostError(f"{name} exists, and is not flannelpy's: rename or remove it")
         return link
 

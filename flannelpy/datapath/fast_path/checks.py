@@ -55,7 +55,7 @@ class Incoming(Check):
     UDP_CHECKSUM = 3, None  # only loops send one, and the loop can check it
     DEADLINE = 4, None
     NO_DEVICE = 5, None  # the TUN is gone
-    UNKNOWN_SENDER = 6, None  # or the loop serves the peer, or the peer has several subnets
+    UNKNOWN_SENDER = 6, None
     SENDER_PORT = 7, DropReason.WRONG_SENDER_PORT
     TRUNCATED = 8, DropReason.TRUNCATED
     VERSION = 9, DropReason.NOT_IPV4

@@ -30,14 +30,14 @@ def outgoing(constants: Constants, peer: IPv4Network, public_ip: IPv4Address) ->
     own, other = constants.subnet.network_address, peer.network_address
     return Golden(
         _ETHERNET.pack(ETH_P_IP) + _packet(own, other, ttl=64),
-        _datagram(constants.bound, public_ip, constants.port, _packet(own, other, ttl=63)),
+        _datagram(constants.bound, public_ip, constants, _packet(own, other, ttl=63)),
     )
 
 
 def incoming(constants: Constants, peer: IPv4Network, public_ip: IPv4Address) -> Golden:
     """Return the datagram of a peer for this host, and its packet."""
     own, other = constants.subnet.network_address, peer.network_address
-    datagram = _datagram(public_ip, constants.bound, constants.port, _packet(other, own, ttl=64))
+    datagram = _datagram(public_ip, constants.bound, constants, _packet(other, own, ttl=64))
     return Golden(_ETHERNET.pack(ETH_P_IP) + datagram, _packet(other, own, ttl=63))
 
 
@@ -45,9 +45,9 @@ def _packet(source: IPv4Address, destination: IPv4Address, ttl: int) -> bytes:
     return _ipv4(source, destination, ttl, _EXPERIMENT, _PAYLOAD, 0)
 
 
-def _datagram(source: IPv4Address, destination: IPv4Address, port: int, payload: bytes) -> bytes:
-    udp = _UDP.pack(port, port, _UDP.size + len(payload), 0)
-    return _ipv4(source, destination, 64, hdr.UDP, udp + payload, hdr.DONT_FRAGMENT)
+def _datagram(source: IPv4Address, destination: IPv4Address, constants: Constants, payload: bytes) -> bytes:
+    udp = _UDP.pack(constants.port, constants.port, _UDP.size + len(payload), 0)
+    return _ipv4(source, destination, constants.ttl, hdr.UDP, udp + payload, hdr.DONT_FRAGMENT)
 
 
 def _ipv4(

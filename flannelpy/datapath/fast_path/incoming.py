@@ -65,6 +65,7 @@ _INNER = _OUTER + OUTER_HEADERS
 _HEARD = -56
 _SENDER = -64
 _SCRATCH = -80
+_SUBNET_KEY = -96
 
 _INNER_AT = ETH_HEADER + OUTER_HEADERS
 
@@ -153,7 +154,10 @@ def _check_ip_checksum(code: Assembler) -> None:
 
 
 def _find_sender(code: Assembler, constants: Constants) -> None:
-    """Check that programs may work now, and that a peer's program sent it; write down time, TUN and peer's subnet."""
+    """Check that programs may work now, and that a peer sent it; write down time, TUN and the peer's first subnet.
+
+    A peer that announces no kernel is a sender as well: when it switches, some of its datagrams come before the lease.
+    """
     check_deadline(code, Incoming)
     code.store(Size.DOUBLE, R10, _HEARD, R0)
     code.store(Size.WORD, R10, _SCRATCH, maps.TUN)
@@ -162,9 +166,7 @@ def _find_sender(code: Assembler, constants: Constants) -> None:
     code.load(Size.WORD, R9, R0, 0)
     look_up(code, "senders", _OUTER + hdr.IP_SOURCE)
     code.jump_if(R0, "==", 0, to=Incoming.UNKNOWN_SENDER.label)
-    for member in (maps.NETWORK, maps.MASK):
-        code.load(Size.WORD, R2, R0, member)
-        code.store(Size.WORD, R10, _SENDER + member, R2)
+    _write_subnet(code)
     if constants.source_check is not SourceCheck.OFF:
         code.load(Size.HALF, R2, R10, _UDP)
         code.jump_if(R2, "!=", network_half(constants.port), to=Incoming.SENDER_PORT.label)
@@ -174,15 +176,36 @@ def _check_addresses(code: Assembler, constants: Constants) -> None:
     """Check source and destination as packet/coalesce.py does."""
     code.load(Size.WORD, R2, R10, _INNER + hdr.IP_SOURCE)
     check_subnet(code, R2, constants.subnet, "==", Incoming.SOURCE.label)
-    if constants.source_check is SourceCheck.STRICT:
-        code.load(Size.WORD, R3, R10, _SENDER + maps.MASK)
-        code.compute(R2, "&=", R3)
-        code.load(Size.WORD, R3, R10, _SENDER + maps.NETWORK)
-        code.jump_if(R2, "!=", R3, to=Incoming.SOURCE.label)
+    _find_subnet(code, constants)
     code.load(Size.WORD, R2, R10, _INNER + hdr.IP_DESTINATION)
     check_subnet(code, R2, constants.subnet, "!=", Incoming.DESTINATION.label)
     code.set(R3, network_order(constants.subnet.broadcast_address))
     code.jump_if(R2, "==", R3, to=Incoming.DESTINATION.label)
+
+
+def _find_subnet(code: Assembler, constants: Constants) -> None:
+    """Write down the peer's subnet with the source (in R2); without one, the first remains, unless ``strict``."""
+    code.set(R4, R2)
+    code.load(Size.WORD, R3, R10, _SENDER + maps.MASK)
+    code.compute(R4, "&=", R3)
+    code.load(Size.WORD, R3, R10, _SENDER + maps.NETWORK)
+    code.jump_if(R4, "==", R3, to="subnet found")
+    code.store(Size.WORD, R10, _SUBNET_KEY, 64)
+    code.store(Size.WORD, R10, _SUBNET_KEY + 8, R2)
+    code.load(Size.WORD, R2, R10, _OUTER + hdr.IP_SOURCE)
+    code.store(Size.WORD, R10, _SUBNET_KEY + 4, R2)
+    look_up(code, "subnets", _SUBNET_KEY)
+    is_strict = constants.source_check is SourceCheck.STRICT
+    code.jump_if(R0, "==", 0, to=Incoming.SOURCE.label if is_strict else "subnet found")
+    _write_subnet(code)
+    code.label("subnet found")
+
+
+def _write_subnet(code: Assembler) -> None:
+    """Copy the value in R0 to the stack."""
+    for member in (maps.NETWORK, maps.MASK):
+        code.load(Size.WORD, R2, R0, member)
+        code.store(Size.WORD, R10, _SENDER + member, R2)
 
 
 def _decapsulate(code: Assembler, flags: int) -> None:

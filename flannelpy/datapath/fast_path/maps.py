@@ -6,7 +6,8 @@ Addresses and masks are in network order, all other numbers in the host's.
 map           key                               value
 ============  ================================  ======================================================
 routes        prefix length, address            network, mask, public IP; 0: the loop serves the peer
-senders       public IP                         network and mask of the peer's only subnet
+senders       public IP                         network and mask of the peer's first subnet
+subnets       prefix length, public IP, address network and mask, for each subnet of each sender
 peers         network, mask                     packets and bytes out, packets and bytes in, last heard
 left_…        0                                 packets left to the loop, for each check
 settings      0                                 deadline, index of the external interface
@@ -38,6 +39,7 @@ TUN, GRO = 0, 1
 COUNTER = 8
 
 _ROUTE_KEY = struct.Struct("=I4s")
+_SENDER_KEY = struct.Struct("=I4s4s")
 _SETTINGS = struct.Struct("=QI4x")
 _INDEX = struct.Struct("=I")
 _PEER = struct.Struct("=5Q")
@@ -50,6 +52,7 @@ _NEVER = (1 << 64) - 1
 MAPS = {
     "routes": MapKind(MapType.LPM_TRIE, _ROUTE_KEY.size, 12, _MAX_PEERS),
     "senders": MapKind(MapType.HASH, 4, 8, _MAX_PEERS),
+    "subnets": MapKind(MapType.LPM_TRIE, _SENDER_KEY.size, 8, _MAX_PEERS),
     "peers": MapKind(MapType.PERCPU_HASH, 8, _PEER.size, _MAX_PEERS),
     "left_outgoing": MapKind(MapType.ARRAY, 4, COUNTER * len(Outgoing), 1),
     "left_incoming": MapKind(MapType.ARRAY, 4, COUNTER * len(Incoming), 1),
@@ -59,13 +62,18 @@ MAPS = {
 
 
 def subnet_key(subnet: IPv4Network) -> bytes:
-    """Return network and mask: a key of ``peers``, and a value of ``senders``."""
+    """Return network and mask: a key of ``peers``, and a value of ``senders`` and ``subnets``."""
     return subnet.network_address.packed + subnet.netmask.packed
 
 
 def route_key(subnet: IPv4Network) -> bytes:
     """Return a key of ``routes``."""
     return _ROUTE_KEY.pack(subnet.prefixlen, subnet.network_address.packed)
+
+
+def sender_key(public_ip: IPv4Address, subnet: IPv4Network) -> bytes:
+    """Return a key of ``subnets``, whose prefix begins with the whole public IP."""
+    return _SENDER_KEY.pack(32 + subnet.prefixlen, public_ip.packed, subnet.network_address.packed)
 
 
 def route_value(key: bytes, public_ip: IPv4Address) -> bytes:

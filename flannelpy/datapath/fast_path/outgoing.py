@@ -57,7 +57,6 @@ from flannelpy.packet import headers as hdr
 _BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, _BPF_F_ADJ_ROOM_ENCAP_L4_UDP = 1 << 1, 1 << 4
 _FIB_SUCCESS, _FIB_FWD_DISABLED, _FIB_NO_NEIGH, _FIB_FRAG_NEEDED = 0, 5, 7, 8
 _AF_INET = 2
-_TTL = 64
 # SKB_MAX_ALLOC with pages of 4 KB, less what the kernel itself needs there, and less our headers.
 _LONGEST_SINGLE = 15_000
 
@@ -67,7 +66,8 @@ _INNER = _HEADERS + OUTER_HEADERS
 _KEY = -56
 # struct bpf_fib_lookup, and the offsets of its members.
 _FIB, _FIB_SIZE = -120, 64
-_FIB_PROTOCOL, _FIB_TOTAL_LENGTH, _FIB_INDEX, _FIB_SOURCE, _FIB_DESTINATION = 1, 6, 8, 16, 32
+_FIB_PROTOCOL, _FIB_SOURCE_PORT, _FIB_DESTINATION_PORT, _FIB_TOTAL_LENGTH = 1, 2, 4, 6
+_FIB_INDEX, _FIB_SOURCE, _FIB_DESTINATION = 8, 16, 32
 # struct bpf_redir_neigh: the family, and an address of up to 16 bytes.
 _NEIGHBOUR, _NEIGHBOUR_SIZE = -144, 20
 _SCRATCH = -152
@@ -169,6 +169,8 @@ def _find_next_hop(code: Assembler, constants: Constants) -> None:
         code.store(Size.DOUBLE, R10, at, 0)
     code.store(Size.BYTE, R10, _FIB, _AF_INET)
     code.store(Size.BYTE, R10, _FIB + _FIB_PROTOCOL, hdr.UDP)
+    for port in (_FIB_SOURCE_PORT, _FIB_DESTINATION_PORT):
+        code.store(Size.HALF, R10, _FIB + port, network_half(constants.port))
     # With the loopback interface as input, the look-up is the one that a socket would do.
     code.store(Size.WORD, R10, _FIB + _FIB_INDEX, LOOPBACK)
     code.set(R2, network_order(constants.bound))
@@ -204,7 +206,7 @@ def _find_next_hop(code: Assembler, constants: Constants) -> None:
 
 
 def _write_outer_headers(code: Assembler, constants: Constants) -> None:
-    """Write the headers to the stack: DF, identification 0, TOS 0 and TTL 64, as the socket's."""
+    """Write the headers to the stack: DF, identification 0, TOS 0 and the TTL, as the socket's."""
     code.set(R2, R7)
     code.compute(R2, "+=", OUTER_HEADERS)
     code.set(R3, R2)
@@ -213,7 +215,7 @@ def _write_outer_headers(code: Assembler, constants: Constants) -> None:
     code.store(Size.HALF, R10, _HEADERS + hdr.IP_TOTAL_LENGTH, R2)
     code.store(Size.HALF, R10, _HEADERS + hdr.IP_ID, 0)
     code.store(Size.HALF, R10, _HEADERS + hdr.IP_FRAGMENT, network_half(hdr.DONT_FRAGMENT))
-    code.store(Size.HALF, R10, _HEADERS + hdr.IP_TTL, network_half(_TTL << 8 | hdr.UDP))
+    code.store(Size.HALF, R10, _HEADERS + hdr.IP_TTL, network_half(constants.ttl << 8 | hdr.UDP))
     code.set(R2, network_order(constants.bound))
     code.store(Size.WORD, R10, _HEADERS + hdr.IP_SOURCE, R2)
     _write_checksum(code, constants)
@@ -230,7 +232,13 @@ def _write_outer_headers(code: Assembler, constants: Constants) -> None:
 def _write_checksum(code: Assembler, constants: Constants) -> None:
     """Sum the fixed fields here, and length (in R3) and destination in the program."""
     bound = int(constants.bound)
-    fixed = (hdr.IP_VERSION_IHL << 8) + hdr.DONT_FRAGMENT + (_TTL << 8 | hdr.UDP) + (bound >> 16) + (bound & 0xFFFF)
+    fixed = (
+        (hdr.IP_VERSION_IHL << 8)
+        + hdr.DONT_FRAGMENT
+        + (constants.ttl << 8 | hdr.UDP)
+        + (bound >> 16)
+        + (bound & 0xFFFF)
+    )
     code.compute(R3, "+=", fixed)
     for half in (0, 2):
         code.load(Size.HALF, R2, R10, _HEADERS + hdr.IP_DESTINATION + half)

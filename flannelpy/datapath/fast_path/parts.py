@@ -44,13 +44,14 @@ LICENSE = b"Dual MIT/GPL"
 class Constants(NamedTuple):
     """What the programs of one network have as immediates.
 
-    ``subnet``: our own; ``bound``, ``port``: address and port of our socket.
+    ``subnet``: our own; ``bound``, ``port``: address and port of our socket; ``ttl``: of the datagrams that it sends.
     """
 
     subnet: IPv4Network
     bound: IPv4Address
     port: int
     source_check: SourceCheck
+    ttl: int
 
 
 R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = Register

@@ -16,7 +16,7 @@ from flannelpy.datapath.fast_path.parts import Constants
 from flannelpy.datapath.routes import NextHop, Routes
 from flannelpy.datapath.source_check import SourceCheck
 
-CONSTANTS = Constants(OWN_SUBNET, BOUND, PORT, SourceCheck.PEER)
+CONSTANTS = Constants(OWN_SUBNET, BOUND, PORT, SourceCheck.PEER, ttl=64)
 PEER = IPv4Network("11.0.101.0/24")
 PUBLIC_IP = IPv4Address("172.17.8.102")
 
@@ -58,6 +58,7 @@ def test_layouts() -> None:
         (11, 0, 101, 0, 255, 255, 255, 0, 172, 17, 8, 102)
     )
     assert maps.subnet_key(PEER) == bytes((11, 0, 101, 0, 255, 255, 255, 0))
+    assert maps.sender_key(PUBLIC_IP, PEER) == struct.pack("=I", 56) + bytes((172, 17, 8, 102, 11, 0, 101, 0))
     assert maps.settings(1.5, 7) == struct.pack("=QII", 1_500_000_000, 7, 0)
     assert maps.settings(float("inf"), 7) == struct.pack("=QII", (1 << 64) - 1, 7, 0)
     assert maps.settings(-1.0, 7) == struct.pack("=QII", 0, 7, 0)

@@ -20,13 +20,13 @@ def message(kind: bytes, options: bytes, handle: int = 0x10001, nested: int = 0)
 
 @pytest.mark.parametrize("nested", [0, NLA_F_NESTED])
 def test_a_filter_with_a_program(nested: int) -> None:
-    expected = Filter(3, Hook.INGRESS, 0xFFF0, 0x10001, "bpf", "flannelpy /run/x.env", 112)
+    expected = Filter(3, Hook.INGRESS, 0xFFF0, 0x10001, "bpf", "flannelpy /run/x.env", 112, 0x0800)
     assert filter_of(message(b"bpf", OPTIONS, nested=nested), Hook.INGRESS) == expected
 
 
 def test_a_filter_of_another_kind_has_no_name() -> None:
     """Its attributes of the same numbers mean something else."""
-    expected = Filter(3, Hook.INGRESS, 0xFFF0, 0x10001, "u32", "", 0)
+    expected = Filter(3, Hook.INGRESS, 0xFFF0, 0x10001, "u32", "", 0, 0x0800)
     assert filter_of(message(b"u32", OPTIONS), Hook.INGRESS) == expected
 
 
