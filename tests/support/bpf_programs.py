@@ -68,7 +68,7 @@ PEERS = [
     Peer(IPv4Network("11.0.64.0/20"), "172.17.8.106", True),
 ]
 #: Those whose datagrams the program takes: a peer that announces no kernel may send from one all the same.
-SENDERS = {peer.public_ip for peer in PEERS}
+SENDERS = list(dict.fromkeys(peer.public_ip for peer in PEERS))
 
 
 @contextmanager
@@ -312,7 +312,7 @@ class Traffic:
         self._mutator = Mutator(seed)
         self._uniform = random.Random(seed).random
         senders = [*(peer.public_ip for peer in PEERS), "172.17.8.99"]
-        self._senders = [*list(SENDERS) * 4, *senders]
+        self._senders = [*SENDERS * 4, *senders]
 
     def leaving(self) -> tuple[bytes, int]:
         """Return a packet of this host, and the payload bytes per segment if it is a super-packet.
