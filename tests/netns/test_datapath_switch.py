@@ -90,7 +90,7 @@ def test_a_policy_stops_the_outgoing_program_while_the_filters_are_being_repaire
         kernel.apply([LeaseAdded(Lease(PEER, LeaseAttrs(PEER_IP, in_kernel=True), expires_in(86400), 1, 1))])
         await kernel.settled()
         programs = cast("Any", kernel)._fast_path._programs
-        constants = Constants(settings.subnet, settings.bound, settings.port, settings.source_check)
+        constants = Constants(settings.subnet, settings.bound, settings.port, settings.source_check, ttl=64)
         packet = golden.outgoing(constants, PEER, PEER_IP).packet
 
         def sends() -> bool:
