@@ -40,23 +40,15 @@ _Listings = tuple[list[Tables], list[NftTable]]
 class BypassGuard:
     """The search for what the fast path would bypass; for one network."""
 
-    def __init__(
-        self,
-        datagrams: OuterDatagrams,
-        peers: Callable[[], AddressRanges | None],
-        resync: float,
-        on_blocked: Callable[[], None],
-    ) -> None:
+    def __init__(self, datagrams: OuterDatagrams, peers: Callable[[], AddressRanges | None], resync: float) -> None:
         """Take what decides.
 
         ``peers`` returns the public IPs of the peers, None while they are unknown; it is called at each search.
         ``resync``: seconds between two searches (-iptables-resync).
-        ``on_blocked`` is called, by the event loop, at once when ``reason()`` changes from None to a text.
         """
         self._datagrams = datagrams
         self._peers = peers
         self._resync = resync
-        self._on_blocked = on_blocked
         self._xfrm: XfrmPolicies | None = None
         self._policies = ""
         self._rules = _UNCHECKED
@@ -167,12 +159,9 @@ class BypassGuard:
         before = self.reason()
         self._policies = self._policies if policies is None else policies
         self._rules = self._rules if rules is None else rules
-        if self.reason() == before:
-            return
-        self._changed.set()
-        self._changed = asyncio.Event()
-        if before is None:
-            self._on_blocked()
+        if self.reason() != before:
+            self._changed.set()
+            self._changed = asyncio.Event()
 
 
 async def _list() -> _Listings:

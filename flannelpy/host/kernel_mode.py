@@ -24,7 +24,7 @@ def kernel_mode(options: Options, own_lease: OwnLease) -> KernelMode | None:
     from flannelpy.linux import descriptor_store
 
     def create_guard(datagrams: OuterDatagrams, peers: Callable[[], AddressRanges | None]) -> Guard:
-        return BypassGuard(datagrams, peers, options.iptables_resync, lambda: None)
+        return BypassGuard(datagrams, peers, options.iptables_resync)
 
     is_required = options.datapath is Datapath.KERNEL
     return KernelMode(is_required, own_lease, create_guard, TunKeeper(descriptor_store.of_process()))

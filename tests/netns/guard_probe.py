@@ -24,17 +24,15 @@ def write(reason: str | None) -> None:
 
 
 async def follow(resync: float) -> None:
-    guard = BypassGuard(DATAGRAMS, lambda: PEERS, resync, lambda: write(guard.reason()))
+    guard = BypassGuard(DATAGRAMS, lambda: PEERS, resync)
     running = asyncio.create_task(guard.run())
-    while True:
+    while not running.done():
         await guard.wait_change()
-        if guard.reason() is None:  # otherwise the guard has called what it was given for that
-            write(None)
-    await running
+        write(guard.reason())
 
 
 async def answer() -> None:
-    guard = BypassGuard(DATAGRAMS, lambda: PEERS, 1, lambda: None)
+    guard = BypassGuard(DATAGRAMS, lambda: PEERS, 1)
     while await asyncio.to_thread(sys.stdin.readline):
         write(await guard.check())
 

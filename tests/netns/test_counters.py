@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 from lab import Container, Host, Lab, Node
+from support.datapaths import segment_before_the_device
 from support.overlay import OUTER_PORT, Capture, listening, traffic, transfer
 from support.pcap import ETHERNET, beginnings, udp_datagrams
 
@@ -83,7 +84,7 @@ def lab(request: pytest.FixtureRequest, root: None) -> Iterator[Lab]:
         lab.start_daemons("-iface=eth1", *(["-offload=off"] if request.param == "off" else []))
         for host in lab.hosts:
             host.add_container()
-            host.configure("link set eth1 gso_max_segs 1")
+            segment_before_the_device(host)
         yield lab
 
 
@@ -156,7 +157,6 @@ def both_ways(lab: Lab, size: int) -> None:
             done.result()
 
 
-@pytest.mark.loop
 @sizes
 def test_sender_receiver_wire_and_device_agree_after_traffic_both_ways(
     lab: Lab, tmp_path: Path, megabytes: int

@@ -11,84 +11,30 @@ from collections.abc import Callable
 from itertools import permutations
 
 import pytest
-from lab import Container, Daemon, Host, Lab, wait_for
+from lab import Host, Lab, wait_for
 from lab.lab import wait_connected
+from support.datapaths import (
+    AUTO,
+    KERNEL,
+    LOOP,
+    POLICY,
+    RULES,
+    announces,
+    containers,
+    index_of,
+    pings,
+    programs,
+    start,
+    state,
+    status,
+)
 from support.overlay import Capture, transfer, unbroken_stream
-
-from flannelpy.serving.wire import decode_report
 
 pytestmark = pytest.mark.usefixtures("root")
 
-FLAGS = ("-iface=eth1", "-ip-masq")
-KERNEL = (*FLAGS, "-datapath=kernel")
-AUTO = (*FLAGS, "-datapath=auto")
-LOOP = (*FLAGS, "-datapath=loop")
 MIB = 1 << 20
 # 200 pings, 20 a second.
 PINGS, PING_PAUSE = 200, 0.05
-
-
-def start(lab: Lab, *flags: tuple[str, ...]) -> list[Daemon]:
-    """Start a daemon with its flags on each host, and return when the hosts know each other and their datapaths."""
-    daemons = [host.start_daemon(*each) for host, each in zip(lab.hosts, flags, strict=True)]
-    wait_connected(daemons)
-    for host, each in zip(lab.hosts, flags, strict=True):
-        if each != LOOP:
-            wait_for(lambda host=host: announces(host), 10, f"the lease of {host.name}")  # type: ignore[misc]
-    time.sleep(0.5)  # until the peers have read the leases
-    return daemons
-
-
-def announces(host: Host) -> bool:
-    """Return whether the lease of a host announces the kernel."""
-    values = [json.loads(lease["value"]) for lease in host.lab.leases()]
-    return {str(host.public_ip): "kernel"} in [{value["PublicIP"]: value.get("Datapath")} for value in values]
-
-
-def status(host: Host) -> dict[str, object]:
-    """Return what status reports of the backend."""
-    text = host.run(sys.executable, "-m", "flannelpy", "status", "-json", check=False).stdout
-    [network] = decode_report(json.loads(text)).networks
-    assert network.backend
-    return {"datapath": network.backend.datapath, "cause": network.backend.loop_cause}
-
-
-def programs(host: Host) -> dict[str, str]:
-    """Return the device and the external interface, each with the names of its programs."""
-    found = {}
-    for device, hook in (("flannel0", "egress"), ("eth1", "ingress")):
-        text = host.run("tc", "filter", "show", "dev", device, hook, check=False).stdout
-        found[device] = " ".join(re.findall(r" id (\d+) name flannel_", text))
-    return found
-
-
-def state(host: Host) -> list[str]:
-    """Return devices, queueing disciplines and filters, without what differs from one moment to the next."""
-    links = [f"link {link['ifname']}" for link in json.loads(host.run("ip", "-j", "link").stdout)]
-    qdiscs = host.run("tc", "qdisc").stdout.splitlines()
-    filters = [
-        line
-        for link in ("eth1", "flannel0")
-        for hook in ("ingress", "egress")
-        for line in host.run("tc", "filter", "show", "dev", link, hook, check=False).stdout.splitlines()
-    ]
-    return sorted([*links, *qdiscs, *filters])
-
-
-def index_of(host: Host, device: str) -> int:
-    [link] = json.loads(host.run("ip", "-j", "link", "show", device).stdout)
-    return int(link["ifindex"])
-
-
-def containers(lab: Lab) -> list[Container]:
-    return [host.add_container() for host in lab.hosts]
-
-
-def pings(source: Container, sink: Container, count: int = 3) -> int:
-    """Return how many of the pings are answered."""
-    text = source.run("ping", "-nq", f"-c{count}", "-i0.05", "-W1", str(sink.address), check=False).stdout
-    [answered] = re.findall(r"(\d+) received", text)
-    return int(answered)
 
 
 @pytest.fixture
@@ -252,21 +198,6 @@ def carried(host: Host) -> int:
 
 # What forbids it
 
-POLICY = (
-    "src",
-    "172.17.8.0/24",
-    "dst",
-    "172.17.8.0/24",
-    "proto",
-    "udp",
-    "dport",
-    "8285",
-    "dir",
-    "out",
-    "action",
-    "block",
-)
-
 
 @pytest.mark.parametrize(("flags", "letter"), [(AUTO, "W"), (KERNEL, "E")], ids=["auto", "kernel"])
 def test_an_xfrm_policy_stops_the_programs_at_once(pair: Lab, flags: tuple[str, ...], letter: str) -> None:
@@ -274,7 +205,7 @@ def test_an_xfrm_policy_stops_the_programs_at_once(pair: Lab, flags: tuple[str, 
     one, other = containers(pair)
     assert pings(one, other) == 3
     host = pair.hosts[0]
-    host.run("ip", "xfrm", "policy", "add", *POLICY)
+    host.run(*POLICY.split())
     wait_for(lambda: not programs(host)["flannel0"], 0.5, "the removal of the outgoing program")
     assert programs(host)["eth1"]  # peers still send what only a kernel takes
     assert pings(one, other) == 0
@@ -286,16 +217,10 @@ def test_an_xfrm_policy_stops_the_programs_at_once(pair: Lab, flags: tuple[str, 
     assert pings(one, other) == 3  # by the loop
 
 
-RULES = [
-    ("iptables", "-A", "INPUT", "-p", "udp", "--dport", "8285", "-j", "DROP"),
-    ("iptables", "-A", "OUTPUT", "-p", "udp", "--dport", "8285", "-j", "DROP"),
-]
-
-
-@pytest.mark.parametrize("rule", RULES, ids=["INPUT", "OUTPUT"])
-def test_a_rule_that_may_match_our_datagrams_forbids_the_programs(pair: Lab, rule: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_that_may_match_our_datagrams_forbids_the_programs(pair: Lab, rule: str) -> None:
     host = pair.hosts[0]
-    host.run(*rule)
+    host.run(*RULES[rule][0].split())
     daemon = host.start_daemon(*KERNEL)
     assert daemon.process.wait(30) == 1
     assert re.search(r"cannot carry packets in the kernel \(-datapath=kernel\): .* may match", daemon.log())

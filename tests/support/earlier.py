@@ -10,6 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 #: The first version whose hosts have a host ID and claim leases.
 FIRST_WITH_CLAIMS = "46c003e1"
+#: The last version whose udp backend has the loop alone.
+LAST_WITHOUT_KERNEL = "85fdc79b"
 
 
 def unpack(version: str, directory: Path) -> dict[str, str]:

@@ -37,14 +37,25 @@ def read(path: Path, link_type: int) -> Iterator[bytes]:
 
 def beginnings(path: Path, link_type: int) -> Iterator[tuple[bytes, int]]:
     """What a capture of that link type has of each frame, and the length of the frame."""
+    for _, frame, length in _records(path, link_type):
+        yield frame, length
+
+
+def moments(path: Path, link_type: int) -> Iterator[float]:
+    """When each frame of a capture of that link type was seen, in seconds since the epoch."""
+    for moment, _, _ in _records(path, link_type):
+        yield moment
+
+
+def _records(path: Path, link_type: int) -> Iterator[tuple[float, bytes, int]]:
     data = path.read_bytes()
     magic, *_, found = _FILE_HEADER.unpack_from(data)
     assert (magic, found) == (_MAGIC, link_type), f"{path} is no capture of link type {link_type}"
     at = _FILE_HEADER.size
     while at < len(data):
-        _, _, captured, length = _RECORD_HEADER.unpack_from(data, at)
+        seconds, microseconds, captured, length = _RECORD_HEADER.unpack_from(data, at)
         at += _RECORD_HEADER.size
-        yield data[at : at + captured], length
+        yield seconds + microseconds / 1e6, data[at : at + captured], length
         at += captured
 
 

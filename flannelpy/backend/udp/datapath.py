@@ -4,8 +4,8 @@ This module is imported only with -datapath=auto or kernel.  The loop always run
 to it.  The kernel is used while ``Guard`` finds nothing that the programs would bypass.
 
 Switching to the kernel: the programs are attached, then our lease announces them, and peers use theirs for us.
-Switching back: the outgoing program is detached at once, our lease no longer announces the kernel, and the incoming
-program is detached some seconds later, when peers have read the lease.
+Switching back: the outgoing program stops at once and is detached, our lease no longer announces the kernel, and the
+incoming program is detached some seconds later, when peers have read the lease.
 Counterpart: none; the original has its proxy alone.
 """
 
@@ -137,7 +137,7 @@ class KernelDatapath:
     async def run(self) -> None:
         """Use the kernel whenever nothing forbids it, until cancelled.  Raises HostError."""
         if self._is_possible:
-            await run_together(self._guard.run(), self._extend(), self._follow_guard())
+            await run_together(self._guard.run(), self._obey_guard(), self._extend(), self._follow_guard())
 
     async def settled(self) -> None:
         """Return once the kernel carries packets, or once it is known that it does not."""
@@ -208,6 +208,16 @@ class KernelDatapath:
 
     # The switch
 
+    async def _obey_guard(self) -> Never:
+        """Stop the outgoing program at once when the guard forbids it; what else that takes may wait."""
+        while True:
+            self._allow_sending()
+            await self._guard.wait_change()
+
+    def _allow_sending(self) -> None:
+        if self._fast_path:
+            self._fast_path.allow_sending(is_allowed=not self._guard.reason())
+
     async def _follow_guard(self) -> None:
         """Use the kernel while the guard has no reason against it; return if the kernel rejects the programs."""
         await self._has_peers.wait()
@@ -246,6 +256,7 @@ class KernelDatapath:
                 self._is_possible = False
                 return str(error)
             self._fast_path = fast_path
+            self._allow_sending()
             async for chunk in in_chunks(list(self._peers)):
                 for subnet in chunk:
                     self._set(subnet)

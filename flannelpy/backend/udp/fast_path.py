@@ -66,6 +66,7 @@ class FastPath:
         self._maps: dict[str, BpfMap] = {}
         self._programs: dict[str, BpfProgram] = {}
         self._deadline = 0.0
+        self._may_send = True
         self._external_index = self._tun_index = 0
 
     async def open(self, netlink: Netlink) -> None:
@@ -119,7 +120,15 @@ class FastPath:
         Raises HostError.
         """
         self._deadline = deadline
-        self._maps["settings"].set(maps.index_key(0), maps.settings(deadline, self._external_index))
+        self._write_settings()
+
+    def allow_sending(self, *, is_allowed: bool) -> None:
+        """Have the outgoing program leave each packet to the loop from the next one on, or end that.
+
+        The incoming program is not affected.  Takes some microseconds.  Raises HostError.
+        """
+        self._may_send = is_allowed
+        self._write_settings()
 
     def tally(self, subnet: IPv4Network) -> Totals | None:
         """Return what the programs carried to and from that peer, or None if it is not set.
@@ -185,6 +194,11 @@ class FastPath:
         for name in sorted(self._attached - {"gro"}):
             if await self._places[name].attached_program(netlink) != self._programs[name].id:
                 await self._attach(netlink, name)
+
+    def _write_settings(self) -> None:
+        # No way leads to interface 0, so all packets have another way than that which the outgoing program may use.
+        external = self._external_index if self._may_send else 0
+        self._maps["settings"].set(maps.index_key(0), maps.settings(self._deadline, external))
 
     def _load(self, name: str, program: Program) -> None:
         """Load a program in place of another one, which works on where it is attached.  Raises HostError."""

@@ -51,6 +51,9 @@ class FakeFastPath:
         self.config = config
         self.peers: dict[IPv4Network, bool] = {}
         self.deadline = 0.0
+        self.may_send = True
+        self.may_answer = asyncio.Event()  # for flaws
+        self.may_answer.set()
         self.carried = 0
         self.removed_tally = Totals()
         self.found: list[str] = []
@@ -82,12 +85,16 @@ class FakeFastPath:
     def extend(self, deadline: float) -> None:
         self.deadline = deadline
 
+    def allow_sending(self, *, is_allowed: bool) -> None:
+        self.may_send = is_allowed
+
     def tally(self, subnet: IPv4Network) -> Totals:
         total = Totals()
         total.packets_out = self.carried
         return total
 
     async def flaws(self, netlink: object) -> list[str]:
+        await self.may_answer.wait()
         return self.found
 
     async def repair(self, netlink: object) -> None:
@@ -105,6 +112,7 @@ class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, is_required: bool, survives_stop: bool) -> None:
         self.story: list[str] = []
         self.fails: dict[str, str] = {}
+        self.during: dict[str, Callable[[], None]] = {}
         self.blocked: str | None = None
         self.left: float | None = 3600.0
         self.changed = asyncio.Event()
@@ -124,6 +132,7 @@ class World:
 
     def tell(self, what: str) -> None:
         self.story.append(what)
+        self.during.get(what, lambda: None)()
         if what.split()[0] in self.fails:
             raise HostError(self.fails[what.split()[0]])
 
@@ -259,6 +268,44 @@ def test_switching_back_and_forth(
     [record] = [record for record in caplog.records if "switched" in record.message]
     assert record.levelno == level
     assert record.message == "Datapath switched from kernel to loop: an XFRM policy"
+
+
+def test_the_outgoing_program_stops_at_once_while_filters_are_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        await running(world)
+        assert world.fast_path.may_send
+        world.story.clear()
+        world.fast_path.may_answer.clear()
+        repair = asyncio.create_task(world.kernel.repair(cast("Any", FakeNetlink()), cast("Any", world.tun)))
+        await asyncio.sleep(0.01)
+        world.block("an XFRM policy")
+        await asyncio.sleep(0.01)
+        assert (world.story, world.fast_path.may_send) == ([], False)
+        world.fast_path.may_answer.set()
+        await repair
+        await asyncio.sleep(0.01)
+        assert world.story == ["close outgoing", "announce False"]
+        world.block(None)
+        await asyncio.sleep(LEASE_SECONDS + PAUSE_SECONDS + 1)
+        assert (world.kernel.is_used, world.fast_path.may_send) == (True, True)
+
+    play(monkeypatch, scenario)
+
+
+def test_what_forbids_the_kernel_while_programs_load_stops_the_outgoing_one_before_it_is_attached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(world: World) -> None:
+        world.block("a rule")
+        await running(world)
+        world.during["open"] = lambda: world.block("a policy")
+        world.block(None)
+        await asyncio.sleep(0.01)
+        assert world.story[3:6] == ["open", "attach 1", "keep flannel0"]
+        assert world.story[-2:] == ["close outgoing", "announce False"]
+        assert not world.fast_path.may_send
+
+    play(monkeypatch, scenario)
 
 
 def test_what_forbids_the_kernel_at_the_start_removes_what_an_earlier_process_left(

@@ -1,0 +1,104 @@
+"""Hosts of the udp backend that use the kernel or the loop, and what they have of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from itertools import chain
+
+from lab import Container, Daemon, Host, Lab, wait_for
+from lab.lab import wait_connected
+
+from flannelpy.serving.wire import decode_report
+
+FLAGS = ("-iface=eth1", "-ip-masq")
+KERNEL = (*FLAGS, "-datapath=kernel")
+AUTO = (*FLAGS, "-datapath=auto")
+LOOP = (*FLAGS, "-datapath=loop")
+#: What a device does with super-packets of the loop and of the fast path.
+SEGMENTATION = ("tso", "gso", "tx-udp-segmentation", "tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
+#: Adds an XFRM policy that blocks the datagrams which the loop sends.
+POLICY = "ip xfrm policy add src 172.17.8.0/24 dst 172.17.8.0/24 proto udp dport 8285 dir out action block"
+#: Rules that stop the datagrams of a loop: the commands that add and remove each.
+RULES = {
+    "INPUT": ("iptables -A INPUT -p udp --dport 8285 -j DROP", "iptables -F INPUT"),
+    "OUTPUT": ("iptables -A OUTPUT -p udp --dport 8285 -j DROP", "iptables -F OUTPUT"),
+    "POSTROUTING": (
+        "iptables -t mangle -A POSTROUTING -p udp --dport 8285 -j DROP",
+        "iptables -t mangle -F POSTROUTING",
+    ),
+    "native": (
+        "nft table inet fw { chain out { type filter hook postrouting priority 0; udp dport 8285 drop; }; }",
+        "nft delete table inet fw",
+    ),
+}
+
+
+def start(lab: Lab, *flags: tuple[str, ...]) -> list[Daemon]:
+    """Start a daemon with its flags on each host, and return when the hosts know each other and their datapaths."""
+    daemons = [host.start_daemon(*each) for host, each in zip(lab.hosts, flags, strict=True)]
+    wait_connected(daemons)
+    for host, each in zip(lab.hosts, flags, strict=True):
+        if each != LOOP:
+            wait_for(lambda host=host: announces(host), 10, f"the lease of {host.name}")  # type: ignore[misc]
+    time.sleep(0.5)  # until the peers have read the leases
+    return daemons
+
+
+def announces(host: Host) -> bool:
+    """Return whether the lease of a host announces the kernel."""
+    values = [json.loads(lease["value"]) for lease in host.lab.leases()]
+    return {str(host.public_ip): "kernel"} in [{value["PublicIP"]: value.get("Datapath")} for value in values]
+
+
+def status(host: Host) -> dict[str, object]:
+    """Return what status reports of the backend."""
+    text = host.run(sys.executable, "-m", "flannelpy", "status", "-json", check=False).stdout
+    [network] = decode_report(json.loads(text)).networks
+    assert network.backend
+    return {"datapath": network.backend.datapath, "cause": network.backend.loop_cause}
+
+
+def programs(host: Host) -> dict[str, str]:
+    """Return the device and the external interface, each with the names of its programs."""
+    found = {}
+    for device, hook in (("flannel0", "egress"), ("eth1", "ingress")):
+        text = host.run("tc", "filter", "show", "dev", device, hook, check=False).stdout
+        found[device] = " ".join(re.findall(r" id (\d+) name flannel_", text))
+    return found
+
+
+def state(host: Host) -> list[str]:
+    """Return devices, queueing disciplines and filters, without what differs from one moment to the next."""
+    links = [f"link {link['ifname']}" for link in json.loads(host.run("ip", "-j", "link").stdout)]
+    qdiscs = host.run("tc", "qdisc").stdout.splitlines()
+    filters = [
+        line
+        for link in ("eth1", "flannel0")
+        for hook in ("ingress", "egress")
+        for line in host.run("tc", "filter", "show", "dev", link, hook, check=False).stdout.splitlines()
+    ]
+    return sorted([*links, *qdiscs, *filters])
+
+
+def segment_before_the_device(host: Host) -> None:
+    """Have the kernel cut super-packets for the external interface, so that datagrams cross the lab singly."""
+    host.run("ethtool", "-K", "eth1", *chain.from_iterable((each, "off") for each in SEGMENTATION))
+
+
+def index_of(host: Host, device: str) -> int:
+    [link] = json.loads(host.run("ip", "-j", "link", "show", device).stdout)
+    return int(link["ifindex"])
+
+
+def containers(lab: Lab) -> list[Container]:
+    return [host.add_container() for host in lab.hosts]
+
+
+def pings(source: Container, sink: Container, count: int = 3) -> int:
+    """Return how many of the pings are answered."""
+    text = source.run("ping", "-nq", f"-c{count}", "-i0.05", "-W1", str(sink.address), check=False).stdout
+    [answered] = re.findall(r"(\d+) received", text)
+    return int(answered)
