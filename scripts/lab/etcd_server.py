@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import itertools
 import os
@@ -27,7 +28,6 @@ START_DEADLINE = 20.0  # seconds
 STOP_DEADLINE = 10.0
 _FIRST_PORT, _FIRST_EPHEMERAL_PORT = 10000, 32768  # net.ipv4.ip_local_port_range
 _BLOCK = 256  # ports of one process
-_reservations: list[socket.socket] = []
 
 
 class ServerTls(NamedTuple):
@@ -248,7 +248,7 @@ def _reserve(start: int) -> bool:
     except OSError:
         reservation.close()
         return False
-    _reservations.append(reservation)
+    atexit.register(reservation.close)
     return True
 
 
