@@ -32,6 +32,8 @@ T = TypeVar("T")
 _PAUSE_FACTOR = 10
 # The pause between two searches when peers change, and before a listing that failed is repeated.
 _PAUSE_SECONDS = 1.0
+# Rules that change all the time are searched as they were listed last.
+_MOST_LISTINGS = 3
 _UNCHECKED = "the firewall rules have not been checked yet"
 
 _Listings = tuple[list[Tables], list[NftTable]]
@@ -115,16 +117,22 @@ class BypassGuard:
 
     async def _list_and_search(self) -> None:
         try:
-            listings = await _list()
+            await self._list_until_equal()
         except HostError:
             if self._has_failed or self._listings is None:
                 raise
             self._has_failed = True  # one failure may be that of a busy host: the next check comes soon
             return
         self._has_failed = False
-        if listings != self._listings:  # what is the same is kept with the rules that have been read
-            self._listings = listings
         await self._search()
+
+    async def _list_until_equal(self) -> None:
+        """List all rules, again if they have changed: a table of ours that only nft lists would look like another's."""
+        for _ in range(_MOST_LISTINGS):
+            listings = await _list()
+            if listings == self._listings:  # it is kept with the rules that have been read
+                return
+            self._listings = listings
 
     async def _search(self) -> None:
         self._peers_changed.clear()

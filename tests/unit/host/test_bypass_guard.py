@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,10 +16,11 @@ from support.fakes_iptables import FakeTables
 from flannelpy.errors import HostError
 from flannelpy.host import bypass_guard
 from flannelpy.host.bypass_guard import BypassGuard
-from flannelpy.linux import iptables
+from flannelpy.linux import iptables, nftables
 from flannelpy.netfilter import bypassed
 from flannelpy.netfilter.address_ranges import AddressRanges
 from flannelpy.netfilter.bypassed import OuterDatagrams
+from flannelpy.netfilter.nft_listing import Entries, NftTable
 
 DATAGRAMS = OuterDatagrams(IPv4Address("192.0.2.1"), 8285, "eth1")
 POLICIES = "the kernel has XFRM policies (ip xfrm policy)"
@@ -27,6 +29,17 @@ DROP = (
     "datagrams between hosts"
 )
 MISSING = "the firewall rules cannot be checked: the command nft is missing"
+
+
+def raw_with_zone() -> NftTable:
+    """Return the table raw as nft lists it, with a rule at OUTPUT whose effect it cannot tell."""
+    chain = {"family": "ip", "table": "raw", "name": "OUTPUT", "hook": "output", "type": "filter", "policy": "accept"}
+    rule = {"family": "ip", "table": "raw", "chain": "OUTPUT", "expr": [{"xt": {"type": "target", "name": "CT"}}]}
+    found = NftTable("ip", "raw")
+    entries = Entries(found.take)
+    entries.feed(json.dumps({"nftables": [{"metainfo": {}}, {"chain": chain}, {"rule": rule}]}).encode())
+    entries.close()
+    return found
 
 
 class FakePolicies:
@@ -156,6 +169,35 @@ def test_rules_are_checked_every_resync_period(world: World) -> None:
         await world.guard.wait_change()
         assert world.guard.reason() is None
         running.cancel()
+
+    world.run(story)
+
+
+def test_rules_that_change_during_a_listing_are_listed_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nft lists a table of ours that iptables had not listed yet, and whose rules are not known as ours."""
+    empty: tuple[list[object], list[NftTable]] = ([], [])
+    listings = iter([([], [raw_with_zone()]), empty, empty])
+
+    async def listed() -> object:
+        return next(listings)
+
+    async def story() -> None:
+        await world.guard.check()
+        monkeypatch.setattr(bypass_guard, "_list", listed)
+        assert await world.guard.check() is None
+
+    world.run(story)
+
+
+def test_rules_that_change_all_the_time_are_searched(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def change() -> dict[str, NftTable | HostError]:
+        world.tables.tables["filter"]["INPUT"].append("-s 192.0.2.7/32 -j DROP")
+        return {}
+
+    async def story() -> None:
+        world.peers = None
+        monkeypatch.setattr(nftables, "tables", lambda *_, **__: change())
+        assert await world.guard.check() == DROP
 
     world.run(story)
 
