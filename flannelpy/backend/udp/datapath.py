@@ -17,7 +17,9 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network
 from typing import NamedTuple, Never, Protocol
 
-from flannelpy.backend.udp.fast_path import FastPath, FastPathConfig, remove_left
+from flannelpy.backend.left_programs import remove_left_programs
+from flannelpy.backend.udp.fast_path import FastPath, FastPathConfig
+from flannelpy.backend.udp.gro_pair import GroPair
 from flannelpy.backend.udp.tun_keeper import TunKeeper
 from flannelpy.chunks import in_chunks
 from flannelpy.datapath.routes import Totals
@@ -129,7 +131,7 @@ class KernelDatapath:
         self._is_decided.set()
         self._mode.own_lease.announce(in_kernel=False)
         self._mode.keeper.release(self._tun)
-        await remove_left(netlink, self._config.alias)
+        await remove_left_programs(netlink, self._config.alias)
         if self._mode.is_required:
             raise HostError(f"cannot carry packets in the kernel (-datapath=kernel): {self.loop_cause}")
         log.warning("Datapath loop: %s", self.loop_cause)
@@ -267,10 +269,16 @@ class KernelDatapath:
         try:
             self._fast_path.extend(self._deadline())
             await self._fast_path.attach(netlink)
+            await remove_left_programs(netlink, self._config.alias, self._interfaces())
             self._mode.keeper.keep(self._tun)
         except HostError as error:
             return str(error)
         return ""
+
+    def _interfaces(self) -> set[str]:
+        """Return the names of the interfaces that have programs."""
+        pair = GroPair(self._config.device, self._config.alias)
+        return {self._config.device, self._config.external, pair.sending, pair.receiving}
 
     async def _use_loop(self, reason: str) -> None:
         """Have the loop send at once, tell peers, and take their datagrams in the kernel for a few more seconds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Never, cast
 
@@ -121,7 +121,7 @@ class World:
         self.fast_paths: list[FakeFastPath] = []
         monkeypatch.setattr(datapath, "FastPath", self._fast_path)
         monkeypatch.setattr(datapath, "Netlink", FakeNetlink)
-        monkeypatch.setattr(datapath, "remove_left", self._remove_left)
+        monkeypatch.setattr(datapath, "remove_left_programs", self._remove_left)
         mode = KernelMode(is_required, self, self._guard, cast("Any", self))
         self.tun = FakeTun()
         self.kernel = KernelDatapath(mode, CONFIG, cast("Any", self.tun))
@@ -140,9 +140,9 @@ class World:
         self.fast_paths.append(FakeFastPath(self, config))
         return self.fast_path
 
-    async def _remove_left(self, netlink: object, alias: str) -> list[str]:
+    async def _remove_left(self, netlink: object, alias: str, keep: Container[str] = ()) -> list[str]:
         assert alias == CONFIG.alias
-        self.tell("remove left")
+        self.tell("remove elsewhere" if "eth1" in keep else "remove left")
         return []
 
     def _guard(self, datagrams: object, peers: Callable[[], AddressRanges | None]) -> World:
@@ -215,7 +215,7 @@ async def running(world: World) -> asyncio.Task[None]:
     return task
 
 
-USED = ["open", "keep flannel0", "attach 1", "keep flannel0", "announce True"]
+USED = ["open", "keep flannel0", "attach 1", "remove elsewhere", "keep flannel0", "announce True"]
 
 
 def test_the_lease_announces_the_kernel_after_the_programs_are_attached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +257,7 @@ def test_switching_back_and_forth(
         world.story.clear()
         world.block(None)
         await asyncio.sleep(PAUSE_SECONDS + 1)
-        assert world.story == ["open", "attach 1", "keep flannel0", "announce True"]
+        assert world.story == ["open", "attach 1", "remove elsewhere", "keep flannel0", "announce True"]
         assert (world.kernel.is_used, world.kernel.loop_cause) == (True, "")
         world.fast_path.carried = 2
         assert world.kernel.carried(SUBNET).packets_out == 7
@@ -301,7 +301,7 @@ def test_what_forbids_the_kernel_while_programs_load_stops_the_outgoing_one_befo
         world.during["open"] = lambda: world.block("a policy")
         world.block(None)
         await asyncio.sleep(0.01)
-        assert world.story[3:6] == ["open", "attach 1", "keep flannel0"]
+        assert world.story[3:7] == ["open", "attach 1", "remove elsewhere", "keep flannel0"]
         assert world.story[-2:] == ["close outgoing", "announce False"]
         assert not world.fast_path.may_send
 
@@ -318,7 +318,7 @@ def test_what_forbids_the_kernel_at_the_start_removes_what_an_earlier_process_le
         assert world.kernel.loop_cause == "a rule"
         world.block(None)
         await asyncio.sleep(1)
-        assert world.story[3:] == ["open", "attach 1", "keep flannel0", "announce True"]
+        assert world.story[3:] == ["open", "attach 1", "remove elsewhere", "keep flannel0", "announce True"]
         assert not task.done()
 
     play(monkeypatch, scenario)
@@ -402,7 +402,15 @@ def test_repairs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await world.kernel.repair(netlink, another) == []
         assert world.story[1:] == ["keep flannel0"]
         await world.kernel.repair(netlink, cast("Any", FakeTun("flannel1")))
-        assert world.story[2:] == ["keep flannel1", "close", "let go flannel1", "open", "attach 1", "keep flannel1"]
+        assert world.story[2:] == [
+            "keep flannel1",
+            "close",
+            "let go flannel1",
+            "open",
+            "attach 1",
+            "remove elsewhere",
+            "keep flannel1",
+        ]
         assert world.fast_path.config.device == "flannel1"
         assert world.kernel.is_used
 
