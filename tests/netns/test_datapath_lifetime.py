@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
 from lab import Host, Lab, wait_for
-from support.datapaths import KERNEL, LOOP, containers, pings, programs, start, state, status
+from support.datapaths import AUTO, KERNEL, LOOP, announces, containers, pings, programs, start, state, status
+from support.overlay import transfer
+
+from flannelpy.backend.udp.datapath import LEASE_SECONDS, PAUSE_SECONDS
 
 pytestmark = pytest.mark.usefixtures("root")
 
+MIB = 1 << 20
 ETH2 = ("-iface=eth2", "-ip-masq", "-datapath=kernel")
 
 
@@ -95,3 +101,67 @@ def test_a_device_that_was_moved_to_another_namespace_ends(pair: Lab) -> None:
 
 def is_there(host: Host, device: str) -> bool:
     return any(link["ifname"] == device for link in json.loads(host.run("ip", "-j", "link").stdout))
+
+
+# Peers that have not read our lease
+
+
+def switch_back(host: Host) -> None:
+    """Have the host leave the fast path by a policy that stops no packet."""
+    host.configure("xfrm policy add src 192.0.2.1/32 dst 192.0.2.2/32 dir out")
+    wait_for(lambda: not programs(host)["flannel0"], 5, "the removal of the outgoing program")
+
+
+def test_a_host_sends_by_the_loop_until_its_lease_announces_the_kernel(pair: Lab) -> None:
+    host = pair.hosts[0]
+    start(pair, AUTO, AUTO)
+    one, other = containers(pair)
+    switch_back(host)
+    wait_for(lambda: not announces(host), 5, "the lease without the kernel")
+    pair.etcd.kill()
+    host.configure("xfrm policy flush")
+    wait_for(lambda: programs(host)["flannel0"], PAUSE_SECONDS + 20, "the outgoing program")
+    for source, sink in ((one, other), (other, one)):
+        transfer(source, sink, str(sink.address), 4 * MIB)
+
+
+def test_the_incoming_program_stays_while_etcd_cannot_tell_peers_that_it_goes(pair: Lab) -> None:
+    host = pair.hosts[0]
+    start(pair, AUTO, AUTO)
+    one, other = containers(pair)
+    pair.etcd.kill()
+    switch_back(host)
+    time.sleep(LEASE_SECONDS + 3)
+    assert programs(host)["eth1"]
+    for source, sink in ((one, other), (other, one)):
+        transfer(source, sink, str(sink.address), 4 * MIB)
+
+
+# Programs that cannot be attached
+
+SHARED_BLOCK = "tc qdisc add dev eth1 ingress_block 7 clsact"
+
+
+def test_programs_that_cannot_be_attached_again_give_way_to_the_loop(pair: Lab) -> None:
+    host = pair.hosts[0]
+    daemons = start(pair, AUTO, AUTO)
+    one, other = containers(pair)
+    host.run("tc", "qdisc", "delete", "dev", "eth1", "clsact")
+    host.run(*SHARED_BLOCK.split())
+    wait_for(lambda: status(host)["datapath"] == "loop", 20, "the loop")
+    wait_for(lambda: not announces(host), 5, "the lease without the kernel")
+    time.sleep(1)  # until the peer has read it
+    for source, sink in ((one, other), (other, one)):
+        transfer(source, sink, str(sink.address), 4 * MIB)
+    [line] = re.findall(r"^W.*Datapath switched from kernel to loop: (.*)", daemons[0].log(), re.MULTILINE)
+    assert line.startswith("cannot attach a BPF program to eth1: ")
+
+
+def test_a_host_that_must_have_programs_and_cannot_attach_them_does_not_start(pair: Lab) -> None:
+    host = pair.hosts[0]
+    host.run(*SHARED_BLOCK.split())
+    before = state(host)
+    daemon = host.start_daemon(*KERNEL)
+    assert daemon.process.wait(30) == 1
+    assert "(-datapath=kernel): cannot attach a BPF program to eth1: " in daemon.log()
+    assert state(host) == before

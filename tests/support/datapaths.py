@@ -40,11 +40,17 @@ def start(lab: Lab, *flags: tuple[str, ...]) -> list[Daemon]:
     """Start a daemon with its flags on each host, and return when the hosts know each other and their datapaths."""
     daemons = [host.start_daemon(*each) for host, each in zip(lab.hosts, flags, strict=True)]
     wait_connected(daemons)
-    for host, each in zip(lab.hosts, flags, strict=True):
+    for host, daemon, each in zip(lab.hosts, daemons, flags, strict=True):
         if each != LOOP:
-            wait_for(lambda host=host: announces(host), 10, f"the lease of {host.name}")  # type: ignore[misc]
+            wait_until_it_sends(daemon, host)
     time.sleep(0.5)  # until the peers have read the leases
     return daemons
+
+
+def wait_until_it_sends(daemon: Daemon, host: Host) -> None:
+    """Wait until the lease announces the kernel, and the outgoing program has begun."""
+    wait_for(lambda: announces(host), 10, f"the lease of {host.name}")
+    wait_for(lambda: "Datapath kernel: " in daemon.log(), 10, f"the outgoing program of {host.name}")
 
 
 def announces(host: Host) -> bool:
