@@ -9,6 +9,8 @@ from collections.abc import Container
 
 from flannelpy.backend.udp.attachment import detach_from
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.rtnetlink.filters import Hook
+from flannelpy.rtnetlink.links import Link
 
 
 async def remove_left_programs(netlink: Netlink, alias: str, keep: Container[str] = ()) -> list[str]:
@@ -28,3 +30,27 @@ async def remove_left_programs(netlink: Netlink, alias: str, keep: Container[str
     for link in pair:
         await netlink.remove_link(link)
     return removed + [link.name for link in pair]
+
+
+async def has_left_sender(netlink: Netlink, alias: str) -> bool:
+    """Return whether a device with this ``alias`` has an outgoing program of that name.  Raises HostError."""
+    for link in await _tuns(netlink, alias):
+        if any(one.name == alias for one in await netlink.filters(link.index, Hook.EGRESS)):
+            return True
+    return False
+
+
+async def remove_left_sender(netlink: Netlink, alias: str) -> list[str]:
+    """Remove the outgoing program; peers may send what only the incoming one takes.  Return what was removed, in words.
+
+    Raises HostError.
+    """
+    return [
+        f"BPF program at {link.name}"
+        for link in await _tuns(netlink, alias)
+        if await detach_from(netlink, link, alias, (Hook.EGRESS,))
+    ]
+
+
+async def _tuns(netlink: Netlink, alias: str) -> list[Link]:
+    return [link for link in await netlink.links() if link.kind == "tun" and link.alias == alias]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from lab import Host, Lab, wait_for
-from support.datapaths import AUTO, KERNEL, LOOP, announces, containers, pings, programs, start, state, status
+from support.datapaths import AUTO, KERNEL, LOOP, POLICY, announces, containers, pings, programs, start, state, status
 from support.overlay import transfer
 
 from flannelpy.backend.udp.datapath import LEASE_SECONDS, PAUSE_SECONDS
@@ -165,3 +165,21 @@ def test_a_host_that_must_have_programs_and_cannot_attach_them_does_not_start(pa
     assert daemon.process.wait(30) == 1
     assert "(-datapath=kernel): cannot attach a BPF program to eth1: " in daemon.log()
     assert state(host) == before
+
+
+# Programs of an earlier process
+
+
+def test_a_policy_stops_what_a_killed_daemon_left_while_the_next_one_waits_for_etcd(pair: Lab) -> None:
+    host = pair.hosts[0]
+    start(pair, KERNEL, KERNEL)[0].kill()
+    one, other = containers(pair)
+    pair.etcd.kill()
+    daemon = host.start_daemon(*KERNEL)
+    wait_for(lambda: "Using 172.17.8.101 as external endpoint" in daemon.log(), 10, "the start")
+    assert pings(one, other) == 3
+    host.run(*POLICY.split())
+    wait_for(lambda: not programs(host)["flannel0"], 5, "the removal of the outgoing program")
+    assert programs(host)["eth1"]
+    assert pings(one, other) == 0
+    assert re.search(r"^W.*Removed leftover BPF program at flannel0: .*XFRM", daemon.log(), re.MULTILINE)
