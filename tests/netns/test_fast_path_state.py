@@ -17,7 +17,8 @@ from support.bpf_programs import (
 from support.fast_path_host import ARRIVING, STATE, namespace, own_links, results, run, tun
 from support.packets import PORT
 
-from flannelpy.backend.udp.fast_path import FastPath, remove_left
+from flannelpy.backend.left_programs import remove_left_programs
+from flannelpy.backend.udp.fast_path import FastPath
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
 
@@ -244,8 +245,8 @@ def test_what_a_dead_process_left_can_be_removed(tun: str) -> None:
         fast_path = FastPath(config(tun))
         await attached(fast_path, netlink)
         fast_path.release()
-        assert await remove_left(netlink, f"{ALIAS} other") == []
-        assert sorted(await remove_left(netlink, ALIAS)) == [
+        assert await remove_left_programs(netlink, f"{ALIAS} other") == []
+        assert sorted(await remove_left_programs(netlink, ALIAS)) == [
             "BPF program at eth1",
             "BPF program at flannel0",
             "BPF program at flannel0-rx",
@@ -254,7 +255,7 @@ def test_what_a_dead_process_left_can_be_removed(tun: str) -> None:
         ]
         assert shell(STATE) == before
         assert own_links() == []
-        assert await remove_left(netlink, ALIAS) == []
+        assert await remove_left_programs(netlink, ALIAS) == []
 
     run(scenario)
 
