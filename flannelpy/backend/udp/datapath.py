@@ -235,6 +235,7 @@ class KernelDatapath:
     async def _load(self, netlink: Netlink) -> str:
         """Load the programs, unless they are loaded; return why the kernel rejects them, or an empty string."""
         if self._fast_path is None:
+            self._config = self._config._replace(device=self._tun.name)
             fast_path = FastPath(self._config)
             try:
                 await fast_path.open(netlink)
@@ -377,7 +378,6 @@ class KernelDatapath:
 
     async def _move(self, netlink: Netlink) -> None:
         """Load and attach the programs for a device of another name.  Raises HostError."""
-        self._config = self._config._replace(device=self._tun.name)
         await self._unload(netlink)
         if cause := await self._load(netlink) or await self._attach(netlink):
             raise HostError(cause)

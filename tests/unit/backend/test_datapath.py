@@ -503,3 +503,19 @@ def test_repairs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert world.kernel.is_used
 
     play(monkeypatch, scenario)
+
+
+def test_a_device_that_got_another_name_while_the_loop_carries_gets_the_programs_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(world: World) -> None:
+        await running(world)
+        world.block("a policy")
+        await asyncio.sleep(LEASE_SECONDS + 1)
+        assert await world.kernel.repair(cast("Any", FakeNetlink()), cast("Any", FakeTun("flannel1"))) == []
+        world.block(None)
+        await asyncio.sleep(PAUSE_SECONDS + 1)
+        assert world.fast_path.config.device == "flannel1"
+        assert world.kernel.is_used
+
+    play(monkeypatch, scenario)
