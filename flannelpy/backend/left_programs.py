@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from flannelpy.backend.udp.attachment import detach_from
+from flannelpy.backend.attachment import detach_from
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.rtnetlink.filters import Hook
 from flannelpy.rtnetlink.links import Link

@@ -9,10 +9,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from flannelpy.backend.left_programs import has_left_sender, remove_left_sender
-from flannelpy.datapath.udp_settings import DEFAULT_PORT
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
-from flannelpy.netfilter.bypassed import OuterDatagrams
 from flannelpy.tasks import run_together
 
 if TYPE_CHECKING:
@@ -34,7 +32,9 @@ async def guard_left_programs(alias: str, external: ExternalInterface, resync: f
         async with Netlink() as netlink:
             if not await has_left_sender(netlink, alias):
                 return
+        from flannelpy.datapath.udp_settings import DEFAULT_PORT
         from flannelpy.host.bypass_guard import BypassGuard
+        from flannelpy.netfilter.bypassed import OuterDatagrams
 
         guard = BypassGuard(OuterDatagrams(external.address, DEFAULT_PORT, external.name), lambda: None, resync)
         try:

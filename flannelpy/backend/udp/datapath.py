@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network
 from typing import Never
 
+from flannelpy.backend.attachment import Attachment
 from flannelpy.backend.left_programs import remove_left_programs
-from flannelpy.backend.udp.attachment import Attachment
 from flannelpy.backend.udp.fast_path import FastPath, FastPathConfig
 from flannelpy.backend.udp.gro_pair import GroPair
 from flannelpy.backend.udp.kernel_mode import KernelMode

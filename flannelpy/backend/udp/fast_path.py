@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import NamedTuple
 
-from flannelpy.backend.udp.attachment import Attachment
+from flannelpy.backend.attachment import Attachment
 from flannelpy.backend.udp.fast_path_peers import Peers
 from flannelpy.backend.udp.gro_pair import GroPair
 from flannelpy.bpf.assembler import Program
