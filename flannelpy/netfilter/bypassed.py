@@ -7,7 +7,7 @@ logs or counts: an operator wants to see the packets.  So does the policy of a c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from flannelpy.netfilter import hooked_chains
 from flannelpy.netfilter.address_ranges import ANYWHERE, AddressRanges, of_networks
 from flannelpy.netfilter.iptables_listing import Table, Tables
 from flannelpy.netfilter.nft_listing import BaseChain, NativeRules, NftTable
-from flannelpy.netfilter.packet_filter import Packets, Walk
+from flannelpy.netfilter.packet_filter import Packets, Rule, Walk
 
 #: The hooks that datagrams of the loop pass, and those of the fast path do not.
 HOOKS = ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")
@@ -63,8 +63,7 @@ def searches(
 def _of_table(
     table: Table, tables: Tables, native: NativeRules | None, datagrams: OuterDatagrams, peers: AddressRanges | None
 ) -> Search:
-    own_chains = {name: () for name in table.chains if OWN_CHAIN.fullmatch(name.encode())}
-    chains = table.rules(native, own_chains)
+    chains = table.rules(native, _without_effect(table.chains))
     for hook in HOOKS:
         if hook in chains:
             policy = f"-P {hook} DROP" if table.policies.get(hook) == "DROP" else ""
@@ -76,6 +75,13 @@ def _of_table(
 
 def _of_base_chain(chain: BaseChain, datagrams: OuterDatagrams, peers: AddressRanges | None) -> Search:
     policy = "its policy" if chain.policy == "drop" else ""
-    walk = Walk(chain.chains, datagrams.packets(chain.hook.upper(), peers), is_any_effect_a_drop=True)
+    # A chain of ours is here if it was added after iptables listed its rules.
+    chains: dict[str, Iterable[Rule]] = {**chain.chains, **_without_effect(chain.chains)}
+    walk = Walk(chains, datagrams.packets(chain.hook.upper(), peers), is_any_effect_a_drop=True)
     found = yield from walk.run(chain.name, policy)
     return hooked_chains.name_of_chain(chain, found.by) if found else ""
+
+
+def _without_effect(chains: Iterable[str]) -> dict[str, tuple[Rule, ...]]:
+    """Return those of the chains that are ours, without their rules."""
+    return {name: () for name in chains if OWN_CHAIN.fullmatch(name.encode())}

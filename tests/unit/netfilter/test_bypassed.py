@@ -309,6 +309,22 @@ def vmap(key: object, *elements: tuple[object, object]) -> dict[str, Any]:
     return {"vmap": {"key": key, "data": {"set": [list(each) for each in elements]}}}
 
 
+@pytest.mark.parametrize(("name", "counts"), [("FLANNEL-Z-11.0.0.0/16", False), ("zones", True)])
+def test_a_chain_of_flannelpy_does_not_count_before_iptables_lists_it(name: str, counts: bool) -> None:
+    where = {"family": "ip", "table": "raw"}
+    found = NftTable("ip", "raw")
+    feed(
+        found.take,
+        [
+            {"chain": {**where, "name": "OUTPUT", "type": "filter", "hook": "output", "prio": 0, "policy": "accept"}},
+            {"chain": {**where, "name": name}},
+            {"rule": {**where, "chain": name, "expr": [{"xt": {"type": "target", "name": "CT"}}]}},
+            {"rule": {**where, "chain": "OUTPUT", "expr": [{"jump": {"target": name}}]}},
+        ],
+    )
+    assert bool(searched([], [found])) is counts
+
+
 def of_nftables(
     *rules: list[dict[str, Any]], hook: str = "input", policy: str = "accept", sub: list[dict[str, Any]] | None = None
 ) -> str:
