@@ -336,6 +336,9 @@ class Machine(Netlink):
     async def links(self) -> list[Link]:
         return [Link(2, "eth1", 1500), Link(3, "flannel0", 1472, alias=self.alias)]
 
+    async def filtering_links(self) -> set[int]:
+        return set()
+
     async def link(self, name: str) -> Link | None:
         return next((link for link in await self.links() if link.name == name), None)
 
