@@ -199,8 +199,8 @@ ALL_KERNEL_TESTS = tests/netns tests/faults $(addprefix --ignore=,$(WAITING_TEST
 	netns/test_daemon.py netns/test_lifecycle.py netns/test_check.py netns/test_cni.py faults/test_ownership.py))
 datapath: $(VENV)/stamp # a part of make test
 	@echo "Between hosts with the kernel's datapath, then with a host that has the loop, by $(WORKERS) workers:"
-	@$(call over_datapaths,auto,$(KERNEL_TESTS))
-	@$(call over_datapaths,auto$(comma)loop,$(MIXED_TESTS),gigabyte)
+	@$(call over_datapaths,kernel,$(KERNEL_TESTS))
+	@$(call over_datapaths,kernel$(comma)loop,$(MIXED_TESTS),gigabyte)
 
 timed: $(VENV)/stamp # a part of make test
 	@echo "Tests that measure time, alone:"

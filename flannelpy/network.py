@@ -45,6 +45,7 @@ from flannelpy.errors import HostError, LeaseLost, one_line
 from flannelpy.host import ownership, subnet_file
 from flannelpy.host.external_interface_monitor import ExternalInterfaceMonitor
 from flannelpy.host.kernel_mode import kernel_mode
+from flannelpy.host.left_programs_guard import guard_left_programs
 from flannelpy.host.ready_file import ReadyFile
 from flannelpy.host.shared import Host
 from flannelpy.leasing.host_registry import connect_host
@@ -161,6 +162,9 @@ class Network:
         manager = SubnetManager(registry, self._clock, random.Random(), host_identity, terms)  # noqa: S311 - nothing secret
         self._manager = manager
         cleanup.callback(self._forget_run)
+        left = guard_left_programs(own_alias(self._subnet_file), self._host.external, self._options.iptables_resync)
+        guarding = asyncio.create_task(left)
+        cleanup.callback(guarding.cancel)
         self._enter(NetworkState.WAITING_FOR_CONFIG)
         cleanup.callback(self._host.release, self.name)
         chosen = await manager.read_config(self._claim, self._unblock)
@@ -169,6 +173,7 @@ class Network:
         self._network = chosen.config.network
         try:
             cleanup.callback(self._forget_previous, await self._start(chosen, manager, host_identity))
+            guarding.cancel()
             await self._serve(chosen, manager, ready_file)
         except LeaseLost:
             await chosen.backend.close()

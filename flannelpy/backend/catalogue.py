@@ -15,7 +15,7 @@ from flannelpy.options import Options
 from flannelpy.subnet.config import NetworkConfig
 
 if TYPE_CHECKING:
-    from flannelpy.backend.udp.datapath import KernelMode
+    from flannelpy.backend.udp.kernel_mode import KernelMode
 
 
 def create(

@@ -1,17 +1,56 @@
-"""Finds what a process that ended without cleaning up has left in the kernel to carry packets without it."""
+"""Removes what a process that ended without cleaning up has left in the kernel to carry packets without it.
+
+This module does not load programs, so that hosts with the loop import nothing of BPF.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Container
+
+from flannelpy.backend.attachment import detach_from
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.rtnetlink.filters import Hook
+from flannelpy.rtnetlink.links import Link
 
 
-async def remove_left_programs(netlink: Netlink, alias: str) -> list[str]:
-    """Remove the programs of a network whose devices have this ``alias``; return what was removed, in words.
+async def remove_left_programs(netlink: Netlink, alias: str, keep: Container[str] = ()) -> list[str]:
+    """Remove the filters and the GRO pairs with this ``alias``; return what was removed, in words.
 
-    The code that knows the programs is imported only if there are such devices.  Raises HostError.
+    Filters are removed also if TUN and pair are gone, and from interfaces that flannelpy no longer uses.  ``keep``:
+    names of interfaces that stay as they are.  Raises HostError.
     """
-    if not any(link.alias == alias and link.kind in ("tun", "veth") for link in await netlink.links()):
-        return []
-    from flannelpy.backend.udp.fast_path import remove_left
+    filtering = await netlink.filtering_links()
+    links = [link for link in await netlink.links() if link.name not in keep]
+    removed = [
+        f"BPF program at {link.name}"
+        for link in links
+        if link.index in filtering and await detach_from(netlink, link, alias)
+    ]
+    pair = [link for link in links if link.kind == "veth" and link.alias == alias]
+    for link in pair:
+        await netlink.remove_link(link)
+    return removed + [link.name for link in pair]
 
-    return await remove_left(netlink, alias)
+
+async def has_left_sender(netlink: Netlink, alias: str) -> bool:
+    """Return whether a device with this ``alias`` has an outgoing program of that name.  Raises HostError."""
+    for link in await _tuns(netlink, alias):
+        if any(one.name == alias for one in await netlink.filters(link.index, Hook.EGRESS)):
+            return True
+    return False
+
+
+async def remove_left_sender(netlink: Netlink, alias: str) -> list[str]:
+    """Remove the outgoing program; peers may send what only the incoming one takes.  Return what was removed, in words.
+
+    Raises HostError.
+    """
+    return [
+        f"BPF program at {link.name}"
+        for link in await _tuns(netlink, alias)
+        if await detach_from(netlink, link, alias, (Hook.EGRESS,))
+    ]
+
+
+async def _tuns(netlink: Netlink, alias: str) -> list[Link]:
+    return [link for link in await netlink.links() if link.kind == "tun" and link.alias == alias]

@@ -13,7 +13,8 @@ from flannelpy.datapath.settings import inner_mtu, number
 # 20 bytes of outer IPv4 header, 8 of UDP.
 ENCAP_OVERHEAD = 28
 
-_DEFAULT_PORT = 8285
+#: The port without a config.
+DEFAULT_PORT = 8285
 
 
 class Settings(NamedTuple):
@@ -25,5 +26,5 @@ class Settings(NamedTuple):
 
 def parse(options: Mapping[str, object], external_mtu: int) -> Settings:
     """Return the settings for an external interface with that MTU.  Raises ConfigError naming key, value and rule."""
-    port = number(options, "Port", 1, 65535, default=_DEFAULT_PORT)
+    port = number(options, "Port", 1, 65535, default=DEFAULT_PORT)
     return Settings(port, inner_mtu(options, ENCAP_OVERHEAD, external_mtu))

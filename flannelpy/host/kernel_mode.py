@@ -9,7 +9,7 @@ from flannelpy.options import Datapath, Options
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flannelpy.backend.udp.datapath import Guard, KernelMode, OwnLease
+    from flannelpy.backend.udp.kernel_mode import Guard, KernelMode, OwnLease
     from flannelpy.netfilter.address_ranges import AddressRanges
     from flannelpy.netfilter.bypassed import OuterDatagrams
 
@@ -18,7 +18,7 @@ def kernel_mode(options: Options, own_lease: OwnLease) -> KernelMode | None:
     """Return it; None with -datapath=loop, which imports nothing of it."""
     if options.datapath is Datapath.LOOP:
         return None
-    from flannelpy.backend.udp.datapath import KernelMode
+    from flannelpy.backend.udp.kernel_mode import KernelMode
     from flannelpy.backend.udp.tun_keeper import TunKeeper
     from flannelpy.host.bypass_guard import BypassGuard
     from flannelpy.linux import descriptor_store

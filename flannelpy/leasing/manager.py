@@ -214,6 +214,10 @@ class SubnetManager:
         """Tell peers by the own lease, as soon as the store answers, whether our kernel takes their datagrams."""
         self._own.announce(in_kernel=in_kernel)
 
+    async def announced(self) -> float:
+        """Wait until the own lease in the store has what was announced; return the seconds for which it has."""
+        return await self._own.announced()
+
     def seconds_left(self) -> float | None:
         """Return the seconds until the own lease expires if no renewal succeeds; None for a reservation."""
         return self._own.seconds_left()

@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from ipaddress import IPv4Network
+from math import inf
 
 from flannelpy.errors import (
     CompareFailed,
@@ -57,6 +58,8 @@ class OwnLease:
         self._network: IPv4Network | None = None
         self._lead = self._renew_at = self._ends_at = 0.0
         self._is_planned = asyncio.Event()  # set by each plan of a renewal, and by ``announce``
+        self._is_written = asyncio.Event()  # set while the store has what was announced
+        self._written_at = 0.0
         self._failures = 0
         self._problem = ""
         self._acquired_at = self._confirmed_at = 0.0
@@ -114,13 +117,31 @@ class OwnLease:
         lease = await until_done(self._clock, self._rng, run, "Failed to acquire subnet", OutOfSubnets, RegistryError)
         self._attrs = lease.attrs
         self._hold(lease)
+        self._written_at = -inf
         self._acquired_at = self._confirmed_at
         return lease
 
     def announce(self, *, in_kernel: bool) -> None:
         """Have ``keep`` tell peers by the lease whether the kernel of this host takes their datagrams."""
         self._attrs = replace(self._attrs, in_kernel=in_kernel)
+        self._note_announcement()
         self._is_planned.set()
+
+    async def announced(self) -> float:
+        """Wait until the lease in the store has what was announced; return the seconds for which it has.
+
+        They are ``inf`` if the acquired lease had it already.
+        """
+        await self._is_written.wait()
+        return self._clock.now() - self._written_at
+
+    def _note_announcement(self) -> None:
+        """Note whether, and since when, the store has what was announced."""
+        if self.lease.attrs.in_kernel != self._attrs.in_kernel:
+            self._is_written.clear()
+        elif not self._is_written.is_set():
+            self._written_at = self._clock.now()
+            self._is_written.set()
 
     # Renewing
 
@@ -284,6 +305,7 @@ class OwnLease:
     def _hold(self, lease: Lease) -> Lease:
         """Make ``lease`` the state of the own lease."""
         self._lease = lease
+        self._note_announcement()
         self._confirmed_at = self._clock.wall().timestamp()
         self._failures = 0
         self._renewal_failures.recovered()

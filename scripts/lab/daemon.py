@@ -49,6 +49,8 @@ class Daemon:
                 env={**inherited, "NOTIFY_SOCKET": "/run/notify", "FLANNELD_HOST_ID": host.name, **env},
             )
         self.pid = self.process.pid
+        by_flag = [flag.partition("=")[2] for flag in flags if flag.startswith("-datapath=")]
+        self._datapath = [env.get("FLANNELD_DATAPATH", "loop"), *by_flag][-1]
 
     def log(self) -> str:
         """Return the lines that this run has logged so far; of a line that is being written, nothing."""
@@ -78,6 +80,15 @@ class Daemon:
     def wait_ready(self, deadline: float = _START_SECONDS) -> None:
         """Return when the subnet file is written and the data path runs.  Raises as wait_for_log does."""
         self._wait_for(lambda: "READY=1" in self.notified, deadline, "READY=1")
+
+    def wait_for_datapath(self, deadline: float = _START_SECONDS) -> None:
+        """With udp, return when packets to peers pass the datapath that the flags choose, not the loop meanwhile.
+
+        Raises as ``wait_for_log`` does.
+        """
+        if self._datapath != "loop" and "Packet code " in self.log():
+            chosen = "kernel" if self._datapath == "kernel" else "(kernel|loop|switched)"
+            self.wait_for_log(f"Datapath {chosen}", deadline)
 
     def _wait_for(self, condition: Callable[[], T | None], deadline: float, what: str) -> T:
         def met_or_hopeless() -> T | None:

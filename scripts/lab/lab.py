@@ -161,12 +161,17 @@ class Lab:
 
 
 def wait_connected(daemons: Sequence[Daemon]) -> None:
-    """Return when each is ready and knows the subnets of all others.  Raises as Daemon.wait_for_log does."""
+    """Return when each is ready, knows the subnets of all others, and uses its datapath.
+
+    Raises as Daemon.wait_for_log does.
+    """
     for daemon in daemons:
         daemon.wait_ready()
     subnets = {daemon: daemon.host.subnet() for daemon in daemons}
     for daemon, other in itertools.permutations(daemons, 2):
         daemon.wait_for_peer(subnets[other])
+    for daemon in daemons:
+        daemon.wait_for_datapath()
 
 
 def lab_exists(prefix: str) -> bool:

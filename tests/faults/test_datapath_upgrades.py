@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 from lab import Lab, wait_for
-from support.datapaths import FLAGS, KERNEL, announces, containers, pings, start, state
+from support.datapaths import (
+    FLAGS,
+    KERNEL,
+    announces,
+    by_kernel,
+    containers,
+    pings,
+    start,
+    state,
+    wait_until_it_sends,
+)
 from support.earlier import LAST_WITHOUT_KERNEL, unpack
 from support.overlay import OUTER_PORT, Capture, Stream, unbroken_stream
 from support.pcap import ETHERNET, moments
@@ -37,7 +47,11 @@ def test_a_daemon_that_is_away_within_its_lease_loses_no_packet(pair: Lab, secon
     one, other = containers(pair)
     assert pings(one, other) == 3  # the hosts know each other's MAC
     count = round((seconds + 3) / PING_PAUSE)
-    with unbroken_stream(one, other, RATE) as stream, unbroken_stream(other, one, RATE) as back:
+    with (
+        unbroken_stream(one, other, RATE) as stream,
+        unbroken_stream(other, one, RATE) as back,
+        by_kernel(*pair.hosts),
+    ):
         ping = one.popen("ping", "-nq", f"-c{count}", f"-i{PING_PAUSE}", "-W1", str(other.address))
         daemons[0].kill()
         gone = time.monotonic()
@@ -89,8 +103,9 @@ def test_a_peer_is_upgraded_and_downgraded_under_tcp(pair: Lab, old: Mapping[str
         assert old_daemon.stop() == 0
         new_daemon = second.start_daemon(*KERNEL)
         new_daemon.wait_ready()
-        wait_for(lambda: announces(second), 10, "the lease with the kernel")
-        flow(stream, back)
+        wait_until_it_sends(new_daemon, second)
+        with by_kernel(first, second):
+            flow(stream, back)
         if end == "stop":
             assert new_daemon.stop() == 0
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from support.datapaths import KERNEL, POLICY, RULES, announces, containers, ping
 from support.overlay import OUTER_PORT, Capture
 from support.pcap import ETHERNET, moments
 
-from flannelpy.backend.udp.datapath import KernelDatapath, KernelMode
+from flannelpy.backend.udp.datapath import KernelDatapath
+from flannelpy.backend.udp.kernel_mode import KernelMode
 from flannelpy.backend.udp.tun_keeper import TunKeeper
 from flannelpy.datapath.fast_path import golden
 from flannelpy.datapath.fast_path.parts import Constants
@@ -73,6 +75,10 @@ class Reservation:
     def announce(self, *, in_kernel: bool) -> None:
         """Do nothing."""
 
+    async def announced(self) -> float:
+        """Return that the lease has announced the kernel for ever."""
+        return math.inf
+
 
 def test_a_policy_stops_the_outgoing_program_while_the_filters_are_being_repaired() -> None:
     async def scenario(tun: Tun) -> None:
@@ -101,7 +107,9 @@ def test_a_policy_stops_the_outgoing_program_while_the_filters_are_being_repaire
                 while what():  # noqa: ASYNC110  nothing tells
                     await asyncio.sleep(0.001)
 
-        assert sends()
+        async with asyncio.timeout(5):
+            while not sends():  # noqa: ASYNC110  nothing tells
+                await asyncio.sleep(0.001)
         async with cast("Any", kernel)._busy:  # as a repair has it
             shell(POLICY)
             await stopped(sends, AT_ONCE)

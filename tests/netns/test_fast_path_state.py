@@ -17,7 +17,8 @@ from support.bpf_programs import (
 from support.fast_path_host import ARRIVING, STATE, namespace, own_links, results, run, tun
 from support.packets import PORT
 
-from flannelpy.backend.udp.fast_path import FastPath, remove_left
+from flannelpy.backend.left_programs import remove_left_programs
+from flannelpy.backend.udp.fast_path import FastPath
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
 
@@ -163,6 +164,28 @@ def test_repair(tun: str, command: str) -> None:
     run(scenario)
 
 
+#: What makes a repair impossible, and why it fails.
+OBSTRUCTIONS = {
+    "tc qdisc del dev eth1 clsact; tc qdisc add dev eth1 ingress_block 7 clsact": "cannot attach a BPF program to eth1",
+    "ip link del flannel0-gro; ip link add flannel0-rx type bridge": "cannot make the veth pair flannel0-gro",
+}
+
+
+@pytest.mark.parametrize("command", OBSTRUCTIONS)
+def test_a_repair_that_fails_raises_an_error_and_leaves_what_can_be_closed(tun: str, command: str) -> None:
+    async def scenario(netlink: Netlink) -> None:
+        fast_path = FastPath(config(tun))
+        await attached(fast_path, netlink)
+        shell(command)
+        with pytest.raises(HostError, match=OBSTRUCTIONS[command]):
+            await fast_path.repair(netlink)
+        assert await fast_path.flaws(netlink)
+        await fast_path.close(netlink)
+        assert own_links() == []
+
+    run(scenario)
+
+
 def test_a_renamed_interface_loses_filter_and_qdisc(tun: str) -> None:
     async def scenario(netlink: Netlink) -> None:
         fast_path = FastPath(config(tun))
@@ -244,8 +267,8 @@ def test_what_a_dead_process_left_can_be_removed(tun: str) -> None:
         fast_path = FastPath(config(tun))
         await attached(fast_path, netlink)
         fast_path.release()
-        assert await remove_left(netlink, f"{ALIAS} other") == []
-        assert sorted(await remove_left(netlink, ALIAS)) == [
+        assert await remove_left_programs(netlink, f"{ALIAS} other") == []
+        assert sorted(await remove_left_programs(netlink, ALIAS)) == [
             "BPF program at eth1",
             "BPF program at flannel0",
             "BPF program at flannel0-rx",
@@ -254,7 +277,7 @@ def test_what_a_dead_process_left_can_be_removed(tun: str) -> None:
         ]
         assert shell(STATE) == before
         assert own_links() == []
-        assert await remove_left(netlink, ALIAS) == []
+        assert await remove_left_programs(netlink, ALIAS) == []
 
     run(scenario)
 

@@ -20,6 +20,7 @@ from support.datapaths import (
     POLICY,
     RULES,
     announces,
+    by_kernel,
     containers,
     index_of,
     pings,
@@ -27,6 +28,7 @@ from support.datapaths import (
     start,
     state,
     status,
+    wait_until_it_sends,
 )
 from support.overlay import Capture, transfer, unbroken_stream
 
@@ -55,9 +57,10 @@ def test_three_hosts_reach_each_other_in_the_kernel(make_lab: Callable[..., Lab]
     inside = containers(lab)
     for host in lab.hosts:
         assert status(host) == {"datapath": "kernel", "cause": ""}
-    for source, sink in permutations(inside, 2):
-        transfer(source, sink, str(sink.address), 4 * MIB)
-        assert pings(source, sink) == 3
+    with by_kernel(*lab.hosts):
+        for source, sink in permutations(inside, 2):
+            transfer(source, sink, str(sink.address), 4 * MIB)
+            assert pings(source, sink) == 3
     for daemon in daemons:  # without a process, only the kernel is left
         daemon.kill()
     for source, sink in permutations(inside, 2):
@@ -101,6 +104,9 @@ def test_a_peer_changes_its_datapath_under_tcp(pair: Lab) -> None:
             stream.wait_for_more()
             wait_for(lambda flags=flags: announces(pair.hosts[1]) is (flags == KERNEL), 10, "the lease")  # type: ignore[misc]
             stream.wait_for_more()
+        wait_until_it_sends(daemon, pair.hosts[1])
+        with by_kernel(*pair.hosts):
+            stream.wait_for_more()
 
 
 def test_counters_have_the_packets_of_the_kernel(pair: Lab) -> None:
@@ -126,7 +132,7 @@ def test_a_killed_daemon_loses_no_packet_and_the_next_one_adopts_its_device(pair
     assert pings(one, other) == 3  # the hosts know each other's MAC
     host = pair.hosts[0]
     before, index = programs(host), index_of(host, "flannel0")
-    with unbroken_stream(one, other, 2_000_000) as stream:
+    with unbroken_stream(one, other, 2_000_000) as stream, by_kernel(*pair.hosts):
         ping = one.popen("ping", "-nq", f"-c{PINGS}", f"-i{PING_PAUSE}", "-W1", str(other.address))
         stream.wait_for_more()
         daemons[0].kill()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 
 from lab import Container, Daemon, Host, Lab, wait_for
@@ -19,6 +20,8 @@ AUTO = (*FLAGS, "-datapath=auto")
 LOOP = (*FLAGS, "-datapath=loop")
 #: What a device does with super-packets of the loop and of the fast path.
 SEGMENTATION = ("tso", "gso", "tx-udp-segmentation", "tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
+# Until a host knows the MAC of its peer, the loop sends.
+_FEW_PACKETS = 50
 #: Adds an XFRM policy that blocks the datagrams which the loop sends.
 POLICY = "ip xfrm policy add src 172.17.8.0/24 dst 172.17.8.0/24 proto udp dport 8285 dir out action block"
 #: Rules that stop the datagrams of a loop: the commands that add and remove each.
@@ -40,11 +43,34 @@ def start(lab: Lab, *flags: tuple[str, ...]) -> list[Daemon]:
     """Start a daemon with its flags on each host, and return when the hosts know each other and their datapaths."""
     daemons = [host.start_daemon(*each) for host, each in zip(lab.hosts, flags, strict=True)]
     wait_connected(daemons)
-    for host, each in zip(lab.hosts, flags, strict=True):
+    for host, daemon, each in zip(lab.hosts, daemons, flags, strict=True):
         if each != LOOP:
-            wait_for(lambda host=host: announces(host), 10, f"the lease of {host.name}")  # type: ignore[misc]
-    time.sleep(0.5)  # until the peers have read the leases
+            wait_until_it_sends(daemon, host)
     return daemons
+
+
+def wait_until_it_sends(daemon: Daemon, host: Host) -> None:
+    """Wait until the lease announces the kernel, and the outgoing program has begun: peers have read the lease then."""
+    wait_for(lambda: announces(host), 10, f"the lease of {host.name}")
+    wait_for(lambda: "Datapath kernel: " in daemon.log(), 20, f"the outgoing program of {host.name}")
+
+
+@contextmanager
+def by_kernel(*hosts: Host) -> Iterator[None]:
+    """Assert that the programs of these hosts carry what is sent until the block ends, and the loops hardly a packet.
+
+    More packets than ``_FEW_PACKETS`` must be sent, and the hosts must keep their devices.
+    """
+    before = [packets_of_loop(host) for host in hosts]
+    yield
+    passed = [packets_of_loop(host) - was for host, was in zip(hosts, before, strict=True)]
+    assert max(passed) < _FEW_PACKETS, f"packets that passed the loops: {passed}"
+
+
+def packets_of_loop(host: Host) -> int:
+    """Return how many packets the loop has got from the device, and has given to it."""
+    counters = ("cat", *(f"/sys/class/net/flannel0/statistics/{way}_packets" for way in ("tx", "rx")))
+    return sum(map(int, host.run(*counters).stdout.split()))
 
 
 def announces(host: Host) -> bool:

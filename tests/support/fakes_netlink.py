@@ -85,6 +85,9 @@ class FakeNetlink(Netlink):
     async def addresses(self) -> list[Address]:
         return self.own_addresses
 
+    async def filtering_links(self) -> set[int]:
+        return set()
+
     def name_of(self, link_index: int) -> str:
         return {link.index: link.name for link in self.there.values()}.get(link_index, f"if{link_index}")
 

@@ -66,6 +66,10 @@ class World:
     def pid(self, unit: str = "flannelpy") -> int:
         return int(self.machine.show(unit, "MainPID"))
 
+    def log_of_daemon(self) -> str:
+        """Return what the daemon that runs has logged."""
+        return self.machine.run("journalctl", "--no-pager", f"_PID={self.pid()}").stdout
+
     def restart_docker(self) -> None:
         """Restart Docker, also if it was started more often than systemd allows in a minute."""
         self.machine.systemctl("reset-failed", "docker")
@@ -384,7 +388,8 @@ def in_kernel(world: World) -> Iterator[None]:
     other.daemons[-1].stop()
     other.start_daemon("-iface=eth1", "-datapath=kernel").wait_ready()
     try:
-        wait_for(lambda: "Datapath" in str(world.lab.leases()), 10, "the leases")
+        wait_for(lambda: "Datapath kernel: " in world.log_of_daemon(), 30, "the kernel of the booted host", pause=0.2)
+        other.daemons[-1].wait_for_datapath()
         world.wait_for_answers()
         yield
     finally:

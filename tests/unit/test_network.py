@@ -77,6 +77,9 @@ class FakeNetlink(Netlink):
     async def links(self) -> list[Link]:
         return [Link(2, "eth1", 1500)]
 
+    async def filtering_links(self) -> set[int]:
+        return set()
+
     async def link(self, name: str) -> Link | None:
         return next((link for link in await self.links() if link.name == name), None)
 
@@ -94,6 +97,10 @@ class FakeNetlink(Netlink):
 
     async def unmarked_prohibit_rules(self) -> list[ProhibitRule]:
         return []
+
+
+async def no_left_programs(*_: object) -> None:
+    """Replaces ``guard_left_programs``: an earlier process has left none."""
 
 
 class FakeUnderlay(Underlay):
@@ -246,6 +253,7 @@ class World:
         monkeypatch.setattr(self.host.firewall, "masquerade", masquerade)
         monkeypatch.setattr(network, "withdraw", withdraw)
         monkeypatch.setattr(network, "unmarked_leftovers", unmarked_leftovers)
+        monkeypatch.setattr(network, "guard_left_programs", no_left_programs)
         monkeypatch.setattr(network, "Netlink", FakeNetlink)
         monkeypatch.setattr(service, "Netlink", FakeNetlink)
         monkeypatch.setattr(network, "Underlay", FakeUnderlay)

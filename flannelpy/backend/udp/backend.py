@@ -44,7 +44,8 @@ from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 from flannelpy.tasks import run_together
 
 if TYPE_CHECKING:
-    from flannelpy.backend.udp.datapath import KernelDatapath, KernelMode
+    from flannelpy.backend.udp.datapath import KernelDatapath
+    from flannelpy.backend.udp.kernel_mode import KernelMode
     from flannelpy.linux.tun import Tun
 
 log = logging.getLogger(__name__)

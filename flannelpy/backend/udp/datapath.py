@@ -3,9 +3,10 @@
 This module is imported only with -datapath=auto or kernel.  The loop always runs: it carries what the programs leave
 to it.  The kernel is used while ``Guard`` finds nothing that the programs would bypass.
 
-Switching to the kernel: the programs are attached, then our lease announces them, and peers use theirs for us.
+Switching to the kernel: the programs are attached, and our lease announces them.  The outgoing program begins some
+seconds after the lease is written, when peers have read it, so that they expect what it sends.
 Switching back: the outgoing program stops at once and is detached, our lease no longer announces the kernel, and the
-incoming program is detached some seconds later, when peers have read the lease.
+incoming program is detached some seconds after the lease is written.
 Counterpart: none; the original has its proxy alone.
 """
 
@@ -13,12 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Network
-from typing import NamedTuple, Never, Protocol
+from typing import Never
 
-from flannelpy.backend.udp.fast_path import FastPath, FastPathConfig, remove_left
-from flannelpy.backend.udp.tun_keeper import TunKeeper
+from flannelpy.backend.attachment import Attachment
+from flannelpy.backend.left_programs import remove_left_programs
+from flannelpy.backend.udp.fast_path import FastPath, FastPathConfig
+from flannelpy.backend.udp.gro_pair import GroPair
+from flannelpy.backend.udp.kernel_mode import KernelMode
 from flannelpy.chunks import in_chunks
 from flannelpy.datapath.routes import Totals
 from flannelpy.errors import HostError
@@ -27,13 +31,14 @@ from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import Tun
 from flannelpy.netfilter.address_ranges import AddressRanges
 from flannelpy.netfilter.bypassed import OuterDatagrams
+from flannelpy.rtnetlink.filters import Hook
 from flannelpy.subnet.lease import LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 from flannelpy.tasks import run_together
 
 log = logging.getLogger(__name__)
 
-#: Within this time, peers that reach etcd have read that our kernel no longer takes their datagrams.
+#: Within this time after our lease is written, peers that reach etcd have read it.
 LEASE_SECONDS = 5.0
 #: After a switch back, the kernel is not used again before this time is over.
 PAUSE_SECONDS = 30.0
@@ -41,54 +46,6 @@ PAUSE_SECONDS = 30.0
 # is then at least this far away, and moved on each second.
 _LEAST_SECONDS = 3.0
 _EXTEND_SECONDS = 1.0
-
-
-class OwnLease(Protocol):
-    """The lease of this host."""
-
-    def seconds_left(self) -> float | None:
-        """Return the seconds until the lease expires if no renewal succeeds; None for a reservation."""
-
-    def announce(self, *, in_kernel: bool) -> None:
-        """Tell peers by the lease, as soon as the store answers, whether our kernel takes their datagrams."""
-
-
-class Guard(Protocol):
-    """Finds out what the programs would bypass; ``host/bypass_guard.py`` has it."""
-
-    def reason(self) -> str | None:
-        """Return what forbids the kernel; None while nothing does."""
-
-    async def check(self) -> str | None:
-        """Search now, and return ``reason()``."""
-
-    async def run(self) -> Never:
-        """Search again and again, until cancelled."""
-
-    async def wait_change(self) -> None:
-        """Wait until ``reason()`` differs from what it was at the call."""
-
-    def peers_changed(self) -> None:
-        """Search again soon, because the public IPs of the peers have changed."""
-
-    def close(self) -> None:
-        """Close what the guard has open."""
-
-
-#: Makes the guard of these datagrams; the function returns the public IPs of the peers.
-CreateGuard = Callable[[OuterDatagrams, Callable[[], AddressRanges | None]], Guard]
-
-
-class KernelMode(NamedTuple):
-    """What -datapath=auto and kernel need of the rest of flannelpy.
-
-    ``is_required``: a host that cannot use the kernel does not start.
-    """
-
-    is_required: bool
-    own_lease: OwnLease
-    create_guard: CreateGuard
-    keeper: TunKeeper
 
 
 class KernelDatapath:
@@ -108,6 +65,9 @@ class KernelDatapath:
         self._fast_path: FastPath | None = None
         self._is_possible = True  # as far as the kernel was asked
         self._busy = asyncio.Lock()  # held while filters change
+        self._do_peers_know = False  # that our datagrams come from a kernel
+        self._forbidden = asyncio.Event()  # set once something ends the use of the kernel
+        self._reason = ""  # what that is
         self._former: dict[IPv4Network, Totals] = {}  # what closed fast paths have carried, of each peer
         self._removed = Totals()  # the same of peers that were removed
         self.is_used = False
@@ -118,18 +78,18 @@ class KernelDatapath:
     # The life of a network
 
     async def open(self, netlink: Netlink) -> None:
-        """Load the programs if nothing forbids it; otherwise remove those of an earlier process.
+        """Load the programs if nothing forbids it, and attach them; otherwise remove those of an earlier process.
 
         Raises HostError if the kernel is required and cannot be used.
         """
-        self.loop_cause = await self._guard.check() or await self._load(netlink)
+        self.loop_cause = await self._guard.check() or await self._load(netlink) or await self._try(netlink)
         if not self.loop_cause:
             self._mode.keeper.keep(self._tun)
             return
         self._is_decided.set()
         self._mode.own_lease.announce(in_kernel=False)
         self._mode.keeper.release(self._tun)
-        await remove_left(netlink, self._config.alias)
+        await remove_left_programs(netlink, self._config.alias)
         if self._mode.is_required:
             raise HostError(f"cannot carry packets in the kernel (-datapath=kernel): {self.loop_cause}")
         log.warning("Datapath loop: %s", self.loop_cause)
@@ -212,11 +172,18 @@ class KernelDatapath:
         """Stop the outgoing program at once when the guard forbids it; what else that takes may wait."""
         while True:
             self._allow_sending()
+            if reason := self._guard.reason():
+                self._forbid(reason)
             await self._guard.wait_change()
 
     def _allow_sending(self) -> None:
         if self._fast_path:
-            self._fast_path.allow_sending(is_allowed=not self._guard.reason())
+            self._fast_path.allow_sending(is_allowed=self._do_peers_know and not self._guard.reason())
+
+    def _forbid(self, reason: str) -> None:
+        """End the use of the kernel, for the first of several reasons."""
+        self._reason = self._reason or reason
+        self._forbidden.set()
 
     async def _follow_guard(self) -> None:
         """Use the kernel while the guard has no reason against it; return if the kernel rejects the programs."""
@@ -224,12 +191,17 @@ class KernelDatapath:
         while True:
             while self._guard.reason():
                 await self._guard.wait_change()
+            self._reason = ""
+            self._forbidden.clear()
             async with Netlink() as netlink:
                 if not await self._use_kernel(netlink):
                     return
-            while not self._guard.reason():
-                await self._guard.wait_change()
-            await self._use_loop(self._guard.reason() or "")
+            sending = asyncio.create_task(self._begin_sending())
+            try:
+                await self._forbidden.wait()
+            finally:
+                sending.cancel()
+            await self._use_loop(self._reason)
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _use_kernel(self, netlink: Netlink) -> bool:
@@ -243,12 +215,27 @@ class KernelDatapath:
             return False
         self.is_used, self.loop_cause = True, ""
         self._mode.own_lease.announce(in_kernel=True)
-        log.info("Datapath kernel: eBPF programs carry packets to and from peers whose leases announce them too")
         return True
+
+    async def _begin_sending(self) -> None:
+        """Have the outgoing program send once peers have read that our datagrams come from a kernel."""
+        await self._peers_have_read()
+        self._do_peers_know = True
+        try:
+            self._allow_sending()
+        except HostError as error:
+            self._forbid(str(error))
+            return
+        log.info("Datapath kernel: eBPF programs carry packets to and from peers whose leases announce them too")
+
+    async def _peers_have_read(self) -> None:
+        """Wait until our lease is written as announced, and peers that reach etcd have read it."""
+        await asyncio.sleep(max(LEASE_SECONDS - await self._mode.own_lease.announced(), 0))
 
     async def _load(self, netlink: Netlink) -> str:
         """Load the programs, unless they are loaded; return why the kernel rejects them, or an empty string."""
         if self._fast_path is None:
+            self._config = self._config._replace(device=self._tun.name)
             fast_path = FastPath(self._config)
             try:
                 await fast_path.open(netlink)
@@ -262,35 +249,73 @@ class KernelDatapath:
                     self._set(subnet)
         return ""
 
+    async def _try(self, netlink: Netlink) -> str:
+        """Attach the programs, which carry nothing before ``extend``; return why the kernel rejects them, or nothing.
+
+        If those of an earlier process are there, they are at work, and show that it is possible.
+        """
+        assert self._fast_path
+        if await self._are_attached(netlink):
+            return ""
+        try:
+            await self._fast_path.attach(netlink)
+        except HostError as error:
+            self._is_possible = False
+            await self._unload(netlink)
+            return str(error)
+        return ""
+
+    async def _are_attached(self, netlink: Netlink) -> bool:
+        """Return whether both programs are in their places, those of an earlier process or ours."""
+        for interface, hook in ((self._config.device, Hook.EGRESS), (self._config.external, Hook.INGRESS)):
+            if not await Attachment(interface, hook, self._config.alias).attached_program(netlink):
+                return False
+        return True
+
     async def _attach(self, netlink: Netlink) -> str:
         assert self._fast_path
         try:
             self._fast_path.extend(self._deadline())
             await self._fast_path.attach(netlink)
+            await remove_left_programs(netlink, self._config.alias, self._interfaces())
             self._mode.keeper.keep(self._tun)
         except HostError as error:
             return str(error)
         return ""
 
+    def _interfaces(self) -> set[str]:
+        """Return the names of the interfaces that have programs."""
+        pair = GroPair(self._config.device, self._config.alias)
+        return {self._config.device, self._config.external, pair.sending, pair.receiving}
+
     async def _use_loop(self, reason: str) -> None:
-        """Have the loop send at once, tell peers, and take their datagrams in the kernel for a few more seconds."""
-        assert self._fast_path
-        self.is_used = False
-        async with Netlink() as netlink:
-            async with self._busy:
-                try:
-                    await self._fast_path.close_outgoing(netlink)
-                except HostError:
-                    self._fast_path.extend(0)
-                    raise
-            self._log_loop(reason)
-            await asyncio.sleep(LEASE_SECONDS)
+        """Have the loop send at once, and take datagrams in the kernel until peers have read our lease.
+
+        While etcd does not answer, that lasts at most until the end of our lease, because the deadline is not moved on.
+        """
+        self.is_used = self._do_peers_know = False
+        async with self._busy, Netlink() as netlink:
+            await self._close_outgoing(netlink)
+        self._log_loop(reason)
+        await self._peers_have_read()
+        async with self._busy, Netlink() as netlink:
             await self._unload(netlink)
+
+    async def _close_outgoing(self, netlink: Netlink) -> None:
+        if self._fast_path is None:
+            return
+        try:
+            await self._fast_path.close_outgoing(netlink)
+        except HostError:
+            self._fast_path.extend(0)
+            raise
 
     def _log_loop(self, cause: str) -> None:
         """Log and announce that the loop carries all packets from now on."""
-        self.loop_cause = cause
         self._mode.own_lease.announce(in_kernel=False)
+        if cause == self.loop_cause:
+            return  # tried again in vain
+        self.loop_cause = cause
         level = logging.ERROR if self._mode.is_required else logging.WARNING
         log.log(level, "Datapath switched from kernel to loop: %s", cause)
 
@@ -321,27 +346,38 @@ class KernelDatapath:
         return float("inf") if seconds is None else BootClock().now() + max(seconds, _LEAST_SECONDS)
 
     async def repair(self, netlink: Netlink, tun: Tun) -> list[str]:
-        """Restore what other programs changed; return phrases for the log.  ``tun``: the device, maybe another one.
+        """Restore what other programs changed, or use the loop if that fails; return phrases for the log.
 
-        Raises HostError.
+        ``tun``: the device, maybe another one.  Raises HostError.
         """
         async with self._busy:
-            recreated, self._tun = tun is not self._tun, tun
-            if not self._fast_path or not self.is_used:
+            former, self._tun = self._tun, tun
+            if not self._fast_path:
                 return []
-            if recreated:
-                self._mode.keeper.keep(tun)
-            if tun.name != self._config.device:
-                await self._move(netlink)
+            if tun is not former:
+                self._mode.keeper.replace(former, tun)
+            if not self.is_used:
                 return []
-            flaws = await self._fast_path.flaws(netlink)
-            if flaws:
-                await self._fast_path.repair(netlink)
-            return [] if recreated else flaws  # those of a recreated device follow from its own
+            try:
+                flaws = await self._restore(netlink)
+            except HostError as error:
+                self._forbid(str(error))
+                return []
+            return [] if tun is not former else flaws  # those of a recreated device follow from its own
+
+    async def _restore(self, netlink: Netlink) -> list[str]:
+        """Restore the programs; return what was wrong.  Raises HostError."""
+        assert self._fast_path
+        if self._tun.name != self._config.device:
+            await self._move(netlink)
+            return []
+        flaws = await self._fast_path.flaws(netlink)
+        if flaws:
+            await self._fast_path.repair(netlink)
+        return flaws
 
     async def _move(self, netlink: Netlink) -> None:
         """Load and attach the programs for a device of another name.  Raises HostError."""
-        self._config = self._config._replace(device=self._tun.name)
         await self._unload(netlink)
         if cause := await self._load(netlink) or await self._attach(netlink):
             raise HostError(cause)

@@ -5,6 +5,8 @@ Counterpart: the device half of backend/udp/udp.go, which never checks it again.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from flannelpy.backend.device_config import DeviceConfig
 from flannelpy.backend.leftovers import log_routes_removed_with
 from flannelpy.errors import HostError
@@ -56,7 +58,9 @@ class Device:
         """Open another device in place of one that was removed or can no longer be used.  Raises HostError."""
         if link := await netlink.link(self.tun.name):
             await log_routes_removed_with(netlink, link, [self._device_config.network])
-            await netlink.remove_link(link)  # one that something keeps outlives the next line
+            await netlink.remove_link(link)  # one that something keeps outlives the next lines
+        with suppress(HostError):  # of a device that was removed
+            self.tun.persist(on=False)  # one that was renamed, or moved to another namespace
         self.tun.close()
         self.tun = Tun()
         self.tun.offload(tso=self._offload[0], uso=self._offload[1])

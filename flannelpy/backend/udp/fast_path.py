@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import NamedTuple
 
-from flannelpy.backend.udp.attachment import Attachment, detach_from
+from flannelpy.backend.attachment import Attachment
 from flannelpy.backend.udp.fast_path_peers import Peers
 from flannelpy.backend.udp.gro_pair import GroPair
 from flannelpy.bpf.assembler import Program
@@ -309,20 +309,3 @@ def _default_ttl() -> int:
         return int(_TTL_FILE.read_text())
     except (OSError, ValueError):
         return _DEFAULT_TTL
-
-
-async def remove_left(netlink: Netlink, alias: str) -> list[str]:
-    """Remove the filters and the GRO pair that a dead process with this ``alias`` left; return their names for the log.
-
-    Raises HostError.
-    """
-    filtering, links = await netlink.filtering_links(), await netlink.links()
-    removed = [
-        f"BPF program at {link.name}"
-        for link in links
-        if link.index in filtering and await detach_from(netlink, link, alias)
-    ]
-    pair = [link for link in links if link.kind == "veth" and link.alias == alias]
-    for link in pair:
-        await netlink.remove_link(link)
-    return removed + [link.name for link in pair]

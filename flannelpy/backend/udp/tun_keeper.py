@@ -50,6 +50,11 @@ class TunKeeper:
         if self._store.is_available:
             self._store.keep(tun.name, tun.fd)
 
+    def replace(self, former: Tun, tun: Tun) -> None:
+        """Have ``tun`` outlive this process instead of ``former``, which is closed.  Raises HostError."""
+        self._store.forget(former.name)
+        self.keep(tun)
+
     def release(self, tun: Tun) -> None:
         """Have ``tun`` end when it is closed.  Raises HostError."""
         self._store.forget(tun.name)

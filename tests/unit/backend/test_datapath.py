@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Never, cast
 
@@ -14,8 +14,9 @@ from support.fakes_clock import run as run_in_virtual_time
 from support.fakes_netlink import FakeNetlink
 
 from flannelpy.backend.udp import datapath
-from flannelpy.backend.udp.datapath import LEASE_SECONDS, PAUSE_SECONDS, KernelDatapath, KernelMode
+from flannelpy.backend.udp.datapath import LEASE_SECONDS, PAUSE_SECONDS, KernelDatapath
 from flannelpy.backend.udp.fast_path import FastPathConfig
+from flannelpy.backend.udp.kernel_mode import KernelMode
 from flannelpy.datapath.routes import Totals
 from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.errors import HostError
@@ -62,7 +63,7 @@ class FakeFastPath:
         self.world.tell("open")
 
     async def attach(self, netlink: object) -> None:
-        assert self.deadline
+        assert bool(self.deadline) is bool(self.peers)
         self.world.tell(f"attach {len(self.peers)}")
 
     async def close_outgoing(self, netlink: object) -> None:
@@ -115,13 +116,16 @@ class World:
         self.during: dict[str, Callable[[], None]] = {}
         self.blocked: str | None = None
         self.left: float | None = 3600.0
+        self.has_store = asyncio.Event()  # the store answers
+        self.has_store.set()
+        self.written_at: float | None = -math.inf
         self.changed = asyncio.Event()
         self.survives_stop = survives_stop
         self.peers: Callable[[], AddressRanges | None] = lambda: None
         self.fast_paths: list[FakeFastPath] = []
         monkeypatch.setattr(datapath, "FastPath", self._fast_path)
         monkeypatch.setattr(datapath, "Netlink", FakeNetlink)
-        monkeypatch.setattr(datapath, "remove_left", self._remove_left)
+        monkeypatch.setattr(datapath, "remove_left_programs", self._remove_left)
         mode = KernelMode(is_required, self, self._guard, cast("Any", self))
         self.tun = FakeTun()
         self.kernel = KernelDatapath(mode, CONFIG, cast("Any", self.tun))
@@ -140,9 +144,9 @@ class World:
         self.fast_paths.append(FakeFastPath(self, config))
         return self.fast_path
 
-    async def _remove_left(self, netlink: object, alias: str) -> list[str]:
+    async def _remove_left(self, netlink: object, alias: str, keep: Container[str] = ()) -> list[str]:
         assert alias == CONFIG.alias
-        self.tell("remove left")
+        self.tell("remove elsewhere" if "eth1" in keep else "remove left")
         return []
 
     def _guard(self, datagrams: object, peers: Callable[[], AddressRanges | None]) -> World:
@@ -156,6 +160,14 @@ class World:
 
     def announce(self, *, in_kernel: bool) -> None:
         self.tell(f"announce {in_kernel}")
+        self.written_at = None
+
+    async def announced(self) -> float:
+        await self.has_store.wait()
+        now = asyncio.get_running_loop().time()
+        if self.written_at is None:
+            self.written_at = now
+        return now - self.written_at
 
     # Guard
 
@@ -188,6 +200,9 @@ class World:
     def keep(self, tun: FakeTun) -> None:
         self.tell(f"keep {tun.name}")
 
+    def replace(self, former: FakeTun, tun: FakeTun) -> None:
+        self.tell(f"keep {tun.name} instead of {former.name}")
+
     def release(self, tun: FakeTun) -> None:
         self.tell(f"let go {tun.name}")
 
@@ -206,16 +221,17 @@ def play(
 
 
 async def running(world: World) -> asyncio.Task[None]:
-    """Open the datapath with one peer, and return its task once the datapath is settled."""
+    """Open the datapath with one peer, and return its task once peers have had the time to read the lease."""
     await world.kernel.open(cast("Any", FakeNetlink()))
     task = asyncio.create_task(world.kernel.run())
     world.kernel.apply([added()])
     await world.kernel.settled()
-    await asyncio.sleep(0)
+    await asyncio.sleep(LEASE_SECONDS + 1)
     return task
 
 
-USED = ["open", "keep flannel0", "attach 1", "keep flannel0", "announce True"]
+STARTED = ["open", "attach 0", "keep flannel0"]
+USED = [*STARTED, "attach 1", "remove elsewhere", "keep flannel0", "announce True"]
 
 
 def test_the_lease_announces_the_kernel_after_the_programs_are_attached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +273,7 @@ def test_switching_back_and_forth(
         world.story.clear()
         world.block(None)
         await asyncio.sleep(PAUSE_SECONDS + 1)
-        assert world.story == ["open", "attach 1", "keep flannel0", "announce True"]
+        assert world.story == ["open", "attach 1", "remove elsewhere", "keep flannel0", "announce True"]
         assert (world.kernel.is_used, world.kernel.loop_cause) == (True, "")
         world.fast_path.carried = 2
         assert world.kernel.carried(SUBNET).packets_out == 7
@@ -286,7 +302,7 @@ def test_the_outgoing_program_stops_at_once_while_filters_are_repaired(monkeypat
         await asyncio.sleep(0.01)
         assert world.story == ["close outgoing", "announce False"]
         world.block(None)
-        await asyncio.sleep(LEASE_SECONDS + PAUSE_SECONDS + 1)
+        await asyncio.sleep(2 * LEASE_SECONDS + PAUSE_SECONDS + 1)
         assert (world.kernel.is_used, world.fast_path.may_send) == (True, True)
 
     play(monkeypatch, scenario)
@@ -301,7 +317,7 @@ def test_what_forbids_the_kernel_while_programs_load_stops_the_outgoing_one_befo
         world.during["open"] = lambda: world.block("a policy")
         world.block(None)
         await asyncio.sleep(0.01)
-        assert world.story[3:6] == ["open", "attach 1", "keep flannel0"]
+        assert world.story[3:7] == ["open", "attach 1", "remove elsewhere", "keep flannel0"]
         assert world.story[-2:] == ["close outgoing", "announce False"]
         assert not world.fast_path.may_send
 
@@ -318,7 +334,7 @@ def test_what_forbids_the_kernel_at_the_start_removes_what_an_earlier_process_le
         assert world.kernel.loop_cause == "a rule"
         world.block(None)
         await asyncio.sleep(1)
-        assert world.story[3:] == ["open", "attach 1", "keep flannel0", "announce True"]
+        assert world.story[3:] == ["open", "attach 1", "remove elsewhere", "keep flannel0", "announce True"]
         assert not task.done()
 
     play(monkeypatch, scenario)
@@ -333,6 +349,78 @@ def test_a_kernel_that_rejects_the_programs_is_not_asked_again(monkeypatch: pyte
         assert world.kernel.loop_cause == "Operation not permitted"
 
     play(monkeypatch, scenario)
+
+
+def test_the_outgoing_program_begins_when_peers_have_read_the_lease(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def scenario(world: World) -> None:
+        world.has_store.clear()
+        await running(world)
+        assert (world.kernel.is_used, world.fast_path.may_send) == (True, False)
+        world.has_store.set()
+        await asyncio.sleep(LEASE_SECONDS - 0.5)
+        assert not world.fast_path.may_send
+        assert not caplog.messages
+        await asyncio.sleep(1)
+        assert world.fast_path.may_send
+
+    play(monkeypatch, scenario)
+    assert [message.partition(":")[0] for message in caplog.messages] == ["Datapath kernel"]
+
+
+def test_the_incoming_program_stays_until_peers_have_read_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        await running(world)
+        world.story.clear()
+        world.has_store.clear()
+        world.block("a rule")
+        await asyncio.sleep(1)
+        deadline = world.fast_path.deadline
+        await asyncio.sleep(1000)
+        assert world.story == ["close outgoing", "announce False"]
+        assert world.fast_path.deadline == deadline
+        assert await world.kernel.repair(cast("Any", FakeNetlink()), cast("Any", world.tun)) == []
+        world.has_store.set()
+        await asyncio.sleep(LEASE_SECONDS - 0.5)
+        assert len(world.story) == 2
+        await asyncio.sleep(1)
+        assert world.story[2:] == ["close", "let go flannel0"]
+
+    play(monkeypatch, scenario)
+
+
+def test_programs_that_cannot_be_restored_give_way_to_the_loop(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        task = await running(world)
+        world.story.clear()
+        world.fast_path.found = ["eth1 lost the incoming program"]
+        world.fails["repair"] = world.fails["attach"] = "cannot attach"
+        assert await world.kernel.repair(cast("Any", FakeNetlink()), cast("Any", world.tun)) == []
+        await asyncio.sleep(1)
+        assert world.story == ["repair", "close outgoing", "announce False"]
+        assert (world.kernel.is_used, world.kernel.loop_cause) == (False, "cannot attach")
+        await asyncio.sleep(LEASE_SECONDS + PAUSE_SECONDS + 1)
+        assert world.kernel.loop_cause == "cannot attach"
+        task.cancel()
+
+    play(monkeypatch, scenario)
+    assert caplog.messages == ["Datapath switched from kernel to loop: cannot attach"]
+
+
+def test_a_required_kernel_that_does_not_attach_the_programs_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        world.fails["attach"] = "cannot attach"
+        with pytest.raises(HostError, match=r"\(-datapath=kernel\): cannot attach"):
+            await world.kernel.open(cast("Any", FakeNetlink()))
+        assert world.story[:4] == ["open", "attach 0", "close", "let go flannel0"]
+        assert world.story[4:] == ["announce False", "let go flannel0", "remove left"]
+
+    play(monkeypatch, scenario, is_required=True)
 
 
 @pytest.mark.parametrize("reason", ["a rule", None])
@@ -400,9 +488,33 @@ def test_repairs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert world.story == ["repair"]
         world.fast_path.found, another = [], cast("Any", FakeTun())
         assert await world.kernel.repair(netlink, another) == []
-        assert world.story[1:] == ["keep flannel0"]
+        assert world.story[1:] == ["keep flannel0 instead of flannel0"]
         await world.kernel.repair(netlink, cast("Any", FakeTun("flannel1")))
-        assert world.story[2:] == ["keep flannel1", "close", "let go flannel1", "open", "attach 1", "keep flannel1"]
+        assert world.story[2:] == [
+            "keep flannel1 instead of flannel0",
+            "close",
+            "let go flannel1",
+            "open",
+            "attach 1",
+            "remove elsewhere",
+            "keep flannel1",
+        ]
+        assert world.fast_path.config.device == "flannel1"
+        assert world.kernel.is_used
+
+    play(monkeypatch, scenario)
+
+
+def test_a_device_that_got_another_name_while_the_loop_carries_gets_the_programs_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(world: World) -> None:
+        await running(world)
+        world.block("a policy")
+        await asyncio.sleep(LEASE_SECONDS + 1)
+        assert await world.kernel.repair(cast("Any", FakeNetlink()), cast("Any", FakeTun("flannel1"))) == []
+        world.block(None)
+        await asyncio.sleep(PAUSE_SECONDS + 1)
         assert world.fast_path.config.device == "flannel1"
         assert world.kernel.is_used
 

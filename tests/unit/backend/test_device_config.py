@@ -57,6 +57,10 @@ class FakeTun:
     def accept_own_address(self) -> None:
         self.accepts_own_address = True
 
+    def persist(self, *, on: bool) -> None:
+        assert not on
+        assert self.is_open
+
     def close(self) -> None:
         self.is_open = False
         if self.name in self.machine.there:

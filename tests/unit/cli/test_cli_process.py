@@ -128,7 +128,7 @@ def test_what_is_loaded_when_it_is_needed() -> None:
     libraries = ["dns", "etcd", "pyroute2", "urllib3"]
     backends = [f"flannelpy.backend.{name}" for name in ("alloc", "host_gw", "kernel_entries", "udp", "vxlan")]
     stores = ["flannelpy.leasing.both_stores", "flannelpy.leasing.second_lease", "flannelpy.registry.bounded_http"]
-    rest = ["flannelpy.packet.group", "flannelpy.subnet.copy_plan"]
+    rest = ["flannelpy.packet.group", "flannelpy.subnet.copy_plan", "flannelpy.host.bypass_guard"]
     code = "import flannelpy.cli, flannelpy.commands.daemon"
     assert not loaded(code) & {*libraries, *backends, *stores, *rest}
 

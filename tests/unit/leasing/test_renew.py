@@ -8,6 +8,7 @@ import random
 import re
 from datetime import datetime, timedelta
 from ipaddress import IPv4Address
+from math import inf
 
 import pytest
 from support.fakes import FakeRegistry
@@ -410,6 +411,27 @@ def test_the_last_announcement_is_written_when_the_store_is_back(caplog: pytest.
 
     play(scenario)
     assert [message for message in caplog.messages if "Failed to write own lease" in message]
+
+
+def test_an_announcement_tells_since_when_the_store_has_it() -> None:
+    async def scenario(world: World) -> None:
+        async with world.running():
+            assert await world.manager.announced() == inf
+            world.registry.go_down()
+            world.manager.announce(in_kernel=True)
+            waiting = asyncio.create_task(world.manager.announced())
+            await asyncio.sleep(60)
+            assert not waiting.done()
+            world.registry.come_up()
+            assert await waiting < 1
+            await asyncio.sleep(100)
+            assert await world.manager.announced() == pytest.approx(100, abs=1)
+            world.manager.announce(in_kernel=True)
+            assert await world.manager.announced() == pytest.approx(100, abs=1)
+            world.manager.announce(in_kernel=False)
+            assert await world.manager.announced() < 1
+
+    play(scenario)
 
 
 def test_an_announcement_survives_a_write_by_another_program() -> None:
