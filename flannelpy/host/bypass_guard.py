@@ -127,12 +127,17 @@ class BypassGuard:
         await self._search()
 
     async def _list_until_equal(self) -> None:
-        """List all rules, again if they have changed: a table of ours that only nft lists would look like another's."""
+        """List all rules, again if they have changed: iptables and nft list them one after the other.
+
+        After an error the rules stay as they were when two listings were last equal.
+        """
+        before = self._listings
         for _ in range(_MOST_LISTINGS):
             listings = await _list()
-            if listings == self._listings:  # it is kept with the rules that have been read
-                return
-            self._listings = listings
+            if listings == before:  # it is kept with the rules that have been read
+                break
+            before = listings
+        self._listings = before
 
     async def _search(self) -> None:
         self._peers_changed.clear()

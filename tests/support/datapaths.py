@@ -12,6 +12,7 @@ from itertools import chain
 from lab import Container, Daemon, Host, Lab, wait_for
 from lab.lab import wait_connected
 
+from flannelpy.report import BackendReport
 from flannelpy.serving.wire import decode_report
 
 FLAGS = ("-iface=eth1", "-ip-masq")
@@ -79,12 +80,18 @@ def announces(host: Host) -> bool:
     return {str(host.public_ip): "kernel"} in [{value["PublicIP"]: value.get("Datapath")} for value in values]
 
 
-def status(host: Host) -> dict[str, object]:
+def backend_report(host: Host) -> BackendReport:
     """Return what status reports of the backend."""
     text = host.run(sys.executable, "-m", "flannelpy", "status", "-json", check=False).stdout
     [network] = decode_report(json.loads(text)).networks
     assert network.backend
-    return {"datapath": network.backend.datapath, "cause": network.backend.loop_cause}
+    return network.backend
+
+
+def status(host: Host) -> dict[str, object]:
+    """Return what status reports of the datapath."""
+    backend = backend_report(host)
+    return {"datapath": backend.datapath, "cause": backend.loop_cause}
 
 
 def programs(host: Host) -> dict[str, str]:

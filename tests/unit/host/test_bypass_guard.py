@@ -189,6 +189,34 @@ def test_rules_that_change_during_a_listing_are_listed_again(world: World, monke
     world.run(story)
 
 
+def test_a_listing_that_nothing_confirms_is_not_searched(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    listings: Iterator[object] = iter([([], [raw_with_zone()])])
+    searched = asyncio.Event()
+
+    def peers() -> None:
+        searched.set()
+
+    async def listed() -> object:
+        for listing in listings:
+            return listing
+        raise HostError("iptables-save is missing")
+
+    async def story() -> None:
+        world.guard = BypassGuard(DATAGRAMS, peers, 3600)
+        await world.guard.check()
+        monkeypatch.setattr(bypass_guard, "_list", listed)
+        assert await world.guard.check() is None
+        searched.clear()
+        world.guard.peers_changed()
+        running = asyncio.create_task(world.guard._follow_peers())
+        await searched.wait()
+        await asyncio.sleep(0)
+        assert world.guard.reason() is None
+        running.cancel()
+
+    world.run(story)
+
+
 def test_rules_that_change_all_the_time_are_searched(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def change() -> dict[str, NftTable | HostError]:
         world.tables.tables["filter"]["INPUT"].append("-s 192.0.2.7/32 -j DROP")
