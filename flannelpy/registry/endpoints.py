@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import ssl
 import threading
 from dataclasses import dataclass, field
@@ -266,7 +265,14 @@ class CallThreads:
         except (RuntimeError, MemoryError) as error:
             answer.cancel()
             raise RegistryUnavailable(f"no thread to ask in: {error}") from error
-        return await answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if (
+                not answer.cancelled() and not answer.exception()
+            ):  # the result arrived in the same turn of the event loop
+                discard(answer.result())
+            raise
 
     def close(self) -> None:
         """End every pending ``run`` by RegistryUnavailable; the threads end by their own time-outs."""
@@ -278,13 +284,16 @@ class CallThreads:
 
 def _deliver(call: Callable[[], Answer], answer: asyncio.Future[Answer], discard: Callable[[Answer], None]) -> None:
     """Make the call in this thread and hand its outcome to the event loop."""
-    outcome: Callable[[], None]
     try:
-        outcome = functools.partial(_succeed, answer, call(), discard)
+        result = call()
     except Exception as error:
-        outcome = functools.partial(_fail, answer, error)
-    with contextlib.suppress(RuntimeError):  # the loop is closed, and no coroutine waits any more
-        answer.get_loop().call_soon_threadsafe(outcome)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and no coroutine waits any more
+            answer.get_loop().call_soon_threadsafe(_fail, answer, error)
+        return
+    try:
+        answer.get_loop().call_soon_threadsafe(_succeed, answer, result, discard)
+    except RuntimeError:  # the loop is closed
+        discard(result)
 
 
 def _succeed(answer: asyncio.Future[Answer], result: Answer, discard: Callable[[Answer], None]) -> None:

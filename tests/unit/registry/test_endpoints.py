@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from typing import TYPE_CHECKING
 
@@ -153,6 +154,55 @@ def test_a_result_that_arrives_too_late_is_discarded(
         return await discarded.get()
 
     assert asyncio.run(scenario()) == "late"
+
+
+@pytest.mark.parametrize("failure", [None, NoAnswer("no answer in time", sent=True)])
+def test_a_result_that_arrives_with_the_cancellation_is_discarded(failure: NoAnswer | None) -> None:
+    async def scenario() -> list[str]:
+        threads, release = CallThreads(), threading.Event()
+        discarded: list[str] = []
+
+        def call() -> str:
+            release.wait(10)
+            if failure:
+                raise failure
+            return "late"
+
+        task = asyncio.create_task(threads.run(call, discarded.append))
+        await asyncio.sleep(0)
+        [answer] = threads._pending
+        release.set()
+        # The future is done, and the task has not been resumed yet.
+        asyncio.get_running_loop().call_soon(cancel_once_done, answer, task)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return discarded
+
+    assert asyncio.run(scenario()) == ([] if failure else ["late"])
+
+
+def cancel_once_done(answer: asyncio.Future[str], task: asyncio.Task[str]) -> None:
+    """Cancel in the turn of the event loop in which the future is done, before its callbacks run."""
+    if answer.done():
+        task.cancel()
+    else:
+        asyncio.get_running_loop().call_soon(cancel_once_done, answer, task)
+
+
+def test_a_result_that_arrives_after_the_event_loop_is_discarded() -> None:
+    release, discarded = threading.Event(), queue.Queue[str]()
+
+    def call() -> str:
+        release.wait(10)
+        return "late"
+
+    async def scenario() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(CallThreads().run(call, discarded.put), 0.01)
+
+    asyncio.run(scenario())
+    release.set()
+    assert discarded.get(timeout=10) == "late"
 
 
 def test_closed_threads_take_no_call() -> None:
