@@ -16,6 +16,7 @@ from typing import Never, TypeVar
 
 from flannelpy.chunks import in_turns
 from flannelpy.errors import HostError, one_line
+from flannelpy.host.consistent_listing import ConsistentListing
 from flannelpy.linux import iptables, nftables
 from flannelpy.linux.netlink.xfrm import XfrmPolicies
 from flannelpy.netfilter import bypassed
@@ -32,8 +33,6 @@ T = TypeVar("T")
 _PAUSE_FACTOR = 10
 # The pause between two searches when peers change, and before a listing that failed is repeated.
 _PAUSE_SECONDS = 1.0
-# Rules that change all the time are searched as they were listed last.
-_MOST_LISTINGS = 3
 _UNCHECKED = "the firewall rules have not been checked yet"
 
 _Listings = tuple[list[Tables], list[NftTable]]
@@ -54,7 +53,9 @@ class BypassGuard:
         self._xfrm: XfrmPolicies | None = None
         self._policies = ""
         self._rules = _UNCHECKED
-        self._listings: _Listings | None = None
+        self._consistency = ConsistentListing()
+        self._latest: _Listings | None = None
+        self._listings: _Listings | None = None  # the latest that is consistent
         self._searched: tuple[_Listings, AddressRanges | None] | None = None
         self._has_failed = False  # the last listing
         self._peers_changed = asyncio.Event()
@@ -117,27 +118,23 @@ class BypassGuard:
 
     async def _list_and_search(self) -> None:
         try:
-            await self._list_until_equal()
+            await self._consistency.update(self._list)
         except HostError:
             if self._has_failed or self._listings is None:
                 raise
             self._has_failed = True  # one failure may be that of a busy host: the next check comes soon
             return
         self._has_failed = False
+        self._listings = self._latest
         await self._search()
 
-    async def _list_until_equal(self) -> None:
-        """List all rules, again if they have changed: iptables and nft list them one after the other.
-
-        After an error the rules stay as they were when two listings were last equal.
-        """
-        before = self._listings
-        for _ in range(_MOST_LISTINGS):
-            listings = await _list()
-            if listings == before:  # it is kept with the rules that have been read
-                break
-            before = listings
-        self._listings = before
+    async def _list(self) -> bool:
+        """List all rules, and return whether they are the same; then those are kept that have been read."""
+        listings = await _list()
+        is_same = listings == self._latest
+        if not is_same:
+            self._latest = listings
+        return is_same
 
     async def _search(self) -> None:
         self._peers_changed.clear()

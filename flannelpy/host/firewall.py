@@ -2,7 +2,8 @@
 
 Masquerading rules (-ip-masq) are added before the subnet file is written.  A task of its own adds all other rules, so
 that they neither delay a start nor make it fail.  Every resync period, and when leases change, flannelpy lists each
-table in use and restores its rules by one iptables-restore.
+table in use and restores its rules by one iptables-restore, unless the kernel's count of changes shows that nothing has
+changed.
 Counterpart: network/ipmasq.go, which adds its rules once; -iptables-resync is that of flannel v0.11.0.
 """
 
@@ -21,7 +22,7 @@ from flannelpy import logs
 from flannelpy.errors import HostError, one_line
 from flannelpy.host import firewall_tables
 from flannelpy.host.forward_check import ForwardCheck
-from flannelpy.linux import accept_local, conntrack, iptables
+from flannelpy.linux import accept_local, conntrack, iptables, rules_generation
 from flannelpy.netfilter import network_rules
 from flannelpy.netfilter.network_rules import KINDS, NetworkRules
 from flannelpy.netfilter.obstacles import Traffic
@@ -55,6 +56,8 @@ class Firewall:
         self._networks: dict[str, NetworkRules] = {}
         self._on_repair: dict[str, Callable[[], None]] = {}
         self._written: dict[tuple[str, str], Chain] = {}  # by table and name
+        # The generation of the rules of which all tables had the wanted chains; an unchanged one is not listed again.
+        self._verified: tuple[int | None, dict[str, dict[str, list[Chain]]]] | None = None
         self._unchecked: set[str] = set()  # tables that may hold chains of earlier runs
         self._unchecked_of_other: set[str] = set()  # those of the other flavour of iptables
         self._problems: dict[str, str] = {}
@@ -163,18 +166,30 @@ class Firewall:
         for name, rules in self._networks.items():
             self._check_accept_local(name, rules)
         self._check_flavour()
-        failed: dict[str, HostError] = {}
-        left: dict[str, HostError] = {}  # tables that flannelpy needs only to remove chains
+        generation = rules_generation.current()
+        wanted = {}
         for table in KINDS:
             await asyncio.sleep(0)  # with thousands of peers, each of these steps takes milliseconds
-            chains = self._chains(table)
+            wanted[table] = self._chains(table)
+        is_unchanged = generation is not None and (generation, wanted) == self._verified
+        if not (is_unchanged and self.is_clean):
+            self._verified = None
+            if await self._restore_all(wanted):
+                self._verified = generation, wanted
+        self._moves.report()
+
+    async def _restore_all(self, wanted: Mapping[str, Mapping[str, Sequence[Chain]]]) -> bool:
+        """Restore the chains in each table, and return whether there was no failure, which is logged."""
+        failed: dict[str, HostError] = {}
+        left: dict[str, HostError] = {}  # tables that flannelpy needs only to remove chains
+        for table, chains in wanted.items():
             await asyncio.sleep(0)
             if (chains or table in self._unchecked) and (error := await self._restore(table, chains)):
                 (failed if chains else left)[table] = error
             elif table in self._unchecked_of_other and (error := await self._remove_from_other_flavour(table, chains)):
                 left[table] = error
         self._report_failures(failed, left)
-        self._moves.report()
+        return not failed and not left
 
     async def _search(self) -> None:
         """Search for rules that drop packets of containers, and call the networks' ``on_check``."""

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 from flannelpy import logs
 from flannelpy.chunks import in_chunks, in_turns
 from flannelpy.errors import HostError
+from flannelpy.host.consistent_listing import ConsistentListing
 from flannelpy.linux import ip_forward, iptables, nftables
 from flannelpy.netfilter import obstacles
 from flannelpy.netfilter.iptables_listing import Tables
@@ -28,8 +29,6 @@ T = TypeVar("T")
 _PAUSE_FACTOR = 20
 # A failure may last, and an operator may remove the rule meanwhile.
 _OUTDATED_SECONDS = 300.0
-# Rules that change all the time are searched as they were listed last.
-_MOST_LISTINGS = 3
 # An operator who changes rules reads each line; rules that come and go for ever are limited after so many.
 _MOST_LINES = 100
 
@@ -86,6 +85,7 @@ class ForwardCheck:
     def __init__(self) -> None:
         self._found: dict[str, list[Obstacle]] = {}
         self._networks: dict[str, Traffic] = {}  # as of the last search, without peers
+        self._consistency = ConsistentListing()
         self._iptables: dict[str, Tables] = {}
         self._nftables: dict[str, NftTable] = {}
         self._searched: object = None  # the tables and networks of the last search; None until one has ended
@@ -129,7 +129,9 @@ class ForwardCheck:
             self._next_at = start + _PAUSE_FACTOR * (asyncio.get_running_loop().time() - start)
 
     async def _search_all(self, networks: Mapping[str, Traffic]) -> None:
-        await self._list_all()
+        await self._consistency.update(self._list_all)
+        if self._failing_since:
+            self._consistency.expire()
         await asyncio.sleep(0)  # to compare long listings takes a while
         traffics = dict(networks)
         outdated = self._outdated()
@@ -159,13 +161,11 @@ class ForwardCheck:
         )
         return [each if each in current else each._replace(is_certain=False) for each in found]
 
-    async def _list_all(self) -> None:
-        """List all rules, again if they have changed: some are read from the listings of both commands together."""
-        for _ in range(_MOST_LISTINGS):
-            before = self._iptables, self._nftables
-            self._iptables, self._nftables = await self._list_iptables(), await self._list_nftables()
-            if (self._iptables, self._nftables) == before:
-                return
+    async def _list_all(self) -> bool:
+        """List all rules, and return whether they are the same: some are read from both listings together."""
+        before = self._iptables, self._nftables
+        self._iptables, self._nftables = await self._list_iptables(), await self._list_nftables()
+        return (self._iptables, self._nftables) == before
 
     async def _list_iptables(self) -> dict[str, Tables]:
         return self._or_last_result(_IPTABLES, await iptables.tables(), self._iptables)

@@ -96,6 +96,11 @@ async def tables(*, may_load: bool = True, with_nat: bool = False) -> dict[str, 
     return found
 
 
+def has_legacy_tables() -> bool:
+    """Return whether the kernel has tables of iptables-legacy, or does not tell."""
+    return _legacy_tables() != []
+
+
 def unlisted_tables() -> list[str]:
     """Return the tables of iptables-legacy that the kernel has, and for which there is no command."""
     commands = {_program("iptables-legacy-save"), _program("iptables-save")} - {"", "xtables-nft-multi"}

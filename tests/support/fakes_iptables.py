@@ -32,6 +32,7 @@ class FakeTables:
         self.is_deaf = False  # iptables-restore reports success and does nothing
         self.other: FakeTables | None = None  # the tables of iptables-legacy
         self.nft_tables: dict[str, NftTable | HostError] = {}
+        self.generation: int | None = None  # of the rules, as the kernel counts it; None: it does not
         self.saved: list[str] = []  # tables, as often as they were listed
         self.restored: list[str] = []
 
@@ -44,6 +45,7 @@ class FakeTables:
         monkeypatch.setattr("flannelpy.linux.iptables.other_flavour", lambda: "legacy" if self.other else "")
         monkeypatch.setattr("flannelpy.linux.iptables.may_exist", lambda table, _: table in (self.other or self).tables)
         monkeypatch.setattr("flannelpy.linux.nftables.tables", self.all_nft_tables)
+        monkeypatch.setattr("flannelpy.linux.rules_generation.current", lambda: self.generation)
 
     async def all_tables(self, *, may_load: bool = True, with_nat: bool = False) -> dict[str, Tables | HostError]:
         if self.failure:

@@ -1,8 +1,8 @@
 """The program at the ingress of the external interface: takes a peer's packet out of its datagram.  Pure.
 
 It passes on what is no datagram to our address and port, checks the others as ``checks.Incoming`` says, removes the
-outer headers, and has the kernel receive the packet from the TUN.  A single TCP packet goes there through the GRO pair,
-whose other end merges packets into super-packets (gro.py); without the pair it goes to the TUN at once.
+outer headers, and has the kernel receive the packet from the TUN.  A TCP packet goes there through the GRO pair, whose
+other end merges packets into super-packets (gro.py); without the pair it goes to the TUN at once.
 
 The external interface has an Ethernet header.
 
@@ -44,7 +44,7 @@ from flannelpy.datapath.fast_path.parts import (
     count_carried,
     decrement_ttl,
     leave_to_loop,
-    load_bytes,
+    load_head,
     look_up,
     measure_super_packet,
     network_half,
@@ -55,7 +55,7 @@ from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.packet import headers as hdr
 
 _PACKET_HOST = 0
-# Has the kernel forget that a super-packet was encapsulated, so that no bridge cuts it; in kernels after 6.18.
+# Has the kernel forget that a super-packet was encapsulated, else a bridge cuts it; in kernels after 6.18.
 _BPF_F_ADJ_ROOM_DECAP_L4_UDP = 1 << 10
 
 # The stack.  The outer headers and the inner one lie together, as in the packet.
@@ -81,7 +81,7 @@ def program(constants: Constants, *, forgets_encapsulation: bool) -> Program:
     _pass_foreign(code, constants)
     _check_outer_headers(code)
     _find_sender(code, constants)
-    load_bytes(code, _INNER_AT, _INNER, hdr.IP_MIN_HEADER, missing=Incoming.TRUNCATED.label)
+    load_head(code, _INNER_AT, _INNER, hdr.IP_MIN_HEADER, missing=Incoming.TRUNCATED.label)
     check_inner_header(code, Incoming, _INNER)
     _check_addresses(code, constants)
     code.load(Size.BYTE, R2, R10, _INNER + hdr.IP_TTL)
@@ -90,7 +90,7 @@ def program(constants: Constants, *, forgets_encapsulation: bool) -> Program:
     decrement_ttl(code, _INNER)
     _decapsulate(code, _BPF_F_ADJ_ROOM_DECAP_L4_UDP if forgets_encapsulation else 0)
     _count(code)
-    _deliver(code)
+    _deliver(code, are_super_packets_clean=forgets_encapsulation)
     leave_to_loop(code, Incoming, "left_incoming")
     return code.program()
 
@@ -106,7 +106,7 @@ def _pass_foreign(code: Assembler, constants: Constants) -> None:
     code.jump_if(R2, "!=", _PACKET_HOST, to="pass")
     code.load(Size.WORD, R2, R6, SKB_VLAN_PRESENT)
     code.jump_if(R2, "!=", 0, to="pass")
-    load_bytes(code, ETH_HEADER, _OUTER, OUTER_HEADERS, missing="pass")
+    load_head(code, ETH_HEADER, _OUTER, OUTER_HEADERS, missing="pass")
     code.load(Size.BYTE, R2, R10, _OUTER)
     code.jump_if(R2, "!=", hdr.IP_VERSION_IHL, to="pass")
     code.load(Size.BYTE, R2, R10, _OUTER + hdr.IP_PROTOCOL)
@@ -230,13 +230,15 @@ def _count(code: Assembler) -> None:
     code.label("not counted")
 
 
-def _deliver(code: Assembler) -> None:
+def _deliver(code: Assembler, *, are_super_packets_clean: bool) -> None:
     """Redirect to the GRO pair, or to the TUN as if received there.
 
-    A super-packet is complete, and the kernel merges TCP only.
+    The kernel merges TCP only.  A super-packet that the kernel still takes for encapsulated loses that mark in the
+    pair, which cuts and merges it.
     """
-    code.load(Size.WORD, R2, R6, SKB_GSO_SIZE)
-    code.jump_if(R2, "!=", 0, to="to the TUN")
+    if are_super_packets_clean:
+        code.load(Size.WORD, R2, R6, SKB_GSO_SIZE)
+        code.jump_if(R2, "!=", 0, to="to the TUN")
     code.load(Size.BYTE, R2, R10, _INNER + hdr.IP_PROTOCOL)
     code.jump_if(R2, "!=", hdr.TCP, to="to the TUN")
     code.store(Size.WORD, R10, _SCRATCH, maps.GRO)

@@ -19,7 +19,7 @@ from flannelpy.packet import headers as hdr
 
 # Offsets in struct __sk_buff.
 SKB_LEN, SKB_PKT_TYPE, SKB_MARK, SKB_PROTOCOL, SKB_VLAN_PRESENT, SKB_PRIORITY = 0, 4, 8, 16, 20, 32
-SKB_IFINDEX, SKB_GSO_SIZE = 40, 176
+SKB_IFINDEX, SKB_DATA, SKB_DATA_END, SKB_GSO_SIZE = 40, 76, 80, 176
 
 #: The next program or the stack gets the packet; so it is for packets that no program saw.
 TC_ACT_UNSPEC = -1
@@ -102,6 +102,28 @@ def load_bytes(code: Assembler, offset: Register | int, to: int, length: int, *,
     code.set(R4, length)
     code.call(Helper.SKB_LOAD_BYTES)
     code.jump_if(R0, "!=", 0, to=missing)
+
+
+def load_head(code: Assembler, offset: int, to: int, length: int, *, missing: str) -> None:
+    """Do as ``load_bytes``, without a call if the bytes are in the linear part of the packet, as headers mostly are.
+
+    ``to`` and ``length``: multiples of 4.
+    """
+    code.load(Size.WORD, R2, R6, SKB_DATA)
+    code.load(Size.WORD, R3, R6, SKB_DATA_END)
+    code.set(R4, R2)
+    code.compute(R4, "+=", offset + length)
+    code.jump_if(R4, ">", R3, to=f"bytes {offset} by call")
+    at = 0
+    while at < length:
+        size, step = (Size.DOUBLE, 8) if (to + at) % 8 == 0 and at + 8 <= length else (Size.WORD, 4)
+        code.load(size, R3, R2, offset + at)
+        code.store(size, R10, to + at, R3)
+        at += step
+    code.jump(to=f"bytes {offset} loaded")
+    code.label(f"bytes {offset} by call")
+    load_bytes(code, offset, to, length, missing=missing)
+    code.label(f"bytes {offset} loaded")
 
 
 def store_bytes(code: Assembler, offset: Register | int, start: int, length: int, *, failed: str) -> None:

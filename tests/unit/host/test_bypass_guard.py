@@ -189,6 +189,16 @@ def test_rules_that_change_during_a_listing_are_listed_again(world: World, monke
     world.run(story)
 
 
+def test_rules_that_nothing_has_changed_are_not_listed_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        world.tables.generation = 1
+        assert await world.guard.check() is None
+        monkeypatch.setattr(bypass_guard, "_list", pytest.fail)
+        assert await world.guard.check() is None
+
+    world.run(story)
+
+
 def test_a_listing_that_nothing_confirms_is_not_searched(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     listings: Iterator[object] = iter([([], [raw_with_zone()])])
     searched = asyncio.Event()

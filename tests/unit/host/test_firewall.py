@@ -250,6 +250,28 @@ def test_new_peers_are_no_repair_and_written_at_most_once_a_second(live: Life) -
     live(story)
 
 
+def test_rules_that_nothing_has_changed_are_not_listed_again(live: Life) -> None:
+    async def story(world: World) -> None:
+        world.tables.generation = 1
+        world.add("blue", BLUE)
+        world.firewall.apply("blue", [])
+        await asyncio.sleep(20)
+        world.tables.saved.clear()
+        await asyncio.sleep(25)
+        assert world.tables.saved == []
+        world.tables.tables["mangle"]["PREROUTING"].clear()
+        world.tables.generation = 2
+        await asyncio.sleep(20)
+        assert world.tables.tables["mangle"]["PREROUTING"]
+        assert world.firewall.repairs["blue"] == 1
+        world.firewall.apply("blue", [lease("11.1.7.0/24", "172.17.9.7")])
+        await asyncio.sleep(3)
+        assert world.tables.saved
+        assert "172.17.9.7" in str(world.tables.tables["mangle"])
+
+    live(story)
+
+
 def test_each_table_in_use_is_listed_once(live: Life) -> None:
     async def story(world: World) -> None:
         for name, network in (("blue", BLUE), ("green", GREEN)):

@@ -122,6 +122,18 @@ def test_what_has_not_changed_is_not_searched_again(
     assert look(check)
 
 
+def test_rules_that_nothing_has_changed_are_not_listed_again(
+    check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables.generation = 1
+    tables.nft_tables = {"inet one": dropping("one"), "inet two": HostError("nft failed")}
+    assert look(check)
+    tables.nft_tables = {"inet one": dropping("one")}
+    assert look(check)
+    monkeypatch.setattr(nftables, "tables", pytest.fail)
+    assert look(check)
+
+
 def test_tables_that_change_between_the_two_commands_are_listed_again(
     check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
