@@ -3,8 +3,8 @@
 This module is imported only with -datapath=auto or kernel.  The loop always runs: it carries what the programs leave
 to it.  The kernel is used while ``Guard`` finds nothing that the programs would bypass.
 
-Switching to the kernel: the programs are attached, and our lease announces them.  The outgoing program begins some
-seconds after the lease is written, when peers have read it, so that they expect what it sends.
+Switching to the kernel: the programs are attached, and our lease announces them.  The outgoing program begins at once,
+because the incoming program of a peer takes datagrams of every known peer.
 Switching back: the outgoing program stops at once and is detached, our lease no longer announces the kernel, and the
 incoming program is detached some seconds after the lease is written.
 Counterpart: none; the original has its proxy alone.
@@ -65,7 +65,6 @@ class KernelDatapath:
         self._fast_path: FastPath | None = None
         self._is_possible = True  # as far as the kernel was asked
         self._busy = asyncio.Lock()  # held while filters change
-        self._do_peers_know = False  # that our datagrams come from a kernel
         self._forbidden = asyncio.Event()  # set once something ends the use of the kernel
         self._reason = ""  # what that is
         self._former: dict[IPv4Network, Totals] = {}  # what closed fast paths have carried, of each peer
@@ -178,7 +177,7 @@ class KernelDatapath:
 
     def _allow_sending(self) -> None:
         if self._fast_path:
-            self._fast_path.allow_sending(is_allowed=self._do_peers_know and not self._guard.reason())
+            self._fast_path.allow_sending(is_allowed=self.is_used and not self._guard.reason())
 
     def _forbid(self, reason: str) -> None:
         """End the use of the kernel, for the first of several reasons."""
@@ -196,11 +195,7 @@ class KernelDatapath:
             async with Netlink() as netlink:
                 if not await self._use_kernel(netlink):
                     return
-            sending = asyncio.create_task(self._begin_sending())
-            try:
-                await self._forbidden.wait()
-            finally:
-                sending.cancel()
+            await self._forbidden.wait()
             await self._use_loop(self._reason)
             await asyncio.sleep(PAUSE_SECONDS)
 
@@ -215,22 +210,17 @@ class KernelDatapath:
             return False
         self.is_used, self.loop_cause = True, ""
         self._mode.own_lease.announce(in_kernel=True)
+        self._begin_sending()
         return True
 
-    async def _begin_sending(self) -> None:
-        """Have the outgoing program send once peers have read that our datagrams come from a kernel."""
-        await self._peers_have_read()
-        self._do_peers_know = True
+    def _begin_sending(self) -> None:
         try:
             self._allow_sending()
         except HostError as error:
             self._forbid(str(error))
             return
-        log.info("Datapath kernel: eBPF programs carry packets to and from peers whose leases announce them too")
-
-    async def _peers_have_read(self) -> None:
-        """Wait until our lease is written as announced, and peers that reach etcd have read it."""
-        await asyncio.sleep(max(LEASE_SECONDS - await self._mode.own_lease.announced(), 0))
+        if not self._forbidden.is_set():
+            log.info("Datapath kernel: eBPF programs carry packets to and from peers whose leases announce them too")
 
     async def _load(self, netlink: Netlink) -> str:
         """Load the programs, unless they are loaded; return why the kernel rejects them, or an empty string."""
@@ -293,11 +283,11 @@ class KernelDatapath:
 
         While etcd does not answer, that lasts at most until the end of our lease, because the deadline is not moved on.
         """
-        self.is_used = self._do_peers_know = False
+        self.is_used = False
         async with self._busy, Netlink() as netlink:
             await self._close_outgoing(netlink)
         self._log_loop(reason)
-        await self._peers_have_read()
+        await asyncio.sleep(max(LEASE_SECONDS - await self._mode.own_lease.announced(), 0))
         async with self._busy, Netlink() as netlink:
             await self._unload(netlink)
 
@@ -382,3 +372,4 @@ class KernelDatapath:
         if cause := await self._load(netlink) or await self._attach(netlink):
             raise HostError(cause)
         self.is_used = True
+        self._allow_sending()
