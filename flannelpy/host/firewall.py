@@ -167,29 +167,34 @@ class Firewall:
             self._check_accept_local(name, rules)
         self._check_flavour()
         generation = rules_generation.current()
+        if generation is None or not self.is_clean or (generation, await self._all_chains()) != self._verified:
+            self._verified = None
+            wanted = await self._restore_all()
+            self._verified = None if wanted is None else (generation, wanted)
+        self._moves.report()
+
+    async def _all_chains(self) -> dict[str, dict[str, list[Chain]]]:
         wanted = {}
         for table in KINDS:
             await asyncio.sleep(0)  # with thousands of peers, each of these steps takes milliseconds
             wanted[table] = self._chains(table)
-        is_unchanged = generation is not None and (generation, wanted) == self._verified
-        if not (is_unchanged and self.is_clean):
-            self._verified = None
-            if await self._restore_all(wanted):
-                self._verified = generation, wanted
-        self._moves.report()
+        return wanted
 
-    async def _restore_all(self, wanted: Mapping[str, Mapping[str, Sequence[Chain]]]) -> bool:
-        """Restore the chains in each table, and return whether there was no failure, which is logged."""
+    async def _restore_all(self) -> dict[str, dict[str, list[Chain]]] | None:
+        """Restore the chains in each table, and return them; None after a failure, which is logged."""
         failed: dict[str, HostError] = {}
         left: dict[str, HostError] = {}  # tables that flannelpy needs only to remove chains
-        for table, chains in wanted.items():
+        wanted = {}
+        for table in KINDS:
+            await asyncio.sleep(0)
+            wanted[table] = chains = self._chains(table)
             await asyncio.sleep(0)
             if (chains or table in self._unchecked) and (error := await self._restore(table, chains)):
                 (failed if chains else left)[table] = error
             elif table in self._unchecked_of_other and (error := await self._remove_from_other_flavour(table, chains)):
                 left[table] = error
         self._report_failures(failed, left)
-        return not failed and not left
+        return None if failed or left else wanted
 
     async def _search(self) -> None:
         """Search for rules that drop packets of containers, and call the networks' ``on_check``."""

@@ -31,8 +31,8 @@ same is true of flannelpy-kernel, flannelpy-vxlan and flannelpy-host-gw, whose d
 only that is measured which shows whether they equal a manual set-up, and what the daemon costs. So that a run takes
 less than half an hour, interpreted and veth are measured in part, too.
 
-Daemons check every five seconds whether a firewall rule has changed; only then they list the rules, which iptables-save
-does, and the CPU of a daemon does not include that. The daemons with many leases check once an hour, because with 10,000
+Daemons check every five seconds whether a firewall rule has changed, and list the rules only then. The CPU of a daemon
+does not include iptables-save, which lists them. The daemons with many leases check once an hour, because with 10,000
 leases the check takes some percent of a processor, with and without packets.
 
 *Plain*: veths as the kernel creates them, so super-packets cross from host to host as one. *Wire*: only packets of the

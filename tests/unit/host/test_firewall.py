@@ -327,6 +327,28 @@ def test_a_network_whose_addresses_changed_leaves_the_old_ones_to_others_from_th
     live(story)
 
 
+def test_peers_that_come_during_a_check_keep_the_chains_of_an_earlier_run(live: Life) -> None:
+    """The table nat is listed first, and the peers come then."""
+
+    async def story(world: World) -> None:
+        world.tables.tables["mangle"]["FLANNEL-D-11.1.0.0/16"] = ["-d 172.17.9.7/32 -j DROP"]
+        save = world.tables.save
+
+        async def save_then_learn(table: str, listing: Listing, flavour: str = "") -> None:
+            await save(table, listing, flavour)
+            if table == "nat":
+                world.firewall.apply("", [lease("11.1.7.0/24", "172.17.9.7")])
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("flannelpy.linux.iptables.save", save_then_learn)
+            world.add("", BLUE)
+            await asyncio.sleep(20)
+        assert "172.17.9.7" in str(world.tables.tables["mangle"]["FLANNEL-D-11.1.0.0/16"])
+        assert not any("-X FLANNEL-D" in text for text in world.tables.restored)
+
+    live(story)
+
+
 @pytest.mark.parametrize("seconds", [0.1, 0.6, 1.1, 1.6, 4.3, 5.3])
 def test_a_network_that_is_added_during_a_check_has_the_chains_of_its_earlier_runs_removed(
     live: Life, tables: FakeTables, monkeypatch: pytest.MonkeyPatch, seconds: float
