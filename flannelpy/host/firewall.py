@@ -57,7 +57,7 @@ class Firewall:
         self._on_repair: dict[str, Callable[[], None]] = {}
         self._written: dict[tuple[str, str], Chain] = {}  # by table and name
         # The generation of the rules of which all tables had the wanted chains; an unchanged one is not listed again.
-        self._verified: tuple[int | None, dict[str, dict[str, list[Chain]]]] | None = None
+        self._verified: tuple[object, dict[str, dict[str, list[Chain]]]] | None = None
         self._unchecked: set[str] = set()  # tables that may hold chains of earlier runs
         self._unchecked_of_other: set[str] = set()  # those of the other flavour of iptables
         self._problems: dict[str, str] = {}

@@ -96,6 +96,11 @@ async def tables(*, may_load: bool = True, with_nat: bool = False) -> dict[str, 
     return found
 
 
+def programs() -> tuple[str, ...]:
+    """Return the programs behind the commands that list rules, empty for each that is missing."""
+    return tuple(map(_program, ("iptables-save", "iptables-nft-save", "iptables-legacy-save")))
+
+
 def has_legacy_tables() -> bool:
     """Return whether the kernel has tables of iptables-legacy, or does not tell."""
     return _legacy_tables() != []

@@ -1,10 +1,11 @@
-"""The number of changes to the rules of nftables, which iptables-nft uses too, in this network namespace.
+"""Tells whether the rules of nftables, which iptables-nft uses too, may have changed in this network namespace.
 
 Source: NFT_MSG_GETGEN in include/uapi/linux/netfilter/nf_tables.h, and nf_tables_getgen in the kernel.
 """
 
 from __future__ import annotations
 
+import shutil
 import socket
 import struct
 
@@ -21,16 +22,18 @@ _NUMBER = struct.Struct("!I")
 _BUFFER = 1 << 12
 
 
-def current() -> int | None:
-    """Return a number that each change of a rule changes; None if it cannot tell of all changes.
+def current() -> object | None:
+    """Return a value that each counted change of a rule changes; None if the kernel counts not all of them.
 
-    It knows nothing of iptables-legacy, of the elements that packets add to sets and maps, and of what the kernel
-    needs to load a module for.
+    Two more changes are in the value: those of interfaces, since a rule may name one by its index, and those of the
+    commands that list rules.  The kernel does not count the changes of iptables-legacy.  It also does not count what
+    ends by itself: a table with an owner that has ended, and an element of a map with a timeout.
     """
     if iptables.has_legacy_tables() or not kernel_modules.may_be_loaded("nf_tables"):
         return None
     try:
-        return _ask()
+        number = _ask()
+        return None if number is None else (number, socket.if_nameindex(), iptables.programs(), shutil.which("nft"))
     except OSError:
         return None
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 import pytest
+from support.fakes_clock import run
 
 from flannelpy.errors import HostError
 from flannelpy.host.consistent_listing import ConsistentListing
@@ -76,6 +77,19 @@ def test_later_listings(install: Install, counts: bool, unchanged: int, changed:
             assert rules.listed == expected
 
     asyncio.run(story())
+
+
+def test_after_a_minute_rules_are_listed_again(install: Install) -> None:
+    """A table whose owner has ended is gone, and the kernel does not count that."""
+
+    async def story() -> None:
+        rules, listing = install(Rules(counts=True)), ConsistentListing()
+        for seconds, expected in ((0, 1), (59, 1), (2, 2), (59, 2), (2, 3)):
+            await asyncio.sleep(seconds)
+            await listing.update(rules.list_all)
+            assert rules.listed == expected
+
+    run(story())
 
 
 def test_after_a_failure_rules_are_listed_again(install: Install) -> None:
