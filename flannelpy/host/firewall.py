@@ -312,8 +312,10 @@ class Firewall:
         repair = await firewall_tables.compare(table, chains, obsolete, networks)
         if text := repair.text(table):
             self._refuse_futile(table, text)
+            generation = rules_generation.current()
             await iptables.restore(text)
-            if (await firewall_tables.compare(table, chains, obsolete, networks)).text(table) == text:
+            is_same = (await firewall_tables.compare(table, chains, obsolete, networks)).text(table) == text
+            if is_same and generation == rules_generation.current():  # else it had an effect, which is undone already
                 self._futile[table] = text, asyncio.get_running_loop().time() + _FUTILE_SECONDS
                 self._refuse_futile(table, text)
         self._futile.pop(table, None)

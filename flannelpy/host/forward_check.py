@@ -104,7 +104,8 @@ class ForwardCheck:
         return any(map(self.certain, self._found))
 
     def forget(self, name: str) -> None:
-        """Forget a network that has ended."""
+        """Forget a network that has ended; one of that name may begin before the next check."""
+        self._searched = None
         for obstacle in self._found.pop(name, ()):
             self._end(name, obstacle.name)
 

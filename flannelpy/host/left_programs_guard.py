@@ -5,12 +5,14 @@ They work on until the end of that process's lease.  Once the backend starts, ``
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
 from flannelpy.backend.left_programs import has_left_sender, remove_left_sender
 from flannelpy.errors import HostError
 from flannelpy.linux.netlink.client import Netlink
+from flannelpy.logs import FailureLog
 from flannelpy.tasks import run_together
 
 if TYPE_CHECKING:
@@ -26,24 +28,32 @@ async def guard_left_programs(alias: str, external: ExternalInterface, resync: f
     """Remove the outgoing program with this ``alias`` once there is what it would bypass; until cancelled.
 
     The config is not known yet, so rules are searched for datagrams of the default port.  Without such a program,
-    return at once, and import nothing of the guard.  ``resync``: seconds between two searches.
+    return at once, and import nothing of the guard.  ``resync``: seconds between two searches, and until another try
+    after a failure.
     """
-    try:
-        async with Netlink() as netlink:
-            if not await has_left_sender(netlink, alias):
-                return
-        from flannelpy.datapath.udp_settings import DEFAULT_PORT
-        from flannelpy.host.bypass_guard import BypassGuard
-        from flannelpy.netfilter.bypassed import OuterDatagrams
-
-        guard = BypassGuard(OuterDatagrams(external.address, DEFAULT_PORT, external.name), lambda: None, resync)
+    failures = FailureLog(log, "Failed to guard programs of an earlier process")
+    while True:
         try:
-            await guard.check()
-            await run_together(guard.run(), _obey(guard, alias))
-        finally:
-            guard.close()
-    except HostError as error:
-        log.warning("%s", error)
+            return await _guard(alias, external, resync)
+        except HostError as error:
+            failures.failed(error, level=logging.WARNING)
+        await asyncio.sleep(resync)
+
+
+async def _guard(alias: str, external: ExternalInterface, resync: float) -> None:
+    async with Netlink() as netlink:
+        if not await has_left_sender(netlink, alias):
+            return
+    from flannelpy.datapath.udp_settings import DEFAULT_PORT
+    from flannelpy.host.bypass_guard import BypassGuard
+    from flannelpy.netfilter.bypassed import OuterDatagrams
+
+    guard = BypassGuard(OuterDatagrams(external.address, DEFAULT_PORT, external.name), lambda: None, resync)
+    try:
+        await guard.check()
+        await run_together(guard.run(), _obey(guard, alias))
+    finally:
+        guard.close()
 
 
 async def _obey(guard: BypassGuard, alias: str) -> Never:

@@ -261,17 +261,16 @@ class CallThreads:
         self._pending.add(answer)
         answer.add_done_callback(self._pending.discard)
         try:
-            threading.Thread(target=_deliver, args=(call, answer, discard), name="etcd", daemon=True).start()
+            threading.Thread(target=self._deliver, args=(call, answer, discard), name="etcd", daemon=True).start()
         except (RuntimeError, MemoryError) as error:
             answer.cancel()
             raise RegistryUnavailable(f"no thread to ask in: {error}") from error
         try:
             return await answer
         except asyncio.CancelledError:
-            if (
-                not answer.cancelled() and not answer.exception()
-            ):  # the result arrived in the same turn of the event loop
-                discard(answer.result())
+            # The result may have arrived in the same turn of the event loop.
+            if not answer.cancelled() and not answer.exception():
+                _release(answer.result(), discard)
             raise
 
     def close(self) -> None:
@@ -281,26 +280,33 @@ class CallThreads:
             if not answer.done():
                 answer.set_exception(RegistryUnavailable("the registry was closed"))
 
-
-def _deliver(call: Callable[[], Answer], answer: asyncio.Future[Answer], discard: Callable[[Answer], None]) -> None:
-    """Make the call in this thread and hand its outcome to the event loop."""
-    try:
-        result = call()
-    except Exception as error:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and no coroutine waits any more
-            answer.get_loop().call_soon_threadsafe(_fail, answer, error)
-        return
-    try:
-        answer.get_loop().call_soon_threadsafe(_succeed, answer, result, discard)
-    except RuntimeError:  # the loop is closed
-        discard(result)
+    def _deliver(
+        self, call: Callable[[], Answer], answer: asyncio.Future[Answer], discard: Callable[[Answer], None]
+    ) -> None:
+        """Make the call in this thread and hand its outcome to the event loop."""
+        try:
+            result = call()
+        except Exception as error:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and no coroutine waits any more
+                answer.get_loop().call_soon_threadsafe(_fail, answer, error)
+            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            if not self._closed:  # a loop that ends may run no more callbacks
+                answer.get_loop().call_soon_threadsafe(_succeed, answer, result, discard)
+                return
+        _release(result, discard)
 
 
 def _succeed(answer: asyncio.Future[Answer], result: Answer, discard: Callable[[Answer], None]) -> None:
     if answer.done():  # cancelled or closed meanwhile
-        discard(result)
+        _release(result, discard)
     else:
         answer.set_result(result)
+
+
+def _release(result: Answer, discard: Callable[[Answer], None]) -> None:
+    with contextlib.suppress(Exception):
+        discard(result)
 
 
 def _fail(answer: asyncio.Future[Any], error: Exception) -> None:

@@ -790,6 +790,31 @@ def test_commands_without_effect_do_not_pile_up(live: Life, caplog: pytest.LogCa
     live(story)
 
 
+def test_rules_that_another_program_removes_at_once_are_added_again(
+    live: Life, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(world: World) -> None:
+        world.tables.generation = 1
+        restore = world.tables.restore
+
+        async def restore_and_flush(text: bytes, flavour: str = "") -> None:
+            before = {chain: list(rules) for chain, rules in world.tables.tables["mangle"].items()}
+            await restore(text, flavour)
+            if len(world.tables.restored) == 1:
+                world.tables.tables["mangle"] = before
+            world.tables.generation = 1 + len(world.tables.restored)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("flannelpy.linux.iptables.restore", restore_and_flush)
+            world.add("", BLUE)
+            world.firewall.apply("", [])
+            await asyncio.sleep(8)
+        assert "FLANNEL-D-11.1.0.0/16" in world.tables.tables["mangle"]
+        assert "reports success" not in caplog.text
+
+    live(story)
+
+
 def test_flanneld_s_rules_that_cannot_be_removed_are_no_reason_to_try_all_the_time(live: Life) -> None:
     async def story(world: World) -> None:
         world.tables.is_deaf = True

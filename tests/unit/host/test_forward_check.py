@@ -134,6 +134,13 @@ def test_rules_that_nothing_has_changed_are_not_listed_again(
     assert look(check)
 
 
+def test_a_network_that_restarts_between_two_checks_has_its_obstacles(check: ForwardCheck, tables: FakeTables) -> None:
+    tables.nft_tables = {"inet one": dropping("one")}
+    assert look(check)
+    check.forget("")
+    assert look(check)
+
+
 def test_tables_that_change_between_the_two_commands_are_listed_again(
     check: ForwardCheck, tables: FakeTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address
 from typing import Never
 
 import pytest
+from support.fakes_clock import run as run_in_virtual_time
 from support.fakes_netlink import FakeNetlink
 
 from flannelpy.addressing.interface_choice import ExternalInterface
@@ -118,15 +119,23 @@ def test_a_rule_that_comes_later_removes_the_outgoing_program(
     assert caplog.messages == ["Removed leftover BPF program at flannel0: a rule"]
 
 
-def test_a_failure_is_logged_and_ends_the_guard_alone(
+def test_a_failure_is_logged_once_and_the_guard_tries_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
         machine = Machine(monkeypatch, has_sender=True)
         machine.fails, machine.forbidden = True, "a rule"
         async with guarding() as task:
-            await task
-        assert not machine.is_open
+            await asyncio.sleep(12)
+            assert machine.has_sender
+            assert not machine.is_open
+            machine.fails = False
+            await asyncio.sleep(5)
+            assert not machine.has_sender
+            assert not task.done()
 
-    asyncio.run(scenario())
-    assert caplog.messages == ["cannot remove a BPF program"]
+    run_in_virtual_time(scenario())
+    assert caplog.messages == [
+        "Failed to guard programs of an earlier process: cannot remove a BPF program",
+        "Removed leftover BPF program at flannel0: a rule",
+    ]

@@ -139,19 +139,19 @@ def test_a_result_that_arrives_too_late_is_discarded(
 ) -> None:
     async def scenario() -> str:
         threads, release = CallThreads(), threading.Event()
-        discarded: asyncio.Queue[str] = asyncio.Queue()
+        discarded: queue.Queue[str] = queue.Queue()
 
         def call() -> str:
             release.wait(10)
             return "late"
 
-        task = asyncio.create_task(threads.run(call, discarded.put_nowait))
+        task = asyncio.create_task(threads.run(call, discarded.put))
         await asyncio.sleep(0)
         end(threads, task)
         with pytest.raises((RegistryUnavailable, asyncio.CancelledError)):
             await task
         release.set()
-        return await discarded.get()
+        return await asyncio.to_thread(discarded.get, timeout=10)
 
     assert asyncio.run(scenario()) == "late"
 
