@@ -1,8 +1,8 @@
 """The program at the ingress of the external interface: takes a peer's packet out of its datagram.  Pure.
 
 It passes on what is no datagram to our address and port, checks the others as ``checks.Incoming`` says, removes the
-outer headers, and has the kernel receive the packet from the TUN.  A TCP packet goes there through the GRO pair, whose
-other end merges packets into super-packets (gro.py); without the pair it goes to the TUN at once.
+outer headers, and has the kernel receive the packet from the TUN.  A single TCP packet goes there through the GRO pair,
+whose other end merges packets into super-packets (gro.py); without the pair it goes to the TUN at once.
 
 The external interface has an Ethernet header.
 
@@ -90,7 +90,7 @@ def program(constants: Constants, *, forgets_encapsulation: bool) -> Program:
     decrement_ttl(code, _INNER)
     _decapsulate(code, _BPF_F_ADJ_ROOM_DECAP_L4_UDP if forgets_encapsulation else 0)
     _count(code)
-    _deliver(code, are_super_packets_clean=forgets_encapsulation)
+    _deliver(code)
     leave_to_loop(code, Incoming, "left_incoming")
     return code.program()
 
@@ -230,15 +230,14 @@ def _count(code: Assembler) -> None:
     code.label("not counted")
 
 
-def _deliver(code: Assembler, *, are_super_packets_clean: bool) -> None:
+def _deliver(code: Assembler) -> None:
     """Redirect to the GRO pair, or to the TUN as if received there.
 
-    The kernel merges TCP only.  A super-packet that the kernel still takes for encapsulated loses that mark in the
-    pair, which cuts and merges it.
+    A super-packet is complete, and the pair would cut it and drop what its queue of 256 packets does not hold.  The
+    kernel merges TCP only.
     """
-    if are_super_packets_clean:
-        code.load(Size.WORD, R2, R6, SKB_GSO_SIZE)
-        code.jump_if(R2, "!=", 0, to="to the TUN")
+    code.load(Size.WORD, R2, R6, SKB_GSO_SIZE)
+    code.jump_if(R2, "!=", 0, to="to the TUN")
     code.load(Size.BYTE, R2, R10, _INNER + hdr.IP_PROTOCOL)
     code.jump_if(R2, "!=", hdr.TCP, to="to the TUN")
     code.store(Size.WORD, R10, _SCRATCH, maps.GRO)
