@@ -83,7 +83,7 @@ def test_containers_of_different_hosts_reach_each_other(start: Start, config: st
 def test_with_masq_containers_reach_the_world_too(start: Start) -> None:
     one, other = start(UDP.config(), "-ip-masq")
     wait_for(lambda: reaches(one, other.address, 1), 10, "the rules")
-    assert reaches(one, OUTSIDE)
+    wait_for(lambda: reaches(one, OUTSIDE, 1), 10, "the rules about the world")
 
 
 @pytest.mark.sample("config", 1)
