@@ -191,12 +191,13 @@ def attempts(lab: Lab) -> list[Attempt]:
     """Return the attempts of the first host on the second."""
     ours, theirs = (host.subnet() for host in lab.hosts[:2])
     one, other = (container.address for container in containers(lab))
+    neighbour = ours.network_address - 1 if ours.network_address - 1 not in theirs else ours.broadcast_address + 1
     return [
         Attempt(one, other),
         Attempt(ours.network_address, theirs.network_address),
         Attempt(other, theirs[9], always="spoofed_source"),
         Attempt(theirs.network_address, other, always="spoofed_source"),
-        Attempt(ours.network_address - 1, other, strict="spoofed_source"),
+        Attempt(neighbour, other, strict="spoofed_source"),
         Attempt("172.17.8.1", other, strict="spoofed_source"),
         Attempt(one, one, always="wrong_destination"),
         Attempt(one, theirs.broadcast_address, always="wrong_destination"),
