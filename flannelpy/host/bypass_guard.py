@@ -118,7 +118,7 @@ class BypassGuard:
 
     async def _list_and_search(self) -> None:
         try:
-            await self._consistency.update(self._list)
+            await self._consistency.update(self._list_all)
         except HostError:
             if self._has_failed or self._listings is None:
                 raise
@@ -128,7 +128,7 @@ class BypassGuard:
         self._listings = self._latest
         await self._search()
 
-    async def _list(self) -> bool:
+    async def _list_all(self) -> bool:
         """List all rules, and return whether they are the same; then those are kept that have been read."""
         listings = await _list()
         is_same = listings == self._latest

@@ -10,7 +10,20 @@ from collections.abc import Callable
 
 import pytest
 from lab import Host, Lab, wait_for
-from support.datapaths import AUTO, KERNEL, LOOP, POLICY, announces, containers, pings, programs, start, state, status
+from support.datapaths import (
+    AUTO,
+    KERNEL,
+    LOOP,
+    POLICY,
+    announces,
+    containers,
+    packets_of_loop,
+    pings,
+    programs,
+    start,
+    state,
+    status,
+)
 from support.overlay import transfer
 
 from flannelpy.backend.udp.datapath import LEASE_SECONDS, PAUSE_SECONDS
@@ -121,15 +134,10 @@ def test_a_host_whose_lease_does_not_announce_the_kernel_yet_is_understood(pair:
     pair.etcd.kill()
     host.configure("xfrm policy flush")
     wait_for(lambda: programs(host)["flannel0"], PAUSE_SECONDS + 20, "the outgoing program")
-    before = packets_for_loop(host)
+    before = packets_of_loop(host, ["tx"])
     for source, sink in ((one, other), (other, one)):
         transfer(source, sink, str(sink.address), 16 * MIB)
-    assert packets_for_loop(host) - before < 50
-
-
-def packets_for_loop(host: Host) -> int:
-    """Return how many packets the device has handed to the loop."""
-    return int(host.run("cat", "/sys/class/net/flannel0/statistics/tx_packets").stdout)
+    assert packets_of_loop(host, ["tx"]) - before < 50
 
 
 def test_the_incoming_program_stays_while_etcd_cannot_tell_peers_that_it_goes(pair: Lab) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 
@@ -68,9 +68,9 @@ def by_kernel(*hosts: Host) -> Iterator[None]:
     assert max(passed) < _FEW_PACKETS, f"packets that passed the loops: {passed}"
 
 
-def packets_of_loop(host: Host) -> int:
-    """Return how many packets the loop has got from the device, and has given to it."""
-    counters = ("cat", *(f"/sys/class/net/flannel0/statistics/{way}_packets" for way in ("tx", "rx")))
+def packets_of_loop(host: Host, ways: Sequence[str] = ("tx", "rx")) -> int:
+    """Return how many packets the loop has got from the device (tx), and has given to it (rx)."""
+    counters = ("cat", *(f"/sys/class/net/flannel0/statistics/{way}_packets" for way in ways))
     return sum(map(int, host.run(*counters).stdout.split()))
 
 
