@@ -46,6 +46,7 @@ class Helper(enum.IntEnum):
     SKB_CHANGE_HEAD = 43
     SKB_ADJUST_ROOM = 50
     FIB_LOOKUP = 69  # 4.18
+    JIFFIES64 = 118  # 5.6
     KTIME_GET_BOOT_NS = 125  # 5.8
     REDIRECT_NEIGH = 152  # 5.10
 

@@ -17,6 +17,7 @@ class MapType(enum.IntEnum):
     HASH = 1
     ARRAY = 2
     PERCPU_HASH = 5
+    PERCPU_ARRAY = 6
     LPM_TRIE = 11  # the longest prefix matches
     DEVMAP = 14  # indices of interfaces; an entry is gone when its interface is
 
@@ -37,4 +38,4 @@ class MapKind(NamedTuple):
     @property
     def per_cpu(self) -> bool:
         """Return whether each processor has a value of its own."""
-        return self.type is MapType.PERCPU_HASH
+        return self.type in (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY)

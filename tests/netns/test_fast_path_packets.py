@@ -14,7 +14,7 @@ from support.bpf_programs import (
     outer_headers,
     shell,
 )
-from support.fast_path_host import ARRIVING, LEAVING, PEER, namespace, results, run, tun
+from support.fast_path_host import ARRIVING, LEAVING, PEER, namespace, next_tick, results, run, tun
 from support.packets import BOUND, ICMP, PORT, checksum, ipv4_packet
 
 from flannelpy.backend.udp.fast_path import FastPath
@@ -70,6 +70,7 @@ def test_without_the_tun_datagrams_go_to_the_loop(tun: str) -> None:
         fast_path = FastPath(config(tun))
         await attached(fast_path, netlink)
         shell(f"ip link del {tun}")
+        next_tick()
         assert fast_path._programs["incoming"].test_run(ARRIVING).result == PASSED
         assert fast_path.counts() == {"incoming_no_device": 1}
         await fast_path.close(netlink)
@@ -196,6 +197,7 @@ def _received(fast_path: FastPath, *sources: str) -> list[int]:
     """Return what the incoming program does with one packet of the peer from each source."""
     packets = [ipv4_packet(source, "11.0.59.2", bytes(8), protocol=ICMP) for source in sources]
     datagrams = [ETHERNET + outer_headers(PEER.public_ip, str(BOUND), len(packet)) + packet for packet in packets]
+    next_tick()
     return [fast_path._programs["incoming"].test_run(datagram).result for datagram in datagrams]
 
 

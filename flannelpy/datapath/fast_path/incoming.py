@@ -4,6 +4,10 @@ It passes on what is no datagram to our address and port, checks the others as `
 outer headers, and has the kernel receive the packet from the TUN.  A single TCP packet goes there through the GRO pair,
 whose other end merges packets into super-packets (gro.py); without the pair it goes to the TUN at once.
 
+A call of a helper function costs as much as twenty instructions.  So deadline, devices and sender are looked up once in
+a tick of the kernel (4 ms, or 1 to 10) as long as the same peer sends, and a change of theirs counts from the next tick
+on.
+
 The external interface has an Ethernet header.
 
 Source: include/uapi/linux/bpf.h of the kernel, the descriptions of the helper functions.
@@ -12,7 +16,7 @@ Source: include/uapi/linux/bpf.h of the kernel, the descriptions of the helper f
 from __future__ import annotations
 
 from flannelpy.bpf.assembler import Assembler, Program
-from flannelpy.bpf.instructions import Helper, Size
+from flannelpy.bpf.instructions import Helper, Register, Size
 from flannelpy.datapath.fast_path import maps
 from flannelpy.datapath.fast_path.checks import Incoming
 from flannelpy.datapath.fast_path.parts import (
@@ -49,7 +53,7 @@ from flannelpy.datapath.fast_path.parts import (
     measure_super_packet,
     network_half,
     network_order,
-    store_bytes,
+    store_word,
 )
 from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.packet import headers as hdr
@@ -62,10 +66,9 @@ _BPF_F_ADJ_ROOM_DECAP_L4_UDP = 1 << 10
 _OUTER = -48
 _UDP = _OUTER + hdr.IP_MIN_HEADER
 _INNER = _OUTER + OUTER_HEADERS
-_HEARD = -56
-_SENDER = -64
-_SCRATCH = -80
-_SUBNET_KEY = -96
+_SENDER = -56
+_SCRATCH = -64
+_SUBNET_KEY = -80
 
 _INNER_AT = ETH_HEADER + OUTER_HEADERS
 
@@ -74,7 +77,7 @@ def program(constants: Constants, *, forgets_encapsulation: bool) -> Program:
     """Return the program; ``forgets_encapsulation``: only where the kernel can, else it refuses every packet.
 
     R6: the packet's __sk_buff; R7: the length of the inner packet; R8: the bytes of headers of a super-packet, or 0;
-    R9: the index of the TUN.
+    R9: the address of the value of ``recent``.
     """
     code = Assembler()
     code.set(R6, R1)
@@ -154,22 +157,57 @@ def _check_ip_checksum(code: Assembler) -> None:
 
 
 def _find_sender(code: Assembler, constants: Constants) -> None:
-    """Check that programs may work now, and that a peer sent it; write down time, TUN and the peer's first subnet.
+    """Check that programs may work now, and that a peer sent it; write down the peer's first subnet.
 
     A peer that announces no kernel is a sender as well: when it switches, some of its datagrams come before the lease.
     """
-    check_deadline(code, Incoming)
-    code.store(Size.DOUBLE, R10, _HEARD, R0)
-    code.store(Size.WORD, R10, _SCRATCH, maps.TUN)
-    look_up(code, "devices", _SCRATCH)
-    code.jump_if(R0, "==", 0, to=Incoming.NO_DEVICE.label)
-    code.load(Size.WORD, R9, R0, 0)
-    look_up(code, "senders", _OUTER + hdr.IP_SOURCE)
-    code.jump_if(R0, "==", 0, to=Incoming.UNKNOWN_SENDER.label)
-    _write_subnet(code)
+    code.store(Size.WORD, R10, _SCRATCH, 0)
+    look_up(code, "recent", _SCRATCH)
+    code.jump_if(R0, "==", 0, to="pass")  # never so, but the kernel demands the check
+    code.set(R9, R0)
+    code.call(Helper.JIFFIES64)
+    code.load(Size.DOUBLE, R1, R9, maps.RECENT_JIFFIES)
+    code.jump_if(R0, "!=", R1, to="look up")
+    code.load(Size.WORD, R1, R9, maps.RECENT_SENDER)
+    code.load(Size.WORD, R2, R10, _OUTER + hdr.IP_SOURCE)
+    code.jump_if(R1, "==", R2, to="looked up")
+    code.label("look up")
+    _look_up_sender(code)
+    code.label("looked up")
+    _write_subnet(code, R9)
     if constants.source_check is not SourceCheck.OFF:
         code.load(Size.HALF, R2, R10, _UDP)
         code.jump_if(R2, "!=", network_half(constants.port), to=Incoming.SENDER_PORT.label)
+
+
+def _look_up_sender(code: Assembler) -> None:
+    """Write down time, devices and sender; without jiffies, which come last, nothing of it counts."""
+    code.store(Size.DOUBLE, R9, maps.RECENT_JIFFIES, 0)
+    check_deadline(code, Incoming)
+    code.store(Size.DOUBLE, R9, maps.RECENT_TIME, R0)
+    _look_up_device(code, maps.TUN, maps.RECENT_TUN)
+    code.jump_if(R1, "==", 0, to=Incoming.NO_DEVICE.label)
+    _look_up_device(code, maps.GRO, maps.RECENT_GRO)
+    look_up(code, "senders", _OUTER + hdr.IP_SOURCE)
+    code.jump_if(R0, "==", 0, to=Incoming.UNKNOWN_SENDER.label)
+    for member in (maps.NETWORK, maps.MASK):
+        code.load(Size.WORD, R1, R0, member)
+        code.store(Size.WORD, R9, member, R1)
+    code.load(Size.WORD, R1, R10, _OUTER + hdr.IP_SOURCE)
+    code.store(Size.WORD, R9, maps.RECENT_SENDER, R1)
+    code.call(Helper.JIFFIES64)
+    code.store(Size.DOUBLE, R9, maps.RECENT_JIFFIES, R0)
+
+
+def _look_up_device(code: Assembler, number: int, member: int) -> None:
+    """Write down the index of a device, which is left in R1; 0 if it is gone."""
+    code.store(Size.WORD, R10, _SCRATCH, number)
+    look_up(code, "devices", _SCRATCH)
+    code.set(R1, 0)
+    code.jump_if(R0, "==", 0, to=f"device {number}")
+    code.load(Size.WORD, R1, R0, 0)
+    code.label(f"device {number}")
+    code.store(Size.WORD, R9, member, R1)
 
 
 def _check_addresses(code: Assembler, constants: Constants) -> None:
@@ -197,14 +235,14 @@ def _find_subnet(code: Assembler, constants: Constants) -> None:
     look_up(code, "subnets", _SUBNET_KEY)
     is_strict = constants.source_check is SourceCheck.STRICT
     code.jump_if(R0, "==", 0, to=Incoming.SOURCE.label if is_strict else "subnet found")
-    _write_subnet(code)
+    _write_subnet(code, R0)
     code.label("subnet found")
 
 
-def _write_subnet(code: Assembler) -> None:
-    """Copy the value in R0 to the stack."""
+def _write_subnet(code: Assembler, value: Register) -> None:
+    """Copy the first members of a map's value to the stack."""
     for member in (maps.NETWORK, maps.MASK):
-        code.load(Size.WORD, R2, R0, member)
+        code.load(Size.WORD, R2, value, member)
         code.store(Size.WORD, R10, _SENDER + member, R2)
 
 
@@ -216,7 +254,7 @@ def _decapsulate(code: Assembler, flags: int) -> None:
     code.set(R4, BPF_F_ADJ_ROOM_FIXED_GSO | flags)
     code.call(Helper.SKB_ADJUST_ROOM)
     code.jump_if(R0, "!=", 0, to=Incoming.REFUSED.label)
-    store_bytes(code, ETH_HEADER + hdr.IP_TTL, _INNER + hdr.IP_TTL, 4, failed="drop")
+    store_word(code, ETH_HEADER + hdr.IP_TTL, _INNER + hdr.IP_TTL, failed="drop")
     code.set(R2, 0)
     code.store(Size.WORD, R6, SKB_MARK, R2)
 
@@ -225,7 +263,7 @@ def _count(code: Assembler) -> None:
     look_up(code, "peers", _SENDER)
     code.jump_if(R0, "==", 0, to="not counted")
     count_carried(code, maps.PACKETS_IN, maps.BYTES_IN)
-    code.load(Size.DOUBLE, R2, R10, _HEARD)
+    code.load(Size.DOUBLE, R2, R9, maps.RECENT_TIME)
     code.store(Size.DOUBLE, R0, maps.HEARD, R2)
     code.label("not counted")
 
@@ -240,15 +278,13 @@ def _deliver(code: Assembler) -> None:
     code.jump_if(R2, "!=", 0, to="to the TUN")
     code.load(Size.BYTE, R2, R10, _INNER + hdr.IP_PROTOCOL)
     code.jump_if(R2, "!=", hdr.TCP, to="to the TUN")
-    code.store(Size.WORD, R10, _SCRATCH, maps.GRO)
-    look_up(code, "devices", _SCRATCH)
-    code.jump_if(R0, "==", 0, to="to the TUN")
-    code.load(Size.WORD, R1, R0, 0)
+    code.load(Size.WORD, R1, R9, maps.RECENT_GRO)
+    code.jump_if(R1, "==", 0, to="to the TUN")
     code.set(R2, 0)
     code.call(Helper.REDIRECT)
     code.leave()
     code.label("to the TUN")
-    code.set(R1, R9)
+    code.load(Size.WORD, R1, R9, maps.RECENT_TUN)
     code.set(R2, BPF_F_INGRESS)
     code.call(Helper.REDIRECT)
     code.leave()

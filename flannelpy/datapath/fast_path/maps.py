@@ -1,6 +1,6 @@
 """The maps of the programs: their kinds, and the layouts of keys and values.  Pure.
 
-Addresses and masks are in network order, all other numbers in the host's.
+Addresses and masks are in network order, all other numbers in the host's.  ``recent`` is for each processor.
 
 ============  ================================  ======================================================
 map           key                               value
@@ -12,6 +12,7 @@ peers         network, mask                     packets and bytes out, packets a
 left_…        0                                 packets left to the loop, for each check
 settings      0                                 deadline, index of the external interface
 devices       TUN = 0, GRO = 1                  index of the interface; gone when the interface is
+recent        0                                 what the incoming program found about the last sender
 ============  ================================  ======================================================
 
 Source: struct bpf_lpm_trie_key in include/uapi/linux/bpf.h of the kernel.
@@ -35,6 +36,9 @@ NETWORK, MASK, PUBLIC_IP = 0, 4, 8
 PACKETS_OUT, BYTES_OUT, PACKETS_IN, BYTES_IN, HEARD = 0, 8, 16, 24, 32
 DEADLINE, EXTERNAL = 0, 8
 TUN, GRO = 0, 1
+# Of ``recent``, behind NETWORK and MASK: the sender, indices of TUN and GRO pair or 0, nanoseconds since boot and
+# jiffies at that time.
+RECENT_SENDER, RECENT_TUN, RECENT_GRO, RECENT_TIME, RECENT_JIFFIES = 8, 12, 16, 24, 32
 #: The bytes of a counter.
 COUNTER = 8
 
@@ -58,6 +62,7 @@ MAPS = {
     "left_incoming": MapKind(MapType.ARRAY, 4, COUNTER * len(Incoming), 1),
     "settings": MapKind(MapType.ARRAY, 4, _SETTINGS.size, 1),
     "devices": MapKind(MapType.DEVMAP, 4, 4, 2),
+    "recent": MapKind(MapType.PERCPU_ARRAY, 4, 40, 1),
 }
 
 

@@ -138,6 +138,21 @@ def store_bytes(code: Assembler, offset: Register | int, start: int, length: int
     code.jump_if(R0, "!=", 0, to=failed)
 
 
+def store_word(code: Assembler, offset: int, start: int, *, failed: str) -> None:
+    """Do as ``store_bytes`` for 4 bytes, without a call if they are in the linear part of the packet."""
+    code.load(Size.WORD, R2, R6, SKB_DATA)
+    code.load(Size.WORD, R3, R6, SKB_DATA_END)
+    code.set(R4, R2)
+    code.compute(R4, "+=", offset + 4)
+    code.jump_if(R4, ">", R3, to="store by call")
+    code.load(Size.WORD, R3, R10, start)
+    code.store(Size.WORD, R2, offset, R3)
+    code.jump(to="stored")
+    code.label("store by call")
+    store_bytes(code, offset, start, 4, failed=failed)
+    code.label("stored")
+
+
 def look_up(code: Assembler, name: str, key: int) -> None:
     """Set R0 to the address of the value in a map, or 0; ``key``: where the key is on the stack."""
     code.load_map(R1, name)
