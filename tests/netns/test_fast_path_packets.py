@@ -82,7 +82,7 @@ def test_without_the_pair_packets_go_to_the_tun(tun: str) -> None:
     async def scenario(netlink: Netlink) -> None:
         fast_path = FastPath(config(tun))
         await attached(fast_path, netlink)
-        shell("ip link del flannel0-rx")
+        shell("ip link del flannel0-cut")
         assert results(fast_path) == (REDIRECTED, REDIRECTED)
         await fast_path.close(netlink)
 

@@ -59,7 +59,7 @@ def test_a_kernel_that_attaches_nothing(tun: str, monkeypatch: pytest.MonkeyPatc
     """As without cls_bpf: nothing is left."""
 
     async def refuse(*_: object) -> None:
-        raise HostError("cannot attach a BPF program to flannel0-rx: Operation not supported")
+        raise HostError("cannot attach a BPF program to flannel0-cut: Operation not supported")
 
     async def scenario(netlink: Netlink) -> None:
         monkeypatch.setattr(Netlink, "replace_filter", refuse)
@@ -103,9 +103,9 @@ def test_an_interface_of_another_program_with_the_name_of_the_pair_is_an_error(t
 
 def test_a_pair_of_another_program_with_our_names_is_an_error(tun: str) -> None:
     async def scenario(netlink: Netlink) -> None:
-        shell("ip link add flannel0-gro type veth peer name flannel0-rx")
+        shell("ip link add flannel0-gro type veth peer name flannel0-cut")
         with pytest.raises(HostError, match="flannel0-gro exists, and is not flannelpy's"):
             await FastPath(config(tun)).open(netlink)
-        assert sorted(own_links()) == ["flannel0-gro", "flannel0-rx"]
+        assert sorted(own_links()) == ["flannel0-cut", "flannel0-gro"]
 
     run(scenario)

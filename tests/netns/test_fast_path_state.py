@@ -31,7 +31,7 @@ def test_a_fast_path_leaves_nothing(tun: str) -> None:
         fast_path = FastPath(config(tun))
         await attached(fast_path, netlink)
         assert results(fast_path) == (REDIRECTED, REDIRECTED)
-        assert sorted(own_links()) == ["flannel0-gro", "flannel0-rx"]
+        assert sorted(own_links()) == ["flannel0-cut", "flannel0-gro"]
         assert ALIAS in shell(STATE)
         await fast_path.close(netlink)
         assert shell(STATE) == before
@@ -138,11 +138,13 @@ def test_two_networks_on_one_interface(tun: str, first_to_go: int) -> None:
 VANDALISM = {
     "tc qdisc del dev eth1 clsact": ["eth1 lost the incoming program"],
     "tc filter del dev flannel0 egress": ["flannel0 lost the outgoing program"],
-    "ip link del flannel0-gro": ["flannel0-gro was removed", "flannel0-rx was removed"],
-    "ip link set flannel0-rx down": ["flannel0-rx was set down"],
-    "ethtool -K flannel0-rx gro off": ["flannel0-rx got GRO off"],
+    "ip link del flannel0-gro": ["flannel0-gro was removed", "flannel0-cut was removed"],
+    "ip link set flannel0-cut down": ["flannel0-cut was set down"],
+    "ethtool -K flannel0-cut gro off": ["flannel0-cut got GRO off"],
     "ethtool -K flannel0-gro tso on": ["flannel0-gro got TSO on"],
-    "tc filter del dev flannel0-rx ingress": ["flannel0-rx lost the gro program"],
+    "ethtool -K flannel0-cut tso on": ["flannel0-cut got TSO on"],
+    "tc filter del dev flannel0-cut ingress": ["flannel0-cut lost the gro program"],
+    "tc filter del dev flannel0-gro ingress": ["flannel0-gro lost the cut program"],
     "ip link del eth1; ip link add eth1 up type veth peer name switch; ip addr add 172.17.8.101/24 dev eth1": [
         "eth1 lost the incoming program"
     ],
@@ -167,7 +169,7 @@ def test_repair(tun: str, command: str) -> None:
 #: What makes a repair impossible, and why it fails.
 OBSTRUCTIONS = {
     "tc qdisc del dev eth1 clsact; tc qdisc add dev eth1 ingress_block 7 clsact": "cannot attach a BPF program to eth1",
-    "ip link del flannel0-gro; ip link add flannel0-rx type bridge": "cannot make the veth pair flannel0-gro",
+    "ip link del flannel0-gro; ip link add flannel0-cut type bridge": "cannot make the veth pair flannel0-gro",
 }
 
 
@@ -271,9 +273,10 @@ def test_what_a_dead_process_left_can_be_removed(tun: str) -> None:
         assert sorted(await remove_left_programs(netlink, ALIAS)) == [
             "BPF program at eth1",
             "BPF program at flannel0",
-            "BPF program at flannel0-rx",
+            "BPF program at flannel0-cut",
+            "BPF program at flannel0-gro",
+            "flannel0-cut",
             "flannel0-gro",
-            "flannel0-rx",
         ]
         assert shell(STATE) == before
         assert own_links() == []

@@ -60,12 +60,12 @@ def transfer(source: Node, sink: Node, address: str, size: int, timeout: float =
     assert sent.split()[1] == str(size)
 
 
-def throughput(one: Container, other: Container, seconds: float = 2) -> float:
-    """Bits per second of one TCP stream."""
+def throughput(one: Container, other: Container, seconds: float = 2, streams: int = 1) -> float:
+    """Bits per second of TCP streams, together."""
     server = other.popen("iperf3", "-s", "-1", "--forceflush")
     while "listening" not in (line := _output(server.stdout).readline()):
         assert line, "iperf3 has ended"
-    report = json.loads(one.run("iperf3", "-c", str(other.address), f"-t{seconds:g}", "-J").stdout)
+    report = json.loads(one.run("iperf3", "-c", str(other.address), f"-t{seconds:g}", f"-P{streams}", "-J").stdout)
     server.communicate(timeout=20)
     return float(report["end"]["sum_received"]["bits_per_second"])
 

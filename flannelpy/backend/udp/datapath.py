@@ -276,7 +276,7 @@ class KernelDatapath:
     def _interfaces(self) -> set[str]:
         """Return the names of the interfaces that have programs."""
         pair = GroPair(self._config.device, self._config.alias)
-        return {self._config.device, self._config.external, pair.sending, pair.receiving}
+        return {self._config.device, self._config.external, *pair.ends}
 
     async def _use_loop(self, reason: str) -> None:
         """Have the loop send at once, and take datagrams in the kernel until peers have read our lease.

@@ -32,6 +32,8 @@ from flannelpy.rtnetlink.filters import Hook
 
 # Source: ip_default_ttl in Documentation/networking/ip-sysctl.rst of the kernel.
 _TTL_FILE, _DEFAULT_TTL = Path("/proc/sys/net/ipv4/ip_default_ttl"), 64
+# Programs at the GRO pair, and the devices into which their packets go: the other ends.
+_GRO_DEVICES = {"gro": maps.GRO, "cut": maps.CUT}
 _CHECKS: Mapping[str, type[Check]] = {"outgoing": Outgoing, "incoming": Incoming}
 
 
@@ -63,7 +65,8 @@ class FastPath:
         self._places = {
             "outgoing": Attachment(config.device, Hook.EGRESS, config.alias),
             "incoming": Attachment(config.external, Hook.INGRESS, config.alias),
-            "gro": Attachment(self._gro_pair.receiving, Hook.INGRESS, config.alias),
+            "cut": Attachment(self._gro_pair.ends[0], Hook.INGRESS, config.alias),
+            "gro": Attachment(self._gro_pair.ends[1], Hook.INGRESS, config.alias),
         }
         self._attached: set[str] = set()
         self._maps: dict[str, BpfMap] = {}
@@ -201,7 +204,7 @@ class FastPath:
         await self._refuse_obstacles(netlink)
         await self._find_devices(netlink)
         await self._set_up_gro(netlink)
-        for name in sorted(self._attached - {"gro"}):
+        for name in sorted(self._attached - _GRO_DEVICES.keys()):
             if await self._places[name].attached_program(netlink) != self._programs[name].id:
                 await self._attach(netlink, name)
 
@@ -237,11 +240,13 @@ class FastPath:
         self.extend(self._deadline)
 
     async def _set_up_gro(self, netlink: Netlink) -> None:
-        """Set up the pair, and attach a program that knows the TUN.  Raises HostError."""
-        sending = await self._gro_pair.set_up(netlink)
-        self._load("gro", gro.program(self._tun_index))
-        await self._attach(netlink, "gro")
-        self._maps["devices"].set(maps.index_key(maps.GRO), maps.index_key(sending.index))
+        """Set up the pair, and attach programs that know the TUN.  Raises HostError."""
+        ends = await self._gro_pair.set_up(netlink)
+        for name in _GRO_DEVICES:
+            self._load(name, gro.program(self._tun_index))
+            await self._attach(netlink, name)
+        for number, end in zip(_GRO_DEVICES.values(), ends, strict=True):
+            self._maps["devices"].set(maps.index_key(number), maps.index_key(end.index))
 
     async def _attach(self, netlink: Netlink, name: str) -> None:
         await self._places[name].attach(netlink, self._programs[name].fd)

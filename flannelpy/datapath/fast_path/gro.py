@@ -1,4 +1,4 @@
-"""The program at the other end of the GRO pair: has the kernel receive what was merged there from the TUN.  Pure."""
+"""The program at both ends of the GRO pair: has the kernel receive what was merged there from the TUN.  Pure."""
 
 from __future__ import annotations
 

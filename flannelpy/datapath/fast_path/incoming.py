@@ -1,8 +1,8 @@
 """The program at the ingress of the external interface: takes a peer's packet out of its datagram.  Pure.
 
 It passes on what is no datagram to our address and port, checks the others as ``checks.Incoming`` says, removes the
-outer headers, and has the kernel receive the packet from the TUN.  A single TCP packet goes there through the GRO pair,
-whose other end merges packets into super-packets (gro.py); without the pair it goes to the TUN at once.
+outer headers, and has the kernel receive the packet from the TUN.  TCP goes there through the GRO pair, whose other end
+merges packets into super-packets (gro.py); without the pair it goes to the TUN at once.
 
 A call of a helper function costs as much as twenty instructions.  So deadline, devices and sender are looked up once in
 a tick of the kernel (4 ms, or 1 to 10) as long as the same peer sends, and a change of theirs counts from the next tick
@@ -33,19 +33,21 @@ from flannelpy.datapath.fast_path.parts import (
     R4,
     R6,
     R7,
+    R8,
     R9,
     R10,
-    SKB_GSO_SIZE,
     SKB_LEN,
     SKB_MARK,
     SKB_PKT_TYPE,
     SKB_PROTOCOL,
+    SKB_QUEUE_MAPPING,
     SKB_VLAN_PRESENT,
     Constants,
     check_deadline,
     check_inner_header,
     check_subnet,
     count_carried,
+    count_segments,
     decrement_ttl,
     leave_to_loop,
     load_head,
@@ -61,6 +63,11 @@ from flannelpy.packet import headers as hdr
 _PACKET_HOST = 0
 # Has the kernel forget that a super-packet was encapsulated, else a bridge cuts it; in kernels after 6.18.
 _BPF_F_ADJ_ROOM_DECAP_L4_UDP = 1 << 10
+
+# The packets that the kernel takes from a queue before it turns to the next: NAPI_POLL_WEIGHT.
+_NAPI_WEIGHT = 64
+#: For super-packets, a power of 2: one for each that a driver delivers in one turn.
+QUEUES = 64
 
 # The stack.  The outer headers and the inner one lie together, as in the packet.
 _OUTER = -48
@@ -93,7 +100,7 @@ def program(constants: Constants, *, forgets_encapsulation: bool) -> Program:
     decrement_ttl(code, _INNER)
     _decapsulate(code, _BPF_F_ADJ_ROOM_DECAP_L4_UDP if forgets_encapsulation else 0)
     _count(code)
-    _deliver(code)
+    _deliver(code, is_cut=not forgets_encapsulation)
     leave_to_loop(code, Incoming, "left_incoming")
     return code.program()
 
@@ -188,6 +195,7 @@ def _look_up_sender(code: Assembler) -> None:
     _look_up_device(code, maps.TUN, maps.RECENT_TUN)
     code.jump_if(R1, "==", 0, to=Incoming.NO_DEVICE.label)
     _look_up_device(code, maps.GRO, maps.RECENT_GRO)
+    _look_up_device(code, maps.CUT, maps.RECENT_CUT)
     look_up(code, "senders", _OUTER + hdr.IP_SOURCE)
     code.jump_if(R0, "==", 0, to=Incoming.UNKNOWN_SENDER.label)
     for member in (maps.NETWORK, maps.MASK):
@@ -268,17 +276,22 @@ def _count(code: Assembler) -> None:
     code.label("not counted")
 
 
-def _deliver(code: Assembler) -> None:
-    """Redirect to the GRO pair, or to the TUN as if received there.
+def _deliver(code: Assembler, *, is_cut: bool) -> None:
+    """Redirect TCP into the GRO pair, other packets to the TUN as if received there; the kernel merges TCP only.
 
-    A super-packet is complete, and the pair would cut it and drop what its queue of 256 packets does not hold.  The
-    kernel merges TCP only.
+    ``is_cut``: super-packets go into the pair too, which cuts them and merges them again, because the kernel still
+    takes them for encapsulated, and a bridge would cut them, with checksums.
     """
-    code.load(Size.WORD, R2, R6, SKB_GSO_SIZE)
-    code.jump_if(R2, "!=", 0, to="to the TUN")
+    if not is_cut:
+        code.jump_if(R8, "!=", 0, to="to the TUN")
     code.load(Size.BYTE, R2, R10, _INNER + hdr.IP_PROTOCOL)
     code.jump_if(R2, "!=", hdr.TCP, to="to the TUN")
+    _choose_queue(code)
+    code.load(Size.WORD, R1, R9, maps.RECENT_CUT)
+    code.jump(to="into the pair")
+    code.label("single packets alone")
     code.load(Size.WORD, R1, R9, maps.RECENT_GRO)
+    code.label("into the pair")
     code.jump_if(R1, "==", 0, to="to the TUN")
     code.set(R2, 0)
     code.call(Helper.REDIRECT)
@@ -288,3 +301,36 @@ def _deliver(code: Assembler) -> None:
     code.set(R2, BPF_F_INGRESS)
     code.call(Helper.REDIRECT)
     code.leave()
+
+
+def _choose_queue(code: Assembler) -> None:
+    """Choose a queue of the pair such that no packet is dropped, and none overtakes another.
+
+    A driver may deliver 64 super-packets before the kernel turns to the pair, whose queues hold 256 packets each.  The
+    kernel takes 64 packets from a queue, and then turns to the next one.  So another queue is chosen before the packets
+    of super-packets, and those that follow them, are more than 64.
+    """
+    code.load(Size.WORD, R3, R9, maps.RECENT_QUEUED)
+    code.jump_if(R8, "!=", 0, to="super-packet")
+    code.jump_if(R3, "==", 0, to="single packets alone")
+    code.compute(R3, "+=", 1)
+    code.jump_if(R3, "<=", _NAPI_WEIGHT, to="same queue")
+    code.set(R3, 0)
+    code.store(Size.WORD, R9, maps.RECENT_QUEUED, R3)
+    code.jump(to="single packets alone")
+    code.label("super-packet")
+    count_segments(code)
+    code.jump_if(R3, "==", 0, to="next queue")
+    code.compute(R3, "+=", R2)
+    code.jump_if(R3, "<=", _NAPI_WEIGHT, to="same queue")
+    code.label("next queue")
+    code.set(R3, R2)
+    code.load(Size.WORD, R2, R9, maps.RECENT_QUEUE)
+    code.compute(R2, "+=", 1)
+    code.store(Size.WORD, R9, maps.RECENT_QUEUE, R2)
+    code.label("same queue")
+    code.store(Size.WORD, R9, maps.RECENT_QUEUED, R3)
+    code.load(Size.WORD, R2, R9, maps.RECENT_QUEUE)
+    code.compute(R2, "&=", QUEUES - 1)
+    code.compute(R2, "+=", 1)  # 0: the kernel chooses
+    code.store(Size.WORD, R6, SKB_QUEUE_MAPPING, R2)

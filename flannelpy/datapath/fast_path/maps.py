@@ -1,6 +1,7 @@
 """The maps of the programs: their kinds, and the layouts of keys and values.  Pure.
 
-Addresses and masks are in network order, all other numbers in the host's.  ``recent`` is for each processor.
+Addresses and masks are in network order, all other numbers in the host's.  ``peers`` and ``recent`` have a value for
+each processor.
 
 ============  ================================  ======================================================
 map           key                               value
@@ -11,8 +12,8 @@ subnets       prefix length, public IP, address network and mask, for each subne
 peers         network, mask                     packets and bytes out, packets and bytes in, last heard
 left_…        0                                 packets left to the loop, for each check
 settings      0                                 deadline, index of the external interface
-devices       TUN = 0, GRO = 1                  index of the interface; gone when the interface is
-recent        0                                 what the incoming program found about the last sender
+devices       TUN = 0, GRO = 1, CUT = 2         index of the interface; gone when the interface is
+recent        0                                 what the incoming program knows of the last packet
 ============  ================================  ======================================================
 
 Source: struct bpf_lpm_trie_key in include/uapi/linux/bpf.h of the kernel.
@@ -35,10 +36,14 @@ _NANOSECONDS = 10**9
 NETWORK, MASK, PUBLIC_IP = 0, 4, 8
 PACKETS_OUT, BYTES_OUT, PACKETS_IN, BYTES_IN, HEARD = 0, 8, 16, 24, 32
 DEADLINE, EXTERNAL = 0, 8
-TUN, GRO = 0, 1
-# Of ``recent``, behind NETWORK and MASK: the sender, indices of TUN and GRO pair or 0, nanoseconds since boot and
-# jiffies at that time.
-RECENT_SENDER, RECENT_TUN, RECENT_GRO, RECENT_TIME, RECENT_JIFFIES = 8, 12, 16, 24, 32
+#: The TUN, and the ends of the GRO pair that get single packets and super-packets.
+TUN, GRO, CUT = 0, 1, 2
+# Of ``recent``, behind NETWORK and MASK: the sender, and the indices of ``devices`` or 0.
+RECENT_SENDER, RECENT_TUN, RECENT_GRO, RECENT_CUT = 8, 12, 16, 20
+# Nanoseconds since boot and jiffies at the look-up.
+RECENT_TIME, RECENT_JIFFIES = 24, 32
+# The queue of CUT, a number that counts up, and how many packets went there; with 0, single packets go to GRO.
+RECENT_QUEUE, RECENT_QUEUED = 40, 44
 #: The bytes of a counter.
 COUNTER = 8
 
@@ -61,8 +66,8 @@ MAPS = {
     "left_outgoing": MapKind(MapType.ARRAY, 4, COUNTER * len(Outgoing), 1),
     "left_incoming": MapKind(MapType.ARRAY, 4, COUNTER * len(Incoming), 1),
     "settings": MapKind(MapType.ARRAY, 4, _SETTINGS.size, 1),
-    "devices": MapKind(MapType.DEVMAP, 4, 4, 2),
-    "recent": MapKind(MapType.PERCPU_ARRAY, 4, 40, 1),
+    "devices": MapKind(MapType.DEVMAP, 4, 4, 3),
+    "recent": MapKind(MapType.PERCPU_ARRAY, 4, 48, 1),
 }
 
 

@@ -18,8 +18,8 @@ from flannelpy.datapath.source_check import SourceCheck
 from flannelpy.packet import headers as hdr
 
 # Offsets in struct __sk_buff.
-SKB_LEN, SKB_PKT_TYPE, SKB_MARK, SKB_PROTOCOL, SKB_VLAN_PRESENT, SKB_PRIORITY = 0, 4, 8, 16, 20, 32
-SKB_IFINDEX, SKB_DATA, SKB_DATA_END, SKB_GSO_SIZE = 40, 76, 80, 176
+SKB_LEN, SKB_PKT_TYPE, SKB_MARK, SKB_QUEUE_MAPPING, SKB_PROTOCOL, SKB_VLAN_PRESENT = 0, 4, 8, 12, 16, 20
+SKB_PRIORITY, SKB_IFINDEX, SKB_DATA, SKB_DATA_END, SKB_GSO_SIZE = 32, 40, 76, 80, 176
 
 #: The next program or the stack gets the packet; so it is for packets that no program saw.
 TC_ACT_UNSPEC = -1
@@ -218,12 +218,8 @@ def count_carried(code: Assembler, packets: int, octets: int) -> None:
     code.set(R2, 1)
     code.set(R3, R7)
     code.jump_if(R8, "==", 0, to="counted")
+    count_segments(code)
     code.compute(R3, "-=", R8)
-    code.load(Size.WORD, R4, R6, SKB_GSO_SIZE)
-    code.set(R2, R3)
-    code.compute(R2, "+=", R4)
-    code.compute(R2, "-=", 1)
-    code.compute(R2, "/=", R4)
     code.set(R4, R2)
     code.compute(R4, "*=", R8)
     code.compute(R3, "+=", R4)
@@ -232,6 +228,16 @@ def count_carried(code: Assembler, packets: int, octets: int) -> None:
         code.load(Size.DOUBLE, R1, R0, member)
         code.compute(R1, "+=", register)
         code.store(Size.DOUBLE, R0, member, R1)
+
+
+def count_segments(code: Assembler) -> None:
+    """Set R2 to the number of segments of a super-packet; R7 and R8 as for ``count_carried``; changes R4."""
+    code.load(Size.WORD, R4, R6, SKB_GSO_SIZE)
+    code.set(R2, R7)
+    code.compute(R2, "-=", R8)
+    code.compute(R2, "+=", R4)
+    code.compute(R2, "-=", 1)
+    code.compute(R2, "/=", R4)
 
 
 def leave_to_loop(code: Assembler, checks: Iterable[Check], name: str) -> None:

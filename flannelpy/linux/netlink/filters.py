@@ -75,10 +75,12 @@ class Filters(Devices):
                 protocol=_ETH_P_IP,
             )
 
-    async def add_veth(self, name: str, peer: str, mtu: int) -> None:
-        """Add two connected interfaces.  Raises HostError."""
+    async def add_veth(self, name: str, peer: str, mtu: int, queues: int) -> None:
+        """Add two connected interfaces, with one queue to ``peer`` and ``queues`` from it.  Raises HostError."""
+        end = {"ifname": name, "mtu": mtu, "num_tx_queues": 1, "num_rx_queues": queues}
+        other = {"ifname": peer, "mtu": mtu, "num_tx_queues": queues, "num_rx_queues": 1}
         async with self._iproute(f"cannot make the veth pair {name} and {peer}") as route:
-            await route.link("add", ifname=name, kind="veth", mtu=mtu, peer={"ifname": peer, "mtu": mtu})
+            await route.link("add", kind="veth", **end, peer=other)
 
     async def set_up(self, link: Link) -> None:
         """Set the interface up.  Raises HostError."""

@@ -29,10 +29,10 @@ def test_a_table_counts_each_check_by_itself(checks: type[Check]) -> None:
 
 @pytest.mark.parametrize("source_check", SourceCheck)
 def test_programs_are_short(source_check: SourceCheck) -> None:
-    """A hundred nanoseconds are a hundred instructions, and each packet runs the most of them."""
+    """A hundred nanoseconds are a hundred instructions; most packets need no look-up of the incoming program."""
     constants = CONSTANTS._replace(source_check=source_check)
     assert len(outgoing.program(constants).instructions) < 400
-    assert len(incoming.program(constants, forgets_encapsulation=True).instructions) < 400
+    assert len(incoming.program(constants, forgets_encapsulation=False).instructions) < 450
 
 
 def test_programs_refer_to_maps_that_there_are() -> None:
