@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, permutations
 
 from lab import Container, Daemon, Host, Lab, wait_for
 from lab.lab import wait_connected
@@ -44,16 +44,37 @@ def start(lab: Lab, *flags: tuple[str, ...]) -> list[Daemon]:
     """Start a daemon with its flags on each host, and return when the hosts know each other and their datapaths."""
     daemons = [host.start_daemon(*each) for host, each in zip(lab.hosts, flags, strict=True)]
     wait_connected(daemons)
-    for host, daemon, each in zip(lab.hosts, daemons, flags, strict=True):
-        if each != LOOP:
-            wait_until_it_sends(daemon, host)
+    by_programs = [number for number, each in enumerate(flags) if each != LOOP]
+    for number in by_programs:
+        _wait_until_attached(daemons[number], lab.hosts[number])
+    for one, other in permutations(by_programs, 2):
+        _wait_until_it_sends_to(lab.hosts[one], lab.hosts[other])
     return daemons
 
 
 def wait_until_it_sends(daemon: Daemon, host: Host) -> None:
-    """Wait until the lease announces the kernel, and the outgoing program has begun: peers have read the lease then."""
+    """Wait until programs carry the packets between the host and all others whose leases announce the kernel."""
+    _wait_until_attached(daemon, host)
+    for other in host.lab.hosts:
+        if other is not host and announces(other):
+            _wait_until_it_sends_to(host, other)
+            _wait_until_it_sends_to(other, host)
+
+
+def _wait_until_attached(daemon: Daemon, host: Host) -> None:
     wait_for(lambda: announces(host), 10, f"the lease of {host.name}")
     wait_for(lambda: "Datapath kernel: " in daemon.log(), 20, f"the outgoing program of {host.name}")
+
+
+def _wait_until_it_sends_to(host: Host, other: Host) -> None:
+    """Wait until the host has read that the other's lease announces the kernel: its loop gets no packet to it then."""
+
+    def passes_the_loop() -> bool:
+        before = packets_of_loop(host, ["tx"])
+        host.run("ping", "-c1", "-W0.2", str(other.subnet()[0]), check=False)
+        return packets_of_loop(host, ["tx"]) > before
+
+    wait_for(lambda: not passes_the_loop(), 10, f"{host.name} to send to {other.name} by its program")
 
 
 @contextmanager
