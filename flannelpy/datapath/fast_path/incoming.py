@@ -66,6 +66,8 @@ _BPF_F_ADJ_ROOM_DECAP_L4_UDP = 1 << 10
 
 # The packets that the kernel takes from a queue before it turns to the next: NAPI_POLL_WEIGHT.
 _NAPI_WEIGHT = 64
+# Half of a queue of a veth: VETH_RING_SIZE.
+_MOST_SEGMENTS = 128
 #: For super-packets, a power of 2: one for each that a driver delivers in one turn.
 QUEUES = 64
 
@@ -308,7 +310,8 @@ def _choose_queue(code: Assembler) -> None:
 
     A driver may deliver 64 super-packets before the kernel turns to the pair, whose queues hold 256 packets each.  The
     kernel takes 64 packets from a queue, and then turns to the next one.  So another queue is chosen before the packets
-    of super-packets, and those that follow them, are more than 64.
+    of super-packets, and those that follow them, are more than 64.  A super-packet of more than half a queue, whose
+    segments are unusually small, goes to the TUN.
     """
     code.load(Size.WORD, R3, R9, maps.RECENT_QUEUED)
     code.jump_if(R8, "!=", 0, to="super-packet")
@@ -320,6 +323,7 @@ def _choose_queue(code: Assembler) -> None:
     code.jump(to="single packets alone")
     code.label("super-packet")
     count_segments(code)
+    code.jump_if(R2, ">", _MOST_SEGMENTS, to="to the TUN")
     code.jump_if(R3, "==", 0, to="next queue")
     code.compute(R3, "+=", R2)
     code.jump_if(R3, "<=", _NAPI_WEIGHT, to="same queue")
