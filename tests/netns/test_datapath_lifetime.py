@@ -17,6 +17,7 @@ from support.datapaths import (
     POLICY,
     announces,
     containers,
+    index_of,
     packets_of_loop,
     pings,
     programs,
@@ -150,6 +151,21 @@ def test_the_incoming_program_stays_while_etcd_cannot_tell_peers_that_it_goes(pa
     assert programs(host)["eth1"]
     for source, sink in ((one, other), (other, one)):
         transfer(source, sink, str(sink.address), 4 * MIB)
+
+
+def test_the_incoming_program_follows_the_device_during_a_switch_back(pair: Lab) -> None:
+    host = pair.hosts[0]
+    start(pair, AUTO, AUTO)
+    one, other = containers(pair)
+    assert pings(one, other) == 3  # the peer knows the MAC of eth1, not that of eth2
+    pair.etcd.kill()
+    switch_back(host)
+    index = index_of(host, "flannel0")
+    host.configure("link delete flannel0")
+    host.run("tc", "qdisc", "delete", "dev", "eth1", "clsact")
+    wait_for(lambda: is_there(host, "flannel0") and index_of(host, "flannel0") != index, 15, "the new device")
+    wait_for(lambda: programs(host)["eth1"], 15, "the incoming program")
+    transfer(other, one, str(one.address), 4 * MIB)
 
 
 # Programs that cannot be attached

@@ -265,7 +265,9 @@ class KernelDatapath:
     async def _attach(self, netlink: Netlink) -> str:
         assert self._fast_path
         try:
+            # Before the attachment, since programs work on with these settings if the process is killed after it.
             self._fast_path.extend(self._deadline())
+            self._fast_path.allow_sending(is_allowed=not self._guard.reason())
             await self._fast_path.attach(netlink)
             await remove_left_programs(netlink, self._config.alias, self._interfaces())
             self._mode.keeper.keep(self._tun)
@@ -338,7 +340,7 @@ class KernelDatapath:
     async def repair(self, netlink: Netlink, tun: Tun) -> list[str]:
         """Restore what other programs changed, or use the loop if that fails; return phrases for the log.
 
-        ``tun``: the device, maybe another one.  Raises HostError.
+        During a switch back, that is the incoming program.  ``tun``: the device, maybe another one.  Raises HostError.
         """
         async with self._busy:
             former, self._tun = self._tun, tun
@@ -346,8 +348,6 @@ class KernelDatapath:
                 return []
             if tun is not former:
                 self._mode.keeper.replace(former, tun)
-            if not self.is_used:
-                return []
             try:
                 flaws = await self._restore(netlink)
             except HostError as error:
@@ -367,8 +367,11 @@ class KernelDatapath:
         return flaws
 
     async def _move(self, netlink: Netlink) -> None:
-        """Load and attach the programs for a device of another name.  Raises HostError."""
+        """Load and attach the programs for a device of another name, if the kernel is used.  Raises HostError."""
+        was_used = self.is_used
         await self._unload(netlink)
+        if not was_used:
+            return
         if cause := await self._load(netlink) or await self._attach(netlink):
             raise HostError(cause)
         self.is_used = True

@@ -324,6 +324,24 @@ def test_what_forbids_the_kernel_while_programs_load_stops_the_outgoing_one_befo
     play(monkeypatch, scenario)
 
 
+def test_programs_are_attached_with_settings_that_work_without_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be killed right after the attachment."""
+
+    async def scenario(world: World) -> None:
+        settings: list[tuple[bool, bool]] = []
+        world.during["attach 1"] = lambda: settings.append((world.fast_path.may_send, world.fast_path.deadline > 0))
+        await running(world)
+        assert settings == [(True, True)]
+        world.block("a policy")
+        await asyncio.sleep(LEASE_SECONDS + PAUSE_SECONDS + 1)
+        world.during["open"] = lambda: world.block("a rule")
+        world.block(None)
+        await asyncio.sleep(0.01)
+        assert settings[1:] == [(False, True)]
+
+    play(monkeypatch, scenario)
+
+
 def test_what_forbids_the_kernel_at_the_start_removes_what_an_earlier_process_left(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -383,6 +401,46 @@ def test_the_incoming_program_stays_until_peers_have_read_the_lease(monkeypatch:
         assert len(world.story) == 2
         await asyncio.sleep(1)
         assert world.story[2:] == ["close", "let go flannel0"]
+
+    play(monkeypatch, scenario)
+
+
+def test_the_incoming_program_is_restored_until_peers_have_read_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        task = await running(world)
+        netlink, tun = cast("Any", FakeNetlink()), cast("Any", world.tun)
+        world.has_store.clear()
+        world.block("a rule")
+        await asyncio.sleep(1)
+        world.story.clear()
+        world.fast_path.found = ["eth1 lost the incoming program"]
+        assert await world.kernel.repair(netlink, tun) == ["eth1 lost the incoming program"]
+        assert world.story == ["repair"]
+        world.fails["repair"] = "cannot attach"
+        assert await world.kernel.repair(netlink, tun) == []
+        assert (world.kernel.is_used, world.fast_path.may_send, task.done()) == (False, False, False)
+        assert world.kernel.loop_cause == "a rule"
+
+    play(monkeypatch, scenario)
+
+
+def test_a_device_that_gets_another_name_during_a_switch_back_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs for the former name go, and no others come."""
+
+    async def scenario(world: World) -> None:
+        await running(world)
+        world.has_store.clear()
+        world.block("a rule")
+        await asyncio.sleep(1)
+        world.story.clear()
+        assert await world.kernel.repair(cast("Any", FakeNetlink()), cast("Any", FakeTun("flannel1"))) == []
+        assert world.story == ["keep flannel1 instead of flannel0", "close", "let go flannel1"]
+        assert not world.kernel.is_used
+        world.has_store.set()
+        world.block(None)
+        await asyncio.sleep(LEASE_SECONDS + PAUSE_SECONDS + 1)
+        assert world.fast_path.config.device == "flannel1"
+        assert world.kernel.is_used
 
     play(monkeypatch, scenario)
 
