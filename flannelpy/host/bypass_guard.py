@@ -120,9 +120,13 @@ class BypassGuard:
         try:
             await self._consistency.update(self._list_all)
         except HostError:
-            if self._has_failed or self._listings is None:
+            if self._has_failed:
                 raise
-            self._has_failed = True  # one failure may be that of a busy host: the next check comes soon
+            self._has_failed = True  # one failure may be that of a busy host
+            if self._listings is not None:
+                return  # the next check comes soon
+            await asyncio.sleep(min(_PAUSE_SECONDS, self._resync))
+            await self._list_and_search()
             return
         self._has_failed = False
         self._listings = self._latest

@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from flannelpy.backend.left_programs import has_left_sender, remove_left_sender
-from flannelpy.errors import HostError
+from flannelpy.errors import one_line
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.logs import FailureLog
 from flannelpy.tasks import run_together
@@ -35,8 +35,9 @@ async def guard_left_programs(alias: str, external: ExternalInterface, resync: f
     while True:
         try:
             return await _guard(alias, external, resync)
-        except HostError as error:
-            failures.failed(error, level=logging.WARNING)
+        except Exception as error:
+            log.debug("Traceback of the error:", exc_info=error)
+            failures.failed(one_line(error), level=logging.WARNING)
         await asyncio.sleep(resync)
 
 

@@ -106,6 +106,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     tables.install(monkeypatch)
     monkeypatch.setattr(bypass_guard, "XfrmPolicies", policies.opened)
     monkeypatch.setattr(iptables, "unlisted_tables", list)
+    monkeypatch.setattr(bypass_guard, "_PAUSE_SECONDS", 0.01)
     yield World(tables, policies)
     policies.end()
 
@@ -252,17 +253,43 @@ def test_rules_that_cannot_be_listed_twice_forbid_the_fast_path(world: World) ->
     world.run(story)
 
 
-def test_a_listing_that_failed_is_repeated_before_the_period_ends(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_listing_that_failed_is_repeated_before_the_period_ends(world: World) -> None:
     async def story() -> None:
-        monkeypatch.setattr(bypass_guard, "_PAUSE_SECONDS", 0.01)
         await world.guard.check()
         world.tables.failure = "busy"
         running = asyncio.create_task(world.guard.run())
         await world.guard.wait_change()
         assert world.guard.reason() == "the firewall rules cannot be checked: busy"
         running.cancel()
+
+    world.run(story)
+
+
+def test_a_first_listing_that_failed_is_repeated_before_it_counts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    async def listed() -> dict[str, NftTable | HostError]:
+        nonlocal calls
+        calls += 1
+        return {"inet fw": HostError("the host is busy")} if calls == 1 else {}
+
+    async def story() -> None:
+        monkeypatch.setattr(nftables, "tables", lambda *_, **__: listed())
+        assert await world.guard.check() is None
+
+    world.run(story)
+
+
+def test_a_host_whose_rules_cannot_be_listed_does_not_wait_at_every_check(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        world.tables.failure = "the command iptables-save is missing"
+        await world.guard.check()
+        monkeypatch.setattr(bypass_guard, "_PAUSE_SECONDS", 3600)
+        await world.guard.check()
 
     world.run(story)
 

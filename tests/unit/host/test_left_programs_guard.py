@@ -28,6 +28,7 @@ class Machine:
         self.has_sender = has_sender
         self.forbidden: str | None = None
         self.fails = False
+        self.fault: Exception | None = None
         self.is_open = False
         self._changed = asyncio.Event()
         monkeypatch.setattr(left_programs_guard, "Netlink", FakeNetlink)
@@ -37,6 +38,8 @@ class Machine:
 
     async def _has_left_sender(self, _: FakeNetlink, alias: str) -> bool:
         assert alias == ALIAS
+        if self.fault:
+            raise self.fault
         return self.has_sender
 
     async def _remove_left_sender(self, _: FakeNetlink, alias: str) -> list[str]:
@@ -117,6 +120,25 @@ def test_a_rule_that_comes_later_removes_the_outgoing_program(
 
     asyncio.run(scenario())
     assert caplog.messages == ["Removed leftover BPF program at flannel0: a rule"]
+
+
+def test_a_fault_of_ours_is_logged_and_the_guard_tries_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        machine = Machine(monkeypatch, has_sender=True)
+        machine.fault, machine.forbidden = ValueError("a bug"), "a rule"
+        async with guarding() as task:
+            await asyncio.sleep(12)
+            assert not task.done()
+            machine.fault = None
+            await asyncio.sleep(5)
+            assert not machine.has_sender
+
+    run_in_virtual_time(scenario())
+    [fault, removal] = caplog.messages
+    assert fault.startswith("Failed to guard programs of an earlier process: Unexpected error")
+    assert removal == "Removed leftover BPF program at flannel0: a rule"
 
 
 def test_a_failure_is_logged_once_and_the_guard_tries_again(
