@@ -40,6 +40,17 @@ async def has_left_sender(netlink: Netlink, alias: str) -> bool:
     return False
 
 
+async def left_program_ids(netlink: Netlink, alias: str) -> list[int]:
+    """Return the numbers by which the kernel lists the programs of filters with this ``alias``.  Raises HostError."""
+    return [
+        one.program_id
+        for index in sorted(await netlink.filtering_links())
+        for hook in Hook
+        for one in await netlink.filters(index, hook)
+        if one.name == alias
+    ]
+
+
 async def remove_left_sender(netlink: Netlink, alias: str) -> list[str]:
     """Remove the outgoing program; peers may send what only the incoming one takes.  Return what was removed, in words.
 

@@ -27,9 +27,10 @@ log = logging.getLogger(__name__)
 async def guard_left_programs(alias: str, external: ExternalInterface, resync: float) -> None:
     """Remove the outgoing program with this ``alias`` once there is what it would bypass; until cancelled.
 
-    The config is not known yet, so rules are searched for datagrams of the default port.  Without such a program,
-    return at once, and import nothing of the guard.  ``resync``: seconds between two searches, and until another try
-    after a failure.
+    The config is not known yet, so rules are searched for datagrams of the default port; the peers are those that the
+    programs know.  Without such a program, return at once, and import nothing of the guard.
+
+    ``resync``: seconds between two searches, and until another try after a failure.
     """
     failures = FailureLog(log, "Failed to guard programs of an earlier process")
     while True:
@@ -45,11 +46,14 @@ async def _guard(alias: str, external: ExternalInterface, resync: float) -> None
     async with Netlink() as netlink:
         if not await has_left_sender(netlink, alias):
             return
+        from flannelpy.backend.udp.left_peers import left_peers
+
+        peers = await left_peers(netlink, alias)
     from flannelpy.datapath.udp_settings import DEFAULT_PORT
     from flannelpy.host.bypass_guard import BypassGuard
     from flannelpy.netfilter.bypassed import OuterDatagrams
 
-    guard = BypassGuard(OuterDatagrams(external.address, DEFAULT_PORT, external.name), lambda: None, resync)
+    guard = BypassGuard(OuterDatagrams(external.address, DEFAULT_PORT, external.name), lambda: peers, resync)
     try:
         await guard.check()
         await run_together(guard.run(), _obey(guard, alias))

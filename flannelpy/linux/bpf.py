@@ -11,8 +11,8 @@ import os
 import platform
 import resource
 import struct
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from flannelpy.bpf.map_kind import MapKind
 from flannelpy.errors import HostError
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _PROG_LOAD, _PROG_TEST_RUN = 0, 1, 2, 3, 5, 10
-_OBJ_GET_INFO_BY_FD = 15
+_MAP_GET_NEXT_KEY, _PROG_GET_FD_BY_ID, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD = 4, 13, 14, 15
 # The number of the system call; newer architectures share one.
 _NUMBERS = {"x86_64": 321, "i686": 357, "armv7l": 386, "ppc64": 361, "ppc64le": 361, "s390x": 351}
 _SHARED_NUMBER = 280
@@ -41,6 +41,13 @@ _TEST_RESULT, _TEST_SIZE = struct.Struct("=4xi"), struct.Struct("=12xI")
 _INFO = struct.Struct("=IIQ")
 # struct bpf_prog_info { __u32 type, id; … }
 _PROG_INFO = struct.Struct("=4xI")
+# { …; __u32 nr_map_ids; __aligned_u64 map_ids; … }
+_PROG_MAPS = struct.Struct("=52xIQ")
+# struct bpf_map_info { __u32 type, id, key_size, value_size, max_entries, map_flags; char name[16]; … }
+_MAP_INFO = struct.Struct("=8xI12x16s")
+_BY_ID = struct.Struct("=I8x")
+# MAX_USED_MAPS in include/linux/bpf_verifier.h of the kernel.
+_MOST_MAPS = 64
 
 _LOG_BYTES = 1 << 16
 _OUT_BYTES = 1 << 16
@@ -167,6 +174,64 @@ class BpfProgram(Descriptor):
             raise HostError(_refused(f"test of the program {self._name}", error)) from error
         size = _TEST_SIZE.unpack_from(attributes)[0]
         return TestRun(_TEST_RESULT.unpack_from(attributes)[0], ctypes.string_at(self._out, size))
+
+
+def keys_of_map(program: int, name: str) -> list[bytes]:
+    """Return the keys of the map of that name which a program uses; empty without such a map.
+
+    ``program``: the number by which the kernel lists it; another process may have loaded it.
+    Raises HostError, also without CAP_SYS_ADMIN.
+    """
+    try:
+        for number in _map_numbers(program):
+            with _by_id(_MAP_GET_FD_BY_ID, number) as fd:
+                key_size, found = _MAP_INFO.unpack(_info(fd, bytes(_MAP_INFO.size)))
+                if found.rstrip(b"\0") == name.encode():
+                    return list(_keys(fd, key_size))
+    except OSError as error:
+        raise HostError(f"the kernel does not show the maps of BPF program {program}: {error.strerror}") from error
+    return []
+
+
+def _map_numbers(program: int) -> list[int]:
+    """Return the numbers by which the kernel lists the maps of a program.  Raises OSError."""
+    numbers = (ctypes.c_uint32 * _MOST_MAPS)()
+    with _by_id(_PROG_GET_FD_BY_ID, program) as fd:
+        info = _info(fd, _PROG_MAPS.pack(len(numbers), ctypes.addressof(numbers)))
+    return numbers[: _PROG_MAPS.unpack(info)[0]]
+
+
+@contextmanager
+def _by_id(command: int, number: int) -> Iterator[int]:
+    """Open a program or map by the number by which the kernel lists it.  Raises OSError."""
+    fd = _bpf(command, ctypes.create_string_buffer(_BY_ID.pack(number), _BY_ID.size))
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _info(fd: int, request: bytes) -> bytes:
+    """Return what the kernel makes of the first bytes of a program's or a map's description.  Raises OSError."""
+    info = ctypes.create_string_buffer(request, len(request))
+    attributes = _INFO.pack(fd, len(info), ctypes.addressof(info))
+    _bpf(_OBJ_GET_INFO_BY_FD, ctypes.create_string_buffer(attributes, _INFO.size))
+    return info.raw
+
+
+def _keys(fd: int, size: int) -> Iterator[bytes]:
+    """Yield the keys of a map that nothing changes meanwhile.  Raises OSError."""
+    key, following = ctypes.create_string_buffer(size), ctypes.create_string_buffer(size)
+    before = 0
+    while True:
+        attributes = _ELEMENT.pack(fd, before, ctypes.addressof(following), 0)
+        try:
+            _bpf(_MAP_GET_NEXT_KEY, ctypes.create_string_buffer(attributes, _ELEMENT.size))
+        except FileNotFoundError:
+            return
+        key.raw = following.raw
+        before = ctypes.addressof(key)
+        yield key.raw
 
 
 def _bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:

@@ -214,3 +214,21 @@ def test_a_policy_stops_what_a_killed_daemon_left_while_the_next_one_waits_for_e
     assert programs(host)["eth1"]
     assert pings(one, other) == 0
     assert re.search(r"^W.*Removed leftover BPF program at flannel0: .*XFRM", daemon.log(), re.MULTILINE)
+
+
+def test_of_rules_only_those_about_peers_stop_what_a_killed_daemon_left(pair: Lab) -> None:
+    host, peer = pair.hosts[0], str(pair.hosts[1].public_ip)
+    drop = ("iptables", "-A", "INPUT", "-p", "udp", "-j", "DROP", "-s")
+    host.run(*drop, "10.9.9.9")
+    start(pair, AUTO, KERNEL)[0].kill()
+    one, other = containers(pair)
+    pair.etcd.kill()
+    daemon = host.start_daemon(*AUTO, "-iptables-resync=1")
+    wait_for(lambda: "Using 172.17.8.101 as external endpoint" in daemon.log(), 10, "the start")
+    host.run(*drop, "10.9.9.10")
+    assert pings(one, other, 20) == 20
+    host.run(*drop, peer)
+    wait_for(lambda: not programs(host)["flannel0"], 10, "the removal of the outgoing program")
+    assert programs(host)["eth1"]
+    [line] = re.findall(r"^W.*Removed leftover BPF program at flannel0: .*", daemon.log(), re.MULTILINE)
+    assert peer in line

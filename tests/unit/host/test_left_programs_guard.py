@@ -13,12 +13,14 @@ from support.fakes_clock import run as run_in_virtual_time
 from support.fakes_netlink import FakeNetlink
 
 from flannelpy.addressing.interface_choice import ExternalInterface
+from flannelpy.backend.udp import left_peers
 from flannelpy.errors import HostError
 from flannelpy.host import bypass_guard, left_programs_guard
 from flannelpy.host.left_programs_guard import guard_left_programs
 from flannelpy.netfilter.address_ranges import AddressRanges
 
 ALIAS = "flannelpy of a test"
+PEERS = AddressRanges([(7, 7)])
 
 
 class Machine:
@@ -35,6 +37,7 @@ class Machine:
         monkeypatch.setattr(left_programs_guard, "has_left_sender", self._has_left_sender)
         monkeypatch.setattr(left_programs_guard, "remove_left_sender", self._remove_left_sender)
         monkeypatch.setattr(bypass_guard, "BypassGuard", self._guard)
+        monkeypatch.setattr(left_peers, "left_peers", self._left_peers)
 
     async def _has_left_sender(self, _: FakeNetlink, alias: str) -> bool:
         assert alias == ALIAS
@@ -49,8 +52,12 @@ class Machine:
         had, self.has_sender = self.has_sender, False
         return ["BPF program at flannel0"] if had else []
 
+    async def _left_peers(self, _: FakeNetlink, alias: str) -> AddressRanges:
+        assert alias == ALIAS
+        return PEERS
+
     def _guard(self, datagrams: object, peers: Callable[[], AddressRanges | None], resync: float) -> Machine:
-        assert (peers(), resync) == (None, 5)
+        assert (peers(), resync) == (PEERS, 5)
         self.is_open = True
         return self
 
