@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from flannelpy.backend.attachment import detach_from
+from flannelpy.backend.attachment import Attachment, detach_from
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.rtnetlink.filters import Hook
 from flannelpy.rtnetlink.links import Link
@@ -30,6 +30,12 @@ async def remove_left_programs(netlink: Netlink, alias: str, keep: Container[str
     for link in pair:
         await netlink.remove_link(link)
     return removed + [link.name for link in pair]
+
+
+async def has_left_programs(netlink: Netlink, device: str, external: str, alias: str) -> bool:
+    """Return whether the outgoing program is at ``device``, and the incoming one at ``external``.  Raises HostError."""
+    places = Attachment(device, Hook.EGRESS, alias), Attachment(external, Hook.INGRESS, alias)
+    return all([await place.attached_program(netlink) for place in places])
 
 
 async def has_left_sender(netlink: Netlink, alias: str) -> bool:

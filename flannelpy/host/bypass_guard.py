@@ -58,6 +58,7 @@ class BypassGuard:
         self._listings: _Listings | None = None  # the latest that is consistent
         self._searched: tuple[_Listings, AddressRanges | None] | None = None
         self._has_failed = False  # the last listing
+        self._searching = asyncio.Lock()  # so that the latest peers count
         self._peers_changed = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -98,19 +99,20 @@ class BypassGuard:
     async def _follow_peers(self) -> Never:
         while True:
             await self._peers_changed.wait()
-            await self._or_forbid(self._search())
+            await self._or_forbid(self._search)
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def check(self) -> str | None:
         """Search now, and return ``reason()``."""
         self._check_policies()
-        await self._or_forbid(self._list_and_search())
+        await self._or_forbid(self._list_and_search)
         return self.reason()
 
-    async def _or_forbid(self, work: Awaitable[None]) -> None:
+    async def _or_forbid(self, work: Callable[[], Awaitable[None]]) -> None:
         """Forbid the fast path if the work fails by an error of any type."""
         try:
-            await work
+            async with self._searching:
+                await work()
         except Exception as error:
             log.debug("Traceback of the error:", exc_info=error)
             self._searched = None
@@ -122,14 +124,14 @@ class BypassGuard:
         except HostError:
             if self._has_failed:
                 raise
-            self._has_failed = True  # one failure may be that of a busy host
-            if self._listings is not None:
-                return  # the next check comes soon
-            await asyncio.sleep(min(_PAUSE_SECONDS, self._resync))
-            await self._list_and_search()
-            return
-        self._has_failed = False
-        self._listings = self._latest
+            self._has_failed = True  # one failure may be that of a busy host: the next check comes soon
+            if self._listings is None:
+                await asyncio.sleep(min(_PAUSE_SECONDS, self._resync))
+                await self._list_and_search()
+                return
+        else:
+            self._has_failed = False
+            self._listings = self._latest
         await self._search()
 
     async def _list_all(self) -> bool:

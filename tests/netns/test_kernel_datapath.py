@@ -252,6 +252,18 @@ def test_a_rule_that_may_match_our_datagrams_forbids_the_programs(pair: Lab, rul
     assert not announces(host)
 
 
+def test_a_rule_that_concerns_no_peer_forbids_nothing(pair: Lab) -> None:
+    """Also at a start, when the peers are not known yet."""
+    host = pair.hosts[0]
+    host.run("iptables", "-A", "INPUT", "-p", "udp", "-s", "10.9.9.9", "-j", "DROP")
+    start(pair, KERNEL, KERNEL)
+    one, other = containers(pair)
+    assert pings(one, other) == 3
+    with by_kernel(*pair.hosts):
+        assert pings(one, other, 60) == 60
+    assert status(host) == {"datapath": "kernel", "cause": ""}
+
+
 # Not available
 
 

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network
 from typing import Never
 
-from flannelpy.backend.attachment import Attachment
-from flannelpy.backend.left_programs import remove_left_programs
+from flannelpy.backend.left_programs import has_left_programs, remove_left_programs
 from flannelpy.backend.udp.fast_path import FastPath, FastPathConfig
 from flannelpy.backend.udp.gro_pair import GroPair
 from flannelpy.backend.udp.kernel_mode import KernelMode
+from flannelpy.backend.udp.left_peers import left_peers
 from flannelpy.chunks import in_chunks
 from flannelpy.datapath.routes import Totals
 from flannelpy.errors import HostError
@@ -31,7 +31,6 @@ from flannelpy.linux.netlink.client import Netlink
 from flannelpy.linux.tun import Tun
 from flannelpy.netfilter.address_ranges import AddressRanges
 from flannelpy.netfilter.bypassed import OuterDatagrams
-from flannelpy.rtnetlink.filters import Hook
 from flannelpy.subnet.lease import LeaseAttrs
 from flannelpy.subnet.lease_table import LeaseAdded, LeaseEvent
 from flannelpy.tasks import run_together
@@ -60,6 +59,7 @@ class KernelDatapath:
         self._tun = tun
         self._peers: dict[IPv4Network, LeaseAttrs] = {}
         self._ranges: AddressRanges | None = None  # their public IPs; None: to be computed
+        self._left_peers: AddressRanges | None = None  # those of the programs of an earlier process
         self._has_peers = asyncio.Event()  # set by the first leases, maybe none
         self._is_decided = asyncio.Event()  # set by the first use of the kernel, and by what prevents it
         self._fast_path: FastPath | None = None
@@ -79,22 +79,39 @@ class KernelDatapath:
     async def open(self, netlink: Netlink) -> None:
         """Load the programs if nothing forbids it, and attach them; otherwise remove those of an earlier process.
 
-        Raises HostError if the kernel is required and cannot be used.
+        Raises HostError if the kernel is required and rejects them.  What forbids them may concern no peer, so ``run``
+        decides about that.
         """
-        self.loop_cause = await self._guard.check() or await self._load(netlink) or await self._try(netlink)
-        if not self.loop_cause:
+        self._left_peers = await left_peers(netlink, self._config.alias)
+        forbidden = await self._guard.check()
+        cause = forbidden or await self._load(netlink) or await self._try(netlink)
+        if not cause:
             self._mode.keeper.keep(self._tun)
-            return
+        elif forbidden and self._mode.is_required:
+            await self._use_no_kernel(netlink, cause)
+        else:
+            await self._begin_with_loop(netlink, cause)
+
+    async def _begin_with_loop(self, netlink: Netlink, cause: str) -> None:
+        """Have the loop carry all packets.  Raises HostError if the kernel is required."""
         self._is_decided.set()
+        await self._use_no_kernel(netlink, cause)
+        if self._mode.is_required:
+            raise HostError(f"cannot carry packets in the kernel (-datapath=kernel): {cause}")
+        log.warning("Datapath loop: %s", cause)
+
+    async def _use_no_kernel(self, netlink: Netlink, cause: str) -> None:
+        self.loop_cause = cause
         self._mode.own_lease.announce(in_kernel=False)
+        await self._unload(netlink)
         self._mode.keeper.release(self._tun)
         await remove_left_programs(netlink, self._config.alias)
-        if self._mode.is_required:
-            raise HostError(f"cannot carry packets in the kernel (-datapath=kernel): {self.loop_cause}")
-        log.warning("Datapath loop: %s", self.loop_cause)
 
     async def run(self) -> None:
-        """Use the kernel whenever nothing forbids it, until cancelled.  Raises HostError."""
+        """Use the kernel whenever nothing forbids it, until cancelled.
+
+        Raises HostError, also if the kernel is required and something forbids it when the first leases are there.
+        """
         if self._is_possible:
             await run_together(self._guard.run(), self._obey_guard(), self._extend(), self._follow_guard())
 
@@ -159,8 +176,10 @@ class KernelDatapath:
             self._fast_path.remove(subnet)
 
     def _public_ips(self) -> AddressRanges | None:
-        """Return the public IPs of all peers; None until the first leases."""
-        if self._ranges is None and self._has_peers.is_set():
+        """Return the public IPs of all peers; until the first leases, those that an earlier process knew, or None."""
+        if not self._has_peers.is_set():
+            return self._left_peers
+        if self._ranges is None:
             addresses = (int(attrs.public_ip) for attrs in self._peers.values())
             self._ranges = AddressRanges((address, address) for address in addresses)
         return self._ranges
@@ -187,6 +206,7 @@ class KernelDatapath:
     async def _follow_guard(self) -> None:
         """Use the kernel while the guard has no reason against it; return if the kernel rejects the programs."""
         await self._has_peers.wait()
+        await self._decide()
         while True:
             while self._guard.reason():
                 await self._guard.wait_change()
@@ -198,6 +218,12 @@ class KernelDatapath:
             await self._forbidden.wait()
             await self._use_loop(self._reason)
             await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _decide(self) -> None:
+        """Begin with the loop if something forbids the kernel, now that the peers are known.  Raises HostError."""
+        if not self._is_decided.is_set() and (reason := await self._guard.check()):
+            async with self._busy, Netlink() as netlink:
+                await self._begin_with_loop(netlink, reason)
 
     async def _use_kernel(self, netlink: Netlink) -> bool:
         """Attach the programs and announce them; False, after a line in the log, if the kernel rejects them."""
@@ -245,7 +271,7 @@ class KernelDatapath:
         If those of an earlier process are there, they are at work, and show that it is possible.
         """
         assert self._fast_path
-        if await self._are_attached(netlink):
+        if await has_left_programs(netlink, self._config.device, self._config.external, self._config.alias):
             return ""
         try:
             await self._fast_path.attach(netlink)
@@ -254,13 +280,6 @@ class KernelDatapath:
             await self._unload(netlink)
             return str(error)
         return ""
-
-    async def _are_attached(self, netlink: Netlink) -> bool:
-        """Return whether both programs are in their places, those of an earlier process or ours."""
-        for interface, hook in ((self._config.device, Hook.EGRESS), (self._config.external, Hook.INGRESS)):
-            if not await Attachment(interface, hook, self._config.alias).attached_program(netlink):
-                return False
-        return True
 
     async def _attach(self, netlink: Netlink) -> str:
         assert self._fast_path

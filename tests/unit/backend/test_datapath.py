@@ -116,6 +116,7 @@ class World:
         self.during: dict[str, Callable[[], None]] = {}
         self.blocked: str | None = None
         self.left: float | None = 3600.0
+        self.left_peers: AddressRanges | None = None
         self.has_store = asyncio.Event()  # the store answers
         self.has_store.set()
         self.written_at: float | None = -math.inf
@@ -126,6 +127,8 @@ class World:
         monkeypatch.setattr(datapath, "FastPath", self._fast_path)
         monkeypatch.setattr(datapath, "Netlink", FakeNetlink)
         monkeypatch.setattr(datapath, "remove_left_programs", self._remove_left)
+        monkeypatch.setattr(datapath, "has_left_programs", self._has_left_programs)
+        monkeypatch.setattr(datapath, "left_peers", self._left_peers)
         mode = KernelMode(is_required, self, self._guard, cast("Any", self))
         self.tun = FakeTun()
         self.kernel = KernelDatapath(mode, CONFIG, cast("Any", self.tun))
@@ -148,6 +151,14 @@ class World:
         assert alias == CONFIG.alias
         self.tell("remove elsewhere" if "eth1" in keep else "remove left")
         return []
+
+    async def _has_left_programs(self, netlink: object, device: str, external: str, alias: str) -> bool:
+        assert (device, external, alias) == (CONFIG.device, CONFIG.external, CONFIG.alias)
+        return self.left_peers is not None
+
+    async def _left_peers(self, netlink: object, alias: str) -> AddressRanges | None:
+        assert alias == CONFIG.alias
+        return self.left_peers
 
     def _guard(self, datagrams: object, peers: Callable[[], AddressRanges | None]) -> World:
         self.peers = peers
@@ -476,18 +487,67 @@ def test_a_required_kernel_that_does_not_attach_the_programs_ends_the_start(monk
     play(monkeypatch, scenario, is_required=True)
 
 
-@pytest.mark.parametrize("reason", ["a rule", None])
-def test_a_kernel_that_is_required_and_cannot_be_used_ends_the_start(
-    monkeypatch: pytest.MonkeyPatch, reason: str | None
-) -> None:
+def test_a_kernel_that_is_required_and_cannot_be_used_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(world: World) -> None:
-        world.block(reason)
         world.fails["open"] = "no BPF"
-        with pytest.raises(HostError, match=rf"\(-datapath=kernel\): {reason or 'no BPF'}"):
+        with pytest.raises(HostError, match=r"\(-datapath=kernel\): no BPF"):
             await world.kernel.open(cast("Any", FakeNetlink()))
         assert world.story[-2:] == ["let go flannel0", "remove left"]
 
     play(monkeypatch, scenario, is_required=True)
+
+
+@pytest.mark.parametrize("is_about_a_peer", [True, False])
+def test_whether_a_rule_forbids_a_required_kernel_is_known_with_the_first_leases(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, is_about_a_peer: bool
+) -> None:
+    async def scenario(world: World) -> None:
+        world.block("a rule")
+        await world.kernel.open(cast("Any", FakeNetlink()))
+        assert world.story == ["announce False", "let go flannel0", "remove left"]
+        running = asyncio.create_task(world.kernel.run())
+        settling = asyncio.create_task(world.kernel.settled())
+        await asyncio.sleep(1)
+        assert not running.done()
+        assert not settling.done()
+        world.block("a rule" if is_about_a_peer else None)
+        world.kernel.apply([added()])
+        await asyncio.sleep(1)
+        if is_about_a_peer:
+            with pytest.raises(HostError, match=r"\(-datapath=kernel\): a rule"):
+                await running
+        else:
+            assert settling.done()
+            assert world.kernel.is_used
+
+    play(monkeypatch, scenario, is_required=True)
+    assert caplog.messages == []
+
+
+def test_a_rule_that_concerns_a_peer_of_the_first_leases_begins_with_the_loop(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until then, programs of an earlier process work with the peers that it knew."""
+
+    async def scenario(world: World) -> None:
+        world.left_peers = AddressRanges([(7, 7)])
+        await world.kernel.open(cast("Any", FakeNetlink()))
+        assert world.peers() == world.left_peers
+        world.block("a rule")
+        task = asyncio.create_task(world.kernel.run())
+        await asyncio.sleep(1)
+        world.story.clear()
+        world.kernel.apply([added()])
+        await world.kernel.settled()
+        await asyncio.sleep(1)
+        assert world.story == ["announce False", "close", "let go flannel0", "let go flannel0", "remove left"]
+        assert world.kernel.loop_cause == "a rule"
+        world.block(None)
+        await asyncio.sleep(1)
+        assert (world.kernel.is_used, task.done()) == (True, False)
+
+    play(monkeypatch, scenario)
+    assert caplog.messages == ["Datapath loop: a rule"]
 
 
 def test_programs_that_cannot_be_detached_stop_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address
 import pytest
 from support.fakes_iptables import FakeTables
 
+from flannelpy.chunks import in_turns
 from flannelpy.errors import HostError
 from flannelpy.host import bypass_guard
 from flannelpy.host.bypass_guard import BypassGuard
@@ -143,6 +144,42 @@ def test_a_rule_counts_for_the_peers_that_there_are(world: World) -> None:
         await world.guard.wait_change()
         assert world.guard.reason() == DROP
         running.cancel()
+
+    world.run(story)
+
+
+def test_a_rule_counts_for_new_peers_also_if_a_listing_fails_once(world: World) -> None:
+    async def story() -> None:
+        world.tables.tables["filter"]["INPUT"].append("-s 192.0.2.7/32 -j DROP")
+        assert await world.guard.check() is None
+        world.peers = AddressRanges([(int(IPv4Address("192.0.2.7")),) * 2])
+        world.tables.failure = "busy"
+        assert await world.guard.check() == DROP
+
+    world.run(story)
+
+
+def test_the_latest_peers_count_if_two_searches_overlap(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_end = asyncio.Event()
+
+    async def slow_at_first(search: bypassed.Search) -> str:
+        if world.peers is None:
+            await may_end.wait()
+        return await in_turns(search)
+
+    async def story() -> None:
+        monkeypatch.setattr(bypass_guard, "in_turns", slow_at_first)
+        world.tables.tables["filter"]["INPUT"].append("-s 192.0.2.7/32 -j DROP")
+        world.peers = None
+        former = asyncio.create_task(world.guard.check())
+        await asyncio.sleep(0.01)
+        world.peers = AddressRanges([])
+        latter = asyncio.create_task(world.guard.check())
+        await asyncio.sleep(0.01)
+        may_end.set()
+        await former
+        assert await latter is None
+        assert world.guard.reason() is None
 
     world.run(story)
 
