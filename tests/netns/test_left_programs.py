@@ -1,4 +1,4 @@
-"""The peers of programs that an earlier process left, as the kernel shows them to the next one."""
+"""What the kernel shows to a process of the programs that an earlier one left: their places and their peers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import pytest
 from support.bpf_programs import ALIAS, SENDERS, attached, config
 from support.fast_path_host import namespace, run, tun
 
-from flannelpy.backend.left_programs import left_program_ids
+from flannelpy.backend.attachment import Attachment
+from flannelpy.backend.left_programs import has_left_programs, left_program_ids
 from flannelpy.backend.udp.fast_path import FastPath
 from flannelpy.backend.udp.left_peers import left_peers
 from flannelpy.linux import bpf
 from flannelpy.linux.netlink.client import Netlink
 from flannelpy.netfilter.address_ranges import AddressRanges
+from flannelpy.rtnetlink.filters import Hook
 
 __all__ = ["namespace", "tun"]
 pytestmark = pytest.mark.usefixtures("root")
@@ -33,6 +35,27 @@ def test_left_programs_show_all_their_peers(tun: str) -> None:
         fast_path.release()
         assert await left_peers(netlink, ALIAS) == AddressRanges((address, address) for address in addresses)
         assert await left_peers(netlink, f"{ALIAS} other") is None
+
+    run(scenario)
+
+
+def test_both_programs_must_be_in_their_places(tun: str) -> None:
+    """Not any two of one process."""
+
+    async def are_there(netlink: Netlink) -> bool:
+        return await has_left_programs(netlink, tun, "eth1", ALIAS)
+
+    async def scenario(netlink: Netlink) -> None:
+        assert not await are_there(netlink)
+        fast_path = FastPath(config(tun))
+        await attached(fast_path, netlink)
+        assert await are_there(netlink)
+        await fast_path.close_outgoing(netlink)
+        await Attachment("eth1", Hook.EGRESS, ALIAS).attach(netlink, fast_path._programs["outgoing"].fd)
+        assert not await are_there(netlink)
+        await fast_path.attach(netlink)
+        await Attachment("eth1", Hook.INGRESS, ALIAS).detach(netlink)
+        assert not await are_there(netlink)
 
     run(scenario)
 
