@@ -176,21 +176,20 @@ class BpfProgram(Descriptor):
         return TestRun(_TEST_RESULT.unpack_from(attributes)[0], ctypes.string_at(self._out, size))
 
 
-def keys_of_map(program: int, name: str) -> list[bytes]:
-    """Return the keys of the map of that name which a program uses; empty without such a map.
+def keys_of_map(program: int, name: str) -> Iterator[bytes]:
+    """Yield the keys of the map of that name which a program uses; none without such a map.
 
     ``program``: the number by which the kernel lists it; another process may have loaded it.
-    Raises HostError, also without CAP_SYS_ADMIN.
+    Nothing may change the map meanwhile.  Raises HostError, also without CAP_SYS_ADMIN.
     """
     try:
         for number in _map_numbers(program):
             with _by_id(_MAP_GET_FD_BY_ID, number) as fd:
                 key_size, found = _MAP_INFO.unpack(_info(fd, bytes(_MAP_INFO.size)))
                 if found.rstrip(b"\0") == name.encode():
-                    return list(_keys(fd, key_size))
+                    yield from _keys(fd, key_size)
     except OSError as error:
         raise HostError(f"the kernel does not show the maps of BPF program {program}: {error.strerror}") from error
-    return []
 
 
 def _map_numbers(program: int) -> list[int]:
@@ -220,7 +219,7 @@ def _info(fd: int, request: bytes) -> bytes:
 
 
 def _keys(fd: int, size: int) -> Iterator[bytes]:
-    """Yield the keys of a map that nothing changes meanwhile.  Raises OSError."""
+    """Yield the keys of a map.  Raises OSError."""
     key, following = ctypes.create_string_buffer(size), ctypes.create_string_buffer(size)
     before = 0
     while True:

@@ -22,7 +22,7 @@ from flannelpy.rtnetlink.filters import Hook
 __all__ = ["namespace", "tun"]
 pytestmark = pytest.mark.usefixtures("root")
 
-_QUESTION = "import sys; from flannelpy.linux.bpf import keys_of_map; keys_of_map(int(sys.argv[1]), 'senders')"
+_QUESTION = "import sys; from flannelpy.linux.bpf import keys_of_map; next(keys_of_map(int(sys.argv[1]), 'senders'))"
 
 
 def test_left_programs_show_all_their_peers(tun: str) -> None:

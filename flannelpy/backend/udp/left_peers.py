@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from flannelpy.backend.left_programs import left_program_ids
+from flannelpy.chunks import in_chunks
 from flannelpy.errors import HostError
 from flannelpy.linux.bpf import keys_of_map
 from flannelpy.linux.netlink.client import Netlink
@@ -20,11 +21,12 @@ async def left_peers(netlink: Netlink, alias: str) -> AddressRanges | None:
     """Return the public IPs of the peers that left programs with this ``alias`` know.
 
     None if there are none, or if the kernel does not show them, as to a process without CAP_SYS_ADMIN.
-    Raises HostError if the filters cannot be listed.
     """
-    numbers = await left_program_ids(netlink, alias)
+    addresses: list[int] = []
     try:
-        addresses = [int.from_bytes(key) for number in numbers for key in keys_of_map(number, _SENDERS)]
+        for number in await left_program_ids(netlink, alias):
+            async for keys in in_chunks(keys_of_map(number, _SENDERS)):
+                addresses += map(int.from_bytes, keys)
     except HostError as error:
         log.debug("Peers of an earlier process stay unknown: %s", error)
         return None
