@@ -226,9 +226,12 @@ class KernelDatapath:
                 await self._begin_with_loop(netlink, reason)
 
     async def _use_kernel(self, netlink: Netlink) -> bool:
-        """Attach the programs and announce them; False, after a line in the log, if the kernel rejects them."""
+        """Attach and announce the programs; False, after a log line, if the kernel rejects them.  Raises HostError."""
         async with self._busy:
             cause = await self._load(netlink) or await self._attach(netlink)
+        if cause and not self._is_decided.is_set():
+            await self._begin_with_loop(netlink, cause)
+            return False
         self._is_decided.set()
         if cause:
             self._log_loop(cause)

@@ -524,6 +524,26 @@ def test_whether_a_rule_forbids_a_required_kernel_is_known_with_the_first_leases
     assert caplog.messages == []
 
 
+@pytest.mark.parametrize("what", ["open", "attach"])
+def test_a_required_kernel_that_rejects_the_programs_after_the_first_leases_ends_the_start(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """They are not loaded before if something forbids it."""
+
+    async def scenario(world: World) -> None:
+        world.block("a rule")
+        world.fails[what] = "no BPF"
+        await world.kernel.open(cast("Any", FakeNetlink()))
+        world.block(None)
+        running = asyncio.create_task(world.kernel.run())
+        world.kernel.apply([added()])
+        with pytest.raises(HostError, match=r"\(-datapath=kernel\): no BPF"):
+            await asyncio.wait_for(running, 1)
+        assert world.story[-1] == "remove left"
+
+    play(monkeypatch, scenario, is_required=True)
+
+
 def test_a_rule_that_concerns_a_peer_of_the_first_leases_begins_with_the_loop(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
