@@ -245,6 +245,7 @@ def test_a_rule_that_may_match_our_datagrams_forbids_the_programs(pair: Lab, rul
     daemon = host.start_daemon(*KERNEL)
     assert daemon.process.wait(30) == 1
     assert re.search(r"cannot carry packets in the kernel \(-datapath=kernel\): .* may match", daemon.log())
+    assert "READY=1" not in daemon.notified
     daemon = host.start_daemon(*AUTO)
     daemon.wait_ready()
     assert not any(programs(host).values())

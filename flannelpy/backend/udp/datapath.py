@@ -94,10 +94,10 @@ class KernelDatapath:
 
     async def _begin_with_loop(self, netlink: Netlink, cause: str) -> None:
         """Have the loop carry all packets.  Raises HostError if the kernel is required."""
-        self._is_decided.set()
         await self._use_no_kernel(netlink, cause)
         if self._mode.is_required:
             raise HostError(f"cannot carry packets in the kernel (-datapath=kernel): {cause}")
+        self._is_decided.set()
         log.warning("Datapath loop: %s", cause)
 
     async def _use_no_kernel(self, netlink: Netlink, cause: str) -> None:

@@ -516,6 +516,7 @@ def test_whether_a_rule_forbids_a_required_kernel_is_known_with_the_first_leases
         if is_about_a_peer:
             with pytest.raises(HostError, match=r"\(-datapath=kernel\): a rule"):
                 await running
+            assert not settling.done(), "the host is never ready"
         else:
             assert settling.done()
             assert world.kernel.is_used
