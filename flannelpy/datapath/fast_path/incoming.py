@@ -36,6 +36,7 @@ from flannelpy.datapath.fast_path.parts import (
     R8,
     R9,
     R10,
+    SKB_GSO_SIZE,
     SKB_LEN,
     SKB_MARK,
     SKB_PKT_TYPE,
@@ -66,8 +67,8 @@ _BPF_F_ADJ_ROOM_DECAP_L4_UDP = 1 << 10
 
 # The packets that the kernel takes from a queue before it turns to the next: NAPI_POLL_WEIGHT.
 _NAPI_WEIGHT = 64
-# Half of a queue of a veth: VETH_RING_SIZE.
-_MOST_SEGMENTS = 128
+# The longest super-packet has fewer than 64 of these.
+_SMALLEST_SEGMENT = hdr.IP_MAX_LENGTH // (_NAPI_WEIGHT - 1)
 #: For super-packets, a power of 2: one for each that a driver delivers in one turn.
 QUEUES = 64
 
@@ -196,8 +197,7 @@ def _look_up_sender(code: Assembler) -> None:
     code.store(Size.DOUBLE, R9, maps.RECENT_TIME, R0)
     _look_up_device(code, maps.TUN, maps.RECENT_TUN)
     code.jump_if(R1, "==", 0, to=Incoming.NO_DEVICE.label)
-    _look_up_device(code, maps.GRO, maps.RECENT_GRO)
-    _look_up_device(code, maps.CUT, maps.RECENT_CUT)
+    _look_up_pair(code)
     look_up(code, "senders", _OUTER + hdr.IP_SOURCE)
     code.jump_if(R0, "==", 0, to=Incoming.UNKNOWN_SENDER.label)
     for member in (maps.NETWORK, maps.MASK):
@@ -207,6 +207,19 @@ def _look_up_sender(code: Assembler) -> None:
     code.store(Size.WORD, R9, maps.RECENT_SENDER, R1)
     code.call(Helper.JIFFIES64)
     code.store(Size.DOUBLE, R9, maps.RECENT_JIFFIES, R0)
+
+
+def _look_up_pair(code: Assembler) -> None:
+    """Write down both ends of the GRO pair, or 0 for both: what goes into one end comes out of the other."""
+    _look_up_device(code, maps.GRO, maps.RECENT_GRO)
+    code.jump_if(R1, "==", 0, to="no pair")
+    _look_up_device(code, maps.CUT, maps.RECENT_CUT)
+    code.jump_if(R1, "!=", 0, to="pair")
+    code.label("no pair")
+    code.set(R1, 0)
+    code.store(Size.WORD, R9, maps.RECENT_GRO, R1)
+    code.store(Size.WORD, R9, maps.RECENT_CUT, R1)
+    code.label("pair")
 
 
 def _look_up_device(code: Assembler, number: int, member: int) -> None:
@@ -310,23 +323,24 @@ def _choose_queue(code: Assembler) -> None:
 
     A driver may deliver 64 super-packets before the kernel turns to the pair, whose queues hold 256 packets each.  The
     kernel takes 64 packets from a queue, and then turns to the next one.  So another queue is chosen before the packets
-    of super-packets, and those that follow them, are more than 64.  A super-packet of more than half a queue, whose
-    segments are unusually small, goes to the TUN.
+    of super-packets, and those that follow them, are 64.  If the segments of a connection are so small that a
+    super-packet may have more, all its super-packets go to the TUN.
     """
     code.load(Size.WORD, R3, R9, maps.RECENT_QUEUED)
     code.jump_if(R8, "!=", 0, to="super-packet")
     code.jump_if(R3, "==", 0, to="single packets alone")
     code.compute(R3, "+=", 1)
-    code.jump_if(R3, "<=", _NAPI_WEIGHT, to="same queue")
+    code.jump_if(R3, "<", _NAPI_WEIGHT, to="same queue")
     code.set(R3, 0)
     code.store(Size.WORD, R9, maps.RECENT_QUEUED, R3)
     code.jump(to="single packets alone")
     code.label("super-packet")
+    code.load(Size.WORD, R2, R6, SKB_GSO_SIZE)
+    code.jump_if(R2, "<", _SMALLEST_SEGMENT, to="to the TUN")
     count_segments(code)
-    code.jump_if(R2, ">", _MOST_SEGMENTS, to="to the TUN")
     code.jump_if(R3, "==", 0, to="next queue")
     code.compute(R3, "+=", R2)
-    code.jump_if(R3, "<=", _NAPI_WEIGHT, to="same queue")
+    code.jump_if(R3, "<", _NAPI_WEIGHT, to="same queue")
     code.label("next queue")
     code.set(R3, R2)
     code.load(Size.WORD, R2, R9, maps.RECENT_QUEUE)
