@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from lab.etcd_http import EtcdHttp
 from lab.etcd_metrics import calls
 from lab.etcd_stores import Api, Key, Store, V2Store, V3Store
+from lab.namespaces import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -171,13 +172,23 @@ class EtcdServer:
 
     def rejoin(self, cluster: EtcdServer) -> None:
         """Start without data, as the new member that ``cluster``, another member, takes for the old one."""
-        members = cluster.v3.call("cluster/member/list")["members"]
-        [old] = [member["ID"] for member in members if member["peerURLs"] == [self._peer_url]]
-        cluster.v3.call("cluster/member/remove", ID=old)
-        cluster.v3.call("cluster/member/add", peerURLs=[self._peer_url])
+        wait_for(lambda: self._is_replaced_in(cluster), 60, "the new member")
         self.wipe()
         self.launch("--initial-cluster-state=existing")
         self.wait_until_ready()
+
+    def _is_replaced_in(self, cluster: EtcdServer) -> bool:
+        """Replace the member by a new one; return whether that succeeded, since a change of the leader may lose it."""
+        members = cluster.v3.call("cluster/member/list")["members"]
+        ours = [member for member in members if member["peerURLs"] == [self._peer_url]]
+        try:
+            for old in (member for member in ours if member.get("name")):
+                cluster.v3.call("cluster/member/remove", ID=old["ID"])
+            if all(member.get("name") for member in ours):
+                cluster.v3.call("cluster/member/add", peerURLs=[self._peer_url])
+        except OSError:
+            return False
+        return True
 
     def is_leader(self) -> bool:
         """Whether it leads its cluster."""
