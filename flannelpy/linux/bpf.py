@@ -146,13 +146,11 @@ class BpfProgram(Descriptor):
     @cached_property
     def id(self) -> int:
         """The number by which the kernel lists the program.  Raises HostError."""
-        info = ctypes.create_string_buffer(_PROG_INFO.size)
-        attributes = _INFO.pack(self.fd, len(info), ctypes.addressof(info))
         try:
-            _bpf(_OBJ_GET_INFO_BY_FD, ctypes.create_string_buffer(attributes, _INFO.size))
+            info = _info(self.fd, bytes(_PROG_INFO.size))
         except OSError as error:
             raise HostError(_refused(f"query of the program {self._name}", error)) from error
-        return int(_PROG_INFO.unpack(info.raw)[0])
+        return int(_PROG_INFO.unpack(info)[0])
 
     def test_run(self, packet: bytes, gso_size: int = 0) -> TestRun:
         """Run the program on a packet with an Ethernet header, which no interface sends.  Raises HostError.
